@@ -1,0 +1,199 @@
+"""The vocabulary: what a log holds, and what its bytes mean once decoded. Imports nothing of ours but errors.
+
+Dimension letters used everywhere: B batch, U unlabelled (fresh) rows, L labelled rows, F features, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.errors import RecordError
+
+Array: TypeAlias = npt.NDArray[np.generic]
+Probabilities: TypeAlias = npt.NDArray[np.float32]
+
+UNLABELLED = -1
+"""The class index of a row without a label; losses ignore it."""
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+class Position(NamedTuple):
+    """Where one record stands in the log. Unique for ever, so a duplicate delivery is known by it."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        """The partition it stands in."""
+        return TopicPartition(self.topic, self.partition)
+
+
+Offsets: TypeAlias = dict[TopicPartition, int]
+"""`next_offset` of each partition: the offset to read next."""
+
+Headers: TypeAlias = tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecord:
+    """A record to append. The log picks the partition by hashing `key`, as Kafka's clients do."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    timestamp_ms: int | None = None
+    """Milliseconds since the epoch; None lets the log stamp it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as read from the log, untouched."""
+
+    position: Position
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a sample is: shape and dtype of its payload, and the classes a label may name."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    classes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of one payload in bytes."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def class_index(self, value: object) -> int:
+        """The index of a class given by name or by index.
+
+        A name wins over an index, so classes that are called "3" mean what they say.
+
+        Raises:
+            RecordError: `unknown_class`, with the classes there are.
+        """
+        if isinstance(value, str) and value in self.classes:
+            return self.classes.index(value)
+        is_index = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+            value, is_index = int(value), True
+        if is_index and isinstance(value, int) and 0 <= value < len(self.classes):
+            return value
+        shown = ", ".join(self.classes[:12]) + (", …" if len(self.classes) > 12 else "")
+        raise RecordError("unknown_class", f"class {value!r:.80} is none of {len(self.classes)}: {shown}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer, and the whole teacher (by its step) that gave it."""
+
+    class_index: int
+    probabilities_C: Probabilities
+    model_version: int
+
+
+@dataclass(slots=True)
+class Sample:
+    """One decoded sample. `x` has the schema's shape and dtype."""
+
+    position: Position
+    timestamp_s: float
+    """When the log took it: the clock of the stream, for order, age and label delay."""
+    sample_id: str
+    x: Array
+    label: int | None = None
+    """A label that came inside the sample."""
+    event_time_s: float | None = None
+    domain: str | None = None
+    true_label: int | None = None
+    """Simulations only: the truth, for oracle scores; nothing learns from it."""
+    answer: Prediction | None = None
+    """What a client was really told about this sample (`/predict` with `learn`)."""
+
+
+@dataclass(slots=True)
+class Label:
+    """One decoded label of one sample."""
+
+    position: Position
+    timestamp_s: float
+    sample_id: str
+    class_index: int
+    event_time_s: float | None = None
+    source: str | None = None
+
+
+@dataclass(slots=True)
+class BadRecord:
+    """A record that could not be decoded, whole, with the reason."""
+
+    record: Record
+    error: RecordError
+
+    @property
+    def position(self) -> Position:
+        """Where it stands in the log."""
+        return self.record.position
+
+    @property
+    def timestamp_s(self) -> float:
+        """When the log took it."""
+        return self.record.timestamp_ms / 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Records that retention took before they were read; stands in the queue where they stood."""
+
+    position: Position
+    """Of the last record that is missing."""
+    missing: int
+    timestamp_s: float = 0.0
+
+
+Item: TypeAlias = Sample | Label | BadRecord | Gap
+
+
+@dataclass(slots=True)
+class Example:
+    """A labelled payload, ready to be learned."""
+
+    sample_id: str
+    x: Array
+    class_index: int
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """The rows of one step, padded to a fixed shape. Rows beyond the counts are zeros and are masked."""
+
+    fresh_x: Array
+    """(U, *shape) in the schema's dtype."""
+    fresh_count: int
+    labelled_x: Array
+    """(L, *shape)."""
+    labelled_y: npt.NDArray[np.int64]
+    """(L,), UNLABELLED where padded."""
+    labelled_count: int
+    trained_ids: list[str] = field(default_factory=list)
+    """Samples whose label is learned here for the first time."""
