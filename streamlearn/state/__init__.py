@@ -1,0 +1,1 @@
+"""What survives: checkpoints, journal, published teachers, heartbeat. Numpy arrays in, numpy arrays out."""

@@ -1,0 +1,200 @@
+"""Save and load the whole learner as one file, so weights and offsets never part (I1).
+
+Layout: 8 bytes of magic and format, 32 bytes of SHA-256 over the payload, then the payload: one safetensors blob whose
+header carries the JSON part (step, next_offsets, counters). Written aside, synced, renamed, the folder synced: a crash
+at any instant leaves the old checkpoint or the new one, whole. A corrupt newest falls back to the one before, loudly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from streamlearn.errors import CheckpointError
+from streamlearn.records import Array, Offsets, TopicPartition
+from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
+
+MAGIC = b"SLCKPT\x00\x01"
+_DIGEST_BYTES = 32
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything that state is, as of the end of one step."""
+
+    step: int
+    next_offsets: Offsets
+    arrays: Mapping[str, Array]
+    extra: Mapping[str, Any]
+    """JSON: counters, stream time, the model's spec."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """One durable save: step, size, how long it took, when it ended."""
+
+    step: int
+    size_bytes: int
+    duration_s: float
+    saved_at_s: float
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is kept."""
+    return folder / f"checkpoint-{step:012d}.ckpt"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps with a checkpoint, oldest first."""
+    return sorted(int(path.stem.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*.ckpt"))
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Files = DISK) -> int:
+    """Write one checkpoint; returns its size in bytes."""
+    meta = {
+        "step": checkpoint.step,
+        "next_offsets": [[tp.topic, tp.partition, offset] for tp, offset in sorted(checkpoint.next_offsets.items())],
+        "extra": checkpoint.extra,
+    }
+    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
+    payload = save(arrays, metadata={"streamlearn": json.dumps(meta)})
+    digest = hashlib.sha256(payload).digest()
+    write_whole(path_of(folder, checkpoint.step), [MAGIC, digest, payload], files)
+    return len(MAGIC) + _DIGEST_BYTES + len(payload)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        CheckpointError: torn, corrupt, or of another format.
+    """
+    blob = path.read_bytes()
+    if blob[: len(MAGIC)] != MAGIC:
+        msg = f"{path}: not a checkpoint of format {MAGIC[-1]}: it begins with {blob[:8]!r}"
+        raise CheckpointError(msg)
+    digest, payload = blob[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES], blob[len(MAGIC) + _DIGEST_BYTES :]
+    if hashlib.sha256(payload).digest() != digest:
+        msg = f"{path}: torn or corrupt: its digest does not fit its {len(payload)} bytes"
+        raise CheckpointError(msg)
+    try:
+        arrays = load(payload)
+        header_bytes = int.from_bytes(payload[:8], "little")
+        meta = json.loads(json.loads(payload[8 : 8 + header_bytes])["__metadata__"]["streamlearn"])
+        next_offsets = {TopicPartition(str(t), int(p)): int(offset) for t, p, offset in meta["next_offsets"]}
+        return Checkpoint(int(meta["step"]), next_offsets, arrays, meta["extra"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        msg = f"{path}: its digest fits, and yet it cannot be read: {error!r}"
+        raise CheckpointError(msg) from error
+
+
+def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint; a corrupt one is set aside as `.corrupt`, loudly, and the one before it is taken.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is whole.
+    """
+    steps = [step for step in steps_in(folder) if at_most is None or step <= at_most]
+    for step in reversed(steps):
+        path = path_of(folder, step)
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            _log.error("checkpoint_corrupt", step=step, error=str(error))
+            path.replace(path.with_suffix(".corrupt"))
+    if steps:
+        way_out = "restore one from a backup, or start afresh in an empty folder"
+        msg = f"{folder}: none of {len(steps)} checkpoints is whole; {way_out}"
+        raise CheckpointError(msg)
+    return None
+
+
+class Saver:
+    """Saves in the background. One save at a time; a second is refused while one is under way, never queued."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        on_saved: Callable[[Saved], None],
+        clock: Callable[[], float] = time.time,
+        files: Files = DISK,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        self._folder, self._keep, self._on_saved, self._clock, self._files = folder, keep, on_saved, clock, files
+        self._jobs: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
+        self._busy = threading.Event()
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """A save is under way."""
+        return self._busy.is_set()
+
+    def submit(self, checkpoint: Checkpoint) -> bool:
+        """Begin to save; False where one is under way. The caller hands over arrays that nobody changes any more.
+
+        Raises:
+            OSError: the save before failed; nothing newer than the last good checkpoint is on disk.
+        """
+        self._raise_pending()
+        if self._busy.is_set():
+            return False
+        self._busy.set()
+        self._jobs.put(checkpoint)
+        return True
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the save under way; False where it did not end in time.
+
+        Raises:
+            OSError: it failed.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self._busy.is_set() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self._raise_pending()
+        return not self._busy.is_set()
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for the save under way, and end the thread."""
+        self.wait(timeout_s)
+        if not self._busy.is_set():
+            self._jobs.put(None)
+            self._thread.join(timeout_s)
+
+    def _raise_pending(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _work(self) -> None:
+        while (checkpoint := self._jobs.get()) is not None:
+            started = time.monotonic()
+            try:
+                size = save_checkpoint(self._folder, checkpoint, self._files)
+                for step in steps_in(self._folder)[: -self._keep]:
+                    self._files.remove(path_of(self._folder, step))
+                self._on_saved(Saved(checkpoint.step, size, time.monotonic() - started, self._clock()))
+            except OSError as error:
+                self._error = error
+            finally:
+                del checkpoint
+                self._busy.clear()

@@ -1,0 +1,164 @@
+"""Checkpoints: weights and offsets in one file (I1), whole or not at all, verified when read."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import structlog
+
+from streamlearn.errors import CheckpointError
+from streamlearn.records import TopicPartition
+from streamlearn.state.checkpoint import (
+    Checkpoint,
+    Saved,
+    Saver,
+    load_checkpoint,
+    load_newest,
+    path_of,
+    save_checkpoint,
+    steps_in,
+)
+from streamlearn.state.files import Chunk, Files
+from streamlearn.testing import FaultyFiles
+
+
+def checkpoint(step: int) -> Checkpoint:
+    arrays = {"student.w": np.full((3, 2), float(step), np.float32), "none": np.zeros((0, 4), np.uint8), "scalar": np.array(step)}
+    return Checkpoint(step, {TopicPartition("samples", 0): 10 * step}, arrays, {"accounts": {"read": step}, "t": 0.1})
+
+
+def same(found: Checkpoint | None, wanted: Checkpoint) -> bool:
+    return (
+        found is not None
+        and (found.step, found.next_offsets, found.extra) == (wanted.step, wanted.next_offsets, wanted.extra)
+        and found.arrays.keys() == wanted.arrays.keys()
+        and all(np.array_equal(found.arrays[name], array) for name, array in wanted.arrays.items())
+        and all(found.arrays[name].shape == array.shape for name, array in wanted.arrays.items())
+    )
+
+
+class TestRoundTrip:
+    def test_gives_back_all_of_it(self, tmp_path: Path) -> None:
+        """Arrays, offsets and the JSON part come back as they were, empty arrays too (I1)."""
+        save_checkpoint(tmp_path, checkpoint(7))
+
+        assert same(load_newest(tmp_path), checkpoint(7))
+
+    def test_an_empty_folder_has_none(self, tmp_path: Path) -> None:
+        """The first start finds nothing, and that is no error."""
+        assert load_newest(tmp_path) is None
+
+
+class TestCorruption:
+    @pytest.mark.parametrize("at", [0, 9, 60, -1])
+    def test_one_flipped_bit_is_found(self, tmp_path: Path, at: int) -> None:
+        """In the magic, the digest, the header or the last weight."""
+        save_checkpoint(tmp_path, checkpoint(1))
+        blob = bytearray(path_of(tmp_path, 1).read_bytes())
+        blob[at] ^= 1
+        path_of(tmp_path, 1).write_bytes(blob)
+
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path_of(tmp_path, 1))
+
+    def test_the_one_before_is_taken_loudly(self, tmp_path: Path) -> None:
+        """A torn newest is set aside and named in the log."""
+        save_checkpoint(tmp_path, checkpoint(1))
+        save_checkpoint(tmp_path, checkpoint(2))
+        path_of(tmp_path, 2).write_bytes(path_of(tmp_path, 2).read_bytes()[:-5])
+
+        with structlog.testing.capture_logs() as lines:
+            found = load_newest(tmp_path)
+
+        assert same(found, checkpoint(1))
+        assert [(line["event"], line["step"]) for line in lines] == [("checkpoint_corrupt", 2)]
+        assert steps_in(tmp_path) == [1]
+
+    def test_none_whole_is_an_error_and_no_fresh_start(self, tmp_path: Path) -> None:
+        """To begin anew in silence would throw away what was learned."""
+        save_checkpoint(tmp_path, checkpoint(1))
+        path_of(tmp_path, 1).write_bytes(b"")
+
+        with pytest.raises(CheckpointError, match="none of 1 checkpoints is whole"):
+            load_newest(tmp_path)
+
+
+def test_any_single_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> None:
+    """Fail the 1st operation of a save, then the 2nd, and so on until a save meets no fault: after each, loading gives
+    one of the two, whole, and nothing is left lying about.
+    """
+    for fail_at in itertools.count(1):
+        save_checkpoint(tmp_path, checkpoint(1))
+        try:
+            save_checkpoint(tmp_path, checkpoint(2), FaultyFiles(fail_at=fail_at))
+        except OSError:
+            found = load_newest(tmp_path)
+            assert same(found, checkpoint(1)) or same(found, checkpoint(2))
+            path_of(tmp_path, 2).unlink(missing_ok=True)
+        else:
+            break
+
+    assert fail_at == 6, "write, sync, replace, sync_folder, sync: five faults, then a clean run"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+class SlowFiles(Files):
+    """A disk that waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def write(self, path: Path, chunks: Iterable[Chunk]) -> None:
+        assert self.go.wait(10)
+        super().write(path, chunks)
+
+
+class TestSaver:
+    def test_refuses_a_second_save_while_one_is_under_way(self, tmp_path: Path) -> None:
+        """Nothing is queued: the newest state is saved later, once."""
+        disk = SlowFiles()
+        saver = Saver(tmp_path, keep=2, on_saved=lambda _: None, files=disk)
+
+        first, second = saver.submit(checkpoint(1)), saver.submit(checkpoint(2))
+        disk.go.set()
+        saver.close(10)
+
+        assert (first, second) == (True, False)
+        assert steps_in(tmp_path) == [1]
+
+    def test_keeps_the_newest_and_tells_of_each(self, tmp_path: Path) -> None:
+        """Old checkpoints go once there are more than `keep`."""
+        told: list[Saved] = []
+        saver = Saver(tmp_path, keep=2, on_saved=told.append)
+
+        for step in (1, 2, 3):
+            assert saver.submit(checkpoint(step))
+            assert saver.wait(10)
+        saver.close(10)
+
+        assert steps_in(tmp_path) == [2, 3]
+        assert [saved.step for saved in told] == [1, 2, 3]
+        assert told[0].size_bytes == path_of(tmp_path, 3).stat().st_size
+
+    def test_a_failed_save_is_raised_in_the_learners_thread(self, tmp_path: Path) -> None:
+        """A full disk stops the learner; it is not a line in a log."""
+        saver = Saver(tmp_path, keep=2, on_saved=lambda _: None, files=FaultyFiles(fail_at=1))
+        saver.submit(checkpoint(1))
+
+        with pytest.raises(OSError, match="fault"):
+            saver.wait(10)
+
+        saver.close(10)
+
+    def test_removes_what_a_killed_save_left(self, tmp_path: Path) -> None:
+        """A file written aside and never renamed is not kept for ever."""
+        (tmp_path / ".checkpoint-000000000001.ckpt.99.tmp").write_bytes(b"half")
+
+        Saver(tmp_path, keep=2, on_saved=lambda _: None).close(1)
+
+        assert not list(tmp_path.iterdir())

@@ -1,0 +1,94 @@
+"""The journal: which records formed which step, through kills and torn lines (D4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamlearn.errors import StateError
+from streamlearn.records import Offsets, TopicPartition
+from streamlearn.state import journal as module
+from streamlearn.state.journal import Journal, read_journal
+
+A, B = TopicPartition("samples", 0), TopicPartition("labels", 1)
+
+
+def cut(step: int) -> Offsets:
+    return {A: 64 * step, B: step}
+
+
+def write(folder: Path, steps: range, max_bytes: int = 1 << 20) -> None:
+    journal = Journal(folder, max_bytes=max_bytes)
+    for step in steps:
+        journal.append(step, cut(step))
+    journal.close()
+
+
+class TestReading:
+    def test_gives_the_steps_after_one(self, tmp_path: Path) -> None:
+        """In order, with the offsets of every partition."""
+        write(tmp_path, range(1, 6))
+
+        assert list(read_journal(tmp_path, 3)) == [(4, cut(4)), (5, cut(5))]
+
+    def test_an_empty_folder_has_none(self, tmp_path: Path) -> None:
+        """The first start finds nothing."""
+        assert list(read_journal(tmp_path, 0)) == []
+
+    @pytest.mark.parametrize("torn_bytes", [1, 5, 30])
+    def test_ends_before_a_torn_line(self, tmp_path: Path, torn_bytes: int) -> None:
+        """A kill in the middle of a write costs that line and no other."""
+        write(tmp_path, range(1, 4))
+        segment = next(tmp_path.iterdir())
+        segment.write_bytes(segment.read_bytes()[:-torn_bytes])
+
+        assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2]
+
+    def test_a_flipped_bit_ends_it(self, tmp_path: Path) -> None:
+        """Offsets that cannot be trusted are not followed."""
+        write(tmp_path, range(1, 4))
+        segment = next(tmp_path.iterdir())
+        segment.write_bytes(segment.read_bytes().replace(b"128", b"129"))
+
+        assert [step for step, _ in read_journal(tmp_path, 0)] == [1]
+
+    def test_a_missing_beginning_is_an_error(self, tmp_path: Path) -> None:
+        """Steps that were removed cannot be formed again as they were, and nobody pretends."""
+        write(tmp_path, range(5, 8))
+
+        with pytest.raises(StateError, match="wanted step 3, found 5"):
+            list(read_journal(tmp_path, 2))
+
+
+class TestAppending:
+    def test_goes_on_after_a_torn_line(self, tmp_path: Path) -> None:
+        """`cut_after` removes the torn end and what came after the step."""
+        write(tmp_path, range(1, 6))
+        segment = next(tmp_path.iterdir())
+        segment.write_bytes(segment.read_bytes() + b"0000")
+
+        journal = Journal(tmp_path, max_bytes=1 << 20)
+        journal.cut_after(3)
+        journal.append(4, {A: 999})
+        journal.close()
+
+        assert list(read_journal(tmp_path, 2)) == [(3, cut(3)), (4, {A: 999})]
+
+    def test_is_bounded_and_keeps_the_newest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Past `max_bytes` the oldest segments go (I6)."""
+        monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
+
+        write(tmp_path, range(1, 400), max_bytes=2_000)
+
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2_000 + 3 * 600
+        assert [step for step, _ in read_journal(tmp_path, 390)] == list(range(391, 400))
+
+    def test_cut_after_reaches_over_segments(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whole segments after the step are removed."""
+        monkeypatch.setattr(module, "SEGMENT_BYTES", 200)
+        write(tmp_path, range(1, 30))
+
+        Journal(tmp_path, max_bytes=1 << 20).cut_after(4)
+
+        assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2, 3, 4]
