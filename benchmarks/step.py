@@ -1,0 +1,102 @@
+"""`Learner.learn` over the bare step: student forward and backward and teacher forward, on tensors in memory.
+
+Run: python benchmarks/step.py [--quick] [--model mlp|convnet] [--threads N]. The last line is JSON. The ratios compare
+medians of rounds that take turns, so that both sides see the same moods of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamlearn.learn.learner import Learner, LearnSettings
+from streamlearn.models.build import ModelSpec, build
+from streamlearn.records import MicroBatch
+
+FRESH, LABELLED, CLASSES = 64, 32, 10
+SPECS = {
+    "mlp": ModelSpec("mlp", {"hidden": [256, 256]}, (784,), CLASSES, normalise=True, scale=1.0),
+    "convnet": ModelSpec("convnet", {}, (1, 28, 28), CLASSES, normalise=False, scale=1.0),
+}
+
+
+def main() -> None:
+    """Measure each model and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few seconds; the figures are rough")
+    parser.add_argument("--model", choices=sorted(SPECS), action="append", help="both, if left out")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    report: dict[str, object] = {"threads": options.threads, "torch": torch.__version__}
+    for name in options.model or sorted(SPECS):
+        report[name] = measure(SPECS[name], rounds=5 if options.quick else 30)
+    print(json.dumps(report))
+
+
+def measure(spec: ModelSpec, *, rounds: int) -> dict[str, float]:
+    """Median seconds a step of each side, and `learn_over_bare`."""
+    bare, learn = bare_step(spec), learner_step(spec)
+    steps = max(2, round(0.3 / seconds(bare, steps=3)))
+    seconds(learn, steps=3)
+    pairs = [(seconds(bare, steps=steps), seconds(learn, steps=steps)) for _ in range(rounds)]
+    bare_s, learn_s = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return {"bare_s": bare_s, "learn_s": learn_s, "learn_over_bare": learn_s / bare_s}
+
+
+def seconds(step: Callable[[], None], *, steps: int) -> float:
+    """Mean seconds of so many steps."""
+    started_s = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - started_s) / steps
+
+
+def bare_step(spec: ModelSpec) -> Callable[[], None]:
+    """The three passes that no Mean Teacher can do without, on prepared rows, with nothing around them."""
+    student, teacher = build(spec, seed=0).net.train(), build(spec, seed=1).net.eval()
+    x_B: Tensor = torch.randn((FRESH + LABELLED, *spec.shape))
+    labels_B = torch.randint(CLASSES, (FRESH + LABELLED,))
+    if x_B.dim() == 4:
+        x_B = x_B.contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        for parameter in student.parameters():
+            parameter.grad = None
+        loss = nn.functional.cross_entropy(student(x_B), labels_B)
+        with torch.no_grad():
+            teacher(x_B)
+        loss.backward()
+
+    return step
+
+
+def learner_step(spec: ModelSpec) -> Callable[[], None]:
+    """`learn` on one micro-batch in memory, noise and all."""
+    settings = LearnSettings(
+        method="mean_teacher", consistency="mse", consistency_weight=10.0, rampup_steps=500, ema_decay=0.995,
+        optimizer="adamw", learning_rate=3e-3, warmup_steps=0, momentum=0.9, nesterov=True, weight_decay=1e-4,
+        noise="auto", noise_std=0.15, shift_pixels=2, flip=True, seed=0, device="cpu", threads=0,
+    )  # fmt: skip
+    learner = Learner(spec, settings)
+    rng = np.random.default_rng(0)
+    batch = MicroBatch(
+        fresh_x=rng.standard_normal((FRESH, *spec.shape), dtype=np.float32),
+        fresh_count=FRESH,
+        labelled_x=rng.standard_normal((LABELLED, *spec.shape), dtype=np.float32),
+        labelled_y=rng.integers(CLASSES, size=LABELLED),
+        labelled_count=LABELLED,
+    )
+    return lambda: learner.learn(batch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""One step t of training: costs, gradient, student, teacher. It reads like the paper, and it never half-happens.
+
+A loss or gradient that is not finite leaves student, teacher, optimizer and every buffer untouched (I4). On a CPU the
+host looks and turns back. On a GPU looking would make it wait for the device, so there everything downstream takes the
+answer as a tensor: the fused optimizer by its `found_inf`, the teacher by a zero weight, buffers by `where`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from streamlearn.learn.noise import Noise
+from streamlearn.learn.teacher import TeacherAverage, buffer_slots, read_slots
+from streamlearn.models.build import Classifier
+from streamlearn.models.normalise import BatchNormWarmup
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The valid rows of a micro-batch on the device, without padding: fresh ones first, then the labelled."""
+
+    x_B: Tensor
+    """(B, *shape), prepared: float, scaled, normalised, clean."""
+    labels_B: Tensor
+    """UNLABELLED for fresh rows, whatever is known of them."""
+    labelled_count: int
+    noise: Noise
+    generator: Generator
+
+    def view(self) -> Tensor:
+        """All rows under noise of its own: eta on one call, eta' on the next."""
+        return self.noise(self.x_B, self.generator)
+
+    def labelled_view(self) -> Tensor:
+        """The labelled rows alone, under noise."""
+        return self.noise(self.x_B[len(self.x_B) - self.labelled_count :], self.generator)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """0-d tensors on the device, still with their graph."""
+
+    classification: Tensor
+    consistency: Tensor
+
+
+class Method(Protocol):
+    """What is predicted and compared. The step, its schedules and its safety are the same for every method.
+
+    A method may look at both networks and draw as many views as it wants (Pi: two of the student; interpolation
+    consistency: mix `rows.x_B` by itself). It changes neither network but for the student's batch statistics.
+    """
+
+    def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts | None:
+        """Both costs of these rows; None where there is nothing to learn from them."""
+        ...
+
+
+def answer(student: Classifier, view_B: Tensor) -> Tensor:
+    """Student's logits (B, C) in train mode.
+
+    One row alone has no batch statistics, so it is answered in eval mode: learned, without dropout.
+    """
+    set_training(student, len(view_B) >= 2)
+    logits_BC: Tensor = student.net(view_B)
+    return logits_BC
+
+
+def set_training(module: nn.Module, training: bool) -> None:
+    """`module.train(training)`, without the walk over all layers where it is so already."""
+    if module.training != training:
+        module.train(training)
+
+
+class Undo:
+    """Buffers of a network as they were before a step: batch statistics move in the forward pass already."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._slots = buffer_slots(network)
+        self._saved: list[Tensor] = []
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep copies."""
+        self._saved = [buffer.clone() for buffer in read_slots(self._slots)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the copies back."""
+        for buffer, saved in zip(read_slots(self._slots), self._saved, strict=True):
+            buffer.copy_(saved)
+
+    @torch.no_grad()
+    def restore_where(self, skipped: Tensor) -> None:
+        """The same where `skipped`, a 0-d bool on the device, is true."""
+        for buffer, saved in zip(read_slots(self._slots), self._saved, strict=True):
+            buffer.copy_(torch.where(skipped, saved, buffer))
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """Everything that a step changes."""
+
+    student: Classifier
+    teacher: Classifier
+    """Shares the student's normaliser: what inputs look like is measured, not learned, so it is not averaged."""
+    optimizer: torch.optim.Optimizer
+    """A fused one, which knows `found_inf`."""
+    average: TeacherAverage
+    warmup: BatchNormWarmup
+    undo: Undo
+    """Has remembered the buffers as they must be after a step that is skipped."""
+    host_may_ask: bool
+    """Whether reading a value from the device costs nothing: true on a CPU."""
+
+
+def train_step(
+    trainee: Trainee, method: Method, rows: Rows, *, step: int, consistency_weight: float, alpha: float
+) -> tuple[StepCosts, Tensor] | None:
+    """Run step t: predict, compare, one gradient update, one teacher average.
+
+    Returns the costs and whether the step was skipped, a 0-d bool on the device; None where the method found nothing
+    to learn, and nothing was changed but buffers.
+    """
+    trainee.warmup.set(step)
+
+    # 1. Labels where there are any; agreement everywhere.
+    costs = method.costs(trainee.student, trainee.teacher, rows)
+    if costs is None:
+        return None
+    loss = costs.classification + consistency_weight * costs.consistency
+
+    # 2. The gradient, looked at before it is used.
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    skipped = _not_finite(loss, trainee.student)
+
+    # 3. The gradient moves the student.  4. The average moves the teacher.
+    if trainee.host_may_ask:
+        if skipped:
+            trainee.undo.restore()
+        else:
+            trainee.optimizer.step()
+            trainee.average.update(step, alpha=alpha)
+    else:
+        trainee.undo.restore_where(skipped)
+        trainee.optimizer.found_inf = skipped.to(torch.float32)  # type: ignore[attr-defined]
+        trainee.optimizer.step()
+        trainee.average.update_unless(skipped, step, alpha=alpha)
+    return costs, skipped
+
+
+@torch.no_grad()
+def _not_finite(loss: Tensor, student: nn.Module) -> Tensor:
+    """Whether loss or the norm of the whole gradient is not a finite float32; a 0-d bool on the device.
+
+    The norm overflows before AdamW's squares do, and those would stay infinite for ever.
+    """
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    return ~torch.isfinite(loss + nn.utils.get_total_norm(gradients))

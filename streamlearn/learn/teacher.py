@@ -1,0 +1,87 @@
+"""The teacher: the student averaged over its steps. Tarvainen and Valpola (2017), section 2.
+
+It starts as a copy of the student, so its first answers are no stranger than the student's. Parameters and float
+buffers are averaged (batch statistics belong to the weights that made them: EMAN, Cai et al., 2021); whole numbers,
+and buffers that hold infinities, such as attention masks, are copied.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from streamlearn.learn.schedules import buffer_decay, ema_decay
+
+Slot = tuple[nn.Module, str]
+"""A module and the name of a buffer in it. The buffer is looked up each time: a network may put a new tensor there."""
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A copy of the student that takes no gradient."""
+    return copy.deepcopy(student).eval().requires_grad_(False)
+
+
+def buffer_slots(module: nn.Module) -> list[Slot]:
+    """Where the buffers of a network are; one that several layers share is there once."""
+    slots = {
+        id(buffer): (owner, name) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)
+    }
+    return list(slots.values())
+
+
+def read_slots(slots: list[Slot]) -> list[Tensor]:
+    """The tensors that stand there now."""
+    return [getattr(owner, name) for owner, name in slots]
+
+
+class TeacherAverage:
+    """theta'_t = alpha theta'_{t-1} + (1 - alpha) theta_t, in place, for one pair of equal networks."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        self._parameters: tuple[list[Tensor], list[Tensor]] = (list(teacher.parameters()), list(student.parameters()))
+        assert len(self._parameters[0]) == len(self._parameters[1])
+        slots = list(zip(buffer_slots(teacher), buffer_slots(student), strict=True))
+        self._averaged = [pair for pair in slots if _can_be_averaged(getattr(*pair[1]))]
+        self._copied = [pair for pair in slots if not _can_be_averaged(getattr(*pair[1]))]
+
+    @torch.no_grad()
+    def update(self, step: int, *, alpha: float) -> None:
+        """Move the teacher towards the student as it is after step t."""
+        for teacher, student, decay in self._floats(step, alpha):
+            torch._foreach_lerp_(teacher, student, 1.0 - decay)
+        self._copy_others()
+
+    @torch.no_grad()
+    def update_unless(self, skipped: Tensor, step: int, *, alpha: float) -> None:
+        """The same where `skipped`, a 0-d bool on the device, is false; else nothing. The host does not ask which.
+
+        Lerp takes no weight from the device, hence its formula written out.
+        """
+        taken = (~skipped).to(torch.float32)
+        for teacher, student, decay in self._floats(step, alpha):
+            moves = torch._foreach_sub(student, teacher)  # noqa: SLF001
+            torch._foreach_mul_(moves, (1.0 - decay) * taken)
+            torch._foreach_add_(teacher, moves)
+        # After a skipped step the student's buffers are those that the teacher has copied before.
+        self._copy_others()
+
+    def _floats(self, step: int, alpha: float) -> list[tuple[list[Tensor], list[Tensor], float]]:
+        """Tensors of the teacher, the same of the student, and the decay between them."""
+        teacher_buffers = read_slots([teacher for teacher, _ in self._averaged])
+        student_buffers = read_slots([student for _, student in self._averaged])
+        teacher_weights, student_weights = self._parameters
+        groups = [
+            (teacher_weights, student_weights, ema_decay(step, alpha=alpha)),
+            (teacher_buffers, student_buffers, buffer_decay(step, alpha=alpha)),
+        ]
+        return [group for group in groups if group[0]]
+
+    def _copy_others(self) -> None:
+        for (teacher, name), (student, same_name) in self._copied:
+            getattr(teacher, name).copy_(getattr(student, same_name))
+
+
+def _can_be_averaged(buffer: Tensor) -> bool:
+    return buffer.is_floating_point() and bool(torch.isfinite(buffer).all())

@@ -1,0 +1,173 @@
+"""Build a classifier from its spec: a built-in network, or any factory by import path.
+
+The spec is published with the weights, so that a server builds the same network and only then loads the arrays.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamlearn.errors import CheckpointError, ConfigError
+from streamlearn.models.conv13 import Conv13
+from streamlearn.models.convnet import ConvNet
+from streamlearn.models.mlp import Mlp
+from streamlearn.models.normalise import RunningNorm
+
+BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {"mlp": Mlp, "convnet": ConvNet, "conv13": Conv13}
+
+_FOREIGN_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError)
+"""What a user's factory or network raises when its options do not fit. Others are bugs and go to the top."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build a network anew; equal specs build equal networks."""
+
+    factory: str
+    """mlp, convnet, conv13, or package.module:attribute."""
+    options: Mapping[str, Any]
+    """Keyword arguments of the factory. Built-in ones also get `shape` and `classes`."""
+    shape: tuple[int, ...]
+    """Of one raw sample."""
+    classes: int
+    normalise: bool
+    """Standardise inputs by running statistics."""
+    scale: float
+    """The network sees x * scale."""
+
+    def to_json(self) -> str:
+        """One line of JSON.
+
+        Raises:
+            ConfigError: an option is not a JSON value.
+        """
+        try:
+            return json.dumps(asdict(self), sort_keys=True)
+        except TypeError as error:
+            raise ConfigError(f"model.options: wanted values that JSON knows, got {self.options!r}") from error
+
+    @staticmethod
+    def from_json(text: str) -> ModelSpec:
+        """The spec that `to_json` wrote.
+
+        Raises:
+            CheckpointError: the text is none.
+        """
+        try:
+            fields = json.loads(text)
+            return ModelSpec(**{**fields, "shape": tuple(fields["shape"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"model spec: wanted the JSON of a ModelSpec, got {text[:200]!r}") from error
+
+
+class Classifier(nn.Module):
+    """Raw samples to logits, in the order that training and serving share: to_float, normalise, (noise), net.
+
+    Noise stands in parentheses since only the learner adds it: it calls the three parts by itself.
+    """
+
+    def __init__(self, net: nn.Module, *, normalise: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.net = net
+        self.scale = scale
+
+    def to_float(self, x_raw: Tensor) -> Tensor:
+        """float32 x * scale; images channels-last, which is the faster layout of convolutions on CPU and GPU."""
+        layout = torch.channels_last if x_raw.dim() == 4 else torch.preserve_format
+        x = x_raw.to(torch.float32, memory_format=layout)
+        return x if self.scale == 1.0 else x * self.scale
+
+    def prepare(self, x_raw: Tensor) -> Tensor:
+        """What the network sees of clean samples."""
+        x: Tensor = self.normalise(self.to_float(x_raw))
+        return x
+
+    def forward(self, x_raw: Tensor) -> Tensor:
+        """Logits (B, C) of raw samples (B, *shape) in the schema's dtype."""
+        logits_BC: Tensor = self.net(self.prepare(x_raw))
+        return logits_BC
+
+
+def import_object(path: str, *, key: str) -> Callable[..., Any]:
+    """The callable at `package.module:attribute`; `key` names the setting in errors.
+
+    Raises:
+        ConfigError: there is no such module or attribute, or it cannot be called.
+    """
+    module_name, _, attributes = path.partition(":")
+    if not module_name or not attributes or module_name.startswith("."):
+        raise ConfigError(f"{key}: wanted a built-in name or package.module:attribute, got {path!r}")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for attribute in attributes.split("."):
+            found = getattr(found, attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}: cannot import {path!r}: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{key}: {path!r} is a {type(found).__name__}, wanted something to call")
+    called: Callable[..., Any] = found
+    return called
+
+
+def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:
+    """A classifier in float32 on the CPU, its random start a function of the seed alone.
+
+    Torch's global random state is left as it was. Two rows of zeros go through it, to find a misfit now and not in
+    the first step; that forward also gives lazy layers their sizes.
+
+    Raises:
+        ConfigError: `model.factory` or `model.options` do not make a network from `shape` to `classes`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net = _make_net(spec)
+        normalise = RunningNorm(spec.shape) if spec.normalise else nn.Identity()
+        classifier = Classifier(net, normalise=normalise, scale=spec.scale)
+        _check_output(classifier, spec)
+    classifier.float()
+    if len(spec.shape) == 3:
+        classifier.to(memory_format=torch.channels_last)
+    return classifier
+
+
+def _make_net(spec: ModelSpec) -> nn.Module:
+    options = dict(spec.options)
+    factory = BUILT_IN.get(spec.factory)
+    if factory is None:
+        if ":" not in spec.factory:
+            raise ConfigError(f"model.factory: {spec.factory!r} is none of {', '.join(BUILT_IN)}, nor an import path")
+        factory = import_object(spec.factory, key="model.factory")
+    else:
+        options |= {"shape": spec.shape, "classes": spec.classes}
+    try:
+        net = factory(**options)
+    except _FOREIGN_ERRORS as error:
+        raise ConfigError(f"model.options: {spec.factory} does not take {dict(spec.options)!r}: {error}") from error
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"model.factory: {spec.factory} made a {type(net).__name__}, wanted a torch.nn.Module")
+    return net
+
+
+def _check_output(classifier: Classifier, spec: ModelSpec) -> None:
+    """One forward of two rows, in eval mode so that it changes no statistics."""
+    classifier.eval()
+    try:
+        with torch.no_grad():
+            logits_BC: object = classifier.float()(torch.zeros((2, *spec.shape)))
+    except _FOREIGN_ERRORS as error:
+        raise ConfigError(f"model.factory: {spec.factory} fails on samples of shape {spec.shape}: {error}") from error
+    if not isinstance(logits_BC, Tensor):
+        raise ConfigError(f"model.factory: {spec.factory} returns a {type(logits_BC).__name__}, wanted logits (B, C)")
+    if logits_BC.shape != (2, spec.classes) or not logits_BC.is_floating_point():
+        raise ConfigError(
+            f"model.factory: {spec.factory} gives {logits_BC.dtype} of shape {tuple(logits_BC.shape)} for 2 samples, "
+            f"wanted logits of shape (2, {spec.classes})"
+        )

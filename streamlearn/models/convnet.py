@@ -1,0 +1,48 @@
+"""Small convolutional network, for images of 4 x 4 pixels and up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+GROUPS = 8
+"""Of group normalisation; divides each of the default widths."""
+
+
+def _norm(kind: str, width: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(width)
+    if kind == "group":
+        return nn.GroupNorm(GROUPS if width % GROUPS == 0 else 1, width)
+    raise ValueError(f'norm: wanted "batch" or "group", got {kind!r}')
+
+
+class ConvNet(nn.Module):
+    """3 x 3 convolutions, each but the last followed by a pooling to half the size, then the mean of all places.
+
+    Batch normalisation learns faster here; group normalisation does not mind a correlated stream.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], classes: int, *, widths: Sequence[int] = (24, 48, 96), norm: str = "batch"
+    ) -> None:
+        super().__init__()
+        if len(shape) != 3 or min(shape[1:]) < 4 or not widths:
+            raise ValueError(f"wanted images (channels, height, width) of 4 x 4 and up, and a width, got {shape}")
+        layers: list[nn.Module] = []
+        width_before, size = shape[0], min(shape[1:])
+        for i, width in enumerate(widths):
+            # Normalisation has a bias of its own.
+            layers += [nn.Conv2d(width_before, width, 3, padding=1, bias=False), _norm(norm, width), nn.ReLU()]
+            if i < len(widths) - 1 and size >= 2:
+                layers.append(nn.MaxPool2d(2))
+                size //= 2
+            width_before = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(width_before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, channels, height, width)."""
+        logits_BC: Tensor = self.head(self.features(x).mean(dim=(2, 3)))
+        return logits_BC

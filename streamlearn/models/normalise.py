@@ -1,0 +1,90 @@
+"""Running statistics: of inputs, to standardise a drifting stream; and of batch normalisation, from its first step on.
+
+Input statistics move only in `observe`, never in `forward`: predicting is pure, and a row is predicted before it is
+observed. The merge of a batch into them is Chan, Golub and LeVeque (1979); the count is capped, so that old rows fade.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+HORIZON_ROWS = 10_000
+"""Rows after which a batch is merged as if no more had been seen: the memory of the statistics."""
+LIMIT = 10.0
+"""Standardised values are cut here, in standard deviations: one wild reading must not be the whole gradient."""
+RELATIVE_FLOOR = 1e-6
+"""A deviation below this share of the mean is float32 rounding: the feature is constant."""
+
+
+class RunningNorm(nn.Module):
+    """(x - mean) / deviation, for each feature of a table, for each channel of an image.
+
+    A feature that never changed is only centred. Before the first `observe` it is the identity, but for the cut.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...], *, horizon_rows: int = HORIZON_ROWS) -> None:
+        super().__init__()
+        assert horizon_rows >= 1, horizon_rows
+        self.horizon_rows = horizon_rows
+        self._reduced = (0, *range(2, len(shape) + 1))
+        of_one = (shape[0], *(1 for _ in shape[1:]))
+        self.register_buffer("mean", torch.zeros(of_one))
+        self.register_buffer("var", torch.ones(of_one))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised (B, ...); changes nothing."""
+        deviation = self.var.sqrt()
+        constant = deviation <= self.mean.abs() * RELATIVE_FLOOR
+        return ((x - self.mean) / torch.where(constant, 1.0, deviation)).clamp(-LIMIT, LIMIT)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, n_valid: int) -> None:
+        """Merge the first `n_valid` rows into the statistics, in place.
+
+        Features whose statistics would not be finite (a value near the end of float32) keep the old ones.
+        """
+        if n_valid == 0:
+            return
+        assert n_valid <= len(x), (n_valid, len(x))
+        # Two passes: as exact as torch.var_mean, and several times faster along the first dimension.
+        valid = x[:n_valid]
+        mean_batch = valid.mean(dim=self._reduced).view_as(self.mean)
+        var_batch = (valid - mean_batch).square().mean(dim=self._reduced).view_as(self.var)
+
+        total = self.count + n_valid
+        share = n_valid / total
+        delta = mean_batch - self.mean
+        mean = self.mean + share * delta
+        var = (1.0 - share) * (self.var + share * delta.square()) + share * var_batch
+
+        finite = torch.isfinite(mean) & torch.isfinite(var)
+        self.mean.copy_(torch.where(finite, mean, self.mean))
+        self.var.copy_(torch.where(finite, var, self.var))
+        self.count.copy_(total.clamp(max=self.horizon_rows))
+
+
+class BatchNormWarmup:
+    """Batch normalisation's momentum at step t: max(its own, 1/t), a plain mean of all batches at first.
+
+    With its own momentum alone they start as mean 0 and variance 1 and keep a share of that for many steps. A teacher
+    that averages them keeps it ten times longer, and answers no better than chance all the while.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+        self._layers = [
+            (layer, layer.momentum)
+            for layer in network.modules()
+            if isinstance(layer, kinds) and layer.momentum is not None
+        ]
+
+    def set(self, step: int) -> None:
+        """For the forward pass of step t, counted from 1."""
+        for layer, momentum in self._layers:
+            layer.momentum = max(momentum, 1.0 / step)

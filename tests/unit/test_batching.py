@@ -1,0 +1,187 @@
+"""Micro-batches: merged by time, closed by count or by age, and cut again exactly where they were cut before."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamlearn.learn.batching import Batcher, Draft
+from streamlearn.records import Item, Label, Position, Sample, TopicPartition
+
+S0, S1, L0 = TopicPartition("samples", 0), TopicPartition("samples", 1), TopicPartition("labels", 0)
+X = np.zeros(1, np.float32)
+
+
+def sample(tp: TopicPartition, offset: int, time_s: float) -> Sample:
+    return Sample(Position(*tp, offset), time_s, f"{tp.partition}-{offset}", X)
+
+
+def label(offset: int, time_s: float, sample_id: str = "x") -> Label:
+    return Label(Position(*L0, offset), time_s, sample_id, 0)
+
+
+def batcher(*partitions: TopicPartition, **settings: float) -> Batcher:
+    chosen = {"fresh": 3, "max_labels": 4, "max_age_s": 10.0, "merge_wait_s": 1.0} | settings
+    return Batcher(dict.fromkeys(partitions, 0), sample_topic="samples", **chosen)  # type: ignore[arg-type]
+
+
+def nobody(_: TopicPartition) -> bool:
+    return False
+
+
+def where(draft: Draft | None) -> list[str]:
+    assert draft is not None
+    return [str(item.position) for item in draft.in_order()]
+
+
+class TestCount:
+    def test_a_batch_closes_with_its_last_sample(self) -> None:
+        """Three fresh samples are a batch; the fourth waits for the next."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, float(n)) for n in range(4))}
+
+        draft = batcher(S0).fill(queues, nobody, 0.0)
+
+        assert where(draft) == ["samples[0]@0", "samples[0]@1", "samples[0]@2"]
+        assert draft is not None
+        assert draft.next_offsets == {S0: 3}
+        assert len(queues[S0]) == 1
+
+    def test_labels_alone_close_a_batch_at_their_own_bound(self) -> None:
+        """Without samples, `max_labels` labels are enough."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(), L0: deque(label(n, 1.0) for n in range(9))}
+
+        draft = batcher(S0, L0).fill(queues, nobody, 0.0)
+
+        assert draft is not None
+        assert draft.next_offsets == {S0: 0, L0: 4}
+
+
+class TestAge:
+    def test_counts_from_the_first_record_held(self) -> None:
+        """Later arrivals do not restart the clock of the batch that is open."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque([sample(S0, 0, 0.0)])}
+        fills = batcher(S0, max_age_s=2.0)
+
+        assert fills.fill(queues, nobody, 100.0) is None
+        queues[S0].append(sample(S0, 1, 1.5))
+        assert fills.fill(queues, nobody, 101.5) is None
+        draft = fills.fill(queues, nobody, 102.0)
+
+        assert where(draft) == ["samples[0]@0", "samples[0]@1"]
+
+    def test_an_empty_batch_never_closes(self) -> None:
+        """No records, no step, however long it takes."""
+        fills = batcher(S0, max_age_s=2.0)
+
+        assert fills.fill({S0: deque()}, nobody, 0.0) is None
+        assert fills.fill({S0: deque()}, nobody, 1e6) is None
+
+    def test_begins_anew_with_each_batch(self) -> None:
+        """The age of a closed batch is not inherited by the next."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque([sample(S0, 0, 0.0)])}
+        fills = batcher(S0, max_age_s=2.0)
+        fills.fill(queues, nobody, 0.0)
+        assert fills.fill(queues, nobody, 2.0) is not None
+
+        queues[S0].append(sample(S0, 1, 3.0))
+
+        assert fills.fill(queues, nobody, 3.0) is None
+
+
+class TestMerge:
+    def test_takes_the_older_record_first(self) -> None:
+        """Partitions are merged by the time at which the log took each record."""
+        queues: dict[TopicPartition, deque[Item]] = {
+            S0: deque([sample(S0, 0, 2.0), sample(S0, 1, 5.0)]),
+            S1: deque([sample(S1, 0, 1.0), sample(S1, 1, 3.0)]),
+        }
+
+        draft = batcher(S0, S1).fill(queues, nobody, 0.0)
+
+        assert where(draft) == ["samples[1]@0", "samples[0]@0", "samples[1]@1"]
+
+    def test_a_label_of_the_same_moment_finds_its_sample(self) -> None:
+        """Among records of one millisecond the sample comes first."""
+        queues: dict[TopicPartition, deque[Item]] = {L0: deque([label(0, 7.0)]), S0: deque([sample(S0, 0, 7.0)])}
+
+        draft = batcher(L0, S0, fresh=9, max_age_s=0.0).fill(queues, nobody, 0.0)
+
+        assert where(draft) == ["samples[0]@0", "labels[0]@0"]
+
+    def test_waits_for_a_partition_that_is_behind(self) -> None:
+        """The queue of one partition is empty, though the log has more of it: its records may be older."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(), S1: deque(sample(S1, n, 9.0) for n in range(5))}
+        fills = batcher(S0, S1)
+
+        assert fills.fill(queues, lambda tp: tp == S0, 0.0) is None
+        assert len(queues[S1]) == 5
+        queues[S0].extend([sample(S0, 0, 1.0), sample(S0, 1, 2.0), sample(S0, 2, 3.0)])
+        draft = fills.fill(queues, nobody, 0.1)
+
+        assert where(draft) == ["samples[0]@0", "samples[0]@1", "samples[0]@2"]
+
+    def test_goes_on_without_it_in_the_end(self) -> None:
+        """A partition that stays silent holds the others up for `merge_wait_s`, not for ever."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(), S1: deque(sample(S1, n, 9.0) for n in range(5))}
+        fills = batcher(S0, S1, merge_wait_s=1.0)
+        fills.fill(queues, lambda tp: tp == S0, 0.0)
+
+        draft = fills.fill(queues, lambda tp: tp == S0, 1.0)
+
+        assert where(draft) == ["samples[1]@0", "samples[1]@1", "samples[1]@2"]
+
+    def test_a_clock_that_jumps_back_keeps_offsets_in_order(self) -> None:
+        """Timestamps order partitions against each other, never a partition in itself."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, t) for n, t in enumerate((9.0, 1.0, 5.0)))}
+
+        draft = batcher(S0).fill(queues, nobody, 0.0)
+
+        assert where(draft) == ["samples[0]@0", "samples[0]@1", "samples[0]@2"]
+
+
+class TestReplay:
+    @given(
+        times=st.lists(st.integers(0, 5), min_size=1, max_size=40),
+        which=st.randoms(use_true_random=False),
+        fresh=st.integers(1, 6),
+    )
+    def test_the_cuts_alone_give_the_same_batches_in_the_same_order(
+        self, times: list[int], which: object, fresh: int
+    ) -> None:
+        """Whatever arrival and age decided, `take_exactly` of the journaled offsets forms the same batches."""
+        rng = which
+        items: dict[TopicPartition, list[Item]] = {S0: [], S1: [], L0: []}
+        for time_s in times:
+            tp = rng.choice([S0, S1, L0])  # type: ignore[attr-defined]
+            n = len(items[tp])
+            items[tp].append(label(n, float(time_s)) if tp == L0 else sample(tp, n, float(time_s)))
+        live_queues: dict[TopicPartition, deque[Item]] = {tp: deque() for tp in items}
+        unread = {tp: deque(held) for tp, held in items.items()}
+        fills = batcher(*items, fresh=fresh, max_age_s=3.0, merge_wait_s=0.0)
+        live: list[Draft] = []
+        for now in range(200):
+            tp = rng.choice([S0, S1, L0])  # type: ignore[attr-defined]
+            if unread[tp]:
+                live_queues[tp].append(unread[tp].popleft())
+            draft = fills.fill(live_queues, lambda tp: bool(unread[tp]), float(now))
+            live += [draft] if draft else []
+
+        again = batcher(*items, fresh=fresh, max_age_s=3.0, merge_wait_s=0.0)
+        whole = {tp: deque(held) for tp, held in items.items()}
+        replayed = [again.take_exactly(whole, draft.next_offsets) for draft in live]
+
+        assert [where(draft) for draft in replayed] == [where(draft) for draft in live]
+        assert sum(len(where(draft)) for draft in live) == len(times), "every record is in exactly one batch"
+
+    def test_waits_until_all_of_it_was_read(self) -> None:
+        """A step is formed whole or not yet."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque([sample(S0, 0, 0.0)])}
+        again = batcher(S0)
+
+        assert again.take_exactly(queues, {S0: 2}) is None
+        queues[S0].append(sample(S0, 1, 0.0))
+
+        assert where(again.take_exactly(queues, {S0: 2})) == ["samples[0]@0", "samples[0]@1"]

@@ -1,0 +1,375 @@
+"""The learner as the pipeline uses it: predict, learn, read the costs, turn into arrays and back.
+
+Also one pass over real data, to see that it learns at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from streamlearn.errors import CheckpointError, ConfigError
+from streamlearn.learn.learner import Learner, LearnSettings
+from streamlearn.models.build import ModelSpec, build
+from streamlearn.records import UNLABELLED, MicroBatch
+
+TABLE = ModelSpec("mlp", {"hidden": [16], "dropout": 0.3}, (5,), 3, normalise=True, scale=1.0)
+IMAGES = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False, scale=1 / 255)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The machine's other cores are not ours; `threads` of the settings is global to the process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings(**changed: Any) -> LearnSettings:
+    base: dict[str, Any] = {
+        "method": "mean_teacher", "consistency": "mse", "consistency_weight": 5.0, "rampup_steps": 10,
+        "ema_decay": 0.9, "optimizer": "adamw", "learning_rate": 3e-3, "warmup_steps": 5, "momentum": 0.9,
+        "nesterov": True, "weight_decay": 1e-4, "noise": "auto", "noise_std": 0.15, "shift_pixels": 1, "flip": True,
+        "seed": 7, "device": "cpu", "threads": 1,
+    }  # fmt: skip
+    return LearnSettings(**(base | changed))
+
+
+def batch(spec: ModelSpec, number: int, *, fresh: int = 6, labelled: int = 3, padding: float = 0.0) -> MicroBatch:
+    """A micro-batch of 8 + 4 rows of which so many are valid."""
+    rng = np.random.default_rng(number)
+    dtype = np.uint8 if len(spec.shape) == 3 else np.float32
+    fresh_x = (rng.random((8, *spec.shape)) * 255).astype(dtype)
+    labelled_x = (rng.random((4, *spec.shape)) * 255).astype(dtype)
+    labelled_y = rng.integers(spec.classes, size=4)
+    fresh_x[fresh:], labelled_x[labelled:], labelled_y[labelled:] = padding, padding, UNLABELLED
+    return MicroBatch(fresh_x, fresh, labelled_x, labelled_y, labelled)
+
+
+def batches(spec: ModelSpec, first: int, last: int) -> list[MicroBatch]:
+    """Batches of a stream with gaps: some without labels, without fresh rows, of one row, of none."""
+    sizes = [(6, 3), (8, 0), (0, 4), (1, 0), (0, 0), (8, 4), (2, 1)]
+    return [
+        batch(spec, number, fresh=sizes[number % 7][0], labelled=sizes[number % 7][1])
+        for number in range(first, last + 1)
+    ]
+
+
+def after(spec: ModelSpec, of: LearnSettings, stream: list[MicroBatch]) -> Learner:
+    learner = Learner(spec, of)
+    for one in stream:
+        learner.learn(one)
+    return learner
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    assert one.keys() == other.keys()
+    return [name for name in one if one[name].dtype != other[name].dtype or not np.array_equal(one[name], other[name])]
+
+
+class TestRestart:
+    @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
+    @pytest.mark.parametrize(
+        "changed", [{}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}, {"method": "supervised"}]
+    )
+    def test_equals_no_restart(self, spec, changed):
+        """I3: twenty steps in a row, or ten, state, a new learner, ten more: every array is equal, bit for bit."""
+        of = settings(**changed)
+
+        whole = after(spec, of, batches(spec, 1, 20))
+        half = after(spec, of, batches(spec, 1, 10)).state()
+        torch.manual_seed(1234)
+        resumed = Learner(spec, of)
+        resumed.load_state(half)
+        for one in batches(spec, 11, 20):
+            resumed.learn(one)
+
+        assert differing(whole.state(), resumed.state()) == []
+        assert resumed.step == 20
+
+    def test_equals_no_restart_from_step_zero(self):
+        """State can be taken before the first step, and has the same names then."""
+        fresh = Learner(TABLE, settings()).state()
+        resumed = Learner(TABLE, settings(seed=7))
+        resumed.load_state(fresh)
+
+        resumed.learn(batch(TABLE, 1))
+
+        assert differing(after(TABLE, settings(), [batch(TABLE, 1)]).state(), resumed.state()) == []
+
+    def test_state_is_a_copy(self):
+        """A checkpoint that is written in the background does not change under the writer."""
+        learner = after(TABLE, settings(), batches(TABLE, 1, 3))
+        state = learner.state()
+        kept = {name: array.copy() for name, array in state.items()}
+
+        learner.learn(batch(TABLE, 4))
+
+        assert differing(state, kept) == []
+        assert "student.net.layers.1.weight" in differing(state, learner.state())
+
+    def test_loads_arrays_that_cannot_be_written_to(self):
+        """A mapped or decoded checkpoint is often read-only."""
+        state = after(TABLE, settings(), batches(TABLE, 1, 3)).state()
+        for array in state.values():
+            array.flags.writeable = False
+        learner = Learner(TABLE, settings())
+
+        learner.load_state(state)
+
+        assert differing(learner.state(), state) == []
+
+    @pytest.mark.parametrize(
+        ("spec", "changed", "said"),
+        [
+            (TABLE, {"optimizer": "sgd"}, "momentum_buffer: wanted nothing, found float32"),
+            (ModelSpec("mlp", {"hidden": [17]}, (5,), 3, normalise=True, scale=1.0), {}, r"wanted .*16.*, found .*17"),
+            (ModelSpec("mlp", {"hidden": [16, 16]}, (5,), 3, normalise=True, scale=1.0), {}, "and [0-9]+ more"),
+        ],
+    )
+    def test_from_another_models_state_is_refused_and_changes_nothing(self, spec, changed, said):
+        """The error names what differs."""
+        learner = after(TABLE, settings(), batches(TABLE, 1, 3))
+        before = learner.state()
+
+        with pytest.raises(CheckpointError, match=said):
+            learner.load_state(Learner(spec, settings(**changed)).state())
+
+        assert differing(before, learner.state()) == []
+
+
+class TestPredict:
+    @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
+    def test_is_pure(self, spec):
+        """I8: state, input and random state are as before, and so is the next step."""
+        learner, quiet = (after(spec, settings(), batches(spec, 1, 5)) for _ in range(2))
+        x = batch(spec, 50).fresh_x
+        state, x_before, random_before = learner.state(), x.copy(), torch.get_rng_state()
+
+        learner.predict(x)
+
+        assert differing(state, learner.state()) == []
+        assert np.array_equal(x, x_before)
+        assert torch.equal(random_before, torch.get_rng_state())
+        for one in (learner, quiet):
+            one.learn(batch(spec, 6))
+        assert differing(learner.state(), quiet.state()) == []
+
+    @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
+    def test_is_what_a_server_answers_with_the_published_teacher(self, spec):
+        """`teacher_state` loaded into `build(spec)` gives the same probabilities, bit for bit."""
+        learner = after(spec, settings(), batches(spec, 1, 5))
+        server = build(spec, seed=99)
+        server.load_state_dict({name: torch.from_numpy(array) for name, array in learner.teacher_state().items()})
+        x = batch(spec, 50).fresh_x
+
+        with torch.inference_mode():
+            served = server.eval()(torch.from_numpy(x)).softmax(dim=1).numpy()
+
+        predictions = learner.predict(x)
+        assert np.array_equal(predictions.teacher_probs_BC, served)
+        assert predictions.teacher_probs_BC.dtype == np.float32
+        assert predictions.student_classes_B.dtype == np.int64
+
+    def test_of_no_samples_is_empty(self):
+        """Shapes stand, so callers need no case of their own."""
+        predictions = Learner(TABLE, settings()).predict(np.zeros((0, 5), np.float32))
+
+        assert predictions.teacher_probs_BC.shape == (0, 3)
+        assert predictions.student_classes_B.shape == (0,)
+
+    def test_takes_arrays_that_cannot_be_written_to(self):
+        """Payloads decoded from a record's bytes are read-only."""
+        x = np.frombuffer(np.ones(10, np.float32).tobytes(), np.float32).reshape(2, 5)
+
+        assert Learner(TABLE, settings()).predict(x).teacher_probs_BC.sum(axis=1) == pytest.approx([1.0, 1.0])
+
+
+class TestLearn:
+    @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
+    @pytest.mark.parametrize("method", ["mean_teacher", "supervised"])
+    def test_sees_nothing_of_padding(self, spec, method):
+        """Whatever stands beyond the counts, costs, statistics and weights are the same."""
+        zeros, others = (
+            after(
+                spec,
+                settings(method=method),
+                [batch(spec, number, fresh=5, labelled=2, padding=padding) for number in range(3)],
+            )
+            for padding in (0.0, 99.0)
+        )
+
+        assert differing(zeros.state(), others.state()) == []
+
+    def test_changes_neither_batch_nor_its_rows(self):
+        """Learning is pure in its inputs."""
+        one, same = batch(IMAGES, 1), batch(IMAGES, 1)
+
+        after(IMAGES, settings(), [one])
+
+        for name in ("fresh_x", "labelled_x", "labelled_y"):
+            assert np.array_equal(getattr(one, name), getattr(same, name))
+
+    def test_of_no_rows_only_counts(self):
+        """A step without anything in it is legal and changes no weight."""
+        learner = after(TABLE, settings(), batches(TABLE, 1, 3))
+        before = learner.state()
+
+        learner.learn(batch(TABLE, 4, fresh=0, labelled=0))
+
+        assert learner.step == 4
+        assert differing(before, learner.state()) == ["learner.step"]
+
+    def test_observes_fresh_rows_once_and_labelled_rows_never(self):
+        """The input statistics are those of the stream: a labelled row was in it already, and is replayed often."""
+        stream = [batch(TABLE, number, fresh=5, labelled=4) for number in range(4)]
+        seen = np.concatenate([one.fresh_x[:5] for one in stream])
+
+        state = after(TABLE, settings(), stream).state()
+
+        assert state["student.normalise.count"] == 20
+        np.testing.assert_allclose(state["student.normalise.mean"], seen.mean(axis=0), rtol=1e-5)
+
+    @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
+    def test_is_a_function_of_the_seed(self, spec):
+        """Same seed, same weights; another seed, others."""
+        states = [after(spec, settings(seed=seed), batches(spec, 1, 5)).state() for seed in (1, 1, 2)]
+
+        assert differing(states[0], states[1]) == []
+        assert len(differing(states[0], states[2])) > 5
+
+    def test_skips_a_step_whose_loss_is_not_finite(self):
+        """I4: all but the count is as before, and the skip is told."""
+        learner = after(TABLE, settings(), batches(TABLE, 1, 5))
+        learner.read_costs()
+        before, bad = learner.state(), batch(TABLE, 6)
+        bad.fresh_x[0, 0] = np.nan
+
+        learner.learn(bad)
+
+        assert differing(before, learner.state()) == ["learner.step", "learner.updates"]
+        assert learner.read_costs().skipped_steps == 1
+
+    def test_with_labels_out_of_range_fails_before_it_changes_anything(self):
+        """A caller's bug is not learned."""
+        bad = batch(TABLE, 1)
+        bad.labelled_y[0] = 3
+
+        learner = Learner(TABLE, settings())
+        before = learner.state()
+
+        with pytest.raises(AssertionError, match="labels out of range"):
+            learner.learn(bad)
+
+        assert differing(before, learner.state()) == []
+
+    def test_supervised_waits_for_its_first_label_with_its_schedules(self):
+        """Labels come late: the average must start at the first update, not where the steps have got to by then."""
+        late = after(TABLE, settings(method="supervised"), [batch(TABLE, n, labelled=0) for n in range(30)])
+        before = late.state()
+
+        students = [before]
+        for number in (31, 32):
+            late.learn(batch(TABLE, number))
+            students.append(late.state())
+
+        mean = sum(state["student.net.layers.1.weight"] for state in students) / 3
+        np.testing.assert_allclose(students[-1]["teacher.net.layers.1.weight"], mean, rtol=1e-5, atol=1e-7)
+
+
+class TestReadCosts:
+    def test_are_means_since_the_last_reading(self):
+        """Two steps read together are the mean of the two read apart, and reading starts anew."""
+        together, apart = Learner(TABLE, settings()), Learner(TABLE, settings())
+
+        read = []
+        for number in (1, 2):
+            apart.learn(batch(TABLE, number))
+            together.learn(batch(TABLE, number))
+            read.append(apart.read_costs())
+
+        both = together.read_costs()
+        assert both.steps == 2
+        assert both.classification == pytest.approx((read[0].classification + read[1].classification) / 2)
+        assert both.consistency == pytest.approx((read[0].consistency + read[1].consistency) / 2)
+        assert both.classification > 0.0
+        assert both.consistency > 0.0
+        assert together.read_costs().steps == 0
+
+    def test_leave_skipped_steps_out_of_the_means(self):
+        """A NaN is counted, not averaged."""
+        spec = ModelSpec("torch.nn:Linear", {"in_features": 5, "out_features": 3}, (5,), 3, normalise=False, scale=1.0)
+        bad = batch(spec, 2)
+        bad.fresh_x[:] = np.nan
+
+        costs = after(spec, settings(), [batch(spec, 1), bad]).read_costs()
+
+        assert costs.classification == after(spec, settings(), [batch(spec, 1)]).read_costs().classification
+        assert (costs.steps, costs.skipped_steps) == (2, 1)
+
+    def test_show_where_the_schedules_are(self):
+        """W(t) and the learning rate of the last update."""
+        costs = after(TABLE, settings(rampup_steps=2, warmup_steps=4), [batch(TABLE, n) for n in range(3)]).read_costs()
+
+        assert costs.consistency_weight == 5.0
+        assert costs.learning_rate == pytest.approx(3e-3 * 3 / 4)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"method": "hope"}, "learn.method"),
+            ({"consistency": "l1"}, "learn.consistency"),
+            ({"optimizer": "lion"}, "learn.optimizer"),
+            ({"noise": "loud"}, "learn.noise"),
+            ({"device": "cuda:63"}, "learn.device"),
+        ],
+    )
+    def test_that_cannot_be_made_are_config_errors(self, changed, said):
+        """The message names the key."""
+        with pytest.raises(ConfigError, match=said):
+            Learner(TABLE, settings(**changed))
+
+    def test_of_a_network_without_parameters_are_a_config_error(self):
+        """There would be nothing to learn."""
+        spec = ModelSpec("torch.nn:Identity", {}, (3,), 3, normalise=False, scale=1.0)
+
+        with pytest.raises(ConfigError, match="no parameters"):
+            Learner(spec, settings())
+
+    def test_are_shown_by_describe(self):
+        """Parameters, device and threads, for the log."""
+        described = Learner(TABLE, settings()).describe()
+
+        assert described["parameters"] == 5 * 16 + 16 + 16 * 3 + 3
+        assert (described["device"], described["threads"]) == ("cpu", 1)
+
+
+class TestOnDigits:
+    """One pass over the 1,797 digits of scikit-learn as a stream, one label in five, then the last 300."""
+
+    @pytest.mark.parametrize("method", ["mean_teacher", "supervised"])
+    @pytest.mark.parametrize("consistency", ["mse", "kl"])
+    def test_both_networks_learn_far_past_chance(self, method, consistency):
+        """Chance is .1."""
+        x, y = load_digits(return_X_y=True)
+        x, y = x.astype(np.float32), y.astype(np.int64)
+        of = ModelSpec("mlp", {"hidden": [64]}, (64,), 10, normalise=True, scale=1.0)
+        learner = Learner(of, settings(method=method, consistency=consistency, consistency_weight=2.0, ema_decay=0.95))
+        rng = np.random.default_rng(0)
+
+        for first in range(0, 1497, 16):
+            known = np.arange(0, first + 16, 5)
+            picked = rng.choice(known, 16)
+            learner.learn(MicroBatch(x[first : first + 16], len(x[first : first + 16]), x[picked], y[picked], 16))
+
+        predictions = learner.predict(x[-300:])
+        assert np.mean(predictions.teacher_probs_BC.argmax(axis=1) == y[-300:]) > 0.7
+        assert np.mean(predictions.student_classes_B == y[-300:]) > 0.7

@@ -1,0 +1,134 @@
+"""Running statistics against those of all rows at once, and against data that would break them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from streamlearn.models.normalise import LIMIT, BatchNormWarmup, RunningNorm
+
+
+def rows(count: int, *shape: int, seed: int = 0):
+    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(seed)) * 3.0 + 100.0
+
+
+class TestRunningNorm:
+    def test_in_batches_equals_all_rows_at_once(self):
+        """Below the horizon the merge is exact, whatever the batch sizes."""
+        x_BF = rows(100, 4)
+        norm = RunningNorm((4,))
+
+        for batch in x_BF.split([1, 9, 40, 50]):
+            norm.observe(batch, len(batch))
+
+        torch.testing.assert_close(norm.mean, x_BF.mean(dim=0))
+        torch.testing.assert_close(norm.var, x_BF.var(dim=0, correction=0), rtol=1e-4, atol=1e-4)
+        assert norm.count.item() == 100
+
+    def test_standardises_each_channel_of_images(self):
+        """Mean 0 and deviation 1 over rows and places, one pair a channel."""
+        x = rows(50, 3, 4, 5) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
+        norm = RunningNorm((3, 4, 5))
+
+        norm.observe(x, len(x))
+
+        standard = norm(x)
+        torch.testing.assert_close(standard.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
+        torch.testing.assert_close(standard.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-2, rtol=0)
+
+    def test_ignores_rows_beyond_the_count(self):
+        """Labelled rows and padding are not part of the stream's statistics."""
+        x_BF = rows(10, 4)
+        norm, without = RunningNorm((4,)), RunningNorm((4,))
+
+        norm.observe(x_BF, 6)
+        without.observe(x_BF[:6], 6)
+
+        assert torch.equal(norm.mean, without.mean)
+        assert torch.equal(norm.var, without.var)
+
+    def test_follows_drift_once_the_horizon_is_full(self):
+        """After several horizons at a new level the old one is forgotten."""
+        norm = RunningNorm((1,), horizon_rows=50)
+        norm.observe(torch.zeros(1000, 1), 1000)
+
+        for _ in range(50):
+            norm.observe(torch.full((10, 1), 7.0), 10)
+
+        assert norm.count.item() == 50
+        assert norm.mean.item() == pytest.approx(7.0, abs=0.01)
+
+    @pytest.mark.parametrize("value", [0.0, 0.1, 12345.678])
+    def test_a_constant_feature_is_zero_and_a_change_of_it_is_bounded(self, value):
+        """No division by a deviation of nothing."""
+        norm = RunningNorm((1,))
+        for _ in range(3):
+            norm.observe(torch.full((7, 1), value), 7)
+
+        assert norm(torch.tensor([[value]])).abs().item() < 0.01
+        assert norm(torch.tensor([[value + 1e6]])).item() == LIMIT
+
+    @pytest.mark.parametrize("wild", [3e38, -1e30, float("inf")])
+    def test_a_wild_value_does_not_poison_the_statistics(self, wild):
+        """A square beyond float32 leaves that feature's statistics as they were, and the others learn."""
+        norm = RunningNorm((2,))
+        norm.observe(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), 2)
+
+        norm.observe(torch.tensor([[wild, 5.0], [2.0, 5.0]]), 2)
+
+        assert norm.mean.tolist() == pytest.approx([2.0, 3.5])
+        assert torch.isfinite(norm.var).all()
+        assert norm(torch.tensor([[wild, 5.0]])).abs().max().item() <= LIMIT
+
+    def test_before_any_row_is_the_identity(self):
+        """A server may load it before the first row."""
+        x_BF = torch.tensor([[1.0, -2.0]])
+
+        assert torch.equal(RunningNorm((2,))(x_BF), x_BF)
+
+    def test_forward_changes_nothing(self):
+        """Predicting is pure, in train mode too."""
+        norm = RunningNorm((4,)).train()
+        norm.observe(rows(9, 4), 9)
+        before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+
+        norm(rows(5, 4, seed=2))
+
+        assert all(torch.equal(before[name], tensor) for name, tensor in norm.state_dict().items())
+
+    def test_of_no_rows_observes_nothing(self):
+        """A batch without fresh rows divides by nothing."""
+        norm = RunningNorm((2,))
+
+        norm.observe(torch.zeros(3, 2), 0)
+
+        assert norm.mean.tolist() == [0.0, 0.0]
+        assert norm.count.item() == 0
+
+
+class TestBatchNormWarmup:
+    def test_makes_running_statistics_the_plain_mean_at_first(self):
+        """After three batches the running mean is the mean of the three, with nothing left of the initial zero."""
+        net = nn.Sequential(nn.BatchNorm1d(2))
+        warmup = BatchNormWarmup(net)
+        batches = [rows(8, 2, seed=seed) for seed in range(3)]
+
+        for step, batch in enumerate(batches, start=1):
+            warmup.set(step)
+            net(batch)
+
+        torch.testing.assert_close(net[0].running_mean, torch.stack(batches).mean(dim=(0, 1)))
+
+    def test_ends_at_the_layers_own_momentum(self):
+        """And comes back when a run is rolled back to an early step."""
+        net = nn.Sequential(nn.BatchNorm2d(2, momentum=0.05), nn.BatchNorm1d(2, momentum=None))
+        warmup = BatchNormWarmup(net)
+
+        momenta = []
+        for step in (1, 10, 20, 1000, 2):
+            warmup.set(step)
+            momenta.append(net[0].momentum)
+
+        assert momenta == [1.0, 0.1, 0.05, 0.05, 0.5]
+        assert net[1].momentum is None

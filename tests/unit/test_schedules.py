@@ -1,0 +1,48 @@
+"""Schedules against values worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from streamlearn.learn.schedules import buffer_decay, consistency_weight, ema_decay, learning_rate
+
+
+@pytest.mark.parametrize(
+    ("step", "weight"),
+    [(0, 10 * math.exp(-5)), (25, 0.6005), (50, 2.8650), (75, 7.3162), (99, 9.9950), (100, 10.0), (10**9, 10.0)],
+)
+def test_consistency_weight_rises_along_the_bell_and_stays(step, weight):
+    """Peak 10 and T = 100: the paper's curve, with no ramp-down."""
+    assert consistency_weight(step, peak=10.0, rampup_steps=100) == pytest.approx(weight, abs=1e-4)
+
+
+def test_consistency_weight_without_a_rampup_is_at_its_peak_at_once():
+    """T = 0 divides by nothing."""
+    assert consistency_weight(0, peak=3.0, rampup_steps=0) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("step", "decay"), [(1, 0.5), (2, 2 / 3), (9, 0.9), (198, 1 - 1 / 199), (199, 0.995), (9999, 0.995)]
+)
+def test_ema_decay_is_a_plain_mean_until_the_window_is_full(step, decay):
+    """1 - 1/(t+1), the initial student counted, then alpha."""
+    assert ema_decay(step, alpha=0.995) == pytest.approx(decay)
+
+
+@pytest.mark.parametrize(("step", "decay"), [(1, 0.0), (2, 0.5), (10, 0.9), (200, 0.995), (9999, 0.995)])
+def test_buffer_decay_leaves_the_first_buffers_out(step, decay):
+    """At t = 1 the teacher takes the student's statistics as they are."""
+    assert buffer_decay(step, alpha=0.995) == pytest.approx(decay)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(1, 0.01), (5, 0.05), (10, 0.1), (11, 0.1), (10**9, 0.1)])
+def test_learning_rate_warms_up_in_a_line_and_stays(step, rate):
+    """Peak .1 and T = 10; a stream has no end to anneal towards."""
+    assert learning_rate(step, peak=0.1, warmup_steps=10) == pytest.approx(rate)
+
+
+def test_learning_rate_without_a_warmup_is_at_its_peak_at_once():
+    """T = 0 divides by nothing."""
+    assert learning_rate(1, peak=0.1, warmup_steps=0) == 0.1
