@@ -1,0 +1,1 @@
+"""Truth about the model, from labels that came after the predictions they judge."""

@@ -1,0 +1,100 @@
+"""Labels with a life: what was seen (`store`), what became of each label (`ledger`), what is learned again (`memory`).
+
+Here stands the vocabulary of the three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from streamlearn.records import Example, Position, Prediction
+
+
+class LabelState(StrEnum):
+    """How far a label has come, or what was wrong with it."""
+
+    UNLABELLED = "unlabelled"
+    """The sample is known and has no label."""
+    WAITING = "waiting"
+    """For its sample."""
+    JOINED = "joined"
+    SCORED = "scored"
+    TRAINED = "trained"
+    DUPLICATE = "duplicate"
+    """The same class again, in another record."""
+    CORRECTED = "corrected"
+    """Another class than before."""
+    EXPIRED = "expired"
+    """The sample is known, its payload is nowhere any more."""
+    ORPHAN = "orphan"
+    """Its sample did not come within the horizon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A label, and what was said about its sample before it came."""
+
+    prediction: Prediction
+    student_class: int
+    class_index: int
+    delay_s: float
+    """From the sample to its label, by the log's clock."""
+    majority_class: int | None
+    """What the baselines would have said of the sample when it came, from the labels received until then."""
+    no_change_class: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What one label record did."""
+
+    state: LabelState
+    sample_id: str
+    class_index: int
+    """The class that counts now."""
+    example: Example | None = None
+    """To be learned. Its `x` is read-only."""
+    scored: Scored | None = None
+    correction: bool = False
+    """The class that counts has changed: the memory must change too, even where no payload is left for an example."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCounts:
+    """Label records by what became of them, since the beginning; and what is held now."""
+
+    read: int = 0
+    joined: int = 0
+    scored: int = 0
+    trained: int = 0
+    duplicate: int = 0
+    corrected: int = 0
+    expired: int = 0
+    orphan: int = 0
+    waiting: int = 0
+    """Now."""
+    samples_read: int = 0
+    samples: int = 0
+    """Known now."""
+    payload_bytes: int = 0
+    """Kept now."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStatus:
+    """All that is known of one sample's label, for whoever asks."""
+
+    state: LabelState
+    class_index: int | None = None
+    label_position: Position | None = None
+    """Of the label that counts."""
+    label_time_s: float | None = None
+    corrected: bool = False
+    scored: bool = False
+    first_trained_step: int | None = None
+    """The step that first learned the class that counts: a teacher of this version or later knows it."""
+    sample_position: Position | None = None
+    sample_time_s: float | None = None
+    predicted_class: int | None = None
+    model_version: int | None = None

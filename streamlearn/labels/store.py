@@ -1,0 +1,444 @@
+"""An LMDB environment that can be rewound to an earlier step, exactly.
+
+Files that change in place are ahead of the checkpoint after a crash. So each step also writes down what its keys held
+before (`undo`, one row a step), and `rewind` puts it back:
+
+    Table   a map that steps change; every change of a kept step can be undone
+    Ring    rows that are appended under growing numbers and never changed; too large to be written twice. Its ends
+            are numbers that the caller keeps in a table, undone with it; rows leave the disk in `trim` and `cut`
+
+Steps gather in one write transaction that `flush` commits and syncs, so kill -9 leaves the whole state of an earlier
+step. That transaction belongs to the thread that made the store: no other may touch the store. Other processes read
+what was flushed through `StoreView`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import lmdb
+
+from streamlearn.errors import StateLockedError, StoreError
+
+Get: TypeAlias = Callable[[str, bytes], bytes | None]
+"""`get(database, key)` of a view."""
+Transaction: TypeAlias = "lmdb.Transaction[bytes]"
+
+FORMAT = 1
+MAX_READERS = 512
+_META, _UNDO = b"meta", b"undo"
+_FORMAT_KEY, _PRUNED_KEY = b"format", bytes(8)
+_DATABASES = 16
+_CHANGE = struct.Struct(">BHi")
+"""Of one undone change: table, key bytes, value bytes (ABSENT: there was no such key). Key and value follow."""
+_ABSENT = -1
+
+
+def number(value: int) -> bytes:
+    """A row number or step as a key: big-endian, so that keys sort as numbers do."""
+    return value.to_bytes(8, "big")
+
+
+class _Writing:
+    """Turns LMDB's errors into ours. One object, since contextlib's generator costs a microsecond on the hot path."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, lmdb.Error):
+            raise StoreError(
+                f"the store cannot be written ({error}): free disk space or lower labels.payload_max_bytes and "
+                "labels.max_ids, then start again; the state of the last flush is whole"
+            ) from error
+
+
+_WRITING = _Writing()
+
+
+class _Database:
+    """A named database, seen through the open transaction."""
+
+    def __init__(self, handle: lmdb._Database, txn: Transaction) -> None:
+        self._handle = handle
+        self._txn = txn
+
+    def _opened(self, txn: Transaction) -> None:
+        self._txn = txn
+
+
+class Table(_Database):
+    """A map whose changes are undone by `rewind`. It may only change while a step is open."""
+
+    def __init__(self, index: int, handle: lmdb._Database, txn: Transaction) -> None:
+        super().__init__(handle, txn)
+        self._index = index
+        self._before: dict[bytes, bytes | None] | None = None
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key."""
+        return self._txn.get(key, None, self._handle)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set the value of a key."""
+        assert self._before is not None, "no step is open"
+        with _WRITING:
+            if key in self._before:
+                self._txn.put(key, value, db=self._handle)
+            else:
+                self._before[key] = self._txn.replace(key, value, self._handle)
+
+    def insert(self, key: bytes, value: bytes) -> None:
+        """Set the value of a key that is new."""
+        assert self._before is not None, "no step is open"
+        with _WRITING:
+            added = self._txn.put(key, value, overwrite=False, db=self._handle)
+        assert added, "the key is there already"
+        self._before.setdefault(key, None)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key; whether it was there."""
+        assert self._before is not None, "no step is open"
+        with _WRITING:
+            value = self._txn.pop(key, self._handle)
+        self._before.setdefault(key, value)
+        return value is not None
+
+    def first(self) -> tuple[bytes, bytes] | None:
+        """The smallest key and its value."""
+        with self._txn.cursor(self._handle) as cursor:
+            return cursor.item() if cursor.first() else None
+
+    def items(self) -> list[tuple[bytes, bytes]]:
+        """All keys and values; for small tables."""
+        with self._txn.cursor(self._handle) as cursor:
+            return list(cursor)
+
+    def _begin(self) -> None:
+        self._before = {}
+
+    def _end(self) -> list[bytes]:
+        """The changes of the step, to be undone."""
+        assert self._before is not None
+        parts: list[bytes] = []
+        for key, value in self._before.items():
+            size = _ABSENT if value is None else len(value)
+            parts += (_CHANGE.pack(self._index, len(key), size), key, value or b"")
+        self._before = None
+        return parts
+
+    def _restore(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self._txn.delete(key, db=self._handle)
+        else:
+            self._txn.put(key, value, db=self._handle)
+
+
+class Ring(_Database):
+    """Numbered rows, appended and never changed. Not undone: see `cut` and `trim`."""
+
+    def append(self, row: int, value: bytes | memoryview) -> None:
+        """Add a row; `row` is beyond every row there is."""
+        with _WRITING:
+            self._txn.put(number(row), value, append=True, db=self._handle)
+
+    def get(self, row: int) -> bytes | None:
+        """A row, if it is still on the disk."""
+        return self._txn.get(number(row), None, self._handle)
+
+    def trim(self, low: int) -> int:
+        """Remove rows below `low` from the disk; how many there were. Not undone: nobody may rewind to need them."""
+        removed, end = 0, number(low)
+        with _WRITING, self._txn.cursor(self._handle) as cursor:
+            more = cursor.first()
+            while more and cursor.key() < end:
+                more = cursor.delete() and bool(cursor.key())
+                removed += 1
+        return removed
+
+    def cut(self, high: int) -> int:
+        """Remove rows from `high` on, which a rewind has unmade; how many there were."""
+        removed = 0
+        with _WRITING, self._txn.cursor(self._handle) as cursor:
+            more = cursor.set_range(number(high))
+            while more:
+                more = cursor.delete() and bool(cursor.key())
+                removed += 1
+        return removed
+
+
+class Store:
+    """The one writer of an environment. Used by one thread; a second store on the same path is refused.
+
+    Raises:
+        StateLockedError: another process (or this one) has the store open.
+        StoreError: it is of another format, or cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, tables: Sequence[str], rings: Sequence[str], map_size: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = (path / "writer.lock").open("wb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise StateLockedError(f"{path}: another learner has this store open") from error
+        try:
+            self._open(path, tables, rings, map_size)
+        except lmdb.Error as error:
+            self._lock.close()
+            raise StoreError(f"{path}: cannot open the store: {error}") from error
+        except StoreError:
+            self._env.close()
+            self._lock.close()
+            raise
+
+    def _open(self, path: Path, tables: Sequence[str], rings: Sequence[str], map_size: int) -> None:
+        # readahead off: keys are hashes, so the neighbours of a page are of no use.
+        self._env = lmdb.open(
+            str(path), map_size=map_size, max_dbs=_DATABASES, max_readers=MAX_READERS, readahead=False, metasync=True
+        )
+        self._env.reader_check()
+        self._txn: Transaction = self._env.begin(write=True)
+        self._meta = self._env.open_db(_META, txn=self._txn)
+        self._undo = self._env.open_db(_UNDO, txn=self._txn)
+        if self._txn.get(_FORMAT_KEY, None, self._meta) is None:
+            self._txn.put(_FORMAT_KEY, number(FORMAT), db=self._meta)
+        found = self._txn.get(_FORMAT_KEY, None, self._meta)
+        if found != number(FORMAT):
+            raise _wrong_format(path, found)
+        self.tables = {
+            name: Table(index, self._env.open_db(name.encode(), txn=self._txn), self._txn)
+            for index, name in enumerate(["step", *tables])
+        }
+        self.rings = {name: Ring(self._env.open_db(name.encode(), txn=self._txn), self._txn) for name in rings}
+        self._by_index = list(self.tables.values())
+        self.step_open = False
+        self._lost = False  # a flush failed, and has said so
+        self.flush()
+
+    @property
+    def step(self) -> int:
+        """The last step begun; 0 before the first."""
+        value = self.tables["step"].get(b"step")
+        return 0 if value is None else int.from_bytes(value, "big")
+
+    @property
+    def pruned(self) -> int:
+        """The earliest step that can be rewound to."""
+        value = self._txn.get(_PRUNED_KEY, None, self._undo)
+        return 0 if value is None else int.from_bytes(value, "big")
+
+    def begin(self, step: int) -> None:
+        """Open a step; tables may change until `end`."""
+        assert not self.step_open, "the last step was not ended"
+        assert step > max(self.step, 0), f"step {step} does not follow {self.step}"
+        self.step_open = True
+        for table in self._by_index:
+            table._begin()  # noqa: SLF001 - a table is a part of its store
+        self.tables["step"].put(b"step", number(step))
+
+    def end(self) -> None:
+        """Close the step and write down how to undo it."""
+        assert self.step_open, "no step is open"
+        parts = [part for table in self._by_index for part in table._end()]  # noqa: SLF001
+        with _WRITING:
+            self._txn.put(number(self.step), b"".join(parts), append=True, db=self._undo)
+        self.step_open = False
+
+    def flush(self) -> None:
+        """Make all ended steps durable, together.
+
+        Raises:
+            StoreError: the disk is full or failing; on disk stands the state of the last flush, whole.
+        """
+        assert not self.step_open, "a step is open"
+        self._lost = True
+        with _WRITING:
+            self._txn.commit()
+            self._txn = self._env.begin(write=True)
+        self._lost = False
+        databases: list[_Database] = [*self.tables.values(), *self.rings.values()]
+        for database in databases:
+            database._opened(self._txn)  # noqa: SLF001
+
+    def rewind(self, step: int) -> None:
+        """Put every table back to how it was when `step` ended. The caller cuts its rings, then flushes.
+
+        A step that is open is undone too. Until the flush, a crash leaves all as it was.
+
+        Raises:
+            StoreError: `step` is newer than the store, or too old to be undone; nothing has changed.
+        """
+        if self.step_open:
+            self.end()
+        if step > self.step:
+            raise StoreError(f"the store ends at step {self.step}, the checkpoint is at {step}: it is of another run")
+        if step < self.pruned:
+            raise StoreError(f"the store can go back to step {self.pruned}, not to {step}: older undo was pruned")
+        with _WRITING, self._txn.cursor(self._undo) as cursor:
+            while cursor.last() and int.from_bytes(cursor.key(), "big") > step:
+                for index, key, value in _changes(cursor.value()):
+                    self._by_index[index]._restore(key, value)  # noqa: SLF001
+                cursor.delete()
+
+    def value_at(self, step: int, table: str, key: bytes) -> bytes | None:
+        """What a key held when `step` ended; `step` is none that was pruned."""
+        assert not self.step_open, "a step is open"
+        assert self.pruned <= step <= self.step, f"step {step} is not in {self.pruned}..{self.step}"
+        wanted = self._by_index.index(self.tables[table])
+        with self._txn.cursor(self._undo) as cursor:
+            more = cursor.set_range(number(step + 1))
+            while more:
+                for index, changed, value in _changes(cursor.value()):
+                    if index == wanted and changed == key:
+                        return value
+                more = cursor.next()
+        return self.tables[table].get(key)
+
+    def prune(self, step: int) -> None:
+        """Forget how to go back beyond `step`. Durable with the next flush."""
+        assert not self.step_open, "a step is open"
+        if step <= self.pruned:
+            return
+        assert step <= self.step, f"step {step} is not begun"
+        with _WRITING:
+            with self._txn.cursor(self._undo) as cursor:
+                while cursor.first() and int.from_bytes(cursor.key(), "big") <= step:
+                    cursor.delete()
+            self._txn.put(_PRUNED_KEY, number(step), db=self._undo)
+        self._env.reader_check()
+
+    def note(self, key: str, value: bytes | None = None) -> bytes | None:
+        """Read a note about the store as a whole; with a value, write it first. Notes are not undone."""
+        if value is not None:
+            with _WRITING:
+                self._txn.put(key.encode(), value, db=self._meta)
+        return self._txn.get(key.encode(), None, self._meta)
+
+    def close(self) -> None:
+        """Flush and let go. A step that is open is lost, with all since the last flush. May be called twice."""
+        if self._lock.closed:
+            return
+        try:
+            if self.step_open or self._lost:
+                self._txn.abort()
+            else:
+                with _WRITING:
+                    self._txn.commit()
+        finally:
+            self._env.close()
+            self._lock.close()
+
+
+class _Opened(NamedTuple):
+    """An environment as a reader holds it; `inode` tells whether the file at the path is still the same."""
+
+    env: lmdb.Environment
+    handles: dict[str, lmdb._Database]
+    inode: int
+
+
+class StoreView:
+    """Reads a store that another process writes, as of its last flush. Any thread may use it.
+
+    The store may be made, or made anew, after the view: it is opened when it is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opening = threading.Lock()
+        self._opened: _Opened | None = None
+
+    @contextmanager
+    def read(self) -> Iterator[Get | None]:
+        """One moment of the store; None where there is no store yet.
+
+        Raises:
+            StoreError: the store is of another format.
+        """
+        opened = self._ready()
+        if opened is None:
+            yield None
+            return
+        with self._begin(opened.env) as txn:
+            yield lambda database, key: txn.get(key, None, opened.handles[database])
+
+    def close(self) -> None:
+        """Let go. May be called twice; a later read opens anew."""
+        with self._opening:
+            if self._opened is not None:
+                self._opened.env.close()
+                self._opened = None
+
+    def _begin(self, env: lmdb.Environment) -> Transaction:
+        try:
+            return env.begin()
+        except lmdb.MapResizedError:
+            env.set_mapsize(0)  # the writer came back with a larger map: take its size
+            return env.begin()
+
+    def _ready(self) -> _Opened | None:
+        try:
+            data = (self._path / "data.mdb").stat()
+        except FileNotFoundError:
+            return None
+        if not data.st_size:
+            return None
+        opened = self._opened
+        if opened is None or opened.inode != data.st_ino:
+            with self._opening:
+                if self._opened is None or self._opened.inode != data.st_ino:
+                    # The old one is not closed here: another thread may be reading it, and the last reader lets it go.
+                    self._opened = self._open(data.st_ino)
+                opened = self._opened
+        return opened
+
+    def _open(self, inode: int) -> _Opened | None:
+        try:
+            env = lmdb.open(
+                str(self._path), map_size=0, readonly=True, create=False, max_dbs=_DATABASES, max_readers=MAX_READERS
+            )
+        except lmdb.Error as error:
+            raise StoreError(f"{self._path}: cannot read the store: {error}") from error
+        with env.begin() as txn, txn.cursor() as cursor:
+            # An environment's unnamed database lists the named ones. The writer makes all in its first commit.
+            names = list(cursor.iternext(values=False))
+        # Not inside that transaction: LMDB keeps a handle only from one that is committed, and readers never are.
+        handles = {name.decode(): env.open_db(name, create=False) for name in names}
+        if not handles:
+            env.close()
+            return None
+        with env.begin() as txn:
+            found = txn.get(_FORMAT_KEY, None, handles["meta"])
+        if found != number(FORMAT):
+            env.close()
+            raise _wrong_format(self._path, found)
+        env.reader_check()  # slots of servers that were killed would keep old pages from being used again
+        return _Opened(env, handles, inode)
+
+
+def _wrong_format(path: Path, found: bytes | None) -> StoreError:
+    number_found = "none" if found is None else int.from_bytes(found, "big")
+    return StoreError(f"{path}: the store is of format {number_found}, this version reads {FORMAT}")
+
+
+def _changes(undo: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:
+    """Table, key and former value of each change of one step."""
+    at = 0
+    while at < len(undo):
+        index, key_size, value_size = _CHANGE.unpack_from(undo, at)
+        at += _CHANGE.size
+        key = undo[at : at + key_size]
+        at += key_size
+        value = None if value_size == _ABSENT else undo[at : at + value_size]
+        at += max(value_size, 0)
+        yield index, key, value

@@ -1,0 +1,642 @@
+"""The ledger: each way a label can come, what it does, how it is counted, and what others see of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamlearn.errors import LogUnavailableError, StoreError
+from streamlearn.labels import Arrival, LabelState, LedgerCounts
+from streamlearn.labels.ledger import Ledger, LedgerView, _key
+from streamlearn.labels.memory import LabelledMemory
+from streamlearn.records import Array, Label, Position, Prediction, Sample, Schema
+
+SCHEMA = Schema((2, 3), np.dtype(np.float32), ("ant", "bee", "cat"))
+
+
+def payload(sample_id: str) -> Array:
+    return np.full(SCHEMA.shape, sum(sample_id.encode()), np.float32)
+
+
+def sample(sample_id: str, offset: int = 0, at_s: float = 100.0, label: int | None = None) -> Sample:
+    return Sample(Position("samples", 1, offset), at_s, sample_id, payload(sample_id), label)
+
+
+def label(sample_id: str, class_index: int, offset: int = 0, at_s: float = 130.0) -> Label:
+    return Label(Position("labels", 1, offset), at_s, sample_id, class_index)
+
+
+def prediction(class_index: int = 2, version: int = 7) -> Prediction:
+    return Prediction(class_index, np.array([0.1, 0.2, 0.7], np.float32), version)
+
+
+class Book:
+    """A ledger with a step open, and shorthands. What is read back, and every bound, is up to the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.read_back: Callable[[Position], Array | None] = lambda _: None
+        self.bounds = {"payload_max_bytes": 1 << 20, "payload_max_age_s": 1e6, "horizon_s": 1e6, "max_ids": 1000}
+        self.corrections = "last"
+        self._ledger: Ledger | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = Ledger(
+                self.path,
+                schema=SCHEMA,
+                read_back=self.read_back,
+                corrections=self.corrections,  # type: ignore[arg-type]
+                **self.bounds,  # type: ignore[arg-type]
+            )
+            self._ledger.begin(1, 100.0)
+        return self._ledger
+
+    def sample(self, record: Sample) -> list[Arrival]:
+        return self.ledger.sample_arrived(record, prediction(), 1)
+
+    def label(self, record: Label) -> Arrival:
+        return self.ledger.label_arrived(record)
+
+    def next_step(self, now_s: float = 130.0) -> None:
+        ledger = self.ledger
+        ledger.end()
+        ledger.begin(ledger.step + 1, now_s)
+
+    def counts(self, *names: str) -> dict[str, int]:
+        """The named counters, after the step's own check of I7."""
+        self.next_step()
+        return {name: getattr(self.ledger.counts(), name) for name in names}
+
+    def view(self) -> LedgerView:
+        """What another process sees; this one must close first, since LMDB opens a store once in a process."""
+        self.ledger.end()
+        self.ledger.close()
+        return LedgerView(self.path, SCHEMA)
+
+    def close(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Iterator[Book]:
+    book = Book(tmp_path / "ledger")
+    yield book
+    book.close()
+
+
+class TestALabelAfterItsSample:
+    def test_is_joined_and_scored_with_the_prediction_of_that_time(self, book):
+        """What was stored at arrival is scored: class, probabilities, version, student, delay by the log's clock."""
+        book.sample(sample("s"))
+        book.next_step()
+
+        arrival = book.label(label("s", 2, at_s=130.0))
+
+        assert arrival.state is LabelState.JOINED
+        assert arrival.example is not None
+        assert (arrival.example.sample_id, arrival.example.class_index) == ("s", 2)
+        np.testing.assert_array_equal(arrival.example.x, payload("s"))
+        scored = arrival.scored
+        assert scored is not None
+        assert (scored.prediction.class_index, scored.prediction.model_version) == (2, 7)
+        np.testing.assert_array_equal(scored.prediction.probabilities_C, prediction().probabilities_C)
+        assert (scored.student_class, scored.class_index, scored.delay_s) == (1, 2, 30.0)
+        assert book.counts("read", "joined", "scored") == {"read": 1, "joined": 1, "scored": 1}
+
+    def test_inside_the_sample_is_scored_as_well(self, book):
+        """The teacher answered without looking at it."""
+        (arrival,) = book.sample(sample("s", label=1))
+
+        assert (arrival.state, arrival.class_index) == (LabelState.JOINED, 1)
+        assert arrival.scored is not None
+        assert (arrival.scored.delay_s, arrival.scored.class_index) == (0.0, 1)
+
+    def test_that_repeats_is_a_duplicate_without_effect(self, book):
+        """The same class in another record is counted and neither learned nor scored again."""
+        book.sample(sample("s", label=1))
+
+        arrival = book.label(label("s", 1))
+
+        assert arrival == Arrival(LabelState.DUPLICATE, "s", 1)
+        assert book.counts("read", "joined", "duplicate") == {"read": 2, "joined": 1, "duplicate": 1}
+
+    def test_of_another_class_corrects_it_and_the_first_score_stands(self, book):
+        """Policy `last`: the example comes again with the new class; it is not scored again."""
+        book.sample(sample("s"))
+        book.label(label("s", 0, offset=0))
+
+        arrival = book.label(label("s", 2, offset=1))
+
+        assert (arrival.state, arrival.class_index, arrival.correction) == (LabelState.CORRECTED, 2, True)
+        assert arrival.example is not None
+        assert (arrival.example.class_index, arrival.scored) == (2, None)
+        assert book.counts("joined", "scored", "corrected") == {"joined": 1, "scored": 1, "corrected": 1}
+
+    def test_of_another_class_is_counted_and_ignored_under_first(self, book):
+        """Policy `first`: the first class goes on counting."""
+        book.corrections = "first"
+        book.sample(sample("s", label=0))
+
+        arrival = book.label(label("s", 2))
+
+        assert arrival == Arrival(LabelState.CORRECTED, "s", 0)
+        assert book.label(label("s", 0, offset=1)).state is LabelState.DUPLICATE
+
+    def test_corrects_the_memory_even_where_no_payload_is_left(self, book):
+        """`correction` says so without an example, since the memory holds a payload of its own."""
+        book.bounds["payload_max_bytes"] = 1
+        book.sample(sample("s", label=0))
+        book.sample(sample("t"))
+        book.next_step()
+
+        arrival = book.label(label("s", 2))
+
+        assert arrival == Arrival(LabelState.CORRECTED, "s", 2, correction=True)
+
+
+class TestALabelBeforeItsSample:
+    def test_waits_and_is_learned_but_never_scored(self, book):
+        """A prediction made when the label was known would prove nothing."""
+        assert book.label(label("s", 2)) == Arrival(LabelState.WAITING, "s", 2)
+        assert book.counts("waiting", "joined") == {"waiting": 1, "joined": 0}
+
+        (arrival,) = book.sample(sample("s"))
+
+        assert (arrival.state, arrival.scored) == (LabelState.JOINED, None)
+        assert arrival.example is not None
+        assert arrival.example.class_index == 2
+        assert book.counts("read", "waiting", "joined", "scored") == {"read": 1, "waiting": 0, "joined": 1, "scored": 0}
+
+    def test_can_be_repeated_and_corrected_while_it_waits(self, book):
+        """The records after the first are counted at once; the last class is what the sample is joined with."""
+        states = [book.label(label("s", c, offset=i)).state for i, c in enumerate((0, 0, 1))]
+
+        (arrival,) = book.sample(sample("s"))
+
+        assert states == [LabelState.WAITING, LabelState.DUPLICATE, LabelState.CORRECTED]
+        assert (arrival.state, arrival.class_index) == (LabelState.JOINED, 1)
+
+    def test_comes_first_where_the_sample_brings_one_too(self, book):
+        """The label inside is then a further record: a correction here, and not scored."""
+        book.label(label("s", 0))
+
+        waited, inside = book.sample(sample("s", label=1))
+
+        assert (waited.state, waited.class_index) == (LabelState.JOINED, 0)
+        assert (inside.state, inside.class_index, inside.scored) == (LabelState.CORRECTED, 1, None)
+        assert inside.example is not None
+
+    def test_becomes_an_orphan_past_the_horizon_and_is_forgotten_one_later(self, book):
+        """An orphan can still be asked for; the stream's own clock decides, not the wall's."""
+        book.bounds["horizon_s"] = 50.0
+        book.label(label("s", 0))
+        book.next_step(now_s=149.0)
+        book.next_step(now_s=151.0)
+        waiting = book.ledger.counts()
+        book.next_step(now_s=202.0)
+        orphaned, shown = book.ledger.counts(), book.ledger._label_row(_key("s"))
+        book.next_step(now_s=202.0)
+
+        assert (waiting.waiting, waiting.orphan) == (1, 0)
+        assert (orphaned.waiting, orphaned.orphan) == (0, 1)
+        assert shown is not None
+        assert shown.progress is LabelState.ORPHAN
+        assert book.ledger._label_row(_key("s")) is None
+        assert book.ledger._queue.first() is None
+        assert book.ledger.counts().orphan == 1
+
+    def test_may_come_again_after_it_became_an_orphan(self, book):
+        """A new record for a forgotten label is a label like any other."""
+        book.bounds["horizon_s"] = 50.0
+        book.label(label("s", 0))
+        book.next_step(now_s=200.0)
+        book.next_step(now_s=200.0)
+        assert book.ledger.counts().orphan == 1
+
+        assert book.label(label("s", 1, offset=1)).state is LabelState.WAITING
+        assert [a.state for a in book.sample(sample("s", at_s=200.0))] == [LabelState.JOINED]
+        counts = book.counts("read", "orphan", "joined", "waiting")
+        assert counts == {"read": 2, "orphan": 1, "joined": 1, "waiting": 0}
+
+    def test_leaves_the_longest_waiting_an_orphan_when_too_many_wait(self, book):
+        """Labels without samples are bounded in number as well (I6)."""
+        book.bounds["max_ids"] = 2
+        for i in range(5):
+            book.label(label(f"s{i}", 0, offset=i))
+        book.next_step()
+
+        counts = book.counts("waiting", "orphan")
+        arrivals = [len(book.sample(sample(f"s{i}", offset=i))) for i in range(5)]
+
+        assert counts == {"waiting": 2, "orphan": 3}
+        assert arrivals == [0, 0, 0, 1, 1]
+
+
+class TestOneRecordTwice:
+    def test_has_no_effect(self, book):
+        """A label is known by its position: seen again it tells how far it has come, and is counted once."""
+        book.sample(sample("s"))
+        first, second = (book.label(label("s", 1)) for _ in range(2))
+        book.ledger.trained(["s"])
+        third = book.label(label("s", 1))
+
+        assert first.example is not None
+        assert second == Arrival(LabelState.SCORED, "s", 1)
+        assert third == Arrival(LabelState.TRAINED, "s", 1)
+        assert book.counts("read", "duplicate") == {"read": 1, "duplicate": 0}
+
+    def test_is_known_even_after_others(self, book):
+        """Not only the newest position is remembered."""
+        book.sample(sample("s"))
+        for offset, class_index in enumerate((0, 1, 0)):
+            book.label(label("s", class_index, offset))
+
+        again = [book.label(label("s", c, offset)).state for offset, c in enumerate((0, 1, 0))]
+
+        assert again == [LabelState.SCORED] * 3
+        assert book.counts("read", "corrected") == {"read": 3, "corrected": 2}
+
+    def test_a_sample_is_known_by_its_id(self, book):
+        """The caller asks first; an id that comes twice is its to refuse."""
+        assert not book.ledger.is_known("s")
+        book.sample(sample("s"))
+        assert book.ledger.is_known("s")
+
+        with pytest.raises(AssertionError, match="there already"):
+            book.sample(sample("s", offset=1))
+
+
+class TestPayloads:
+    def test_past_the_bytes_are_read_back_from_the_log(self, book):
+        """The ring forgets the oldest; its position finds it in the log."""
+        asked = []
+        book.read_back = lambda position: asked.append(position) or payload("s0")
+        book.bounds["payload_max_bytes"] = 2 * SCHEMA.nbytes
+        for i in range(3):
+            book.sample(sample(f"s{i}", offset=i))
+        book.next_step()
+
+        arrivals = [book.label(label(f"s{i}", 0, offset=i)) for i in range(3)]
+
+        assert [a.state for a in arrivals] == [LabelState.JOINED] * 3
+        assert asked == [Position("samples", 1, 0)]
+        assert book.ledger.counts().payload_bytes == 2 * SCHEMA.nbytes
+
+    def test_past_the_age_and_gone_from_the_log_let_the_label_expire(self, book):
+        """The sample is known, and there is nothing to learn from: counted, not scored."""
+        book.bounds["payload_max_age_s"] = 10.0
+        book.sample(sample("old", at_s=100.0))
+        book.sample(sample("new", offset=1, at_s=109.0))
+        book.next_step(now_s=111.0)
+        book.next_step(now_s=111.0)
+
+        arrivals = [book.label(label(name, 0, offset=i)) for i, name in enumerate(("old", "new"))]
+
+        assert arrivals[0] == Arrival(LabelState.EXPIRED, "old", 0)
+        assert arrivals[1].state is LabelState.JOINED
+        assert book.counts("read", "expired", "scored") == {"read": 2, "expired": 1, "scored": 1}
+
+    def test_found_again_by_a_correction_make_it_a_label_to_learn(self, book):
+        """The first record stays expired; what the correction brings is learned and counted as trained."""
+        log: list[Array] = []
+        book.bounds["payload_max_bytes"] = 1
+        book.read_back = lambda _: log[0] if log else None
+        for i in range(2):
+            book.sample(sample(f"s{i}", offset=i))
+        book.next_step()
+        book.label(label("s0", 0, offset=0))
+        log.append(payload("s0"))
+
+        arrival = book.label(label("s0", 1, offset=1))
+        book.ledger.trained(["s0"])
+
+        assert (arrival.state, arrival.example is not None) == (LabelState.CORRECTED, True)
+        assert book.counts("expired", "corrected", "trained") == {"expired": 1, "corrected": 1, "trained": 1}
+
+    def test_that_cannot_be_read_back_for_now_leave_all_as_it_was(self, book):
+        """The log is away: the same label may be shown again, and is then taken as new."""
+        away = [True]
+
+        def read_back(_: Position) -> Array | None:
+            if away:
+                raise LogUnavailableError
+            return payload("s0")
+
+        book.bounds["payload_max_bytes"] = 1
+        book.read_back = read_back
+        for i in range(2):
+            book.sample(sample(f"s{i}", offset=i))
+        book.next_step()
+        with pytest.raises(LogUnavailableError):
+            book.label(label("s0", 0))
+        away.clear()
+
+        assert book.label(label("s0", 0)).state is LabelState.JOINED
+        assert book.counts("read", "joined") == {"read": 1, "joined": 1}
+
+    def test_leave_the_disk_only_when_no_rewind_can_need_them(self, book):
+        """The ring's low mark moves at once, the rows go with `prune`, as the mark stood at that step."""
+        book.bounds["payload_max_bytes"] = 2 * SCHEMA.nbytes
+        ledger = book.ledger
+        for i in range(6):
+            book.sample(sample(f"s{i}", offset=i))
+            book.next_step()
+        on_disk = lambda: [i for i in range(6) if ledger._payloads.get(i) is not None]  # noqa: E731
+        ledger.end()
+
+        before = on_disk()
+        ledger.prune(4)  # row 3 is step 4's: the ring then held rows 2 and 3
+
+        assert (before, on_disk()) == ([0, 1, 2, 3, 4, 5], [2, 3, 4, 5])
+
+
+class TestBounds:
+    def test_ids_are_forgotten_past_the_horizon_with_their_labels(self, book):
+        """After it the id is new again, and a label for it waits."""
+        book.bounds["horizon_s"] = 20.0
+        book.sample(sample("old", at_s=100.0, label=0))
+        book.sample(sample("new", offset=1, at_s=119.0))
+        book.next_step(now_s=121.0)
+        book.next_step(now_s=121.0)
+
+        assert [book.ledger.is_known(name) for name in ("old", "new")] == [False, True]
+        assert book.ledger.counts().samples == 1
+        assert book.label(label("old", 0, at_s=121.0)).state is LabelState.WAITING
+
+    def test_payloads_are_not_kept_longer_than_their_ids(self, book):
+        """Nobody could ask for them."""
+        book.bounds["horizon_s"] = 20.0
+        book.sample(sample("old", at_s=100.0))
+        book.next_step(now_s=121.0)
+        book.next_step(now_s=121.0)
+
+        assert book.ledger.counts().payload_bytes == 0
+
+    def test_the_clock_never_goes_back(self, book):
+        """A caller that names an earlier time than before changes nothing."""
+        book.bounds["horizon_s"] = 20.0
+        book.next_step(now_s=121.0)
+        book.next_step(now_s=0.0)
+        book.sample(sample("old", at_s=100.0))
+        book.next_step(now_s=0.0)
+
+        assert not book.ledger.is_known("old")
+
+    def test_ids_are_bounded_in_number(self, book):
+        """The oldest go first, whatever their age."""
+        book.bounds["max_ids"] = 3
+        for i in range(5):
+            book.sample(sample(f"s{i}", offset=i))
+        book.next_step()
+
+        assert [book.ledger.is_known(f"s{i}") for i in range(5)] == [False, False, True, True, True]
+
+    def test_a_long_silence_is_worked_off_in_bounded_steps(self, book, monkeypatch):
+        """A step lets go of so many rows and no more, so it cannot stall; the next steps do the rest."""
+        monkeypatch.setattr("streamlearn.labels.ledger.EXPIRE_PER_STEP", 2)
+        book.bounds["horizon_s"] = 10.0
+        for i in range(5):
+            book.sample(sample(f"s{i}", offset=i))
+        book.next_step(now_s=1000.0)
+        sizes = []
+        for _ in range(4):
+            sizes.append(book.ledger.counts().samples)
+            book.next_step(now_s=1000.0)
+
+        assert sizes == [5, 3, 1, 0]
+
+    def test_positions_of_one_sample_are_bounded(self, book):
+        """A producer that repeats one label for ever does not grow its row."""
+        book.sample(sample("s"))
+        for offset in range(40):
+            book.label(label("s", 0, offset))
+
+        assert book.label(label("s", 0, 0)).state is LabelState.SCORED, "the first is never forgotten"
+        row = book.ledger._label_row(_key("s"))
+        assert row is not None
+        assert len(row.places) == 16
+
+
+class TestTrained:
+    def test_counts_a_sample_once_and_names_the_step_that_learned_its_class(self, book):
+        """A correction is learned anew, by a later step; the counter counts samples."""
+        book.sample(sample("s", label=0))
+        book.ledger.trained(["s", "unknown"])
+        book.next_step()
+        book.ledger.trained(["s"])
+        book.label(label("s", 1))
+        book.next_step()
+        book.ledger.trained(["s"])
+
+        assert book.ledger.counts().trained == 1
+        view = book.view()
+        status = view.get("s")
+        view.close()
+        assert status is not None
+        assert (status.state, status.first_trained_step, status.corrected) == (LabelState.TRAINED, 3, True)
+        assert status.label_position == Position("labels", 1, 0), "of the label that counts"
+
+
+class TestBaselines:
+    def test_know_only_labels_received_before_the_sample(self, book):
+        """Their answer is stored with the sample; labels that come later do not change it."""
+        first = book.sample(sample("a", 0, label=1))[0].scored
+        book.sample(sample("b", 1, label=1))
+        book.sample(sample("late", 2))
+        book.sample(sample("c", 3, label=0))
+        second = book.sample(sample("d", 4, label=0))[0].scored
+        late = book.label(label("late", 2)).scored
+
+        assert first is not None
+        assert (first.majority_class, first.no_change_class) == (None, None)
+        assert second is not None
+        assert (second.majority_class, second.no_change_class) == (1, 0)
+        assert late is not None
+        assert (late.majority_class, late.no_change_class) == (1, 1)
+
+
+class TestReopening:
+    def test_finds_everything_again(self, book):
+        """Counters, ids, waiting labels and the baselines' knowledge are on disk."""
+        book.sample(sample("s", label=1))
+        book.label(label("w", 2))
+        book.ledger.end()
+        before = book.ledger.counts()
+        book.close()
+        book._ledger = None
+
+        ledger = Ledger(book.path, schema=SCHEMA, read_back=lambda _: None, **book.bounds)
+        counts, step = ledger.counts(), ledger.step
+        ledger.begin(2, 130.0)
+        (waited,) = ledger.sample_arrived(sample("w", 1), prediction(), 0)
+        (scored,) = ledger.sample_arrived(sample("x", 2, label=0), prediction(), 0)
+        ledger.close()
+
+        assert (counts, step) == (before, 1)
+        assert waited.state is LabelState.JOINED
+        assert scored.scored is not None
+        assert (scored.scored.majority_class, scored.scored.no_change_class) == (1, 2)
+
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            Schema((3, 2), SCHEMA.dtype, SCHEMA.classes),
+            Schema(SCHEMA.shape, np.dtype(np.int32), SCHEMA.classes),
+            Schema(SCHEMA.shape, SCHEMA.dtype, ("bee", "ant", "cat")),
+            Schema(SCHEMA.shape, SCHEMA.dtype, ("ant", "bee")),
+        ],
+    )
+    def test_under_another_schema_is_refused(self, book, schema):
+        """Payloads would be misread, or classes change their meaning."""
+        book.sample(sample("s"))
+        book.ledger.end()
+        book.close()
+
+        with pytest.raises(StoreError, match="another schema"):
+            Ledger(book.path, schema=schema, read_back=lambda _: None, **book.bounds)
+
+    def test_with_more_classes_goes_on(self, book):
+        """Classes added at the end change the meaning of none."""
+        book.sample(sample("s", label=1))
+        book.ledger.end()
+        book.close()
+
+        more = Schema(SCHEMA.shape, SCHEMA.dtype, (*SCHEMA.classes, "dog"))
+        ledger = Ledger(book.path, schema=more, read_back=lambda _: None, **book.bounds)
+        ledger.begin(2, 130.0)
+        assert ledger.label_arrived(label("s", 3)).state is LabelState.CORRECTED
+        ledger.close()
+
+
+class TestView:
+    def test_tells_the_whole_story_of_a_label(self, book):
+        """State, class, times, who predicted what, who learned it, and where both records stand in the log."""
+        book.sample(sample("s", offset=4, at_s=100.0))
+        book.label(label("s", 1, offset=9, at_s=130.0))
+        book.ledger.trained(["s"])
+        book.sample(sample("plain", offset=5))
+        book.label(label("early", 2))
+
+        view = book.view()
+        status, plain, early, unknown = (view.get(name) for name in ("s", "plain", "early", "nobody"))
+
+        assert status is not None
+        assert (status.state, status.class_index, status.scored) == (LabelState.TRAINED, 1, True)
+        assert (status.sample_position, status.sample_time_s) == (Position("samples", 1, 4), 100.0)
+        assert (status.label_position, status.label_time_s) == (Position("labels", 1, 9), 130.0)
+        assert (status.predicted_class, status.model_version, status.first_trained_step) == (2, 7, 1)
+        assert plain is not None
+        assert (plain.state, plain.class_index) == (LabelState.UNLABELLED, None)
+        assert early is not None
+        assert (early.state, early.sample_position) == (LabelState.WAITING, None)
+        assert unknown is None
+        np.testing.assert_array_equal(view.payload("s"), payload("s"))
+        assert view.payload("early") is None
+        view.close()
+
+    def test_knows_nothing_before_there_is_a_ledger(self, tmp_path):
+        """A server may start before the learner has ever run."""
+        view = LedgerView(tmp_path / "none", SCHEMA)
+
+        assert view.get("s") is None
+        assert view.payload("s") is None
+        view.close()
+
+    def test_sees_what_was_flushed_from_another_process_while_the_learner_writes(self, book):
+        """Servers read beside the learner; they see whole flushes only."""
+        script = (
+            "import sys; from pathlib import Path; import numpy as np\n"
+            "from streamlearn.labels.ledger import LedgerView; from streamlearn.records import Schema\n"
+            "view = LedgerView(Path(sys.argv[1]), Schema((2, 3), np.dtype(np.float32), ('ant', 'bee', 'cat')))\n"
+            "print([view.get(name) is not None for name in ('flushed', 'open')], view.payload('flushed').sum())\n"
+        )
+        book.sample(sample("flushed"))
+        book.ledger.end()
+        book.ledger.flush()
+        book.ledger.begin(2, 130.0)
+        book.sample(sample("open", offset=1))
+
+        out = subprocess.run(
+            [sys.executable, "-c", script, str(book.path)], capture_output=True, text=True, check=True, timeout=60
+        )
+
+        assert out.stdout.strip() == f"[True, False] {payload('flushed').sum()}"
+
+
+CLASSES = st.integers(0, 2)
+LABELS = st.lists(st.tuples(st.sampled_from("abcd"), CLASSES), max_size=12)
+
+
+@given(labels=LABELS, seed=st.randoms(use_true_random=False), inline=st.sets(st.sampled_from("abc")))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("corrections", ["last", "first"])
+def test_samples_may_come_in_any_order_between_the_labels(tmp_path_factory, corrections, labels, seed, inline):
+    """Where labels keep their order, every counter but `scored`, and the memory, end equal.
+
+    A label inside a sample is a record in that order, so such samples come first.
+    """
+    records: list[Sample | Label] = [label(name, c, offset=i) for i, (name, c) in enumerate(labels)]
+    samples = [sample(name, offset=i) for i, name in enumerate("abc") if name not in inline]
+    first = [sample(name, offset=10 + i, label=1) for i, name in enumerate(sorted(inline))]
+    shuffled = list(records)
+    for record in samples:
+        shuffled.insert(seed.randint(0, len(shuffled)), record)
+
+    ordered = play(tmp_path_factory.mktemp("ordered"), [*first, *samples, *records], corrections)
+    mixed = play(tmp_path_factory.mktemp("mixed"), [*first, *shuffled], corrections)
+
+    assert mixed == ordered
+
+
+@given(labels=LABELS, seed=st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_labels_may_come_in_any_order_and_be_delivered_twice(tmp_path_factory, labels, seed):
+    """Whatever the order, the same numbers are joined, waiting, repeated or corrected, and the same samples held."""
+    records: list[Sample | Label] = [label(name, c, offset=i) for i, (name, c) in enumerate(labels)]
+    records += [sample(name, offset=i) for i, name in enumerate("abc")]
+    shuffled = list(records)
+    seed.shuffle(shuffled)
+    again = [r for r in shuffled if isinstance(r, Label) and seed.random() < 0.3]
+
+    counts, memory = play(tmp_path_factory.mktemp("ordered"), records, "last")
+    mixed_counts, mixed_memory = play(tmp_path_factory.mktemp("mixed"), [*shuffled, *again], "last")
+
+    for names in (("read",), ("joined",), ("waiting",), ("duplicate", "corrected"), ("samples",), ("trained",)):
+        assert sum(getattr(mixed_counts, n) for n in names) == sum(getattr(counts, n) for n in names), names
+    assert set(mixed_memory) == set(memory)
+
+
+def play(
+    path: Path, records: list[Sample | Label], corrections: str
+) -> tuple[LedgerCounts, dict[str, tuple[int, float]]]:
+    """Counters (but `scored`) and memory after these records, three in a step."""
+    book = Book(path)
+    book.corrections = corrections
+    memory = LabelledMemory(100, SCHEMA, seed=0)
+    for i, record in enumerate(records):
+        if i % 3 == 0:
+            book.next_step()
+        arrivals = book.sample(record) if isinstance(record, Sample) else [book.label(record)]
+        for arrival in arrivals:
+            if arrival.example is not None:
+                memory.add(arrival.example)
+                book.ledger.trained([arrival.sample_id])
+    book.next_step()
+    counts = book.ledger.counts()
+    book.close()
+    state = memory.state()
+    ids = [
+        state["ids"].tobytes()[a:b].decode() for a, b in zip(state["id_offsets"], state["id_offsets"][1:], strict=False)
+    ]
+    rows = {i: (int(y), float(x.sum())) for i, y, x in zip(ids, state["y"], state["x"], strict=True)}
+    return LedgerCounts(**{f: getattr(counts, f) for f in counts.__slots__ if f != "scored"}), rows
