@@ -1,0 +1,390 @@
+"""Every metric: name, unit, labels, help. The only importer of prometheus_client.
+
+Each process has one object of its own (no global registry); its counters start at 0 with the process, as Prometheus
+expects. Labels are closed sets, whose series exist at 0 from the start, or sets bounded by the log's partitions and
+the API's routes: never an id, a user, or an error text. An update costs about a microsecond: once a micro-batch or
+a request, never once a record in a loop.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+    start_http_server,
+)
+
+from streamlearn.errors import REASONS
+
+# A `_created` series beside each counter and histogram would double what is scraped and say nothing that is asked for.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+PREFIX = "streamlearn_"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+STEP_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+FORWARD_BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
+HTTP_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+SAVE_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+DELAY_BUCKETS_S = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 3 * 86400.0, 7 * 86400.0, 30 * 86400.0)
+ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
+
+TOPICS = ("samples", "labels")
+"""The part a topic plays, whatever its name in the log."""
+OUTCOMES = {
+    "samples": ("learned", "dead_lettered", "duplicate_id", "trimmed"),
+    "labels": ("joined", "duplicate", "corrected", "expired", "orphan", "dead_lettered", "trimmed"),
+}
+LABEL_STATES = ("waiting", "joined", "scored", "trained", "duplicate", "corrected", "expired", "orphan")
+PHASES = ("wait", "assemble", "predict", "ledger", "learn", "save", "publish")
+NETWORKS = ("teacher", "student")
+WINDOWS = ("windowed", "cumulative")
+REJECTIONS = ("queue_full", "body_too_large", "unauthorised", "timeout", "log_unavailable")
+
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table: `name` has no prefix and says the unit; `series` are the label values that exist."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: Labels = ()
+    series: tuple[Labels, ...] = ()
+    buckets: tuple[float, ...] = field(default=(), repr=False)
+
+
+def _each(*values: str) -> tuple[Labels, ...]:
+    return tuple((value,) for value in values)
+
+
+_OUTCOMES = tuple((topic, outcome) for topic in TOPICS for outcome in OUTCOMES[topic])
+_ACCURACIES = tuple((network, window) for network in NETWORKS for window in WINDOWS)
+
+BUILD = Metric("build_info", "gauge", "Always 1; the version is in the label.", ("version",))
+
+LEARNER_METRICS = (
+    BUILD,
+    Metric("records_read_total", "counter", "Records read from the log.", ("topic",), _each(*TOPICS)),
+    Metric("records_total", "counter", "Records by what became of them.", ("topic", "outcome"), _OUTCOMES),
+    Metric("records_waiting", "gauge", "Records read and in no finished step yet.", ("topic",), _each(*TOPICS)),
+    Metric("dead_letters_total", "counter", "Dead-lettered records by reason.", ("reason",), _each(*REASONS)),
+    Metric("trimmed_records_total", "counter", "Records that retention took unread.", ("topic",), _each(*TOPICS)),
+    Metric("steps_total", "counter", "Steps taken, skipped ones included."),
+    Metric("steps_skipped_total", "counter", "Steps that left the weights alone.", ("reason",), _each("nonfinite")),
+    Metric("step_duration_seconds", "histogram", "Time of one step, all phases but the wait.", buckets=STEP_BUCKETS_S),
+    Metric("step_phase_seconds_total", "counter", "Time by phase of the loop.", ("phase",), _each(*PHASES)),
+    Metric("last_step_timestamp_seconds", "gauge", "When the last step ended, since the epoch; 0 before the first."),
+    Metric("cost", "gauge", "Mean cost of recent steps.", ("term",), _each("classification", "consistency")),
+    Metric("consistency_weight", "gauge", "w(t), the weight of the consistency cost."),
+    Metric("learning_rate", "gauge", "Learning rate of the last step."),
+    Metric(
+        "prequential_accuracy_ratio",
+        "gauge",
+        "Share of labelled samples whose prediction on arrival was right; NaN before the first.",
+        ("network", "window"),
+        _ACCURACIES,
+    ),
+    Metric(
+        "oracle_accuracy_ratio",
+        "gauge",
+        "The same over all samples, by the truth that only a simulation knows; NaN without one.",
+        ("network", "window"),
+        _ACCURACIES,
+    ),
+    Metric("labelled_predictions_total", "counter", "Predictions scored by a label."),
+    Metric("label_delay_seconds", "histogram", "From a sample to its label, stream time.", buckets=DELAY_BUCKETS_S),
+    Metric("ledger_labels", "gauge", "Labels in the ledger by state.", ("state",), _each(*LABEL_STATES)),
+    Metric("ledger_samples", "gauge", "Sample ids that the ledger knows."),
+    Metric("store_payload_bytes", "gauge", "Payloads in the sample store, in bytes."),
+    Metric("memory_rows", "gauge", "Rows of the labelled memory."),
+    Metric("consumer_lag_records", "gauge", "Records in the log that are not read yet.", ("topic", "partition")),
+    Metric("published_step", "gauge", "Step of the published teacher; 0 before the first."),
+    Metric("published_timestamp_seconds", "gauge", "When it was published, since the epoch; 0 before the first."),
+    Metric("checkpoint_duration_seconds", "histogram", "Time to save a checkpoint.", buckets=SAVE_BUCKETS_S),
+    Metric("checkpoint_size_bytes", "gauge", "Size of the last checkpoint."),
+    Metric("checkpoint_last_success_timestamp_seconds", "gauge", "When the last one became durable; 0 before it."),
+    Metric("checkpoint_step", "gauge", "Step of the last durable checkpoint."),
+    Metric("checkpoint_failures_total", "counter", "Checkpoints that could not be saved."),
+)
+
+SERVER_METRICS = (
+    BUILD,
+    Metric(
+        "http_request_duration_seconds",
+        "histogram",
+        "Time of a request by route template, method and status.",
+        ("route", "method", "status"),
+        buckets=HTTP_BUCKETS_S,
+    ),
+    Metric("predict_rows_total", "counter", "Rows predicted."),
+    Metric("predict_batch_rows", "histogram", "Rows of one forward pass.", buckets=ROWS_BUCKETS),
+    Metric("predict_forward_seconds", "histogram", "Time of one forward pass.", buckets=FORWARD_BUCKETS_S),
+    Metric("predict_queue_length", "gauge", "Requests waiting for the model."),
+    Metric("rejected_total", "counter", "Requests turned away by reason.", ("reason",), _each(*REJECTIONS)),
+    Metric("model_version", "gauge", "Step of the teacher that answers; 0 before the first."),
+    Metric("model_timestamp_seconds", "gauge", "When it was published, since the epoch; 0 before the first."),
+    Metric("model_load_failures_total", "counter", "Published teachers that could not be loaded."),
+    Metric("appended_records_total", "counter", "Records appended to the log.", ("topic",), _each(*TOPICS)),
+    Metric("scrape_failed", "gauge", "1 where a sibling process could not be scraped.", ("target",)),
+)
+
+_Kind = TypeVar("_Kind", Counter, Gauge, Histogram)
+
+
+class _Metrics:
+    """The metrics of one table, in a registry of their own. Children are made once and kept."""
+
+    def __init__(self, table: tuple[Metric, ...], *, version: str) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._metrics: dict[str, Counter | Gauge | Histogram] = {}
+        self._children: dict[tuple[str, Labels], Counter | Gauge | Histogram] = {}
+        self._closed = {metric.name for metric in table if metric.series}
+        for metric in table:
+            self._metrics[metric.name] = self._make(metric)
+            for values in metric.series or ((),) * (not metric.labels):
+                self._add(metric.name, values)
+        self._get(Gauge, "build_info", version).set(1.0)
+
+    def _make(self, metric: Metric) -> Counter | Gauge | Histogram:
+        name = PREFIX + metric.name
+        if metric.kind == "histogram":
+            return Histogram(name, metric.help, metric.labels, registry=self.registry, buckets=metric.buckets)
+        kind = Counter if metric.kind == "counter" else Gauge
+        return kind(name, metric.help, metric.labels, registry=self.registry)
+
+    def _add(self, name: str, values: Labels) -> Counter | Gauge | Histogram:
+        metric = self._metrics[name]
+        child = metric.labels(*values) if values else metric
+        self._children[name, values] = child
+        return child
+
+    def _get(self, kind: type[_Kind], name: str, *values: str) -> _Kind:
+        child = self._children.get((name, values))
+        if child is None:
+            assert name not in self._closed, f"{name}: {values} is not in its closed set"
+            child = self._add(name, values)
+        assert isinstance(child, kind), name
+        return child
+
+    def text(self) -> str:
+        """The exposition, in Prometheus' text format."""
+        return generate_latest(self.registry).decode()
+
+
+class LearnerMetrics(_Metrics):
+    """What the learner exports. Called by the pipeline, once a step at most."""
+
+    def __init__(self, *, version: str) -> None:
+        super().__init__(LEARNER_METRICS, version=version)
+        for values in _ACCURACIES:
+            self._get(Gauge, "prequential_accuracy_ratio", *values).set(float("nan"))
+            self._get(Gauge, "oracle_accuracy_ratio", *values).set(float("nan"))
+
+    def read(self, topic: str, records: int) -> None:
+        """Records came from the log."""
+        self._get(Counter, "records_read_total", topic).inc(records)
+
+    def finished(self, topic: str, outcome: str, records: int = 1) -> None:
+        """Records came to their end; `outcome` is one of `OUTCOMES[topic]`."""
+        self._get(Counter, "records_total", topic, outcome).inc(records)
+
+    def waiting(self, topic: str, records: int) -> None:
+        """So many records are read and in no finished step."""
+        self._get(Gauge, "records_waiting", topic).set(records)
+
+    def dead_lettered(self, topic: str, reason: str) -> None:
+        """One record was set aside: counts its outcome and its reason."""
+        self._get(Counter, "records_total", topic, "dead_lettered").inc()
+        self._get(Counter, "dead_letters_total", reason).inc()
+
+    def trimmed(self, topic: str, records: int) -> None:
+        """Retention took records before they were read."""
+        self._get(Counter, "trimmed_records_total", topic).inc(records)
+        self._get(Counter, "records_total", topic, "trimmed").inc(records)
+
+    def step(self, duration_s: float, now_s: float) -> None:
+        """A step ended now."""
+        self._get(Counter, "steps_total").inc()
+        self._get(Histogram, "step_duration_seconds").observe(duration_s)
+        self._get(Gauge, "last_step_timestamp_seconds").set(now_s)
+
+    def skipped(self, steps: int, reason: str = "nonfinite") -> None:
+        """Steps left the weights alone."""
+        self._get(Counter, "steps_skipped_total", reason).inc(steps)
+
+    def phase(self, phase: str, duration_s: float) -> None:
+        """Time went into one of `PHASES`."""
+        self._get(Counter, "step_phase_seconds_total", phase).inc(duration_s)
+
+    def costs(self, *, classification: float, consistency: float, weight: float, learning_rate: float) -> None:
+        """Mean costs of recent steps, and the schedules where they stand."""
+        self._get(Gauge, "cost", "classification").set(classification)
+        self._get(Gauge, "cost", "consistency").set(consistency)
+        self._get(Gauge, "consistency_weight").set(weight)
+        self._get(Gauge, "learning_rate").set(learning_rate)
+
+    def accuracy(self, network: str, window: str, ratio: float | None) -> None:
+        """Prequential accuracy; None is left as it is."""
+        if ratio is not None:
+            self._get(Gauge, "prequential_accuracy_ratio", network, window).set(ratio)
+
+    def oracle_accuracy(self, network: str, window: str, ratio: float | None) -> None:
+        """Accuracy by a simulation's truth; None is left as it is."""
+        if ratio is not None:
+            self._get(Gauge, "oracle_accuracy_ratio", network, window).set(ratio)
+
+    def scored(self, delay_s: float) -> None:
+        """A label scored its sample's prediction, so long after the sample."""
+        self._get(Counter, "labelled_predictions_total").inc()
+        self._get(Histogram, "label_delay_seconds").observe(delay_s)
+
+    def ledger(self, labels: Mapping[str, int], *, samples: int, payload_bytes: int) -> None:
+        """The ledger's own counts: labels by `LABEL_STATES`, samples, and bytes of payloads."""
+        for state, count in labels.items():
+            self._get(Gauge, "ledger_labels", state).set(count)
+        self._get(Gauge, "ledger_samples").set(samples)
+        self._get(Gauge, "store_payload_bytes").set(payload_bytes)
+
+    def memory(self, rows: int) -> None:
+        """Rows of the labelled memory."""
+        self._get(Gauge, "memory_rows").set(rows)
+
+    def lag(self, topic: str, partition: int, records: int) -> None:
+        """Records of one partition that are not read yet; `topic` is its name in the log."""
+        self._get(Gauge, "consumer_lag_records", topic, str(partition)).set(records)
+
+    def published(self, step: int, published_at_s: float) -> None:
+        """A teacher became what servers answer with."""
+        self._get(Gauge, "published_step").set(step)
+        self._get(Gauge, "published_timestamp_seconds").set(published_at_s)
+
+    def checkpoint_saved(self, step: int, *, duration_s: float, size_bytes: int, now_s: float) -> None:
+        """A checkpoint is durable."""
+        self._get(Histogram, "checkpoint_duration_seconds").observe(duration_s)
+        self._get(Gauge, "checkpoint_size_bytes").set(size_bytes)
+        self._get(Gauge, "checkpoint_last_success_timestamp_seconds").set(now_s)
+        self._get(Gauge, "checkpoint_step").set(step)
+
+    def checkpoint_failed(self) -> None:
+        """A checkpoint could not be saved."""
+        self._get(Counter, "checkpoint_failures_total").inc()
+
+
+class ServerMetrics(_Metrics):
+    """What one server process exports."""
+
+    def __init__(self, *, version: str) -> None:
+        super().__init__(SERVER_METRICS, version=version)
+
+    def request(self, route: str, method: str, status: str, duration_s: float) -> None:
+        """A request was answered. `route` is a template, so the set stays small."""
+        self._get(Histogram, "http_request_duration_seconds", route, method, status).observe(duration_s)
+
+    def forward(self, rows: int, duration_s: float) -> None:
+        """A forward pass answered so many rows."""
+        self._get(Counter, "predict_rows_total").inc(rows)
+        self._get(Histogram, "predict_batch_rows").observe(rows)
+        self._get(Histogram, "predict_forward_seconds").observe(duration_s)
+
+    def queue_length(self, requests: int) -> None:
+        """So many requests wait for the model."""
+        self._get(Gauge, "predict_queue_length").set(requests)
+
+    def rejected(self, reason: str) -> None:
+        """A request was turned away; `reason` is one of `REJECTIONS`."""
+        self._get(Counter, "rejected_total", reason).inc()
+
+    def model(self, step: int, published_at_s: float) -> None:
+        """A teacher began to answer."""
+        self._get(Gauge, "model_version").set(step)
+        self._get(Gauge, "model_timestamp_seconds").set(published_at_s)
+
+    def model_load_failed(self) -> None:
+        """A published teacher could not be loaded."""
+        self._get(Counter, "model_load_failures_total").inc()
+
+    def appended(self, topic: str, records: int) -> None:
+        """Records are durable in the log."""
+        self._get(Counter, "appended_records_total", topic).inc(records)
+
+    def scraped(self, target: str, *, failed: bool) -> None:
+        """A sibling was asked for its metrics."""
+        self._get(Gauge, "scrape_failed", target).set(failed)
+
+
+class MetricsServer:
+    """A /metrics of its own port, behind one daemon thread."""
+
+    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
+        self._server, self._thread = server, thread
+        self.port = int(server.server_address[1])
+
+    def close(self) -> None:
+        """Stop answering and let go of the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5.0)
+
+
+def start_http(registry: CollectorRegistry, host: str, port: int) -> tuple[MetricsServer, int]:
+    """Serve a registry on its own port (0 takes a free one), and say which.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    server, thread = start_http_server(port, host, registry)
+    started = MetricsServer(server, thread)
+    return started, started.port
+
+
+_COMMENT = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.*)", re.DOTALL)
+_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+(?: -?\d+)?)", re.DOTALL)
+
+
+@dataclass(slots=True)
+class _Family:
+    comments: dict[str, str] = field(default_factory=dict)
+    samples: list[str] = field(default_factory=list)
+
+
+def merge(texts: Mapping[str, str]) -> str:
+    """The expositions of several processes as one: families merged, each sample labelled with its process.
+
+    Where two processes differ in a family's help or type, the first one's stands.
+
+    Raises:
+        ValueError: a text is not such an exposition; the message names its process and line.
+    """
+    families: dict[str, _Family] = {}
+    for process, text in texts.items():
+        label = 'process="' + process.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") + '"'
+        family: _Family | None = None
+        # Not splitlines(): a label value may hold other line separators than the format's own.
+        for number, line in enumerate(text.split("\n"), 1):
+            if match := _COMMENT.fullmatch(line):
+                family = families.setdefault(match[2], _Family())
+                family.comments.setdefault(match[1], line)
+            elif (match := _SAMPLE.fullmatch(line)) and family is not None:
+                labels = f"{label},{match[2]}" if match[2] else label
+                family.samples.append(f"{match[1]}{{{labels}}} {match[3]}")
+            elif line and not line.startswith("#"):
+                msg = f"{process}: line {number} is not of Prometheus' text format: {line[:80]!r}"
+                raise ValueError(msg)
+    merged = (line for family in families.values() for line in (*family.comments.values(), *family.samples))
+    return "".join(f"{line}\n" for line in merged)

@@ -1,0 +1,320 @@
+"""Request bodies: read within bounds of bytes and time, then decoded by hand into tensors and log records.
+
+Float lists do not pass through pydantic, which costs more than the model itself. Whether an item of several is good is
+decided one by one; what a client may send is declared in `schemas`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import orjson
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from streamlearn.errors import RecordError
+from streamlearn.log.codec import Codec
+from streamlearn.metrics import ServerMetrics
+from streamlearn.records import Array, NewRecord
+from streamlearn.serve.failures import RequestError, from_domain, overloaded
+
+JSON = "application/json"
+BODIES_IN_FLIGHT = 8
+"""Bodies of the largest size that may be held at once; beyond so many bytes requests get 429."""
+INLINE_BYTES = 1 << 16
+"""Larger bodies are decoded in a thread, so that small requests do not wait behind them."""
+
+_NPY_SHAPE = re.compile(rb"""['"]shape['"]\s*:\s*\(([0-9,\s]{1,200})\)""")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictBody:
+    """What is to be predicted: rows (n, *shape) and the names they were given, or ids of stored samples."""
+
+    x: Array | None
+    ids: list[str] | None
+    learn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One label or sample of a request: a record to append, or why not."""
+
+    sample_id: str | None
+    record: NewRecord | None
+    error: RequestError | None = None
+
+
+class Bodies:
+    """Reads and decodes bodies for one schema."""
+
+    def __init__(
+        self, codec: Codec, metrics: ServerMetrics, *, max_bytes: int, max_items: int, timeout_s: float
+    ) -> None:
+        self._codec, self._schema, self._metrics = codec, codec.schema, metrics
+        self._max_bytes, self._max_items, self._timeout_s = max_bytes, max_items, timeout_s
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The whole body, counted against the bytes that all requests may hold until it is let go.
+
+        Raises:
+            RequestError: 413 too large, by its header or as it comes; 429 too much held; 408 too slow.
+        """
+        declared = request.headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._max_bytes:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    async for chunk in request.stream():
+                        size += len(chunk)
+                        self._held += len(chunk)
+                        self._check(size)
+                        chunks.append(chunk)
+            except TimeoutError:
+                self._metrics.rejected("timeout")
+                message = f"The body did not arrive within {self._timeout_s:g} s."
+                raise RequestError(408, "body_timeout", message, headers={"connection": "close"}) from None
+            yield b"".join(chunks)
+        finally:
+            self._held -= size
+
+    def _check(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise self._too_large()
+        if self._held > BODIES_IN_FLIGHT * self._max_bytes:
+            self._metrics.rejected("queue_full")
+            raise overloaded(f"the server already holds {BODIES_IN_FLIGHT} bodies' worth of bytes")
+
+    def _too_large(self) -> RequestError:
+        self._metrics.rejected("body_too_large")
+        message = f"The body is larger than the {self._max_bytes} bytes that this server takes; send fewer at a time."
+        return RequestError(413, "body_too_large", message, headers={"connection": "close"})
+
+    async def decoded(self, body: bytes, decode: Callable[[], T]) -> T:
+        """Run a decoder of `body`, beside the event loop where the body is large."""
+        if len(body) <= INLINE_BYTES:
+            return decode()
+        return await run_in_threadpool(decode)
+
+    # POST /predict
+
+    def predict(self, body: bytes, content_type: str, names: Sequence[str], *, learn: bool = False) -> PredictBody:
+        """What a /predict body asks for; `names` are the ids in the query, for binary bodies.
+
+        Raises:
+            RequestError: 415 or 422, with the place of what is wrong.
+            RecordError: a payload is wrong.
+        """
+        if _essence(content_type) == JSON:
+            if names:
+                raise _invalid("id: of a JSON body, ids stand inside it.")
+            asked = self._predict_json(_json_object(body), learn=learn)
+        else:
+            x = self._rows(body, content_type)
+            if names and len(names) != len(x):
+                raise _invalid(f"id: expected one for each of {len(x)} samples, got {len(names)}.")
+            asked = PredictBody(x, [_id(name) for name in names] or None, learn)
+        if asked.learn and asked.x is None:
+            raise _invalid("learn: stored samples are in the log already; only new ones can be learned.")
+        if asked.learn and asked.ids and len(set(asked.ids)) < len(asked.ids):
+            raise _invalid("learn: each id may stand once in a request.", "duplicate_id")
+        return asked
+
+    def _predict_json(self, fields: Mapping[str, Any], *, learn: bool) -> PredictBody:
+        _only(fields, ("x", "id", "instances", "ids", "learn"))
+        given = {name: value for name, value in fields.items() if value is not None}
+        if not isinstance(given.get("learn", False), bool):
+            raise _invalid("learn: expected true or false.")
+        learn = learn or given.get("learn", False)
+        if "x" in given:
+            if "instances" in given or "ids" in given:
+                raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
+            ids = [_id(given["id"])] if "id" in given else None
+            return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
+        ids = [_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
+        if "instances" not in given:
+            if ids is None or "id" in given:
+                raise _invalid('expected "x" for one sample, "instances" for several, or "ids" of stored ones.')
+            return PredictBody(None, ids, learn)
+        rows = self._list(given["instances"], "instances")
+        if "id" in given or (ids is not None and len(ids) != len(rows)):
+            raise _invalid(f"ids: expected one for each of {len(rows)} instances.")
+        return PredictBody(self._instances(rows), ids, learn)
+
+    def _instances(self, rows: list[Any]) -> Array:
+        x = np.empty((len(rows), *self._schema.shape), dtype=self._schema.dtype)
+        for index, row in enumerate(rows):
+            try:
+                x[index] = self._codec.payload_from_json(row)
+            except RecordError as error:
+                raise RecordError(error.reason, f"instances[{index}]: {error}") from None
+        return x
+
+    def _rows(self, body: bytes, content_type: str) -> Array:
+        """The samples (n, *shape) in a binary body: one, or several stacked."""
+        count = self._stacked(body, content_type)
+        if count is None:
+            return self._codec.decode_payload(body, content_type)[np.newaxis]
+        if not 1 <= count <= self._max_items:
+            raise _invalid(f"expected 1 to {self._max_items} samples in the body, got {count}.")
+        stacked = replace(self._schema, shape=(count, *self._schema.shape))
+        return Codec(stacked, max_record_bytes=self._max_bytes).decode_payload(body, content_type)
+
+    def _stacked(self, body: bytes, content_type: str) -> int | None:
+        """How many samples are stacked; None where the body is one, or nothing that can be counted."""
+        essence = _essence(content_type)
+        if essence == "application/octet-stream":
+            count, rest = divmod(len(body), self._schema.nbytes)
+            return count if rest == 0 and count != 1 and body else None
+        if essence == "application/x-npy" and (match := _NPY_SHAPE.search(body[:512])):
+            shape = tuple(int(size) for size in match[1].split(b",") if size.strip().isdigit())
+            return shape[0] if shape[1:] == self._schema.shape else None
+        return None
+
+    # POST /label and POST /sample
+
+    def labels(self, body: bytes, content_type: str) -> list[Item]:
+        """The labels in a /label body, each with its record or its error.
+
+        Raises:
+            RequestError: 415 or 422, where no item can be told from another.
+        """
+        if _essence(content_type) != JSON:
+            raise _bad_type(content_type, JSON)
+        return [self._item(fields, self._label) for fields in self._many(_json_object(body), "labels")]
+
+    def _label(self, fields: Mapping[str, Any]) -> NewRecord:
+        _only(fields, ("id", "label", "class", "time", "source"))
+        name = fields.get("label", fields.get("class"))
+        if name is None:
+            raise RecordError("no_class", 'expected a class in "label", got none')
+        # encode_label checks id, time and source as it would those of a record that it reads.
+        return self._codec.encode_label(
+            fields.get("id", ""), self._class(name), event_time_s=fields.get("time"), source=fields.get("source")
+        )
+
+    def samples(self, body: bytes, content_type: str, names: Sequence[str]) -> list[Item]:
+        """The samples in a /sample body, each with its record or its error; `names` as in `predict`.
+
+        Raises:
+            RequestError: 415 or 422, where no item can be told from another.
+            RecordError: the payload of a binary body is wrong.
+        """
+        if _essence(content_type) == JSON:
+            items = [self._item(fields, self._sample) for fields in self._many(_json_object(body), "samples")]
+        else:
+            asked = self.predict(body, content_type, names)
+            assert asked.x is not None
+            ids = asked.ids or [new_id() for _ in asked.x]
+            items = [Item(name, self._codec.encode_sample(name, x)) for name, x in zip(ids, asked.x, strict=True)]
+        return _refuse_repeated(items)
+
+    def _sample(self, fields: Mapping[str, Any]) -> NewRecord:
+        _only(fields, ("id", "x", "label", "time", "domain"))
+        if fields.get("x") is None:
+            raise RecordError("no_value", 'expected the payload in "x", got none')
+        x = self._codec.payload_from_json(fields["x"])
+        label = None if fields.get("label") is None else self._class(fields["label"])
+        sample_id = new_id() if fields.get("id") is None else fields["id"]
+        return self._codec.encode_sample(
+            sample_id, x, label=label, event_time_s=fields.get("time"), domain=fields.get("domain")
+        )
+
+    def _many(self, fields: Mapping[str, Any], name: str) -> list[Any]:
+        if name not in fields:
+            return [fields]
+        _only(fields, (name,))
+        return self._list(fields[name], name)
+
+    def _item(self, fields: object, encode: Callable[[Mapping[str, Any]], NewRecord]) -> Item:
+        if not isinstance(fields, dict):
+            return Item(None, None, _invalid("expected a JSON object for each item."))
+        try:
+            record = encode(fields)
+        except (RecordError, RequestError) as error:
+            told = fields.get("id")
+            shown = str(told)[:80] if isinstance(told, str | int) else None
+            return Item(shown, None, from_domain(error))
+        assert record.key is not None
+        return Item(record.key.decode(), record)
+
+    def _class(self, name: object) -> int:
+        if not isinstance(name, str | int):  # a nested list is not to be shown in a message
+            raise RecordError("unknown_class", "expected the class by its name or its index")
+        return self._schema.class_index(name)
+
+    def _list(self, value: object, name: str) -> list[Any]:
+        if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:
+            got = f"a list of {len(value)}" if isinstance(value, list) else "no list"
+            raise _invalid(f"{name}: expected a list of 1 to {self._max_items}, got {got}.")
+        return value
+
+
+def new_id() -> str:
+    """An id for a sample that came without one."""
+    return uuid.uuid4().hex
+
+
+def _refuse_repeated(items: list[Item]) -> list[Item]:
+    """The learner takes a sample id once; of two in one request, the second is refused here where it can be told."""
+    seen: set[str] = set()
+    kept: list[Item] = []
+    for item in items:
+        if item.record is not None and item.sample_id in seen:
+            kept.append(Item(item.sample_id, None, _invalid("the id stands twice in this request.", "duplicate_id")))
+        else:
+            kept.append(item)
+        if item.record is not None and item.sample_id is not None:
+            seen.add(item.sample_id)
+    return kept
+
+
+def _essence(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _bad_type(content_type: str, wanted: str) -> RequestError:
+    return RequestError(415, "bad_content_type", f"Content-Type {content_type[:80]!r}: expected {wanted}.")
+
+
+def _invalid(message: str, code: str = "invalid_body") -> RequestError:
+    return RequestError(422, code, message)
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:  # also NaN, lone surrogates, and nesting that would exhaust the stack
+        raise _invalid(f"The body is not JSON: {error}.", "not_json") from None
+    if not isinstance(fields, dict):
+        raise _invalid("The body is JSON, but not an object.", "not_json")
+    return fields
+
+
+def _only(fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    if unknown := [name for name in fields if name not in names]:
+        shown = ", ".join(name[:40] for name in unknown[:5])
+        raise _invalid(f"unknown field {shown}: expected {', '.join(names)}.")
+
+
+def _id(value: object) -> str:
+    """The rules of the codec for an id, without a record around it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not 1 <= len(value.encode()) <= 512:
+        raise _invalid("id: expected text of 1 to 512 bytes, or an integer.", "no_id")
+    return value

@@ -1,0 +1,63 @@
+"""What a server is built from: parts made elsewhere, and plain values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from streamlearn.labels import LabelStatus
+from streamlearn.log.base import Log
+from streamlearn.log.codec import Codec
+from streamlearn.metrics import ServerMetrics
+from streamlearn.records import Array, Schema
+from streamlearn.serve.predictor import Predictor
+
+
+class LedgerReader(Protocol):
+    """What a server asks of the learner's sample store and label ledger."""
+
+    def get(self, sample_id: str) -> LabelStatus | None:
+        """The life of a sample's label; None where neither sample nor label is known."""
+        ...
+
+    def payload(self, sample_id: str) -> Array | None:
+        """The stored payload, in the schema's shape and dtype; None where it is not there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """The parts a server stands on. It starts and closes the predictor; the log is its maker's to close."""
+
+    schema: Schema
+    codec: Codec
+    log: Log
+    predictor: Predictor
+    ledger: LedgerReader
+    metrics: ServerMetrics
+    learner_status: Callable[[], Mapping[str, Any] | None]
+    """The learner's heartbeat (`state.status.read_status`); None where none was ever seen."""
+    siblings: Callable[[], Mapping[str, str]] = dict
+    """Process name to the URL of its own bare /metrics on loopback (`metrics.start_http`), never a merged one."""
+    clock: Callable[[], float] = time.time
+    """Wall clock, in seconds since the epoch: the age of a teacher is told by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Plain values of a server. Bounds and defaults are the config's."""
+
+    name: str
+    """Of this process, as in server-0: its label in the merged metrics."""
+    version: str
+    samples_topic: str
+    labels_topic: str
+    token: str | None
+    max_body_bytes: int
+    max_instances: int
+    queue: int
+    batch: int
+    timeout_s: float
+    stale_after_s: float

@@ -1,0 +1,119 @@
+"""Replies: JSON by orjson (numpy rows as they are), and every error in one shape, whatever raised it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from streamlearn.errors import StreamlearnError
+from streamlearn.serve.failures import RequestError, from_domain
+
+log = structlog.get_logger()
+
+
+class JsonReply(Response):
+    """A JSON body. float32 arrays are written with the digits that read back as the same float32."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The body's bytes."""
+        return orjson.dumps(content, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _plain(value: object) -> object:
+    """What orjson does not write: arrays that are not contiguous, which a user's network may return."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(type(value).__name__)
+
+
+def iso(time_s: float) -> str:
+    """Seconds since the epoch as ISO-8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")
+
+
+def request_id_of(request: Request) -> str | None:
+    """The id that the edge gave this request."""
+    request_id: str | None = request.scope.get("state", {}).get("request_id")
+    return request_id
+
+
+def error_object(error: RequestError) -> dict[str, Any]:
+    """The `error` object of a reply, without the request id."""
+    told: dict[str, Any] = {"code": error.code, "message": error.message}
+    if error.details is not None:
+        told["details"] = error.details
+    return told
+
+
+def error_reply(error: RequestError, request_id: str | None) -> JsonReply:
+    """One refused request, in the shape that all of them have."""
+    told = {"error": {**error_object(error), "request_id": request_id}}
+    return JsonReply(told, status_code=error.status, headers=error.headers)
+
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def _of_http(request: Request, error: HTTPException) -> RequestError:
+    allow = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
+    messages = {
+        404: f"There is nothing at {request.url.path[:200]}; /docs lists what there is.",
+        405: f"{request.method[:20]} is not for {request.url.path[:200]}" + (f"; use {allow}." if allow else "."),
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    return RequestError(error.status_code, code, message, headers=error.headers)
+
+
+def _of_validation(error: RequestValidationError) -> RequestError:
+    found = [
+        {"where": ".".join(str(part) for part in one["loc"]), "message": str(one["msg"])} for one in error.errors()
+    ]
+    said = "; ".join(f"{one['where']}: {one['message']}" for one in found[:5])
+    return RequestError(422, "invalid_parameter", f"{said}.", details=found[:50])
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error, FastAPI's own and unforeseen ones included, the one shape."""
+
+    async def domain(request: Request, error: Exception) -> Response:
+        assert isinstance(error, StreamlearnError)
+        told = from_domain(error)
+        if told.status == 500:
+            log.error("request_failed", request_id=request_id_of(request), path=request.url.path, exc_info=error)
+        return error_reply(told, request_id_of(request))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return error_reply(_of_http(request, error), request_id_of(request))
+
+    async def validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return error_reply(_of_validation(error), request_id_of(request))
+
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it; it is the status in the metrics
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        request_id = request_id_of(request)
+        log.error("request_failed", request_id=request_id, path=request.url.path, exc_info=error)
+        reply = error_reply(from_domain(StreamlearnError()), request_id)
+        reply.headers["x-request-id"] = request_id or ""
+        return reply
+
+    app.add_exception_handler(StreamlearnError, domain)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, unforeseen)

@@ -1,0 +1,85 @@
+"""POST /label and POST /sample: what is good is durable in the log before the reply; the rest is told item by item."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from streamlearn.serve.bodies import Bodies, Item
+from streamlearn.serve.failures import RequestError
+from streamlearn.serve.inlet import Inlet
+from streamlearn.serve.parts import ServerParts, ServeSettings
+from streamlearn.serve.replies import JsonReply, error_object
+from streamlearn.serve.schemas import AppendReply, label_body, responses, sample_body
+
+_STATUSES = (408, 413, 415, 422, 429, 500, 503)
+
+
+def add_append_routes(
+    router: APIRouter, parts: ServerParts, settings: ServeSettings, *, bodies: Bodies, inlet: Inlet
+) -> None:
+    """Add the two routes."""
+
+    @router.post(
+        "/label",
+        status_code=202,
+        summary="Say what samples were",
+        response_model=AppendReply,
+        responses=responses(*_STATUSES),
+        openapi_extra=label_body(parts.schema),
+        tags=["learn"],
+    )
+    async def label(request: Request) -> Response:
+        """Labels may come late, early, twice or corrected. 202 once the good ones are durable; 422 if none is."""
+        async with bodies.read(request) as body:
+            content_type = request.headers.get("content-type", "")
+            items = await bodies.decoded(body, lambda: bodies.labels(body, content_type))
+            return await _append(inlet, "labels", settings.labels_topic, items)
+
+    @router.post(
+        "/sample",
+        status_code=202,
+        summary="Hand in samples to learn from",
+        response_model=AppendReply,
+        responses=responses(*_STATUSES),
+        openapi_extra=sample_body(parts.schema),
+        tags=["learn"],
+    )
+    async def sample(
+        request: Request,
+        name: Annotated[
+            list[str] | None, Query(alias="id", description="Of a binary body's samples, one for each.")
+        ] = None,
+    ) -> Response:
+        """Samples without an id get one. 202 once the good ones are durable; 422 if none is."""
+        async with bodies.read(request) as body:
+            content_type = request.headers.get("content-type", "")
+            items = await bodies.decoded(body, lambda: bodies.samples(body, content_type, name or []))
+            return await _append(inlet, "samples", settings.samples_topic, items)
+
+
+async def _append(inlet: Inlet, role: str, topic: str, items: list[Item]) -> Response:
+    """Append the good items, and tell of each in the order it came."""
+    records = [item.record for item in items if item.record is not None]
+    if not records:
+        raise _all_bad(items)
+    positions = iter(await inlet.append(role, topic, records))
+    told = []
+    for item in items:
+        if item.error is not None:
+            told.append({"id": item.sample_id, "error": error_object(item.error)})
+        else:
+            told.append({"id": item.sample_id, "position": next(positions)._asdict(), "state": "accepted"})
+    return JsonReply({"items": told}, status_code=202)
+
+
+def _all_bad(items: list[Item]) -> RequestError:
+    """One bad item is its own error; several are told one by one."""
+    errors = [item.error for item in items if item.error is not None]
+    if len(errors) == 1:
+        return errors[0]
+    details = [{"id": item.sample_id, "error": error_object(item.error)} for item in items if item.error is not None]
+    message = f"None of {len(items)} items is good; the first: {errors[0].message}"
+    return RequestError(422, "all_refused", message, details=details)

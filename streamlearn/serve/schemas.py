@@ -1,0 +1,250 @@
+"""What the API says of itself: request and reply shapes with examples, for OpenAPI only.
+
+Bodies are decoded by hand in `bodies`, replies are written in the routes; nothing passes through these models at run
+time. The tests hold real replies to them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from streamlearn.records import Schema
+
+LARGEST_EXAMPLE = 1024
+"""Numbers in an example; a larger sample is shown as a binary body only."""
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+
+class ErrorBody(_Shape):
+    """Why a request got no 2xx."""
+
+    code: str = Field(examples=["unknown_class"])
+    """Stable; for programs."""
+    message: str = Field(examples=["class 'dog' is none of 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"])
+    """A sentence; for people."""
+    details: Any = None
+    """What belongs to the code, such as the ids that are missing."""
+    request_id: str | None = Field(None, examples=["4f1c9c6f3f0e4a0f9a7b1f0f5a1c2d3e"])
+    """As in X-Request-ID."""
+
+
+class Error(_Shape):
+    """Every error has this shape."""
+
+    error: ErrorBody
+
+
+class PositionBody(_Shape):
+    """Where a record stands in the log."""
+
+    topic: str = Field(examples=["labels"])
+    partition: int = Field(examples=[0])
+    offset: int = Field(examples=[1042])
+
+
+class PredictionBody(_Shape):
+    """The answer for one sample."""
+
+    id: str | None = Field(None, examples=["invoice-7"])
+    """Where one was given, or made for `learn`."""
+    class_: str = Field(alias="class", examples=["3"])
+    class_index: int = Field(examples=[3])
+    probabilities: list[float] = Field(examples=[[0.01, 0.02, 0.03, 0.94]])
+    """In the order of the classes."""
+    position: PositionBody | None = None
+    """With `learn`: where the sample is durable in the log."""
+
+
+class PredictReply(_Shape):
+    """Answers, all from one whole teacher."""
+
+    predictions: list[PredictionBody]
+    model_version: int = Field(examples=[1200])
+    """The step of the teacher that answered."""
+    published_at: str = Field(examples=["2026-11-24T09:00:00.000+00:00"])
+    age_s: float = Field(examples=[0.8])
+    """Seconds since it was published."""
+
+
+class ItemError(_Shape):
+    """Why one item of several was refused."""
+
+    code: str
+    message: str
+    details: Any = None
+
+
+class AppendedItem(_Shape):
+    """One label or sample of a request."""
+
+    id: str | None
+    position: PositionBody | None = None
+    state: Literal["accepted"] | None = None
+    error: ItemError | None = None
+
+
+class AppendReply(_Shape):
+    """Accepted items are durable in the log."""
+
+    items: list[AppendedItem]
+
+
+class LabelReply(_Shape):
+    """The life of one sample's label, as of the learner's last flush."""
+
+    id: str
+    state: str = Field(examples=["trained"])
+    class_: str | None = Field(None, alias="class")
+    class_index: int | None = None
+    label_position: PositionBody | None = None
+    label_time_s: float | None = None
+    corrected: bool = False
+    scored: bool = False
+    first_trained_step: int | None = None
+    in_served_model: bool = False
+    """The teacher that answers now has learned it."""
+    sample_position: PositionBody | None = None
+    sample_time_s: float | None = None
+    predicted_class: str | None = None
+    """What the sample was taken for on arrival, before it was learned."""
+    model_version: int | None = None
+    """Of that prediction."""
+
+
+class ModelReply(_Shape):
+    """The teacher that answers, what it takes, and its learner."""
+
+    model_version: int
+    published_at: str
+    age_s: float
+    factory: str = Field(examples=["mlp"])
+    classes: list[str]
+    shape: list[int]
+    dtype: str = Field(examples=["float32"])
+    learner: dict[str, Any] | None = None
+    """The learner's last heartbeat; null where none was seen."""
+    learner_seen_s: float | None = None
+    """Seconds since then."""
+
+
+class LiveReply(_Shape):
+    """The process runs."""
+
+    live: Literal[True]
+
+
+class ReadyReply(_Shape):
+    """Whether predictions can be had, from a model that still learns."""
+
+    ready: bool
+    reasons: list[str] = Field(examples=[[]])
+    """Why not, or what to know: empty when all is well."""
+
+
+_HINTS = {
+    401: "The token is missing or wrong.",
+    404: "Unknown id.",
+    408: "The body came too slowly.",
+    413: "The body is larger than the server takes.",
+    415: "The content type is none that this route takes.",
+    422: "The request is understood, and wrong; the message says where.",
+    429: "A bounded queue is full; Retry-After says when to come back.",
+    500: "The server failed; its log has the cause under the request id.",
+    503: "Not now: no model yet, not one as fresh as asked for, or the log is away. Retry-After says when.",
+    504: "The model did not answer in time.",
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's error replies of a route."""
+    return {status: {"model": Error, "description": _HINTS[status]} for status in statuses}
+
+
+def _example(schema: Schema) -> list[Any]:
+    example: list[Any] = np.zeros(schema.shape, schema.dtype).tolist()
+    return example
+
+
+def _tensor(schema: Schema) -> dict[str, Any]:
+    return {
+        "type": "array",
+        "items": {},
+        "description": f"Numbers nested as {schema.shape}, or flat with as many; {schema.dtype} takes them exactly.",
+    }
+
+
+def _body(json_schema: dict[str, Any], examples: dict[str, Any], binary: tuple[str, ...] = ()) -> dict[str, Any]:
+    shown = {name: {"value": value} for name, value in examples.items()}
+    content: dict[str, Any] = {"application/json": {"schema": json_schema, "examples": shown}}
+    content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in binary}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _object(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    wanted = {"required": list(required)} if required else {}
+    return {"type": "object", "properties": properties, "additionalProperties": False, **wanted}
+
+
+_ID = {"type": ["string", "integer"], "description": "Text of 1 to 512 bytes, or an integer."}
+_TIME = {"type": ["number", "string"], "description": "Seconds since the epoch, or ISO 8601 with a zone."}
+
+
+def _binary(schema: Schema) -> tuple[str, ...]:
+    image = len(schema.shape) == 3 and schema.shape[0] in (1, 3) and schema.dtype == np.uint8
+    return ("application/octet-stream", "application/x-npy", *(("image/*",) if image else ()))
+
+
+def predict_body(schema: Schema) -> dict[str, Any]:
+    """OpenAPI of the body of POST /predict."""
+    ids = {"type": "array", "items": _ID}
+    forms = [
+        _object({"x": _tensor(schema), "id": _ID, "learn": {"type": "boolean"}}, ("x",)),
+        _object(
+            {"instances": {"type": "array", "items": _tensor(schema)}, "ids": ids, "learn": {"type": "boolean"}},
+            ("instances",),
+        ),
+        _object({"ids": ids}, ("ids",)),
+    ]
+    examples: dict[str, Any] = {"stored samples": {"ids": ["invoice-7"]}}
+    if int(np.prod(schema.shape)) <= LARGEST_EXAMPLE:
+        x = _example(schema)
+        examples = {
+            "one": {"x": x},
+            "several": {"instances": [x, x]},
+            "predict and learn": {"x": x, "id": "invoice-7", "learn": True},
+            **examples,
+        }
+    return _body({"oneOf": forms}, examples, _binary(schema))
+
+
+def label_body(schema: Schema) -> dict[str, Any]:
+    """OpenAPI of the body of POST /label."""
+    label = {"type": ["string", "integer"], "description": "The class by name, or by index."}
+    one = _object({"id": _ID, "label": label, "time": _TIME, "source": {"type": "string"}}, ("id", "label"))
+    many = _object({"labels": {"type": "array", "items": one}}, ("labels",))
+    first, last = schema.classes[0], schema.classes[-1]
+    examples = {
+        "one": {"id": "invoice-7", "label": first},
+        "several": {"labels": [{"id": "invoice-7", "label": first}, {"id": "invoice-8", "label": last}]},
+        "with time and source": {"id": "invoice-7", "label": first, "time": "2026-11-24T09:00:00Z", "source": "audit"},
+    }
+    return _body({"oneOf": [one, many]}, examples)
+
+
+def sample_body(schema: Schema) -> dict[str, Any]:
+    """OpenAPI of the body of POST /sample."""
+    label = {"type": ["string", "integer"], "description": "The class, where it is known already."}
+    fields = {"id": _ID, "x": _tensor(schema), "label": label, "time": _TIME, "domain": {"type": "string"}}
+    one = _object(fields, ("x",))
+    many = _object({"samples": {"type": "array", "items": one}}, ("samples",))
+    examples: dict[str, Any] = {}
+    if int(np.prod(schema.shape)) <= LARGEST_EXAMPLE:
+        x = _example(schema)
+        examples = {"one": {"id": "invoice-7", "x": x}, "several": {"samples": [{"id": "a", "x": x}]}}
+    return _body({"oneOf": [one, many]}, examples, _binary(schema))

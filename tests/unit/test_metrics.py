@@ -1,0 +1,217 @@
+"""The metrics: every family lints, closed sets exist at 0, and the texts of several processes merge into one."""
+
+import math
+import shutil
+import subprocess
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamlearn.errors import REASONS
+from streamlearn.metrics import (
+    LEARNER_METRICS,
+    PREFIX,
+    SERVER_METRICS,
+    LearnerMetrics,
+    ServerMetrics,
+    merge,
+    start_http,
+)
+
+
+def busy_learner() -> LearnerMetrics:
+    """A learner whose every method was called."""
+    metrics = LearnerMetrics(version="1.2.3")
+    metrics.read("samples", 10)
+    metrics.finished("samples", "learned", 7)
+    metrics.waiting("labels", 2)
+    metrics.dead_lettered("labels", "unknown_class")
+    metrics.trimmed("samples", 4)
+    metrics.step(0.003, 1000.0)
+    metrics.skipped(1)
+    metrics.phase("learn", 0.002)
+    metrics.costs(classification=0.5, consistency=0.1, weight=3.0, learning_rate=0.01)
+    metrics.accuracy("teacher", "windowed", 0.75)
+    metrics.accuracy("student", "windowed", None)
+    metrics.oracle_accuracy("teacher", "cumulative", 0.5)
+    metrics.scored(30.0)
+    metrics.ledger({"waiting": 3, "joined": 5}, samples=9, payload_bytes=700)
+    metrics.memory(6)
+    metrics.lag("clicks", 3, 12)
+    metrics.published(40, 1001.0)
+    metrics.checkpoint_saved(39, duration_s=0.1, size_bytes=123, now_s=1002.0)
+    metrics.checkpoint_failed()
+    return metrics
+
+
+def busy_server() -> ServerMetrics:
+    """A server whose every method was called."""
+    metrics = ServerMetrics(version="1.2.3")
+    metrics.request("/predict", "POST", "200", 0.002)
+    metrics.forward(4, 0.0004)
+    metrics.queue_length(2)
+    metrics.rejected("queue_full")
+    metrics.model(40, 1001.0)
+    metrics.model_load_failed()
+    metrics.appended("labels", 3)
+    metrics.scraped("learner", failed=True)
+    return metrics
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """All samples of an exposition by name and labels, read by the official parser."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+class TestTables:
+    @pytest.mark.parametrize("table", [LEARNER_METRICS, SERVER_METRICS])
+    def test_names_stand_once(self, table):
+        """A metric has one row."""
+        names = [metric.name for metric in table]
+
+        assert len(names) == len(set(names))
+
+    @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+    @pytest.mark.parametrize("text", [busy_learner().text(), busy_server().text()], ids=["learner", "server"])
+    def test_pass_promtools_lint(self, text):
+        """Prometheus' own linter finds nothing to say about names, units, and help."""
+        done = subprocess.run(["promtool", "check", "metrics"], input=text.encode(), capture_output=True, check=False)
+
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+    def test_have_no_created_series(self):
+        """Series that nobody asked for are not exposed."""
+        assert "_created" not in busy_learner().text()
+
+    @pytest.mark.parametrize(("table", "text"), [(LEARNER_METRICS, busy_learner()), (SERVER_METRICS, busy_server())])
+    def test_name_all_that_is_exposed(self, table, text):
+        """The table and the exposition hold the same metrics of ours."""
+        found = {family.name for family in text_string_to_metric_families(text.text())}
+        expected = {PREFIX + metric.name.removesuffix("_total") for metric in table}
+
+        assert {name for name in found if name.startswith(PREFIX)} == expected
+
+
+class TestLearnerMetrics:
+    def test_closed_sets_exist_at_zero_from_the_start(self):
+        """An alert on a rate needs the series before the first event."""
+        found = samples(LearnerMetrics(version="1").text())
+
+        for reason in REASONS:
+            assert found["streamlearn_dead_letters_total", (("reason", reason),)] == 0.0
+        assert found["streamlearn_records_total", (("outcome", "orphan"), ("topic", "labels"))] == 0.0
+        assert found["streamlearn_steps_skipped_total", (("reason", "nonfinite"),)] == 0.0
+
+    def test_accuracy_is_nan_before_the_first_score(self):
+        """No score is not a score of 0."""
+        found = samples(LearnerMetrics(version="1").text())
+
+        assert math.isnan(
+            found["streamlearn_prequential_accuracy_ratio", (("network", "teacher"), ("window", "windowed"))]
+        )
+
+    def test_counts_what_it_is_told(self):
+        """Each method moves its own series."""
+        found = samples(busy_learner().text())
+
+        assert found["streamlearn_records_read_total", (("topic", "samples"),)] == 10.0
+        assert found["streamlearn_records_total", (("outcome", "learned"), ("topic", "samples"))] == 7.0
+        assert found["streamlearn_records_total", (("outcome", "dead_lettered"), ("topic", "labels"))] == 1.0
+        assert found["streamlearn_dead_letters_total", (("reason", "unknown_class"),)] == 1.0
+        assert found["streamlearn_records_total", (("outcome", "trimmed"), ("topic", "samples"))] == 4.0
+        assert found["streamlearn_trimmed_records_total", (("topic", "samples"),)] == 4.0
+        assert found["streamlearn_step_duration_seconds_bucket", (("le", "0.005"),)] == 1.0
+        assert found["streamlearn_step_duration_seconds_bucket", (("le", "0.002"),)] == 0.0
+        assert found["streamlearn_cost", (("term", "consistency"),)] == 0.1
+        assert found["streamlearn_consistency_weight", ()] == 3.0
+        assert found["streamlearn_ledger_labels", (("state", "joined"),)] == 5.0
+        assert found["streamlearn_consumer_lag_records", (("partition", "3"), ("topic", "clicks"))] == 12.0
+        assert found["streamlearn_checkpoint_last_success_timestamp_seconds", ()] == 1002.0
+        assert found["streamlearn_build_info", (("version", "1.2.3"),)] == 1.0
+
+    def test_a_value_outside_a_closed_set_is_a_bug(self):
+        """Error texts and ids can not become label values."""
+        with pytest.raises(AssertionError, match="closed set"):
+            LearnerMetrics(version="1").dead_lettered("samples", "it was Tuesday")
+
+    def test_objects_share_nothing(self):
+        """Two of them in one process count apart."""
+        one, other = LearnerMetrics(version="1"), LearnerMetrics(version="1")
+
+        one.step(0.1, 1.0)
+
+        assert samples(other.text())["streamlearn_steps_total", ()] == 0.0
+
+
+class TestMerge:
+    def test_labels_each_sample_with_its_process(self):
+        """Two processes' series of one name stay apart."""
+        one, other = ServerMetrics(version="1"), ServerMetrics(version="1")
+        one.forward(3, 0.1)
+        other.forward(4, 0.1)
+
+        found = samples(merge({"server-0": one.text(), "server-1": other.text()}))
+
+        assert found["streamlearn_predict_rows_total", (("process", "server-0"),)] == 3.0
+        assert found["streamlearn_predict_rows_total", (("process", "server-1"),)] == 4.0
+
+    def test_writes_each_family_once(self):
+        """HELP and TYPE stand once, before all samples of their family."""
+        merged = merge(
+            {"learner": busy_learner().text(), "server-0": busy_server().text(), "server-1": busy_server().text()}
+        )
+
+        lines = [line for line in merged.split("\n") if line.startswith("# TYPE")]
+        assert len(lines) == len(set(lines))
+        assert len({line.split()[2] for line in lines}) == len(lines)
+        assert len(samples(merged)) == sum(
+            len(samples(text)) for text in (busy_learner().text(), *[busy_server().text()] * 2)
+        )
+
+    @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+    def test_passes_promtools_lint(self):
+        """Prometheus takes the merged text as it would one process's."""
+        merged = merge({"learner": busy_learner().text(), "server-0": busy_server().text()})
+
+        done = subprocess.run(["promtool", "check", "metrics"], input=merged.encode(), capture_output=True, check=False)
+
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+    @pytest.mark.parametrize("value", ['a"b', "a\\b", "a\\nb", "a\nb", "a}b", "a\u2028b", "a b,c", "ÄΩ"])
+    def test_keeps_label_values_whole(self, value):
+        """Whatever stands in a label value, in the text or as the process's name, is read back as it was."""
+        metrics = ServerMetrics(version="1")
+        metrics.scraped(value, failed=True)
+
+        found = samples(merge({value: metrics.text()}))
+
+        assert found["streamlearn_scrape_failed", (("process", value), ("target", value))] == 1.0
+
+    @pytest.mark.parametrize(
+        "text", ["<html>no</html>", "# HELP a b\n{} 3\n", "orphan 1\n", "# TYPE a counter\na{ 3\n"]
+    )
+    def test_refuses_what_is_no_exposition(self, text):
+        """Another program on the port must not end in our metrics."""
+        with pytest.raises(ValueError, match="server-0: line"):
+            merge({"server-0": text})
+
+
+def test_a_port_of_its_own_answers_with_the_registry():
+    """The learner's /metrics is the exposition, and the port is free again after close."""
+    metrics = busy_learner()
+
+    server, port = start_http(metrics.registry, "127.0.0.1", 0)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+            text = reply.read().decode()
+    finally:
+        server.close()
+
+    assert samples(text)["streamlearn_published_step", ()] == 40.0
+    again, _ = start_http(metrics.registry, "127.0.0.1", port)
+    again.close()

@@ -1,0 +1,254 @@
+"""The predictor: always one whole teacher, and never one that does not fit."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from streamlearn.errors import NotPublishedError
+from streamlearn.metrics import ServerMetrics
+from streamlearn.models.build import ModelSpec, build
+from streamlearn.records import Schema
+from streamlearn.serve.predictor import RETRY_S, Predictor
+from streamlearn.state.publish import POINTER, PublishedDir, Publisher
+
+SCHEMA = Schema((4,), np.dtype(np.float32), ("a", "b", "c"))
+SPEC = ModelSpec("mlp", {"hidden": (5,)}, (4,), 3, normalise=True, scale=1.0)
+
+
+class Stage:
+    """A published directory and a predictor that follows it, with a clock set by hand."""
+
+    def __init__(self, folder) -> None:
+        self.now_s = 0.0
+        self.folder = folder
+        self.publisher = Publisher(folder, keep=3, clock=lambda: 1000.0 + self.now_s)
+        self.metrics = ServerMetrics(version="1")
+        self.predictor = Predictor(PublishedDir(folder), SCHEMA, self.metrics, threads=1, clock=lambda: self.now_s)
+
+    def publish(self, step, *, arrays=None, spec=SPEC, **metadata):
+        """Publish a teacher whose weights are a function of the step."""
+        arrays = weights(step) if arrays is None else arrays
+        return self.publisher.publish(step, arrays, {"model_spec": spec.to_json(), **metadata})
+
+    @property
+    def failures(self):
+        line = next(line for line in self.metrics.text().split("\n") if line.startswith("streamlearn_model_load_f"))
+        return float(line.split()[1])
+
+
+def weights(seed):
+    return {name: tensor.numpy() for name, tensor in build(SPEC, seed=seed).state_dict().items()}
+
+
+@pytest.fixture
+def stage(tmp_path):
+    stage = Stage(tmp_path / "published")
+    yield stage
+    stage.predictor.close()
+
+
+class TestAnswers:
+    def test_there_is_none_before_the_first_teacher(self, stage):
+        """The error names what is missing."""
+        assert not stage.predictor.refresh()
+
+        with pytest.raises(NotPublishedError, match="no teacher is published yet"):
+            stage.predictor.predict(np.zeros((1, 4), np.float32))
+
+    def test_equal_those_of_the_published_network_bit_for_bit(self, stage):
+        """Served equals computed."""
+        stage.publish(7)
+        stage.predictor.refresh()
+        x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+        probs, model = stage.predictor.predict(x)
+
+        with torch.inference_mode():
+            expected = build(SPEC, seed=7).eval()(torch.from_numpy(x)).softmax(dim=1).numpy()
+        np.testing.assert_array_equal(probs, expected)
+        assert probs.dtype == np.float32
+        assert (model.step, model.published_at_s) == (7, 1000.0)
+
+    def test_take_read_only_rows_and_leave_them_as_they_were(self, stage):
+        """Decoded bodies are views of bytes: no copy is asked of the caller, no warning is given."""
+        stage.publish(7)
+        stage.predictor.refresh()
+        x = np.frombuffer(np.ones(8, np.float32).tobytes(), np.float32).reshape(2, 4)
+
+        probs, _ = stage.predictor.predict(x)
+
+        assert probs.shape == (2, 3)
+        assert (x == 1).all()
+
+    def test_come_from_one_whole_teacher_while_others_are_published(self, stage):
+        """I5: every answer is the one that its own version gives, never a mixture."""
+        stage.publish(1)
+        stage.predictor.refresh()
+        x = np.ones((2, 4), np.float32)
+        with torch.inference_mode():
+            expected = {s: build(SPEC, seed=s).eval()(torch.from_numpy(x)).softmax(dim=1).numpy() for s in range(1, 21)}
+        stopping = threading.Event()
+        seen, wrong = set(), []
+
+        def ask():
+            while not stopping.is_set():
+                probs, model = stage.predictor.predict(x)
+                seen.add(model.step)
+                if not np.array_equal(probs, expected[model.step]):
+                    wrong.append(model.step)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        for step in range(2, 21):
+            stage.publish(step)
+            stage.predictor.refresh()
+        stopping.set()
+        thread.join(timeout=5.0)
+
+        assert not wrong
+        assert len(seen) > 1
+
+
+class TestFollowing:
+    def test_a_newer_teacher_replaces_the_old_one(self, stage):
+        """Version and timestamp are exported too."""
+        stage.publish(1)
+        stage.predictor.refresh()
+        stage.publish(2)
+
+        assert stage.predictor.refresh()
+
+        assert stage.predictor.current().step == 2
+        assert "streamlearn_model_version 2.0" in stage.metrics.text()
+
+    def test_an_unchanged_pointer_loads_nothing(self, stage):
+        """The held object stays the same object."""
+        stage.publish(1)
+        stage.predictor.refresh()
+        held = stage.predictor.current()
+
+        assert not stage.predictor.refresh()
+
+        assert stage.predictor.current() is held
+
+    def test_the_same_step_published_again_is_loaded(self, stage):
+        """After a rollback a step may come twice, with other weights."""
+        stage.publish(1)
+        stage.predictor.refresh()
+        stage.now_s = 1.0
+        stage.publish(1, arrays=weights(99))
+
+        assert stage.predictor.refresh()
+
+    def test_the_watcher_finds_a_teacher_by_itself(self, stage):
+        """Started before the first publication, it answers soon after it."""
+        swapped = threading.Event()
+
+        class Told(ServerMetrics):
+            def model(self, step, published_at_s):
+                super().model(step, published_at_s)
+                swapped.set()
+
+        predictor = Predictor(PublishedDir(stage.folder), SCHEMA, Told(version="1"))
+        with predictor:
+            stage.publish(3)
+            assert swapped.wait(5.0)
+            assert predictor.current().step == 3
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "publish",
+        [
+            lambda stage: stage.publish(2, arrays={"net.nothing": np.zeros(3, np.float32)}),
+            lambda stage: stage.publish(2, arrays={**weights(2), first(weights(2)): np.zeros((1, 1), np.float32)}),
+            lambda stage: stage.publish(2, arrays={**weights(2), **nan(weights(2))}),
+            lambda stage: stage.publish(2, spec=ModelSpec("mlp", {}, (9,), 3, normalise=True, scale=1.0)),
+            lambda stage: stage.publish(2, spec=ModelSpec("mlp", {}, (4,), 2, normalise=True, scale=1.0)),
+            lambda stage: stage.publish(2, spec=ModelSpec("mlp", {"no": 1}, (4,), 3, normalise=True, scale=1.0)),
+            lambda stage: stage.publish(2, classes='["b", "a", "c"]'),
+            lambda stage: stage.publish(2, classes="{"),
+            lambda stage: stage.publish(2, dtype="uint8"),
+            lambda stage: stage.publisher.publish(2, weights(2), {}),
+            lambda stage: stage.publisher.publish(2, weights(2), {"model_spec": "[]"}),
+            lambda stage: stage.publish(2).path.write_bytes(b"torn"),
+            lambda stage: stage.publish(2).path.unlink(),
+            lambda stage: (stage.folder / POINTER).write_text("{"),
+        ],
+        ids=[
+            "no such weights",
+            "weights of another shape",
+            "NaN",
+            "inputs of another shape",
+            "fewer classes",
+            "no such option",
+            "classes in another order",
+            "classes that cannot be read",
+            "another dtype",
+            "no spec",
+            "a spec that is none",
+            "a torn file",
+            "a file that is gone",
+            "a torn pointer",
+        ],
+    )
+    def test_a_teacher_that_does_not_fit_is_counted_and_the_old_one_goes_on(self, stage, publish):
+        """A bad publication never takes serving away, nor ends the watcher."""
+        stage.publish(1)
+        stage.predictor.refresh()
+        held = stage.predictor.current()
+
+        publish(stage)
+        swapped = stage.predictor.refresh()
+
+        assert not swapped
+        assert stage.predictor.current() is held
+        assert stage.failures == 1.0
+
+    def test_a_bad_file_is_not_loaded_again_at_each_look(self, stage):
+        """It is tried again after a while only, since a shared volume may have been slow."""
+        path = stage.publish(2).path
+        whole = path.read_bytes()
+        path.write_bytes(b"torn")
+
+        stage.predictor.refresh()
+        path.write_bytes(whole)
+
+        for stage.now_s, swapped in ((0.2, False), (RETRY_S - 0.1, False), (RETRY_S, True)):
+            assert stage.predictor.refresh() is swapped
+        assert stage.failures == 1.0
+
+    def test_a_file_that_stays_bad_is_counted_at_each_try(self, stage):
+        """An alert sees that it lasts; the log has one line for it."""
+        stage.publish(2).path.write_bytes(b"torn")
+
+        with capture_logs() as logged:
+            for stage.now_s in (0.0, 0.2, RETRY_S, RETRY_S + 0.2):
+                stage.predictor.refresh()
+
+        assert stage.failures == 2.0
+        assert [line["event"] for line in logged] == ["model_load_failed"]
+
+    def test_a_good_one_after_a_bad_one_is_served(self, stage):
+        """The failure is forgotten with the file it belonged to."""
+        stage.publish(1).path.write_bytes(b"torn")
+        stage.predictor.refresh()
+        stage.publish(2)
+
+        assert stage.predictor.refresh()
+
+        assert stage.predictor.current().step == 2
+
+
+def first(arrays):
+    return next(name for name, array in arrays.items() if array.ndim == 2)
+
+
+def nan(arrays):
+    name = first(arrays)
+    broken = arrays[name].copy()
+    broken[0, 0] = np.nan
+    return {name: broken}

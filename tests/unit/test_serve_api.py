@@ -1,0 +1,1086 @@
+"""The HTTP API, in process: a real published teacher, codec, ledger and predictor; the log is the one in memory."""
+
+import asyncio
+import contextlib
+import http.server
+import io
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from starlette.requests import Request
+from starlette.testclient import TestClient
+from structlog.testing import capture_logs
+
+from streamlearn.errors import LogError, LogUnavailableError
+from streamlearn.labels.ledger import Ledger, LedgerView
+from streamlearn.log.codec import Codec
+from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
+from streamlearn.models.build import ModelSpec, build
+from streamlearn.records import Label, Position, Prediction, Record, Sample, Schema
+from streamlearn.serve import schemas
+from streamlearn.serve.api import create_app
+from streamlearn.serve.bodies import BODIES_IN_FLIGHT, Bodies
+from streamlearn.serve.failures import RequestError
+from streamlearn.serve.parts import ServerParts, ServeSettings
+from streamlearn.serve.predictor import Predictor
+from streamlearn.state.publish import PublishedDir, Publisher
+from streamlearn.testing import ManualClock, MemoryLog, lost_acknowledgement
+
+FLOATS = Schema((4,), np.dtype(np.float32), ("cat", "dog", "owl"))
+IMAGES = Schema((1, 4, 6), np.dtype(np.uint8), ("cat", "dog"))
+SETTINGS = ServeSettings(
+    name="server-0",
+    version="1.2.3",
+    samples_topic="clicks",
+    labels_topic="truths",
+    token=None,
+    max_body_bytes=4096,
+    max_instances=8,
+    queue=16,
+    batch=4,
+    timeout_s=2.0,
+    stale_after_s=60.0,
+)
+FIELDS = ["x", "id", "ids", "instances", "learn", "labels", "samples", "label", "class", "time", "source", "domain"]
+X = [0.5, -1.0, 2.0, 0.25]
+RAW = {"content-type": "application/octet-stream"}
+NPY = {"content-type": "application/x-npy"}
+JSON = {"content-type": "application/json"}
+
+
+class Served:
+    """One server and everything around it."""
+
+    def __init__(self, folder, schema=FLOATS, **settings) -> None:
+        self.schema, self.folder = schema, folder
+        self.spec = ModelSpec("mlp", {"hidden": (5,)}, schema.shape, len(schema.classes), normalise=True, scale=1.0)
+        self.clock = ManualClock(1_000_000.0)
+        self.log = MemoryLog()
+        self.log.create_topics({"clicks": 2, "truths": 2})
+        self.codec = Codec(schema, max_record_bytes=100_000)
+        self.metrics = ServerMetrics(version="1.2.3")
+        self.status = {"time_s": self.clock.now_s, "state": "learning", "step": 7}
+        self.siblings = {}
+        self.publisher = Publisher(folder / "published", keep=3, clock=self.clock)
+        self.view = LedgerView(folder / "store", schema)
+        self.parts = ServerParts(
+            schema=schema,
+            codec=self.codec,
+            log=self.log,
+            predictor=Predictor(PublishedDir(folder / "published"), schema, self.metrics, threads=1),
+            ledger=self.view,
+            metrics=self.metrics,
+            learner_status=lambda: self.status,
+            siblings=lambda: self.siblings,
+            clock=self.clock,
+        )
+        self.settings = replace(SETTINGS, **settings)
+        self.app = create_app(self.parts, self.settings)
+
+    def publish(self, step, *, scale=1.0):
+        """Publish a teacher; its weights are a function of the step."""
+        arrays = {name: tensor.numpy() * np.float32(scale) for name, tensor in self.network(step).state_dict().items()}
+        self.publisher.publish(step, arrays, {"model_spec": self.spec.to_json()})
+
+    def network(self, step):
+        return build(self.spec, seed=step).eval()
+
+    def expected(self, step, *rows):
+        """What the teacher of a step says of rows, computed beside the server."""
+        with torch.inference_mode():
+            x = torch.from_numpy(np.array(rows, self.schema.dtype))
+            return self.network(step)(x).softmax(dim=1).numpy()
+
+    def ledger(self):
+        """The learner's ledger, to put samples and labels in."""
+        return Ledger(
+            self.folder / "store",
+            schema=self.schema,
+            read_back=lambda _: None,
+            payload_max_bytes=1 << 20,
+            payload_max_age_s=1e6,
+            horizon_s=1e6,
+            max_ids=1000,
+        )
+
+    def records(self, topic):
+        return self.log.records(topic)
+
+
+@contextlib.contextmanager
+def client_of(served, **options):
+    with TestClient(served.app, **options) as client:
+        yield client
+
+
+@pytest.fixture
+def served(tmp_path):
+    served = Served(tmp_path)
+    served.publish(7)
+    yield served
+    served.view.close()
+
+
+@pytest.fixture
+def client(served):
+    with client_of(served) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory):
+    """One client for the many requests that are refused, since these leave nothing behind."""
+    served = Served(tmp_path_factory.mktemp("refusing"))
+    served.publish(7)
+    with client_of(served) as client:
+        client.served = served
+        yield client
+    served.view.close()
+
+
+@pytest.fixture(scope="module")
+def taking(tmp_path_factory):
+    """One client for whatever comes; what it appended does not matter."""
+    served = Served(tmp_path_factory.mktemp("taking"))
+    served.publish(7)
+    with client_of(served) as client:
+        yield client
+    served.view.close()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A server that wants a token, which holds more than ASCII."""
+    served = Served(tmp_path_factory.mktemp("guarded"), token="sésame")
+    served.publish(7)
+    with client_of(served) as client:
+        yield client
+    served.view.close()
+
+
+def request_of(receive):
+    return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}, receive)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def error_of(reply, status, code):
+    """Check the shape that every error has, and give its object."""
+    assert (reply.status_code, reply.headers["content-type"]) == (status, "application/json")
+    told = schemas.Error.model_validate(reply.json()).error
+    assert told.code == code, told
+    assert len(told.message) > 10
+    assert told.request_id == reply.headers["x-request-id"]
+    return told
+
+
+class TestPredict:
+    def test_one_sample_gets_the_published_teachers_answer(self, client, served):
+        """Class, index and probabilities are the network's own, digit for digit; the answer names its teacher."""
+        served.clock.advance(2.5)
+
+        reply = client.post("/predict", json={"x": X})
+
+        assert reply.status_code == 200
+        told = schemas.PredictReply.model_validate(reply.json())
+        expected = served.expected(7, X)[0]
+        assert np.float32(told.predictions[0].probabilities).tolist() == expected.tolist()
+        assert told.predictions[0].class_index == expected.argmax()
+        assert told.predictions[0].class_ == FLOATS.classes[expected.argmax()]
+        assert (told.model_version, told.age_s) == (7, 2.5)
+        assert told.published_at == "1970-01-12T13:46:40.000+00:00"
+        assert (reply.headers["x-model-version"], reply.headers["x-model-age-s"]) == ("7", "2.500")
+
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [
+            (orjson.dumps({"instances": [X, [1, 2, 3, 4]]}), JSON),
+            (orjson.dumps({"instances": [X, [1, 2, 3, 4]]}), {"content-type": "Application/JSON; charset=utf-8"}),
+            (np.array([X, [1, 2, 3, 4]], np.float32).tobytes(), RAW),
+            (npy(np.array([X, [1, 2, 3, 4]], np.float32)), NPY),
+        ],
+        ids=["json", "json with charset", "raw", "npy"],
+    )
+    def test_several_samples_are_answered_in_order_whatever_the_format(self, client, served, body, headers):
+        """JSON, a raw tensor and .npy are three ways to say the same."""
+        reply = client.post("/predict", content=body, headers=headers)
+
+        found = np.float32([one["probabilities"] for one in reply.json()["predictions"]])
+        np.testing.assert_allclose(found, served.expected(7, X, [1, 2, 3, 4]), rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("body", "headers"),
+        [(np.float32(X).tobytes(), RAW), (npy(np.float32(X)), NPY), (npy(np.float32([X])), NPY)],
+        ids=["raw", "npy", "npy of one"],
+    )
+    def test_a_binary_body_may_hold_one_sample(self, client, served, body, headers):
+        """With or without a leading dimension of one; the query names it."""
+        reply = client.post("/predict?id=ä%2F1", content=body, headers=headers)
+
+        (answer,) = reply.json()["predictions"]
+        assert answer["id"] == "ä/1"
+        assert np.float32(answer["probabilities"]).tolist() == served.expected(7, X)[0].tolist()
+
+    def test_an_image_is_a_sample_of_an_image_schema(self, tmp_path):
+        """A PNG is decoded to the schema's shape."""
+        served = Served(tmp_path, IMAGES)
+        served.publish(7)
+        pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+
+        with client_of(served) as client:
+            reply = client.post("/predict", content=file.getvalue(), headers={"content-type": "image/png"})
+
+        assert (
+            np.float32(reply.json()["predictions"][0]["probabilities"]).tolist()
+            == served.expected(7, [pixels])[0].tolist()
+        )
+
+    def test_stored_samples_are_predicted_by_their_ids(self, client, served):
+        """The payload comes from the learner's store, in the order asked for, repeats allowed."""
+        store(served, "a", X)
+        store(served, "b", [1, 2, 3, 4], step=2)
+
+        reply = client.post("/predict", json={"ids": ["b", "a", "b"]})
+
+        assert [one["id"] for one in reply.json()["predictions"]] == ["b", "a", "b"]
+        found = np.float32([one["probabilities"] for one in reply.json()["predictions"]])
+        np.testing.assert_allclose(found, served.expected(7, [1, 2, 3, 4], X, [1, 2, 3, 4]), rtol=1e-6)
+
+    def test_unknown_ids_are_named(self, client, served):
+        """404, and which of them are missing."""
+        store(served, "a", X)
+
+        told = error_of(client.post("/predict", json={"ids": ["a", "nö", "b"]}), 404, "unknown_sample")
+
+        assert told.details == {"missing": ["nö", "b"]}
+
+    def test_changes_nothing(self, client, served):
+        """I8: without `learn` neither the log nor the state folder is touched."""
+        before = {path: path.read_bytes() for path in served.folder.rglob("*") if path.is_file()}
+
+        client.post("/predict", json={"instances": [X, X], "ids": ["a", "b"]})
+
+        assert served.records("clicks") == served.records("truths") == []
+        assert {path: path.read_bytes() for path in served.folder.rglob("*") if path.is_file()} == before
+
+    def test_before_the_first_teacher_is_503(self, tmp_path):
+        """With a Retry-After, since it will come."""
+        with client_of(Served(tmp_path)) as client:
+            reply = client.post("/predict", json={"x": X})
+
+        error_of(reply, 503, "not_published")
+        assert reply.headers["retry-after"] == "1"
+
+    def test_values_that_drive_the_model_to_nan_are_refused(self, tmp_path):
+        """Finite input, finite weights, no finite answer: a 422 rather than null probabilities."""
+        served = Served(tmp_path)
+        served.spec = replace(served.spec, normalise=False)
+        served.publish(7, scale=1e6)
+
+        with client_of(served) as client:
+            told = error_of(client.post("/predict", json={"instances": [[0, 0, 0, 0], [3e38] * 4]}), 422, "not_finite")
+
+        assert told.details == {"instances": [1]}
+
+
+class TestFreshness:
+    def test_a_version_that_is_there_is_served(self, client):
+        """`min_version` is met by the version itself."""
+        assert client.post("/predict?min_version=7&max_age_s=5", json={"x": X}).status_code == 200
+
+    @pytest.mark.parametrize("query", ["min_version=8", "max_age_s=1.5"])
+    def test_a_model_that_is_not_fresh_in_time_is_503(self, tmp_path, query):
+        """The wait is bounded; the code says that it is not the first model that is missing."""
+        served = Served(tmp_path, timeout_s=0.1)
+        served.publish(7)
+        served.clock.advance(2.0)
+
+        with client_of(served) as client:
+            reply = client.post(f"/predict?{query}", json={"x": X})
+
+        error_of(reply, 503, "model_not_fresh")
+        assert reply.headers["retry-after"] == "1"
+
+    def test_a_wait_ends_with_the_newer_teacher(self, client, served):
+        """A request that asks for more than there is gets it as soon as it is published."""
+        served.metrics.queue_length(0)
+        publishing = threading.Timer(0.1, served.publish, [9])
+        publishing.start()
+
+        reply = client.post("/predict?min_version=8", json={"x": X})
+        publishing.join()
+
+        assert reply.json()["model_version"] == 9
+
+    @pytest.mark.parametrize(
+        "query", ["min_version=-1", "min_version=x", "max_age_s=nan", "max_age_s=-1", "learn=maybe"]
+    )
+    def test_a_parameter_that_is_none_is_422(self, client, query):
+        """FastAPI's own validation errors have our shape too, and name the parameter."""
+        told = error_of(client.post(f"/predict?{query}", json={"x": X}), 422, "invalid_parameter")
+
+        assert query.split("=")[0] in told.message
+
+
+class TestPredictAndLearn:
+    @pytest.mark.parametrize(
+        ("url", "content", "headers"),
+        [
+            ("/predict", orjson.dumps({"x": X, "id": "ü/1", "learn": True}), JSON),
+            ("/predict?learn=true", orjson.dumps({"instances": [X], "ids": ["ü/1"]}), JSON),
+            ("/predict?learn=true&id=ü/1", np.float32(X).tobytes(), RAW),
+        ],
+        ids=["body", "query", "binary"],
+    )
+    def test_appends_the_sample_with_the_answer_that_was_given(self, client, served, url, content, headers):
+        """The learner reads back the payload, the id, and this very answer."""
+        reply = client.post(url, content=content, headers=headers)
+
+        (record,) = served.records("clicks")
+        sample = served.codec.decode_sample(record)
+        (answer,) = reply.json()["predictions"]
+        assert (sample.sample_id, sample.x.tolist(), answer["id"]) == ("ü/1", X, "ü/1")
+        assert sample.answer is not None
+        assert (sample.answer.class_index, sample.answer.model_version) == (answer["class_index"], 7)
+        assert sample.answer.probabilities_C.tolist() == np.float32(answer["probabilities"]).tolist()
+        assert answer["position"] == record.position._asdict()
+        assert served.records("truths") == []
+
+    def test_makes_ids_where_none_came(self, client, served):
+        """They are returned, so that labels can find their samples."""
+        reply = client.post("/predict", json={"instances": [X, X], "learn": True})
+
+        ids = [one["id"] for one in reply.json()["predictions"]]
+        assert len(set(ids)) == 2
+        assert {record.key.decode() for record in served.records("clicks")} == set(ids)
+
+    def test_answers_503_where_the_sample_is_not_durable(self, client, served):
+        """I2: no 200 before the log has it; the ids are told, so that sending again is safe."""
+        served.log.fail("append", lost_acknowledgement(), applied=True)
+
+        reply = client.post("/predict", json={"x": X, "learn": True})
+
+        told = error_of(reply, 503, "log_unavailable")
+        assert told.details == {"ids": [served.records("clicks")[0].key.decode()]}
+        assert reply.headers["retry-after"] == "1"
+
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [
+            ({"instances": [X, X], "ids": ["a", "a"], "learn": True}, "duplicate_id"),
+            ({"ids": ["a"], "learn": True}, "invalid_body"),
+            ({"x": X, "learn": "yes"}, "invalid_body"),
+            ({"x": X, "id": "", "learn": True}, "no_id"),
+        ],
+    )
+    def test_refuses_what_could_not_be_learned(self, client, served, body, code):
+        """Nothing is predicted, nothing appended."""
+        error_of(client.post("/predict", json=body), 422, code)
+
+        assert served.records("clicks") == []
+
+
+BAD_PREDICT_BODIES = [
+    (b"", "not_json"),
+    (b"{", "not_json"),
+    (b"[1,2,3,4]", "not_json"),
+    (b'"x"', "not_json"),
+    (b'{"x": [NaN, 0, 0, 0]}', "not_json"),
+    (b'{"x": [Infinity, 0, 0, 0]}', "not_json"),
+    (b'{"x": [1e39, 0, 0, 0]}', "not_finite"),
+    (b'{"x": ' + b"[" * 1500 + b"]" * 1500 + b"}", "not_json"),
+    (b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}", "bad_shape"),
+    (b'{"instances": ' + b"[" * 500 + b"]" * 500 + b"}", "bad_shape"),
+    (b"\xff\xfe", "not_json"),
+    (b'{"x": "\\ud800"}', "not_json"),
+    (b"{}", "invalid_body"),
+    (b'{"x": null}', "invalid_body"),
+    (b'{"x": [1, 2, 3]}', "bad_shape"),
+    (b'{"x": [1, 2, 3, 4, 5]}', "bad_shape"),
+    (b'{"x": []}', "bad_shape"),
+    (b'{"x": 3}', "bad_shape"),
+    (b'{"x": {"a": 1}}', "bad_shape"),
+    (b'{"x": ["1", 2, 3, 4]}', "bad_dtype"),
+    (b'{"instances": []}', "invalid_body"),
+    (b'{"instances": {}}', "invalid_body"),
+    (b'{"instances": [[1, 2, 3, 4], [1, 2]]}', "bad_shape"),
+    (b'{"instances": [' + b",".join([b"[1,2,3,4]"] * 9) + b"]}", "invalid_body"),
+    (b'{"ids": []}', "invalid_body"),
+    (b'{"ids": "a"}', "invalid_body"),
+    (b'{"ids": [true]}', "no_id"),
+    (b'{"ids": [{"a": []}]}', "no_id"),
+    (b'{"ids": ["' + b"a" * 513 + b'"]}', "no_id"),
+    (b'{"x": [1, 2, 3, 4], "instances": [[1, 2, 3, 4]]}', "invalid_body"),
+    (b'{"instances": [[1, 2, 3, 4]], "ids": ["a", "b"]}', "invalid_body"),
+    (b'{"x": [1, 2, 3, 4], "lable": "cat"}', "invalid_body"),
+]
+
+
+class TestBadBodies:
+    @pytest.mark.parametrize(
+        ("body", "code"), BAD_PREDICT_BODIES, ids=[str(body[:50]) for body, _ in BAD_PREDICT_BODIES]
+    )
+    def test_a_json_body_that_is_wrong_is_422(self, refusing, body, code):
+        """Never a 500, whatever was sent; the code says which kind of wrong."""
+        error_of(refusing.post("/predict", content=body, headers=JSON), 422, code)
+
+    def test_the_wrong_instance_is_named(self, refusing):
+        """Of several, the first bad one."""
+        told = error_of(refusing.post("/predict", json={"instances": [X, X, [1]]}), 422, "bad_shape")
+
+        assert told.message.startswith("instances[2]: ")
+
+    @pytest.mark.parametrize(
+        ("body", "headers", "code"),
+        [
+            (b"", RAW, "bad_shape"),
+            (b"123", RAW, "bad_shape"),
+            (np.zeros(4 * 9, np.float32).tobytes(), RAW, "invalid_body"),
+            (np.full(8, np.nan, np.float32).tobytes(), RAW, "not_finite"),
+            (npy(np.zeros(5, np.float32)), NPY, "bad_shape"),
+            (npy(np.zeros((0, 4), np.float32)), NPY, "invalid_body"),
+            (npy(np.zeros((9, 4), np.float32)), NPY, "invalid_body"),
+            (npy(np.zeros((2, 4), np.float64)), NPY, "bad_dtype"),
+            (b"\x93NUMPY\x01\x00\x76\x00{'descr': '|O', 'shape': (2, 4)}", NPY, "bad_dtype"),
+            (b"garbage", NPY, "bad_shape"),
+        ],
+    )
+    def test_a_binary_body_that_is_wrong_is_422(self, refusing, body, headers, code):
+        """Sizes, shapes and dtypes are checked before anything is built."""
+        error_of(refusing.post("/predict", content=body, headers=headers), 422, code)
+
+    def test_ids_must_fit_the_rows_of_a_binary_body(self, refusing):
+        """One for each sample, or none."""
+        two = np.zeros(8, np.float32).tobytes()
+
+        error_of(refusing.post("/predict?id=a", content=two, headers=RAW), 422, "invalid_body")
+        assert refusing.post("/predict?id=a&id=b", content=two, headers=RAW).status_code == 200
+
+    @pytest.mark.parametrize(
+        "kind", ["text/plain", "application/x-www-form-urlencoded", "", "image/png", "multipart/form-data"]
+    )
+    @pytest.mark.parametrize("route", ["/predict", "/sample", "/label"])
+    def test_another_content_type_is_415(self, refusing, route, kind):
+        """Forms above all: a foreign web page can make a browser send them here."""
+        told = error_of(refusing.post(route, content=b"{}", headers={"content-type": kind}), 415, "bad_content_type")
+
+        assert "expected" in told.message or "none of" in told.message
+
+    @pytest.mark.parametrize("route", ["/predict", "/sample", "/label"])
+    def test_a_body_that_is_declared_too_large_is_413(self, client, route):
+        """Refused by its Content-Length, and the connection is closed rather than read on."""
+        reply = client.post(route, content=b" " * 4097, headers=JSON)
+
+        error_of(reply, 413, "body_too_large")
+        assert reply.headers["connection"] == "close"
+        assert (
+            'streamlearn_rejected_total{process="server-0",reason="body_too_large"} 1.0' in client.get("/metrics").text
+        )
+
+    def test_a_body_that_grows_too_large_while_it_comes_is_413(self, refusing):
+        """Without a Content-Length the bytes are counted."""
+
+        def chunks():
+            for _ in range(5):
+                yield b" " * 1000
+
+        error_of(refusing.post("/predict", content=chunks(), headers=JSON), 413, "body_too_large")
+
+    def test_a_declared_size_is_refused_before_a_byte_is_read(self, served):
+        """A client that announces a gigabyte sends it to nobody."""
+        sent = []
+
+        async def receive():
+            pytest.fail("the body was read")
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"1073741824")]
+        scope = {"type": "http", "method": "POST", "path": "/label", "query_string": b"", "headers": headers}
+        asyncio.run(served.app(scope, receive, send))
+
+        assert sent[0]["status"] == 413
+
+    def test_a_body_of_the_largest_size_is_taken_again_and_again(self, refusing):
+        """The bound is inclusive, and what a request held is let go with it."""
+        body = orjson.dumps({"x": X}).ljust(4096)
+
+        for _ in range(BODIES_IN_FLIGHT + 2):
+            assert refusing.post("/predict", content=body, headers=JSON).status_code == 200
+
+    def test_all_bodies_together_are_bounded(self, served):
+        """Many slow uploads at once do not fill the memory: the one too many gets 429."""
+        bodies = Bodies(served.codec, served.metrics, max_bytes=100, max_items=1, timeout_s=2.0)
+
+        async def receive():
+            return {"type": "http.request", "body": b" " * 100, "more_body": False}
+
+        async def play():
+            async with contextlib.AsyncExitStack() as held:
+                for _ in range(BODIES_IN_FLIGHT):
+                    await held.enter_async_context(bodies.read(request_of(receive)))
+                with pytest.raises(RequestError) as refused:
+                    await held.enter_async_context(bodies.read(request_of(receive)))
+            async with bodies.read(request_of(receive)) as body:
+                return refused.value.status, len(body)
+
+        assert asyncio.run(play()) == (429, 100)
+
+    def test_a_body_that_does_not_arrive_is_408(self, served):
+        """A client that sends a byte a minute does not hold a request for ever."""
+        bodies = Bodies(served.codec, served.metrics, max_bytes=100, max_items=1, timeout_s=0.01)
+
+        async def receive():
+            await asyncio.Event().wait()
+
+        async def play():
+            async with bodies.read(request_of(receive)):
+                pytest.fail("there is no body")
+
+        with pytest.raises(RequestError) as late:
+            asyncio.run(play())
+        assert late.value.status == 408
+
+
+class TestLabel:
+    def test_one_label_is_durable_in_the_log_before_202(self, client, served):
+        """D1; the reply says where it stands."""
+        body = {"id": "rechnung-ä", "label": "dog", "time": "2026-11-24T09:00:00Z", "source": "audit"}
+
+        reply = client.post("/label", json=body)
+
+        (record,) = served.records("truths")
+        label = served.codec.decode_label(record)
+        assert reply.status_code == 202
+        assert (label.sample_id, label.class_index, label.source) == ("rechnung-ä", 1, "audit")
+        assert label.event_time_s == 1795510800.0
+        item = schemas.AppendReply.model_validate(reply.json()).items[0]
+        assert (item.id, item.state, item.position.model_dump()) == (
+            "rechnung-ä",
+            "accepted",
+            record.position._asdict(),
+        )
+
+    def test_an_id_may_be_a_number_and_a_class_an_index(self, client, served):
+        """As they are in many tables."""
+        client.post("/label", json={"id": 17, "label": 2})
+
+        label = served.codec.decode_label(served.records("truths")[0])
+        assert (label.sample_id, label.class_index) == ("17", 2)
+
+    def test_two_labels_of_one_sample_keep_their_order(self, client, served):
+        """A correction in the same request is legal: the ledger takes the later one."""
+        reply = client.post("/label", json={"labels": [{"id": "a", "label": "cat"}, {"id": "a", "label": "dog"}]})
+
+        first, second = (item["position"] for item in reply.json()["items"])
+        assert first["partition"] == second["partition"]
+        assert first["offset"] < second["offset"]
+
+    def test_of_several_the_good_ones_are_appended_and_the_bad_ones_told(self, client, served):
+        """Items are answered in their order, each by itself."""
+        labels = [{"id": "a", "label": "cat"}, {"id": "b", "label": "wolf"}, 3, {"id": "c", "label": "owl"}]
+
+        reply = client.post("/label", json={"labels": labels})
+
+        assert reply.status_code == 202
+        items = schemas.AppendReply.model_validate(reply.json()).items
+        assert [item.id for item in items] == ["a", "b", None, "c"]
+        assert [item.error and item.error.code for item in items] == [None, "unknown_class", "invalid_body", None]
+        by_position = {record.position: record.key for record in served.records("truths")}
+        assert by_position[Position(**items[3].position.model_dump())] == b"c"
+        assert len(by_position) == 2
+
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [
+            ({"id": "a"}, "no_class"),
+            ({"id": "a", "label": None}, "no_class"),
+            ({"id": "a", "label": "wolf"}, "unknown_class"),
+            ({"id": "a", "label": 3}, "unknown_class"),
+            ({"id": "a", "label": -1}, "unknown_class"),
+            ({"id": "a", "label": True}, "unknown_class"),
+            ({"id": "a", "label": 1.5}, "unknown_class"),
+            ({"id": "a", "label": ["cat"]}, "unknown_class"),
+            ({"label": "cat"}, "no_id"),
+            ({"id": "", "label": "cat"}, "no_id"),
+            ({"id": None, "label": "cat"}, "no_id"),
+            ({"id": ["a"], "label": "cat"}, "no_id"),
+            ({"id": "ä" * 257, "label": "cat"}, "no_id"),
+            ({"id": "a", "label": "cat", "time": "yesterday"}, "bad_time"),
+            ({"id": "a", "label": "cat", "time": "2026-11-24T09:00:00"}, "bad_time"),
+            ({"id": "a", "label": "cat", "time": 1795510800000}, "bad_time"),
+            ({"id": "a", "label": "cat", "time": True}, "bad_time"),
+            ({"id": "a", "label": "cat", "source": {}}, "bad_dtype"),
+            ({"id": "a", "lable": "cat"}, "invalid_body"),
+            ({"labels": []}, "invalid_body"),
+            ({"labels": {}}, "invalid_body"),
+            ({"labels": [{"id": str(n), "label": "cat"} for n in range(9)]}, "invalid_body"),
+            ({"labels": [{"id": "a"}, {"id": "b"}]}, "all_refused"),
+            ({"labels": [], "id": "a"}, "invalid_body"),
+        ],
+    )
+    def test_where_none_is_good_it_is_422(self, refusing, body, code):
+        """One bad label is its own error; nothing is appended."""
+        error_of(refusing.post("/label", json=body), 422, code)
+
+        assert refusing.served.records("truths") == []
+
+    def test_several_bad_ones_are_told_one_by_one(self, client):
+        """In the details of the one error."""
+        told = error_of(
+            client.post("/label", json={"labels": [{"id": "a"}, {"id": "b", "label": 9}]}), 422, "all_refused"
+        )
+
+        assert [(item["id"], item["error"]["code"]) for item in told.details] == [
+            ("a", "no_class"),
+            ("b", "unknown_class"),
+        ]
+
+    def test_a_log_that_is_away_is_503_and_acknowledges_nothing(self, client, served):
+        """With what to do next."""
+        served.log.fail("append", LogUnavailableError("broker away"))
+
+        reply = client.post("/label", json={"id": "a", "label": "cat"})
+
+        told = error_of(reply, 503, "log_unavailable")
+        assert "Send it again" in told.message
+        assert reply.headers["retry-after"] == "1"
+        assert served.records("truths") == []
+
+    def test_what_the_log_refuses_for_good_is_422(self, client, served):
+        """Sending it again would not help, so there is no Retry-After."""
+        served.log.fail("append", LogError("no topic truths"))
+
+        reply = client.post("/label", json={"id": "a", "label": "cat"})
+
+        assert "no topic truths" in error_of(reply, 422, "log_refused").message
+        assert "retry-after" not in reply.headers
+
+    def test_needs_no_model(self, tmp_path):
+        """Labels are taken before the first teacher is published."""
+        with client_of(Served(tmp_path)) as client:
+            assert client.post("/label", json={"id": "a", "label": "cat"}).status_code == 202
+
+
+class TestSample:
+    def test_a_json_sample_is_durable_in_the_log_before_202(self, client, served):
+        """With its label, time and domain; without an answer, since none was given."""
+        reply = client.post("/sample", json={"id": "ß", "x": X, "label": "owl", "time": 5.5, "domain": "shop"})
+
+        sample = served.codec.decode_sample(served.records("clicks")[0])
+        assert reply.status_code == 202
+        assert (sample.sample_id, sample.x.tolist(), sample.label, sample.event_time_s) == ("ß", X, 2, 5.5)
+        assert (sample.domain, sample.answer) == ("shop", None)
+        assert reply.json()["items"][0]["position"] == served.records("clicks")[0].position._asdict()
+
+    def test_a_sample_without_an_id_gets_one(self, client, served):
+        """It is in the reply and is the record's key."""
+        reply = client.post("/sample", json={"x": X})
+
+        assert reply.json()["items"][0]["id"].encode() == served.records("clicks")[0].key
+
+    @pytest.mark.parametrize("names", ["", "?id=a&id=b"])
+    def test_a_binary_body_holds_one_or_several(self, client, served, names):
+        """Named by the query, or by the server."""
+        body = np.float32([X, X]).tobytes()
+
+        reply = client.post(f"/sample{names}", content=body, headers=RAW)
+
+        items = reply.json()["items"]
+        assert {item["id"].encode() for item in items} == {record.key for record in served.records("clicks")}
+        assert len(items) == 2
+
+    def test_of_equal_ids_in_one_request_the_second_is_refused(self, client, served):
+        """The learner would take the first alone, and nobody would be told."""
+        reply = client.post("/sample", json={"samples": [{"id": "a", "x": X}, {"id": "a", "x": X}, {"id": 1, "x": X}]})
+
+        items = reply.json()["items"]
+        assert [item.get("error", {}).get("code") for item in items] == [None, "duplicate_id", None]
+        assert len(served.records("clicks")) == 2
+
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [
+            ({"id": "a"}, "no_value"),
+            ({"id": "a", "x": [1]}, "bad_shape"),
+            ({"id": "a", "x": X, "label": "wolf"}, "unknown_class"),
+            ({"id": "a", "x": X, "domain": "d" * 257}, "too_large"),
+            ({"id": "a", "x": X, "answer": {}}, "invalid_body"),
+            ({"id": "a", "x": X, "true_label": 1}, "invalid_body"),
+            ({"samples": []}, "invalid_body"),
+        ],
+    )
+    def test_where_none_is_good_it_is_refused(self, client, served, body, code):
+        """An answer or a truth from outside is refused as well: it would be scored."""
+        error_of(client.post("/sample", json=body), 413 if code == "too_large" else 422, code)
+
+        assert served.records("clicks") == []
+
+
+def store(served, sample_id, x, *, step=1, label=None):
+    """Let the learner's ledger know a sample, and a label of it."""
+    ledger = served.ledger()
+    ledger.begin(step, 100.0)
+    prediction = Prediction(1, np.float32([0.1, 0.8, 0.1]), 5)
+    position = Position("clicks", 0, step)
+    ledger.sample_arrived(Sample(position, 100.0, sample_id, np.array(x, served.schema.dtype)), prediction, 0)
+    if label is not None:
+        ledger.label_arrived(Label(Position("truths", 0, step), 101.0, sample_id, label))
+        ledger.trained([sample_id])
+    ledger.end()
+    ledger.flush()
+    ledger.close()
+
+
+class TestLabelStatus:
+    def test_tells_the_life_of_a_label(self, client, served):
+        """State, class, positions, the prediction that it scored, and whether the served teacher knows it."""
+        store(served, "a/b ü", X, step=3, label=2)
+
+        reply = client.get("/label/a%2Fb%20%C3%BC")
+
+        told = schemas.LabelReply.model_validate(reply.json())
+        assert (told.id, told.state, told.class_, told.class_index) == ("a/b ü", "trained", "owl", 2)
+        assert (told.predicted_class, told.model_version, told.scored) == ("dog", 5, True)
+        assert told.label_position.model_dump() == {"topic": "truths", "partition": 0, "offset": 3}
+        assert (told.first_trained_step, told.in_served_model) == (3, True)
+
+    def test_says_when_the_served_teacher_has_not_learned_it_yet(self, client, served):
+        """The teacher of step 7 answers; step 8 learned the label."""
+        store(served, "a", X, step=8, label=2)
+
+        assert client.get("/label/a").json()["in_served_model"] is False
+
+    def test_an_unknown_id_is_404(self, client):
+        """Also before the learner has ever run."""
+        error_of(client.get("/label/nobody"), 404, "unknown_sample")
+
+
+class TestModelAndHealth:
+    def test_model_tells_the_teacher_and_its_learner(self, client, served):
+        """Everything that a client needs to form a request."""
+        served.clock.advance(3.0)
+
+        told = schemas.ModelReply.model_validate(client.get("/model").json())
+
+        assert (told.model_version, told.age_s, told.factory) == (7, 3.0, "mlp")
+        assert (told.classes, told.shape, told.dtype) == (["cat", "dog", "owl"], [4], "float32")
+        assert (told.learner["state"], told.learner_seen_s) == ("learning", 3.0)
+
+    def test_model_before_the_first_is_503(self, tmp_path):
+        """As /predict."""
+        with client_of(Served(tmp_path)) as client:
+            error_of(client.get("/model"), 503, "not_published")
+
+    def test_live_is_always_200(self, tmp_path):
+        """The process runs, whatever else is missing."""
+        served = Served(tmp_path)
+        served.status = None
+
+        with client_of(served) as client:
+            assert client.get("/health/live").json() == {"live": True}
+
+    @pytest.mark.parametrize(
+        ("publish", "status", "query", "code", "reasons"),
+        [
+            (True, {"time_s": 1_000_000.0}, "", 200, []),
+            (True, {"time_s": 1_000_000.0 - 60.0}, "", 200, []),
+            (True, {"time_s": 1_000_000.0 + 9.0}, "", 200, []),
+            (
+                True,
+                {"time_s": 1_000_000.0 - 61.0, "state": "stopped"},
+                "",
+                503,
+                ["learner not seen for 61 s (last state: stopped)"],
+            ),
+            (True, {"time_s": 1_000_000.0 - 61.0}, "?require_learner=false", 200, ["learner not seen for 61 s"]),
+            (True, None, "", 503, ["no learner has been seen"]),
+            (True, {"time_s": "then"}, "", 503, ["no learner has been seen"]),
+            (False, {"time_s": 1_000_000.0}, "", 503, ["no teacher is published yet"]),
+            (False, None, "?require_learner=false", 503, ["no teacher is published yet", "no learner has been seen"]),
+        ],
+    )
+    def test_ready_needs_a_model_and_a_learner_seen_of_late(self, tmp_path, publish, status, *, query, code, reasons):
+        """503 says why; a probe may do without the learner, since predictions go on without it."""
+        served = Served(tmp_path)
+        served.status = status
+        if publish:
+            served.publish(7)
+
+        with client_of(served) as client:
+            reply = client.get(f"/health/ready{query}")
+
+        told = schemas.ReadyReply.model_validate(reply.json())
+        assert (reply.status_code, told.ready) == (code, code == 200)
+        assert len(told.reasons) == len(reasons)
+        assert all(found.startswith(wanted) for found, wanted in zip(told.reasons, reasons, strict=True))
+
+    def test_predictions_go_on_while_the_learner_is_gone(self, client, served):
+        """D2: ready says no, /predict says yes, with its age."""
+        served.clock.advance(3600.0)
+
+        assert client.get("/health/ready").status_code == 503
+        assert client.post("/predict", json={"x": X}).json()["age_s"] == 3600.0
+
+
+class TestToken:
+    @pytest.mark.parametrize(
+        "header", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic sésame", "sésame", "Bearer sésame2"]
+    )
+    @pytest.mark.parametrize("route", ["/", "/model", "/metrics", "/label/a", "/docs", "/openapi.json", "/nowhere"])
+    def test_without_it_every_route_but_health_is_401(self, guarded, route, header):
+        """Also what does not exist: a stranger learns nothing."""
+        headers = {} if header is None else {"authorization": header.encode()}
+
+        reply = guarded.get(route, headers=headers)
+
+        error_of(reply, 401, "unauthorised")
+        assert reply.headers["www-authenticate"].startswith("Bearer")
+
+    @pytest.mark.parametrize("route", ["/predict", "/label", "/sample"])
+    def test_a_post_without_it_does_nothing(self, guarded, route):
+        """Refused before the body is read."""
+        error_of(guarded.post(route, content=b"x" * 9999, headers=JSON), 401, "unauthorised")
+
+    @pytest.mark.parametrize("header", ["Bearer sésame", "bearer sésame", "Bearer  sésame "])
+    def test_with_it_all_is_open(self, guarded, header):
+        """The scheme's case does not matter."""
+        reply = guarded.post("/predict", json={"x": X}, headers={"authorization": header.encode()})
+
+        assert reply.status_code == 200
+
+    def test_health_wants_none(self, guarded):
+        """Probes have no token."""
+        assert guarded.get("/health/live").status_code == 200
+        assert guarded.get("/health/ready").status_code == 200
+
+    def test_openapi_says_so(self, guarded, served):
+        """A bearer scheme stands in the document, only where there is a token."""
+        guarded_document = guarded.get("/openapi.json", headers={"authorization": "Bearer sésame".encode()}).json()
+
+        assert guarded_document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+        assert "securitySchemes" not in served.app.openapi()["components"]
+
+
+class TestErrorsAndEdge:
+    def test_nothing_there_is_404(self, client):
+        """A path with a slash too many as well; there are no redirects."""
+        error_of(client.get("/nowhere"), 404, "not_found")
+        error_of(client.post("/predict/", json={"x": X}, follow_redirects=False), 404, "not_found")
+
+    def test_another_method_is_405_and_says_which_is_right(self, client):
+        """In the header and in the sentence."""
+        reply = client.get("/predict")
+
+        assert "POST" in error_of(reply, 405, "method_not_allowed").message
+        assert reply.headers["allow"] == "POST"
+
+    def test_a_bug_is_500_without_its_secrets(self, served):
+        """No stack trace leaves the server; the log has it under the request id, the metrics count it."""
+
+        def broken():
+            raise ZeroDivisionError("password=1234")
+
+        app = create_app(replace(served.parts, learner_status=broken), served.settings)
+
+        with TestClient(app, raise_server_exceptions=False) as client, capture_logs() as logged:
+            reply = client.get("/model")
+            text = client.get("/metrics").text
+
+        told = error_of(reply, 500, "internal")
+        (event,) = (line for line in logged if line["event"] == "request_failed")
+        assert (event["request_id"], event["path"]) == (told.request_id, "/model")
+        assert isinstance(event["exc_info"], ZeroDivisionError)
+        assert "1234" not in reply.text
+        assert (
+            'http_request_duration_seconds_count{process="server-0",method="GET",route="/model",status="500"} 1.0'
+            in text
+        )
+
+    @pytest.mark.parametrize(
+        ("sent", "echoed"), [("abc-1.2:x", True), ("a b", False), ("x" * 129, False), ("ü", False)]
+    )
+    def test_a_request_id_is_echoed_where_it_is_sane_and_made_where_not(self, client, sent, echoed):
+        """Nothing that could forge a log line or a header goes round."""
+        reply = client.get("/health/live", headers={"x-request-id": sent.encode()})
+
+        assert (reply.headers["x-request-id"] == sent) is echoed
+        assert reply.headers["x-request-id"]
+
+    def test_the_index_links_to_what_exists(self, client):
+        """Each link that can be got is there."""
+        links = client.get("/").json()["links"]
+
+        for path in links.values():
+            assert client.get(path).status_code in (200, 405)
+
+
+class TestMetricsRoute:
+    def test_requests_are_counted_by_template(self, client):
+        """An id in a path never becomes a label value; what is nowhere is one series."""
+        client.get("/label/secret-1")
+        client.get("/label/secret-2")
+        client.get("/nowhere-1")
+        client.get("/nowhere-2")
+        client.request("BREW", "/nowhere-3")
+        client.post("/predict", json={"instances": [X] * 5})
+
+        text = client.get("/metrics").text
+
+        head = 'streamlearn_http_request_duration_seconds_count{process="server-0",'
+        assert head + 'method="GET",route="/label/{sample_id:path}",status="404"} 2.0' in text
+        assert head + 'method="GET",route="unmatched",status="404"} 2.0' in text
+        assert head + 'method="OTHER",route="unmatched",status="404"} 1.0' in text
+        assert "secret" not in text
+        assert 'streamlearn_predict_rows_total{process="server-0"} 5.0' in text
+        assert 'streamlearn_model_version{process="server-0"} 7.0' in text
+
+    def test_siblings_are_merged_in(self, client, served):
+        """One scrape tells of the learner and of every server."""
+        learner = LearnerMetrics(version="1")
+        learner.step(0.01, 5.0)
+        server, port = start_http(learner.registry, "127.0.0.1", 0)
+        served.siblings = {"learner": f"http://127.0.0.1:{port}/metrics"}
+        try:
+            reply = client.get("/metrics")
+        finally:
+            server.close()
+
+        assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert 'streamlearn_steps_total{process="learner"} 1.0' in reply.text
+        assert 'streamlearn_scrape_failed{process="server-0",target="learner"} 0.0' in reply.text
+
+    def test_a_sibling_that_is_gone_or_foreign_is_left_out_and_told(self, client, served):
+        """Nobody listens; another program listens; the URL is none of HTTP."""
+
+        class Foreign(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"<html>hello</html>")
+
+            def log_message(self, *_):
+                pass
+
+        gone, gone_port = start_http(served.metrics.registry, "127.0.0.1", 0)
+        gone.close()
+        with http.server.HTTPServer(("127.0.0.1", 0), Foreign) as foreign:
+            threading.Thread(target=foreign.handle_request, daemon=True).start()
+            served.siblings = {
+                "learner": f"http://127.0.0.1:{gone_port}/metrics",
+                "server-1": f"http://127.0.0.1:{foreign.server_address[1]}/metrics",
+                "server-2": "file:///etc/hostname",
+            }
+            reply = client.get("/metrics")
+
+        assert reply.status_code == 200
+        for target in served.siblings:
+            assert f'streamlearn_scrape_failed{{process="server-0",target="{target}"}} 1.0' in reply.text
+        assert "hello" not in reply.text
+
+
+class TestOpenApi:
+    def test_every_post_declares_its_body_with_examples_that_work(self, client, served):
+        """What the document shows can be sent as it stands."""
+        document = client.get("/openapi.json").json()
+        store(served, "invoice-7", X)
+
+        for route in ("/predict", "/label", "/sample"):
+            content = document["paths"][route]["post"]["requestBody"]["content"]["application/json"]
+            assert content["examples"]
+            for example in content["examples"].values():
+                reply = client.post(route, json=example["value"])
+                assert reply.status_code in (200, 202), (route, example, reply.text)
+
+    def test_every_route_declares_its_errors_in_the_one_shape(self, client):
+        """FastAPI's own 422 shape is not in the document."""
+        document = client.get("/openapi.json").json()
+
+        assert "HTTPValidationError" not in json.dumps(document)
+        assert set(document["paths"]) == {
+            "/predict",
+            "/label",
+            "/sample",
+            "/label/{sample_id}",
+            "/model",
+            "/metrics",
+            "/health/live",
+            "/health/ready",
+        }
+        for status in ("404", "413", "415", "422", "429", "503", "504"):
+            assert status in document["paths"]["/predict"]["post"]["responses"]
+
+    def test_a_large_sample_is_shown_as_a_binary_body(self):
+        """An example of a million zeros helps nobody."""
+        body = schemas.predict_body(Schema((3, 64, 64), np.dtype(np.uint8), ("a", "b")))["requestBody"]["content"]
+
+        assert list(body["application/json"]["examples"]) == ["stored samples"]
+        assert set(body) == {"application/json", "application/octet-stream", "application/x-npy", "image/*"}
+
+
+def test_served_equals_computed_over_a_stream_of_teachers(client, served):
+    """Each answer is the one that the version it names gives, while teachers change underneath."""
+    rng = np.random.default_rng(3)
+
+    for step in range(8, 12):
+        served.publish(step)
+        row = rng.normal(size=4).astype(np.float32)
+        reply = client.post(f"/predict?min_version={step}", content=row.tobytes(), headers=RAW).json()
+
+        assert reply["model_version"] == step
+        assert np.float32(reply["predictions"][0]["probabilities"]).tolist() == served.expected(step, row)[0].tolist()
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    route=st.sampled_from(["/predict", "/label", "/sample", "/predict?learn=1", "/sample?id=a"]),
+    value=st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES, max_size=5),
+)
+def test_no_json_ends_in_a_500(taking, route, value):
+    """Whatever objects are built of the API's own words, the answer is one of those that it declares."""
+    reply = taking.post(route, content=json.dumps(value), headers=JSON)
+
+    assert reply.status_code in (200, 202, 404, 413, 422), reply.text
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    route=st.sampled_from(["/predict", "/label", "/sample"]),
+    kind=st.sampled_from([*(kind["content-type"] for kind in (RAW, NPY, JSON)), "image/png", "x/y", ";"]),
+    body=st.binary(max_size=200),
+)
+def test_no_bytes_end_in_a_500(taking, route, kind, body):
+    """Nor do arbitrary bytes of any content type."""
+    reply = taking.post(route, content=body, headers={"content-type": kind})
+
+    assert reply.status_code in (200, 202, 413, 415, 422), reply.text
+
+
+def test_records_of_predict_with_learn_are_small_enough_to_read(client, served):
+    """What the server appends, the codec of the learner takes."""
+    client.post("/predict", json={"instances": [X] * 8, "learn": True})
+
+    assert all(isinstance(served.codec.decode_sample(record), Sample) for record in served.records("clicks"))
+    assert all(isinstance(record, Record) for record in served.records("clicks"))
