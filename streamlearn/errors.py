@@ -10,8 +10,7 @@ StreamlearnError
 │   ├── CheckpointError
 │   ├── StoreError
 │   └── StateLockedError     another learner owns this state folder
-├── NotPublishedError        no teacher is published yet; answer 503
-└── NonFiniteLossError       training went wrong; weights were not touched
+└── NotPublishedError        no teacher is published yet; answer 503
 
 Anything outside the tree is a bug in this package and must reach the top.
 """
@@ -87,7 +86,3 @@ class StateLockedError(StateError):
 
 class NotPublishedError(StreamlearnError):
     """No teacher is published yet."""
-
-
-class NonFiniteLossError(StreamlearnError):
-    """The loss was not finite; weights, optimizer and teacher are as they were before the step."""

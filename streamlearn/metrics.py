@@ -119,7 +119,6 @@ LEARNER_METRICS = (
     Metric("checkpoint_size_bytes", "gauge", "Size of the last checkpoint."),
     Metric("checkpoint_last_success_timestamp_seconds", "gauge", "When the last one became durable; 0 before it."),
     Metric("checkpoint_step", "gauge", "Step of the last durable checkpoint."),
-    Metric("checkpoint_failures_total", "counter", "Checkpoints that could not be saved."),
 )
 
 SERVER_METRICS = (
@@ -280,10 +279,6 @@ class LearnerMetrics(_Metrics):
         self._get(Gauge, "checkpoint_size_bytes").set(size_bytes)
         self._get(Gauge, "checkpoint_last_success_timestamp_seconds").set(now_s)
         self._get(Gauge, "checkpoint_step").set(step)
-
-    def checkpoint_failed(self) -> None:
-        """A checkpoint could not be saved."""
-        self._get(Counter, "checkpoint_failures_total").inc()
 
 
 class ServerMetrics(_Metrics):

@@ -185,7 +185,7 @@ class Example:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """The rows of one step, padded to a fixed shape. Rows beyond the counts are zeros and are masked."""
+    """The rows of one step, padded to a fixed shape. Rows beyond the counts are zeros, and no part of the step."""
 
     fresh_x: Array
     """(U, *shape) in the schema's dtype."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from streamlearn.errors import OffsetOutOfRangeError
-from streamlearn.records import Item, Offsets, Sample, TopicPartition
+from streamlearn.records import Gap, Item, Offsets, Sample, TopicPartition
 
 Queues = Mapping[TopicPartition, deque[Item]]
 
@@ -102,7 +102,6 @@ class Batcher:
             queue = queues[partition]
             self._take(partition, queue.popleft(), now_s)
             if self._samples >= self._fresh or self._others >= self._max_labels:
-                self._blocked_since_s = None
                 return self._close()
             if queue:
                 heapq.heapreplace(heap, (queue[0].timestamp_s, rank, partition))
@@ -131,8 +130,8 @@ class Batcher:
         for partition, end in next_offsets.items():
             queue = queues[partition]
             while self._reached(partition) < end and queue:
-                if queue[0].position.offset >= end:
-                    msg = f"{queue[0].position}: the journaled step ends before {end}, and its records were trimmed"
+                if isinstance(queue[0], Gap):
+                    msg = f"{partition.topic}[{partition.partition}]: records of a journaled step were trimmed"
                     raise OffsetOutOfRangeError(msg)
                 self._take(partition, queue.popleft(), 0.0)
             complete = complete and self._reached(partition) >= end

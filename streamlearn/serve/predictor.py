@@ -51,7 +51,7 @@ class LoadedModel:
         return probs
 
 
-def load(published: PublishedModel, schema: Schema) -> LoadedModel:
+def load(published: PublishedModel, schema: Schema, *, factory: str | None = None) -> LoadedModel:
     """Rebuild a published teacher, and try it on one row, so that the first request does not pay for it.
 
     Raises:
@@ -59,6 +59,7 @@ def load(published: PublishedModel, schema: Schema) -> LoadedModel:
     """
     try:
         spec = ModelSpec.from_json(published.metadata["model_spec"])
+        _check_factory(spec, factory)
         _check_schema(published, spec, schema)
         arrays = load_arrays(published)
         network = build(spec, seed=0)
@@ -75,6 +76,12 @@ def load(published: PublishedModel, schema: Schema) -> LoadedModel:
         msg = f"{published.path}: weights are not finite: {', '.join(broken[:5]) or 'the answer to zeros'}"
         raise StateError(msg)
     return model
+
+
+def _check_factory(spec: ModelSpec, factory: str | None) -> None:
+    """Only the config may name what is imported (D14), whoever can write into the folder."""
+    if factory is not None and spec.factory != factory:
+        raise ValueError(f"its model.factory is {spec.factory!r:.80}, the config says {factory!r}")
 
 
 def _check_schema(published: PublishedModel, spec: ModelSpec, schema: Schema) -> None:
@@ -98,13 +105,19 @@ class Predictor:
         schema: Schema,
         metrics: ServerMetrics,
         *,
+        factory: str | None = None,
         threads: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`threads` sets torch's intra-op threads for the whole process; None leaves them."""
+        """Follow a folder.
+
+        `factory` is the only one that a teacher may name; None takes any. `threads` sets torch's intra-op threads for
+        the whole process; None leaves them.
+        """
         if threads is not None:
             torch.set_num_threads(threads)
         self._published, self._schema, self._metrics, self._clock = published, schema, metrics, clock
+        self._factory = factory
         self._model: LoadedModel | None = None
         self._failed: tuple[int, float] | None = None
         self._retry_at = 0.0
@@ -151,7 +164,7 @@ class Predictor:
         if identity == self._failed and self._clock() < self._retry_at:
             return False
         try:
-            model = load(newest, self._schema)
+            model = load(newest, self._schema, factory=self._factory)
         except StateError as error:
             self._count_failure(identity, error)
             return False

@@ -44,12 +44,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """One durable save: step, size, how long it took, when it ended."""
+    """One durable save: step, size, how long it took, when it ended, and where reading goes on after it."""
 
     step: int
     size_bytes: int
     duration_s: float
     saved_at_s: float
+    next_offsets: Offsets
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -114,6 +115,8 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
             return load_checkpoint(path)
         except CheckpointError as error:
             _log.error("checkpoint_corrupt", step=step, error=str(error))
+            for old in folder.glob("*.corrupt"):
+                old.unlink()  # one is enough to look into
             path.replace(path.with_suffix(".corrupt"))
     if steps:
         way_out = "restore one from a backup, or start afresh in an empty folder"
@@ -174,11 +177,17 @@ class Saver:
         return not self._busy.is_set()
 
     def close(self, timeout_s: float) -> None:
-        """Wait for the save under way, and end the thread."""
-        self.wait(timeout_s)
-        if not self._busy.is_set():
-            self._jobs.put(None)
-            self._thread.join(timeout_s)
+        """Wait for the save under way, and end the thread.
+
+        Raises:
+            OSError: the save failed.
+            CheckpointError: it did not end in time.
+        """
+        if not self.wait(timeout_s):
+            msg = f"{self._folder}: a save took longer than {timeout_s:.1f} s; the checkpoint before it stands"
+            raise CheckpointError(msg)
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
 
     def _raise_pending(self) -> None:
         error, self._error = self._error, None
@@ -192,7 +201,8 @@ class Saver:
                 size = save_checkpoint(self._folder, checkpoint, self._files)
                 for step in steps_in(self._folder)[: -self._keep]:
                     self._files.remove(path_of(self._folder, step))
-                self._on_saved(Saved(checkpoint.step, size, time.monotonic() - started, self._clock()))
+                duration_s = time.monotonic() - started
+                self._on_saved(Saved(checkpoint.step, size, duration_s, self._clock(), checkpoint.next_offsets))
             except OSError as error:
                 self._error = error
             finally:

@@ -2,7 +2,7 @@
 
 A micro-batch closed by age depends on the clock, and one over several partitions on arrival. So each step's end, its
 `next_offset` of every partition, is written down before anything that came of it is shown. A restart forms the steps
-that the journal knows exactly as they were, whatever the clock says now; `streamlearn replay` does the same from afar.
+that the journal knows exactly as they were, whatever the clock says now.
 
 One line a step: CRC-32, then JSON. Appended with one write, so a kill leaves whole lines or one torn last line, which
 is cut off. Synced before a publish and before a checkpoint. Kept in segments named by their first step.

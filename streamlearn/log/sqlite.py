@@ -1,0 +1,182 @@
+"""The SQLite file of the embedded log: its tables, how it is opened, how it is read, and what its errors mean.
+
+One row of `records` is one record. Its id packs partition and offset, so a partition is one run of keys:
+`partitions.id << 48 | offset`. A row of `partitions` holds the oldest offset, the next one, the bytes kept and the
+offset last committed; it changes in the transaction that changes the records, so neither is seen without the other.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+
+from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.records import Headers, Position, Record, TopicPartition
+
+SCHEMA_VERSION = 1
+PAGE_BYTES = 8192
+OFFSET_BITS = 48
+MAX_PARTITIONS = 1 << (62 - OFFSET_BITS)
+WAL_MAX_BYTES = 64 << 20
+BUSY_TIMEOUT_S = 10.0
+LOCK_POLL_S = 0.0005
+
+_SCHEMA = (
+    "CREATE TABLE topics (name TEXT PRIMARY KEY, partitions INTEGER NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE partitions (
+        id INTEGER PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL, beginning INTEGER NOT NULL DEFAULT 0,
+        next INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0, committed INTEGER, UNIQUE (topic, partition)
+    )""",
+    """CREATE TABLE records (
+        id INTEGER PRIMARY KEY, timestamp_ms INTEGER NOT NULL, appended_ms INTEGER NOT NULL, weight INTEGER NOT NULL,
+        key BLOB, value BLOB, headers BLOB
+    )""",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_SELECT = "SELECT id, timestamp_ms, key, value, headers FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
+_HELD = "another process holds it for too long; see which one with lsof or fuser"
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: _HELD,
+    sqlite3.SQLITE_LOCKED: _HELD,
+    sqlite3.SQLITE_FULL: "the disk is full; free some space or lower log.embedded_max_bytes",
+    sqlite3.SQLITE_IOERR: "the disk failed or is full; free some space and see the kernel's messages",
+    sqlite3.SQLITE_READONLY: "it may not be written; see the owner and mode of the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "it could not be opened; see the owner and mode of its folder",
+    sqlite3.SQLITE_PERM: "it could not be opened; see the owner and mode of its folder",
+    sqlite3.SQLITE_NOMEM: "memory is short",
+}
+
+
+def encode_headers(headers: Headers) -> bytes | None:
+    """A JSON list of pairs, bytes as Latin-1, so that any SQLite tool shows them; None where there are none."""
+    return orjson.dumps([(name, value.decode("latin-1")) for name, value in headers]) if headers else None
+
+
+def decode_headers(stored: bytes | None) -> Headers:
+    """The inverse of `encode_headers`."""
+    if stored is None:
+        return ()
+    return tuple((name, value.encode("latin-1")) for name, value in orjson.loads(stored))
+
+
+@contextmanager
+def translated(path: Path, doing: str) -> Iterator[None]:
+    """Turn SQLite's errors into ours, with what to do."""
+    try:
+        yield
+    except sqlite3.ProgrammingError as error:
+        if "closed" not in str(error):
+            raise
+        msg = f"{path}: {doing}: the log is closed"
+        raise LogError(msg) from error
+    except sqlite3.DatabaseError as error:
+        advice = _ADVICE.get(error_code(error))
+        if advice is None:
+            msg = f"{path}: {doing}: {error}; not a log, or damaged: move it and its -wal aside to start a new one"
+            raise LogError(msg) from error
+        msg = f"{path}: {doing}: {error}; {advice}"
+        raise LogUnavailableError(msg) from error
+
+
+def error_code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def wait_while_busy(db: sqlite3.Connection, statement: str, deadline: float) -> None:
+    """Run a statement, again and again while another process holds the lock, until the deadline.
+
+    SQLite's own busy handler sleeps up to 100 ms between tries, which starves whoever waits beside a busy writer; and
+    some statements, such as the switch to WAL, do not ask it at all.
+    """
+    while True:
+        try:
+            db.execute(statement).fetchall()
+        except sqlite3.OperationalError as error:
+            if error_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_POLL_S)
+        else:
+            return
+
+
+def connect(path: Path, *, busy_timeout_s: float) -> sqlite3.Connection:
+    """A connection in WAL mode that syncs each commit. For any one thread at a time."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    db = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_s, check_same_thread=False)
+    try:
+        for pragma in (f"page_size = {PAGE_BYTES}", "journal_mode = WAL", f"journal_size_limit = {WAL_MAX_BYTES}"):
+            wait_while_busy(db, f"PRAGMA {pragma}", deadline)
+        wait_while_busy(db, "PRAGMA synchronous = FULL", deadline)
+        _prepare(db, path, deadline)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path, deadline: float) -> None:
+    """Make the tables where there are none.
+
+    Raises:
+        LogError: the file is no log, or one of another version.
+    """
+    if _version(db) == SCHEMA_VERSION:
+        return
+    with transaction(db, deadline):
+        version = _version(db)
+        if version == SCHEMA_VERSION:
+            return
+        if version != 0 or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            msg = f"{path}: no embedded log of version {SCHEMA_VERSION}, found version {version}; move it aside"
+            raise LogError(msg)
+        for statement in _SCHEMA:
+            db.execute(statement)
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, deadline: float) -> Iterator[None]:
+    """A write transaction: committed and synced at the end, or gone whole."""
+    wait_while_busy(db, "BEGIN IMMEDIATE", deadline)
+    try:
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def read_records(
+    db: sqlite3.Connection, partition: TopicPartition, number: int, offset: int, max_records: int
+) -> list[Record]:
+    """Records from `offset` on; `number` is the partition's id.
+
+    Raises:
+        OffsetOutOfRangeError: it was trimmed, or never written.
+    """
+    base = number << OFFSET_BITS
+    rows = db.execute(_SELECT, (base + offset, base + (1 << OFFSET_BITS), max_records)).fetchall()
+    if not rows or rows[0][0] != base + offset:
+        _check_in_range(db, partition, number, offset)
+        return []
+    topic, index = partition
+    return [
+        Record(Position(topic, index, row[0] - base), row[1], row[2], row[3], decode_headers(row[4])) for row in rows
+    ]
+
+
+def _check_in_range(db: sqlite3.Connection, partition: TopicPartition, number: int, offset: int) -> None:
+    (beginning, end) = db.execute("SELECT beginning, next FROM partitions WHERE id = ?", (number,)).fetchone()
+    if not beginning <= offset <= end:
+        why = "was trimmed" if offset < beginning else "was never written"
+        msg = f"{partition.topic}[{partition.partition}]@{offset} {why}: the log holds {beginning} to {end}"
+        raise OffsetOutOfRangeError(msg)

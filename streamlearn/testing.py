@@ -1,0 +1,331 @@
+"""Fakes for tests of this package and of what is built on it: a log in memory, a clock by hand, a crash on cue.
+
+`MemoryLog` obeys the contract of `streamlearn.log.base` (the contract suite runs against it too) and can be told to
+fail: the n-th next call of an operation raises, before anything happened or after everything did.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.log.partitioner import partition_of
+from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
+from streamlearn.state.files import Chunk, Files
+
+Operation = Literal["append", "poll", "read", "create_topics", "beginning_offsets", "end_offsets", "commit"]
+
+
+class InjectedCrash(BaseException):
+    """The process ends here. Derives from BaseException, so that no handler hides it."""
+
+
+class ManualClock:
+    """A clock that moves only when told to. Call it for the time in seconds."""
+
+    def __init__(self, now_s: float = 1_700_000_000.0) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        assert seconds >= 0, seconds
+        self.now_s += seconds
+
+
+def lost_acknowledgement() -> LogUnavailableError:
+    """The error of an append that may have happened; for `MemoryLog.fail("append", …, applied=True)`."""
+    return LogUnavailableError("not acknowledged in time; it may be in the log all the same")
+
+
+@dataclass(slots=True)
+class _Fault:
+    """One scripted failure of one operation."""
+
+    error: BaseException
+    after: int
+    """Calls that still pass before it."""
+    times: int
+    applied: bool
+
+
+@dataclass(slots=True)
+class _Partition:
+    beginning: int = 0
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return self.beginning + len(self.records)
+
+
+class _Shared:
+    """What a log and its readers share. All of it is used under `changed`."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.topics: dict[str, list[_Partition]] = {}
+        self.faults: dict[str, list[_Fault]] = {}
+        self.closed = False
+
+    def enter(self, operation: Operation) -> _Fault | None:
+        """Begin an operation: raise what is due, or return the fault that is due once it is applied."""
+        if self.closed:
+            msg = "the log is closed"
+            raise LogError(msg)
+        for fault in self.faults.get(operation, []):
+            if fault.after > 0:
+                fault.after -= 1
+            elif fault.times > 0:
+                fault.times -= 1
+                if fault.applied:
+                    return fault
+                raise fault.error
+        return None
+
+    def partition(self, partition: TopicPartition) -> _Partition:
+        partitions = self.topics.get(partition.topic)
+        if partitions is None or not 0 <= partition.partition < len(partitions):
+            msg = f"no topic {partition.topic} with a partition {partition.partition}: create it first"
+            raise LogError(msg)
+        return partitions[partition.partition]
+
+    def slice(self, partition: TopicPartition, offset: int, max_records: int) -> list[Record]:
+        held = self.partition(partition)
+        if not held.beginning <= offset <= held.end:
+            msg = f"{Position(*partition, offset)}: the log holds {held.beginning} to {held.end}"
+            raise OffsetOutOfRangeError(msg)
+        first = offset - held.beginning
+        return held.records[first : first + max_records]
+
+
+class MemoryLog:
+    """`Log` in memory, for the threads of one process. Nothing but a reader's `poll` ever waits."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time, max_record_bytes: int = 64 << 20) -> None:
+        self.committed: Offsets = {}
+        """What `commit` was told."""
+        self._clock = clock
+        self._max_record_bytes = max_record_bytes
+        self._shared = _Shared()
+        self._turn = count()
+
+    # -- the script
+
+    def fail(
+        self, operation: Operation, error: BaseException, *, after: int = 0, times: int = 1, applied: bool = False
+    ) -> None:
+        """Let `after` calls of `operation` pass, then raise `error` from so many.
+
+        With `applied` an append happens all the same, and only its acknowledgement is lost.
+        """
+        assert not applied or operation == "append", operation
+        with self._shared.changed:
+            self._shared.faults.setdefault(operation, []).append(_Fault(error, after, times, applied))
+
+    def trim(self, partition: TopicPartition, beginning: int) -> None:
+        """Drop what is before `beginning`, as retention does."""
+        with self._shared.changed:
+            held = self._shared.partition(partition)
+            assert held.beginning <= beginning <= held.end, (held.beginning, beginning, held.end)
+            del held.records[: beginning - held.beginning]
+            held.beginning = beginning
+
+    def records(self, topic: str) -> list[Record]:
+        """Everything a topic holds, partition by partition, for assertions."""
+        with self._shared.changed:
+            return [record for held in self._shared.topics[topic] for record in held.records]
+
+    # -- the contract
+
+    def create_topics(self, partitions: Mapping[str, int]) -> None:
+        """See `Log.create_topics`."""
+        with self._shared.changed:
+            self._shared.enter("create_topics")
+            for topic, wanted in partitions.items():
+                assert wanted >= 1, (topic, wanted)
+                there = self._shared.topics.get(topic)
+                if there is not None and len(there) != wanted:
+                    msg = f"topic {topic} has {len(there)} partitions, wanted {wanted}"
+                    raise ConfigError(msg)
+            for topic, wanted in partitions.items():
+                self._shared.topics.setdefault(topic, [_Partition() for _ in range(wanted)])
+
+    def partition_count(self, topic: str) -> int:
+        """See `Log.partition_count`."""
+        return len(self._shared.topics.get(topic, ()))
+
+    def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
+        """See `Log.append`."""
+        assert timeout_s >= 0, timeout_s
+        with self._shared.changed:
+            fault = self._shared.enter("append")
+            self._shared.partition(TopicPartition(topic, 0))
+            for record in records:
+                self._check(topic, record)
+            positions = [self._append(topic, record) for record in records]
+            self._shared.changed.notify_all()
+            if fault is not None:
+                raise fault.error
+            return positions
+
+    def _check(self, topic: str, record: NewRecord) -> None:
+        if record.key is None and record.value is None:
+            msg = f"{topic}: a record needs a key or a value"
+            raise LogError(msg)
+        size_bytes = len(record.key or b"") + len(record.value or b"")
+        if size_bytes > self._max_record_bytes:
+            msg = f"{topic}: a record of {size_bytes} bytes, at most {self._max_record_bytes} are taken"
+            raise LogError(msg)
+
+    def _append(self, topic: str, record: NewRecord) -> Position:
+        partitions = self._shared.topics[topic]
+        turn = next(self._turn) if record.key is None else partition_of(record.key, len(partitions))
+        index = turn % len(partitions)
+        held = partitions[index]
+        position = Position(topic, index, held.end)
+        stamp_ms = int(self._clock() * 1000) if record.timestamp_ms is None else record.timestamp_ms
+        held.records.append(Record(position, stamp_ms, record.key, record.value, record.headers))
+        return position
+
+    def reader(self, next_offsets: Offsets) -> MemoryReader:
+        """See `Log.reader`."""
+        with self._shared.changed:
+            for partition in next_offsets:
+                self._shared.partition(partition)
+        return MemoryReader(self._shared, next_offsets)
+
+    def read(self, partition: TopicPartition, offset: int, max_records: int, timeout_s: float = 10.0) -> list[Record]:
+        """See `Log.read`."""
+        assert timeout_s >= 0, timeout_s
+        with self._shared.changed:
+            self._shared.enter("read")
+            return self._shared.slice(partition, offset, max_records)
+
+    def beginning_offsets(self, topic: str) -> Offsets:
+        """See `Log.beginning_offsets`."""
+        with self._shared.changed:
+            self._shared.enter("beginning_offsets")
+            self._shared.partition(TopicPartition(topic, 0))
+            return {TopicPartition(topic, i): held.beginning for i, held in enumerate(self._shared.topics[topic])}
+
+    def end_offsets(self, topic: str) -> Offsets:
+        """See `Log.end_offsets`."""
+        with self._shared.changed:
+            self._shared.enter("end_offsets")
+            self._shared.partition(TopicPartition(topic, 0))
+            return {TopicPartition(topic, i): held.end for i, held in enumerate(self._shared.topics[topic])}
+
+    def commit(self, next_offsets: Offsets) -> None:
+        """See `Log.commit`."""
+        with self._shared.changed:
+            self._shared.enter("commit")
+            self.committed.update(next_offsets)
+
+    def close(self) -> None:
+        """See `Log.close`."""
+        with self._shared.changed:
+            self._shared.closed = True
+            self._shared.changed.notify_all()
+
+
+class MemoryReader:
+    """`Reader` of a `MemoryLog`."""
+
+    def __init__(self, shared: _Shared, next_offsets: Offsets) -> None:
+        self._shared = shared
+        self._next_offsets = dict(next_offsets)
+        self._turn = 0
+        self._closed = False
+
+    def poll(self, wanted: Collection[TopicPartition], max_records: int, timeout_s: float) -> list[Record]:
+        """See `Reader.poll`."""
+        deadline = time.monotonic() + timeout_s
+        with self._shared.changed:
+            self._shared.enter("poll")
+            while not self._closed and not self._shared.closed:
+                records = self._take(wanted, max_records)
+                left_s = deadline - time.monotonic()
+                if records or left_s <= 0:
+                    return records
+                self._shared.changed.wait(left_s)
+        msg = "the log is closed"
+        raise LogError(msg)
+
+    def _take(self, wanted: Collection[TopicPartition], max_records: int) -> list[Record]:
+        order = sorted(wanted)
+        self._turn += 1
+        order = order[self._turn % len(order) :] + order[: self._turn % len(order)] if order else order
+        taken: list[Record] = []
+        for partition in order:
+            if len(taken) < max_records:
+                records = self._shared.slice(partition, self._next_offsets[partition], max_records - len(taken))
+                self._next_offsets[partition] += len(records)
+                taken += records
+        return taken
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """See `Reader.seek`."""
+        assert partition in self._next_offsets, partition
+        self._next_offsets[partition] = offset
+
+    def next_offsets(self) -> Offsets:
+        """See `Reader.next_offsets`."""
+        return dict(self._next_offsets)
+
+    def end_offsets(self) -> Offsets:
+        """See `Reader.end_offsets`."""
+        with self._shared.changed:
+            return {partition: self._shared.partition(partition).end for partition in self._next_offsets}
+
+    def close(self) -> None:
+        """See `Reader.close`."""
+        self._closed = True
+
+
+class FaultyFiles(Files):
+    """A disk whose n-th operation fails, once. The count of operations is what a forgotten sync changes."""
+
+    def __init__(self, *, fail_at: int) -> None:
+        self._left = fail_at
+
+    def _count(self, operation: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            msg = f"injected fault in {operation}"
+            raise OSError(errno.ENOSPC, msg)
+
+    def write(self, path: Path, chunks: Iterable[Chunk]) -> None:
+        """Fails with half of the bytes on disk."""
+        whole = b"".join(bytes(chunk) for chunk in chunks)
+        try:
+            self._count("write")
+        except OSError:
+            path.write_bytes(whole[: len(whole) // 2])
+            raise
+        super().write(path, [whole])
+
+    def sync(self, descriptor: int) -> None:
+        """As it is, or fails."""
+        self._count("sync")
+        super().sync(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """As it is, or fails."""
+        self._count("replace")
+        super().replace(source, target)
+
+    def sync_folder(self, folder: Path) -> None:
+        """As it is, or fails."""
+        self._count("sync_folder")
+        super().sync_folder(folder)

@@ -1,0 +1,562 @@
+"""The contract of `streamlearn.log.base`, held against the fake, the embedded log and a real Apache Kafka."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka import TopicPartition as KafkaPartition
+
+from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.log.base import Log, Reader
+from streamlearn.log.embedded import EmbeddedLog
+from streamlearn.log.kafka import KafkaLog
+from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
+from streamlearn.testing import ManualClock, MemoryLog
+
+PARTITIONS = 3
+MAX_RECORD_BYTES = 2 << 20
+MAX_AGE_S = 3600.0
+GENEROUS_S = 20.0
+
+
+class Retention:
+    """Makes the oldest records go, in each log's own way."""
+
+    def __init__(self) -> None:
+        self.ahead = ManualClock(0.0)
+        self.servers = ""
+
+    def clock(self) -> float:
+        """The real time, and what was let pass."""
+        return time.time() + self.ahead()
+
+    def let_pass(self) -> None:
+        """Everything that is there grows too old; the embedded log drops it at the next append."""
+        self.ahead.advance(MAX_AGE_S + 1)
+
+    def take_before(self, log: Log, partition: TopicPartition, beginning: int) -> None:
+        """The others are told."""
+        if isinstance(log, MemoryLog):
+            log.trim(partition, beginning)
+        elif isinstance(log, KafkaLog):
+            with KafkaAdminClient(bootstrap_servers=self.servers) as admin:
+                admin.delete_records({KafkaPartition(*partition): beginning})
+
+
+@pytest.fixture
+def retention() -> Retention:
+    """Retention of the log under test."""
+    return Retention()
+
+
+@pytest.fixture(params=["memory", "embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which log."""
+    return str(request.param)
+
+
+@pytest.fixture
+def log(kind: str, request: pytest.FixtureRequest, log_path: Path, retention: Retention) -> Iterator[Log]:
+    """The log under test."""
+    log: Log
+    if kind == "memory":
+        log = MemoryLog(max_record_bytes=MAX_RECORD_BYTES)
+    elif kind == "embedded":
+        log = EmbeddedLog(
+            log_path,
+            max_age_s=MAX_AGE_S,
+            max_bytes=1 << 30,
+            max_record_bytes=MAX_RECORD_BYTES,
+            clock=retention.clock,
+        )
+    else:
+        retention.servers = request.getfixturevalue("kafka_broker")
+        log = KafkaLog(retention.servers, group_id=unique("group"), max_record_bytes=MAX_RECORD_BYTES)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def topic(log: Log) -> str:
+    """An empty topic."""
+    name = unique("topic")
+    log.create_topics({name: PARTITIONS})
+    return name
+
+
+@pytest.fixture
+def open_reader(log: Log) -> Iterator[Callable[[Offsets], Reader]]:
+    """Opens readers, and closes them after the test."""
+    readers: list[Reader] = []
+
+    def open_one(next_offsets: Offsets) -> Reader:
+        readers.append(log.reader(next_offsets))
+        return readers[-1]
+
+    yield open_one
+    for reader in readers:
+        reader.close()
+
+
+def unique(name: str) -> str:
+    """A name of this test's own, since tests share a broker."""
+    return f"{name}-{uuid.uuid4().hex[:12]}"
+
+
+def all_of(topic: str, offset: int = 0) -> Offsets:
+    """Every partition, from one offset."""
+    return {TopicPartition(topic, index): offset for index in range(PARTITIONS)}
+
+
+def numbered(count: int, *, key: bytes | None = b"one key") -> list[NewRecord]:
+    """Records whose value tells their order."""
+    return [NewRecord(key, str(i).encode()) for i in range(count)]
+
+
+def take(reader: Reader, wanted: Offsets, count: int) -> list[Record]:
+    """Poll until so many records are there."""
+    records: list[Record] = []
+    deadline = time.monotonic() + GENEROUS_S
+    while len(records) < count and time.monotonic() < deadline:
+        records += reader.poll(list(wanted), count - len(records), 0.5)
+    assert len(records) == count, f"{len(records)} of {count} records in {GENEROUS_S} s"
+    return records
+
+
+def only_partition(positions: list[Position]) -> TopicPartition:
+    """The one partition that records of one key are in."""
+    (partition,) = {position.topic_partition for position in positions}
+    return partition
+
+
+class TestTopics:
+    """Creating and counting."""
+
+    def test_a_topic_is_created_once_and_again_without_harm(self, log: Log, topic: str) -> None:
+        """Creating what exists with the same number of partitions changes nothing."""
+        log.append(topic, numbered(1))
+
+        log.create_topics({topic: PARTITIONS})
+
+        assert log.partition_count(topic) == PARTITIONS
+        assert sum(log.end_offsets(topic).values()) == 1
+
+    def test_another_number_of_partitions_is_a_configuration_error(self, log: Log, topic: str) -> None:
+        """The message names the topic and both numbers."""
+        with pytest.raises(ConfigError, match=rf"{topic}.*{PARTITIONS}.*{PARTITIONS + 1}"):
+            log.create_topics({topic: PARTITIONS + 1})
+
+    def test_a_missing_topic_has_no_partitions(self, log: Log) -> None:
+        """Asking is no error, and creates nothing."""
+        name = unique("missing")
+
+        assert log.partition_count(name) == 0
+        assert log.partition_count(name) == 0
+
+    def test_appending_to_a_missing_topic_is_refused(self, log: Log) -> None:
+        """It is not created behind the operator's back, and asking again would not help."""
+        name = unique("missing")
+
+        with pytest.raises(LogError, match=name) as raised:
+            log.append(name, numbered(1))
+
+        assert not isinstance(raised.value, LogUnavailableError)
+        assert log.partition_count(name) == 0
+
+    def test_asking_for_offsets_of_a_missing_topic_is_refused(self, log: Log) -> None:
+        """An empty answer would look like an empty topic."""
+        with pytest.raises(LogError):
+            log.end_offsets(unique("missing"))
+
+    def test_a_partition_that_is_not_there_is_refused(self, log: Log, topic: str) -> None:
+        """A reader of it would wait for ever."""
+        with pytest.raises(LogError):
+            log.reader({TopicPartition(topic, PARTITIONS): 0})
+
+
+class TestAppend:
+    """What an acknowledgement says."""
+
+    def test_returns_the_position_of_each_record_in_order(self, log: Log, topic: str) -> None:
+        """Records of one key are in one partition, at offsets that grow by one from zero."""
+        positions = log.append(topic, numbered(5))
+
+        partition = only_partition(positions)
+        assert [position.offset for position in positions] == [0, 1, 2, 3, 4]
+        assert [log.read(partition, position.offset, 1)[0].position for position in positions] == positions
+
+    def test_goes_on_where_it_stopped(self, log: Log, topic: str) -> None:
+        """A second append leaves no hole."""
+        log.append(topic, numbered(2))
+
+        assert [position.offset for position in log.append(topic, numbered(2))] == [2, 3]
+
+    def test_equal_keys_share_a_partition_number_across_topics(self, log: Log, topic: str) -> None:
+        """A label finds its sample's partition: the hash is Kafka's own, whatever the log."""
+        other = unique("other")
+        log.create_topics({other: PARTITIONS})
+        keys = [f"id-{i}".encode() for i in range(50)]
+        records = [NewRecord(key, b"x") for key in keys]
+
+        here = {key: position.partition for key, position in zip(keys, log.append(topic, records), strict=True)}
+        there = {key: position.partition for key, position in zip(keys, log.append(other, records), strict=True)}
+
+        assert here == there
+        assert set(here.values()) == set(range(PARTITIONS))
+
+    def test_keys_go_where_every_kafka_client_puts_them(self, log: Log, topic: str) -> None:
+        """Fixed examples, worked out by Kafka's Java client."""
+        positions = log.append(topic, [NewRecord(key, b"x") for key in (b"21", b"foobar", b"a-little-bit-long-string")])
+
+        # murmur2, signed: -973932308, -790332482, -985981536
+        assert [position.partition for position in positions] == [
+            (hash_ & 0x7FFFFFFF) % PARTITIONS for hash_ in (-973932308, -790332482, -985981536)
+        ]
+
+    def test_records_without_a_key_use_every_partition(self, log: Log, topic: str) -> None:
+        """So that no partition is left idle."""
+        positions = log.append(topic, numbered(100, key=None))
+
+        assert {position.partition for position in positions} == set(range(PARTITIONS))
+
+    def test_nothing_to_append_is_nothing(self, log: Log, topic: str) -> None:
+        """An empty batch is answered with no positions."""
+        assert log.append(topic, []) == []
+
+    def test_a_record_with_neither_key_nor_value_is_refused(self, log: Log, topic: str) -> None:
+        """It says nothing, and kafka-python cannot send it."""
+        with pytest.raises(LogError, match="key or a value"):
+            log.append(topic, [NewRecord(None, None)])
+
+    def test_a_record_that_is_too_large_is_refused_with_its_size(self, log: Log, topic: str) -> None:
+        """Asking again would not help, so it is not `unavailable`."""
+        with pytest.raises(LogError, match=str(MAX_RECORD_BYTES)) as raised:
+            log.append(topic, [NewRecord(b"k", bytes(MAX_RECORD_BYTES))])
+
+        assert not isinstance(raised.value, LogUnavailableError)
+        assert sum(log.end_offsets(topic).values()) == 0
+
+    def test_threads_that_append_together_lose_nothing(self, log: Log, topic: str) -> None:
+        """Each acknowledged position holds that thread's record, and no two are equal."""
+        found: dict[Position, bytes] = {}
+
+        def work(name: int) -> None:
+            for i in range(20):
+                value = f"{name}/{i}".encode()
+                (position,) = log.append(topic, [NewRecord(value, value)])
+                found[position] = value
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(GENEROUS_S)
+
+        assert len(found) == 8 * 20
+        stored = {r.position: r.value for p in all_of(topic) for r in log.read(p, 0, 1000)}
+        assert stored == found
+
+    def test_after_close_fails_clearly(self, log: Log, topic: str) -> None:
+        """Neither a hang nor a silent loss. Closing twice is allowed."""
+        log.close()
+        log.close()
+
+        with pytest.raises(LogError, match="closed"):
+            log.append(topic, numbered(1))
+
+
+ROUND_TRIPS = {
+    "plain": NewRecord(b"key", b"value"),
+    "no key": NewRecord(None, b"value"),
+    "no value, a tombstone": NewRecord(b"key", None),
+    "empty value": NewRecord(b"key", b""),
+    "empty key": NewRecord(b"", b"value"),
+    "unicode": NewRecord("Schlüssel-😀".encode(), "значение\x00\n".encode(), (("Überschrift", "値".encode()),)),
+    "all bytes": NewRecord(bytes(range(256)), bytes(range(256)), (("bytes", bytes(range(256))),)),
+    "headers in order, one twice": NewRecord(b"k", b"v", (("b", b"1"), ("a", b""), ("b", b"2"))),
+    "large": NewRecord(b"key", bytes(1_500_000)),
+}
+
+
+class TestRoundTrip:
+    """What goes in comes out."""
+
+    @pytest.mark.parametrize("case", ROUND_TRIPS)
+    def test_a_record_comes_back_untouched(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader], case: str
+    ) -> None:
+        """Through a reader and by position alike."""
+        record = ROUND_TRIPS[case]
+
+        (position,) = log.append(topic, [record])
+
+        (read,) = log.read(position.topic_partition, position.offset, 10)
+        (polled,) = take(open_reader(all_of(topic)), all_of(topic), 1)
+        assert (read.position, read.key, read.value, read.headers) == (
+            position,
+            record.key,
+            record.value,
+            record.headers,
+        )
+        assert polled == read
+
+    def test_a_given_timestamp_is_kept(self, log: Log, topic: str) -> None:
+        """To the millisecond; it may lie in the past."""
+        stamp_ms = int(time.time() * 1000) - 3_600_001
+
+        (position,) = log.append(topic, [NewRecord(b"k", b"v", timestamp_ms=stamp_ms)])
+
+        assert log.read(position.topic_partition, position.offset, 1)[0].timestamp_ms == stamp_ms
+
+    def test_a_record_without_timestamp_is_stamped_with_now(self, log: Log, topic: str) -> None:
+        """In milliseconds since the epoch."""
+        before = int(time.time() * 1000)
+
+        (position,) = log.append(topic, numbered(1))
+
+        stamp_ms = log.read(position.topic_partition, position.offset, 1)[0].timestamp_ms
+        assert before - 5 <= stamp_ms <= time.time() * 1000 + 5
+
+
+class TestPoll:
+    """Reading forward."""
+
+    def test_gives_each_partition_in_order_and_each_record_once(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """Whatever the size of the polls."""
+        appended = log.append(topic, [NewRecord(str(i).encode(), b"v") for i in range(200)])
+        reader = open_reader(all_of(topic))
+
+        records: list[Record] = []
+        while len(records) < 200:
+            got = reader.poll(list(all_of(topic)), 7, GENEROUS_S)
+            assert 1 <= len(got) <= 7
+            records += got
+
+        for partition in all_of(topic):
+            offsets = [r.position.offset for r in records if r.position.topic_partition == partition]
+            assert offsets == list(range(len(offsets)))
+        assert {record.position for record in records} == set(appended)
+
+    def test_an_empty_log_answers_within_the_timeout(
+        self, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """Empty, not at once and not much later."""
+        reader = open_reader(all_of(topic))
+        began = time.monotonic()
+
+        assert reader.poll(list(all_of(topic)), 10, 0.3) == []
+
+        assert 0.25 <= time.monotonic() - began <= 3.0
+
+    def test_wanting_nothing_waits_and_gives_nothing(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """So that a caller who wants nothing does not spin."""
+        log.append(topic, numbered(3))
+        reader = open_reader(all_of(topic))
+        began = time.monotonic()
+
+        assert reader.poll([], 10, 0.2) == []
+
+        assert time.monotonic() - began >= 0.15
+        assert reader.next_offsets() == all_of(topic)
+
+    def test_a_partition_that_is_not_wanted_keeps_its_place(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """Nothing of it is given, nothing of it is lost, and it goes on where it was when wanted again."""
+        positions = log.append(topic, [NewRecord(str(i).encode(), b"v") for i in range(90)])
+        first, *others = sorted(all_of(topic))
+        reader = open_reader(all_of(topic))
+        here = [position for position in positions if position.topic_partition == first]
+        head = take(reader, {first: 0}, 2)
+
+        rest = take(reader, dict.fromkeys(others, 0), 90 - len(here))
+        tail = take(reader, {first: 0}, len(here) - 2)
+
+        assert {record.position.topic_partition for record in rest} == set(others)
+        assert [record.position for record in head + tail] == here
+
+    def test_a_partition_that_is_wanted_on_and_off_is_read_to_its_end(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """Backpressure stops and resumes partitions for ever; none may stay silent in the end (kafka-python's did)."""
+        log.append(topic, [NewRecord(f"key {n}".encode(), b"x" * 800) for n in range(3000)], timeout_s=30.0)
+        ends = log.end_offsets(topic)
+        reader, held = open_reader(all_of(topic)), dict.fromkeys(ends, 0)
+        deadline = time.monotonic() + GENEROUS_S
+
+        while reader.next_offsets() != ends and time.monotonic() < deadline:
+            wanted = [partition for partition, count in held.items() if count < 300]
+            for record in reader.poll(wanted, 100, 0.05) if wanted else ():
+                held[record.position.topic_partition] += 1
+            for n, partition in enumerate(sorted(held)):
+                held[partition] = max(0, held[partition] - 20 * n - 10)
+
+        assert reader.next_offsets() == ends
+
+    def test_sees_records_that_come_later(self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]) -> None:
+        """A poll that waits is woken by an append, well before its timeout."""
+        reader = open_reader(all_of(topic))
+        assert reader.poll(list(all_of(topic)), 10, 0.1) == []
+        later = threading.Timer(0.2, lambda: log.append(topic, numbered(1)))
+        later.start()
+        began = time.monotonic()
+
+        (record,) = reader.poll(list(all_of(topic)), 10, GENEROUS_S)
+
+        later.join()
+        assert record.value == b"0"
+        assert time.monotonic() - began < GENEROUS_S / 2
+
+    def test_next_offsets_follow_what_was_given(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """They move by what poll returned, not by what was fetched ahead."""
+        partition = only_partition(log.append(topic, numbered(10)))
+        reader = open_reader(all_of(topic))
+        assert reader.next_offsets() == all_of(topic)
+
+        take(reader, {partition: 0}, 4)
+
+        assert reader.next_offsets() == all_of(topic) | {partition: 4}
+
+    def test_another_reader_begins_where_the_first_stopped(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """Offsets saved from one reader start the next: none twice, none missing."""
+        log.append(topic, [NewRecord(str(i).encode(), b"v") for i in range(30)])
+        first = open_reader(all_of(topic))
+        head = take(first, all_of(topic), 11)
+
+        tail = take(open_reader(first.next_offsets()), all_of(topic), 19)
+
+        assert len({record.position for record in head + tail}) == 30
+
+    def test_a_seek_back_gives_the_same_again(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """Also when later records were fetched ahead."""
+        partition = only_partition(log.append(topic, numbered(10)))
+        reader = open_reader(all_of(topic))
+        first = take(reader, {partition: 0}, 6)
+
+        reader.seek(partition, 2)
+
+        assert take(reader, {partition: 0}, 8)[:4] == first[2:]
+
+    def test_a_seek_forward_skips(self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]) -> None:
+        """The next record is the one that was asked for."""
+        partition = only_partition(log.append(topic, numbered(10)))
+        reader = open_reader(all_of(topic))
+        take(reader, {partition: 0}, 1)
+
+        reader.seek(partition, 7)
+
+        assert [record.value for record in take(reader, {partition: 0}, 3)] == [b"7", b"8", b"9"]
+
+    def test_end_offsets_tell_how_far_there_is_to_go(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """Of every partition, also of those never polled."""
+        partition = only_partition(log.append(topic, numbered(10)))
+        reader = open_reader(all_of(topic))
+
+        assert reader.end_offsets() == all_of(topic) | {partition: 10}
+        take(reader, {partition: 0}, 4)
+
+        assert reader.end_offsets() == all_of(topic) | {partition: 10}
+
+
+class TestOffsets:
+    """Asking the log, and reading by position."""
+
+    def test_an_empty_topic_begins_and_ends_at_zero(self, log: Log, topic: str) -> None:
+        """For every partition."""
+        assert log.beginning_offsets(topic) == all_of(topic)
+        assert log.end_offsets(topic) == all_of(topic)
+
+    def test_the_end_moves_with_each_record(self, log: Log, topic: str) -> None:
+        """It is the offset that the next record gets."""
+        partition = only_partition(log.append(topic, numbered(3)))
+
+        assert log.end_offsets(topic) == all_of(topic) | {partition: 3}
+        assert log.beginning_offsets(topic) == all_of(topic)
+
+    def test_read_gives_so_many_from_there(self, log: Log, topic: str) -> None:
+        """At most as many as asked for, fewer at the end."""
+        partition = only_partition(log.append(topic, numbered(10)))
+
+        assert [record.value for record in log.read(partition, 3, 4)] == [b"3", b"4", b"5", b"6"]
+        assert [record.value for record in log.read(partition, 8, 100)] == [b"8", b"9"]
+
+    def test_read_at_the_end_is_empty(self, log: Log, topic: str) -> None:
+        """And does not wait for a record to come."""
+        partition = only_partition(log.append(topic, numbered(3)))
+        began = time.monotonic()
+
+        assert log.read(partition, 3, 10) == []
+
+        assert time.monotonic() - began < 5.0
+
+    def test_read_finds_what_was_appended_since_the_last_read(self, log: Log, topic: str) -> None:
+        """An end that was seen before is not believed."""
+        partition = only_partition(log.append(topic, numbered(1)))
+        assert len(log.read(partition, 0, 10)) == 1
+        log.append(topic, numbered(1))
+
+        assert len(log.read(partition, 1, 10)) == 1
+        assert len(log.read(partition, 0, 10)) == 2
+
+    @pytest.mark.parametrize("offset", [11, 1_000_000])
+    def test_reading_past_the_end_is_loud(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader], offset: int
+    ) -> None:
+        """A checkpoint that is ahead of the log means that the log was lost: never wait for it to catch up."""
+        partition = only_partition(log.append(topic, numbered(10)))
+        reader = open_reader({partition: offset})
+
+        with pytest.raises(OffsetOutOfRangeError):
+            log.read(partition, offset, 1)
+        with pytest.raises(OffsetOutOfRangeError):
+            reader.poll([partition], 10, GENEROUS_S)
+        with pytest.raises(OffsetOutOfRangeError):
+            reader.poll([partition], 10, GENEROUS_S)
+
+    def test_reading_what_was_trimmed_is_loud_and_a_seek_goes_on(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader], retention: Retention
+    ) -> None:
+        """Never a silent jump. From the new beginning all is well."""
+        partition = only_partition(log.append(topic, numbered(6)))
+        reader = open_reader({partition: 3})
+        retention.let_pass()
+        log.append(topic, numbered(4))
+        retention.take_before(log, partition, 6)
+
+        with pytest.raises(OffsetOutOfRangeError):
+            log.read(partition, 3, 1)
+        with pytest.raises(OffsetOutOfRangeError):
+            reader.poll([partition], 10, GENEROUS_S)
+        assert log.beginning_offsets(topic)[partition] == 6
+        reader.seek(partition, 6)
+
+        assert [record.value for record in take(reader, {partition: 0}, 4)] == [b"0", b"1", b"2", b"3"]
+
+    def test_a_commit_is_accepted_and_changes_no_reading(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """It is for dashboards alone."""
+        partition = only_partition(log.append(topic, numbered(3)))
+
+        log.commit({partition: 2})
+        log.commit({partition: 3})
+
+        assert len(take(open_reader({partition: 0}), {partition: 0}, 3)) == 3

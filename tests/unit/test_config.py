@@ -1,0 +1,99 @@
+"""Settings: one precedence, all errors at once, nothing misspelt passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamlearn.config import load_config
+from streamlearn.errors import ConfigError
+
+
+def message(environ: dict[str, str] | None = None, **overrides: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(environ=environ or {}, overrides={key.replace("__", "."): v for key, v in overrides.items()})
+    return str(caught.value)
+
+
+class TestPrecedence:
+    def test_the_later_source_wins(self, tmp_path: Path) -> None:
+        """Defaults, file, environment, command line."""
+        file = tmp_path / "a.toml"
+        file.write_text("[serve]\nport = 1\nqueue = 2\nbatch = 3\n")
+
+        serve = load_config(
+            file,
+            environ={"STREAMLEARN_SERVE__QUEUE": "20", "STREAMLEARN_SERVE__BATCH": "30"},
+            overrides={"serve.batch": "300"},
+        ).serve
+
+        assert (serve.port, serve.queue, serve.batch, serve.processes) == (1, 20, 300, 2)
+
+    def test_lists_and_tables_come_as_toml(self) -> None:
+        """So every key can be set from the environment."""
+        config = load_config(
+            environ={
+                "STREAMLEARN_SCHEMA__SHAPE": "[3, 4, 4]",
+                "STREAMLEARN_SCHEMA__CLASSES": '["cat", "dog"]',
+                "STREAMLEARN_MODEL__OPTIONS": "{width = 2}",
+                "STREAMLEARN_SERVE__TOKEN": "0123",
+            }
+        )
+
+        assert config.schema_.build().shape == (3, 4, 4)
+        assert config.schema_.build().classes == ("cat", "dog")
+        assert config.model.options == {"width": 2}
+        assert config.serve.token is not None
+        assert config.serve.token.get_secret_value() == "0123"
+
+    def test_the_tests_own_variables_are_no_settings(self) -> None:
+        """STREAMLEARN_TEST_KAFKA and its like pass by."""
+        load_config(environ={"STREAMLEARN_TEST_KAFKA": "x", "STREAMLEARN_FORBID_SKIPS": "1", "STREAMLEARN_CONFIG": "y"})
+
+
+class TestErrors:
+    def test_all_come_at_once_with_key_value_bound_and_source(self) -> None:
+        """An operator mends them in one go."""
+        text = message({"STREAMLEARN_SERVE__PORT": "80000"}, learn__ema_decay=1.0, serve__prt=3)
+
+        assert "3 settings are wrong" in text
+        assert "serve.port: Input should be less than or equal to 65535 (got '80000', from environment)" in text
+        assert "learn.ema_decay: Input should be less than 1 (got 1.0, from command line)" in text
+        assert "serve.prt: there is no such setting" in text
+
+    @pytest.mark.parametrize(
+        ("overrides", "wanted"),
+        [
+            ({"serve.host": "0.0.0.0"}, "open to other machines"),
+            ({"schema.classes": "1"}, "2 to 10000"),
+            ({"schema.classes": ("a", "a")}, "names must differ"),
+            ({"schema.payload": "image"}, "shape [1 or 3, height, width]"),
+            ({"schema.shape": []}, "at least 1 item"),
+            ({"model.factory": "os:system; rm"}, "import path"),
+            ({"log.topics.samples": "a b"}, "pattern"),
+            ({"state.keep_checkpoints": 1}, "greater than or equal to 2"),
+        ],
+    )
+    def test_each_says_what_was_wanted(self, overrides: dict[str, object], wanted: str) -> None:
+        """One table of wrong settings."""
+        with pytest.raises(ConfigError, match=wanted.replace("[", r"\[").replace("]", r"\]")):
+            load_config(environ={}, overrides=overrides)
+
+    def test_a_secret_is_never_shown(self) -> None:
+        """An error beside a token does not print it."""
+        assert "s3cret" not in message({"STREAMLEARN_SERVE__TOKEN": "s3cret", "STREAMLEARN_SERVE__PORT": "-1"})
+
+    def test_a_missing_file_and_a_broken_one_are_named(self, tmp_path: Path) -> None:
+        """Before anything is opened."""
+        with pytest.raises(ConfigError, match="No such file"):
+            load_config(tmp_path / "none.toml", environ={})
+        (tmp_path / "bad.toml").write_text("a = ")
+        with pytest.raises(ConfigError, match="not TOML"):
+            load_config(tmp_path / "bad.toml", environ={})
+
+
+def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
+    """Safe by default (D15)."""
+    load_config(environ={}, overrides={"serve.host": "0.0.0.0", "serve.token": "t"})
+    load_config(environ={}, overrides={"serve.host": "0.0.0.0", "serve.insecure": True})

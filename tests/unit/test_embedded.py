@@ -1,0 +1,464 @@
+"""What the embedded log does beyond the contract: bounds, sharing, damage, a full disk."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.log import embedded, sqlite
+from streamlearn.log.embedded import EmbeddedLog
+from streamlearn.log.grouping import GROUP_MAX_BYTES
+from streamlearn.log.partitioner import partition_of
+from streamlearn.records import NewRecord, Position, TopicPartition
+from streamlearn.testing import ManualClock
+
+PARTITION = TopicPartition("t", 0)
+RECORD_BYTES = 1000
+MAX_AGE_S = 100.0
+
+
+@pytest.fixture
+def open_log(log_path: Path, clock: ManualClock) -> Iterator[Callable[..., EmbeddedLog]]:
+    """Opens the log at one path, as often as wanted, and closes all after the test."""
+    logs: list[EmbeddedLog] = []
+
+    def open_one(*, max_bytes: int = 1 << 30, max_age_s: float = MAX_AGE_S) -> EmbeddedLog:
+        logs.append(EmbeddedLog(log_path, max_age_s=max_age_s, max_bytes=max_bytes, clock=clock))
+        logs[-1].create_topics({"t": 1})
+        return logs[-1]
+
+    yield open_one
+    for log in logs:
+        log.close()
+
+
+def weighing(size_bytes: int, count: int = 1) -> list[NewRecord]:
+    """Records that weigh so much each."""
+    return [NewRecord(b"k", bytes(size_bytes - 1 - embedded.ROW_OVERHEAD_BYTES))] * count
+
+
+def bounds(log: EmbeddedLog, topic: str = "t") -> list[tuple[int, int]]:
+    """Beginning and end of each partition."""
+    beginnings, ends = log.beginning_offsets(topic), log.end_offsets(topic)
+    return [(beginnings[partition], ends[partition]) for partition in sorted(ends)]
+
+
+class TestBounds:
+    """By bytes and by age."""
+
+    def test_the_oldest_go_when_a_topic_is_over_its_bytes(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """As many as needed and no more; what was trimmed is out of range."""
+        log = open_log(max_bytes=10 * RECORD_BYTES)
+        log.append("t", weighing(RECORD_BYTES, 10))
+        assert bounds(log) == [(0, 10)]
+
+        log.append("t", weighing(RECORD_BYTES, 3))
+
+        assert bounds(log) == [(3, 13)]
+        assert len(log.read(PARTITION, 3, 100)) == 10
+        with pytest.raises(OffsetOutOfRangeError, match=r"t\[0\]@2 was trimmed: the log holds 3 to 13"):
+            log.read(PARTITION, 2, 1)
+
+    def test_every_part_of_a_record_weighs(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Keys and headers too, so a topic of tiny values is bounded as well."""
+        log = open_log(max_bytes=10 * RECORD_BYTES)
+        record = NewRecord(bytes(RECORD_BYTES // 2), None, (("h", bytes(RECORD_BYTES // 2)),))
+
+        for _ in range(30):
+            log.append("t", [record])
+
+        assert bounds(log) == [(21, 30)]
+
+    def test_the_bound_is_of_a_topic_and_takes_from_its_largest_partition(
+        self, open_log: Callable[..., EmbeddedLog]
+    ) -> None:
+        """Another topic keeps what it has, and so does a small partition."""
+        log = open_log(max_bytes=10 * RECORD_BYTES)
+        log.create_topics({"two": 2})
+        log.append("t", weighing(RECORD_BYTES, 10))
+        elsewhere = next(key for key in (b"a", b"b", b"c", b"d") if partition_of(key, 2) != partition_of(b"k", 2))
+        log.append("two", [NewRecord(elsewhere, weighing(RECORD_BYTES)[0].value)])
+
+        log.append("two", weighing(RECORD_BYTES, 12))
+
+        assert bounds(log) == [(0, 10)]
+        assert sorted(end - beginning for beginning, end in bounds(log, "two")) == [1, 9]
+
+    def test_a_lower_bound_is_reached_in_bounded_steps(
+        self, open_log: Callable[..., EmbeddedLog], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One transaction never removes more than some thousand records, and the next goes on."""
+        monkeypatch.setattr(embedded, "TRIM_CHUNK_RECORDS", 10)
+        open_log().append("t", weighing(RECORD_BYTES, 100))
+        log = open_log(max_bytes=5 * RECORD_BYTES)
+
+        log.append("t", weighing(RECORD_BYTES))
+        after_one = bounds(log)
+        log.append("t", weighing(RECORD_BYTES))
+        log.append("t", weighing(RECORD_BYTES))
+
+        assert after_one == [(40, 101)]
+        assert bounds(log) == [(98, 103)]
+
+    def test_the_oldest_go_when_they_are_too_old(
+        self, open_log: Callable[..., EmbeddedLog], clock: ManualClock
+    ) -> None:
+        """At the next append; those within the age stay."""
+        log = open_log()
+        log.append("t", weighing(RECORD_BYTES, 2))
+        clock.advance(MAX_AGE_S * 0.6)
+        log.append("t", weighing(RECORD_BYTES, 3))
+
+        clock.advance(MAX_AGE_S * 0.6)
+        log.append("t", weighing(RECORD_BYTES))
+
+        assert bounds(log) == [(2, 6)]
+
+    def test_age_is_that_of_the_append_not_of_the_timestamp(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """History that is replayed into the log is not trimmed at once."""
+        log = open_log()
+
+        for _ in range(3):
+            log.append("t", [NewRecord(b"k", b"v", timestamp_ms=0)])
+
+        assert bounds(log) == [(0, 3)]
+
+    def test_offsets_go_on_where_everything_was_trimmed(
+        self, open_log: Callable[..., EmbeddedLog], clock: ManualClock
+    ) -> None:
+        """An offset is given once for ever, also across a restart."""
+        log = open_log()
+        log.append("t", weighing(RECORD_BYTES, 5))
+        clock.advance(MAX_AGE_S * 2)
+        log.append("t", weighing(RECORD_BYTES))
+        clock.advance(MAX_AGE_S * 2)
+        log.close()
+
+        assert open_log().append("t", weighing(RECORD_BYTES)) == [Position("t", 0, 6)]
+
+    def test_the_file_stays_within_its_bound(self, open_log: Callable[..., EmbeddedLog], log_path: Path) -> None:
+        """Pages of trimmed records are used again, however much goes through."""
+        max_bytes = 200 * RECORD_BYTES
+        log = open_log(max_bytes=max_bytes)
+
+        for _ in range(40):
+            log.append("t", weighing(RECORD_BYTES, 100))
+        log.close()
+
+        assert log_path.stat().st_size < 2 * max_bytes + 100 * RECORD_BYTES
+
+    def test_the_write_ahead_file_is_cut_even_under_a_reader(
+        self, open_log: Callable[..., EmbeddedLog], log_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not left to grow for as long as somebody reads."""
+        monkeypatch.setattr(embedded, "WAL_MAX_BYTES", 200 * RECORD_BYTES)
+        log = open_log()
+        reader = log.reader({PARTITION: 0})
+
+        for _ in range(20):
+            log.append("t", weighing(RECORD_BYTES, 50))
+            reader.poll([PARTITION], 10, 0.0)
+
+        assert log_path.with_name(log_path.name + "-wal").stat().st_size < 400 * RECORD_BYTES
+        reader.close()
+
+    def test_a_record_that_could_not_be_kept_is_refused(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Larger than half the topic's bound, it would push out all others and itself."""
+        log = open_log(max_bytes=10 * RECORD_BYTES)
+
+        with pytest.raises(LogError, match="6000 bytes, at most 5000"):
+            log.append("t", weighing(6 * RECORD_BYTES))
+
+
+class TestSharing:
+    """Several logs on one file, as several processes have them."""
+
+    def test_two_writers_leave_no_hole(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Their records are numbered together."""
+        one, other = open_log(), open_log()
+
+        offsets = [log.append("t", weighing(100))[0].offset for log in (one, other, one, other)]
+
+        assert offsets == [0, 1, 2, 3]
+
+    def test_a_topic_made_by_another_is_found(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Nobody has to open the log again."""
+        one, other = open_log(), open_log()
+        assert one.partition_count("late") == 0
+
+        other.create_topics({"late": 2})
+
+        assert one.partition_count("late") == 2
+
+    def test_a_waiting_reader_is_woken_by_another_process(
+        self, open_log: Callable[..., EmbeddedLog], log_path: Path
+    ) -> None:
+        """Within its poll, and not at the end of it."""
+        log = open_log()
+        reader = log.reader({PARTITION: 0})
+        writer = (
+            "import sys; from pathlib import Path\n"
+            "from streamlearn.log.embedded import EmbeddedLog; from streamlearn.records import NewRecord\n"
+            "log = EmbeddedLog(Path(sys.argv[1]), max_age_s=1e9, max_bytes=1 << 30)\n"
+            "log.append('t', [NewRecord(b'k', b'from afar')]); log.close()\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", writer, str(log_path)]) as process:
+            (record,) = reader.poll([PARTITION], 10, 30.0)
+            assert process.wait(30.0) == 0
+
+        assert record.value == b"from afar"
+        reader.close()
+
+    def test_a_poll_ends_in_time_while_others_write_without_rest(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """A quiet moment is not waited for."""
+        log = open_log()
+        log.create_topics({"other": 1})
+        reader = log.reader({PARTITION: 0})
+        stopping = threading.Event()
+
+        def write() -> None:
+            while not stopping.is_set():
+                log.append("other", weighing(100))
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        began = time.monotonic()
+
+        records = reader.poll([PARTITION], 10, 0.3)
+
+        took_s = time.monotonic() - began
+        stopping.set()
+        writer.join(10.0)
+        assert (records, took_s < 3.0) == ([], True)
+        reader.close()
+
+    def test_waiting_is_cheap_also_when_others_write_elsewhere(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """A change that is not this reader's costs one look, not a loop without rest."""
+        log = open_log()
+        log.create_topics({"other": 1})
+        reader = log.reader({PARTITION: 0})
+        later = threading.Timer(0.05, lambda: log.append("other", weighing(100)))
+        later.start()
+        began_s = time.process_time()
+
+        assert reader.poll([PARTITION], 10, 0.6) == []
+
+        assert time.process_time() - began_s < 0.25
+        later.join(10.0)
+        reader.close()
+
+    def test_commits_are_kept_for_lag_displays(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Another process sees the last one."""
+        log = open_log()
+        assert log.committed_offsets("t") == {}
+
+        log.commit({PARTITION: 1})
+        log.commit({PARTITION: 2})
+
+        assert open_log().committed_offsets("t") == {PARTITION: 2}
+
+    def test_many_may_open_a_new_file_at_once(self, log_path: Path) -> None:
+        """The first run of `run` does just that."""
+        errors: list[BaseException] = []
+        barrier = threading.Barrier(8)
+
+        def work() -> None:
+            barrier.wait(10.0)
+            try:
+                log = EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)
+                log.create_topics({"t": 1})
+                log.append("t", weighing(100))
+                log.close()
+            except LogError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20.0)
+
+        assert errors == []
+        with closing(EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)) as log:
+            assert bounds(log) == [(0, 8)]
+
+
+class TestTrouble:
+    """A lock that is held, a disk that is full, a file that is something else."""
+
+    def test_a_held_lock_ends_the_append_in_time(self, open_log: Callable[..., EmbeddedLog], log_path: Path) -> None:
+        """Nothing is acknowledged, the message says what to do, and afterwards all goes on."""
+        log = open_log()
+        with closing(sqlite3.connect(log_path, isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LogUnavailableError, match=r"locked.*lsof"):
+                log.append("t", weighing(100), timeout_s=0.1)
+            holder.execute("ROLLBACK")
+
+        assert log.append("t", weighing(100)) == [Position("t", 0, 0)]
+
+    def test_a_full_disk_acknowledges_nothing_and_loses_nothing(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """SQLite's own limit of pages stands for the disk. With room again, appends go on without a hole."""
+        log = open_log()
+        log.append("t", weighing(100))
+        (pages,) = log._writer.execute("PRAGMA page_count").fetchone()
+        log._writer.execute(f"PRAGMA max_page_count = {pages}")
+
+        with pytest.raises(LogUnavailableError, match="the disk is full; free some space"):
+            log.append("t", weighing(RECORD_BYTES, 100))
+        assert bounds(log) == [(0, 1)]
+        log._writer.execute("PRAGMA max_page_count = 1000000")
+
+        assert log.append("t", weighing(100)) == [Position("t", 0, 1)]
+
+    @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
+    def test_a_write_that_the_system_refuses_is_not_acknowledged(self, log_path: Path) -> None:
+        """A process whose files may not grow gets an error for every append, and never a position that is not there."""
+        program = (
+            "import resource, signal, sys; from pathlib import Path\n"
+            "from streamlearn.errors import LogUnavailableError\n"
+            "from streamlearn.log.embedded import EmbeddedLog; from streamlearn.records import NewRecord\n"
+            "log = EmbeddedLog(Path(sys.argv[1]), max_age_s=1e9, max_bytes=1 << 30)\n"
+            "log.create_topics({'t': 1})\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+            "acknowledged = 0\n"
+            "try:\n"
+            "    while acknowledged < 10_000:\n"
+            "        acknowledged += len(log.append('t', [NewRecord(b'k', bytes(1000))]))\n"
+            "except LogUnavailableError as error:\n"
+            "    print(acknowledged, error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(log_path)], capture_output=True, text=True, timeout=30, check=True
+        )
+
+        acknowledged, _, message = done.stdout.partition(" ")
+        assert "the disk" in message
+        with closing(EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)) as log:
+            assert bounds(log) == [(0, int(acknowledged))]
+            assert len(log.read(PARTITION, 0, 10_000)) == int(acknowledged) > 0
+
+    def test_a_commit_that_fails_is_said_and_does_not_stop_the_learner(
+        self, open_log: Callable[..., EmbeddedLog], log_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Only lag displays miss it."""
+        log = open_log()
+        monkeypatch.setattr(embedded, "BUSY_TIMEOUT_S", 0.05)
+        log._asker.execute("PRAGMA busy_timeout = 10")
+
+        with closing(sqlite3.connect(log_path, isolation_level=None)) as holder, capture_logs() as lines:
+            holder.execute("BEGIN IMMEDIATE")
+            log.commit({PARTITION: 1})
+
+        assert [line["event"] for line in lines] == ["offsets_not_committed"]
+        assert log.committed_offsets("t") == {}
+
+    def test_another_database_is_not_touched(self, log_path: Path) -> None:
+        """A path that was mistyped must not cost somebody's data."""
+        log_path.parent.mkdir()
+        with closing(sqlite3.connect(log_path)) as other:
+            other.execute("CREATE TABLE precious (x)")
+
+        with pytest.raises(LogError, match="no embedded log"):
+            EmbeddedLog(log_path, max_age_s=1.0, max_bytes=1 << 20)
+
+        with closing(sqlite3.connect(log_path)) as other:
+            assert [row[0] for row in other.execute("SELECT name FROM sqlite_schema")] == ["precious"]
+
+    def test_a_log_of_a_later_version_is_refused(self, open_log: Callable[..., EmbeddedLog], log_path: Path) -> None:
+        """Going back to an older program must not damage it."""
+        open_log().close()
+        with closing(sqlite3.connect(log_path)) as other:
+            other.execute(f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+
+        with pytest.raises(LogError, match=f"found version {sqlite.SCHEMA_VERSION + 1}"):
+            EmbeddedLog(log_path, max_age_s=1.0, max_bytes=1 << 20)
+
+    def test_a_file_that_is_no_database_is_refused(self, log_path: Path) -> None:
+        """It is left as it is, and the message says what to do."""
+        log_path.parent.mkdir()
+        log_path.write_bytes(b"not a database, but somebody's notes" * 100)
+
+        with pytest.raises(LogError, match="not a log, or damaged: move it"):
+            EmbeddedLog(log_path, max_age_s=1.0, max_bytes=1 << 20)
+
+        assert log_path.read_bytes().startswith(b"not a database")
+
+    def test_a_folder_that_cannot_be_made_is_said(self, tmp_path: Path) -> None:
+        """A file stands where a folder is wanted."""
+        (tmp_path / "file").write_text("")
+
+        with pytest.raises(LogUnavailableError, match="cannot be made"):
+            EmbeddedLog(tmp_path / "file" / "log", max_age_s=1.0, max_bytes=1 << 20)
+
+    def test_a_closed_reader_says_so(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Closing it twice is allowed."""
+        reader = open_log().reader({PARTITION: 0})
+        reader.close()
+        reader.close()
+
+        with pytest.raises(LogError, match="closed"):
+            reader.poll([PARTITION], 1, 0.0)
+
+
+class TestFile:
+    """What lies on disk."""
+
+    def test_every_commit_is_synced(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """WAL with synchronous=FULL (2) is what makes an acknowledgement true after a power cut."""
+        log = open_log()
+
+        assert log._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert log._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+
+    def test_any_sqlite_tool_reads_it(self, open_log: Callable[..., EmbeddedLog], log_path: Path) -> None:
+        """Headers are JSON, with bytes as Latin-1."""
+        open_log().append("t", [NewRecord(b"k", b"v", (("content-type", b"text/plain"), ("bytes", b"\xff")))])
+
+        with closing(sqlite3.connect(log_path)) as other:
+            (row,) = other.execute("SELECT key, value, headers FROM records").fetchall()
+
+        assert row == (b"k", b"v", '[["content-type","text/plain"],["bytes","ÿ"]]'.encode())
+
+    def test_a_record_larger_than_a_group_is_written_alone(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """The bound of a group is no bound of a record."""
+        log = open_log()
+
+        positions = log.append("t", [*weighing(100), *weighing(GROUP_MAX_BYTES + 1), *weighing(100)])
+
+        assert [position.offset for position in positions] == [0, 1, 2]
+
+    def test_a_long_append_is_written_in_several_groups(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """So that no transaction is without bound; positions are in order all the same."""
+        log = open_log()
+
+        positions = log.append("t", weighing(100, 10_000))
+
+        assert [position.offset for position in positions] == list(range(10_000))
+
+
+def test_a_poll_shares_its_records_among_partitions(log_path: Path) -> None:
+    """A partition with a long backlog does not keep the others waiting."""
+    with closing(EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)) as log:
+        log.create_topics({"t": 2})
+        log.append("t", [NewRecord(str(i).encode(), b"v") for i in range(400)])
+        both = [TopicPartition("t", 0), TopicPartition("t", 1)]
+        reader = log.reader(dict.fromkeys(both, 0))
+
+        records = reader.poll(both, 100, 1.0)
+        reader.close()
+
+    counts = [sum(record.position.partition == partition for record in records) for partition in (0, 1)]
+    assert counts == [50, 50]

@@ -1,0 +1,146 @@
+"""Reading ahead: bounded queues, bad records kept whole, and what happens when the log is away or was trimmed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.log.codec import Codec
+from streamlearn.log.feed import Feed
+from streamlearn.records import BadRecord, Gap, Label, NewRecord, Position, Sample, Schema, TopicPartition
+from streamlearn.testing import MemoryLog
+
+SCHEMA = Schema((2,), np.dtype(np.float32), ("a", "b"))
+CODEC = Codec(SCHEMA)
+S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
+
+
+def filled(samples: int, labels: int = 0) -> MemoryLog:
+    log = MemoryLog()
+    log.create_topics({"samples": 1, "labels": 1})
+    log.append("samples", [CODEC.encode_sample(f"s{n}", np.zeros(2, np.float32)) for n in range(samples)])
+    log.append("labels", [CODEC.encode_label(f"s{n}", 1) for n in range(labels)])
+    return log
+
+
+def feed_of(log: MemoryLog, **settings: object) -> Feed:
+    chosen = {"max_records": 1000, "on_trimmed": "stop"} | settings
+    return Feed(
+        log,
+        {S: 0, L: 0},
+        sample_topic="samples",
+        decode_sample=CODEC.decode_sample,
+        decode_label=CODEC.decode_label,
+        **chosen,  # type: ignore[arg-type]
+    )
+
+
+def wait(feed: Feed, done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 8
+    while not done():
+        assert time.monotonic() < deadline
+        feed.wait(0.05)
+
+
+def test_reads_and_decodes_every_partition() -> None:
+    """Samples and labels stand in their own queues, in offset order, and nothing is behind in the end."""
+    feed = feed_of(filled(5, 3))
+    feed.start()
+
+    wait(feed, lambda: not feed.behind(S) and not feed.behind(L))
+
+    assert [item.sample_id for item in feed.queues[S] if isinstance(item, Sample)] == ["s0", "s1", "s2", "s3", "s4"]
+    assert [item.position.offset for item in feed.queues[L] if isinstance(item, Label)] == [0, 1, 2]
+    assert feed.lag() == {S: 5, L: 3}
+    feed.close()
+
+
+def test_a_bad_record_stays_whole_with_its_reason() -> None:
+    """What cannot be decoded is handed on, not dropped."""
+    log = filled(0)
+    log.append("samples", [NewRecord(b"k", b"not json")])
+    feed = feed_of(log)
+    feed.start()
+
+    wait(feed, lambda: len(feed.queues[S]) == 1)
+    bad = feed.queues[S][0]
+    feed.close()
+
+    assert isinstance(bad, BadRecord)
+    assert (bad.error.reason, bad.record.value) == ("not_json", b"not json")
+
+
+def test_a_full_queue_is_not_read_on() -> None:
+    """The bound of each partition holds, up to one poll (I6), and the others go on."""
+    feed = feed_of(filled(3000, 10), max_records=100)
+    feed.start()
+
+    wait(feed, lambda: len(feed.queues[S]) >= 100 and len(feed.queues[L]) == 10)
+
+    assert len(feed.queues[S]) < 100 + 512
+    assert feed.behind(S)
+    feed.queues[S].clear()
+    wait(feed, lambda: len(feed.queues[S]) >= 100)
+    feed.close()
+
+
+def test_a_log_that_is_away_is_waited_for() -> None:
+    """Reading goes on by itself once the log is back, and nobody is told of an error."""
+    log = filled(4)
+    log.fail("poll", LogUnavailableError("away"), times=2)
+    feed = feed_of(log)
+    feed.start()
+
+    wait(feed, lambda: len(feed.queues[S]) == 4)
+
+    assert feed.available
+    feed.close()
+
+
+class TestTrimmed:
+    def test_stops_by_default_and_says_what_to_do(self) -> None:
+        """Records that left before they were read are never skipped in silence."""
+        log = filled(6)
+        log.trim(S, 4)
+        feed = feed_of(log)
+        feed.start()
+
+        with pytest.raises(OffsetOutOfRangeError, match=r"log\.on_trimmed"):
+            wait(feed, lambda: False)
+
+        feed.close()
+
+    def test_skips_where_that_is_set_and_counts_the_gap(self) -> None:
+        """Reading goes on at the oldest record there is; the gap stands in the queue where its records stood."""
+        log = filled(6)
+        log.trim(S, 4)
+        feed = feed_of(log, on_trimmed="skip")
+        feed.start()
+
+        wait(feed, lambda: len(feed.queues[S]) == 3)
+        feed.close()
+
+        assert feed.queues[S][0] == Gap(Position("samples", 0, 3), missing=4)
+        assert [item.position.offset for item in feed.queues[S]] == [3, 4, 5]
+
+    def test_an_offset_past_the_end_is_never_skipped(self) -> None:
+        """That is another log, not a trimmed one."""
+        feed = Feed(
+            filled(2),
+            {S: 9, L: 0},
+            sample_topic="samples",
+            decode_sample=CODEC.decode_sample,
+            decode_label=CODEC.decode_label,
+            max_records=10,
+            on_trimmed="skip",
+        )
+        feed.start()
+
+        with pytest.raises(OffsetOutOfRangeError):
+            wait(feed, lambda: False)
+
+        feed.close()
