@@ -84,7 +84,7 @@ def learner_step(spec: ModelSpec) -> Callable[[], None]:
     settings = LearnSettings(
         method="mean_teacher", consistency="mse", consistency_weight=10.0, rampup_steps=500, ema_decay=0.995,
         optimizer="adamw", learning_rate=3e-3, warmup_steps=0, momentum=0.9, nesterov=True, weight_decay=1e-4,
-        noise="auto", noise_std=0.15, shift_pixels=2, flip=True, seed=0, device="cpu", threads=0,
+        noise="auto", noise_std=0.15, pixel_noise_std=0.0, shift_pixels=2, flip=True, seed=0, device="cpu", threads=0,
     )  # fmt: skip
     learner = Learner(spec, settings)
     rng = np.random.default_rng(0)

@@ -48,6 +48,7 @@ class LearnSettings:
     weight_decay: float
     noise: str
     noise_std: float
+    pixel_noise_std: float
     shift_pixels: int
     flip: bool
     seed: int
@@ -103,6 +104,7 @@ class Learner:
             settings.noise,
             shape=spec.shape,
             std=settings.noise_std,
+            pixel_std=settings.pixel_noise_std,
             shift_pixels=settings.shift_pixels,
             flip=settings.flip,
         )

@@ -66,8 +66,12 @@ def _shifted(batch: int, size: int, most: int, x: Tensor, generator: Generator) 
     return (size - 1) - ((size - 1) - wanted).abs()
 
 
-def make_noise(name: str, *, shape: tuple[int, ...], std: float, shift_pixels: int, flip: bool) -> Noise:
+def make_noise(
+    name: str, *, shape: tuple[int, ...], std: float, pixel_std: float, shift_pixels: int, flip: bool
+) -> Noise:
     """The noise that a setting names; an import path is a factory that is called without arguments.
+
+    `std` is of gaussian noise alone, `pixel_std` of what is added to a shifted image.
 
     Raises:
         ConfigError: no such noise, or it does not fit samples of this shape.
@@ -82,7 +86,7 @@ def make_noise(name: str, *, shape: tuple[int, ...], std: float, shift_pixels: i
     if name == "image":
         if not is_image:
             raise ConfigError(f"learn.noise: image wants samples (channels, height, width), got {shape}")
-        return image(shift_pixels=shift_pixels, flip=flip, std=std)
+        return image(shift_pixels=shift_pixels, flip=flip, std=pixel_std)
     if ":" not in name:
         raise ConfigError(f"learn.noise: {name!r} is none of auto, gaussian, image, none, nor an import path")
     return _foreign(name, shape)

@@ -35,7 +35,8 @@ def settings(**changed: Any) -> LearnSettings:
     base: dict[str, Any] = {
         "method": "mean_teacher", "consistency": "mse", "consistency_weight": 5.0, "rampup_steps": 10,
         "ema_decay": 0.9, "optimizer": "adamw", "learning_rate": 3e-3, "warmup_steps": 5, "momentum": 0.9,
-        "nesterov": True, "weight_decay": 1e-4, "noise": "auto", "noise_std": 0.15, "shift_pixels": 1, "flip": True,
+        "nesterov": True, "weight_decay": 1e-4, "noise": "auto", "noise_std": 0.15, "pixel_noise_std": 0.05,
+        "shift_pixels": 1, "flip": True,
         "seed": 7, "device": "cpu", "threads": 1,
     }  # fmt: skip
     return LearnSettings(**(base | changed))

@@ -91,20 +91,20 @@ class TestMakeNoise:
     @pytest.mark.parametrize(("shape", "moves"), [((64,), False), ((3, 6, 7), True)])
     def test_auto_moves_images_only(self, shape, moves):
         """With std 0 a table stays as it is, an image is shifted."""
-        noise = make_noise("auto", shape=shape, std=0.0, shift_pixels=2, flip=False)
+        noise = make_noise("auto", shape=shape, std=0.0, pixel_std=0.0, shift_pixels=2, flip=False)
         x = torch.randn((8, *shape), generator=seeded())
 
         assert torch.equal(noise(x, seeded()), x) != moves
 
     def test_none_is_the_sample_itself(self):
         """No noise is no work."""
-        noise = make_noise("none", shape=(5,), std=1.0, shift_pixels=2, flip=True)
+        noise = make_noise("none", shape=(5,), std=1.0, pixel_std=0.0, shift_pixels=2, flip=True)
 
         assert noise(GRID, seeded()) is GRID
 
     def test_by_import_path_is_what_the_factory_returns(self):
         """A user's noise is a factory without arguments."""
-        noise = make_noise(f"{__name__}:negated", shape=(5,), std=1.0, shift_pixels=0, flip=False)
+        noise = make_noise(f"{__name__}:negated", shape=(5,), std=1.0, pixel_std=0.0, shift_pixels=0, flip=False)
 
         assert torch.equal(noise(GRID, seeded()), -GRID)
 
@@ -122,7 +122,7 @@ class TestMakeNoise:
     def test_that_does_not_fit_is_a_config_error(self, name, said):
         """Found when it is built, not in the first step."""
         with pytest.raises(ConfigError, match=said):
-            make_noise(name, shape=(5,), std=1.0, shift_pixels=2, flip=True)
+            make_noise(name, shape=(5,), std=1.0, pixel_std=0.0, shift_pixels=2, flip=True)
 
 
 def negated():

@@ -39,7 +39,8 @@ def settings(**changed: object) -> LearnSettings:
     base = {
         "method": "mean_teacher", "consistency": "mse", "consistency_weight": 4.0, "rampup_steps": 0,
         "ema_decay": 0.9, "optimizer": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "momentum": 0.9,
-        "nesterov": True, "weight_decay": 0.01, "noise": "none", "noise_std": 0.0, "shift_pixels": 0, "flip": False,
+        "nesterov": True, "weight_decay": 0.01, "noise": "none", "noise_std": 0.0, "pixel_noise_std": 0.0,
+        "shift_pixels": 0, "flip": False,
         "seed": 0, "device": "cpu", "threads": 0,
     }  # fmt: skip
     return LearnSettings(**(base | changed))
@@ -222,7 +223,7 @@ class TestMeanTeacher:
 
     def test_moves_the_student_without_labels(self):
         """Consistency alone has a gradient; the classification cost is exactly zero."""
-        trainee = make(noise_std=1.0)
+        trainee = make(noise_std=1.0, pixel_noise_std=1.0)
         before = everything(trainee)
 
         costs = MeanTeacher(mse_consistency).costs(trainee.student, trainee.teacher, rows(labelled=0))
