@@ -28,7 +28,11 @@ from streamlearn.testing import FaultyFiles
 
 
 def checkpoint(step: int) -> Checkpoint:
-    arrays = {"student.w": np.full((3, 2), float(step), np.float32), "none": np.zeros((0, 4), np.uint8), "scalar": np.array(step)}
+    arrays = {
+        "student.w": np.full((3, 2), float(step), np.float32),
+        "none": np.zeros((0, 4), np.uint8),
+        "scalar": np.array(step),
+    }
     return Checkpoint(step, {TopicPartition("samples", 0): 10 * step}, arrays, {"accounts": {"read": step}, "t": 0.1})
 
 
@@ -89,8 +93,9 @@ class TestCorruption:
 
 
 def test_any_single_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> None:
-    """Fail the 1st operation of a save, then the 2nd, and so on until a save meets no fault: after each, loading gives
-    one of the two, whole, and nothing is left lying about.
+    """Fail the 1st operation of a save, then the 2nd, and so on until a save meets no fault.
+
+    After each, loading gives one of the two, whole, and nothing is left lying about.
     """
     for fail_at in itertools.count(1):
         save_checkpoint(tmp_path, checkpoint(1))

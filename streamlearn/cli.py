@@ -1,0 +1,333 @@
+"""The commands. Each --help teaches by example; heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamlearn import __version__
+from streamlearn.errors import ConfigError, StreamlearnError
+
+if TYPE_CHECKING:
+    from streamlearn.config import Config
+
+app = typer.Typer(
+    name="streamlearn",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Learns for ever from a stream of mostly unlabelled samples, and serves what it knows while it learns.\n\n"
+        "Begin with `streamlearn demo`: a stream of handwritten digits, 5 % of them labelled, late, on this machine."
+    ),
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", envvar="STREAMLEARN_CONFIG", help="TOML file; see deploy/streamlearn.example.toml."),
+]
+ParentOption = Annotated[int | None, typer.Option(hidden=True, help="Process id of the supervisor to die with.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one setting: `-s serve.port=8000`. Repeatable."),
+]
+
+
+def _load(config: Path | None, overrides: list[str] | None) -> Config:
+    from streamlearn.config import from_text, load_config
+
+    pairs: dict[str, Any] = {}
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            msg = f"--set {override!r}: wanted KEY=VALUE, such as serve.port=8000"
+            raise ConfigError(msg)
+        pairs[key.strip()] = from_text(value.strip())
+    return load_config(config, overrides=pairs)
+
+
+def _start(config: Path | None, overrides: list[str] | None, *, parent: int | None = None) -> Config:
+    from streamlearn.daemon.wiring import die_loudly, die_with, set_up_logs
+
+    loaded = _load(config, overrides)
+    set_up_logs(loaded)
+    die_loudly()
+    if parent is not None:
+        die_with(parent)
+    return loaded
+
+
+def _child_arguments(config: Path | None, overrides: list[str] | None) -> list[str]:
+    arguments = ["--config", str(config)] if config else []
+    for override in overrides or []:
+        arguments += ["--set", override]
+    return arguments
+
+
+@app.command()
+def run(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Learn and serve: one learner and some servers under one supervisor. What the container runs.
+
+    Examples:
+
+        streamlearn run --config streamlearn.toml
+
+        streamlearn run -c streamlearn.toml -s log.kind=kafka -s log.kafka.bootstrap_servers=kafka:9092
+
+        STREAMLEARN_SERVE__TOKEN=secret streamlearn run -c streamlearn.toml -s serve.host=0.0.0.0
+
+    SIGTERM or Ctrl-C stops cleanly: requests are answered, a checkpoint is saved. A second one leaves at once.
+    """
+    from streamlearn.daemon.supervising import Supervisor
+    from streamlearn.daemon.wiring import stop_signals
+
+    loaded = _start(config, overrides)
+    with stop_signals() as stopping:
+        supervisor = Supervisor(loaded, _child_arguments(config, overrides))
+        typer.echo(f"serving on http://{supervisor.address} (docs at /docs); stop with Ctrl-C", err=True)
+        supervisor.run(stopping)
+
+
+@app.command()
+def learn(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Stop once all that the log holds is learned.")
+    ] = False,
+    parent: ParentOption = None,
+) -> None:
+    """Learn only, without servers: the one process that changes model state.
+
+    Examples:
+
+        streamlearn learn --config streamlearn.toml
+
+        streamlearn learn --config streamlearn.toml --until-end
+    """
+    from streamlearn.daemon.learning import learn as run_learner
+    from streamlearn.daemon.wiring import stop_signals
+
+    loaded = _start(config, overrides, parent=parent)
+    with stop_signals() as stopping:
+        run_learner(loaded, stopping, until_end=until_end)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    name: Annotated[str, typer.Option(help="Of this process, in metrics and log lines.")] = "server-0",
+    fd: Annotated[
+        int | None, typer.Option(hidden=True, help="A listening socket that a supervisor hands down.")
+    ] = None,
+    parent: ParentOption = None,
+) -> None:
+    """Serve only: one stateless server process that follows the published teacher.
+
+    Example, beside a `streamlearn learn` with the same config:
+
+        streamlearn serve --config streamlearn.toml --set serve.port=8081 --name server-1
+    """
+    from streamlearn.daemon.serving import listen
+    from streamlearn.daemon.serving import serve as run_server
+
+    loaded = _start(config, overrides, parent=parent)
+    listener = socket.socket(fileno=fd) if fd is not None else listen(loaded)
+    run_server(loaded, name=name, listener=listener)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[str | None, typer.Option("--for", metavar="60s", help="End by itself after so long.")] = None,
+    port: Annotated[int, typer.Option(help="Of the HTTP side; 0 takes a free one.")] = 8080,
+    rate: Annotated[float, typer.Option(help="Samples a second.")] = 300.0,
+    state: Annotated[Path, typer.Option(help="Folder for everything; made anew.")] = Path("demo-state"),
+) -> None:
+    """Watch it learn: digits as a stream, 5 % of them labelled, late; an embedded log; learner and servers.
+
+    Examples:
+
+        streamlearn demo
+
+        streamlearn demo --for 60s --port 0
+
+    It prints three curl lines to try while it runs.
+    """
+    from streamlearn.demo import run_demo
+
+    run_demo(seconds=_duration_s(seconds), port=port, rate=rate, folder=state)
+
+
+@app.command()
+def simulate(
+    dataset: Annotated[
+        str, typer.Argument(help="digits, fashion-mnist, shuttle, moons, or the path of an .npz with x and y.")
+    ],
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    rate: Annotated[float, typer.Option(help="Samples a second; 0 is as fast as the log takes them.")] = 0.0,
+    label_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of samples that get a label.")] = 0.05,
+    label_delay: Annotated[
+        str, typer.Option(help="0, 500 (samples), geometric:5000, uniform:50:1000, 10s, exponential:10s.")
+    ] = "geometric:500",
+    order: Annotated[str, typer.Option(help="shuffle, file, or class-sorted.")] = "shuffle",
+    passes: Annotated[int, typer.Option(min=1, help="Times through the data set, each with ids of its own.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of a pass, at most.")] = None,
+    drift: Annotated[str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N.")] = "none",
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same records.")] = 0,
+    parent: ParentOption = None,
+) -> None:
+    """Send a labelled data set as a stream: samples, and some of their labels, later.
+
+    Examples:
+
+        streamlearn simulate digits --config streamlearn.toml --rate 200 --label-share 0.05 --label-delay geometric:500
+
+        streamlearn simulate fashion-mnist -c streamlearn.toml --label-share 0.01 --label-delay geometric:5000
+
+        streamlearn simulate mine.npz -c streamlearn.toml --drift rotate:90@10000 --seed 7
+    """
+    from streamlearn.daemon.simulating import run_simulation
+    from streamlearn.daemon.wiring import stop_signals
+
+    loaded = _start(config, overrides, parent=parent)
+    with stop_signals() as stopping:
+        run_simulation(
+            loaded,
+            dataset,
+            stopping,
+            rate=rate or None,
+            label_share=label_share,
+            label_delay=label_delay,
+            order=order,
+            passes=passes,
+            limit=limit,
+            drift=drift,
+            seed=seed,
+        )
+
+
+@app.command()
+def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Say whether it would run: settings, model, device, log, topics, retention, disk, port. Changes nothing.
+
+    Example:
+
+        streamlearn check --config streamlearn.toml
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from streamlearn.daemon.checking import check as findings
+
+    console, wrong = Console(highlight=False), False
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    for finding in findings(_start(config, overrides)):
+        wrong = wrong or finding.verdict == "error"
+        mark = f"[{colours[finding.verdict]}]{finding.verdict:8}[/]"
+        console.print(f"{mark} [bold]{escape(finding.subject)}[/]: {escape(finding.text)}", soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def kafka(
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 9092,
+    folder: Annotated[Path, typer.Option("--dir", help="Where it keeps its data.")] = Path("kafka-data"),
+) -> None:
+    """Run a real Apache Kafka on this machine, without Docker: one node, on loopback. Needs `streamlearn[broker]`.
+
+    Examples:
+
+        streamlearn kafka
+
+        streamlearn kafka --port 19092 --dir /tmp/kafka
+    """
+    from streamlearn.broker import run_broker
+
+    run_broker(folder, port=port, say=lambda line: typer.echo(line, err=True))
+
+
+@app.command()
+def inspect(
+    topic: Annotated[str | None, typer.Argument(help="A topic; without one, the state folder.")] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    partition: Annotated[int, typer.Option(min=0)] = 0,
+    offset: Annotated[int | None, typer.Option(min=0, help="First record; else the last ones.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=10_000)] = 10,
+) -> None:
+    """Look into the state folder, or at the records of a topic, as JSON. Safe while everything runs.
+
+    Examples:
+
+        streamlearn inspect --config streamlearn.toml
+
+        streamlearn inspect dead-letters --config streamlearn.toml --count 3
+    """
+    import orjson
+
+    from streamlearn.daemon import inspecting
+
+    loaded = _load(config, overrides)
+    if topic is None:
+        typer.echo(orjson.dumps(inspecting.state(loaded), option=orjson.OPT_INDENT_2).decode())
+        return
+    for record in inspecting.records(loaded, topic, partition=partition, offset=offset, count=count):
+        typer.echo(orjson.dumps(inspecting.described(loaded, record)).decode())
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"streamlearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _duration_s(text: str | None) -> float | None:
+    """Seconds of "90", "60s", "5m", "1h".
+
+    Raises:
+        ConfigError: neither.
+    """
+    if text is None:
+        return None
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < 1e9:
+        msg = f"--for {text!r}: wanted a time such as 60s, 5m or 1h"
+        raise ConfigError(msg)
+    return seconds
+
+
+def main() -> None:
+    """Run a command; an error of ours is one message and its exit code, never a stack trace."""
+    # OpenMP's threads spin while they wait for each other. A daemon shares its cores with its own servers and a broker,
+    # and then each of a step's many barriers waits for a thread that was pushed aside: measured, with one other busy
+    # process on two cores, 81 and 183 samples a second spinning, 710 and 399 sleeping. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except StreamlearnError as error:
+        typer.echo(f"streamlearn: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,145 @@
+"""`streamlearn check`: would it run, and what would surprise its operator at three in the morning. Changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from streamlearn.config import Config
+from streamlearn.daemon.serving import listen
+from streamlearn.daemon.wiring import StatePaths, log_exists, model_spec, open_log
+from streamlearn.errors import ConfigError, LogError, StateError
+from streamlearn.log.base import Log
+from streamlearn.models.build import build
+from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+
+_ID_BYTES = 1024
+"""About what one remembered sample takes in the store, its history included."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    verdict: Literal["ok", "warning", "error"]
+    subject: str
+    text: str
+
+
+def check(config: Config) -> Iterator[Finding]:
+    """Look at everything the config names, one after the other."""
+    yield from _model(config)
+    yield from _log(config)
+    yield from _state(config)
+    yield from _port(config)
+
+
+def _model(config: Config) -> Iterator[Finding]:
+    spec = model_spec(config)
+    try:
+        parameters = sum(p.numel() for p in build(spec, seed=config.learn.seed).parameters())
+    except ConfigError as error:
+        yield Finding("error", "model", str(error))
+    else:
+        shape = "x".join(map(str, spec.shape))
+        yield Finding("ok", "model", f"{spec.factory}: {shape} to {spec.classes} classes, {parameters:,} parameters")
+    cuda = torch.cuda.is_available()
+    if config.learn.device.startswith("cuda") and not cuda:
+        yield Finding("error", "device", f"learn.device = {config.learn.device!r}, and torch sees no CUDA device")
+    else:
+        device = "cuda" if cuda and config.learn.device != "cpu" else "cpu"
+        yield Finding("ok", "device", f"{device}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+
+
+def _log(config: Config) -> Iterator[Finding]:
+    yield from _retention(config)
+    if not log_exists(config):
+        yield Finding("ok", "log", f"{StatePaths(config.state.dir).log} is not there yet; will be created")
+        return
+    try:
+        with contextlib.closing(open_log(config)) as log:
+            yield from _topics(config, log)
+            yield from _reach(config, log)
+    except (LogError, ConfigError) as error:
+        yield Finding("error", "log", str(error))
+
+
+def _topics(config: Config, log: Log) -> Iterator[Finding]:
+    topics = config.log.topics
+    counts = {name: log.partition_count(name) for name in (topics.samples, topics.labels, topics.dead_letters)}
+    for name, count in counts.items():
+        if count:
+            ends, begins = log.end_offsets(name), log.beginning_offsets(name)
+            held = sum(ends[tp] - begins[tp] for tp in ends)
+            yield Finding("ok", f"topic {name}", f"{count} partitions, {held:,} records")
+        elif config.log.create_topics:
+            yield Finding("ok", f"topic {name}", "missing; will be created")
+        else:
+            yield Finding("error", f"topic {name}", "missing, and log.create_topics is off")
+    if counts[topics.samples] and counts[topics.labels] and counts[topics.samples] != counts[topics.labels]:
+        text = "samples and labels must have as many partitions: a label must be in the same one as its sample"
+        yield Finding("error", "topics", text)
+
+
+def _retention(config: Config) -> Iterator[Finding]:
+    if config.log.kind == "embedded" and config.log.embedded_max_age_s < config.labels.horizon_s:
+        text = (
+            f"the log keeps {config.log.embedded_max_age_s / 86400:.3g} days, labels are awaited for "
+            f"{config.labels.horizon_s / 86400:.3g}: later ones cannot be replayed or read back from the log"
+        )
+        yield Finding("warning", "retention", text)
+
+
+def _reach(config: Config, log: Log) -> Iterator[Finding]:
+    """Does the log still hold what comes after the newest checkpoint?"""
+    paths = StatePaths(config.state.dir)
+    steps = steps_in(paths.checkpoints)
+    if not steps:
+        yield Finding("ok", "checkpoint", f"none yet; learning begins at the log's {config.log.start} record")
+        return
+    try:
+        checkpoint = load_checkpoint(path_of(paths.checkpoints, steps[-1]))
+    except StateError as error:
+        yield Finding("error", "checkpoint", str(error))
+        return
+    yield Finding("ok", "checkpoint", f"step {checkpoint.step}, {len(steps)} kept, digest fits")
+    for topic in (config.log.topics.samples, config.log.topics.labels):
+        for tp, beginning in log.beginning_offsets(topic).items():
+            if checkpoint.next_offsets.get(tp, beginning) < beginning:
+                gap = beginning - checkpoint.next_offsets[tp]
+                text = f"{topic}[{tp.partition}]: {gap:,} records after the checkpoint were trimmed (log.on_trimmed)"
+                yield Finding("error" if config.log.on_trimmed == "stop" else "warning", "retention", text)
+
+
+def _state(config: Config) -> Iterator[Finding]:
+    folder = config.state.dir.absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        yield Finding("error", "state", f"{existing} is not a folder that can be written")
+        return
+    free = shutil.disk_usage(existing).free
+    bound = config.labels.payload_max_bytes + config.state.journal_max_bytes + config.labels.max_ids * _ID_BYTES
+    if config.log.kind == "embedded":
+        bound += 3 * config.log.embedded_max_bytes
+    verdict: Literal["ok", "warning"] = "ok" if free > bound else "warning"
+    yield Finding(
+        verdict, "disk", f"{free / 2**30:.1f} GiB free; logs, store and journal may grow to {bound / 2**30:.1f}"
+    )
+
+
+def _port(config: Config) -> Iterator[Finding]:
+    try:
+        listener: socket.socket = listen(config)
+    except ConfigError as error:
+        yield Finding("warning", "port", f"{error} (or it is already running)")
+    else:
+        listener.close()
+        token = "with a token" if config.serve.token else "without a token"
+        yield Finding("ok", "port", f"{config.serve.host}:{config.serve.port} is free, {token}")

@@ -1,0 +1,81 @@
+"""`streamlearn inspect`: what is in the state folder and in the log, read while everything runs. Changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from streamlearn.config import Config
+from streamlearn.daemon.wiring import StatePaths, log_exists, open_log
+from streamlearn.errors import ConfigError, RecordError, StateError
+from streamlearn.log.codec import read_dead_letter
+from streamlearn.records import Record, TopicPartition
+from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+from streamlearn.state.publish import PublishedDir
+from streamlearn.state.status import read_status
+
+
+def state(config: Config) -> dict[str, Any]:
+    """Heartbeat, checkpoints, published teacher: all as plain values."""
+    paths = StatePaths(config.state.dir)
+    published = PublishedDir(paths.published).newest()
+    return {
+        "state_dir": str(paths.root),
+        "learner": read_status(paths.heartbeat),
+        "published": published and {"step": published.step, "published_at_s": published.published_at_s},
+        "checkpoints": [_checkpoint(paths, step) for step in steps_in(paths.checkpoints)],
+    }
+
+
+def _checkpoint(paths: StatePaths, step: int) -> dict[str, Any]:
+    path = path_of(paths.checkpoints, step)
+    try:
+        checkpoint = load_checkpoint(path)
+    except StateError as error:
+        return {"step": step, "error": str(error)}
+    return {
+        "step": step,
+        "size_bytes": path.stat().st_size,
+        "next_offsets": {f"{tp.topic}[{tp.partition}]": offset for tp, offset in checkpoint.next_offsets.items()},
+        "accounts": checkpoint.extra.get("accounts"),
+    }
+
+
+def records(config: Config, topic: str, *, partition: int, offset: int | None, count: int) -> Iterator[Record]:
+    """Records of one partition, from `offset` on, else the last `count`.
+
+    Raises:
+        ConfigError: there is no such topic or partition.
+    """
+    if not log_exists(config):
+        msg = f"{StatePaths(config.state.dir).log}: there is no log yet"
+        raise ConfigError(msg)
+    with contextlib.closing(open_log(config)) as log:
+        tp = TopicPartition(topic, partition)
+        ends = log.end_offsets(topic) if log.partition_count(topic) else {}
+        if tp not in ends:
+            names = config.log.topics
+            msg = (
+                f"no {topic}[{partition}] in the log; topics are {names.samples}, {names.labels}, {names.dead_letters}"
+            )
+            raise ConfigError(msg)
+        begin = max(log.beginning_offsets(topic)[tp], ends[tp] - count)
+        yield from log.read(tp, begin if offset is None else offset, count)
+
+
+def described(config: Config, record: Record) -> dict[str, Any]:
+    """One record as plain values; a dead letter with its reason."""
+    shown: dict[str, Any] = {
+        "position": str(record.position),
+        "timestamp_ms": record.timestamp_ms,
+        "key": None if record.key is None else record.key.decode(errors="replace"),
+        "value_bytes": None if record.value is None else len(record.value),
+        "value": None if record.value is None else record.value[:200].decode(errors="replace"),
+        "headers": {name: content[:200].decode(errors="replace") for name, content in record.headers},
+    }
+    if record.position.topic == config.log.topics.dead_letters:
+        with contextlib.suppress(RecordError):  # whoever wrote it, it is shown as it is
+            letter = read_dead_letter(record)
+            shown |= {"reason": letter.reason, "message": letter.message, "was": str(letter.record.position)}
+    return shown

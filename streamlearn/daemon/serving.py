@@ -1,0 +1,159 @@
+"""One server process: stateless, it follows the published teacher and appends what it is given to the log (D2).
+
+It can be killed, multiplied, or run on another machine at will. SIGTERM: the socket closes, requests in flight are
+answered within `run.shutdown_s`, the log is flushed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from streamlearn import __version__
+from streamlearn.config import Config
+from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log, stop_signals
+from streamlearn.errors import ConfigError, LogUnavailableError
+from streamlearn.labels.ledger import LedgerView
+from streamlearn.log.base import Log
+from streamlearn.metrics import ServerMetrics, start_http
+from streamlearn.serve.api import create_app
+from streamlearn.serve.parts import ServerParts, ServeSettings
+from streamlearn.serve.predictor import Predictor
+from streamlearn.state.files import write_whole
+from streamlearn.state.publish import PublishedDir
+from streamlearn.state.status import read_status
+
+_log = structlog.get_logger(__name__)
+_NOWHERE = "http://127.0.0.1:0/metrics"
+
+
+def listen(config: Config) -> socket.socket:
+    """Bind the public port; server processes share the socket.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.serve.host, config.serve.port))
+    except OSError as error:
+        listener.close()
+        msg = f"serve.host = {config.serve.host!r}, serve.port = {config.serve.port}: {error.strerror}; choose another"
+        raise ConfigError(msg) from error
+    listener.listen(2048)
+    return listener
+
+
+def serve(config: Config, *, name: str, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    paths = StatePaths(config.state.dir)
+    # uvicorn sends itself the signal that ended it once more: by default that would end us here and now, with the card
+    # still there and the log still open.
+    with stop_signals() as stopping, contextlib.closing(open_log(config)) as log:
+        try:
+            make_topics(log, config)
+        except LogUnavailableError as error:
+            # Predictions need no log; /label answers 503 until it is back.
+            _log.warning("log_unavailable", during="start", error=str(error))
+        metrics = ServerMetrics(version=__version__)
+        exposed, port = start_http(metrics.registry, "127.0.0.1", 0)
+        with contextlib.closing(exposed), _registered(paths, name, port):
+            app = create_app(_parts(config, paths, log, metrics, name), _settings(config, name))
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    timeout_graceful_shutdown=int(config.run.shutdown_s),
+                    limit_concurrency=None,
+                    backlog=2048,
+                )
+            )
+            _log.info("server_started", name=name, address="{}:{}".format(*listener.getsockname()[:2]))
+            server.should_exit = stopping.is_set()
+            server.run(sockets=[listener])
+            _log.info("server_stopped", name=name)
+
+
+def _parts(config: Config, paths: StatePaths, log: Log, metrics: ServerMetrics, name: str) -> ServerParts:
+    schema = config.schema_.build()
+    return ServerParts(
+        schema=schema,
+        codec=make_codec(config),
+        log=log,
+        predictor=Predictor(
+            PublishedDir(paths.published),
+            schema,
+            metrics,
+            factory=config.model.factory,
+            threads=config.serve.threads,
+        ),
+        ledger=LedgerView(paths.store, schema),
+        metrics=metrics,
+        learner_status=lambda: read_status(paths.heartbeat),
+        siblings=lambda: _siblings(paths, name),
+    )
+
+
+def _settings(config: Config, name: str) -> ServeSettings:
+    serve_config = config.serve
+    return ServeSettings(
+        name=name,
+        version=__version__,
+        samples_topic=config.log.topics.samples,
+        labels_topic=config.log.topics.labels,
+        token=serve_config.token.get_secret_value() if serve_config.token else None,
+        max_body_bytes=serve_config.max_body_bytes,
+        max_instances=serve_config.max_instances,
+        queue=serve_config.queue,
+        batch=serve_config.batch,
+        timeout_s=serve_config.timeout_s,
+        stale_after_s=serve_config.stale_after_s,
+    )
+
+
+@contextlib.contextmanager
+def _registered(paths: StatePaths, name: str, port: int) -> Iterator[None]:
+    """Tell the other servers where to scrape this one."""
+    paths.processes.mkdir(parents=True, exist_ok=True)
+    card = paths.processes / f"{name}.json"
+    write_whole(card, [json.dumps({"pid": os.getpid(), "metrics_port": port}).encode()])
+    try:
+        yield
+    finally:
+        card.unlink(missing_ok=True)
+
+
+def _siblings(paths: StatePaths, own_name: str) -> dict[str, str]:
+    """Where the learner and the other servers of this machine expose their metrics."""
+    cards: dict[str, Path] = {path.stem: path for path in paths.processes.glob("*.json") if path.stem != own_name}
+    cards["learner"] = paths.heartbeat
+    # A learner is always asked for, dead or alive, so that its absence is a figure of its own (`scrape_failed`).
+    found = {"learner": _NOWHERE}
+    for name, path in sorted(cards.items()):
+        status = read_status(path)
+        if status is not None and _is_alive(status.get("pid")) and status.get("metrics_port"):
+            found[name] = f"http://127.0.0.1:{int(status['metrics_port'])}/metrics"
+    return found
+
+
+def _is_alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

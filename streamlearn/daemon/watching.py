@@ -1,0 +1,191 @@
+"""Watches the loop: metrics once a step, everything slower about twice a second, and the heartbeat file.
+
+What must be asked in the loop's thread (costs, ledger counts, scores) is asked there and kept as one plain dict; the
+heartbeat's thread only writes that dict down. So a hanging step shows as a `time_s` that stands still.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from streamlearn.judge.prequential import NETWORKS, Prequential
+from streamlearn.log.feed import Feed
+from streamlearn.metrics import NETWORKS as EXPORTED_NETWORKS
+from streamlearn.metrics import LearnerMetrics
+from streamlearn.pipeline import Parts, StepReport
+from streamlearn.records import Position
+from streamlearn.state.checkpoint import Saved
+from streamlearn.state.status import write_status
+
+SLOW_EVERY_S = 0.5
+_log = structlog.get_logger(__name__)
+
+
+class Watch:
+    """Implements the pipeline's `Watcher`."""
+
+    def __init__(self, metrics: LearnerMetrics, heartbeat: Path, feed: Feed, *, metrics_port: int) -> None:
+        self.metrics, self._heartbeat, self._feed = metrics, heartbeat, feed
+        self._parts: Parts | None = None
+        self._slow_at_s = float("-inf")
+        self._counted: Counter[str] = Counter()
+        self._snapshot: dict[str, Any] = {"pid": os.getpid(), "metrics_port": metrics_port, "state": "starting"}
+        self._saved: Saved | None = None
+        self._published_step = 0
+        self._first_step_at_s: float | None = None
+        self._last_step_at_s = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    @property
+    def started(self) -> bool:
+        """The heartbeat was begun."""
+        return self._parts is not None
+
+    def start(self, parts: Parts) -> None:
+        """Begin the heartbeat. Counters count from here: what a restored ledger had counted was another process's."""
+        self._parts = parts
+        self._counted = Counter(asdict(parts.ledger.counts()))
+        self.look()
+        self._thread.start()
+
+    def step_done(self, report: StepReport) -> None:
+        """Count one step."""
+        now_s, metrics = time.time(), self.metrics
+        self._last_step_at_s = now_s
+        if self._first_step_at_s is None:
+            self._first_step_at_s = now_s - sum(report.phases_s.values())
+        metrics.step(sum(report.phases_s.values()), now_s)
+        for phase, duration_s in report.phases_s.items():
+            metrics.phase(phase, duration_s)
+        metrics.read("samples", report.samples)
+        metrics.read("labels", report.labels)
+        metrics.finished("samples", "learned", report.fresh)
+        if report.duplicates:
+            metrics.finished("samples", "duplicate_id", report.duplicates)
+        for record in report.bad:
+            metrics.dead_lettered(self._kind(record.position), record.error.reason)
+        for gap in report.gaps:
+            metrics.trimmed(self._kind(gap.position), gap.missing)
+        for arrival in report.arrivals:
+            if arrival.scored is not None:
+                metrics.scored(arrival.scored.delay_s)
+
+    def came_round(self) -> None:
+        """The loop is alive: look at what is slow to read, about twice a second."""
+        if time.monotonic() - self._slow_at_s >= SLOW_EVERY_S:
+            self.look()
+
+    def spent(self, phase: str, duration_s: float) -> None:
+        """Time outside of steps."""
+        self.metrics.phase(phase, duration_s)
+
+    def look(self, state: str = "learning") -> None:
+        """Read what is slow to read. In the loop's thread only."""
+        self._slow_at_s = time.monotonic()
+        parts = self._parts
+        assert parts is not None
+        counts, metrics = parts.ledger.counts(), self.metrics
+        costs = parts.learner.read_costs()
+        if costs.steps:
+            metrics.costs(
+                classification=costs.classification,
+                consistency=costs.consistency,
+                weight=costs.consistency_weight,
+                learning_rate=costs.learning_rate,
+            )
+            metrics.skipped(costs.skipped_steps)
+            self._snapshot["costs"] = asdict(costs)
+        ledger = asdict(counts)
+        for outcome in ("joined", "duplicate", "corrected", "expired", "orphan"):
+            if (more := ledger[outcome] - self._counted[outcome]) > 0:
+                metrics.finished("labels", outcome, more)
+        self._counted.update({name: ledger[name] - self._counted[name] for name in ledger})
+        metrics.waiting("samples", self._feed.waiting(parts.batcher.sample_topic))
+        metrics.waiting("labels", counts.waiting)
+        metrics.ledger(
+            {name: ledger[name] for name in ledger if name not in ("read", "samples", "samples_read", "payload_bytes")},
+            samples=counts.samples,
+            payload_bytes=counts.payload_bytes,
+        )
+        metrics.memory(len(parts.memory))
+        lag = self._feed.lag()
+        for partition, records in lag.items():
+            metrics.lag(partition.topic, partition.partition, records)
+        accuracy = {
+            "prequential": self._accuracy(parts.judge, metrics.accuracy),
+            "oracle": self._accuracy(parts.oracle, metrics.oracle_accuracy),
+        }
+        self._snapshot = {
+            **self._snapshot,
+            "state": state if self._feed.available else "log unavailable",
+            "time_s": time.time(),
+            "step": parts.learner.step,
+            "published_step": self._published_step,
+            "first_step_at_s": self._first_step_at_s,
+            "last_step_at_s": self._last_step_at_s,
+            "lag_records": sum(lag.values()),
+            "accuracy": accuracy,
+            "accounts": parts.accounts.as_dict(),
+            "ledger": ledger,
+            "memory_rows": len(parts.memory),
+        }
+
+    def published(self, step: int, published_at_s: float) -> None:
+        """A teacher became visible."""
+        self._published_step = step
+        self.metrics.published(step, published_at_s)
+
+    def saved(self, saved: Saved) -> None:
+        """A checkpoint became durable. Called by the saver's thread."""
+        self._saved = saved
+        self.metrics.checkpoint_saved(
+            saved.step, duration_s=saved.duration_s, size_bytes=saved.size_bytes, now_s=saved.saved_at_s
+        )
+        _log.info(
+            "checkpoint_saved", step=saved.step, size_bytes=saved.size_bytes, duration_s=round(saved.duration_s, 4)
+        )
+
+    def stop(self, state: str) -> None:
+        """Write the last heartbeat."""
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._snapshot = {**self._snapshot, "state": state, "time_s": time.time()}
+        write_status(self._heartbeat, self._snapshot)
+
+    def _kind(self, position: Position) -> str:
+        assert self._parts is not None
+        return "samples" if position.topic == self._parts.batcher.sample_topic else "labels"
+
+    def _accuracy(
+        self, judge: Prequential, export: Callable[[str, str, float | None], None]
+    ) -> dict[str, dict[str, float | None]]:
+        found: dict[str, dict[str, float | None]] = {}
+        for network in NETWORKS:
+            found[network] = {"windowed": judge.windowed(network), "cumulative": judge.cumulative(network)}
+            if network in EXPORTED_NETWORKS:
+                for window, ratio in found[network].items():
+                    export(network, window, ratio)
+        return found
+
+    def _beat(self) -> None:
+        failed = False
+        while not self._done.wait(1.0):
+            try:
+                write_status(self._heartbeat, self._snapshot)
+                failed = False
+            except OSError as error:
+                # Readiness turns to no by itself while the file is old; the loop stops at its next save if it must.
+                if not failed:
+                    _log.error("heartbeat_failed", error=str(error))
+                failed = True

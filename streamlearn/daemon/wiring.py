@@ -1,0 +1,233 @@
+"""What the processes have in common: the log, the codec, the layout of the state folder, log lines, signals."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import structlog
+
+from streamlearn.config import Config
+from streamlearn.errors import ConfigError, StateLockedError
+from streamlearn.log.base import Log
+from streamlearn.log.codec import Codec
+from streamlearn.log.embedded import EmbeddedLog
+from streamlearn.log.kafka import KafkaLog
+from streamlearn.models.build import ModelSpec
+
+
+@dataclass(frozen=True)
+class StatePaths:
+    """Where everything is kept under `state.dir`."""
+
+    root: Path
+
+    @property
+    def log(self) -> Path:
+        """The embedded log's database."""
+        return self.root / "log" / "log.sqlite3"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One file a checkpoint."""
+        return self.root / "checkpoints"
+
+    @property
+    def journal(self) -> Path:
+        """Which records formed which step."""
+        return self.root / "journal"
+
+    @property
+    def store(self) -> Path:
+        """Sample store and label ledger."""
+        return self.root / "store"
+
+    @property
+    def published(self) -> Path:
+        """Teachers, and the pointer to the one that is served."""
+        return self.root / "published"
+
+    @property
+    def heartbeat(self) -> Path:
+        """What the learner says of itself, about once a second."""
+        return self.root / "learner.json"
+
+    @property
+    def processes(self) -> Path:
+        """Where each server process says how to scrape it."""
+        return self.root / "processes"
+
+
+THREAD_DIED = 70
+MOST_RECORD_BYTES = 64 << 20
+"""What may be appended. More than `log.max_record_bytes`: a record too large to be read can be dead-lettered."""
+
+
+def open_log(config: Config) -> Log:
+    """The log that the config names. An embedded one is created; Kafka is asked at the first use."""
+    if config.log.kind == "kafka":
+        return KafkaLog(
+            config.log.kafka.bootstrap_servers,
+            group_id=config.log.kafka.group_id,
+            replication_factor=config.log.kafka.replication_factor,
+            options=config.log.kafka.options,
+            max_record_bytes=MOST_RECORD_BYTES,
+            fetch_bytes=config.log.max_record_bytes,
+        )
+    return EmbeddedLog(
+        StatePaths(config.state.dir).log,
+        max_age_s=config.log.embedded_max_age_s,
+        max_bytes=config.log.embedded_max_bytes,
+        max_record_bytes=MOST_RECORD_BYTES,
+    )
+
+
+def log_exists(config: Config) -> bool:
+    """Whether there is a log to look into, for those who must change nothing: to open an embedded one creates it."""
+    return config.log.kind == "kafka" or StatePaths(config.state.dir).log.exists()
+
+
+def make_topics(log: Log, config: Config) -> None:
+    """Create what is missing where that is allowed, and check what is there.
+
+    Raises:
+        ConfigError: a topic is missing, or samples and labels are not co-partitioned.
+    """
+    topics = config.log.topics
+    wanted = {topics.samples: config.log.partitions, topics.labels: config.log.partitions, topics.dead_letters: 1}
+    missing = {topic: count for topic, count in wanted.items() if log.partition_count(topic) == 0}
+    if missing and not config.log.create_topics:
+        msg = f"topics are missing: {', '.join(missing)}; create them, or set log.create_topics = true"
+        raise ConfigError(msg)
+    if missing:
+        sides = {topics.samples, topics.labels} - missing.keys()
+        for topic in missing.keys() & {topics.samples, topics.labels}:
+            missing[topic] = log.partition_count(sides.copy().pop()) if sides else missing[topic]
+        log.create_topics(missing)
+    samples, labels = log.partition_count(topics.samples), log.partition_count(topics.labels)
+    if samples != labels:
+        msg = (
+            f"{topics.samples} has {samples} partitions and {topics.labels} has {labels}: a label must be in the same "
+            "partition as its sample; recreate one of them with as many"
+        )
+        raise ConfigError(msg)
+
+
+def make_codec(config: Config) -> Codec:
+    """Bytes to samples and labels, as the schema says."""
+    return Codec(config.schema_.build(), payload=config.schema_.payload, max_record_bytes=config.log.max_record_bytes)
+
+
+def model_spec(config: Config) -> ModelSpec:
+    """The network that the config names; published with its weights."""
+    schema = config.schema_.build()
+    return ModelSpec(
+        factory=config.model.factory,
+        options=config.model.options,
+        shape=schema.shape,
+        classes=len(schema.classes),
+        normalise=config.model.normalise,
+        scale=config.schema_.scale,
+    )
+
+
+def set_up_logs(config: Config) -> None:
+    """Structured lines on stderr, libraries' own lines too: for people on a terminal, JSON elsewhere."""
+    to_terminal = config.run.log_format == "console" or (config.run.log_format == "auto" and sys.stderr.isatty())
+    renderer = structlog.dev.ConsoleRenderer() if to_terminal else structlog.processors.JSONRenderer()
+    shared: list[structlog.types.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    rendered: list[structlog.types.Processor] = [structlog.processors.format_exc_info, renderer]
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, *shared, *rendered],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.run.log_level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove_meta, *rendered])
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def die_loudly() -> None:
+    """Let an error that ends any thread end the process: half a daemon must not look like a whole one."""
+
+    def report(args: threading.ExceptHookArgs) -> None:
+        error = (args.exc_type, args.exc_value, args.exc_traceback)
+        name = args.thread.name if args.thread else "?"
+        structlog.get_logger(__name__).critical("thread_died", thread=name, exc_info=error)
+        os._exit(THREAD_DIED)
+
+    threading.excepthook = report
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel send us SIGTERM when the parent dies, so that nobody holds port and lock for nobody (Linux)."""
+    if sys.platform != "linux":
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """SIGTERM and SIGINT set the event; a second one leaves at once (the last checkpoint stands)."""
+    stopping = threading.Event()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def state_lock(paths: StatePaths) -> Iterator[None]:
+    """Own the state folder.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+        StateLockedError: another learner owns it.
+    """
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        opened = (paths.root / "lock").open("a+")
+    except OSError as error:
+        msg = f"state.dir = {str(paths.root)!r}: {error.strerror or error}; name a folder that can be written"
+        raise ConfigError(msg) from error
+    with opened as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            msg = (
+                f"{paths.root}: the learner with pid {file.read().strip() or '?'} owns this state folder; stop it first"
+            )
+            raise StateLockedError(msg) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

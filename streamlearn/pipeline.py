@@ -1,0 +1,469 @@
+"""The loop: read, batch, score, learn, save, publish. The whole program in one screen.
+
+Order is the safety argument, so it is written once, here. For each step t:
+
+    1. dead-letter   bad records are durable elsewhere, with their reasons, before they are passed by
+    2. journal       which records form step t is written down before anything comes of them
+    3. predict       both networks answer every fresh sample before it is learned
+    4. join          samples and labels enter the ledger, in the one order that the records define; scores follow
+    5. learn         one step; only weights in memory change
+    6. show, save    journal and ledger are synced first; then the teacher is published, or everything saved together
+
+A crash after 2 forms step t again from the same records. A crash before 2 lets the clock cut anew, and nobody has seen
+the difference. Replay of journaled steps takes the same path with the cut given (D4): there is no second loop.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from streamlearn.judge.accounts import Accounts
+from streamlearn.judge.prequential import Prequential
+from streamlearn.labels import Arrival
+from streamlearn.labels.ledger import Ledger
+from streamlearn.labels.memory import LabelledMemory
+from streamlearn.learn.batching import Batcher, Draft, Queues
+from streamlearn.learn.learner import Learner
+from streamlearn.records import (
+    UNLABELLED,
+    Array,
+    BadRecord,
+    Gap,
+    Item,
+    Label,
+    MicroBatch,
+    Offsets,
+    Prediction,
+    Sample,
+    Schema,
+    TopicPartition,
+)
+
+
+class Source(Protocol):
+    """What was read ahead, by partition."""
+
+    @property
+    def queues(self) -> Queues:
+        """Records read and not yet in a step, oldest first."""
+        ...
+
+    def behind(self, partition: TopicPartition) -> bool:
+        """The log holds more of this partition than was read so far."""
+        ...
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for more, at most so long."""
+        ...
+
+
+class Journal(Protocol):
+    """Remembers which records formed which step."""
+
+    def append(self, step: int, next_offsets: Offsets) -> None:
+        """Write one step down."""
+        ...
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Saves in the background."""
+
+    def save(self, step: int, next_offsets: Offsets, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> bool:
+        """Begin to save; False while a save is under way."""
+        ...
+
+    def oldest_step(self) -> int:
+        """The step of the oldest checkpoint that a restart may fall back to; 0 where there is none."""
+        ...
+
+
+class Teachers(Protocol):
+    """Shows a teacher to the servers."""
+
+    def publish(self, step: int, arrays: Mapping[str, Array]) -> None:
+        """Publish the teacher of a step."""
+        ...
+
+
+DeadLetters = Callable[[Sequence[BadRecord]], None]
+"""Makes bad records durable elsewhere; raises when it cannot, and then the learner stops rather than lose them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did, for whoever watches."""
+
+    step: int
+    samples: int
+    labels: int
+    fresh: int
+    labelled: int
+    bad: Sequence[BadRecord]
+    gaps: Sequence[Gap]
+    duplicates: int
+    arrivals: Sequence[Arrival]
+    phases_s: Mapping[str, float]
+
+
+class Watcher(Protocol):
+    """Sees each step; metrics and the heartbeat hang here."""
+
+    def step_done(self, report: StepReport) -> None:
+        """After step t."""
+        ...
+
+    def came_round(self) -> None:
+        """The loop is alive, with records or without."""
+        ...
+
+    def spent(self, phase: str, duration_s: float) -> None:
+        """Time of the loop that belongs to no step: wait, publish, save."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How batches are cut, and how often state is shown and saved."""
+
+    fresh: int
+    labelled: int
+    max_age_s: float
+    publish_every_s: float
+    checkpoint_every_s: float
+    checkpoint_every_steps: int
+
+
+@dataclass
+class Parts:
+    """Everything the loop moves."""
+
+    schema: Schema
+    source: Source
+    batcher: Batcher
+    learner: Learner
+    ledger: Ledger
+    memory: LabelledMemory
+    judge: Prequential
+    oracle: Prequential
+    journal: Journal
+    checkpoints: Checkpoints
+    teachers: Teachers
+    dead_letters: DeadLetters
+    watcher: Watcher
+    accounts: Accounts = field(default_factory=Accounts)
+    stream_time_s: float = 0.0
+
+
+class Pipeline:
+    """Runs in one thread, the only one that touches student, ledger and memory."""
+
+    def __init__(self, parts: Parts, cadence: Cadence, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.parts, self._cadence, self._clock = parts, cadence, clock
+        self._published_step = self._saved_step = parts.learner.step
+        self._published_at_s = self._saved_at_s = clock()
+        self._stepped_at_s = clock()
+        self._pruned_step = 0
+
+    def replay(self, journaled: Iterator[tuple[int, Offsets]], stopping: threading.Event) -> int:
+        """Form the steps that the journal knows, exactly as they were; returns how many."""
+        count, watcher = 0, self.parts.watcher
+        for step, next_offsets in journaled:
+            assert step == self.parts.learner.step + 1, (
+                f"the journal goes on at {step}, the learner at {self.parts.learner.step}"
+            )
+            while (draft := self.parts.batcher.take_exactly(self.parts.source.queues, next_offsets)) is None:
+                if stopping.is_set():
+                    return count
+                self.parts.source.wait(0.1)
+            self.step(draft, journaled=True)
+            watcher.came_round()
+            count += 1
+        return count
+
+    def run(self, stopping: threading.Event, *, until_end: bool = False) -> None:
+        """Learn until told to stop (or, with `until_end`, until all that the log holds is learned)."""
+        parts = self.parts
+        while not stopping.is_set():
+            draft = parts.batcher.fill(parts.source.queues, parts.source.behind, self._clock())
+            if draft is None and self._owes_a_step(until_end=until_end):
+                draft = parts.batcher.close_now()
+            if draft is not None:
+                self.step(draft, journaled=False)
+            self._keep()
+            parts.watcher.came_round()
+            if draft is None:
+                if until_end and self._read_all():
+                    return
+                with self._timed("wait"):
+                    parts.source.wait(0.05)
+
+    def step(self, draft: Draft, *, journaled: bool) -> None:
+        """One step of the loop: the numbered sentences at the top of this file."""
+        parts, phases = self.parts, _Phases(self._clock)
+        items = draft.in_order()
+        t = parts.learner.step + 1
+
+        bad = [item for item in items if isinstance(item, BadRecord)]
+        if bad and not journaled:
+            parts.dead_letters(bad)
+        if not journaled:
+            parts.journal.append(t, draft.next_offsets)
+        # The median, so that one producer whose clock is years ahead does not make everything expire.
+        times = [item.timestamp_s for item in items] or [0.0]
+        parts.stream_time_s = max(parts.stream_time_s, statistics.median_low(times))
+        parts.ledger.begin(t, parts.stream_time_s)
+        fresh, duplicates = self._fresh(items)
+        phases.end("assemble")
+
+        predictions = self._predict(fresh)
+        phases.end("predict")
+
+        arrivals = self._join(items, predictions)
+        phases.end("ledger")
+
+        batch = self._assemble(fresh, t)
+        phases.end("assemble")
+
+        parts.learner.learn(batch)
+        phases.end("learn")
+
+        self._stepped_at_s = self._clock()
+        parts.ledger.trained(batch.trained_ids)
+        parts.ledger.end()
+        phases.end("ledger")
+        gaps = [item for item in items if isinstance(item, Gap)]
+        samples = sum(item.position.topic == parts.batcher.sample_topic for item in items if not isinstance(item, Gap))
+        report = StepReport(
+            step=t,
+            samples=samples,
+            labels=len(items) - len(gaps) - samples,
+            fresh=len(fresh),
+            labelled=batch.labelled_count,
+            bad=bad,
+            gaps=gaps,
+            duplicates=duplicates,
+            arrivals=arrivals,
+            phases_s=phases.spent_s,
+        )
+        self._account(report, items)
+        parts.watcher.step_done(report)
+
+    def close(self) -> None:
+        """Publish and save what was learned since the last time. The save goes on in the background."""
+        if self.parts.learner.step > self._published_step:
+            self.publish()
+        if self.parts.learner.step > self._saved_step:
+            self._save()
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything that changes with a step, as arrays for the checkpoint."""
+        parts = self.parts
+        groups = {
+            "learner": parts.learner.state(),
+            "memory": parts.memory.state(),
+            "judge": parts.judge.state(),
+            "oracle": parts.oracle.state(),
+        }
+        return {f"{group}.{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
+
+    def extra(self) -> dict[str, Any]:
+        """The same, what is no array."""
+        return {"accounts": self.parts.accounts.as_dict(), "stream_time_s": self.parts.stream_time_s}
+
+    def restore(self, step: int, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
+        """Be as of the end of that step, the ledger included."""
+        parts = self.parts
+        parts.ledger.rewind(step)
+        if step == 0:
+            return  # as built
+        groups: dict[str, dict[str, Array]] = {"learner": {}, "memory": {}, "judge": {}, "oracle": {}}
+        for name, array in arrays.items():
+            group, _, rest = name.partition(".")
+            groups[group][rest] = array
+        parts.learner.load_state(groups["learner"])
+        parts.memory.load(groups["memory"])
+        parts.judge.load(groups["judge"])
+        parts.oracle.load(groups["oracle"])
+        parts.accounts = Accounts(**extra["accounts"])
+        parts.stream_time_s = float(extra["stream_time_s"])
+        assert parts.learner.step == step, (parts.learner.step, step)
+        self._saved_step = self._published_step = step
+        self._check()
+
+    def _check(self) -> None:
+        """Assert I7: what was read is what became of it."""
+        self.parts.accounts.check()
+        taken, accounts = self.parts.ledger.counts().read, self.parts.accounts
+        assert taken == accounts.labels_taken + accounts.labels_inline, (taken, accounts)
+
+    def _fresh(self, items: Sequence[Item]) -> tuple[list[Sample], int]:
+        """Samples with a new id, in order, and how many had an id that was seen before."""
+        fresh: dict[str, Sample] = {}
+        duplicates = 0
+        for item in items:
+            if isinstance(item, Sample):
+                if item.sample_id in fresh or self.parts.ledger.is_known(item.sample_id):
+                    duplicates += 1
+                else:
+                    fresh[item.sample_id] = item
+        return list(fresh.values()), duplicates
+
+    def _predict(self, fresh: Sequence[Sample]) -> dict[str, tuple[Prediction, int]]:
+        """Teacher's prediction and student's class of each fresh sample; the given answer where a client had one."""
+        if not fresh:
+            return {}
+        version = self.parts.learner.step
+        answers = self.parts.learner.predict(np.stack([sample.x for sample in fresh]))
+        classes = answers.teacher_probs_BC.argmax(axis=1)
+        predictions: dict[str, tuple[Prediction, int]] = {}
+        for n, sample in enumerate(fresh):
+            own = Prediction(int(classes[n]), answers.teacher_probs_BC[n], version)
+            predictions[sample.sample_id] = (sample.answer or own, int(answers.student_classes_B[n]))
+            if sample.true_label is not None:
+                self.parts.oracle.update(
+                    true_class=sample.true_label,
+                    teacher_class=own.class_index,
+                    student_class=int(answers.student_classes_B[n]),
+                    teacher_probabilities_C=own.probabilities_C,
+                )
+        return predictions
+
+    def _join(self, items: Sequence[Item], predictions: dict[str, tuple[Prediction, int]]) -> list[Arrival]:
+        """Enter samples and labels into the ledger in order; remember examples, score what can be scored."""
+        parts = self.parts
+        arrivals: list[Arrival] = []
+        for item in items:
+            if isinstance(item, Label):
+                arrivals.append(parts.ledger.label_arrived(item))
+            elif isinstance(item, Sample) and (answer := predictions.pop(item.sample_id, None)) is not None:
+                arrivals.extend(parts.ledger.sample_arrived(item, *answer))
+            elif isinstance(item, Sample) and item.label is not None:
+                # A sample sent again with its label: the sample is a duplicate, the label is news.
+                label = Label(item.position, item.timestamp_s, item.sample_id, item.label, item.event_time_s)
+                arrivals.append(parts.ledger.label_arrived(label))
+        for arrival in arrivals:
+            self._learn_of(arrival)
+        return arrivals
+
+    def _learn_of(self, arrival: Arrival) -> None:
+        """What one label changes in memory and scores."""
+        if arrival.example is not None:
+            self.parts.memory.add(arrival.example)
+        elif arrival.correction:
+            self.parts.memory.relabel(arrival.sample_id, arrival.class_index)
+        if (scored := arrival.scored) is not None:
+            self.parts.judge.update(
+                true_class=scored.class_index,
+                teacher_class=scored.prediction.class_index,
+                student_class=scored.student_class,
+                teacher_probabilities_C=scored.prediction.probabilities_C,
+                majority_class=scored.majority_class,
+                no_change_class=scored.no_change_class,
+            )
+
+    def _assemble(self, fresh: Sequence[Sample], step: int) -> MicroBatch:
+        """Rows of one fixed shape: fresh samples, and labelled rows from the memory, new ones first (D7)."""
+        schema, cadence = self.parts.schema, self._cadence
+        # A journaled step may be larger than batch.fresh is now.
+        fresh_x = np.zeros((max(cadence.fresh, len(fresh)), *schema.shape), schema.dtype)
+        for n, sample in enumerate(fresh):
+            fresh_x[n] = sample.x
+        labelled_x = np.zeros((cadence.labelled, *schema.shape), schema.dtype)
+        labelled_y = np.full(cadence.labelled, UNLABELLED, np.int64)
+        new_ids = self.parts.memory.draw_into(labelled_x, labelled_y, step)
+        drawn = cadence.labelled if len(self.parts.memory) else 0
+        return MicroBatch(fresh_x, len(fresh), labelled_x, labelled_y, drawn, new_ids)
+
+    def _account(self, report: StepReport, items: Sequence[Item]) -> None:
+        accounts, sample_topic = self.parts.accounts, self.parts.batcher.sample_topic
+        bad_samples = sum(item.position.topic == sample_topic for item in report.bad)
+        bad_labels = len(report.bad) - bad_samples
+        accounts.samples_read += report.samples
+        accounts.samples_learned += report.fresh
+        accounts.samples_duplicate_id += report.duplicates
+        accounts.samples_dead_lettered += bad_samples
+        accounts.labels_read += report.labels
+        accounts.labels_dead_lettered += bad_labels
+        accounts.labels_taken += report.labels - bad_labels
+        accounts.labels_inline += sum(isinstance(item, Sample) and item.label is not None for item in items)
+        for gap in report.gaps:
+            if gap.position.topic == sample_topic:
+                accounts.samples_trimmed += gap.missing
+            else:
+                accounts.labels_trimmed += gap.missing
+
+    def _owes_a_step(self, *, until_end: bool) -> bool:
+        """Labels wait to be learned and no record has come for a while; or the log ends with an open batch.
+
+        Such a step may have no records at all. It is journaled like any other.
+        """
+        waiting = self.parts.memory.new_count > 0
+        if until_end and self._read_all():
+            return waiting or self.parts.batcher.opened_at_s is not None
+        return waiting and self._clock() - self._stepped_at_s >= self._cadence.max_age_s
+
+    def _read_all(self) -> bool:
+        """All that the log holds now is in a step, or in the batch that is open."""
+        source = self.parts.source
+        return not any(source.behind(tp) for tp in source.queues) and not any(source.queues.values())
+
+    def _keep(self) -> None:
+        """Publish and save where that is due."""
+        now, cadence, step = self._clock(), self._cadence, self.parts.learner.step
+        if step > self._published_step and now - self._published_at_s >= cadence.publish_every_s:
+            with self._timed("publish"):
+                self.publish()
+        by_steps = cadence.checkpoint_every_steps and step - self._saved_step >= cadence.checkpoint_every_steps
+        if step > self._saved_step and (by_steps or now - self._saved_at_s >= cadence.checkpoint_every_s):
+            with self._timed("save"):
+                self._save()
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = self._clock()
+        yield
+        self.parts.watcher.spent(phase, self._clock() - started)
+
+    def publish(self) -> None:
+        """Show the teacher as it is now. What it came of is durable first."""
+        self.parts.journal.sync()
+        self.parts.ledger.flush()
+        self.parts.teachers.publish(self.parts.learner.step, self.parts.learner.teacher_state())
+        self._published_step, self._published_at_s = self.parts.learner.step, self._clock()
+
+    def _save(self) -> None:
+        parts, step = self.parts, self.parts.learner.step
+        self._check()
+        parts.journal.sync()
+        oldest = parts.checkpoints.oldest_step()
+        if oldest > self._pruned_step:
+            parts.ledger.prune(oldest)
+            self._pruned_step = oldest
+        parts.ledger.flush()
+        if parts.checkpoints.save(step, parts.batcher.next_offsets, self.arrays(), self.extra()):
+            self._saved_step, self._saved_at_s = step, self._clock()
+
+
+class _Phases:
+    """Where the time of a step goes."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._since_s = clock, clock()
+        self.spent_s: dict[str, float] = {}
+
+    def end(self, phase: str) -> None:
+        now = self._clock()
+        self.spent_s[phase] = self.spent_s.get(phase, 0.0) + now - self._since_s
+        self._since_s = now

@@ -1,0 +1,76 @@
+"""A restart equals no restart (I3, D4): kill -9 in the middle, and end with the very same bits."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import finish, journaled_steps, newest_checkpoint, start, until, write_config
+
+PLAN = ("digits", "--limit", 1280, "--passes", 2, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
+EXACT = {"partitions": 2, "max_age_s": 3600.0, "merge_wait_s": 60.0, "checkpoint_every_s": 3600.0}
+
+
+def learn_with_kills(folder: Path, config: Path, kill_at: tuple[int, ...]) -> int:
+    """Learn to the end of the log, killed once each time so many steps are in the journal; how often it was killed."""
+    kills = 0
+    for steps in kill_at:
+        process = start("learn", "--until-end", "--config", config, output=folder / "learner.log")
+        until(lambda: journaled_steps(folder) >= steps or process.poll() is not None, f"{steps} steps")  # noqa: B023
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait(20) == -signal.SIGKILL
+    finish("learn", "--until-end", "--config", config)
+    return kills
+
+
+def assert_equal_runs(killed: Path, whole: Path) -> None:
+    a, b = newest_checkpoint(killed), newest_checkpoint(whole)
+    assert (a.step, a.next_offsets, a.extra) == (b.step, b.next_offsets, b.extra)
+    assert a.arrays.keys() == b.arrays.keys()
+    different = [name for name in a.arrays if not np.array_equal(a.arrays[name], b.arrays[name], equal_nan=True)]
+    assert different == []
+    assert a.step >= 80
+    assert a.extra["accounts"]["samples_learned"] == 2560
+
+
+class TestEmbedded:
+    @pytest.mark.parametrize("checkpoint_every_steps", [0, 7])
+    def test_kill_9_changes_no_bit(self, tmp_path: Path, checkpoint_every_steps: int) -> None:
+        """Three kills at different steps, two partitions, with and without checkpoints in between."""
+        settings = {**EXACT, "checkpoint_every_steps": checkpoint_every_steps}
+        killed, whole = tmp_path / "killed", tmp_path / "whole"
+        configs = [write_config(folder, **settings) for folder in (killed, whole)]
+        finish("simulate", *PLAN, "--config", configs[0])
+        shutil.copytree(killed / "state", whole / "state")
+
+        kills = learn_with_kills(killed, configs[0], (10, 30, 55))
+        finish("learn", "--until-end", "--config", configs[1])
+
+        assert kills == 3
+        assert_equal_runs(killed, whole)
+
+
+@pytest.mark.kafka
+class TestKafka:
+    def test_kill_9_changes_no_bit(self, tmp_path: Path, kafka_broker: str) -> None:
+        """The same on a real broker; both runs read the same topics."""
+        settings = {
+            **EXACT,
+            "kind": "kafka",
+            "bootstrap": kafka_broker,
+            "prefix": f"restart-{uuid.uuid4().hex[:8]}-",
+            "checkpoint_every_steps": 9,
+        }
+        killed, whole = tmp_path / "killed", tmp_path / "whole"
+        configs = [write_config(folder, **settings) for folder in (killed, whole)]
+        finish("simulate", *PLAN, "--config", configs[0])
+
+        kills = learn_with_kills(killed, configs[0], (12, 40))
+        finish("learn", "--until-end", "--config", configs[1])
+
+        assert kills == 2
+        assert_equal_runs(killed, whole)

@@ -1,0 +1,167 @@
+"""What end-to-end tests share: config files, real processes, and waiting for what they do, always with a bound."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from streamlearn.state.checkpoint import Checkpoint, load_newest
+
+DIGITS = """
+[schema]
+shape = [1, 8, 8]
+dtype = "uint8"
+classes = 10
+scale = 0.0625
+
+[model]
+factory = "{factory}"
+normalise = {normalise}
+
+[learn]
+threads = 1
+shift_pixels = 1
+rampup_steps = 100
+ema_decay = 0.98
+
+[batch]
+fresh = 32
+labelled = 16
+max_age_s = {max_age_s}
+merge_wait_s = {merge_wait_s}
+
+[log]
+kind = "{kind}"
+partitions = {partitions}
+
+[log.kafka]
+bootstrap_servers = "{bootstrap}"
+
+[log.topics]
+samples = "{prefix}samples"
+labels = "{prefix}labels"
+dead_letters = "{prefix}dead-letters"
+
+[state]
+dir = "{folder}/state"
+checkpoint_every_s = {checkpoint_every_s}
+checkpoint_every_steps = {checkpoint_every_steps}
+publish_every_s = 0.2
+
+[serve]
+port = {port}
+processes = 1
+
+[metrics]
+port = 0
+"""
+_DEFAULTS: Mapping[str, Any] = {
+    "factory": "convnet",
+    "normalise": "false",
+    "max_age_s": 0.2,
+    "merge_wait_s": 1.0,
+    "kind": "embedded",
+    "partitions": 1,
+    "bootstrap": "127.0.0.1:1",
+    "prefix": "",
+    "checkpoint_every_s": 5.0,
+    "checkpoint_every_steps": 0,
+    "port": 0,
+}
+
+
+def write_config(folder: Path, **settings: Any) -> Path:
+    """A config file for the digits, in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "streamlearn.toml"
+    path.write_text(DIGITS.format(**{**_DEFAULTS, "folder": folder, **settings}))
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of one streamlearn command."""
+    return [sys.executable, "-m", "streamlearn", *map(str, arguments)]
+
+
+def start(*arguments: object, output: Path) -> subprocess.Popen[bytes]:
+    """A streamlearn process whose output goes to a file."""
+    with output.open("ab") as file:
+        return subprocess.Popen(
+            command(*arguments), stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+
+
+def finish(*arguments: object, timeout_s: float = 90.0) -> str:
+    """Run a streamlearn command to its end; its stdout. Fails with its stderr."""
+    done = subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        timeout=timeout_s,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    return done.stdout.decode()
+
+
+def stop(process: subprocess.Popen[bytes], timeout_s: float = 40.0) -> int:
+    """SIGTERM, and the exit code."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    return process.wait(timeout_s)
+
+
+def until(done: Callable[[], Any], what: str, timeout_s: float = 40.0) -> Any:
+    """Wait until `done` gives something true; that."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := done():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout_s} s: {what}")
+
+
+def heartbeat(folder: Path) -> dict[str, Any]:
+    """What the learner last said of itself."""
+    try:
+        found = json.loads((folder / "state" / "learner.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def journaled_steps(folder: Path) -> int:
+    """Steps written down so far."""
+    return sum(path.read_bytes().count(b"\n") for path in (folder / "state" / "journal").glob("journal-*.log"))
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint:
+    """The newest whole checkpoint."""
+    found = load_newest(folder / "state" / "checkpoints")
+    assert found is not None
+    return found
+
+
+def ask(url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+    """One HTTP request: status and JSON (or text)."""
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"content-type": "application/json", **(headers or {})})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            status, content = reply.status, reply.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            status, content = error.code, error.read()
+    try:
+        return status, json.loads(content)
+    except ValueError:
+        return status, content.decode()

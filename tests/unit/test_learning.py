@@ -1,0 +1,229 @@
+"""The learner's process, run in this one on a log in memory: accounts, dead letters, restarts, refusals."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from streamlearn.config import Config, load_config
+from streamlearn.daemon import learning
+from streamlearn.daemon.wiring import StatePaths, make_codec, state_lock
+from streamlearn.errors import (
+    ConfigError,
+    LogError,
+    LogUnavailableError,
+    OffsetOutOfRangeError,
+    StateError,
+    StateLockedError,
+)
+from streamlearn.log.codec import read_dead_letter
+from streamlearn.records import NewRecord, TopicPartition
+from streamlearn.state.checkpoint import Checkpoint, load_newest
+from streamlearn.state.publish import PublishedDir
+from streamlearn.state.status import read_status
+from streamlearn.testing import MemoryLog
+
+torch.set_num_threads(1)
+S = TopicPartition("samples", 0)
+
+
+def config_in(folder: Path, **overrides: Any) -> Config:
+    settings = {
+        "state.dir": str(folder),
+        "schema.shape": [4],
+        "schema.classes": 3,
+        "model.options": {"hidden": [8]},
+        "batch.fresh": 8,
+        "batch.labelled": 4,
+        "batch.max_age_s": 3600.0,
+        "learn.threads": 1,
+        "metrics.port": 0,
+    }
+    return load_config(environ={}, overrides={**settings, **overrides})
+
+
+def filled(config: Config, samples: int = 40) -> MemoryLog:
+    log, codec, rng = MemoryLog(), make_codec(config), np.random.default_rng(0)
+    log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+    for n in range(samples):
+        log.append("samples", [codec.encode_sample(f"s{n}", rng.normal(size=4).astype(np.float32), true_label=n % 3)])
+        if n >= 4 and n % 2 == 0:
+            log.append("labels", [codec.encode_label(f"s{n - 4}", n % 3)])
+    return log
+
+
+def learn(config: Config, log: MemoryLog) -> Checkpoint:
+    copy = MemoryLog()
+    copy._shared = log._shared  # the same log, opened once more
+    try:
+        learning.learn(config, threading.Event(), until_end=True, opened=copy)
+    finally:
+        log._shared.closed = False
+    found = load_newest(StatePaths(config.state.dir).checkpoints)
+    assert found is not None
+    return found
+
+
+class TestAccounts:
+    def test_every_record_ends_in_one_place(self, tmp_path: Path) -> None:
+        """Learned, duplicate id, dead-lettered; labels likewise (I7)."""
+        config = config_in(tmp_path)
+        log = filled(config)
+        codec = make_codec(config)
+        log.append("samples", [codec.encode_sample("s3", np.zeros(4, np.float32))])
+        log.append("samples", [NewRecord(b"bad", b"{"), NewRecord(b"nan", b'{"x": [1, 2, NaN, 4]}')])
+        log.append("labels", [codec.encode_label("s0", 2), codec.encode_label("nobody", 1), NewRecord(b"s1", b"wolf")])
+
+        accounts = learn(config, log).extra["accounts"]
+        status = read_status(StatePaths(tmp_path).heartbeat)
+
+        assert accounts["samples_read"] == 43
+        assert (accounts["samples_learned"], accounts["samples_duplicate_id"], accounts["samples_dead_lettered"]) == (
+            40,
+            1,
+            2,
+        )
+        assert (accounts["labels_read"], accounts["labels_dead_lettered"]) == (21, 1)
+        assert status is not None
+        assert (status["ledger"]["joined"], status["ledger"]["corrected"], status["ledger"]["waiting"]) == (18, 1, 1)
+        assert status["state"] == "stopped"
+
+    def test_dead_letters_carry_the_record_and_the_reason(self, tmp_path: Path) -> None:
+        """Untouched bytes, and where they were."""
+        config = config_in(tmp_path)
+        log = filled(config, 8)
+        log.append("samples", [NewRecord(b"k\xff", b"\x00junk", (("content-type", b"text/html"),))])
+
+        learn(config, log)
+        (letter,) = [read_dead_letter(record) for record in log.records("dead-letters")]
+
+        assert letter.reason == "bad_content_type"
+        assert (letter.record.key, letter.record.value) == (b"k\xff", b"\x00junk")
+        assert str(letter.record.position) == "samples[0]@8"
+
+    def test_a_sample_sent_again_with_its_label_is_a_label(self, tmp_path: Path) -> None:
+        """The sample is a duplicate, the label is news."""
+        config = config_in(tmp_path)
+        log = filled(config, 8)
+        log.append("samples", [make_codec(config).encode_sample("s7", np.zeros(4, np.float32), label=1)])
+
+        learn(config, log)
+        status = read_status(StatePaths(tmp_path).heartbeat)
+
+        assert status is not None
+        assert status["accounts"]["samples_duplicate_id"] == 1
+        assert status["ledger"]["joined"] == 3
+
+
+class TestFaults:
+    def test_a_dead_letter_that_cannot_be_written_stops_the_learner(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing is passed by that is not durable elsewhere; after the restart it is written."""
+        monkeypatch.setattr(learning, "_TRIES_S", (0.0, 0.0))
+        config = config_in(tmp_path)
+        log = filled(config, 8)
+        log.append("samples", [NewRecord(b"k", b"junk")])
+        log.fail("append", LogUnavailableError("away"), times=3)
+
+        with pytest.raises(LogError, match="will not be dropped"):
+            learn(config, log)
+        accounts = learn(config, log).extra["accounts"]
+
+        assert accounts["samples_dead_lettered"] == 1
+        assert len(log.records("dead-letters")) == 1
+
+    def test_a_short_absence_is_waited_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The letter is written at the next try."""
+        monkeypatch.setattr(learning, "_TRIES_S", (0.0, 0.0))
+        config = config_in(tmp_path)
+        log = filled(config, 8)
+        log.append("samples", [NewRecord(b"k", b"junk")])
+        log.fail("append", LogUnavailableError("away"), times=2)
+
+        learn(config, log)
+
+        assert len(log.records("dead-letters")) == 1
+
+
+class TestRestart:
+    def test_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
+        """More records later are learned once, and the served teacher moves on."""
+        config = config_in(tmp_path)
+        log = filled(config, 16)
+        first = learn(config, log)
+        codec = make_codec(config)
+        log.append("samples", [codec.encode_sample(f"more{n}", np.ones(4, np.float32)) for n in range(8)])
+
+        second = learn(config, log)
+        published = PublishedDir(StatePaths(tmp_path).published).newest()
+
+        assert second.step == first.step + 1
+        assert second.extra["accounts"]["samples_learned"] == 24
+        assert published is not None
+        assert published.step == second.step
+
+    def test_begins_at_the_end_where_that_is_set(self, tmp_path: Path) -> None:
+        """`log.start = "latest"` is decided once, and remembered."""
+        config = config_in(tmp_path, **{"log.start": "latest"})
+        log = filled(config, 16)
+
+        checkpoint = learn(config, log)
+        log.append("samples", [make_codec(config).encode_sample("new", np.zeros(4, np.float32))])
+        again = learn(config, log)
+
+        assert checkpoint.step == 0
+        assert again.extra["accounts"]["samples_read"] == 1
+
+
+class TestRefusals:
+    def test_another_model_is_refused_with_the_difference(self, tmp_path: Path) -> None:
+        """Weights mean nothing to another network."""
+        log = filled(config_in(tmp_path), 8)
+        learn(config_in(tmp_path), log)
+
+        with pytest.raises(ConfigError, match=r"model: saved .*8.* configured .*16"):
+            learn(config_in(tmp_path, **{"model.options": {"hidden": [16]}}), log)
+
+    def test_a_log_that_ends_before_what_was_learned_is_refused(self, tmp_path: Path) -> None:
+        """It is another log."""
+        config = config_in(tmp_path)
+        learn(config, filled(config, 16))
+
+        with pytest.raises(StateError, match=r"samples\[0\] ends at 8"):
+            learn(config, filled(config, 8))
+
+    def test_trimmed_records_stop_it_unless_skipping_is_set(self, tmp_path: Path) -> None:
+        """Loud by default; counted where accepted."""
+        config = config_in(tmp_path)
+        log = filled(config, 16)
+        learn(config, log)
+        log.append("samples", [make_codec(config).encode_sample(f"t{n}", np.zeros(4, np.float32)) for n in range(8)])
+        log.trim(S, 20)
+
+        with pytest.raises(OffsetOutOfRangeError, match="on_trimmed"):
+            learn(config, log)
+        accounts = learn(config_in(tmp_path, **{"log.on_trimmed": "skip"}), log).extra["accounts"]
+
+        assert accounts["samples_trimmed"] == 4
+        assert accounts["samples_read"] == 20
+
+    def test_a_second_learner_on_one_folder_is_refused(self, tmp_path: Path) -> None:
+        """By name of the first."""
+        config = config_in(tmp_path)
+
+        with state_lock(StatePaths(tmp_path)), pytest.raises(StateLockedError, match="owns this state folder"):
+            learn(config, filled(config, 8))
+
+    def test_topics_that_are_not_co_partitioned_are_refused(self, tmp_path: Path) -> None:
+        """A label must be in the same partition as its sample."""
+        log = MemoryLog()
+        log.create_topics({"samples": 2, "labels": 1, "dead-letters": 1})
+
+        with pytest.raises(ConfigError, match="2 partitions and labels has 1"):
+            learn(config_in(tmp_path), log)
