@@ -1,0 +1,268 @@
+"""The container's files, checked by the tools that read them: hadolint, the compose schema, promtool, our own config.
+
+No engine is needed. What only an engine can show is tried by hand, as deploy/README.md says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from streamlearn.config import load_config
+from streamlearn.errors import ConfigError
+from streamlearn.metrics import LEARNER_METRICS, PREFIX, SERVER_METRICS
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+CONTAINER_CONFIG = DEPLOY / "streamlearn.container.toml"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+RULES: list[dict[str, Any]] = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]
+
+
+def tool(name: str) -> str:
+    """Path of a tool beside this Python or on PATH; the test is skipped where there is none."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def check(*command: str | Path) -> None:
+    """Run a checker; what it complains of is the test's message."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, f"{command[0]}:\n{done.stdout}{done.stderr}"
+
+
+def environment_of(service: str) -> Mapping[str, str]:
+    """The variables that compose gives a service when nobody has set any: names without a value are left out."""
+    variables = SERVICES[service]["environment"]
+    return {name: str(value) for name, value in variables.items() if value is not None}
+
+
+class TestImage:
+    def test_the_dockerfile_passes_hadolint(self) -> None:
+        """No rule of hadolint is broken and none is switched off."""
+        assert "hadolint" not in (DEPLOY / "Dockerfile").read_text()
+
+        check(tool("hadolint"), DEPLOY / "Dockerfile")
+
+    def test_the_program_runs_as_a_user_that_is_not_root_and_gets_the_signal_itself(self) -> None:
+        """The user is a number, since Kubernetes cannot tell whether a name is root; no shell stands before us."""
+        final = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+
+        assert re.search(r"^USER 10001:10001$", final, re.M)
+        assert re.search(r'^ENTRYPOINT \["streamlearn"\]$', final, re.M)
+        assert re.search(r'^CMD \["run", ', final, re.M)
+
+    def test_all_that_is_copied_is_sent_to_the_engine(self) -> None:
+        """Each source of a COPY from the context is let through by .dockerignore, and nothing else is."""
+        copied = {
+            source.removeprefix("./")
+            for line in re.findall(r"^COPY (?!--from)(.*)$", (DEPLOY / "Dockerfile").read_text(), re.M)
+            for source in line.split()[:-1]
+        }
+
+        lines = (ROOT / ".dockerignore").read_text().splitlines()
+
+        assert "*" in lines
+        assert {line[1:] for line in lines if line.startswith("!")} == copied
+
+    def test_the_health_check_asks_the_port_of_the_config(self) -> None:
+        """The image's check and the config that the image carries name one port, and it is the one published."""
+        port = load_config(CONTAINER_CONFIG, environ={"STREAMLEARN_SERVE__TOKEN": "t"}).serve.port
+
+        asked = re.search(r"HTTPConnection\('127\.0\.0\.1', (\d+)", (DEPLOY / "Dockerfile").read_text())
+
+        assert asked is not None
+        assert int(asked[1]) == port
+        assert SERVICES["streamlearn"]["ports"][0].endswith(f":{port}")
+
+
+class TestConfigInTheContainer:
+    def test_the_image_refuses_to_be_open_without_a_token(self) -> None:
+        """`docker run -p 8080:8080` opens the port to the world, so the config alone must not start."""
+        with pytest.raises(ConfigError, match="STREAMLEARN_SERVE__TOKEN"):
+            load_config(CONTAINER_CONFIG, environ={})
+
+    @pytest.mark.parametrize("service", ["streamlearn", "simulate"])
+    def test_what_compose_sets_makes_a_valid_config_for_kafka(self, service: str) -> None:
+        """Every STREAMLEARN_ variable in the compose file is a setting, and they lead to compose's own broker."""
+        config = load_config(CONTAINER_CONFIG, environ=environment_of(service))
+
+        broker = SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+        assert config.log.kind == "kafka"
+        assert f"CONTAINERS://{config.log.kafka.bootstrap_servers}," in broker
+
+    def test_state_is_on_the_volume(self) -> None:
+        """The folder of the state is below the mount point, or a new container would begin anew."""
+        config = load_config(CONTAINER_CONFIG, environ=environment_of("streamlearn"))
+
+        assert config.state.dir.is_relative_to("/var/lib/streamlearn")
+        assert "state:/var/lib/streamlearn" in SERVICES["streamlearn"]["volumes"]
+
+    def test_the_engine_waits_longer_than_the_shutdown_takes(self) -> None:
+        """SIGKILL comes after run.shutdown_s with room to spare."""
+        config = load_config(CONTAINER_CONFIG, environ=environment_of("streamlearn"))
+
+        assert int(SERVICES["streamlearn"]["stop_grace_period"].removesuffix("s")) >= 1.5 * config.run.shutdown_s
+
+
+class TestCompose:
+    def test_the_file_obeys_the_compose_specification(self) -> None:
+        """A misspelt key is found by the published schema."""
+        check(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", ROOT / "docker-compose.yml")
+
+    def test_every_port_is_published_to_this_machine_alone(self) -> None:
+        """Neither the API without a token, nor the broker, nor Prometheus is open to others."""
+        published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+
+        assert len(published) == 3
+        assert all(port.startswith("127.0.0.1:") for port in published)
+
+    @pytest.mark.parametrize("service", sorted(SERVICES))
+    def test_no_service_keeps_a_privilege(self, service: str) -> None:
+        """All capabilities are dropped and none can be regained; ours cannot write to their images either."""
+        settings = SERVICES[service]
+
+        assert settings["cap_drop"] == ["ALL"]
+        assert settings["security_opt"] == ["no-new-privileges:true"]
+        assert settings.get("read_only", False) is (settings["image"] == "streamlearn:latest")
+
+
+class TestPrometheus:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Prometheus' folder as compose mounts it, the token beside the files."""
+        shutil.copy(DEPLOY / "prometheus.yml", tmp_path)
+        shutil.copy(DEPLOY / "alerts.yml", tmp_path)
+        (tmp_path / "token").write_text("none")
+        return tmp_path
+
+    def test_promtool_accepts_the_config_and_the_rules(self, folder: Path) -> None:
+        """The config parses, and so does each rule's expression."""
+        check(tool("promtool"), "check", "config", "--lint-fatal", folder / "prometheus.yml")
+
+    def test_alerts_name_only_metrics_that_are_exported(self) -> None:
+        """A metric that is renamed would silence its alert without a word."""
+        exported = {PREFIX + metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS)}
+
+        named = {
+            name.removesuffix("_count")
+            for rule in RULES
+            for name in re.findall(rf"\b{PREFIX}\w+", rule["expr"] + str(rule["annotations"]))
+        }
+
+        assert named
+        assert named <= exported
+
+    def test_alerts_fire_when_they_must_and_only_then(self, folder: Path) -> None:
+        """Prometheus' own rule tester plays each story to the rules; see the table at the end of this file."""
+        names = [rule["alert"] for rule in RULES]
+        (folder / "stories.yml").write_text(yaml.safe_dump({"rule_files": ["alerts.yml"], "tests": stories(names)}))
+
+        assert {name for fired in STORIES.values() for name in fired[1]} == set(names), "an alert without a story"
+        check(tool("promtool"), "test", "rules", folder / "stories.yml")
+
+
+UP = 'up{job="streamlearn", instance="a"}'
+STEPS = 'streamlearn_steps_total{instance="a", process="learner"}'
+LAST_STEP = 'streamlearn_last_step_timestamp_seconds{instance="a", process="learner"}'
+LAG = 'streamlearn_consumer_lag_records{instance="a", process="learner", topic="samples", partition="0"}'
+CHECKPOINT = 'streamlearn_checkpoint_last_success_timestamp_seconds{instance="a", process="learner"}'
+MODEL = 'streamlearn_model_timestamp_seconds{instance="a", process="server-0"}'
+ACCURACY = (
+    'streamlearn_prequential_accuracy_ratio{instance="a", process="learner", network="teacher", window="windowed"}'
+)
+SKIPPED = 'streamlearn_steps_skipped_total{instance="a", process="learner", reason="nonfinite"}'
+READ = 'streamlearn_records_read_total{instance="a", process="learner", topic="samples"}'
+DEAD = 'streamlearn_dead_letters_total{instance="a", process="learner", reason="bad_shape"}'
+TRIMMED = 'streamlearn_trimmed_records_total{instance="a", process="learner", topic="samples"}'
+REQUESTS = 'streamlearn_http_request_duration_seconds_count{{instance="a", route="{}", status="{}"}}'
+PREDICT_OK, PREDICT_503 = REQUESTS.format("/predict", "200"), REQUESTS.format("/predict", "503")
+READY_503 = REQUESTS.format("/health/ready", "503")
+REJECTED = 'streamlearn_rejected_total{instance="a", process="server-0", reason="queue_full"}'
+
+# One sample a minute for an hour. "0+60x60": from 0, plus 60 a minute; "1x60": always 1. The clock starts at 0.
+STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
+    "all is well": (
+        {
+            UP: "1x60",
+            'streamlearn_scrape_failed{instance="a", target="learner"}': "0x60",
+            STEPS: "0+600x60",
+            LAST_STEP: "0+60x60",
+            LAG: "20000x60",
+            CHECKPOINT: "0+60x60",
+            MODEL: "0+60x60",
+            ACCURACY: "0.9x60",
+            SKIPPED: "0x60",
+            READ: "0+6000x60",
+            DEAD: "0+30x60",
+            TRIMMED: "0x60",
+            PREDICT_OK: "0+6000x60",
+            PREDICT_503: "0+30x60",
+            READY_503: "0+6000x60",
+            REJECTED: "0+3x60",
+        },
+        [],
+    ),
+    "nobody answers": ({UP: "0x60"}, ["StreamlearnAbsent"]),
+    "nobody is known": ({STEPS: "0+600x60"}, ["StreamlearnAbsent"]),
+    "the learner is dead": (
+        {UP: "1x60", 'streamlearn_scrape_failed{instance="a", process="server-0", target="learner"}': "1x60"},
+        ["StreamlearnLearnerAbsent"],
+    ),
+    "the learner hangs with records to read": (
+        {UP: "1x60", LAST_STEP: "0+60x30 1800x30", LAG: "5x60"},
+        ["StreamlearnLearningStalled"],
+    ),
+    "the learner has nothing to read": ({UP: "1x60", LAST_STEP: "0+60x30 1800x30", LAG: "0x60"}, []),
+    "the learner falls behind": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+1000x60"}, ["StreamlearnLagGrowing"]),
+    "a small lag grows": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+100x60"}, []),
+    "the learner catches up": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "200000-1000x60"}, []),
+    "losses are not finite": ({UP: "1x60", SKIPPED: "0x50 5x10"}, ["StreamlearnNonFiniteSteps"]),
+    "the world changes": ({UP: "1x60", ACCURACY: "0.9x35 0.5x25"}, ["StreamlearnAccuracyDropped"]),
+    "a producer sends the wrong shape": (
+        {UP: "1x60", READ: "0+6000x60", DEAD: "0+120x60"},
+        ["StreamlearnRecordsDeadLettered"],
+    ),
+    "retention overtakes the reader": ({UP: "1x60", TRIMMED: "0x50 700x10"}, ["StreamlearnRecordsTrimmed"]),
+    "the disk is full": ({UP: "1x60", STEPS: "0+600x60", CHECKPOINT: "0+60x30 1800x30"}, ["StreamlearnCheckpointOld"]),
+    "an idle learner saves nothing": ({UP: "1x60", STEPS: "600x60", CHECKPOINT: "60x60"}, []),
+    "one of two servers keeps its old teacher": (
+        {UP: "1x60", STEPS: "0+600x60", MODEL: "60x60", MODEL.replace("server-0", "server-1"): "0+60x60"},
+        ["StreamlearnModelOld"],
+    ),
+    "the log is away": ({UP: "1x60", PREDICT_OK: "0+6000x60", PREDICT_503: "0+120x60"}, ["StreamlearnRequestsFailing"]),
+    "more is asked than can be answered": ({UP: "1x60", REJECTED: "0+60x60"}, ["StreamlearnRequestsRejected"]),
+}
+
+
+def stories(names: list[str]) -> list[dict[str, Any]]:
+    """The table in promtool's form: at the end of the hour each alert fires once, or does not."""
+    return [
+        {
+            "name": story,
+            "interval": "1m",
+            "input_series": [{"series": series, "values": values} for series, values in given.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count by (alertname) (ALERTS{{alertname="{name}", alertstate="firing"}})',
+                    "eval_time": "60m",
+                    "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1}] if name in fires else [],
+                }
+                for name in names
+            ],
+        }
+        for story, (given, fires) in STORIES.items()
+    ]
