@@ -1,0 +1,51 @@
+# `make demo` and `make test` need Python 3.11+ and make, nothing else: they create the rest.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --progress-bar on -c constraints.txt
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamlearn wants Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing streamlearn. torch is large: with its CUDA libraries about 3 GB to fetch and 5 GB on disk."
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the tools of the tests, a Java runtime for a real Kafka among them."
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## a virtual environment with streamlearn in it
+
+demo: $(VENV)/.installed ## watch it learn: digits as a stream, embedded log, learner and servers
+	$(BIN)/streamlearn demo $(ARGS)
+
+test: $(VENV)/.installed-dev ## every test, with a real Kafka that it starts by itself
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev ## every benchmark; QUICK=--quick for short ones
+	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file $(QUICK) || exit 1; done
+
+up: ## Kafka and streamlearn in containers
+	docker compose up --build
+
+down: ## stop them, keep the data
+	docker compose down
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-state
+
+.PHONY: help install demo test check bench up down clean

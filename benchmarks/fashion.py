@@ -1,0 +1,116 @@
+"""Fashion-MNIST through a real Kafka, once, 1 % of it labelled, late: what the served teacher knows at the end.
+
+60,000 records by `streamlearn simulate`, 100 more by a foreign client (kcat: 90 good, 10 bad), a learner and two
+servers. The 10,000 test images are then sent to `/predict`. Beside it the same stream learned from the labels alone (an
+averaged network all the same). Every record must be accounted for (I7).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+from harness import arguments, broker, figures, finish, heartbeat, running, tell, wait_ready, write_config
+
+from streamlearn.broker import free_port
+from streamlearn.records import Array
+from streamlearn.simulate.datasets import Dataset, load
+
+FOREIGN = 100
+
+
+def produce_with_kcat(bootstrap: str, data: Dataset) -> None:
+    """90 good JSON samples and 10 bad ones, by a client that is not ours."""
+    assert data.test_x is not None
+    lines = []
+    for n in range(FOREIGN):
+        x = data.test_x[n].ravel().tolist() if n % 10 else data.test_x[n].ravel().tolist()[:-1]
+        lines.append(f"kcat-{n}\t" + json.dumps({"x": x}))
+    flags = ["-P", "-b", bootstrap, "-t", "samples", "-K", "\t", "-H", "content-type=application/json"]
+    partitioner = ["-X", "topic.partitioner=murmur2_random"]
+    subprocess.run(["kcat", *flags, *partitioner], input="\n".join(lines).encode(), check=True)
+
+
+def learn_all(config: Path, folder: Path, wanted: int) -> dict[str, object]:
+    """Run learner and servers until every sample is learned; then ask the served teacher about the test images."""
+    data = load("fashion-mnist")
+    assert data.test_x is not None
+    assert data.test_y is not None
+    port = json.loads((folder / "port.json").read_text())
+    with running("run", "--config", config, output=folder / "run.log") as process:
+        wait_ready(f"http://127.0.0.1:{port}/health/ready", 120.0)
+        while True:
+            said = heartbeat(folder / "state")
+            if process.poll() is not None:
+                raise RuntimeError((folder / "run.log").read_text()[-2000:])
+            learned = said.get("accounts", {}).get("samples_read", 0)
+            if learned >= wanted and said.get("lag_records") == 0 and said["published_step"] == said["step"]:
+                break
+            tell(f"{learned} of {wanted} samples")
+            time.sleep(2.0)
+        time.sleep(1.0)
+        accuracy, version = ask(port, data.test_x, data.test_y)
+    said = heartbeat(folder / "state")
+    return {"test_accuracy": accuracy, "model_version": version, "said": said}
+
+
+def ask(port: int, x: Array, y: Array) -> tuple[float, int]:
+    """Share of the test images that the served teacher gets right, and its version."""
+    right, version = 0, -1
+    for begin in range(0, len(y), 500):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/predict",
+            data=x[begin : begin + 500].tobytes(),
+            headers={"content-type": "application/octet-stream"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            answer = json.loads(reply.read())
+        classes = np.array([prediction["class_index"] for prediction in answer["predictions"]])
+        right += int((classes == y[begin : begin + 500]).sum())
+        version = answer["model_version"]
+    return right / len(y), version
+
+
+def main() -> None:
+    """Print accuracies and accounts."""
+    quick = arguments(__doc__ or "").quick
+    samples = 6_000 if quick else 60_000
+    plan = ("fashion-mnist", "--limit", samples, "--label-share", 0.01, "--label-delay", "geometric:5000")
+    with tempfile.TemporaryDirectory() as name, broker(Path(name) / "kafka") as bootstrap:
+        results = {}
+        for method in ("mean_teacher", "supervised"):
+            folder = Path(name) / method
+            port = free_port("127.0.0.1")
+            settings = {"bootstrap": bootstrap, "method": method, "port": port}
+            config = write_config(folder / "streamlearn.toml", **settings)
+            (folder / "port.json").write_text(str(port))
+            if method == "mean_teacher":
+                finish("simulate", *plan, "--config", config)
+                produce_with_kcat(bootstrap, load("fashion-mnist"))
+            tell(f"learning: {method}")
+            results[method] = learn_all(config, folder, samples + FOREIGN)
+    said = results["mean_teacher"]["said"]
+    assert isinstance(said, dict)
+    accounts, ledger = said["accounts"], said["ledger"]
+    read = accounts["samples_read"]
+    accounted = accounts["samples_learned"] + accounts["samples_duplicate_id"] + accounts["samples_dead_lettered"]
+    label_ends = sum(ledger[state] for state in ("joined", "waiting", "duplicate", "corrected", "expired", "orphan"))
+    figures(
+        test_accuracy=results["mean_teacher"]["test_accuracy"],
+        test_accuracy_label_only=results["supervised"]["test_accuracy"],
+        prequential=said["accuracy"]["prequential"]["teacher"],
+        oracle=said["accuracy"]["oracle"]["teacher"],
+        model_version=results["mean_teacher"]["model_version"],
+        records_unaccounted=(samples + FOREIGN - read) + (read - accounted) + (accounts["labels_read"] - label_ends),
+        accounts=accounts,
+        labels=ledger,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The whole daemon against its own bare step: how much of the machine goes into anything but learning.
+
+`bare step` is what each step must do at least: predict the fresh samples (the honest score), then learn, on arrays in
+memory, in a process that does nothing else. The daemon reads the same samples from a log that was filled before,
+decodes, joins labels, keeps store, ledger and journal, publishes each second, checkpoints, exports metrics, with a
+server process beside it. Ratios are samples a second of the daemon over samples a second of the bare step, of one run
+on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from harness import arguments, broker, command, figures, finish, heartbeat, running, tell, write_config
+
+from streamlearn.config import Config, load_config
+from streamlearn.daemon.wiring import model_spec
+from streamlearn.learn.learner import Learner, LearnSettings
+from streamlearn.records import MicroBatch
+from streamlearn.simulate.datasets import load
+
+WARM_UP = 20
+
+
+def bare(config: Config, steps: int) -> dict[str, float]:
+    """Samples a second of predict + learn, and of learn alone, on arrays in memory."""
+    data = load("fashion-mnist", limit=20_000)
+    learner = Learner(model_spec(config), LearnSettings(**config.learn.model_dump()))
+    rng = np.random.default_rng(0)
+    fresh, labelled = config.batch.fresh, config.batch.labelled
+    spent = {"predict": 0.0, "learn": 0.0}
+    for step in range(WARM_UP + steps):
+        rows, known = rng.integers(len(data.y), size=fresh), rng.integers(600, size=labelled)
+        batch = MicroBatch(data.x[rows], fresh, data.x[known], data.y[known], labelled)
+        started = time.perf_counter()
+        learner.predict(batch.fresh_x)
+        predicted = time.perf_counter()
+        learner.learn(batch)
+        if step >= WARM_UP:
+            spent["predict"] += predicted - started
+            spent["learn"] += time.perf_counter() - predicted
+    samples = steps * fresh
+    return {"step": samples / (spent["predict"] + spent["learn"]), "learn": samples / spent["learn"]}
+
+
+def bare_in_its_own_process(config_path: Path, steps: int) -> dict[str, float]:
+    """So that nothing of this process is beside it."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--bare", str(config_path), str(steps)], check=True, capture_output=True
+    )
+    rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return rates
+
+
+def daemon(config_path: Path, folder: Path) -> float:
+    """Samples a second of a learner on a full log, from its first step to its last."""
+    output = folder / "server.log"
+    with running("serve", "--config", config_path, output=output), (folder / "learner.log").open("ab") as file:
+        subprocess.run(command("learn", "--until-end", "--config", config_path), check=True, stderr=file)
+    said = heartbeat(folder / "state")
+    seconds = said["last_step_at_s"] - said["first_step_at_s"]
+    return float(said["accounts"]["samples_learned"] / seconds)
+
+
+def main() -> None:
+    """Print the ratios."""
+    if "--bare" in sys.argv:
+        config_path, steps = sys.argv[-2:]
+        print(json.dumps(bare(load_config(Path(config_path)), int(steps))))
+        return
+    quick = arguments(__doc__ or "").quick
+    samples = 6_400 if quick else 30_000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        embedded = write_config(folder / "embedded" / "streamlearn.toml", kind="embedded")
+        plan = ("fashion-mnist", "--limit", samples, "--label-share", 0.01, "--label-delay", "geometric:2000")
+        before = bare_in_its_own_process(embedded, samples // 128)
+        tell(f"bare step: {before['step']:.0f} samples/s, learning alone {before['learn']:.0f}")
+        finish("simulate", *plan, "--config", embedded)
+        rate_embedded = daemon(embedded, folder / "embedded")
+        tell(f"daemon on the embedded log: {rate_embedded:.0f} samples/s")
+        with broker(folder / "kafka") as bootstrap:
+            kafka = write_config(folder / "on-kafka" / "streamlearn.toml", bootstrap=bootstrap)
+            finish("simulate", *plan, "--config", kafka)
+            rate_kafka = daemon(kafka, folder / "on-kafka")
+        tell(f"daemon on Kafka: {rate_kafka:.0f} samples/s")
+        after = bare_in_its_own_process(embedded, samples // 128)
+        tell(f"bare step again: {after['step']:.0f} samples/s, learning alone {after['learn']:.0f}")
+    step, learn = (np.mean([run[key] for run in (before, after)]) for key in ("step", "learn"))
+    figures(
+        daemon_over_bare_step=round(rate_kafka / step, 3),
+        daemon_over_bare_step_embedded=round(rate_embedded / step, 3),
+        daemon_over_bare_learn=round(rate_kafka / learn, 3),
+        daemon_over_bare_learn_embedded=round(rate_embedded / learn, 3),
+        bare_step_samples_per_s=round(step),
+        samples=samples,
+    )
+
+
+if __name__ == "__main__":
+    main()

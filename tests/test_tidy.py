@@ -1,0 +1,127 @@
+"""The house rules that a machine can hold: docs and code name the same things, and every room has its tests."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from streamlearn.config import load_config, settings
+from streamlearn.metrics import LEARNER_METRICS, SERVER_METRICS
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "streamlearn"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+TESTED_ELSEWHERE = {
+    "streamlearn/learn/methods/mean_teacher.py": "tests/unit/test_step.py",
+    "streamlearn/learn/methods/supervised.py": "tests/unit/test_step.py",
+    "streamlearn/models/build.py": "tests/unit/test_models.py",
+    "streamlearn/models/conv13.py": "tests/unit/test_models.py",
+    "streamlearn/models/convnet.py": "tests/unit/test_models.py",
+    "streamlearn/models/mlp.py": "tests/unit/test_models.py",
+    "streamlearn/serve/bodies.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/edge.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/failures.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/parts.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/replies.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/routes_append.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/routes_predict.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/routes_state.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/schemas.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/scrape.py": "tests/unit/test_serve_api.py",
+    "streamlearn/__main__.py": "tests/e2e",
+    "streamlearn/cli.py": "tests/e2e/test_commands.py",
+    "streamlearn/demo.py": "tests/e2e/test_commands.py",
+    "streamlearn/pipeline.py": "tests/e2e/test_restart.py, tests/e2e/test_daemon.py",
+    "streamlearn/records.py": "tests/unit/test_codec.py",
+    "streamlearn/errors.py": "everywhere",
+    "streamlearn/log/base.py": "tests/contract/test_log_contract.py",
+}
+
+
+def names(path: Path) -> set[str]:
+    return set(re.findall(r"\w+", path.read_text()))
+
+
+class TestConfigFile:
+    def test_the_example_has_every_setting_with_its_default(self) -> None:
+        """The file an operator copies is the whole truth."""
+        example = ROOT / "deploy" / "streamlearn.example.toml"
+        text = example.read_text()
+
+        assert load_config(example, environ={}) == load_config(environ={})
+        for key in settings():
+            table, _, name = key.rpartition(".")
+            section = re.search(rf"^\[{re.escape(table)}\]\n(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)
+            assert section, table
+            assert re.search(rf"^(# )?{name} = ", section[1], re.MULTILINE), key
+
+    def test_every_setting_says_what_it_does(self) -> None:
+        """A setting documents itself in one place."""
+        assert [key for key, (_, text) in settings().items() if not text] == []
+
+
+class TestDocs:
+    def test_the_readme_is_short(self) -> None:
+        """At most 120 lines."""
+        assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+    def test_every_metric_is_in_the_docs(self) -> None:
+        """README or ARCHITECTURE names each, and names none that is not there."""
+        exported = {metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS)}
+        text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "metrics.md").read_text()
+
+        assert {name for name in exported if f"streamlearn_{name}" not in text} == set()
+        told = set(re.findall(r"`streamlearn_([a-z0-9_]+)", text))
+        assert told - exported == set()
+
+    def test_no_machine_path_or_secret_place_is_named(self) -> None:
+        """What is committed makes sense to a stranger."""
+        tracked = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        banned = ("/wo" + "rk/", "py" + "pi.org", "files.python" + "hosted", "repo1.mav" + "en", "proxy.go" + "lang")
+        for name in tracked:
+            path = ROOT / name
+            if path.suffix in (".png", ".gz", ".npz") or not path.is_file():
+                continue
+            text = path.read_text(errors="replace")
+            assert not [word for word in banned if word in text], name
+
+
+class TestCode:
+    @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+    def test_each_module_says_what_it_is(self, path: Path) -> None:
+        """A docstring, and a size that fits a mind."""
+        tree = ast.parse(path.read_text())
+
+        assert ast.get_docstring(tree)
+        assert len(path.read_text().splitlines()) <= 750
+
+    def test_each_module_has_a_test_file_of_its_name(self) -> None:
+        """Or a place where it is tested, said above."""
+        there = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+        missing = []
+        for path in MODULES:
+            name = str(path.relative_to(ROOT))
+            own = {path.stem, f"{path.parent.name}_{path.stem}"}
+            if path.stem != "__init__" and name not in TESTED_ELSEWHERE and not own & there:
+                missing.append(name)
+        assert missing == []
+
+    def test_dependencies_are_pinned_by_the_constraints(self) -> None:
+        """What was tested together is written down, without download addresses."""
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        pinned = {
+            line.split("==")[0].lower().replace("_", "-")
+            for line in (ROOT / "constraints.txt").read_text().splitlines()
+            if "==" in line
+        }
+        wanted = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}  # type: ignore[index]
+
+        assert wanted - pinned == set()
+        assert "://" not in (ROOT / "constraints.txt").read_text()
