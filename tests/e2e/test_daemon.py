@@ -161,6 +161,25 @@ def test_a_killed_learner_leaves_serving_up_and_loses_no_acknowledged_label(daem
         assert ask(f"{daemon.url}/label/digits-{n}")[1]["class_index"] == n % 10
 
 
+def test_a_server_that_starts_while_the_log_is_away_predicts_all_the_same(tmp_path: Path) -> None:
+    """It needs no log for that; a label is refused with 503 and acknowledged by nobody."""
+    port = free_port("127.0.0.1")
+    away = write_config(tmp_path, kind="kafka", bootstrap=f"127.0.0.1:{free_port('127.0.0.1')}", port=port)
+    here = write_config(tmp_path / "here", kind="embedded")
+    finish("simulate", "digits", "--limit", 64, "--label-share", 0, "--config", here)
+    finish("learn", "--until-end", "--config", here)
+    shutil.copytree(tmp_path / "here" / "state", tmp_path / "state")
+    server = start("serve", "--config", away, output=tmp_path / "server.log")
+    try:
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: reachable(url), "a server that answers", 60.0)
+        assert ask(f"{url}/predict", {"instances": [[0] * 64]})[0] == 200
+        status, body = ask(f"{url}/label", {"id": "digits-1", "label": 1})
+        assert (status, body["error"]["code"]) == (503, "log_unavailable")
+    finally:
+        assert stop(server) == 0
+
+
 @pytest.mark.kafka
 def test_records_of_a_foreign_client_are_read(kafka_broker: str, tmp_path: Path) -> None:
     """Kcat sends JSON samples and plain labels, some of them bad: good ones are learned, bad ones are dead letters."""

@@ -133,6 +133,16 @@ class TestMerge:
 
         assert where(draft) == ["samples[1]@0", "samples[1]@1", "samples[1]@2"]
 
+    def test_waits_once_for_a_partition_that_stays_silent(self) -> None:
+        """It does not hold up every batch anew, until it has had something again."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(), S1: deque(sample(S1, n, 9.0) for n in range(9))}
+        fills = batcher(S0, S1, merge_wait_s=1.0)
+        fills.fill(queues, lambda tp: tp == S0, 0.0)
+
+        drafts = [fills.fill(queues, lambda tp: tp == S0, 1.0) for _ in range(3)]
+
+        assert [where(draft)[0] for draft in drafts] == ["samples[1]@0", "samples[1]@3", "samples[1]@6"]
+
     def test_a_clock_that_jumps_back_keeps_offsets_in_order(self) -> None:
         """Timestamps order partitions against each other, never a partition in itself."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, t) for n, t in enumerate((9.0, 1.0, 5.0)))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from streamlearn.errors import (
 )
 from streamlearn.log.codec import read_dead_letter
 from streamlearn.records import NewRecord, TopicPartition
-from streamlearn.state.checkpoint import Checkpoint, load_newest
+from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.publish import PublishedDir
 from streamlearn.state.status import read_status
 from streamlearn.testing import MemoryLog
@@ -167,6 +168,31 @@ class TestRestart:
         assert second.extra["accounts"]["samples_learned"] == 24
         assert published is not None
         assert published.step == second.step
+
+    def test_a_teacher_that_servers_do_not_have_is_published_at_once(self, tmp_path: Path) -> None:
+        """Where the folder of teachers was lost, nobody waits for the next record."""
+        config = config_in(tmp_path)
+        log = filled(config, 16)
+        step = learn(config, log).step
+        shutil.rmtree(StatePaths(tmp_path).published)
+
+        learn(config, log)
+        published = PublishedDir(StatePaths(tmp_path).published).newest()
+
+        assert published is not None
+        assert published.step == step
+
+    def test_journaled_steps_are_formed_again_whatever_the_batch_size_is_now(self, tmp_path: Path) -> None:
+        """A smaller `batch.fresh` after a crash is no reason to crash again, and the result is the same."""
+        config = config_in(tmp_path)
+        log = filled(config, 20)
+        whole = learn(config, log)
+        path_of(StatePaths(tmp_path).checkpoints, whole.step).unlink()
+
+        again = learn(config_in(tmp_path, **{"batch.fresh": 2}), log)
+
+        assert again.step == whole.step
+        assert all(np.array_equal(again.arrays[name], whole.arrays[name]) for name in whole.arrays)
 
     def test_begins_at_the_end_where_that_is_set(self, tmp_path: Path) -> None:
         """`log.start = "latest"` is decided once, and remembered."""

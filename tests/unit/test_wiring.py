@@ -287,3 +287,20 @@ class TestLogLines:
 
         assert "checkpoint_saved" in line
         assert not line.startswith("{")
+
+
+def test_an_error_that_ends_a_thread_ends_the_process() -> None:
+    """Half a daemon must not look like a whole one: a thread dies of a bug, and the process says so and ends."""
+    program = (
+        "import threading, time\n"
+        "from streamlearn.daemon.wiring import die_loudly\n"
+        "die_loudly()\n"
+        "threading.Thread(target=lambda: 1 / 0, name='feed').start()\n"
+        "time.sleep(20)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.returncode == 70
+    assert "thread_died" in done.stdout + done.stderr
+    assert "ZeroDivisionError" in done.stdout + done.stderr
