@@ -10,6 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -260,37 +261,49 @@ def test_a_broker_that_goes_away_is_said_and_all_goes_on_when_it_is_back(
         pytest.skip(f"no broker can be started: {error}")
     monkeypatch.setattr(kafka_log, "ASK_TIMEOUT_S", 1.0)
     monkeypatch.setattr(kafka_log, "CONTACT_CHECK_S", 0.5)
-    with Broker(tmp_path / "kafka") as broker:
-        log = KafkaLog(broker.bootstrap_servers, group_id="g", max_record_bytes=1 << 20)
+    with (
+        Broker(tmp_path / "kafka") as broker,
+        closing(KafkaLog(broker.bootstrap_servers, group_id="g", max_record_bytes=1 << 20)) as log,
+    ):
         log.create_topics({"t": 1})
         partition = TopicPartition("t", 0)
         acknowledged = [log.append("t", [NewRecord(b"k", b"before")])[0].offset]
-        reader = log.reader({partition: 0})
-        records = poll_until(lambda: reader.poll([partition], 10, 0.5), 1)
-        broker.kill()
+        with closing(log.reader({partition: 0})) as reader:
+            records = poll_until(lambda: reader.poll([partition], 10, 0.5), 1)
+            broker.kill()
 
-        began = time.monotonic()
-        with pytest.raises(LogUnavailableError):
-            log.append("t", [NewRecord(b"k", b"lost")], timeout_s=0.5)
-        with pytest.raises(LogUnavailableError):
-            log.end_offsets("t")
-        with pytest.raises(LogUnavailableError):
-            log.read(partition, 0, 10, timeout_s=1.0)
-        with pytest.raises(LogUnavailableError):
-            poll_until(lambda: reader.poll([partition], 10, 0.5), 1)
-        assert time.monotonic() - began < 20.0
-        assert reader.next_offsets() == {partition: 1}
+            began = time.monotonic()
+            with pytest.raises(LogUnavailableError):
+                log.append("t", [NewRecord(b"k", b"lost")], timeout_s=0.5)
+            with pytest.raises(LogUnavailableError):
+                log.end_offsets("t")
+            with pytest.raises(LogUnavailableError):
+                log.read(partition, 0, 10, timeout_s=1.0)
+            with pytest.raises(LogUnavailableError):
+                poll_until(lambda: reader.poll([partition], 10, 0.5), 1)
+            assert time.monotonic() - began < 20.0
+            assert reader.next_offsets() == {partition: 1}
 
-        broker.start()
-        acknowledged.append(append_until(log, b"after")[0].offset)
-        end = log.end_offsets("t")[partition]
-        records += poll_until(lambda: retry(lambda: reader.poll([partition], 10, 0.5)), end - 1)
-        reader.close()
-        log.close()
+            broker.start()
+            acknowledged.append(append_until(log, b"after")[0].offset)
+            end = end_until(log, partition)
+            records += poll_until(lambda: retry(lambda: reader.poll([partition], 10, 0.5)), end - 1)
 
     assert [record.position.offset for record in records] == list(range(end))
     by_offset = {record.position.offset: record.value for record in records}
     assert [by_offset[offset] for offset in acknowledged] == [b"before", b"after"]
+
+
+def end_until(log: KafkaLog, partition: TopicPartition) -> int:
+    """The end of a partition, once the admin client has found the broker again."""
+    deadline = time.monotonic() + 30.0
+    while True:
+        try:
+            return log.end_offsets(partition.topic)[partition]
+        except LogUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def retry(call: Callable[[], list[Record]]) -> list[Record]:
