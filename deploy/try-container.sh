@@ -147,7 +147,7 @@ try() {
     docker compose kill --signal KILL streamlearn
     docker compose up --detach
     until_true 120 past "$before"
-    trained try-1
+    until_true 60 trained try-1
     [ "$(step_of learner_started)" -gt 0 ]
     say "SIGTERM: it saves and exits with 0, and the next start begins at the step that it stopped at"
     docker compose stop streamlearn

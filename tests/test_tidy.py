@@ -17,6 +17,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "streamlearn"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 TESTED_ELSEWHERE = {
+    "streamlearn/daemon/adapters.py": "tests/unit/test_learning.py",
+    "streamlearn/daemon/entering.py": "tests/unit/test_learning.py",
+    "streamlearn/labels/rows.py": "tests/unit/test_labels_ledger.py",
+    "streamlearn/labels/view.py": "tests/unit/test_labels_ledger.py, tests/unit/test_labels_store.py",
     "streamlearn/learn/methods/mean_teacher.py": "tests/unit/test_step.py",
     "streamlearn/learn/methods/supervised.py": "tests/unit/test_step.py",
     "streamlearn/models/build.py": "tests/unit/test_models.py",
@@ -39,6 +43,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/pipeline.py": "tests/e2e/test_restart.py, tests/e2e/test_daemon.py",
     "streamlearn/records.py": "tests/unit/test_codec.py",
     "streamlearn/errors.py": "everywhere",
+    "streamlearn/log/payload.py": "tests/unit/test_codec.py",
     "streamlearn/log/base.py": "tests/contract/test_log_contract.py",
 }
 

@@ -8,17 +8,22 @@ finish the step, publish, save, commit, close the log. A second signal leaves at
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import structlog
 
 from streamlearn import __version__
 from streamlearn.config import Config
+from streamlearn.daemon.adapters import Checkpoints, DeadLetters, Patience, Teachers, read_back_from
+from streamlearn.daemon.entering import (
+    check_log_reaches,
+    check_model,
+    first_checkpoint,
+    identity,
+    with_new_partitions,
+)
 from streamlearn.daemon.watching import Watch
 from streamlearn.daemon.wiring import (
     StatePaths,
@@ -31,9 +36,7 @@ from streamlearn.daemon.wiring import (
 from streamlearn.errors import (
     ConfigError,
     LogError,
-    LogUnavailableError,
     OffsetOutOfRangeError,
-    RecordError,
     StateError,
 )
 from streamlearn.judge.prequential import Prequential
@@ -42,19 +45,15 @@ from streamlearn.labels.memory import LabelledMemory
 from streamlearn.learn.batching import Batcher
 from streamlearn.learn.learner import Learner, LearnSettings
 from streamlearn.log.base import Log
-from streamlearn.log.codec import Codec, dead_letter
 from streamlearn.log.feed import Feed
 from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
 from streamlearn.pipeline import Cadence, Parts, Pipeline
-from streamlearn.records import Array, BadRecord, Offsets, Position
-from streamlearn.state.checkpoint import Checkpoint, Saved, Saver, load_newest, save_checkpoint, steps_in
+from streamlearn.records import Offsets
+from streamlearn.state.checkpoint import Checkpoint, Saved, Saver, load_newest
 from streamlearn.state.journal import Journal, read_journal
-from streamlearn.state.publish import PublishedDir, Publisher
+from streamlearn.state.publish import PublishedDir
 
 _log = structlog.get_logger(__name__)
-_TRIES_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Waits between tries, while the loop cannot go on without the log."""
-_Answer = TypeVar("_Answer")
 
 
 def learn(config: Config, stopping: threading.Event, *, until_end: bool = False, opened: Log | None = None) -> None:
@@ -74,16 +73,17 @@ def _learn(config: Config, stopping: threading.Event, *, until_end: bool, opened
     paths = StatePaths(config.state.dir)
     with state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
         make_topics(log, config)
-        checkpoint = load_newest(paths.checkpoints) or _first_checkpoint(config, log, paths)
-        _check_model(config, checkpoint)
-        next_offsets = _with_new_partitions(config, log, checkpoint.next_offsets)
+        checkpoint = load_newest(paths.checkpoints) or first_checkpoint(config, log, paths)
+        check_model(config, checkpoint)
+        next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
         journaled = list(read_journal(paths.journal, checkpoint.step))
-        _check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
+        check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
         with _Wired(config, log, paths, next_offsets, stopping) as wired:
             wired.restore(checkpoint)
             wired.start()
             _replay(wired, journaled, config, stopping)
-            wired.publish_if_behind()
+            if not stopping.is_set():
+                wired.publish_if_behind()
             wired.pipeline.run(stopping, until_end=until_end)
             wired.finish()
 
@@ -96,7 +96,7 @@ class _Wired:
     ) -> None:
         topics, schema, codec = config.log.topics, config.schema_.build(), make_codec(config)
         self._config, self._log, self._paths = config, log, paths
-        patience = _Patience(stopping)
+        patience = Patience(stopping)
         self._ends = contextlib.ExitStack()
         self.metrics = LearnerMetrics(version=__version__)
         self._server, port = _expose(config, self.metrics)
@@ -118,7 +118,7 @@ class _Wired:
         ledger = Ledger(
             paths.store,
             schema=schema,
-            read_back=_read_back(log, codec, patience),
+            read_back=read_back_from(log, codec, patience),
             payload_max_bytes=config.labels.payload_max_bytes,
             payload_max_age_s=config.labels.payload_max_age_s,
             horizon_s=config.labels.horizon_s,
@@ -144,9 +144,9 @@ class _Wired:
             judge=Prequential(classes, window),
             oracle=Prequential(classes, window),
             journal=self.journal,
-            checkpoints=_Checkpoints(self.saver, paths, _identity(config)),
-            teachers=_Teachers(config, paths, self.watch),
-            dead_letters=_DeadLetters(log, topics.dead_letters, patience),
+            checkpoints=Checkpoints(self.saver, paths, identity(config)),
+            teachers=Teachers(config, paths, self.watch),
+            dead_letters=DeadLetters(log, topics.dead_letters, patience),
             watcher=self.watch,
         )
         cadence = Cadence(
@@ -215,160 +215,6 @@ def _expose(config: Config, metrics: LearnerMetrics) -> tuple[MetricsServer, int
     except OSError as error:
         msg = f"metrics.host = {host!r}, metrics.port = {port}: {error.strerror or error}; choose another, or 0"
         raise ConfigError(msg) from error
-
-
-class _Checkpoints:
-    """The pipeline's view of the saver; adds what identifies the model."""
-
-    def __init__(self, saver: Saver, paths: StatePaths, identity: Mapping[str, Any]) -> None:
-        self._saver, self._paths, self._identity = saver, paths, identity
-
-    def save(self, step: int, next_offsets: Offsets, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> bool:
-        return self._saver.submit(Checkpoint(step, next_offsets, arrays, {**extra, "identity": self._identity}))
-
-    def oldest_step(self) -> int:
-        return min(steps_in(self._paths.checkpoints), default=0)
-
-
-class _Teachers:
-    """The pipeline's view of the publisher; adds what servers need to rebuild the network."""
-
-    def __init__(self, config: Config, paths: StatePaths, watch: Watch) -> None:
-        self._publisher = Publisher(paths.published, keep=config.state.keep_published, clock=time.time)
-        self._metadata = {
-            "model_spec": model_spec(config).to_json(),
-            "classes": json.dumps(config.schema_.build().classes),
-            "dtype": config.schema_.dtype,
-            "streamlearn": __version__,
-        }
-        self._watch = watch
-
-    def publish(self, step: int, arrays: Mapping[str, Array]) -> None:
-        published = self._publisher.publish(step, arrays, self._metadata)
-        self._watch.published(step, published.published_at_s)
-
-
-class _DeadLetters:
-    """Writes bad records aside; tries for a minute, then stops the learner rather than lose one."""
-
-    def __init__(self, log: Log, topic: str, patience: _Patience) -> None:
-        self._log, self._topic, self._patience = log, topic, patience
-
-    def __call__(self, bad: Sequence[BadRecord]) -> None:
-        letters = [dead_letter(item.record, item.error) for item in bad]
-        try:
-            self._patience.ask("dead_letters", lambda: self._log.append(self._topic, letters))
-        except LogUnavailableError as error:
-            msg = f"{len(letters)} dead letters cannot be written, and will not be dropped: {error}"
-            raise LogError(msg) from error
-
-
-def _read_back(log: Log, codec: Codec, patience: _Patience) -> Callable[[Position], Array | None]:
-    """The payload of a sample by its position in the log; None once it has left the log."""
-
-    def read_back(position: Position) -> Array | None:
-        try:
-            ask = functools.partial(log.read, position.topic_partition, position.offset, 1)
-            records = patience.ask("read_back", ask)
-            if not records or records[0].position != position:
-                return None
-            return codec.decode_sample(records[0]).x
-        except (OffsetOutOfRangeError, RecordError):
-            return None
-
-    return read_back
-
-
-class _Patience:
-    """Asks a log that may be away again and again, for some minutes, or until we are told to stop."""
-
-    def __init__(self, stopping: threading.Event) -> None:
-        self._stopping = stopping
-
-    def ask(self, what: str, ask: Callable[[], _Answer]) -> _Answer:
-        """The answer.
-
-        Raises:
-            LogUnavailableError: it stayed away. The learner stops; a supervisor starts it again.
-        """
-        for wait_s in _TRIES_S:
-            try:
-                return ask()
-            except LogUnavailableError as error:
-                if self._stopping.is_set():
-                    raise
-                _log.warning("log_unavailable", during=what, retry_s=wait_s, error=str(error))
-                self._stopping.wait(wait_s)
-        return ask()
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """What a checkpoint must agree with the config on, since weights and offsets mean nothing without it."""
-    topics = config.log.topics
-    return {
-        "model": json.loads(model_spec(config).to_json()),
-        "classes": list(config.schema_.build().classes),
-        "dtype": config.schema_.dtype,
-        "method": config.learn.method,
-        "optimizer": config.learn.optimizer,
-        "topics": [topics.samples, topics.labels],
-    }
-
-
-def _first_checkpoint(config: Config, log: Log, paths: StatePaths) -> Checkpoint:
-    """Save step 0, so that where the stream was entered is known for ever."""
-    topics = (config.log.topics.samples, config.log.topics.labels)
-    ask = log.beginning_offsets if config.log.start == "earliest" else log.end_offsets
-    next_offsets = {partition: offset for topic in topics for partition, offset in ask(topic).items()}
-    paths.checkpoints.mkdir(parents=True, exist_ok=True)
-    checkpoint = Checkpoint(0, next_offsets, {}, {"identity": _identity(config)})
-    save_checkpoint(paths.checkpoints, checkpoint)
-    return checkpoint
-
-
-def _check_model(config: Config, checkpoint: Checkpoint) -> None:
-    """Refuse to go on with another model than the checkpoint's, and say what differs.
-
-    Raises:
-        ConfigError: a setting that the saved state depends on was changed.
-    """
-    saved, wanted = checkpoint.extra["identity"], json.loads(json.dumps(_identity(config)))
-    changed = [
-        f"  {key}: saved {saved.get(key)!r}, configured {wanted[key]!r}"
-        for key in wanted
-        if saved.get(key) != wanted[key]
-    ]
-    if changed:
-        way_out = "set it back, or begin anew in another state.dir"
-        msg = "\n".join(
-            [f"the checkpoint of step {checkpoint.step} was made with other settings; {way_out}:", *changed]
-        )
-        raise ConfigError(msg)
-
-
-def _with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offsets:
-    """The checkpoint's offsets, and the beginning of partitions that did not exist then."""
-    found: Offsets = {}
-    for topic in (config.log.topics.samples, config.log.topics.labels):
-        found.update(log.beginning_offsets(topic))
-    return found | next_offsets
-
-
-def _check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
-    """Refuse a log that ends before what was learned from it: it is another log, or it lost records.
-
-    Raises:
-        StateError: naming the partition.
-    """
-    for topic in (config.log.topics.samples, config.log.topics.labels):
-        ends = log.end_offsets(topic)
-        for partition, offset in next_offsets.items():
-            if partition.topic == topic and ends.get(partition, 0) < offset:
-                msg = (
-                    f"{topic}[{partition.partition}] ends at {ends.get(partition, 0)}, and {offset} records of it were "
-                    "learned: this is another log, or it lost records; restore it, or begin anew in another state.dir"
-                )
-                raise StateError(msg)
 
 
 def _replay(wired: _Wired, journaled: Sequence[tuple[int, Offsets]], config: Config, stopping: threading.Event) -> None:

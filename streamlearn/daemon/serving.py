@@ -20,7 +20,7 @@ from streamlearn import __version__
 from streamlearn.config import Config
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log, stop_signals
 from streamlearn.errors import ConfigError, LogUnavailableError
-from streamlearn.labels.ledger import LedgerView
+from streamlearn.labels.view import LedgerView
 from streamlearn.log.base import Log
 from streamlearn.metrics import ServerMetrics, start_http
 from streamlearn.serve.api import create_app

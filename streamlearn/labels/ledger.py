@@ -10,142 +10,55 @@ Time is the stream's (`now_s`), never the wall clock. Every label record ends in
     labels   hash of a sample id → LabelRow   queue    number → hash of an id whose label waits, oldest first
     samples  ring of SampleRow                payloads ring of payload bytes, under the same row numbers
     counts   one row of counters, and what the baselines know
+
+The rows are laid out in `rows`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from streamlearn.errors import StoreError
-from streamlearn.labels import Arrival, LabelState, LabelStatus, LedgerCounts, Scored
-from streamlearn.labels.store import Get, Store, StoreView, number
+from streamlearn.labels import Arrival, LabelState, LedgerCounts, Scored
+from streamlearn.labels.rows import (
+    CORRECTED,
+    EVER_TRAINED,
+    PLACE,
+    SCORED,
+    Counters,
+    LabelRow,
+    SampleRow,
+    key_of,
+    pack_sample,
+    unpack_arrival,
+    unpack_sample,
+)
+from streamlearn.labels.store import Store, number
 from streamlearn.records import Array, Example, Label, Position, Prediction, Sample, Schema
 
 EXPIRE_PER_STEP = 4096
 """Most rows that one step lets go of (or twice its arrivals): a stream silent for long must not stall a step."""
 UNFLUSHED_BYTES = 64 << 20
 """Payloads held in memory by the open transaction before it flushes itself."""
-KEPT_PLACES = 16
-"""Most label records of one sample whose positions are remembered: the first, and the newest."""
-
-
-@dataclass(slots=True)
-class _Counters:
-    """The row of `counts`. Rings: rows in [low, high)."""
-
-    now_s: float = 0.0
-    high: int = 0
-    payload_low: int = 0
-    id_low: int = 0
-    queue_high: int = 0
-    queued: int = 0
-    waiting: int = 0
-    read: int = 0
-    joined: int = 0
-    scored: int = 0
-    trained: int = 0
-    duplicate: int = 0
-    corrected: int = 0
-    expired: int = 0
-    orphan: int = 0
-    majority_class: int = -1
-    last_class: int = -1
-
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d16q")
-
-    def pack(self) -> bytes:
-        return self.LAYOUT.pack(*astuple(self))
-
-    @classmethod
-    def unpack(cls, row: bytes | None) -> _Counters:
-        return cls() if row is None else cls(*cls.LAYOUT.unpack(row))
-
-
-class _SampleRow(NamedTuple):
-    """What is known of a sample besides its payload. Probabilities follow as float32[C]."""
-
-    key: bytes
-    topic: int
-    partition: int
-    offset: int
-    arrived_s: float
-    model_version: int
-    predicted_class: int
-    student_class: int
-    majority_class: int
-    no_change_class: int
-
-
-_SAMPLE = struct.Struct("<16sHiqdqiiii")
-_ARRIVED = struct.Struct("<16s14xd")
-_PLACE = struct.Struct("<Hiq")
-_SCORED, _EVER_TRAINED, _CORRECTED = 1, 2, 4
-_STATES = (LabelState.WAITING, LabelState.JOINED, LabelState.EXPIRED, LabelState.ORPHAN)
-
-
-@dataclass(slots=True)
-class _LabelRow:
-    """The label of one sample; the positions of its records follow, that of the label that counts first."""
-
-    state: LabelState
-    flags: int
-    class_index: int
-    queue_row: int
-    time_s: float
-    trained_step: int
-    places: list[bytes]
-
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BBiqdq")
-
-    def pack(self) -> bytes:
-        head = self.LAYOUT.pack(
-            _STATES.index(self.state), self.flags, self.class_index, self.queue_row, self.time_s, self.trained_step
-        )
-        return b"".join((head, *self.places))
-
-    @classmethod
-    def unpack(cls, row: bytes) -> _LabelRow:
-        state, flags, class_index, queue_row, time_s, trained_step = cls.LAYOUT.unpack_from(row)
-        places = [row[at : at + _PLACE.size] for at in range(cls.LAYOUT.size, len(row), _PLACE.size)]
-        return cls(_STATES[state], flags, class_index, queue_row, time_s, trained_step, places)
-
-    def add_place(self, place: bytes, *, first: bool = False) -> None:
-        self.places.insert(0 if first else len(self.places), place)
-        if len(self.places) > KEPT_PLACES:
-            del self.places[1]
-
-    @property
-    def progress(self) -> LabelState:
-        if self.state is not LabelState.JOINED:
-            return self.state
-        if self.trained_step:
-            return LabelState.TRAINED
-        return LabelState.SCORED if self.flags & _SCORED else LabelState.JOINED
 
 
 class _Known(NamedTuple):
     """A known sample; `x` is None where its payload is nowhere any more."""
 
-    row: _SampleRow
+    row: SampleRow
     prediction: Prediction
     x: Array | None
 
 
-def _key(sample_id: str) -> bytes:
-    """128 bits: two of ten million ids collide with a chance of 1e-25."""
-    return hashlib.blake2b(sample_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
 class Ledger:
-    """Joins labels with samples. One learner, one thread; see `LedgerView` for everybody else.
+    """Joins labels with samples. One learner, one thread; see `view.LedgerView` for everybody else.
 
     Raises:
         StateLockedError: another learner has it open.
@@ -241,7 +154,7 @@ class Ledger:
         """Give up going back beyond `step`, and the disk space of payloads that only that needed."""
         if step <= self._store.pruned:
             return
-        then = _Counters.unpack(self._store.value_at(step, "counts", b"counters"))
+        then = Counters.unpack(self._store.value_at(step, "counts", b"counters"))
         self._payloads.trim(then.payload_low)
         self._samples.trim(then.id_low)
         self._store.prune(step)
@@ -252,7 +165,7 @@ class Ledger:
 
     def is_known(self, sample_id: str) -> bool:
         """Whether a sample of this id came within the horizon."""
-        return self._ids.get(_key(sample_id)) is not None
+        return self._ids.get(key_of(sample_id)) is not None
 
     def sample_arrived(self, sample: Sample, prediction: Prediction, student_class: int) -> list[Arrival]:
         """Remember a new sample and what was said about it; what its labels did: one that waited, one inside."""
@@ -261,9 +174,9 @@ class Ledger:
         assert x.dtype == schema.dtype, f"{sample.position}: {x.dtype}, wanted {schema.dtype}"
         probabilities_C = prediction.probabilities_C
         assert probabilities_C.shape == (len(schema.classes),), probabilities_C.shape
-        key, row_number = _key(sample.sample_id), c.high
+        key, row_number = key_of(sample.sample_id), c.high
         self._ids.insert(key, number(row_number))
-        row = _SampleRow(
+        row = SampleRow(
             key,
             *self._place(sample.position),
             sample.timestamp_s,
@@ -273,7 +186,7 @@ class Ledger:
             c.majority_class,
             c.last_class,
         )
-        self._samples.append(row_number, _SAMPLE.pack(*row) + probabilities_C.astype("<f4", copy=False).tobytes())
+        self._samples.append(row_number, pack_sample(row, probabilities_C))
         self._payloads.append(row_number, np.ascontiguousarray(x).data)
         c.high = row_number + 1
 
@@ -291,18 +204,18 @@ class Ledger:
         Raises:
             LogUnavailableError: the payload could not be read back for now; nothing has changed.
         """
-        return self._label(_key(label.sample_id), label, None)
+        return self._label(key_of(label.sample_id), label, None)
 
     def trained(self, sample_ids: Iterable[str]) -> None:
         """These samples' labels are learned by the open step. Only the first time counts."""
         for sample_id in sample_ids:
-            key = _key(sample_id)
+            key = key_of(sample_id)
             row = self._label_row(key)
             if row is None or row.state is not LabelState.JOINED or row.trained_step:
                 continue
             row.trained_step = self._store.step
-            if not row.flags & _EVER_TRAINED:
-                row.flags |= _EVER_TRAINED
+            if not row.flags & EVER_TRAINED:
+                row.flags |= EVER_TRAINED
                 self._c.trained += 1
             self._labels.put(key, row.pack())
 
@@ -318,7 +231,7 @@ class Ledger:
 
     def _label(self, key: bytes, label: Label, known: _Known | None) -> Arrival:
         """Find the disposition of one label record. `known`: its sample, where that has just come."""
-        place = _PLACE.pack(*self._place(label.position))
+        place = PLACE.pack(*self._place(label.position))
         row = self._label_row(key)
         if row is not None and place in row.places:
             return Arrival(row.progress, label.sample_id, row.class_index)
@@ -338,11 +251,11 @@ class Ledger:
         """A first label that comes after its sample."""
         sample, prediction, x = known
         if x is None:
-            row = _LabelRow(LabelState.EXPIRED, 0, label.class_index, -1, label.timestamp_s, 0, [place])
+            row = LabelRow(LabelState.EXPIRED, 0, label.class_index, -1, label.timestamp_s, 0, [place])
             self._labels.put(key, row.pack())
             self._c.expired += 1
             return Arrival(LabelState.EXPIRED, label.sample_id, label.class_index)
-        row = _LabelRow(LabelState.JOINED, _SCORED, label.class_index, -1, label.timestamp_s, 0, [place])
+        row = LabelRow(LabelState.JOINED, SCORED, label.class_index, -1, label.timestamp_s, 0, [place])
         self._labels.put(key, row.pack())
         self._c.joined += 1
         self._c.scored += 1
@@ -358,12 +271,12 @@ class Ledger:
         return Arrival(LabelState.JOINED, label.sample_id, label.class_index, example, scored)
 
     def _wait(self, key: bytes, label: Label, place: bytes) -> Arrival:
-        row = _LabelRow(LabelState.WAITING, 0, label.class_index, -1, label.timestamp_s, 0, [place])
+        row = LabelRow(LabelState.WAITING, 0, label.class_index, -1, label.timestamp_s, 0, [place])
         self._enqueue(key, row)
         self._c.waiting += 1
         return Arrival(LabelState.WAITING, label.sample_id, label.class_index)
 
-    def _join_waiting(self, key: bytes, row: _LabelRow, sample: Sample) -> list[Arrival]:
+    def _join_waiting(self, key: bytes, row: LabelRow, sample: Sample) -> list[Arrival]:
         """The sample has come. Its label was known before the prediction, so it is learned and never scored."""
         if row.state is LabelState.ORPHAN:
             self._forget(key, row)
@@ -377,7 +290,7 @@ class Ledger:
         example = Example(sample.sample_id, sample.x, row.class_index)
         return [Arrival(LabelState.JOINED, sample.sample_id, row.class_index, example)]
 
-    def _again(self, key: bytes, row: _LabelRow, label: Label, place: bytes, known: _Known | None) -> Arrival:
+    def _again(self, key: bytes, row: LabelRow, label: Label, place: bytes, known: _Known | None) -> Arrival:
         """A further label of a sample that has one: a duplicate or a correction. The first score stands."""
         changed = label.class_index != row.class_index
         counts_now = changed and self._last_counts
@@ -393,7 +306,7 @@ class Ledger:
             row.class_index = label.class_index
             row.time_s = label.timestamp_s
             row.trained_step = 0
-            row.flags |= _CORRECTED
+            row.flags |= CORRECTED
         self._labels.put(key, row.pack())
         self._c.read += 1
         if changed:
@@ -418,9 +331,9 @@ class Ledger:
             self._topics.insert(number(topic), position.topic.encode())
         return topic, position.partition, position.offset
 
-    def _label_row(self, key: bytes) -> _LabelRow | None:
+    def _label_row(self, key: bytes) -> LabelRow | None:
         row = self._labels.get(key)
-        return None if row is None else _LabelRow.unpack(row)
+        return None if row is None else LabelRow.unpack(row)
 
     def _sample(self, key: bytes) -> _Known | None:
         """A known sample, its prediction, and its payload from the ring or else from the log."""
@@ -430,7 +343,7 @@ class Ledger:
         row_number = int.from_bytes(found, "big")
         data = self._samples.get(row_number)
         assert data is not None, "an id outlived its row"
-        row, prediction = _unpack_sample(data)
+        row, prediction = unpack_sample(data)
         if row_number >= self._c.payload_low:
             payload = self._payloads.get(row_number)
             assert payload is not None, "a payload left before its time"
@@ -441,7 +354,7 @@ class Ledger:
         assert x is None or (x.shape == self._schema.shape and x.dtype == self._schema.dtype), "read back wrongly"
         return _Known(row, prediction, x)
 
-    def _enqueue(self, key: bytes, row: _LabelRow) -> None:
+    def _enqueue(self, key: bytes, row: LabelRow) -> None:
         """Put at the end of the queue: waiting for a sample or, as an orphan, for oblivion."""
         c = self._c
         row.queue_row = c.queue_high
@@ -450,20 +363,19 @@ class Ledger:
         self._queue.insert(number(row.queue_row), struct.pack("<d", c.now_s) + key)
         self._labels.put(key, row.pack())
 
-    def _dequeue(self, row: _LabelRow) -> None:
+    def _dequeue(self, row: LabelRow) -> None:
         self._queue.delete(number(row.queue_row))
         row.queue_row = -1
         self._c.queued -= 1
 
-    def _forget(self, key: bytes, row: _LabelRow) -> None:
+    def _forget(self, key: bytes, row: LabelRow) -> None:
         self._dequeue(row)
         self._labels.delete(key)
 
     def _arrived(self, row_number: int) -> tuple[bytes, float]:
         row = self._samples.get(row_number)
         assert row is not None, "a sample left before its time"
-        key, arrived_s = _ARRIVED.unpack_from(row)
-        return key, arrived_s
+        return unpack_arrival(row)
 
     def _expire_payloads(self, limit: int) -> None:
         c = self._c
@@ -515,7 +427,7 @@ class Ledger:
 
     def _load(self) -> None:
         """Take everything that is kept in memory from the tables."""
-        self._c = _Counters.unpack(self._counts.get(b"counters"))
+        self._c = Counters.unpack(self._counts.get(b"counters"))
         self._topic_numbers = {name.decode(): int.from_bytes(row, "big") for row, name in self._topics.items()}
         self._class_counts_C = np.zeros(len(self._schema.classes), np.int64)
         saved_C = np.frombuffer(self._counts.get(b"classes") or b"", np.int64)
@@ -535,76 +447,3 @@ class Ledger:
             raise StoreError(f"{path}: the store is of another schema: found {found}, wanted {wanted}")
         self._store.note("schema", json.dumps(wanted).encode())
         self._store.flush()
-
-
-class LedgerView:
-    """The ledger as of its last flush, for other processes (servers). Any thread may use it.
-
-    It may be opened before the learner has ever run: then it knows nothing until there is something to know.
-    """
-
-    def __init__(self, path: Path, schema: Schema) -> None:
-        self._schema = schema
-        self._view = StoreView(path)
-
-    def get(self, sample_id: str) -> LabelStatus | None:
-        """What became of the label of a sample; None where neither is known.
-
-        Raises:
-            StoreError: the store is of another format.
-        """
-        key = _key(sample_id)
-        with self._view.read() as get:
-            if get is None:
-                return None
-            label, row_number = get("labels", key), get("ids", key)
-            sample = None if row_number is None else get("samples", row_number)
-            if label is None and sample is None:
-                return None
-            status = LabelStatus(LabelState.UNLABELLED) if label is None else _label_status(get, label)
-            if sample is None:
-                return status
-            known, _ = _unpack_sample(sample)
-            return replace(
-                status,
-                sample_position=_position(get, known.topic, known.partition, known.offset),
-                sample_time_s=known.arrived_s,
-                predicted_class=known.predicted_class,
-                model_version=known.model_version,
-            )
-
-    def payload(self, sample_id: str) -> Array | None:
-        """The payload of a sample, read-only, while the store keeps it."""
-        with self._view.read() as get:
-            row_number = None if get is None else get("ids", _key(sample_id))
-            data = None if get is None or row_number is None else get("payloads", row_number)
-        return None if data is None else np.frombuffer(data, self._schema.dtype).reshape(self._schema.shape)
-
-    def close(self) -> None:
-        """Let go. May be called twice."""
-        self._view.close()
-
-
-def _unpack_sample(data: bytes) -> tuple[_SampleRow, Prediction]:
-    row = _SampleRow(*_SAMPLE.unpack_from(data))
-    probabilities_C = np.frombuffer(data, "<f4", offset=_SAMPLE.size)
-    return row, Prediction(row.predicted_class, probabilities_C, row.model_version)
-
-
-def _label_status(get: Get, data: bytes) -> LabelStatus:
-    row = _LabelRow.unpack(data)
-    return LabelStatus(
-        row.progress,
-        row.class_index,
-        label_position=_position(get, *_PLACE.unpack(row.places[0])),
-        label_time_s=row.time_s,
-        corrected=bool(row.flags & _CORRECTED),
-        scored=bool(row.flags & _SCORED),
-        first_trained_step=row.trained_step or None,
-    )
-
-
-def _position(get: Get, topic: int, partition: int, offset: int) -> Position:
-    name = get("topics", number(topic))
-    assert name is not None, "a row names no topic"
-    return Position(name.decode(), partition, offset)

@@ -5,31 +5,24 @@ little-endian C-order tensor, .npy, PNG/JPEG/WebP) whose id is the record's key 
 label, time, domain, true-label, answer. The header content-type says which; without it the configured payload does.
 Labels: JSON {"id", "label" or "class", "time"?, "source"?}, or a bare class name or index with the id as the key.
 
-Sizes are checked before anything is parsed, shapes before anything is built: no input costs more than its own length
-times a small constant. Nothing here recurses over the input.
+Sizes are checked before anything is parsed, here; shapes before anything is built, in `payload`: no input costs more
+than its own length times a small constant. Nothing here recurses over the input.
 """
 
 from __future__ import annotations
 
-import io
-import math
 import re
-import struct
-import zlib
 from array import array
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import chain
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import orjson
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from streamlearn.errors import RecordError
+from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
 from streamlearn.records import Array, Label, NewRecord, Position, Prediction, Record, Sample, Schema
-
-Payload: TypeAlias = Literal["json", "raw", "npy", "image"]
 
 MAX_ID_BYTES = 512
 MAX_TEXT_BYTES = 256
@@ -38,17 +31,6 @@ MAX_TIME_S = 1e11
 """About the year 5138: a larger number is milliseconds, and is refused rather than guessed at."""
 MAX_MODEL_VERSION = 2**63
 
-_NPY_HEADER_BYTES = 4096
-_PAYLOAD_OF_TYPE: dict[str, Payload] = {
-    "application/json": "json",
-    "application/octet-stream": "raw",
-    "application/x-npy": "npy",
-}
-_TYPE_OF_PAYLOAD = {
-    "json": b"application/json",
-    "raw": b"application/octet-stream",
-    "npy": b"application/x-npy",
-}
 _DEAD_LETTER_HEADERS = (
     "dead-letter-reason",
     "dead-letter-message",
@@ -58,28 +40,6 @@ _DEAD_LETTER_HEADERS = (
     "dead-letter-timestamp-ms",
 )
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
-_NPY_DESCR = re.compile(rb"""['"]descr['"]\s*:\s*['"]([<>|=][a-zA-Z][0-9]{1,3})['"]""")
-_NPY_ORDER = re.compile(rb"""['"]fortran_order['"]\s*:\s*(True|False)""")
-_NPY_SHAPE = re.compile(rb"""['"]shape['"]\s*:\s*\(([0-9,\s]{0,200})\)""")
-
-# What Pillow's decoders raise on hostile bytes. Warnings are here since they are exceptions where the process says so.
-_IMAGE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    Image.DecompressionBombError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    Warning,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +62,7 @@ class Codec:
         self.schema = schema
         self.payload = cast(Payload, payload)
         self.max_record_bytes = max_record_bytes
-        self._tensors = _Tensors(schema)
+        self._tensors = Tensors(schema)
         self._names = {name: index for index, name in enumerate(schema.classes)}
 
     # Samples
@@ -118,7 +78,7 @@ class Codec:
             headers = {name.lower(): content for name, content in record.headers}
             payload = self.payload
             if (content_type := headers.get("content-type")) is not None:
-                payload = _payload_of(content_type.decode("latin-1"))
+                payload = payload_of(content_type.decode("latin-1"))
             if payload == "json":
                 return self._sample_from_json(record, _json_object(value))
             return self._sample_from_binary(record, value, payload, headers)
@@ -178,7 +138,7 @@ class Codec:
         Raises:
             RecordError: a value is one that `decode_sample` would refuse.
         """
-        assert payload in _TYPE_OF_PAYLOAD, payload
+        assert payload in TYPE_OF_PAYLOAD, payload
         self._tensors.check(x)
         fields: dict[str, Any] = {
             "label": None if label is None else self._class_name(label),
@@ -188,13 +148,13 @@ class Codec:
             "answer": None if answer is None else self._answer_fields(answer),
         }
         fields = {name: value for name, value in fields.items() if value is not None}
-        headers: list[tuple[str, bytes]] = [("content-type", _TYPE_OF_PAYLOAD[payload])]
+        headers: list[tuple[str, bytes]] = [("content-type", TYPE_OF_PAYLOAD[payload])]
         if payload == "json":
-            value = orjson.dumps({"id": _id(sample_id), "x": x.tolist(), **fields})
+            value = orjson.dumps({"id": checked_id(sample_id), "x": x.tolist(), **fields})
         else:
             value = self._tensors.to_bytes(x, payload)
             headers += [(name.replace("_", "-"), _header(content)) for name, content in fields.items()]
-        return self._checked_record(NewRecord(_id(sample_id).encode(), value, tuple(headers), timestamp_ms))
+        return self._checked_record(NewRecord(checked_id(sample_id).encode(), value, tuple(headers), timestamp_ms))
 
     # Labels
 
@@ -254,13 +214,14 @@ class Codec:
         Raises:
             RecordError: a value is one that `decode_label` would refuse.
         """
-        fields: dict[str, Any] = {"id": _id(sample_id), "label": self._class_name(class_index)}
+        fields: dict[str, Any] = {"id": checked_id(sample_id), "label": self._class_name(class_index)}
         if event_time_s is not None:
             fields["time"] = _time_s(event_time_s)
         if (source := _text(source, "source")) is not None:
             fields["source"] = source
         headers = (("content-type", b"application/json"),)
-        return self._checked_record(NewRecord(_id(sample_id).encode(), orjson.dumps(fields), headers, timestamp_ms))
+        key = fields["id"].encode()
+        return self._checked_record(NewRecord(key, orjson.dumps(fields), headers, timestamp_ms))
 
     # Payloads
 
@@ -270,7 +231,7 @@ class Codec:
         Raises:
             RecordError: `bad_content_type` when it is none of those, JSON included; else what is wrong with the body.
         """
-        payload = _payload_of(content_type)
+        payload = payload_of(content_type)
         if payload == "json":
             raise RecordError("bad_content_type", f"expected a tensor or an image, got {content_type:.80}")
         if len(body) > self.max_record_bytes:
@@ -308,7 +269,7 @@ class Codec:
             return index
         if not isinstance(value, (str, int)):
             # Schema.class_index shows what it got, and showing a deeply nested list recurses.
-            raise RecordError("unknown_class", f"expected a class name or index, got a JSON {_json_type(value)}")
+            raise RecordError("unknown_class", f"expected a class name or index, got a JSON {json_type(value)}")
         return self.schema.class_index(value)
 
     def _class_name(self, class_index: int) -> str:
@@ -319,7 +280,7 @@ class Codec:
         if fields is None:
             return None
         if not isinstance(fields, dict):
-            raise RecordError("not_json", f"answer: expected a JSON object, got a JSON {_json_type(fields)}")
+            raise RecordError("not_json", f"answer: expected a JSON object, got a JSON {json_type(fields)}")
         class_index, version, values = (fields.get(k) for k in ("class_index", "model_version", "probabilities"))
         classes = len(self.schema.classes)
         if type(class_index) is not int or not 0 <= class_index < classes:
@@ -380,202 +341,13 @@ def read_dead_letter(record: Record) -> DeadLetter:
     return DeadLetter(reason, message, original)
 
 
-class _Tensors:
-    """Bytes or parsed JSON to a tensor of one schema, and back. Knows nothing of records."""
-
-    def __init__(self, schema: Schema) -> None:
-        assert schema.shape, schema
-        assert min(schema.shape) >= 1, schema.shape
-        self.schema = schema
-        self._count = math.prod(schema.shape)
-        self._nbytes = schema.nbytes
-        self._wire_dtype = schema.dtype.newbyteorder("<")
-        self._floating = schema.dtype.kind == "f"
-
-    def from_json(self, value: object) -> Array:
-        """See `Codec.payload_from_json`."""
-        flat = self._flatten(value)
-        try:
-            numbers = np.frombuffer(array("d", flat), np.float64)
-        except TypeError as error:
-            if any(isinstance(item, list) for item in flat):
-                raise self._bad_shape("lists nested unevenly or too deep") from None
-            raise RecordError("bad_dtype", f"expected numbers: {error}") from None
-        except OverflowError:
-            raise RecordError("bad_dtype", f"expected {self.schema.dtype} numbers, got a larger one") from None
-        return self._cast(numbers).reshape(self.schema.shape)
-
-    def from_bytes(self, body: bytes, payload: Payload) -> Array:
-        if payload == "image":
-            return self._image(body)
-        if payload == "npy":
-            return self._npy(body)
-        if len(body) != self._nbytes:
-            wanted = f"{self._nbytes} bytes ({self.schema.dtype} of shape {_shape_text(self.schema.shape)})"
-            raise RecordError("bad_shape", f"expected {wanted}, got {len(body)}")
-        return self._tensor(body, self._wire_dtype, 0, "C")
-
-    def to_bytes(self, x: Array, payload: str) -> bytes:
-        x = np.ascontiguousarray(x, self._wire_dtype)
-        if payload == "raw":
-            return x.tobytes()
-        file = io.BytesIO()
-        np.lib.format.write_array(file, x, allow_pickle=False)
-        return file.getvalue()
-
-    def check(self, x: Array) -> None:
-        if x.shape != self.schema.shape:
-            raise self._bad_shape(_shape_text(x.shape))
-        if x.dtype != self.schema.dtype:
-            raise RecordError("bad_dtype", f"expected dtype {self.schema.dtype}, got {x.dtype}")
-        if self._floating:
-            self._check_finite(x)
-
-    def _flatten(self, value: object) -> list[Any]:
-        """The numbers of a flat or nested list; each level's length is checked before the next is opened."""
-        if not isinstance(value, list):
-            raise self._bad_shape(f"a JSON {_json_type(value)}")
-        if value and not isinstance(value[0], list):
-            if len(value) != self._count:
-                raise self._bad_shape(_shape_text((len(value),)))
-            return value
-        level: list[Any] = [value]
-        for size in self.schema.shape:
-            if not all(isinstance(row, list) and len(row) == size for row in level):
-                raise self._bad_shape(_nested_shape(value))
-            level = list(chain.from_iterable(level))
-        return level
-
-    def _cast(self, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> Array:
-        """Float64 numbers in the schema's dtype: exactly where it is an integer, finite where it is a float."""
-        dtype = self.schema.dtype
-        if self._floating:
-            with np.errstate(over="ignore"):
-                x: Array = numbers.astype(dtype, copy=False)
-            self._check_finite(x)
-            return x
-        bounds = np.iinfo(cast(Any, dtype))
-        # Float64 holds every integer of up to 32 bits, so that equality after the cast means exact. NaN fails `<=`.
-        if bounds.min <= numbers.min() and numbers.max() <= bounds.max:
-            x = numbers.astype(dtype)
-            if (x == numbers).all():
-                return x
-        wrong = next(number for number in numbers.tolist() if not _holds(bounds, number))
-        raise RecordError("bad_dtype", f"expected {dtype} numbers, got {wrong:g}")
-
-    def _tensor(self, body: bytes, dtype: np.dtype[Any], offset: int, order: Literal["C", "F"]) -> Array:
-        """The tensor that begins at `offset`, without a copy where its layout is already ours."""
-        x: Array = np.frombuffer(body, dtype, self._count, offset).reshape(self.schema.shape, order=order)
-        if dtype != self.schema.dtype or order == "F":
-            x = np.ascontiguousarray(x, self.schema.dtype)
-        if self._floating:
-            self._check_finite(x)
-        return x
-
-    def _npy(self, body: bytes) -> Array:
-        """A .npy file. The header is matched, not evaluated, and must name the schema's dtype and shape."""
-        start, width = (10, 2) if body[6:7] == b"\x01" else (12, 4)
-        if body[:6] != b"\x93NUMPY" or body[6:7] not in (b"\x01", b"\x02", b"\x03") or len(body) < start:
-            raise RecordError("bad_shape", "expected a .npy file of version 1, 2 or 3")
-        end = start + int.from_bytes(body[8 : 8 + width], "little")
-        header = body[start:end] if end - start <= _NPY_HEADER_BYTES else b""
-        descr, order, shape = (pattern.search(header) for pattern in (_NPY_DESCR, _NPY_ORDER, _NPY_SHAPE))
-        if descr is None or order is None or shape is None:
-            raise RecordError("bad_dtype", "expected a .npy header with a plain dtype, an order and a shape")
-        named, wanted = descr[1].decode(), self._wire_dtype.str
-        if named[1:] != wanted[1:]:
-            raise RecordError("bad_dtype", f"expected dtype {self.schema.dtype}, got {named} in the .npy header")
-        found = tuple(int(size) for size in shape[1].split(b",") if size.strip().isdigit())
-        if found != self.schema.shape or len(body) != end + self._nbytes:
-            got = f"{_shape_text(found)} in the .npy header and {max(0, len(body) - end)} bytes of data"
-            raise self._bad_shape(got)
-        byte_order: Literal[">", "<"] = ">" if named[0] == ">" else "<"
-        dtype = self._wire_dtype.newbyteorder(byte_order)
-        return self._tensor(body, dtype, end, "F" if order[1] == b"True" else "C")
-
-    def _image(self, body: bytes) -> Array:
-        """A PNG, JPEG or WebP file as uint8 (C, H, W); its size is known to be right before a pixel is decoded."""
-        shape = self.schema.shape
-        if len(shape) != 3 or shape[0] not in (1, 3) or self.schema.dtype != np.uint8:
-            raise RecordError("bad_content_type", f"expected no image: samples are {self.schema.dtype} {shape}")
-        channels, height, width = shape
-        try:
-            with _open_image(body, (width, height)) as image:
-                _check_image_size(image.size, (width, height))
-                if image.mode[:1] in ("I", "F"):
-                    raise RecordError("bad_image", f"expected 8 bits a channel, got mode {image.mode}")
-                # Pillow warns when it cannot carry a palette's transparency over; it is not wanted here.
-                image.info.pop("transparency", None)
-                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-        except _IMAGE_ERRORS as error:
-            raise RecordError("bad_image", f"expected a whole PNG, JPEG or WebP: {error!s:.200}") from None
-        return np.ascontiguousarray(np.moveaxis(pixels.reshape(height, width, channels), 2, 0))
-
-    def _check_finite(self, x: Array) -> None:
-        if not np.isfinite(cast(Any, x)).all():
-            raise RecordError("not_finite", f"expected finite {self.schema.dtype} numbers, got NaN or infinity")
-
-    def _bad_shape(self, got: str) -> RecordError:
-        return RecordError("bad_shape", f"expected shape {_shape_text(self.schema.shape)}, got {got}")
-
-
-def _payload_of(content_type: str) -> Payload:
-    """The payload that a content type names; parameters after a semicolon are ignored."""
-    payload = _PAYLOAD_OF_TYPE.get(content_type)
-    if payload is not None:
-        return payload
-    essence = content_type.partition(";")[0].strip().lower()
-    if essence.startswith("image/"):
-        return "image"
-    if essence not in _PAYLOAD_OF_TYPE:
-        wanted = ", ".join((*_PAYLOAD_OF_TYPE, "image/png, image/jpeg or image/webp"))
-        raise RecordError("bad_content_type", f"content type {essence!r:.80} is none of {wanted}")
-    return _PAYLOAD_OF_TYPE[essence]
-
-
-def _open_image(body: bytes, wanted: tuple[int, int]) -> Image.Image:
-    """The image, header read and pixels not. The plugins are named, so no other of Pillow's formats can be reached.
-
-    `Image.open` would do more: it warns of large images, which is an answer for a desktop, not for a server.
-    """
-    file = io.BytesIO(body)
-    if body[:8] == b"\x89PNG\r\n\x1a\n":
-        return PngImagePlugin.PngImageFile(file)
-    if body[:3] == b"\xff\xd8\xff":
-        return JpegImagePlugin.JpegImageFile(file)
-    if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
-        # The decoder allocates the canvas, up to two gigabytes of it, as soon as it is made.
-        _check_image_size(_webp_size(body), wanted)
-        return WebPImagePlugin.WebPImageFile(file)
-    raise RecordError("bad_image", "expected a PNG, JPEG or WebP file")
-
-
-def _webp_size(body: bytes) -> tuple[int, int]:
-    """Width and height of the canvas by the file's first chunk, lossy, lossless or extended; zeros if it is none."""
-    kind = body[12:16] if len(body) >= 30 else b""
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", body, 26)
-        return width & 0x3FFF, height & 0x3FFF
-    if kind == b"VP8L":
-        bits = int.from_bytes(body[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8X":
-        return int.from_bytes(body[24:27], "little") + 1, int.from_bytes(body[27:30], "little") + 1
-    return 0, 0
-
-
-def _check_image_size(found: tuple[int, int], wanted: tuple[int, int]) -> None:
-    if found != wanted:
-        raise RecordError("bad_shape", f"expected an image {wanted[0]} by {wanted[1]}, got {found[0]} by {found[1]}")
-
-
 def _json_object(value: bytes) -> dict[str, Any]:
     try:
         fields = orjson.loads(value)
     except orjson.JSONDecodeError as error:
         raise RecordError("not_json", f"expected a JSON object: {error}") from None
     if not isinstance(fields, dict):
-        raise RecordError("not_json", f"expected a JSON object, got a JSON {_json_type(fields)}")
+        raise RecordError("not_json", f"expected a JSON object, got a JSON {json_type(fields)}")
     return fields
 
 
@@ -584,18 +356,23 @@ def _record_id(key: bytes | None, field: object) -> str:
     if field is None:
         if not key:
             raise RecordError("no_id", 'expected an id in the record\'s key or in the field "id", got neither')
-        return _id(_utf8(key, "key", "no_id"))
-    sample_id = _id(field)
+        return checked_id(_utf8(key, "key", "no_id"))
+    sample_id = checked_id(field)
     if key and key != sample_id.encode():
         raise RecordError("no_id", f"expected the id {sample_id!r:.80} as the record's key too, got {key!r:.80}")
     return sample_id
 
 
-def _id(value: object) -> str:
+def checked_id(value: object) -> str:
+    """A sample's id as text, from text or an integer.
+
+    Raises:
+        RecordError: `no_id` when it is neither, empty, or longer than `MAX_ID_BYTES`.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64:
         return str(value)
     if not isinstance(value, str) or not value:
-        raise RecordError("no_id", f"expected an id that is text or an integer, got a JSON {_json_type(value)}")
+        raise RecordError("no_id", f"expected an id that is text or an integer, got a JSON {json_type(value)}")
     if len(value) > MAX_ID_BYTES or len(_encoded(value, "no_id")) > MAX_ID_BYTES:
         raise RecordError("no_id", f"expected an id of at most {MAX_ID_BYTES} bytes")
     return value
@@ -608,7 +385,7 @@ def _text(value: object, name: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64:
         return str(value)
     if not isinstance(value, str):
-        raise RecordError("bad_dtype", f"{name}: expected text, got a JSON {_json_type(value)}")
+        raise RecordError("bad_dtype", f"{name}: expected text, got a JSON {json_type(value)}")
     if len(value) > MAX_TEXT_BYTES or len(_encoded(value, "bad_dtype")) > MAX_TEXT_BYTES:
         raise RecordError("too_large", f"{name}: expected at most {MAX_TEXT_BYTES} bytes")
     return value
@@ -646,7 +423,7 @@ def _time_s(value: object) -> float | None:
         except (ValueError, OverflowError):
             _bad_time(f"{value!r:.80}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        _bad_time(f"a JSON {_json_type(value)}")
+        _bad_time(f"a JSON {json_type(value)}")
     if not 0 <= value < MAX_TIME_S:
         _bad_time(f"{value!r:.30}" + (", which looks like milliseconds" if 1e11 <= value < 1e14 else ""))
     return float(value) + 0.0  # minus zero would not be read back
@@ -666,25 +443,3 @@ def _checked_probabilities(values_C: np.ndarray[Any, np.dtype[np.float64]]) -> n
 def _header(content: object) -> bytes:
     """A field as a header: text as it is, numbers and objects as JSON."""
     return content.encode() if isinstance(content, str) else orjson.dumps(content)
-
-
-def _holds(bounds: np.iinfo[Any], number: float) -> bool:
-    return bounds.min <= number <= bounds.max and number.is_integer()
-
-
-def _shape_text(shape: tuple[int, ...]) -> str:
-    return str(tuple(int(size) for size in shape))
-
-
-def _nested_shape(value: object) -> str:
-    """The shape of nested lists as their first elements show it, to at most six levels."""
-    sizes: list[int] = []
-    while isinstance(value, list) and len(sizes) < 6:
-        sizes.append(len(value))
-        value = value[0] if value else None
-    return f"{_shape_text(tuple(sizes))}, or uneven lists"
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)

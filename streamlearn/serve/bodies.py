@@ -7,7 +7,6 @@ decided one by one; what a client may send is declared in `schemas`.
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +19,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from streamlearn.errors import RecordError
-from streamlearn.log.codec import Codec
+from streamlearn.log.codec import MAX_ID_BYTES, Codec, checked_id
+from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord
 from streamlearn.serve.failures import RequestError, from_domain, overloaded
@@ -31,7 +31,8 @@ BODIES_IN_FLIGHT = 8
 INLINE_BYTES = 1 << 16
 """Larger bodies are decoded in a thread, so that small requests do not wait behind them."""
 
-_NPY_SHAPE = re.compile(rb"""['"]shape['"]\s*:\s*\(([0-9,\s]{1,200})\)""")
+_NPY_HEADER_BYTES = 512
+"""So far into a .npy body its shape is looked for."""
 
 T = TypeVar("T")
 
@@ -180,8 +181,7 @@ class Bodies:
         if essence == "application/octet-stream":
             count, rest = divmod(len(body), self._schema.nbytes)
             return count if rest == 0 and count != 1 and body else None
-        if essence == "application/x-npy" and (match := _NPY_SHAPE.search(body[:512])):
-            shape = tuple(int(size) for size in match[1].split(b",") if size.strip().isdigit())
+        if essence == "application/x-npy" and (shape := npy_shape(body[:_NPY_HEADER_BYTES])):
             return shape[0] if shape[1:] == self._schema.shape else None
         return None
 
@@ -312,9 +312,8 @@ def _only(fields: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def _id(value: object) -> str:
-    """The rules of the codec for an id, without a record around it."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not 1 <= len(value.encode()) <= 512:
-        raise _invalid("id: expected text of 1 to 512 bytes, or an integer.", "no_id")
-    return value
+    """An id of a request, by the codec's rules."""
+    try:
+        return checked_id(value)
+    except RecordError as error:
+        raise _invalid(f"id: expected text of 1 to {MAX_ID_BYTES} bytes, or an integer.", error.reason) from None

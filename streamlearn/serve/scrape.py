@@ -3,15 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http.client import HTTPException
 
-from streamlearn.metrics import ServerMetrics, merge
+from streamlearn.metrics import ServerMetrics
 
 TIMEOUT_S = 1.0
 MAX_BYTES = 8 << 20
+
+
+_COMMENT = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.*)", re.DOTALL)
+_SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+(?: -?\d+)?)", re.DOTALL)
+
+
+@dataclass(slots=True)
+class _Family:
+    comments: dict[str, str] = field(default_factory=dict)
+    samples: list[str] = field(default_factory=list)
+
+
+def merge(texts: Mapping[str, str]) -> str:
+    """The expositions of several processes as one: families merged, each sample labelled with its process.
+
+    Where two processes differ in a family's help or type, the first one's stands.
+
+    Raises:
+        ValueError: a text is not such an exposition; the message names its process and line.
+    """
+    families: dict[str, _Family] = {}
+    for process, text in texts.items():
+        label = 'process="' + process.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") + '"'
+        family: _Family | None = None
+        # Not splitlines(): a label value may hold other line separators than the format's own.
+        for number, line in enumerate(text.split("\n"), 1):
+            if match := _COMMENT.fullmatch(line):
+                family = families.setdefault(match[2], _Family())
+                family.comments.setdefault(match[1], line)
+            elif (match := _SAMPLE.fullmatch(line)) and family is not None:
+                labels = f"{label},{match[2]}" if match[2] else label
+                family.samples.append(f"{match[1]}{{{labels}}} {match[3]}")
+            elif line and not line.startswith("#"):
+                msg = f"{process}: line {number} is not of Prometheus' text format: {line[:80]!r}"
+                raise ValueError(msg)
+    merged = (line for family in families.values() for line in (*family.comments.values(), *family.samples))
+    return "".join(f"{line}\n" for line in merged)
 
 
 def fetch(url: str, timeout_s: float = TIMEOUT_S) -> str | None:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from streamlearn.errors import LogUnavailableError, StoreError
 from streamlearn.labels import Arrival, LabelState, LedgerCounts
-from streamlearn.labels.ledger import Ledger, LedgerView, _key
+from streamlearn.labels.ledger import Ledger
 from streamlearn.labels.memory import LabelledMemory
+from streamlearn.labels.rows import key_of
+from streamlearn.labels.view import LedgerView
 from streamlearn.records import Array, Label, Position, Prediction, Sample, Schema
 
 SCHEMA = Schema((2, 3), np.dtype(np.float32), ("ant", "bee", "cat"))
@@ -204,14 +206,14 @@ class TestALabelBeforeItsSample:
         book.next_step(now_s=151.0)
         waiting = book.ledger.counts()
         book.next_step(now_s=202.0)
-        orphaned, shown = book.ledger.counts(), book.ledger._label_row(_key("s"))
+        orphaned, shown = book.ledger.counts(), book.ledger._label_row(key_of("s"))
         book.next_step(now_s=202.0)
 
         assert (waiting.waiting, waiting.orphan) == (1, 0)
         assert (orphaned.waiting, orphaned.orphan) == (0, 1)
         assert shown is not None
         assert shown.progress is LabelState.ORPHAN
-        assert book.ledger._label_row(_key("s")) is None
+        assert book.ledger._label_row(key_of("s")) is None
         assert book.ledger._queue.first() is None
         assert book.ledger.counts().orphan == 1
 
@@ -422,7 +424,7 @@ class TestBounds:
             book.label(label("s", 0, offset))
 
         assert book.label(label("s", 0, 0)).state is LabelState.SCORED, "the first is never forgotten"
-        row = book.ledger._label_row(_key("s"))
+        row = book.ledger._label_row(key_of("s"))
         assert row is not None
         assert len(row.places) == 16
 
@@ -556,7 +558,7 @@ class TestView:
         """Servers read beside the learner; they see whole flushes only."""
         script = (
             "import sys; from pathlib import Path; import numpy as np\n"
-            "from streamlearn.labels.ledger import LedgerView; from streamlearn.records import Schema\n"
+            "from streamlearn.labels.view import LedgerView; from streamlearn.records import Schema\n"
             "view = LedgerView(Path(sys.argv[1]), Schema((2, 3), np.dtype(np.float32), ('ant', 'bee', 'cat')))\n"
             "print([view.get(name) is not None for name in ('flushed', 'open')], view.payload('flushed').sum())\n"
         )

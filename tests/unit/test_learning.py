@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from streamlearn.config import Config, load_config
-from streamlearn.daemon import learning
+from streamlearn.daemon import adapters, learning
 from streamlearn.daemon.wiring import StatePaths, make_codec, state_lock
 from streamlearn.errors import (
     ConfigError,
@@ -126,7 +126,7 @@ class TestFaults:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Nothing is passed by that is not durable elsewhere; after the restart it is written."""
-        monkeypatch.setattr(learning, "_TRIES_S", (0.0, 0.0))
+        monkeypatch.setattr(adapters, "TRIES_S", (0.0, 0.0))
         config = config_in(tmp_path)
         log = filled(config, 8)
         log.append("samples", [NewRecord(b"k", b"junk")])
@@ -141,7 +141,7 @@ class TestFaults:
 
     def test_a_short_absence_is_waited_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The letter is written at the next try."""
-        monkeypatch.setattr(learning, "_TRIES_S", (0.0, 0.0))
+        monkeypatch.setattr(adapters, "TRIES_S", (0.0, 0.0))
         config = config_in(tmp_path)
         log = filled(config, 8)
         log.append("samples", [NewRecord(b"k", b"junk")])

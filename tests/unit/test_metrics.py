@@ -15,9 +15,9 @@ from streamlearn.metrics import (
     SERVER_METRICS,
     LearnerMetrics,
     ServerMetrics,
-    merge,
     start_http,
 )
+from streamlearn.serve.scrape import merge
 
 
 def busy_learner() -> LearnerMetrics:

@@ -20,7 +20,8 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogError, LogUnavailableError
-from streamlearn.labels.ledger import Ledger, LedgerView
+from streamlearn.labels.ledger import Ledger
+from streamlearn.labels.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
 from streamlearn.models.build import ModelSpec, build

@@ -1,0 +1,80 @@
+"""The ledger as other processes read it: what became of a label, and the payload of a sample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from streamlearn.labels import LabelState, LabelStatus
+from streamlearn.labels.rows import CORRECTED, PLACE, SCORED, LabelRow, key_of, unpack_sample
+from streamlearn.labels.store import Get, StoreView, number
+from streamlearn.records import Array, Position, Schema
+
+
+class LedgerView:
+    """The ledger as of its last flush, for other processes (servers). Any thread may use it.
+
+    It may be opened before the learner has ever run: then it knows nothing until there is something to know.
+    """
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        self._schema = schema
+        self._view = StoreView(path)
+
+    def get(self, sample_id: str) -> LabelStatus | None:
+        """What became of the label of a sample; None where neither is known.
+
+        Raises:
+            StoreError: the store is of another format.
+        """
+        key = key_of(sample_id)
+        with self._view.read() as get:
+            if get is None:
+                return None
+            label, row_number = get("labels", key), get("ids", key)
+            sample = None if row_number is None else get("samples", row_number)
+            if label is None and sample is None:
+                return None
+            status = LabelStatus(LabelState.UNLABELLED) if label is None else _label_status(get, label)
+            if sample is None:
+                return status
+            known, _ = unpack_sample(sample)
+            return replace(
+                status,
+                sample_position=_position(get, known.topic, known.partition, known.offset),
+                sample_time_s=known.arrived_s,
+                predicted_class=known.predicted_class,
+                model_version=known.model_version,
+            )
+
+    def payload(self, sample_id: str) -> Array | None:
+        """The payload of a sample, read-only, while the store keeps it."""
+        with self._view.read() as get:
+            row_number = None if get is None else get("ids", key_of(sample_id))
+            data = None if get is None or row_number is None else get("payloads", row_number)
+        return None if data is None else np.frombuffer(data, self._schema.dtype).reshape(self._schema.shape)
+
+    def close(self) -> None:
+        """Let go. May be called twice."""
+        self._view.close()
+
+
+def _label_status(get: Get, data: bytes) -> LabelStatus:
+    row = LabelRow.unpack(data)
+    return LabelStatus(
+        row.progress,
+        row.class_index,
+        label_position=_position(get, *PLACE.unpack(row.places[0])),
+        label_time_s=row.time_s,
+        corrected=bool(row.flags & CORRECTED),
+        scored=bool(row.flags & SCORED),
+        first_trained_step=row.trained_step or None,
+    )
+
+
+def _position(get: Get, topic: int, partition: int, offset: int) -> Position:
+    name = get("topics", number(topic))
+    assert name is not None, "a row names no topic"
+    return Position(name.decode(), partition, offset)
