@@ -115,9 +115,11 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
             return load_checkpoint(path)
         except CheckpointError as error:
             _log.error("checkpoint_corrupt", step=step, error=str(error))
-            for old in folder.glob("*.corrupt"):
-                old.unlink()  # one is enough to look into
-            path.replace(path.with_suffix(".corrupt"))
+            aside = path.with_suffix(".corrupt")
+            for earlier in folder.glob("*.corrupt"):
+                if earlier.name < aside.name:  # of an incident before this one; what is set aside now stays, all of it
+                    earlier.unlink()
+            path.replace(aside)
     if steps:
         way_out = "restore one from a backup, or start afresh in an empty folder"
         msg = f"{folder}: none of {len(steps)} checkpoints is whole; {way_out}"

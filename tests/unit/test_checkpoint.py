@@ -83,6 +83,19 @@ class TestCorruption:
         assert [(line["event"], line["step"]) for line in lines] == [("checkpoint_corrupt", 2)]
         assert steps_in(tmp_path) == [1]
 
+    def test_all_that_is_set_aside_now_is_kept_to_be_looked_into(self, tmp_path: Path) -> None:
+        """What an earlier incident left goes, so that it is bounded (I6)."""
+        for step in (1, 2, 3):
+            save_checkpoint(tmp_path, checkpoint(step))
+        (tmp_path / "checkpoint-000000000000.corrupt").write_bytes(b"long ago")
+        for step in (2, 3):
+            path_of(tmp_path, step).write_bytes(b"torn")
+
+        found = load_newest(tmp_path)
+
+        assert same(found, checkpoint(1))
+        assert [path.stem[-1] for path in sorted(tmp_path.glob("*.corrupt"))] == ["2", "3"]
+
     def test_none_whole_is_an_error_and_no_fresh_start(self, tmp_path: Path) -> None:
         """To begin anew in silence would throw away what was learned."""
         save_checkpoint(tmp_path, checkpoint(1))

@@ -49,7 +49,9 @@ class TestPrecedence:
 
     def test_the_tests_own_variables_are_no_settings(self) -> None:
         """STREAMLEARN_TEST_KAFKA and its like pass by."""
-        load_config(environ={"STREAMLEARN_TEST_KAFKA": "x", "STREAMLEARN_FORBID_SKIPS": "1", "STREAMLEARN_CONFIG": "y"})
+        own = {"STREAMLEARN_TEST_KAFKA": "x", "STREAMLEARN_FORBID_SKIPS": "1", "STREAMLEARN_CONFIG": "y"}
+
+        assert load_config(environ=own) == load_config(environ={})
 
 
 class TestErrors:
@@ -95,5 +97,7 @@ class TestErrors:
 
 def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
     """Safe by default (D15)."""
-    load_config(environ={}, overrides={"serve.host": "0.0.0.0", "serve.token": "t"})
-    load_config(environ={}, overrides={"serve.host": "0.0.0.0", "serve.insecure": True})
+    for allowed in ({"serve.token": "t"}, {"serve.insecure": True}):
+        config = load_config(environ={}, overrides={"serve.host": "0.0.0.0", **allowed})
+
+        assert config.serve.host == "0.0.0.0"
