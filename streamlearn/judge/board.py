@@ -1,0 +1,62 @@
+"""All that is known about how good the model is, in one place: kept in the checkpoint, and shown as one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamlearn.judge.gain import TwinGain
+from streamlearn.judge.prequential import Prequential
+from streamlearn.judge.traffic import Traffic
+from streamlearn.judge.window import group_of, joined
+from streamlearn.records import Array
+
+
+class Scoreboard:
+    """The scores of one stream; the loop feeds each part by itself.
+
+    Args:
+        classes: their names, by class index.
+        window: labels in every windowed score.
+        fading: what a sample weighs against the one after it, in faded scores.
+        bins: of the calibration error.
+
+    Attributes:
+        window: as given.
+        prequential: first predictions, scored when their label comes.
+        oracle: the same of every sample, by the truth that only a simulation sends.
+        gain: teacher and label-only twin at the time of the label.
+        traffic: labelled samples beside all.
+    """
+
+    def __init__(self, classes: Sequence[str], *, window: int, fading: float = 0.999, bins: int = 15) -> None:
+        self.window = window
+        self._classes = list(classes)
+        self.prequential = Prequential(len(classes), window, fading=fading, bins=bins)
+        self.oracle = Prequential(len(classes), window, fading=fading, bins=bins)
+        self.gain = TwinGain(window)
+        self.traffic = Traffic(len(classes), window)
+
+    def report(self) -> dict[str, Any]:
+        """Every score by name, ready for JSON; None where one is not defined, `oracle` where there is no truth."""
+        at_label = self.gain.report()
+        return {
+            "classes": list(self._classes),
+            "at_arrival": self.prequential.report(),
+            "at_label": at_label,
+            "first_minus_at_label": at_label.pop("first_minus_at_label"),
+            "traffic": self.traffic.report(),
+            "oracle": self.oracle.report() if self.oracle.scored else None,
+        }
+
+    def state(self) -> dict[str, Array]:
+        """All of it, as copies."""
+        return joined({name: part.state() for name, part in self._parts().items()})
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Become what `state` saved; of longer windows the newest stay."""
+        for name, part in self._parts().items():
+            part.load(group_of(state, name))
+
+    def _parts(self) -> dict[str, Prequential | TwinGain | Traffic]:
+        return {"prequential": self.prequential, "oracle": self.oracle, "gain": self.gain, "traffic": self.traffic}

@@ -1,0 +1,112 @@
+"""All scores as one report and one state."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamlearn.judge.board import Scoreboard
+
+CLASSES = ("ant", "bee")
+Event = tuple[bool, int, int, int | None]
+EVENTS = st.lists(
+    st.tuples(st.booleans(), st.integers(0, 1), st.integers(0, 1), st.none() | st.integers(0, 1)), max_size=30
+)
+"""Whether a simulation tells the truth on arrival; truth; answer on arrival and at the label; twin's answer."""
+
+
+def board(window: int = 4) -> Scoreboard:
+    return Scoreboard(CLASSES, window=window, fading=0.9, bins=5)
+
+
+def feed(scoreboard: Scoreboard, events: list[Event]) -> None:
+    """Each sample arrives, and its label with it."""
+    for told, true, answer, twin in events:
+        p_C = np.array([0.75, 0.25] if answer == 0 else [0.25, 0.75], np.float32)
+        score: dict[str, Any] = {"true_class": true, "teacher_class": answer, "teacher_probabilities_C": p_C}
+        scoreboard.traffic.arrived(p_C[None])
+        if told:
+            scoreboard.oracle.update(**score, student_class=0)
+        scoreboard.prequential.update(**score, student_class=0)
+        scoreboard.gain.update(true, 1, twin, first_class=answer)
+        scoreboard.traffic.labelled(answer, 0.75, 2.0)
+
+
+class TestReport:
+    def test_has_every_score_by_name(self) -> None:
+        """What `GET /score` shows."""
+        scoreboard = board()
+
+        feed(scoreboard, [(True, 0, 0, 1), (True, 1, 0, 1)])
+
+        report = scoreboard.report()
+        assert sorted(report) == ["at_arrival", "at_label", "classes", "first_minus_at_label", "oracle", "traffic"]
+        assert report["classes"] == ["ant", "bee"]
+        assert report["at_arrival"]["windowed"]["accuracy"]["teacher"] == 0.5
+        assert report["at_label"]["twin"] == 0.5
+        assert report["traffic"]["delay_s"]["p50"] == 2.0
+        assert report["oracle"]["cumulative"]["count"] == 2
+
+    def test_has_no_oracle_without_a_truth(self) -> None:
+        """Only a simulation knows it."""
+        scoreboard = board()
+
+        feed(scoreboard, [(False, 0, 0, 1)])
+
+        assert scoreboard.report()["oracle"] is None
+
+    def test_of_nothing_is_json(self) -> None:
+        """A server may ask before the first sample."""
+        report = board().report()
+
+        assert json.loads(json.dumps(report, allow_nan=False)) == report
+        assert report["first_minus_at_label"] is None
+
+    def test_first_minus_at_label_is_of_the_same_samples(self) -> None:
+        """On arrival 1 of 3 was right, at the label 2 of 3."""
+        scoreboard = board()
+
+        feed(scoreboard, [(False, 1, 1, None), (False, 1, 0, None), (False, 0, 1, None)])
+
+        assert scoreboard.report()["first_minus_at_label"] == pytest.approx(1 / 3 - 2 / 3)
+
+
+class TestSaving:
+    @given(EVENTS, st.integers(0, 30))
+    def test_a_loaded_board_goes_on_as_the_saved_one(self, events: list[Event], fed: int) -> None:
+        """Every part of it, wherever it stopped."""
+        scoreboard, other = board(), board()
+        feed(scoreboard, events[:fed])
+
+        other.load(scoreboard.state())
+        feed(scoreboard, events[fed:])
+        feed(other, events[fed:])
+
+        assert other.report() == scoreboard.report()
+        for name, array in scoreboard.state().items():
+            np.testing.assert_array_equal(other.state()[name], array)
+
+    def test_another_window_keeps_the_newest(self) -> None:
+        """Of first predictions, of the comparison and of the traffic alike."""
+        scoreboard, shorter = board(window=4), board(window=1)
+        feed(scoreboard, [(True, 0, 0, 0), (True, 1, 0, 0)])
+
+        shorter.load(scoreboard.state())
+
+        report = shorter.report()
+        assert report["at_arrival"]["windowed"]["accuracy"]["teacher"] == 0.0
+        assert report["at_arrival"]["cumulative"]["accuracy"]["teacher"] == 0.5
+        assert report["at_label"]["gain"] == 1.0
+        assert report["oracle"]["windowed"]["count"] == 1
+
+    def test_state_is_one_flat_mapping(self) -> None:
+        """As a checkpoint takes it."""
+        state = board().state()
+
+        assert {name.partition(".")[0] for name in state} == {"prequential", "oracle", "gain", "traffic"}
+        assert all(isinstance(array, np.ndarray) for array in state.values())

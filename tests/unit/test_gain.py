@@ -1,0 +1,111 @@
+"""Teacher and label-only twin on the same samples, when the label comes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamlearn.judge.gain import TwinGain
+
+Event = tuple[int, int, int | None, int | None]
+CLASSES = st.integers(0, 2)
+EVENTS = st.lists(st.tuples(CLASSES, CLASSES, st.none() | CLASSES, st.none() | CLASSES), max_size=20)
+"""Truth, teacher, twin, first prediction."""
+
+
+def feed(gain: TwinGain, events: Sequence[Event]) -> None:
+    for true, teacher, twin, first in events:
+        gain.update(true, teacher, twin, first_class=first)
+
+
+class TestGain:
+    def test_is_teacher_minus_twin_on_the_samples_that_both_answered(self) -> None:
+        """What the teacher said while there was no twin counts for the teacher alone."""
+        gain = TwinGain(10)
+
+        feed(gain, [(1, 1, None, None), (1, 1, None, None), (1, 1, 0, None), (1, 1, 1, None), (1, 0, 0, None)])
+
+        report = gain.report()
+        assert (report["teacher"], report["count"]) == (0.8, 5)
+        assert (report["twin"], report["paired"]) == (pytest.approx(1 / 3), 3)
+        assert report["gain"] == pytest.approx(1 / 3)
+
+    def test_counts_the_window_alone(self) -> None:
+        """An old lead says nothing about now."""
+        gain = TwinGain(2)
+
+        feed(gain, [(1, 1, 0, None), (1, 0, 1, None), (1, 0, 1, None)])
+
+        assert gain.report()["gain"] == -1.0
+        assert len(gain) == 2
+
+    def test_without_a_twin_is_none(self) -> None:
+        """The teacher's accuracy at the label is known all the same."""
+        gain = TwinGain(2)
+
+        gain.update(1, 1, None)
+
+        report = gain.report()
+        assert (report["teacher"], report["paired"]) == (1.0, 0)
+        assert (report["twin"], report["gain"], report["interval"]) == (None, None, None)
+
+    def test_interval_is_narrow_where_both_err_on_the_same_samples(self) -> None:
+        """The pairs that differ carry the doubt: that is why one stream judges both."""
+        alike, apart = TwinGain(100), TwinGain(100)
+        feed(alike, [(1, 1, 1, None)] * 60 + [(1, 0, 0, None)] * 30 + [(1, 1, 0, None)] * 10)
+        feed(apart, [(1, 1, 1, None)] * 30 + [(1, 0, 1, None)] * 30 + [(1, 1, 0, None)] * 40)
+
+        low, high = alike.report()["interval"]
+        low_apart, high_apart = apart.report()["interval"]
+
+        assert alike.report()["gain"] == apart.report()["gain"] == pytest.approx(0.1)
+        assert 0.0 < low < 0.1 < high
+        assert low_apart < 0.0 < high_apart
+
+    def test_begins_anew_after_a_restart(self) -> None:
+        """The guard has changed the teacher: what was measured was another."""
+        gain = TwinGain(4)
+        feed(gain, [(1, 0, 1, 1)] * 3)
+
+        gain.restart()
+
+        assert gain.report() == TwinGain(4).report()
+
+
+class TestFirstPrediction:
+    def test_is_compared_with_the_answer_at_the_label_on_the_same_samples(self) -> None:
+        """Below 0 the model has become better at a sample while its label was on the way."""
+        gain = TwinGain(10)
+
+        feed(gain, [(1, 1, None, 0), (1, 1, None, 0), (1, 1, None, 1), (1, 0, None, 1), (1, 0, None, None)])
+
+        assert gain.report()["first_minus_at_label"] == 0.5 - 0.75
+
+
+class TestSaving:
+    @given(EVENTS, st.integers(0, 20))
+    def test_a_loaded_one_goes_on_as_the_saved_one(self, events: list[Event], fed: int) -> None:
+        """Wherever it stopped."""
+        gain, other = TwinGain(3), TwinGain(3)
+        feed(gain, events[:fed])
+
+        other.load(gain.state())
+        feed(gain, events[fed:])
+        feed(other, events[fed:])
+
+        assert other.report() == gain.report()
+        for name, array in gain.state().items():
+            np.testing.assert_array_equal(other.state()[name], array)
+
+    @given(EVENTS)
+    def test_the_report_is_json(self, events: list[Event]) -> None:
+        """As lists and numbers, none of them NaN."""
+        gain = TwinGain(5)
+        feed(gain, events)
+
+        assert json.loads(json.dumps(gain.report(), allow_nan=False)) == gain.report()
