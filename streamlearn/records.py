@@ -78,6 +78,13 @@ class Schema:
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     classes: tuple[str, ...]
+    spare: int = 0
+    """Outputs beside those of the classes, for names that are not known yet."""
+
+    @property
+    def capacity(self) -> int:
+        """C: how many classes there are room for; every array over classes is so long."""
+        return len(self.classes) + self.spare
 
     @property
     def nbytes(self) -> int:
@@ -139,8 +146,11 @@ class Label:
     timestamp_s: float
     sample_id: str
     class_index: int
+    """UNLABELLED where no class has the name."""
     event_time_s: float | None = None
     source: str | None = None
+    class_name: str | None = None
+    """The name that no class has."""
 
 
 @dataclass(slots=True)
@@ -181,6 +191,8 @@ class Example:
     sample_id: str
     x: Array
     class_index: int
+    labelled_at_s: float = 0.0
+    """When the log took the label, which is the order in which examples are old."""
 
 
 @dataclass(slots=True)

@@ -29,11 +29,13 @@ class LabelState(StrEnum):
     """The sample is known, its payload is nowhere any more."""
     ORPHAN = "orphan"
     """Its sample did not come within the horizon."""
+    HELD = "held"
+    """It names a class that the schema does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A label, and what was said about its sample before it came."""
+    """The class that counted when a sample got its first label in time, and what was said about the sample before."""
 
     prediction: Prediction
     student_class: int
@@ -52,17 +54,24 @@ class Arrival:
     state: LabelState
     sample_id: str
     class_index: int
-    """The class that counts now."""
+    """The class that counts now; UNLABELLED where the record is held."""
     example: Example | None = None
     """To be learned. Its `x` is read-only."""
     scored: Scored | None = None
     correction: bool = False
     """The class that counts has changed: the memory must change too, even where no payload is left for an example."""
+    labelled_at_s: float | None = None
+    """When the label that counts was given, where another record counts than before: what the memory sorts by."""
+    implied: bool = False
+    """Not a record's doing: the time for a label has passed (`Ledger.implied`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerCounts:
-    """Label records by what became of them, since the beginning; and what is held now."""
+    """Label records by what became of them, since the beginning; and what is kept now.
+
+    A record that arrives late between others changes what those are, so `duplicate` and `corrected` may also fall.
+    """
 
     read: int = 0
     joined: int = 0
@@ -74,6 +83,12 @@ class LedgerCounts:
     orphan: int = 0
     waiting: int = 0
     """Now."""
+    implied: int = 0
+    """Samples that have the implied class, and no record that says so."""
+    held: int = 0
+    """Now, for a class that is not known."""
+    held_dropped: int = 0
+    """Were held too long, or were too many."""
     samples_read: int = 0
     samples: int = 0
     """Known now."""
@@ -91,6 +106,7 @@ class LabelStatus:
     """Of the label that counts."""
     label_time_s: float | None = None
     corrected: bool = False
+    """Not all that was said of this sample is the same class."""
     scored: bool = False
     first_trained_step: int | None = None
     """The step that first learned the class that counts: a teacher of this version or later knows it."""
@@ -98,3 +114,7 @@ class LabelStatus:
     sample_time_s: float | None = None
     predicted_class: int | None = None
     model_version: int | None = None
+    implied: bool = False
+    """No record said the class: the time for one has passed."""
+    class_name: str | None = None
+    """Of a held label: the class that is not known."""

@@ -1,17 +1,30 @@
 """What became of each label: joined with its sample, waiting for it, scored, trained, and every way to go wrong.
 
-A fold over the log, kept on disk (`store`): the caller opens a step, shows the ledger that step's samples and labels in
-their order, ends it. After a crash it rewinds to the checkpoint's step and shows the same again, with the same result.
-Time is the stream's (`now_s`), never the wall clock. Every label record ends in one disposition, counted once:
+A fold over the log, kept on disk (`store`): the caller opens a step, shows the ledger that step's samples and labels,
+ends it. After a crash it rewinds to the checkpoint's step and shows the same again, with the same result. Time is the
+stream's (`now_s`), never the wall clock.
 
-    read == joined + waiting + duplicate + corrected + expired + orphan
+What a set of records comes to does not depend on the order in which they are read. The label records of a sample are
+kept in the order of their times and positions. In that order the last counts (or the first, by `corrections`), the
+first carries the label's state, and each further one is a duplicate or a correction of the one before it. So every
+record has one disposition, and they add up:
 
-    topics   number → topic name              ids      hash of a sample id → its row
+    read == joined + waiting + duplicate + corrected + expired + orphan + held + held_dropped
+
+A sample is scored once, by the first label to come whose time is not before the sample's own, against the class that
+counts then. Such a label was not known when the prediction was made, whichever of the two is read first; whether there
+is one depends on the times alone. A label from before its sample is learned and never scores.
+
+What does depend on the order of reading: which class an early score was held against, since the first score stands;
+what the baselines knew when a sample came; the step that learned a label; and of more than `rows.KEPT_RECORDS` records
+of one sample, how the middle ones divide into duplicates and corrections. What depends on the stream's clock (horizon,
+implied class) depends on when that has passed.
+
     labels   hash of a sample id → LabelRow   queue    number → hash of an id whose label waits, oldest first
-    samples  ring of SampleRow                payloads ring of payload bytes, under the same row numbers
-    counts   one row of counters, and what the baselines know
+    counts   one row of counters, and what the baselines know     grown    class index → name that took a spare class
 
-The rows are laid out in `rows`.
+Samples and topics are in `samples`, labels of unknown classes in `held`, labels by class in `baselines`; the rows are
+laid out in `rows`.
 """
 
 from __future__ import annotations
@@ -19,42 +32,31 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import numpy as np
+from typing import Literal
 
 from streamlearn.errors import StoreError
 from streamlearn.labels import Arrival, LabelState, LedgerCounts, Scored
+from streamlearn.labels.baselines import Baselines
+from streamlearn.labels.held import HeldLabels
 from streamlearn.labels.rows import (
     CORRECTED,
-    EVER_TRAINED,
-    PLACE,
     SCORED,
     Counters,
+    LabelRecord,
     LabelRow,
-    SampleRow,
     key_of,
-    pack_sample,
-    unpack_arrival,
-    unpack_sample,
+    trained_in,
 )
+from streamlearn.labels.samples import Known, Samples, Topics
 from streamlearn.labels.store import Store, number
-from streamlearn.records import Array, Example, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import UNLABELLED, Array, Example, Label, Position, Prediction, Sample, Schema
 
 EXPIRE_PER_STEP = 4096
 """Most rows that one step lets go of (or twice its arrivals): a stream silent for long must not stall a step."""
 UNFLUSHED_BYTES = 64 << 20
 """Payloads held in memory by the open transaction before it flushes itself."""
-
-
-class _Known(NamedTuple):
-    """A known sample; `x` is None where its payload is nowhere any more."""
-
-    row: SampleRow
-    prediction: Prediction
-    x: Array | None
 
 
 class Ledger:
@@ -76,34 +78,47 @@ class Ledger:
         horizon_s: float,
         max_ids: int,
         corrections: Literal["last", "first"] = "last",
+        implied_class: int | None = None,
+        implied_after_s: float | None = None,
+        max_held: int = 10_000,
+        grow: bool = False,
     ) -> None:
+        """With `grow`, a name that is not known takes a spare class, while there is one.
+
+        `implied_class` is the class of a sample that has no label after `implied_after_s`, which comes with it.
+        """
+        assert (implied_class is None) == (implied_after_s is None), (implied_class, implied_after_s)
+        assert implied_after_s is None or implied_after_s <= horizon_s, (implied_after_s, horizon_s)
         self._schema = schema
-        self._read_back = read_back
         self._payload_rows = max(payload_max_bytes // schema.nbytes, 1)
-        self._payload_max_age_s = payload_max_age_s
-        self._horizon_s = horizon_s
-        self._max_ids = max_ids
-        self._classes_changed = False
+        self._payload_max_age_s, self._horizon_s, self._max_ids = payload_max_age_s, horizon_s, max_ids
         self._last_counts = corrections == "last"
+        self._implied_class, self._implied_after_s = implied_class, implied_after_s
         # Sparse: only what is used takes disk. Twice the payloads for pages half filled, and room for what a checkpoint
-        # still holds; 1 KB and the probabilities for an id with all its rows.
-        map_size = 4 * payload_max_bytes + max_ids * (1024 + 8 * len(schema.classes)) + (16 << 30)
+        # still holds; 2 KB and the probabilities for an id with all its rows.
+        map_size = 4 * payload_max_bytes + max_ids * (2048 + 8 * schema.capacity) + (16 << 30)
         self._store = Store(
             path,
-            tables=("counts", "topics", "ids", "labels", "queue"),
+            tables=("counts", "topics", "ids", "labels", "queue", "held", "held_of", "held_names", "grown"),
             rings=("samples", "payloads"),
             map_size=map_size,
         )
-        tables, rings = self._store.tables, self._store.rings
-        self._counts, self._topics, self._ids = tables["counts"], tables["topics"], tables["ids"]
-        self._labels, self._queue = tables["labels"], tables["queue"]
-        self._samples, self._payloads = rings["samples"], rings["payloads"]
+        tables = self._store.tables
+        self._counts, self._labels, self._queue = tables["counts"], tables["labels"], tables["queue"]
+        self._topics = Topics(tables["topics"])
+        self._samples = Samples(self._store, self._topics, schema, read_back)
+        self._held = HeldLabels(self._store, max_held=max_held)
+        self._baselines = Baselines(self._counts, schema.capacity)
+        self._grow, self._grown = grow, tables["grown"]
+        self._classes: dict[str, int] = {}
         try:
             self._check_schema(path)
         except StoreError:
             self._store.close()
             raise
         self._load()
+
+    # -- steps
 
     @property
     def step(self) -> int:
@@ -118,8 +133,7 @@ class Ledger:
         """
         self._store.rewind(step)
         self._load()
-        self._samples.cut(self._c.high)
-        self._payloads.cut(self._c.high)
+        self._samples.cut()
         self.flush()
 
     def begin(self, step: int, now_s: float) -> None:
@@ -131,16 +145,18 @@ class Ledger:
     def end(self) -> None:
         """Let go of what is past its bounds, write the counters, close the step."""
         c = self._c
-        limit = max(EXPIRE_PER_STEP, 2 * (c.high - self._began_at_row))
-        self._expire_payloads(limit)
-        self._expire_ids(limit)
-        self._expire_queue(limit)
-        settled = c.joined + c.waiting + c.duplicate + c.corrected + c.expired + c.orphan
+        limit, oldest_s = self._limit(), c.now_s - self._horizon_s
+        payload_s = c.now_s - self._payload_max_age_s
+        self._samples.expire_payloads(limit, most=self._payload_rows, oldest_s=payload_s)
+        for key in self._samples.expire_ids(limit, most=self._max_ids, oldest_s=oldest_s):
+            self._labels.delete(key)
+        self._expire_queue(limit, oldest_s)
+        self._held.drop(limit, oldest_s=oldest_s)
+        first = c.joined + c.waiting + c.expired + c.orphan
+        settled = first + c.duplicate + c.corrected + c.held + c.held_dropped
         assert c.read == settled, f"I7: {c.read} labels read, {settled} accounted for"
         self._counts.put(b"counters", c.pack())
-        if self._classes_changed:
-            self._counts.put(b"classes", self._class_counts_C.tobytes())
-            self._classes_changed = False
+        self._baselines.save()
         self._store.end()
         if (c.high - self._flushed_row) * self._schema.nbytes > UNFLUSHED_BYTES:
             self.flush()
@@ -154,70 +170,95 @@ class Ledger:
         """Give up going back beyond `step`, and the disk space of payloads that only that needed."""
         if step <= self._store.pruned:
             return
-        then = Counters.unpack(self._store.value_at(step, "counts", b"counters"))
-        self._payloads.trim(then.payload_low)
-        self._samples.trim(then.id_low)
+        self._samples.trim(Counters.unpack(self._store.value_at(step, "counts", b"counters")))
         self._store.prune(step)
 
     def close(self) -> None:
         """Flush and let go; a step that is open is lost. May be called twice."""
         self._store.close()
 
+    # -- what a step shows
+
     def is_known(self, sample_id: str) -> bool:
         """Whether a sample of this id came within the horizon."""
-        return self._ids.get(key_of(sample_id)) is not None
+        return self._samples.has(key_of(sample_id))
 
     def sample_arrived(self, sample: Sample, prediction: Prediction, student_class: int) -> list[Arrival]:
-        """Remember a new sample and what was said about it; what its labels did: one that waited, one inside."""
-        c, schema, x = self._c, self._schema, sample.x
-        assert x.shape == schema.shape, f"{sample.position}: {x.shape}, wanted {schema.shape}"
-        assert x.dtype == schema.dtype, f"{sample.position}: {x.dtype}, wanted {schema.dtype}"
-        probabilities_C = prediction.probabilities_C
-        assert probabilities_C.shape == (len(schema.classes),), probabilities_C.shape
-        key, row_number = key_of(sample.sample_id), c.high
-        self._ids.insert(key, number(row_number))
-        row = SampleRow(
-            key,
-            *self._place(sample.position),
-            sample.timestamp_s,
-            prediction.model_version,
-            prediction.class_index,
-            student_class,
-            c.majority_class,
-            c.last_class,
-        )
-        self._samples.append(row_number, pack_sample(row, probabilities_C))
-        self._payloads.append(row_number, np.ascontiguousarray(x).data)
-        c.high = row_number + 1
-
-        arrivals = []
-        if c.queued and (waited := self._label_row(key)) is not None:
-            arrivals += self._join_waiting(key, waited, sample)
+        """Remember a new sample and what was said about it; what its labels did: those that waited, one inside."""
+        known = self._samples.append(sample, prediction, student_class)
+        key, arrivals = known.row.key, []
+        if self._c.queued and (waited := self._label_row(key)) is not None:
+            arrivals += self._join_waiting(key, waited, sample.sample_id, known)
         if sample.label is not None:
             inside = Label(sample.position, sample.timestamp_s, sample.sample_id, sample.label)
-            arrivals.append(self._label(key, inside, _Known(row, prediction, x)))
+            arrivals.append(self._label(key, inside, known))
         return arrivals
 
     def label_arrived(self, label: Label) -> Arrival:
         """Take one label record. The same record twice has no effect.
 
+        A class that is not known by its name (`class_index` is UNLABELLED) takes a spare one, or else is held.
+
         Raises:
             LogUnavailableError: the payload could not be read back for now; nothing has changed.
         """
-        return self._label(key_of(label.sample_id), label, None)
+        key = key_of(label.sample_id)
+        if label.class_index != UNLABELLED:
+            return self._label(key, label, None)
+        assert label.class_name is not None, label.position
+        class_index = self._classes.get(label.class_name)
+        if class_index is None and self._grow and len(self._classes) < self._schema.capacity:
+            class_index = self._classes[label.class_name] = len(self._classes)
+            self._grown.insert(number(class_index), label.class_name.encode())
+        if class_index is None:
+            return self._hold(key, label)
+        return self._label(key, replace(label, class_index=class_index), None)
+
+    def implied(self) -> list[Arrival]:
+        """Give the implied class to samples that have gone without any label for so long. Once a step, after its joins.
+
+        Such a label is learned, and scores its sample. It is no record, so a record that says the same class later
+        takes its place as the first of that sample and changes nothing else; one of another class is a correction,
+        whatever the policy. At most as many as `end` lets go of: the next steps do the rest.
+        """
+        if self._implied_after_s is None:
+            return []
+        c, samples, arrivals = self._c, self._samples, []
+        oldest_s = c.now_s - self._implied_after_s
+        for _ in range(self._limit()):
+            if c.implied_low == c.high:
+                break
+            key, arrived_s = samples.arrived(c.implied_low)
+            if arrived_s >= oldest_s:
+                break
+            if self._labels.get(key) is None and not self._held.of(key):
+                arrivals.append(self._imply(key, samples.id_of(c.implied_low), samples.at(c.implied_low)))
+            c.implied_low += 1
+        return arrivals
+
+    def release_held(self) -> list[Arrival]:
+        """Take up held labels whose class is known by now. Once a step, before its joins; so many a step.
+
+        Which they are depends on the state and the schema alone, so a replay releases them in the same step again.
+        """
+        arrivals = []
+        for row in self._held.take(self._classes, self._limit()):
+            self._c.read -= 1  # it is counted again as what it becomes
+            position = Position(self._topics.name(row.topic), row.partition, row.offset)
+            label = Label(position, row.time_s, row.sample_id, self._classes[row.class_name])
+            arrivals.append(self._label(key_of(row.sample_id), label, None))
+        return arrivals
 
     def trained(self, sample_ids: Iterable[str]) -> None:
         """These samples' labels are learned by the open step. Only the first time counts."""
         for sample_id in sample_ids:
             key = key_of(sample_id)
-            row = self._label_row(key)
-            if row is None or row.state is not LabelState.JOINED or row.trained_step:
-                continue
-            row.trained_step = self._store.step
-            if not row.flags & EVER_TRAINED:
-                row.flags |= EVER_TRAINED
-                self._c.trained += 1
-            self._labels.put(key, row.pack())
+            row = self._labels.get(key)
+            if row is not None and (trained := trained_in(row, self._store.step)) is not None:
+                self._labels.put(key, trained[0])
+                self._c.trained += trained[1]
+
+    # -- for whoever asks
 
     def counts(self) -> LedgerCounts:
         """Totals and present sizes."""
@@ -229,130 +270,191 @@ class Ledger:
             payload_bytes=(c.high - c.payload_low) * self._schema.nbytes,
         )
 
-    def _label(self, key: bytes, label: Label, known: _Known | None) -> Arrival:
+    @property
+    def baselines(self) -> tuple[int | None, int | None]:
+        """What majority and no-change say of the next sample; None before the first label."""
+        majority, last = self._c.majority_class, self._c.last_class
+        return (None, None) if majority == UNLABELLED else (majority, last)
+
+    @property
+    def class_names(self) -> list[str]:
+        """By index: the schema's, and those that took a spare class since."""
+        return list(self._classes)
+
+    def held(self) -> dict[str, int]:
+        """Names of unknown classes, and how many labels of each are held; the commonest first, `held.NAMES_TOLD`."""
+        return self._held.names()
+
+    # -- one label record
+
+    def _label(self, key: bytes, label: Label, known: Known | None) -> Arrival:
         """Find the disposition of one label record. `known`: its sample, where that has just come."""
-        place = PLACE.pack(*self._place(label.position))
+        record = LabelRecord(label.timestamp_s, *self._topics.place(label.position), label.class_index)
         row = self._label_row(key)
-        if row is not None and place in row.places:
-            return Arrival(row.progress, label.sample_id, row.class_index)
+        if (row is not None and row.holds(record.place)) or self._held.has(key, record.place):
+            return self._unchanged(label, row)
         if row is not None and row.state is LabelState.ORPHAN:
             self._forget(key, row)  # counted already; this record starts anew
             row = None
+        found = known or self._samples.find(key)
         if row is not None:
-            return self._again(key, row, label, place, known)
+            return self._further(key, row, record, label.sample_id, found)
 
-        found = known or self._sample(key)
-        arrival = self._wait(key, label, place) if found is None else self._join(key, label, place, found)
+        row = LabelRow(LabelState.WAITING, label.class_index, [record])
+        if found is None:
+            self._enqueue(key, row)
+            self._c.waiting += 1
+            arrival = Arrival(LabelState.WAITING, label.sample_id, label.class_index)
+        else:
+            arrival = self._join(key, row, label.sample_id, found)
         self._c.read += 1
-        self._received(label.class_index)
+        self._baselines.received(row.class_index)
         return arrival
 
-    def _join(self, key: bytes, label: Label, place: bytes, known: _Known) -> Arrival:
-        """A first label that comes after its sample."""
-        sample, prediction, x = known
+    def _join(self, key: bytes, row: LabelRow, sample_id: str, known: Known) -> Arrival:
+        """Label and sample are together for the first time."""
+        x = self._samples.payload(known)
+        deciding = row.deciding
+        assert deciding is not None
         if x is None:
-            row = LabelRow(LabelState.EXPIRED, 0, label.class_index, -1, label.timestamp_s, 0, [place])
-            self._labels.put(key, row.pack())
+            row.state = LabelState.EXPIRED
             self._c.expired += 1
-            return Arrival(LabelState.EXPIRED, label.sample_id, label.class_index)
-        row = LabelRow(LabelState.JOINED, SCORED, label.class_index, -1, label.timestamp_s, 0, [place])
-        self._labels.put(key, row.pack())
+            self._labels.put(key, row.pack())
+            return Arrival(row.state, sample_id, row.class_index)
+        row.state = LabelState.JOINED
         self._c.joined += 1
-        self._c.scored += 1
-        scored = Scored(
-            prediction,
-            sample.student_class,
-            label.class_index,
-            max(label.timestamp_s - sample.arrived_s, 0.0),
-            sample.majority_class if sample.majority_class >= 0 else None,
-            sample.no_change_class if sample.no_change_class >= 0 else None,
-        )
-        example = Example(label.sample_id, x, label.class_index)
-        return Arrival(LabelState.JOINED, label.sample_id, label.class_index, example, scored)
+        in_time = [record.time_s for record in row.records if record.time_s >= known.row.arrived_s]
+        scored = self._score(row, known, in_time[0]) if in_time else None
+        example = Example(sample_id, x, row.class_index, deciding.time_s)
+        self._labels.put(key, row.pack())
+        return Arrival(row.state, sample_id, row.class_index, example, scored, labelled_at_s=deciding.time_s)
 
-    def _wait(self, key: bytes, label: Label, place: bytes) -> Arrival:
-        row = LabelRow(LabelState.WAITING, 0, label.class_index, -1, label.timestamp_s, 0, [place])
-        self._enqueue(key, row)
-        self._c.waiting += 1
-        return Arrival(LabelState.WAITING, label.sample_id, label.class_index)
-
-    def _join_waiting(self, key: bytes, row: LabelRow, sample: Sample) -> list[Arrival]:
-        """The sample has come. Its label was known before the prediction, so it is learned and never scored."""
+    def _join_waiting(self, key: bytes, row: LabelRow, sample_id: str, known: Known) -> list[Arrival]:
+        """The sample of a waiting label has come."""
         if row.state is LabelState.ORPHAN:
             self._forget(key, row)
             return []
         assert row.state is LabelState.WAITING, row.state
         self._dequeue(row)
-        row.state = LabelState.JOINED
-        self._labels.put(key, row.pack())
         self._c.waiting -= 1
-        self._c.joined += 1
-        example = Example(sample.sample_id, sample.x, row.class_index)
-        return [Arrival(LabelState.JOINED, sample.sample_id, row.class_index, example)]
+        return [self._join(key, row, sample_id, known)]
 
-    def _again(self, key: bytes, row: LabelRow, label: Label, place: bytes, known: _Known | None) -> Arrival:
-        """A further label of a sample that has one: a duplicate or a correction. The first score stands."""
-        changed = label.class_index != row.class_index
-        counts_now = changed and self._last_counts
-        example = None
-        if counts_now and row.state is not LabelState.WAITING:
-            found = known or self._sample(key)
-            assert found is not None, "a label row outlived its sample"
-            if found.x is not None:
-                example = Example(label.sample_id, found.x, label.class_index)
-                row.state = LabelState.JOINED
-        row.add_place(place, first=counts_now)
-        if counts_now:
-            row.class_index = label.class_index
-            row.time_s = label.timestamp_s
-            row.trained_step = 0
-            row.flags |= CORRECTED
-        self._labels.put(key, row.pack())
-        self._c.read += 1
+    def _further(self, key: bytes, row: LabelRow, record: LabelRecord, sample_id: str, known: Known | None) -> Arrival:
+        """A further label record of a sample, or the first after the implied class."""
+        c, was_class, was_deciding, was_state = self._c, row.class_index, row.deciding, row.state
+        placed = row.insert(record, self._order, last_counts=self._last_counts)
+        changed = row.class_index != was_class
+        example, scored = None, None
+        if known is None:
+            assert row.state is LabelState.WAITING, "a label row outlived its sample"
+        else:
+            if changed:
+                example = self._learn_again(row, sample_id, known)
+            if row.state is LabelState.JOINED and not row.flags & SCORED and record.time_s >= known.row.arrived_s:
+                scored = self._score(row, known, record.time_s)
+        if was_deciding is None:  # of the implied class, which was counted apart
+            c.implied -= 1
+            self._move(1, row.state)
+            row.flags |= CORRECTED if changed else 0
+        elif row.state is not was_state:
+            self._move(-1, was_state)
+            self._move(1, row.state)
+        c.read += 1
+        c.duplicate += placed.duplicates
+        c.corrected += placed.corrections
         if changed:
-            self._c.corrected += 1
-            return Arrival(LabelState.CORRECTED, label.sample_id, row.class_index, example, correction=counts_now)
-        self._c.duplicate += 1
-        return Arrival(LabelState.DUPLICATE, label.sample_id, row.class_index)
+            self._baselines.received(row.class_index, was=was_class)
+        self._labels.put(key, row.pack())
+        deciding = row.deciding
+        assert deciding is not None
+        return Arrival(
+            placed.disposition or (LabelState.CORRECTED if changed else row.progress),
+            sample_id,
+            row.class_index,
+            example,
+            scored,
+            correction=changed,
+            labelled_at_s=deciding.time_s if known is not None and deciding != was_deciding else None,
+        )
 
-    def _received(self, class_index: int) -> None:
-        """Tell the baselines, which know every first label as soon as it is received."""
-        c, counts_C = self._c, self._class_counts_C
-        counts_C[class_index] += 1
-        self._classes_changed = True
-        c.last_class = class_index
-        if c.majority_class < 0 or counts_C[class_index] > counts_C[c.majority_class]:
-            c.majority_class = class_index
+    def _learn_again(self, row: LabelRow, sample_id: str, known: Known) -> Example | None:
+        """Another class counts than was learned: an example of it, where there is a payload."""
+        x, deciding = self._samples.payload(known), row.deciding
+        assert deciding is not None
+        row.trained_step = 0
+        if x is None:
+            return None
+        row.state = LabelState.JOINED
+        return Example(sample_id, x, row.class_index, deciding.time_s)
 
-    def _place(self, position: Position) -> tuple[int, int, int]:
-        topic = self._topic_numbers.get(position.topic)
-        if topic is None:
-            topic = self._topic_numbers[position.topic] = len(self._topic_numbers)
-            self._topics.insert(number(topic), position.topic.encode())
-        return topic, position.partition, position.offset
+    def _imply(self, key: bytes, sample_id: str, known: Known) -> Arrival:
+        """Give a sample the implied class, as of the moment when its time for a label was over."""
+        assert self._implied_class is not None
+        assert self._implied_after_s is not None
+        x, at_s = self._samples.payload(known), known.row.arrived_s + self._implied_after_s
+        row = LabelRow(LabelState.EXPIRED if x is None else LabelState.JOINED, self._implied_class)
+        example, scored = None, None
+        if x is not None:
+            example = Example(sample_id, x, row.class_index, at_s)
+            scored = self._score(row, known, at_s)
+        self._c.implied += 1
+        self._baselines.received(row.class_index)
+        self._labels.put(key, row.pack())
+        labelled_at_s = None if x is None else at_s
+        return Arrival(
+            row.state, sample_id, row.class_index, example, scored, labelled_at_s=labelled_at_s, implied=True
+        )
+
+    def _score(self, row: LabelRow, known: Known, label_s: float) -> Scored:
+        """Hold the prediction against the class that counts now. `label_s`: when the label in time was given."""
+        row.flags |= SCORED
+        self._c.scored += 1
+        sample = known.row
+        return Scored(
+            known.prediction,
+            sample.student_class,
+            row.class_index,
+            label_s - sample.arrived_s,
+            sample.majority_class if sample.majority_class >= 0 else None,
+            sample.no_change_class if sample.no_change_class >= 0 else None,
+        )
+
+    def _hold(self, key: bytes, label: Label) -> Arrival:
+        """Keep a label of an unknown class, once."""
+        place = self._topics.place(label.position)
+        row = self._label_row(key)
+        if (row is not None and row.holds(place)) or self._held.has(key, place):
+            return self._unchanged(label, row)
+        self._held.hold(key, label, place)
+        self._c.read += 1
+        return Arrival(LabelState.HELD, label.sample_id, UNLABELLED)
+
+    def _unchanged(self, label: Label, row: LabelRow | None) -> Arrival:
+        """The very record was taken before."""
+        if row is None:
+            return Arrival(LabelState.HELD, label.sample_id, UNLABELLED)
+        return Arrival(row.progress, label.sample_id, row.class_index)
+
+    def _move(self, by: int, state: LabelState) -> None:
+        """Count a label's state: the disposition of its first record."""
+        c = self._c
+        match state:
+            case LabelState.JOINED:
+                c.joined += by
+            case LabelState.EXPIRED:
+                c.expired += by
+            case _:
+                assert state is LabelState.WAITING, state
+                c.waiting += by
+
+    def _order(self, record: LabelRecord) -> tuple[float, str, int, int]:
+        return record.time_s, self._topics.name(record.topic), record.partition, record.offset
 
     def _label_row(self, key: bytes) -> LabelRow | None:
         row = self._labels.get(key)
         return None if row is None else LabelRow.unpack(row)
 
-    def _sample(self, key: bytes) -> _Known | None:
-        """A known sample, its prediction, and its payload from the ring or else from the log."""
-        found = self._ids.get(key)
-        if found is None:
-            return None
-        row_number = int.from_bytes(found, "big")
-        data = self._samples.get(row_number)
-        assert data is not None, "an id outlived its row"
-        row, prediction = unpack_sample(data)
-        if row_number >= self._c.payload_low:
-            payload = self._payloads.get(row_number)
-            assert payload is not None, "a payload left before its time"
-            return _Known(row, prediction, np.frombuffer(payload, self._schema.dtype).reshape(self._schema.shape))
-        topic = self._topics.get(number(row.topic))
-        assert topic is not None, "a row names no topic"
-        x = self._read_back(Position(topic.decode(), row.partition, row.offset))
-        assert x is None or (x.shape == self._schema.shape and x.dtype == self._schema.dtype), "read back wrongly"
-        return _Known(row, prediction, x)
+    # -- the queue of those that wait
 
     def _enqueue(self, key: bytes, row: LabelRow) -> None:
         """Put at the end of the queue: waiting for a sample or, as an orphan, for oblivion."""
@@ -372,38 +474,9 @@ class Ledger:
         self._dequeue(row)
         self._labels.delete(key)
 
-    def _arrived(self, row_number: int) -> tuple[bytes, float]:
-        row = self._samples.get(row_number)
-        assert row is not None, "a sample left before its time"
-        return unpack_arrival(row)
-
-    def _expire_payloads(self, limit: int) -> None:
-        c = self._c
-        c.payload_low = max(c.payload_low, c.high - self._payload_rows)
-        oldest_s = c.now_s - self._payload_max_age_s
-        for _ in range(limit):
-            if c.payload_low == c.high or self._arrived(c.payload_low)[1] >= oldest_s:
-                break
-            c.payload_low += 1
-
-    def _expire_ids(self, limit: int) -> None:
-        c = self._c
-        oldest_s = c.now_s - self._horizon_s
-        for _ in range(limit):
-            if c.id_low == c.high:
-                break
-            key, arrived_s = self._arrived(c.id_low)
-            if c.high - c.id_low <= self._max_ids and arrived_s >= oldest_s:
-                break
-            self._ids.delete(key)
-            self._labels.delete(key)
-            c.id_low += 1
-        c.payload_low = max(c.payload_low, c.id_low)
-
-    def _expire_queue(self, limit: int) -> None:
+    def _expire_queue(self, limit: int, oldest_s: float) -> None:
         """A label past the horizon becomes an orphan, which is shown for one more horizon and then forgotten."""
         c = self._c
-        oldest_s = c.now_s - self._horizon_s
         for _ in range(limit):
             oldest = self._queue.first() if c.queued else None
             if oldest is None:
@@ -425,14 +498,19 @@ class Ledger:
             else:
                 self._labels.delete(key)
 
+    def _limit(self) -> int:
+        return max(EXPIRE_PER_STEP, 2 * (self._c.high - self._began_at_row))
+
+    # -- opening
+
     def _load(self) -> None:
         """Take everything that is kept in memory from the tables."""
-        self._c = Counters.unpack(self._counts.get(b"counters"))
-        self._topic_numbers = {name.decode(): int.from_bytes(row, "big") for row, name in self._topics.items()}
-        self._class_counts_C = np.zeros(len(self._schema.classes), np.int64)
-        saved_C = np.frombuffer(self._counts.get(b"classes") or b"", np.int64)
-        self._class_counts_C[: len(saved_C)] = saved_C
-        self._classes_changed = False
+        self._c = self._samples.counters = Counters.unpack(self._counts.get(b"counters"))
+        self._topics.load()
+        self._held.load(self._c)
+        self._baselines.load(self._c)
+        self._classes = {name: index for index, name in enumerate(self._schema.classes)}
+        self._classes |= {name.decode(): int.from_bytes(row, "big") for row, name in self._grown.items()}
         self._flushed_row = self._began_at_row = self._c.high
 
     def _check_schema(self, path: Path) -> None:
@@ -445,5 +523,9 @@ class Ledger:
         grown = {**wanted, "classes": wanted["classes"][: len(known_classes)]}
         if found != grown:
             raise StoreError(f"{path}: the store is of another schema: found {found}, wanted {wanted}")
+        for row, name in self._grown.items():
+            index, same = int.from_bytes(row, "big"), name.decode() in schema.classes
+            if (index < len(schema.classes) or same) and schema.classes[index : index + 1] != (name.decode(),):
+                raise StoreError(f"{path}: class {index} has grown as {name.decode()!r}: name it so, at its place")
         self._store.note("schema", json.dumps(wanted).encode())
         self._store.flush()

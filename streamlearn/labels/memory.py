@@ -3,12 +3,20 @@
 A label is rare and must be used many times; what has just arrived is used first. What is drawn is a function of the
 content, the seed and the step, so a restart draws what the run without it would have drawn. Letters: N rows held,
 L rows drawn.
+
+Rows are old by the time of their label (by their id where times are equal), not by when they came in. So as long as
+nothing was evicted, content and order are a function of the set {id, class, payload, label time} that was told last of
+each id, in whatever order it was told; and so are draws once every row was drawn for the first time. Once the capacity
+is reached, which rows are held depends on the order too: what then holds is that each row has the last class that was
+told of it, and that no class has lost a row while another had more than one row more than it.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +24,20 @@ import numpy.typing as npt
 from streamlearn.records import Array, Example, Schema
 
 _FIRST_ROWS = 256
+_LOOK_AHEAD = 64
+"""So far an eviction looks for a row that was drawn before it takes one that never was."""
+
+_Age: TypeAlias = Callable[[int], tuple[float, str]]
 
 
 class _Rows:
-    """The rows of one class, oldest first. Amortised O(1) at both ends, O(N) to take one from the middle."""
+    """The slots of one class, oldest first. Amortised O(1) at both ends, one move of the rest in the middle.
 
-    def __init__(self) -> None:
+    The age of a slot does not change while it is here.
+    """
+
+    def __init__(self, age: _Age) -> None:
+        self._age = age
         self._slots: list[int] = []
         self._head = 0
 
@@ -31,22 +47,22 @@ class _Rows:
     def __getitem__(self, place: int) -> int:
         return self._slots[self._head + place]
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._slots[self._head :])
+    def insert(self, slot: int) -> None:
+        if not len(self) or self._age(self._slots[-1]) < self._age(slot):
+            self._slots.append(slot)
+        else:
+            bisect.insort(self._slots, slot, lo=self._head, key=self._age)
 
-    def append(self, slot: int) -> None:
-        self._slots.append(slot)
-
-    def pop_oldest(self) -> int:
-        slot = self._slots[self._head]
+    def remove(self, slot: int) -> None:
+        at = bisect.bisect_left(self._slots, self._age(slot), lo=self._head, key=self._age)
+        assert self._slots[at] == slot, "a slot is not where its age puts it"
+        if at > self._head:
+            del self._slots[at]
+            return
         self._head += 1
         if self._head * 2 > len(self._slots):
             del self._slots[: self._head]
             self._head = 0
-        return slot
-
-    def remove(self, slot: int) -> None:
-        del self._slots[self._slots.index(slot, self._head)]
 
 
 class LabelledMemory:
@@ -63,14 +79,15 @@ class LabelledMemory:
         self._x: Array = np.zeros((min(_FIRST_ROWS, self._capacity), *self._schema.shape), self._schema.dtype)
         self._ids: list[str] = []
         self._classes: list[int] = []
-        self._ages: list[int] = []
+        self._labelled_at_s: list[float] = []
         self._slots: dict[str, int] = {}
-        self._new: dict[str, None] = {}
-        """Ids of rows that were never drawn, oldest first."""
+        self._new: dict[str, int] = {}
+        """Ids of rows that were never drawn, oldest first, each with its number among all that ever were new."""
+        self.added = 0
+        """Rows that ever were new, in this process."""
         self._free: list[int] = []
-        self._next_age = 0
-        self._rows_C = [_Rows() for _ in self._schema.classes]
-        self._counts_C = np.zeros(len(self._schema.classes), np.int64)
+        self._rows_C = [_Rows(self._age) for _ in range(self._schema.capacity)]
+        self._counts_C = np.zeros(self._schema.capacity, np.int64)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -83,8 +100,13 @@ class LabelledMemory:
         """Rows that were never drawn."""
         return len(self._new)
 
+    @property
+    def drawn_below(self) -> int:
+        """Of all rows that ever were new, those with a smaller number than this are no longer waiting to be drawn."""
+        return next(iter(self._new.values()), self.added)
+
     def add(self, example: Example) -> None:
-        """Hold an example as the newest. An older one of the same sample is replaced: that is a correction."""
+        """Hold an example, to be drawn as soon as can be. One of the same sample is replaced: that is a correction."""
         assert example.x.shape == self._schema.shape, example.x.shape
         assert 0 <= example.class_index < len(self._rows_C), example.class_index
         if example.sample_id in self._slots:
@@ -94,18 +116,25 @@ class LabelledMemory:
         slot = self._take_slot()
         self._x[slot] = example.x
         self._ids[slot] = example.sample_id
+        self._labelled_at_s[slot] = example.labelled_at_s
         self._slots[example.sample_id] = slot
-        self._new[example.sample_id] = None
+        self._is_new(example.sample_id)
         self._file(slot, example.class_index)
 
-    def relabel(self, sample_id: str, class_index: int) -> bool:
-        """Correct a row whose payload is gone elsewhere: it becomes the newest of its new class. Whether it is held."""
+    def relabel(self, sample_id: str, class_index: int, labelled_at_s: float | None = None) -> bool:
+        """Correct a row whose payload is gone elsewhere, or only its age: of the same class it is not new again.
+
+        Without a time the row's age stays. Whether the row is held.
+        """
         slot = self._slots.get(sample_id)
         if slot is None:
             return False
+        if class_index != self._classes[slot]:
+            self._is_new(sample_id)
         self._unfile(slot)
+        if labelled_at_s is not None:
+            self._labelled_at_s[slot] = labelled_at_s
         self._file(slot, class_index)
-        self._new[sample_id] = None
         return True
 
     def draw_into(self, x_L: Array, y_L: npt.NDArray[np.int64], step: int) -> list[str]:
@@ -125,6 +154,11 @@ class LabelledMemory:
         np.take(self._x, slots_L, axis=0, out=x_L, mode="clip")  # "raise" would copy through a buffer
         y_L[:] = [self._classes[slot] for slot in slots_L]
         return new_ids
+
+    def probe(self, n: int, step: int) -> tuple[Array, npt.NDArray[np.int64]]:
+        """At most n rows and their classes, as many of each class, chosen by the step. Changes nothing."""
+        slots_P = self._choose(min(n, len(self)), step)
+        return self._x[slots_P], np.array([self._classes[slot] for slot in slots_P], np.int64)
 
     def _choose(self, n: int, step: int) -> list[int]:
         """Slots. Each class is cut by age into as many slices as its share; a random turn makes all its rows equal."""
@@ -147,16 +181,17 @@ class LabelledMemory:
         return [rows_C[c][place] for c, place in zip(class_L.tolist(), place_L.tolist(), strict=True)]
 
     def state(self) -> dict[str, Array]:
-        """Copies of all rows, oldest first: x (N, *shape), y (N,), ids as UTF-8 with N + 1 offsets.
+        """Copies of all rows, oldest first: x (N, *shape), y (N,), labelled_at_s (N,), ids as UTF-8 with N + 1 offsets.
 
         `new` (N,) is the place of a row among those never drawn, -1 where it was drawn.
         """
-        order_N = sorted(self._slots.values(), key=self._ages.__getitem__)
+        order_N = sorted(self._slots.values(), key=self._age)
         places = {sample_id: place for place, sample_id in enumerate(self._new)}
         ids_N = [self._ids[slot].encode("utf-8", "surrogatepass") for slot in order_N]
         return {
             "x": self._x[order_N],
             "y": np.array([self._classes[slot] for slot in order_N], np.int64),
+            "labelled_at_s": np.array([self._labelled_at_s[slot] for slot in order_N], np.float64),
             "new": np.array([places.get(self._ids[slot], -1) for slot in order_N], np.int64),
             "ids": np.frombuffer(b"".join(ids_N), np.uint8).copy(),
             "id_offsets": np.cumsum([0, *map(len, ids_N)], dtype=np.int64),
@@ -167,10 +202,19 @@ class LabelledMemory:
         self._clear()
         bounds = itertools.pairwise(state["id_offsets"].tolist())
         ids = [state["ids"][begin:end].tobytes().decode("utf-8", "surrogatepass") for begin, end in bounds]
-        for sample_id, x, y in zip(ids, state["x"], state["y"].tolist(), strict=True):
-            self.add(Example(sample_id, x, y))
+        rows = zip(ids, state["x"], state["y"].tolist(), state["labelled_at_s"].tolist(), strict=True)
+        for sample_id, x, y, labelled_at_s in rows:
+            self.add(Example(sample_id, x, y, labelled_at_s))
         place_of = dict(zip(ids, state["new"].tolist(), strict=True))
-        self._new = dict.fromkeys(sorted((i for i in self._slots if place_of[i] >= 0), key=place_of.__getitem__))
+        new_ids = sorted((i for i in self._slots if place_of[i] >= 0), key=place_of.__getitem__)
+        self._new = {sample_id: n for n, sample_id in enumerate(new_ids)}
+        self.added = len(new_ids)
+
+    def _is_new(self, sample_id: str) -> None:
+        """To be drawn before others; one that is new already keeps its place."""
+        if sample_id not in self._new:
+            self._new[sample_id] = self.added
+            self.added += 1
 
     def _take_slot(self) -> int:
         if self._free:
@@ -182,14 +226,15 @@ class LabelledMemory:
             self._x = grown
         self._ids.append("")
         self._classes.append(0)
-        self._ages.append(0)
+        self._labelled_at_s.append(0.0)
         return slot
+
+    def _age(self, slot: int) -> tuple[float, str]:
+        return self._labelled_at_s[slot], self._ids[slot]
 
     def _file(self, slot: int, class_index: int) -> None:
         self._classes[slot] = class_index
-        self._ages[slot] = self._next_age
-        self._next_age += 1
-        self._rows_C[class_index].append(slot)
+        self._rows_C[class_index].insert(slot)
         self._counts_C[class_index] += 1
 
     def _unfile(self, slot: int) -> None:
@@ -207,12 +252,14 @@ class LabelledMemory:
         self._free.append(slot)
 
     def _evict(self, incoming_class: int) -> None:
-        """Make room: the class that would be largest loses its oldest row; of several, that with the oldest."""
+        """Make room: the class that would be largest loses its oldest row; of several, that with the oldest.
+
+        A row that was never drawn stays before one that was, so that a label read late is still learned once.
+        """
         counts_C = self._counts_C.copy()
         counts_C[incoming_class] += 1
         largest = np.flatnonzero(counts_C == counts_C.max()).tolist()
         candidates = [c for c in largest if len(self._rows_C[c])]
-        victim_class = min(candidates, key=lambda c: self._ages[self._rows_C[c][0]])
-        slot = self._rows_C[victim_class].pop_oldest()
-        self._counts_C[victim_class] -= 1
-        self._forget(slot)
+        rows = self._rows_C[min(candidates, key=lambda c: self._age(self._rows_C[c][0]))]
+        oldest = (rows[place] for place in range(min(_LOOK_AHEAD, len(rows))))
+        self._remove(next((slot for slot in oldest if self._ids[slot] not in self._new), rows[0]))

@@ -5,25 +5,31 @@ Integers and floats are little-endian and packed. Another layout is another form
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import struct
-from dataclasses import astuple, dataclass
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
 from streamlearn.labels import LabelState
 from streamlearn.records import Array, Prediction
 
-KEPT_PLACES = 16
-"""Most label records of one sample whose positions are remembered: the first, and the newest."""
-PLACE = struct.Struct("<Hiq")
-"""Where a record stands in the log: topic number, partition, offset."""
-SCORED, EVER_TRAINED, CORRECTED = 1, 2, 4
-"""Flags of a LabelRow."""
+KEPT_RECORDS = 16
+"""Most label records of one sample that are remembered: the first in order, and the last ones."""
+SCORED, EVER_TRAINED, CORRECTED, FORGOTTEN = 1, 2, 4, 8
+"""Flags of a LabelRow. FORGOTTEN: there were more records between the first that is kept and the second."""
 _STATES = (LabelState.WAITING, LabelState.JOINED, LabelState.EXPIRED, LabelState.ORPHAN)
-_SAMPLE = struct.Struct("<16sHiqdqiiii")
+_NUMBERS = {state: number for number, state in enumerate(_STATES)}
+_SAMPLE = struct.Struct("<16sHiqdqiiiiH")
+_PROBABILITY = np.dtype("<f4")
 _ARRIVED = struct.Struct("<16s14xd")
+_RECORD = struct.Struct("<dHiqi")
+_ROW = struct.Struct("<BBBiqq")
+_ROW_OF_ONE = struct.Struct("<BBBiqqdHiqi")
+"""A LabelRow with its only record, as almost all are: one call instead of three."""
 
 
 @dataclass(slots=True)
@@ -34,8 +40,13 @@ class Counters:
     high: int = 0
     payload_low: int = 0
     id_low: int = 0
+    implied_low: int = 0
+    """Samples below were looked at for the implied class."""
     queue_high: int = 0
     queued: int = 0
+    held_high: int = 0
+    held_seen: int = 0
+    """Held labels below were looked at for a class that is known by now."""
     waiting: int = 0
     read: int = 0
     joined: int = 0
@@ -45,10 +56,13 @@ class Counters:
     corrected: int = 0
     expired: int = 0
     orphan: int = 0
+    implied: int = 0
+    held: int = 0
+    held_dropped: int = 0
     majority_class: int = -1
     last_class: int = -1
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d16q")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d22q")
 
     def pack(self) -> bytes:
         """The row."""
@@ -61,7 +75,7 @@ class Counters:
 
 
 class SampleRow(NamedTuple):
-    """What is known of a sample besides its payload. Probabilities follow as float32[C]."""
+    """What is known of a sample besides its payload. In the row follow probabilities as float32[C], and the id."""
 
     key: bytes
     topic: int
@@ -75,39 +89,113 @@ class SampleRow(NamedTuple):
     no_change_class: int
 
 
+class LabelRecord(NamedTuple):
+    """One label record of a sample."""
+
+    time_s: float
+    """When the log took it."""
+    topic: int
+    partition: int
+    offset: int
+    class_index: int
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where it stands in the log."""
+        return self.topic, self.partition, self.offset
+
+
+Order: TypeAlias = Callable[[LabelRecord], tuple[float, str, int, int]]
+"""What label records are sorted by: time and position, the topic by its name."""
+
+
+class Placed(NamedTuple):
+    """Where a record came among those of its sample, and how that moves the counters."""
+
+    at: int
+    disposition: LabelState | None
+    """DUPLICATE or CORRECTED, as its class is that of the record before it or another; None: it is the first."""
+    duplicates: int
+    corrections: int
+
+
 @dataclass(slots=True)
 class LabelRow:
-    """The label of one sample; the positions of its records follow, that of the label that counts first."""
+    """The label of one sample: the records that said it, in their order, and what follows from them.
+
+    Without any record the class is an implied one.
+    """
 
     state: LabelState
-    flags: int
     class_index: int
-    queue_row: int
-    time_s: float
-    trained_step: int
-    places: list[bytes]
-
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<BBiqdq")
+    """The class that counts."""
+    records: list[LabelRecord] = field(default_factory=list)
+    flags: int = 0
+    counting: int = 0
+    """Which of the records is the one that counts."""
+    queue_row: int = -1
+    trained_step: int = 0
 
     def pack(self) -> bytes:
         """The row of `labels`."""
-        head = self.LAYOUT.pack(
-            _STATES.index(self.state), self.flags, self.class_index, self.queue_row, self.time_s, self.trained_step
-        )
-        return b"".join((head, *self.places))
+        head = (_NUMBERS[self.state], self.flags, self.counting, self.class_index, self.queue_row, self.trained_step)
+        if len(self.records) == 1:
+            return _ROW_OF_ONE.pack(*head, *self.records[0])
+        return b"".join((_ROW.pack(*head), *[_RECORD.pack(*record) for record in self.records]))
 
     @classmethod
     def unpack(cls, row: bytes) -> LabelRow:
         """From the row of `labels`."""
-        state, flags, class_index, queue_row, time_s, trained_step = cls.LAYOUT.unpack_from(row)
-        places = [row[at : at + PLACE.size] for at in range(cls.LAYOUT.size, len(row), PLACE.size)]
-        return cls(_STATES[state], flags, class_index, queue_row, time_s, trained_step, places)
+        if len(row) == _ROW_OF_ONE.size:
+            state, flags, counting, class_index, queue_row, trained_step, *record = _ROW_OF_ONE.unpack(row)
+            records = [LabelRecord._make(record)]
+        else:
+            state, flags, counting, class_index, queue_row, trained_step = _ROW.unpack_from(row)
+            records = [LabelRecord._make(fields) for fields in _RECORD.iter_unpack(row[_ROW.size :])]
+        return cls(_STATES[state], class_index, records, flags, counting, queue_row, trained_step)
 
-    def add_place(self, place: bytes, *, first: bool = False) -> None:
-        """Remember one more record; `first`: it is the one that counts now."""
-        self.places.insert(0 if first else len(self.places), place)
-        if len(self.places) > KEPT_PLACES:
-            del self.places[1]
+    @property
+    def deciding(self) -> LabelRecord | None:
+        """The record that counts; None where the class is implied."""
+        return self.records[self.counting] if self.records else None
+
+    def holds(self, place: tuple[int, int, int]) -> bool:
+        """Whether the very record was taken before, and is still remembered."""
+        return any(record.place == place for record in self.records)
+
+    def insert(self, record: LabelRecord, order: Order, *, last_counts: bool) -> Placed:
+        """Put a record in its place among the others, and let the class that counts follow.
+
+        Each record but the first is a duplicate or a correction of the one before it, so the counters depend on which
+        records there are and not on how they came. Past `KEPT_RECORDS` the second one is forgotten: the first and the
+        last, of which one counts, are never. A record that belongs where others were forgotten is compared with the
+        first, and forgotten as well.
+        """
+        records = self.records
+        at = bisect.bisect_left(records, order(record), key=order)
+        before = records[at - 1] if at else None
+        after = records[at] if at < len(records) else None
+        gap = at == 1 and bool(self.flags & FORGOTTEN)
+        moved = [0, 0]
+        if before is not None:
+            moved[before.class_index != record.class_index] += 1
+        if after is not None and not gap:
+            moved[record.class_index != after.class_index] += 1
+            if before is not None:
+                moved[before.class_index != after.class_index] -= 1
+        if records and records[0].class_index != record.class_index:  # where the flag is not set yet, all are alike
+            self.flags |= CORRECTED
+        records.insert(at, record)
+        if len(records) > KEPT_RECORDS:
+            del records[1]
+            self.flags |= FORGOTTEN
+        self.counting = len(records) - 1 if last_counts else 0
+        self.class_index = records[self.counting].class_index
+        disposition = None
+        if before is not None:
+            differs = before.class_index != record.class_index
+            disposition = LabelState.CORRECTED if differs else LabelState.DUPLICATE
+        return Placed(at, disposition, moved[0], moved[1])
 
     @property
     def progress(self) -> LabelState:
@@ -119,16 +207,38 @@ class LabelRow:
         return LabelState.SCORED if self.flags & SCORED else LabelState.JOINED
 
 
-def pack_sample(row: SampleRow, probabilities_C: Array) -> bytes:
+def trained_in(row: bytes, step: int) -> tuple[bytes, bool] | None:
+    """The row of a label that `step` learned, and whether it is the first; None where it had not to be learned.
+
+    The records are not looked at, since every label passes here.
+    """
+    state, flags, counting, class_index, queue_row, trained_step = _ROW.unpack_from(row)
+    if _STATES[state] is not LabelState.JOINED or trained_step:
+        return None
+    head = _ROW.pack(state, flags | EVER_TRAINED, counting, class_index, queue_row, step)
+    return head + row[_ROW.size :], not flags & EVER_TRAINED
+
+
+def pack_sample(row: SampleRow, probabilities_C: Array, sample_id: str) -> bytes:
     """The row of `samples`."""
-    return _SAMPLE.pack(*row) + probabilities_C.astype("<f4", copy=False).tobytes()
+    encoded = _encoded(sample_id)
+    probabilities = probabilities_C.astype(_PROBABILITY, copy=False).tobytes()
+    return b"".join((_SAMPLE.pack(*row, len(encoded)), probabilities, encoded))
 
 
 def unpack_sample(data: bytes) -> tuple[SampleRow, Prediction]:
     """The row of `samples`, and what was predicted."""
-    row = SampleRow(*_SAMPLE.unpack_from(data))
-    probabilities_C = np.frombuffer(data, "<f4", offset=_SAMPLE.size)
+    *fields, id_bytes = _SAMPLE.unpack_from(data)
+    row = SampleRow._make(fields)
+    count = (len(data) - _SAMPLE.size - id_bytes) // _PROBABILITY.itemsize
+    probabilities_C = np.frombuffer(data, _PROBABILITY, count, _SAMPLE.size)
     return row, Prediction(row.predicted_class, probabilities_C, row.model_version)
+
+
+def unpack_id(data: bytes) -> str:
+    """Of the row of `samples`, the sample's id."""
+    *_, id_bytes = _SAMPLE.unpack_from(data)
+    return data[len(data) - id_bytes :].decode("utf-8", "surrogatepass")
 
 
 def unpack_arrival(data: bytes) -> tuple[bytes, float]:
@@ -139,4 +249,8 @@ def unpack_arrival(data: bytes) -> tuple[bytes, float]:
 
 def key_of(sample_id: str) -> bytes:
     """128 bits: two of ten million ids collide with a chance of 1e-25."""
-    return hashlib.blake2b(sample_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(_encoded(sample_id), digest_size=16).digest()
+
+
+def _encoded(sample_id: str) -> bytes:
+    return sample_id.encode("utf-8", "surrogatepass")

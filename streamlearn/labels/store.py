@@ -30,7 +30,7 @@ Get: TypeAlias = Callable[[str, bytes], bytes | None]
 """`get(database, key)` of a view."""
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
-FORMAT = 1
+FORMAT = 2
 MAX_READERS = 512
 _META, _UNDO = b"meta", b"undo"
 _FORMAT_KEY, _PRUNED_KEY = b"format", bytes(8)
@@ -76,66 +76,89 @@ class _Database:
 
 
 class Table(_Database):
-    """A map whose changes are undone by `rewind`. It may only change while a step is open."""
+    """A map whose changes are undone by `rewind`. It may only change while a step is open.
+
+    Within a step a key is looked up once, and written once, at the end: each walk from the root to a random key waits
+    several times for memory, and a join and its first learning ask for the same keys. What a step touches is held in
+    memory until it ends.
+    """
 
     def __init__(self, index: int, handle: lmdb._Database, txn: Transaction) -> None:
         super().__init__(handle, txn)
         self._index = index
-        self._before: dict[bytes, bytes | None] | None = None
+        self._step_open = False
+        self._now: dict[bytes, bytes | None] = {}
+        """The value of each key that the open step has touched; None where there is no such key."""
+        self._stored: dict[bytes, bytes | None] = {}
+        """What the transaction holds instead, of those that are yet to be written."""
+        self._before: dict[bytes, bytes | None] = {}
+        """What the key held when the step began, of those that were written."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key."""
-        return self._txn.get(key, None, self._handle)
+        if key in self._now:
+            return self._now[key]
+        value = self._txn.get(key, None, self._handle)
+        if self._step_open:
+            self._now[key] = value
+        return value
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Set the value of a key."""
-        assert self._before is not None, "no step is open"
-        with _WRITING:
-            if key in self._before:
-                self._txn.put(key, value, db=self._handle)
-            else:
-                self._before[key] = self._txn.replace(key, value, self._handle)
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Set the value of a key; None removes it."""
+        assert self._step_open, "no step is open"
+        if key not in self._stored:
+            self._stored[key] = self.get(key)
+        self._now[key] = value
 
     def insert(self, key: bytes, value: bytes) -> None:
         """Set the value of a key that is new."""
-        assert self._before is not None, "no step is open"
-        with _WRITING:
-            added = self._txn.put(key, value, overwrite=False, db=self._handle)
-        assert added, "the key is there already"
-        self._before.setdefault(key, None)
+        assert self.get(key) is None, "the key is there already"
+        self.put(key, value)
 
     def delete(self, key: bytes) -> bool:
         """Remove a key; whether it was there."""
-        assert self._before is not None, "no step is open"
-        with _WRITING:
-            value = self._txn.pop(key, self._handle)
-        self._before.setdefault(key, value)
-        return value is not None
+        there = self.get(key) is not None
+        self.put(key, None)
+        return there
 
     def first(self) -> tuple[bytes, bytes] | None:
         """The smallest key and its value."""
+        self._write()
         with self._txn.cursor(self._handle) as cursor:
             return cursor.item() if cursor.first() else None
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """All keys and values; for small tables."""
+        self._write()
         with self._txn.cursor(self._handle) as cursor:
             return list(cursor)
 
     def _begin(self) -> None:
-        self._before = {}
+        self._step_open = True
 
     def _end(self) -> list[bytes]:
         """The changes of the step, to be undone."""
-        assert self._before is not None
+        self._write()
         parts: list[bytes] = []
         for key, value in self._before.items():
             size = _ABSENT if value is None else len(value)
             parts += (_CHANGE.pack(self._index, len(key), size), key, value or b"")
-        self._before = None
+        self._before.clear()
+        self._now.clear()
+        self._step_open = False
         return parts
 
-    def _restore(self, key: bytes, value: bytes | None) -> None:
+    def _write(self) -> None:
+        """Bring the transaction up to date."""
+        with _WRITING:
+            for key, stored in self._stored.items():
+                if (value := self._now[key]) != stored:
+                    self._set(key, value)
+                    self._before.setdefault(key, stored)
+        self._stored.clear()
+
+    def _set(self, key: bytes, value: bytes | None) -> None:
+        """Set or remove a key in the transaction itself."""
         if value is None:
             self._txn.delete(key, db=self._handle)
         else:
@@ -222,14 +245,14 @@ class Store:
         self.rings = {name: Ring(self._env.open_db(name.encode(), txn=self._txn), self._txn) for name in rings}
         self._by_index = list(self.tables.values())
         self.step_open = False
+        self._read_step()
         self._lost = False  # a flush failed, and has said so
         self.flush()
 
     @property
     def step(self) -> int:
         """The last step begun; 0 before the first."""
-        value = self.tables["step"].get(b"step")
-        return 0 if value is None else int.from_bytes(value, "big")
+        return self._step
 
     @property
     def pruned(self) -> int:
@@ -242,6 +265,7 @@ class Store:
         assert not self.step_open, "the last step was not ended"
         assert step > max(self.step, 0), f"step {step} does not follow {self.step}"
         self.step_open = True
+        self._step = step
         for table in self._by_index:
             table._begin()  # noqa: SLF001 - a table is a part of its store
         self.tables["step"].put(b"step", number(step))
@@ -287,8 +311,9 @@ class Store:
         with _WRITING, self._txn.cursor(self._undo) as cursor:
             while cursor.last() and int.from_bytes(cursor.key(), "big") > step:
                 for index, key, value in _changes(cursor.value()):
-                    self._by_index[index]._restore(key, value)  # noqa: SLF001
+                    self._by_index[index]._set(key, value)  # noqa: SLF001
                 cursor.delete()
+        self._read_step()
 
     def value_at(self, step: int, table: str, key: bytes) -> bytes | None:
         """What a key held when `step` ended; `step` is none that was pruned."""
@@ -316,6 +341,10 @@ class Store:
                     cursor.delete()
             self._txn.put(_PRUNED_KEY, number(step), db=self._undo)
         self._env.reader_check()
+
+    def _read_step(self) -> None:
+        value = self.tables["step"].get(b"step")
+        self._step = 0 if value is None else int.from_bytes(value, "big")
 
     def note(self, key: str, value: bytes | None = None) -> bytes | None:
         """Read a note about the store as a whole; with a value, write it first. Notes are not undone."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from streamlearn.labels import LabelState, LabelStatus
-from streamlearn.labels.rows import CORRECTED, PLACE, SCORED, LabelRow, key_of, unpack_sample
+from streamlearn.labels.held import HeldRow, newest_held
+from streamlearn.labels.rows import CORRECTED, SCORED, LabelRow, key_of, unpack_sample
 from streamlearn.labels.store import Get, StoreView, number
 from streamlearn.records import Array, Position, Schema
 
@@ -35,11 +36,15 @@ class LedgerView:
                 return None
             label, row_number = get("labels", key), get("ids", key)
             sample = None if row_number is None else get("samples", row_number)
-            if label is None and sample is None:
-                return None
-            status = LabelStatus(LabelState.UNLABELLED) if label is None else _label_status(get, label)
+            held = newest_held(get, key) if label is None else None
+            if label is not None:
+                status = _label_status(get, label)
+            elif held is not None:
+                status = _held_status(get, held)
+            else:
+                status = LabelStatus(LabelState.UNLABELLED)
             if sample is None:
-                return status
+                return None if status.state is LabelState.UNLABELLED else status
             known, _ = unpack_sample(sample)
             return replace(
                 status,
@@ -63,14 +68,25 @@ class LedgerView:
 
 def _label_status(get: Get, data: bytes) -> LabelStatus:
     row = LabelRow.unpack(data)
+    record = row.deciding
     return LabelStatus(
         row.progress,
         row.class_index,
-        label_position=_position(get, *PLACE.unpack(row.places[0])),
-        label_time_s=row.time_s,
+        label_position=None if record is None else _position(get, *record.place),
+        label_time_s=None if record is None else record.time_s,
         corrected=bool(row.flags & CORRECTED),
         scored=bool(row.flags & SCORED),
         first_trained_step=row.trained_step or None,
+        implied=record is None,
+    )
+
+
+def _held_status(get: Get, row: HeldRow) -> LabelStatus:
+    return LabelStatus(
+        LabelState.HELD,
+        label_position=_position(get, row.topic, row.partition, row.offset),
+        label_time_s=row.time_s,
+        class_name=row.class_name,
     )
 
 

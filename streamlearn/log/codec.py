@@ -4,6 +4,8 @@ Samples: JSON {"id", "x", "label"?, "time"?, "domain"?, "true_label"?, "answer"?
 little-endian C-order tensor, .npy, PNG/JPEG/WebP) whose id is the record's key and whose other fields are headers:
 label, time, domain, true-label, answer. The header content-type says which; without it the configured payload does.
 Labels: JSON {"id", "label" or "class", "time"?, "source"?}, or a bare class name or index with the id as the key.
+A label may name a class that the schema does not have, where `unknown_class` says so: it keeps its name. An index must
+be one of the schema's, and so must the label inside a sample.
 
 Sizes are checked before anything is parsed, here; shapes before anything is built, in `payload`: no input costs more
 than its own length times a small constant. Nothing here recurses over the input.
@@ -15,14 +17,14 @@ import re
 from array import array
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import orjson
 
 from streamlearn.errors import RecordError
 from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
-from streamlearn.records import Array, Label, NewRecord, Position, Prediction, Record, Sample, Schema
+from streamlearn.records import UNLABELLED, Array, Label, NewRecord, Position, Prediction, Record, Sample, Schema
 
 MAX_ID_BYTES = 512
 MAX_TEXT_BYTES = 256
@@ -57,9 +59,17 @@ class Codec:
     A decoded raw payload is a read-only view of the record's bytes: copy it to change it.
     """
 
-    def __init__(self, schema: Schema, *, payload: str = "json", max_record_bytes: int = 4 << 20) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        payload: str = "json",
+        max_record_bytes: int = 4 << 20,
+        unknown_class: Literal["hold", "refuse", "grow"] = "refuse",
+    ) -> None:
         assert payload in ("json", "raw", "npy", "image"), payload
         self.schema = schema
+        self._takes_any_name = unknown_class != "refuse"
         self.payload = cast(Payload, payload)
         self.max_record_bytes = max_record_bytes
         self._tensors = Tensors(schema)
@@ -167,19 +177,34 @@ class Codec:
         try:
             value = self._value(record)
             fields = _json_object(value) if value.lstrip()[:1] == b"{" else {"label": self._bare_class(value)}
+            class_index, class_name = self._label_class(fields)
             return Label(
                 position=record.position,
                 timestamp_s=record.timestamp_ms / 1000.0,
                 sample_id=_record_id(record.key, fields.get("id")),
-                class_index=self._label_class(fields),
+                class_index=class_index,
                 event_time_s=_time_s(fields.get("time")),
                 source=_text(fields.get("source"), "source"),
+                class_name=class_name,
             )
         except RecordError as error:
             raise RecordError(error.reason, f"{record.position}: {error}") from None
 
-    def _label_class(self, fields: dict[str, Any]) -> int:
-        found = {self._class_index(fields[name]) for name in ("label", "class") if fields.get(name) is not None}
+    def label_class(self, value: object) -> tuple[int, str | None]:
+        """The class that a label names, by its index; of one that is not known, UNLABELLED and its name.
+
+        Raises:
+            RecordError: `unknown_class`, where such a label is refused, or where it gives an index or no text.
+        """
+        try:
+            return self._class_index(value), None
+        except RecordError:
+            if not self._takes_any_name or not isinstance(value, str) or not value.strip() or _is_number(value):
+                raise
+            return UNLABELLED, _text(value, "label")
+
+    def _label_class(self, fields: dict[str, Any]) -> tuple[int, str | None]:
+        found = {self.label_class(fields[name]) for name in ("label", "class") if fields.get(name) is not None}
         if len(found) != 1:
             got = "two that differ" if found else "none"
             raise RecordError("no_class", f'expected a class in "label" (or its alias "class"), got {got}')
@@ -205,16 +230,19 @@ class Codec:
         sample_id: str,
         class_index: int,
         *,
+        class_name: str | None = None,
         event_time_s: float | None = None,
         source: str | None = None,
         timestamp_ms: int | None = None,
     ) -> NewRecord:
-        """A record that decodes to these values. The class is written by name.
+        """A record that decodes to these values. The class is written by name, `class_name` if it has no index.
 
         Raises:
             RecordError: a value is one that `decode_label` would refuse.
         """
-        fields: dict[str, Any] = {"id": checked_id(sample_id), "label": self._class_name(class_index)}
+        name = self._class_name(class_index) if class_name is None else class_name
+        assert class_name is None or self.label_class(class_name) == (class_index, class_name), class_name
+        fields: dict[str, Any] = {"id": checked_id(sample_id), "label": name}
         if event_time_s is not None:
             fields["time"] = _time_s(event_time_s)
         if (source := _text(source, "source")) is not None:
@@ -282,7 +310,7 @@ class Codec:
         if not isinstance(fields, dict):
             raise RecordError("not_json", f"answer: expected a JSON object, got a JSON {json_type(fields)}")
         class_index, version, values = (fields.get(k) for k in ("class_index", "model_version", "probabilities"))
-        classes = len(self.schema.classes)
+        classes = self.schema.capacity
         if type(class_index) is not int or not 0 <= class_index < classes:
             raise RecordError("unknown_class", f"answer: expected class_index from 0 to {classes - 1}")
         if type(version) is not int or not 0 <= version < MAX_MODEL_VERSION:
@@ -389,6 +417,15 @@ def _text(value: object, name: str) -> str | None:
     if len(value) > MAX_TEXT_BYTES or len(_encoded(value, "bad_dtype")) > MAX_TEXT_BYTES:
         raise RecordError("too_large", f"{name}: expected at most {MAX_TEXT_BYTES} bytes")
     return value
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is a number, or the lack of one, rather than a name."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _encoded(text: str, reason: str) -> bytes:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from streamlearn.errors import REASONS, RecordError
 from streamlearn.log.codec import Codec, dead_letter, read_dead_letter
-from streamlearn.records import Array, Headers, NewRecord, Position, Prediction, Record, Schema
+from streamlearn.records import UNLABELLED, Array, Headers, NewRecord, Position, Prediction, Record, Schema
 
 POSITION = Position("samples", 3, 1042)
 CLASSES = ("cat", "dog", "3", "0")
@@ -673,6 +673,39 @@ class TestLabel:
             Codec(TABLE).decode_label(record(value, key))
 
         assert caught.value.reason == reason
+
+    @pytest.mark.parametrize(
+        ("value", "name"),
+        [(b'{"label": "cow"}', "cow"), (b" cow ", "cow"), (b'{"class": "gl\xc3\xbchbirne"}', "glühbirne")],
+    )
+    def test_of_an_unknown_class_keeps_its_name_where_such_are_held(self, value: bytes, name: str) -> None:
+        """The ledger holds it until a class has the name; and it can be written as it was read."""
+        codec = Codec(TABLE, unknown_class="hold")
+
+        label = codec.decode_label(record(value))
+        again = codec.decode_label(as_read(codec.encode_label("a", UNLABELLED, class_name=name)))
+
+        assert (label.class_index, label.class_name) == (UNLABELLED, name)
+        assert (again.class_index, again.class_name) == (UNLABELLED, name)
+
+    @pytest.mark.parametrize(
+        ("value", "reason"),
+        [
+            (b"4", "unknown_class"),
+            (b'{"label": "17"}', "unknown_class"),
+            (b'{"label": "-1"}', "unknown_class"),
+            (b'{"label": "1.5"}', "unknown_class"),
+            (b'{"label": "nan"}', "unknown_class"),
+            (b'{"label": " "}', "unknown_class"),
+            (b'{"label": true}', "unknown_class"),
+            (b'{"label": ["cow"]}', "unknown_class"),
+            (b'{"label": "cow", "class": "elk"}', "no_class"),
+            (b'{"label": "' + b"c" * 257 + b'"}', "too_large"),
+        ],
+    )
+    def test_that_gives_no_name_is_refused_all_the_same(self, value: bytes, reason: str) -> None:
+        """A number that is no index is a mistake, not a class to come."""
+        assert reason_of(Codec(TABLE, unknown_class="hold").decode_label, record(value)) == reason
 
     @pytest.mark.parametrize(
         ("time", "wanted"),

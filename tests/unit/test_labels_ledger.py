@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from streamlearn.errors import LogUnavailableError, StoreError
-from streamlearn.labels import Arrival, LabelState, LedgerCounts
+from streamlearn.labels import Arrival, LabelState
 from streamlearn.labels.ledger import Ledger
-from streamlearn.labels.memory import LabelledMemory
 from streamlearn.labels.rows import key_of
 from streamlearn.labels.view import LedgerView
-from streamlearn.records import Array, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
 SCHEMA = Schema((2, 3), np.dtype(np.float32), ("ant", "bee", "cat"))
 
@@ -47,6 +46,8 @@ class Book:
         self.read_back: Callable[[Position], Array | None] = lambda _: None
         self.bounds = {"payload_max_bytes": 1 << 20, "payload_max_age_s": 1e6, "horizon_s": 1e6, "max_ids": 1000}
         self.corrections = "last"
+        self.more: dict[str, Any] = {}
+        self.schema = SCHEMA
         self._ledger: Ledger | None = None
 
     @property
@@ -54,12 +55,13 @@ class Book:
         if self._ledger is None:
             self._ledger = Ledger(
                 self.path,
-                schema=SCHEMA,
+                schema=self.schema,
                 read_back=self.read_back,
                 corrections=self.corrections,  # type: ignore[arg-type]
                 **self.bounds,  # type: ignore[arg-type]
+                **self.more,
             )
-            self._ledger.begin(1, 100.0)
+            self._ledger.begin(self._ledger.step + 1, 100.0)
         return self._ledger
 
     def sample(self, record: Sample) -> list[Arrival]:
@@ -83,6 +85,12 @@ class Book:
         self.ledger.end()
         self.ledger.close()
         return LedgerView(self.path, SCHEMA)
+
+    def reopen(self, schema: Schema) -> None:
+        """Stop and start again, with this schema."""
+        self.ledger.end()
+        self.close()
+        self._ledger, self.schema = None, schema
 
     def close(self) -> None:
         if self._ledger is not None:
@@ -129,7 +137,7 @@ class TestALabelAfterItsSample:
 
         arrival = book.label(label("s", 1))
 
-        assert arrival == Arrival(LabelState.DUPLICATE, "s", 1)
+        assert arrival == Arrival(LabelState.DUPLICATE, "s", 1, labelled_at_s=130.0)
         assert book.counts("read", "joined", "duplicate") == {"read": 2, "joined": 1, "duplicate": 1}
 
     def test_of_another_class_corrects_it_and_the_first_score_stands(self, book):
@@ -152,7 +160,7 @@ class TestALabelAfterItsSample:
         arrival = book.label(label("s", 2))
 
         assert arrival == Arrival(LabelState.CORRECTED, "s", 0)
-        assert book.label(label("s", 0, offset=1)).state is LabelState.DUPLICATE
+        assert book.label(label("s", 2, offset=1)).state is LabelState.DUPLICATE, "of the one before it"
 
     def test_corrects_the_memory_even_where_no_payload_is_left(self, book):
         """`correction` says so without an example, since the memory holds a payload of its own."""
@@ -163,13 +171,13 @@ class TestALabelAfterItsSample:
 
         arrival = book.label(label("s", 2))
 
-        assert arrival == Arrival(LabelState.CORRECTED, "s", 2, correction=True)
+        assert arrival == Arrival(LabelState.CORRECTED, "s", 2, correction=True, labelled_at_s=130.0)
 
 
 class TestALabelBeforeItsSample:
     def test_waits_and_is_learned_but_never_scored(self, book):
-        """A prediction made when the label was known would prove nothing."""
-        assert book.label(label("s", 2)) == Arrival(LabelState.WAITING, "s", 2)
+        """A label from before the sample would prove nothing."""
+        assert book.label(label("s", 2, at_s=99.0)) == Arrival(LabelState.WAITING, "s", 2)
         assert book.counts("waiting", "joined") == {"waiting": 1, "joined": 0}
 
         (arrival,) = book.sample(sample("s"))
@@ -178,6 +186,27 @@ class TestALabelBeforeItsSample:
         assert arrival.example is not None
         assert arrival.example.class_index == 2
         assert book.counts("read", "waiting", "joined", "scored") == {"read": 1, "waiting": 0, "joined": 1, "scored": 0}
+
+    def test_scores_where_it_is_younger_and_was_only_read_first(self, book):
+        """Nothing can be learned of a label without its payload, so the prediction did not know it."""
+        book.label(label("s", 2, at_s=130.0))
+
+        (arrival,) = book.sample(sample("s", at_s=100.0))
+
+        assert arrival.scored is not None
+        assert (arrival.scored.class_index, arrival.scored.delay_s) == (2, 30.0)
+        assert book.counts("scored") == {"scored": 1}
+
+    def test_leaves_the_score_to_one_that_comes_in_time(self, book):
+        """A later record of the same sample scores, once, against the class that counts then."""
+        book.label(label("s", 2, offset=0, at_s=99.0))
+        book.sample(sample("s", at_s=100.0))
+
+        arrivals = [book.label(label("s", c, offset=1 + i)) for i, c in enumerate((1, 0))]
+
+        scored = [arrival.scored for arrival in arrivals]
+        assert scored[0] is not None
+        assert (scored[0].class_index, scored[1]) == (1, None)
 
     def test_can_be_repeated_and_corrected_while_it_waits(self, book):
         """The records after the first are counted at once; the last class is what the sample is joined with."""
@@ -189,14 +218,15 @@ class TestALabelBeforeItsSample:
         assert (arrival.state, arrival.class_index) == (LabelState.JOINED, 1)
 
     def test_comes_first_where_the_sample_brings_one_too(self, book):
-        """The label inside is then a further record: a correction here, and not scored."""
-        book.label(label("s", 0))
+        """The label inside is then a further record: a correction here, and in time to be scored."""
+        book.label(label("s", 0, at_s=99.0))
 
         waited, inside = book.sample(sample("s", label=1))
 
-        assert (waited.state, waited.class_index) == (LabelState.JOINED, 0)
-        assert (inside.state, inside.class_index, inside.scored) == (LabelState.CORRECTED, 1, None)
+        assert (waited.state, waited.class_index, waited.scored) == (LabelState.JOINED, 0, None)
+        assert (inside.state, inside.class_index) == (LabelState.CORRECTED, 1)
         assert inside.example is not None
+        assert inside.scored is not None
 
     def test_becomes_an_orphan_past_the_horizon_and_is_forgotten_one_later(self, book):
         """An orphan can still be asked for; the stream's own clock decides, not the wall's."""
@@ -309,7 +339,7 @@ class TestPayloads:
         assert book.counts("read", "expired", "scored") == {"read": 2, "expired": 1, "scored": 1}
 
     def test_found_again_by_a_correction_make_it_a_label_to_learn(self, book):
-        """The first record stays expired; what the correction brings is learned and counted as trained."""
+        """The label is expired no more, and what the correction brings is learned."""
         log: list[Array] = []
         book.bounds["payload_max_bytes"] = 1
         book.read_back = lambda _: log[0] if log else None
@@ -323,7 +353,8 @@ class TestPayloads:
         book.ledger.trained(["s0"])
 
         assert (arrival.state, arrival.example is not None) == (LabelState.CORRECTED, True)
-        assert book.counts("expired", "corrected", "trained") == {"expired": 1, "corrected": 1, "trained": 1}
+        counts = book.counts("expired", "joined", "corrected", "trained")
+        assert counts == {"expired": 0, "joined": 1, "corrected": 1, "trained": 1}
 
     def test_that_cannot_be_read_back_for_now_leave_all_as_it_was(self, book):
         """The log is away: the same label may be shown again, and is then taken as new."""
@@ -353,7 +384,7 @@ class TestPayloads:
         for i in range(6):
             book.sample(sample(f"s{i}", offset=i))
             book.next_step()
-        on_disk = lambda: [i for i in range(6) if ledger._payloads.get(i) is not None]  # noqa: E731
+        on_disk = lambda: [i for i in range(6) if ledger._samples._payloads.get(i) is not None]  # noqa: E731
         ledger.end()
 
         before = on_disk()
@@ -424,9 +455,258 @@ class TestBounds:
             book.label(label("s", 0, offset))
 
         assert book.label(label("s", 0, 0)).state is LabelState.SCORED, "the first is never forgotten"
+        assert book.label(label("s", 0, 39)).state is LabelState.SCORED, "nor the last"
         row = book.ledger._label_row(key_of("s"))
         assert row is not None
-        assert len(row.places) == 16
+        assert len(row.records) == 16
+
+
+class TestManyRecordsOfOneSample:
+    @pytest.mark.parametrize(("corrections", "wanted"), [("last", (40, 1)), ("first", (0, 2))])
+    @pytest.mark.parametrize("seed", range(5))
+    def test_decide_by_the_last_or_the_first_of_all(self, book, seed, corrections, wanted):
+        """More than are kept, in any order: which counts is exact all the same, and every record is accounted for."""
+        book.corrections = corrections
+        book.sample(sample("s"))
+        classes = [2, *[0] * 39, 1]
+        offsets = random.Random(seed).sample(range(41), 41)
+
+        arrivals = [book.label(label("s", classes[offset], offset)) for offset in offsets]
+
+        row = book.ledger._label_row(key_of("s"))
+        assert row is not None
+        assert row.deciding is not None
+        assert (row.deciding.offset, row.class_index, arrivals[-1].class_index) == (*wanted, wanted[1])
+        counts = book.counts("read", "joined", "duplicate", "corrected")
+        assert (counts["joined"], counts["duplicate"] + counts["corrected"]) == (1, 40)
+        assert min(counts.values()) >= 0
+
+    def test_compare_one_that_belongs_where_others_were_forgotten_with_the_first(self, book):
+        """What stood on its other side is not known any more, and was counted already."""
+        book.sample(sample("s"))
+        for offset, class_index in ((0, 0), (10, 1), *((offset, 0) for offset in range(20, 35))):
+            book.label(label("s", class_index, offset))
+        before = book.counts("duplicate", "corrected")
+
+        arrival = book.label(label("s", 1, offset=15))
+
+        assert before == {"duplicate": 14, "corrected": 2}
+        assert (arrival.state, arrival.class_index) == (LabelState.CORRECTED, 0)
+        assert book.counts("duplicate", "corrected") == {"duplicate": 14, "corrected": 3}
+
+
+class TestTheImpliedClass:
+    @pytest.fixture
+    def book(self, book):
+        book.more = {"implied_class": 0, "implied_after_s": 50.0}
+        return book
+
+    def test_is_given_to_a_sample_without_any_label_once_its_time_has_passed(self, book):
+        """As if it were labelled then: joined, learned, scored; counted apart, since no record said so."""
+        book.sample(sample("s", at_s=100.0))
+        book.sample(sample("labelled", offset=1, at_s=100.0, label=1))
+        book.sample(sample("young", offset=2, at_s=101.0))
+        book.next_step(now_s=150.0)
+        early = book.ledger.implied()
+        book.next_step(now_s=151.0)
+
+        (arrival,) = book.ledger.implied()
+
+        assert early == []
+        assert (arrival.sample_id, arrival.state, arrival.class_index) == ("s", LabelState.JOINED, 0)
+        assert arrival.implied
+        assert arrival.example is not None
+        np.testing.assert_array_equal(arrival.example.x, payload("s"))
+        assert arrival.example.labelled_at_s == 150.0
+        assert arrival.scored is not None
+        assert (arrival.scored.class_index, arrival.scored.delay_s) == (0, 50.0)
+        assert book.counts("implied", "read", "joined", "scored") == {"implied": 1, "read": 1, "joined": 1, "scored": 2}
+
+    def test_is_confirmed_by_a_label_of_the_same_class(self, book):
+        """The record takes its place as a joined one; nothing is learned or scored again."""
+        book.sample(sample("s"))
+        book.next_step(now_s=151.0)
+        book.ledger.implied()
+        book.ledger.trained(["s"])
+
+        arrival = book.label(label("s", 0, at_s=160.0))
+
+        assert arrival == Arrival(LabelState.TRAINED, "s", 0, labelled_at_s=160.0)
+        assert book.counts("implied", "joined", "read", "scored") == {"implied": 0, "joined": 1, "read": 1, "scored": 1}
+
+    @pytest.mark.parametrize("corrections", ["last", "first"])
+    def test_is_corrected_by_a_label_of_another_class_whatever_the_policy(self, book, corrections):
+        """What was said counts over what was not, even where its time is earlier; the first score stands."""
+        book.corrections = corrections
+        book.sample(sample("s"))
+        book.next_step(now_s=151.0)
+        book.ledger.implied()
+
+        arrival = book.label(label("s", 2, at_s=120.0))
+
+        assert (arrival.state, arrival.class_index, arrival.correction) == (LabelState.CORRECTED, 2, True)
+        assert arrival.example is not None
+        assert arrival.scored is None
+        assert book.counts("implied", "joined", "corrected") == {"implied": 0, "joined": 1, "corrected": 0}
+
+    def test_expires_where_the_payload_is_gone(self, book):
+        """The sample has its class, and there is nothing to learn from."""
+        book.bounds["payload_max_age_s"] = 10.0
+        book.sample(sample("s"))
+        book.next_step(now_s=151.0)
+        book.next_step(now_s=151.0)
+
+        (arrival,) = book.ledger.implied()
+
+        assert arrival == Arrival(LabelState.EXPIRED, "s", 0, implied=True)
+        assert book.counts("implied", "expired", "scored") == {"implied": 1, "expired": 0, "scored": 0}
+
+    def test_comes_before_the_sample_is_forgotten_where_both_times_are_one(self, book):
+        """A horizon as long as the wait for labels loses no sample."""
+        book.bounds["horizon_s"] = 50.0
+        book.sample(sample("s"))
+        book.next_step(now_s=151.0)
+
+        arrivals = book.ledger.implied()
+        book.next_step(now_s=151.0)
+
+        assert [arrival.sample_id for arrival in arrivals] == ["s"]
+        assert book.ledger.implied() == []
+
+    def test_is_given_in_bounded_steps(self, book, monkeypatch):
+        """A silence that ends gives many at once: so many a step, the rest in the next."""
+        monkeypatch.setattr("streamlearn.labels.ledger.EXPIRE_PER_STEP", 2)
+        for i in range(5):
+            book.sample(sample(f"s{i}", offset=i))
+        given = []
+        for _ in range(4):
+            book.next_step(now_s=1000.0)
+            given.append([arrival.sample_id for arrival in book.ledger.implied()])
+
+        assert given == [["s0", "s1"], ["s2", "s3"], ["s4"], []]
+
+    def test_is_shown_as_what_it_is(self, book):
+        """`GET /label` can tell that nobody said so."""
+        book.sample(sample("s"))
+        book.next_step(now_s=151.0)
+        book.ledger.implied()
+
+        view = book.view()
+        status = view.get("s")
+        view.close()
+
+        assert status is not None
+        assert (status.state, status.class_index, status.implied) == (LabelState.SCORED, 0, True)
+        assert (status.label_position, status.label_time_s) == (None, None)
+
+
+class TestALabelOfAnUnknownClass:
+    def unknown(self, sample_id: str, name: str, offset: int = 0, at_s: float = 130.0) -> Label:
+        return Label(Position("labels", 1, offset), at_s, sample_id, UNLABELLED, class_name=name)
+
+    def test_is_held_and_changes_nothing(self, book):
+        """Counted by its name, once; a class that is known is joined as ever."""
+        book.sample(sample("s"))
+        arrivals = [book.label(self.unknown("s", "dog", 0)) for _ in range(2)]
+        arrivals.append(book.label(self.unknown("t", "elk", 1)))
+        arrivals.append(book.label(self.unknown("u", "dog", 2)))
+
+        assert {(arrival.state, arrival.class_index) for arrival in arrivals} == {(LabelState.HELD, UNLABELLED)}
+        assert book.ledger.held() == {"dog": 2, "elk": 1}
+        assert book.label(label("s", 1, offset=3)).state is LabelState.JOINED
+        assert book.counts("read", "held", "joined", "waiting") == {"read": 4, "held": 3, "joined": 1, "waiting": 0}
+
+    def test_can_be_asked_for_with_its_name(self, book):
+        """Unless another label of the sample counts."""
+        book.sample(sample("s"))
+        book.sample(sample("both", offset=1, label=1))
+        for i, name in enumerate(("s", "both", "no sample")):
+            book.label(self.unknown(name, "dog", 7 + i))
+
+        view = book.view()
+        held, both, unseen = (view.get(name) for name in ("s", "both", "no sample"))
+        view.close()
+
+        assert held is not None
+        assert (held.state, held.class_name, held.class_index) == (LabelState.HELD, "dog", None)
+        assert (held.label_position, held.label_time_s) == (Position("labels", 1, 7), 130.0)
+        assert held.sample_position is not None
+        assert both is not None
+        assert (both.state, both.class_name) == (LabelState.SCORED, None)
+        assert unseen is not None
+        assert (unseen.state, unseen.sample_position) == (LabelState.HELD, None)
+
+    def test_is_taken_up_once_the_schema_has_its_class(self, book):
+        """With its own time and place: it scores and is learned as any other; the rest stays held."""
+        book.sample(sample("s"))
+        book.sample(sample("t", offset=1, label=0, at_s=120.0))
+        for i, (sample_id, name) in enumerate((("s", "dog"), ("s", "elk"), ("t", "dog"))):
+            book.label(self.unknown(sample_id, name, i, at_s=110.0))
+        book.reopen(Schema(SCHEMA.shape, SCHEMA.dtype, (*SCHEMA.classes, "dog")))
+
+        first, second = book.ledger.release_held()
+
+        assert (first.state, first.class_index) == (LabelState.JOINED, 3)
+        assert first.scored is not None
+        assert (second.state, second.class_index) == (LabelState.SCORED, 0)
+        assert not second.correction, "a later label says otherwise"
+        assert book.ledger.release_held() == []
+        assert book.ledger.held() == {"elk": 1}
+        counts = book.counts("read", "held", "joined", "corrected")
+        assert counts == {"read": 4, "held": 1, "joined": 2, "corrected": 1}
+
+    def test_is_released_in_bounded_steps(self, book, monkeypatch):
+        """A step looks at so many held labels and no more."""
+        monkeypatch.setattr("streamlearn.labels.ledger.EXPIRE_PER_STEP", 3)
+        for i in range(8):
+            book.label(self.unknown(f"s{i}", ("dog", "elk")[i % 2], i))
+        book.reopen(Schema(SCHEMA.shape, SCHEMA.dtype, (*SCHEMA.classes, "dog")))
+        released = []
+        for _ in range(4):
+            released.append([arrival.sample_id for arrival in book.ledger.release_held()])
+            book.next_step()
+
+        assert released == [["s0", "s2"], ["s4"], ["s6"], []]
+
+    def test_is_dropped_when_too_many_are_held(self, book):
+        """The oldest first, and accounted for (I6, I7)."""
+        book.more = {"max_held": 2}
+        for i in range(5):
+            book.label(self.unknown(f"s{i}", f"class {i}", i))
+
+        counts = book.counts("read", "held", "held_dropped")
+
+        assert counts == {"read": 5, "held": 2, "held_dropped": 3}
+        assert book.ledger.held() == {"class 3": 1, "class 4": 1}
+
+    def test_is_dropped_past_the_horizon(self, book):
+        """Its sample is forgotten by then."""
+        book.bounds["horizon_s"] = 20.0
+        book.label(self.unknown("s", "dog"))
+        book.next_step(now_s=119.0)
+        early = book.ledger.held()
+        book.next_step(now_s=121.0)
+
+        counts = book.counts("held", "held_dropped")
+
+        assert (early, counts) == ({"dog": 1}, {"held": 0, "held_dropped": 1})
+
+    def test_is_bounded_for_one_sample(self, book):
+        """A producer that repeats one unknown label for ever does not grow its list."""
+        for offset in range(20):
+            book.label(self.unknown("s", f"class {offset}", offset))
+
+        assert book.counts("held", "held_dropped") == {"held": 16, "held_dropped": 4}
+        assert set(book.ledger.held()) == {f"class {offset}" for offset in range(4, 20)}
+
+    def test_keeps_the_implied_class_away(self, book):
+        """Somebody has said what the sample is, and it is not that."""
+        book.more = {"implied_class": 0, "implied_after_s": 10.0}
+        book.sample(sample("s"))
+        book.label(self.unknown("s", "dog"))
+        book.next_step(now_s=200.0)
+
+        assert book.ledger.implied() == []
 
 
 class TestTrained:
@@ -465,6 +745,20 @@ class TestBaselines:
         assert (second.majority_class, second.no_change_class) == (1, 0)
         assert late is not None
         assert (late.majority_class, late.no_change_class) == (1, 1)
+
+    def test_follow_corrections_and_prefer_the_first_of_equal_classes(self, book):
+        """The counts are those of the classes that count, so the order of reading does not matter."""
+        book.sample(sample("a", 0, label=2))
+        book.sample(sample("b", 1, label=1))
+        tied = book.sample(sample("c", 2, label=2))[0].scored
+        for i, name in enumerate(("a", "c")):
+            book.label(label(name, 0, offset=i))
+        corrected = book.sample(sample("d", 3, label=0))[0].scored
+
+        assert tied is not None
+        assert tied.majority_class == 1
+        assert corrected is not None
+        assert (corrected.majority_class, corrected.no_change_class) == (0, 0)
 
 
 class TestReopening:
@@ -573,72 +867,3 @@ class TestView:
         )
 
         assert out.stdout.strip() == f"[True, False] {payload('flushed').sum()}"
-
-
-CLASSES = st.integers(0, 2)
-LABELS = st.lists(st.tuples(st.sampled_from("abcd"), CLASSES), max_size=12)
-
-
-@given(labels=LABELS, seed=st.randoms(use_true_random=False), inline=st.sets(st.sampled_from("abc")))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.parametrize("corrections", ["last", "first"])
-def test_samples_may_come_in_any_order_between_the_labels(tmp_path_factory, corrections, labels, seed, inline):
-    """Where labels keep their order, every counter but `scored`, and the memory, end equal.
-
-    A label inside a sample is a record in that order, so such samples come first.
-    """
-    records: list[Sample | Label] = [label(name, c, offset=i) for i, (name, c) in enumerate(labels)]
-    samples = [sample(name, offset=i) for i, name in enumerate("abc") if name not in inline]
-    first = [sample(name, offset=10 + i, label=1) for i, name in enumerate(sorted(inline))]
-    shuffled = list(records)
-    for record in samples:
-        shuffled.insert(seed.randint(0, len(shuffled)), record)
-
-    ordered = play(tmp_path_factory.mktemp("ordered"), [*first, *samples, *records], corrections)
-    mixed = play(tmp_path_factory.mktemp("mixed"), [*first, *shuffled], corrections)
-
-    assert mixed == ordered
-
-
-@given(labels=LABELS, seed=st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
-def test_labels_may_come_in_any_order_and_be_delivered_twice(tmp_path_factory, labels, seed):
-    """Whatever the order, the same numbers are joined, waiting, repeated or corrected, and the same samples held."""
-    records: list[Sample | Label] = [label(name, c, offset=i) for i, (name, c) in enumerate(labels)]
-    records += [sample(name, offset=i) for i, name in enumerate("abc")]
-    shuffled = list(records)
-    seed.shuffle(shuffled)
-    again = [r for r in shuffled if isinstance(r, Label) and seed.random() < 0.3]
-
-    counts, memory = play(tmp_path_factory.mktemp("ordered"), records, "last")
-    mixed_counts, mixed_memory = play(tmp_path_factory.mktemp("mixed"), [*shuffled, *again], "last")
-
-    for names in (("read",), ("joined",), ("waiting",), ("duplicate", "corrected"), ("samples",), ("trained",)):
-        assert sum(getattr(mixed_counts, n) for n in names) == sum(getattr(counts, n) for n in names), names
-    assert set(mixed_memory) == set(memory)
-
-
-def play(
-    path: Path, records: list[Sample | Label], corrections: str
-) -> tuple[LedgerCounts, dict[str, tuple[int, float]]]:
-    """Counters (but `scored`) and memory after these records, three in a step."""
-    book = Book(path)
-    book.corrections = corrections
-    memory = LabelledMemory(100, SCHEMA, seed=0)
-    for i, record in enumerate(records):
-        if i % 3 == 0:
-            book.next_step()
-        arrivals = book.sample(record) if isinstance(record, Sample) else [book.label(record)]
-        for arrival in arrivals:
-            if arrival.example is not None:
-                memory.add(arrival.example)
-                book.ledger.trained([arrival.sample_id])
-    book.next_step()
-    counts = book.ledger.counts()
-    book.close()
-    state = memory.state()
-    ids = [
-        state["ids"].tobytes()[a:b].decode() for a, b in zip(state["id_offsets"], state["id_offsets"][1:], strict=False)
-    ]
-    rows = {i: (int(y), float(x.sum())) for i, y, x in zip(ids, state["y"], state["x"], strict=True)}
-    return LedgerCounts(**{f: getattr(counts, f) for f in counts.__slots__ if f != "scored"}), rows

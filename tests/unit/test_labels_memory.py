@@ -14,10 +14,13 @@ from streamlearn.labels.memory import LabelledMemory
 from streamlearn.records import Example, Schema
 
 SCHEMA = Schema((2,), np.dtype(np.int16), ("ant", "bee", "cat"))
+_label_times = itertools.count()
 
 
-def example(sample_id: str, class_index: int, value: int = 0) -> Example:
-    return Example(sample_id, np.full(SCHEMA.shape, value, np.int16), class_index)
+def example(sample_id: str, class_index: int, value: int = 0, at_s: float | None = None) -> Example:
+    """Its label is given now, after those of all examples before, unless a time is said."""
+    labelled_at_s = float(next(_label_times)) if at_s is None else at_s
+    return Example(sample_id, np.full(SCHEMA.shape, value, np.int16), class_index, labelled_at_s)
 
 
 def memory_of(*classes: int, capacity: int = 1000, seed: int = 7) -> LabelledMemory:
@@ -94,6 +97,32 @@ class TestHolding:
 
         assert rows(memory) == {"s0": (0, 0), "s2": (1, 2), "s1": (2, 1)}
         assert set(draw(memory, 3, 1)[1].tolist()) == {0, 1, 2}
+
+    def test_rows_are_as_old_as_their_labels(self):
+        """What came in last may be the oldest; of labels of one time the ids decide."""
+        memory = LabelledMemory(10, SCHEMA, 0)
+        for name, at_s in (("c", 5.0), ("b", 7.0), ("a", 7.0), ("late", 1.0)):
+            memory.add(example(name, 0, at_s=at_s))
+
+        assert list(rows(memory)) == ["late", "c", "a", "b"]
+
+    def test_a_newer_label_of_the_same_class_makes_a_row_newer_and_no_more(self):
+        """It is not learned anew."""
+        memory = old(memory_of(0, 0))
+
+        memory.relabel("s0", 0, 1e9)
+
+        assert list(rows(memory)) == ["s1", "s0"]
+        assert memory.new_count == 0
+
+    def test_a_label_that_is_read_late_is_learned_once_before_it_gives_way(self):
+        """Its time is older than all others', yet a row that was drawn goes first."""
+        memory = old(memory_of(0, 0, capacity=3))
+        memory.add(example("late", 0, at_s=-1.0))
+
+        memory.add(example("new", 0))
+
+        assert list(rows(memory)) == ["late", "s1", "new"]
 
     def test_rows_are_allocated_as_they_are_needed(self):
         """A large capacity costs nothing while it is empty."""
@@ -313,6 +342,28 @@ def test_any_history_keeps_to_capacity_and_holds_the_newest_word_on_each_id(oper
     assert held == {name: last[name] for name in held}
     drawn = draw(memory, 3 * capacity, 1)[1].tolist()
     assert set(drawn) == {class_index for class_index, _ in held.values()}
+
+
+@given(
+    said=st.dictionaries(st.integers(0, 9), st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=10),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_held_and_drawn_does_not_depend_on_the_order_in_which_it_was_told(said, order):
+    """Classes and times of each id, told in two orders, other words before: once all were drawn, draws are equal."""
+    memories = [LabelledMemory(20, SCHEMA, 3) for _ in range(2)]
+    for memory in memories:
+        names = list(said)
+        order.shuffle(names)
+        for name in names:
+            class_index, at_s = said[name]
+            memory.add(example(f"s{name}", order.randint(0, 2), name, at_s=9.0))
+            memory.relabel(f"s{name}", class_index, float(at_s))
+        old(memory)
+
+    first, second = memories
+    assert list(rows(first).items()) == list(rows(second).items())
+    assert all(draw(first, 7, step)[2] == draw(second, 7, step)[2] for step in range(1, 4))
 
 
 def test_a_class_that_is_none_is_refused():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamlearn.errors import StateLockedError, StoreError
-from streamlearn.labels.store import Store, StoreView, number
+from streamlearn.labels.store import FORMAT, Store, StoreView, number
 
 
 def open_store(path: Path, map_size: int = 1 << 30) -> Store:
@@ -146,6 +146,94 @@ class TestRewind:
         store.close()
 
 
+class TestWithinAStep:
+    """Changes are held back until the step ends; nobody who asks the table can tell."""
+
+    def test_what_was_changed_is_seen_at_once(self, tmp_path):
+        """A key holds what the open step last gave it, and is gone once it deletes it."""
+        store = open_store(tmp_path)
+        put(store, 1, deleted="1", changed="1")
+        table = store.tables["a"]
+        store.begin(2)
+
+        table.put(b"changed", b"2")
+        table.delete(b"deleted")
+        table.insert(b"added", b"2")
+
+        assert [table.get(key) for key in (b"changed", b"deleted", b"added")] == [b"2", None, b"2"]
+        store.end()
+        assert content(store) == {"added": "2", "changed": "2"}
+        store.close()
+
+    def test_the_smallest_key_is_one_that_the_step_has_just_changed(self, tmp_path):
+        """`first` walks what is stored, so it must not miss what is held back."""
+        store = open_store(tmp_path)
+        put(store, 1, b="1", c="1")
+        table = store.tables["a"]
+        store.begin(2)
+
+        table.insert(b"a", b"2")
+        with_added = table.first()
+        table.delete(b"a")
+        table.delete(b"b")
+
+        assert (with_added, table.first()) == ((b"a", b"2"), (b"c", b"1"))
+        store.close()
+
+    def test_a_change_after_a_walk_is_undone_to_before_the_step(self, tmp_path):
+        """A walk writes down the first half of a step; undo still starts at the step's beginning."""
+        store = open_store(tmp_path)
+        put(store, 1, key="old")
+        store.begin(2)
+        store.tables["a"].put(b"key", b"x")
+        store.tables["a"].first()
+        store.tables["a"].put(b"key", b"y")
+        store.end()
+
+        store.rewind(1)
+
+        assert content(store) == {"key": "old"}
+        store.close()
+
+    def test_a_change_that_is_taken_back_leaves_nothing_to_undo(self, tmp_path):
+        """A label that waits and is joined in one step passes the queue without a trace."""
+        store = open_store(tmp_path)
+        put(store, 1, other="1")
+        before = store._txn.stat(store._undo)["entries"]
+        store.begin(2)
+        store.tables["a"].insert(b"key", b"2")
+        store.tables["a"].delete(b"key")
+        store.end()
+
+        undo = store._txn.get(number(2), db=store._undo)
+        assert (b"key" in undo, store._txn.stat(store._undo)["entries"]) == (False, before + 1)
+        store.close()
+
+    def test_a_key_that_is_there_cannot_be_inserted(self, tmp_path):
+        """An id that comes twice would leave a row that nothing names."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.begin(2)
+
+        with pytest.raises(AssertionError, match="there already"):
+            store.tables["a"].insert(b"key", b"2")
+        store.close()
+
+    def test_nothing_that_was_looked_up_is_kept_after_it(self, tmp_path):
+        """What is held in memory is one step's (I6)."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.begin(2)
+        table = store.tables["a"]
+        table.get(b"key")
+        table.put(b"new", b"2")
+        store.end()
+        table.get(b"key")
+
+        assert (table._now, table._stored, table._before) == ({}, {}, {})
+        store.close()
+
+
 class TestRings:
     def test_trim_and_cut_remove_the_ends(self, tmp_path):
         """`trim` removes rows below, `cut` from a row on; what is between stays."""
@@ -249,7 +337,7 @@ class TestOpening:
         store.note("format", number(99))
         store.close()
 
-        with pytest.raises(StoreError, match="format 99, this version reads 1"):
+        with pytest.raises(StoreError, match=f"format 99, this version reads {FORMAT}"):
             open_store(tmp_path)
         with pytest.raises(StoreError, match="format 99"), StoreView(tmp_path).read():
             pass

@@ -1,0 +1,52 @@
+"""What the baselines know: the class of each label received so far, corrections included.
+
+They are told of a label as soon as it is read, whether its sample has come or not. The counts are a function of the
+set of labels; the newest class is that of the record that was read last.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamlearn.labels.rows import Counters
+from streamlearn.labels.store import Table
+from streamlearn.records import UNLABELLED
+
+
+class Baselines:
+    """Labels by class, in the ledger's table `counts`; majority and newest class are in its `Counters`."""
+
+    def __init__(self, table: Table, capacity: int) -> None:
+        self.counters = Counters()
+        self.class_counts_C = np.zeros(capacity, np.int64)
+        self._table = table
+        self._changed = False
+
+    def load(self, counters: Counters) -> None:
+        """Take what is kept in memory from the table. There may be room for more classes by now."""
+        self.counters = counters
+        saved_C = np.frombuffer(self._table.get(b"classes") or b"", np.int64)
+        self.class_counts_C[:] = 0
+        self.class_counts_C[: len(saved_C)] = saved_C
+        self._changed = False
+
+    def save(self) -> None:
+        """Write down what has changed in the open step."""
+        if self._changed:
+            self._table.put(b"classes", self.class_counts_C.tobytes())
+            self._changed = False
+
+    def received(self, now: int, *, was: int = UNLABELLED) -> None:
+        """A sample has this class now, and had that one before. Of equally large classes the first is the majority."""
+        c, counts_C = self.counters, self.class_counts_C
+        if was != UNLABELLED:
+            counts_C[was] -= 1
+        counts_C[now] += 1
+        self._changed = True
+        c.last_class = now
+        if was != UNLABELLED or c.majority_class == UNLABELLED:
+            c.majority_class = int(counts_C.argmax())
+            return
+        most = c.majority_class
+        if (counts_C[now], -now) > (counts_C[most], -most):  # argmax, where only one class has grown
+            c.majority_class = now

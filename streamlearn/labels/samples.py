@@ -1,0 +1,178 @@
+"""The samples that the ledger knows: what was predicted of each, and its payload while the ring or the log has it.
+
+    topics   number → topic name
+    ids      hash of a sample id → its row
+    samples  ring of SampleRow                payloads ring of payload bytes, under the same row numbers
+
+An id is taken once while it is known: the same id again is refused by the caller. One id stands in one partition, where
+records keep their order, so which of two is the first does not depend on how partitions are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from streamlearn.labels.rows import Counters, SampleRow, key_of, pack_sample, unpack_arrival, unpack_id, unpack_sample
+from streamlearn.labels.store import Store, Table, number
+from streamlearn.records import Array, Position, Prediction, Sample, Schema
+
+
+class Topics:
+    """Topic names as small numbers, given as they come."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self.load()
+
+    def load(self) -> None:
+        """Take the names from the table."""
+        self._names = [name.decode() for _, name in self._table.items()]
+        self._numbers = {name: row for row, name in enumerate(self._names)}
+
+    def place(self, position: Position) -> tuple[int, int, int]:
+        """A position with its topic as a number."""
+        topic = self._numbers.get(position.topic)
+        if topic is None:
+            topic = self._numbers[position.topic] = len(self._names)
+            self._names.append(position.topic)
+            self._table.insert(number(topic), position.topic.encode())
+        return topic, position.partition, position.offset
+
+    def name(self, topic: int) -> str:
+        """The name of a number. Numbers go by what was read first: order by names."""
+        return self._names[topic]
+
+
+class Known(NamedTuple):
+    """A known sample."""
+
+    number: int
+    """Its row."""
+    row: SampleRow
+    prediction: Prediction
+    x: Array | None = None
+    """The payload, where it has just come."""
+
+
+class Samples:
+    """Ids, predictions and payloads in the store of the ledger. `counters` are the ledger's, set anew when it loads."""
+
+    def __init__(
+        self, store: Store, topics: Topics, schema: Schema, read_back: Callable[[Position], Array | None]
+    ) -> None:
+        self.counters = Counters()
+        self._topics, self._schema, self._read_back = topics, schema, read_back
+        self._ids = store.tables["ids"]
+        self._rows, self._payloads = store.rings["samples"], store.rings["payloads"]
+
+    def has(self, key: bytes) -> bool:
+        """Whether the sample is known."""
+        return self._ids.get(key) is not None
+
+    def append(self, sample: Sample, prediction: Prediction, student_class: int) -> Known:
+        """Remember a new sample."""
+        c, schema, x = self.counters, self._schema, sample.x
+        assert x.shape == schema.shape, f"{sample.position}: {x.shape}, wanted {schema.shape}"
+        assert x.dtype == schema.dtype, f"{sample.position}: {x.dtype}, wanted {schema.dtype}"
+        probabilities_C = prediction.probabilities_C
+        assert probabilities_C.shape == (schema.capacity,), probabilities_C.shape
+        known = Known(
+            c.high,
+            SampleRow(
+                key_of(sample.sample_id),
+                *self._topics.place(sample.position),
+                sample.timestamp_s,
+                prediction.model_version,
+                prediction.class_index,
+                student_class,
+                c.majority_class,
+                c.last_class,
+            ),
+            prediction,
+            x,
+        )
+        self._ids.insert(known.row.key, number(known.number))
+        self._rows.append(known.number, pack_sample(known.row, probabilities_C, sample.sample_id))
+        self._payloads.append(known.number, np.ascontiguousarray(x).data)
+        c.high += 1
+        return known
+
+    def find(self, key: bytes) -> Known | None:
+        """A known sample and its prediction, without its payload."""
+        found = self._ids.get(key)
+        return None if found is None else self.at(int.from_bytes(found, "big"))
+
+    def at(self, row_number: int) -> Known:
+        """The sample of a row."""
+        data = self._rows.get(row_number)
+        assert data is not None, "an id outlived its row"
+        return Known(row_number, *unpack_sample(data))
+
+    def id_of(self, row_number: int) -> str:
+        """The id of the sample of a row."""
+        data = self._rows.get(row_number)
+        assert data is not None, "an id outlived its row"
+        return unpack_id(data)
+
+    def arrived(self, row_number: int) -> tuple[bytes, float]:
+        """Key and time of the sample of a row."""
+        data = self._rows.get(row_number)
+        assert data is not None, "a sample left before its time"
+        return unpack_arrival(data)
+
+    def payload(self, known: Known) -> Array | None:
+        """The payload from the ring or else from the log, read-only; None where it is nowhere any more.
+
+        Raises:
+            LogUnavailableError: the log cannot say for now.
+        """
+        if known.x is not None:
+            return known.x
+        schema, row = self._schema, known.row
+        if known.number >= self.counters.payload_low:
+            payload = self._payloads.get(known.number)
+            assert payload is not None, "a payload left before its time"
+            return np.frombuffer(payload, schema.dtype).reshape(schema.shape)
+        x = self._read_back(Position(self._topics.name(row.topic), row.partition, row.offset))
+        assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "read back wrongly"
+        return x
+
+    def expire_payloads(self, limit: int, *, most: int, oldest_s: float) -> None:
+        """Let the ring lose what is too many or too old; at most `limit` rows by age."""
+        c = self.counters
+        c.payload_low = max(c.payload_low, c.high - most)
+        for _ in range(limit):
+            if c.payload_low == c.high or self.arrived(c.payload_low)[1] >= oldest_s:
+                break
+            c.payload_low += 1
+
+    def expire_ids(self, limit: int, *, most: int, oldest_s: float) -> list[bytes]:
+        """Forget the oldest samples that are too many or too old, at most `limit`; their keys."""
+        c, forgotten = self.counters, []
+        for _ in range(limit):
+            if c.id_low == c.high:
+                break
+            key, arrived_s = self.arrived(c.id_low)
+            if c.high - c.id_low <= most and arrived_s >= oldest_s:
+                break
+            self._ids.delete(key)
+            forgotten.append(key)
+            c.id_low += 1
+        c.payload_low = max(c.payload_low, c.id_low)
+        c.implied_low = max(c.implied_low, c.id_low)
+        return forgotten
+
+    def cut(self) -> None:
+        """Remove rows that a rewind has unmade."""
+        self._rows.cut(self.counters.high)
+        self._payloads.cut(self.counters.high)
+
+    def trim(self, then: Counters) -> None:
+        """Remove from the disk the rows that were let go when the counters stood like this."""
+        self._payloads.trim(then.payload_low)
+        self._rows.trim(then.id_low)

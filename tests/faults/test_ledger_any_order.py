@@ -1,0 +1,311 @@
+"""Any order of arrival, redelivery, correction and crash ends in the ledger, memory and counters of the sorted order.
+
+A machine shows records to ledger and memory as the pipeline does, in whatever order, again and again, and crashes in
+between. At its end all is compared twice: to a fresh ledger and memory that are shown the same set once, in order, and
+to a model in plain Python that looks at the set alone. STREAMLEARN_SOAK_EXAMPLES says how many runs there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from streamlearn.labels import Arrival, LabelState, LabelStatus
+from streamlearn.labels.ledger import Ledger
+from streamlearn.labels.memory import LabelledMemory
+from streamlearn.labels.view import LedgerView
+from streamlearn.records import Array, Label, Position, Prediction, Sample, Schema
+
+EXAMPLES = int(os.environ.get("STREAMLEARN_SOAK_EXAMPLES", "60"))
+SCHEMA = Schema((2,), np.dtype(np.uint8), ("ant", "bee", "cat"))
+IDS = "abc"
+TOPICS = ("more", "labels", "also")
+"""Not in the order of their names, so that an order by number is found out."""
+PLACES = 2
+"""Of one id's labels in each topic: fewer than a row of the ledger keeps, so that nothing is forgotten."""
+PREDICTION = Prediction(1, np.array([0.25, 0.5, 0.25], np.float32), 3)
+MEMORY_DISK = next((name for name in ("/dev/shm",) if os.path.isdir(name)), None)
+"""Where a sync costs nothing: what a power cut leaves is not asked here, and syncs are nine tenths of the time."""
+
+Corrections = Literal["last", "first"]
+Record = Sample | Label
+
+
+@dataclass
+class Run:
+    """A ledger and a memory with a step open, moved as `pipeline.py` moves them."""
+
+    path: Path
+    corrections: Corrections
+    steps: list[list[Record]] = field(default_factory=list)
+    """What each step was shown, the open one last: the journal."""
+    scores: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.memory = LabelledMemory(100, SCHEMA, seed=0)
+        self.ledger = self._open()
+        self.saved: tuple[int, dict[str, Array], Counter[str]] = (0, self.memory.state(), Counter())
+        self.begin()
+
+    def _open(self) -> Ledger:
+        return Ledger(
+            self.path,
+            schema=SCHEMA,
+            read_back=lambda _: None,
+            payload_max_bytes=1 << 16,
+            payload_max_age_s=1e6,
+            horizon_s=1e6,
+            max_ids=1000,
+            corrections=self.corrections,
+        )
+
+    def begin(self) -> None:
+        self.ledger.begin(self.ledger.step + 1, 110.0)
+        self.steps.append([])
+
+    def show(self, record: Record) -> None:
+        self.steps[-1].append(record)
+        for arrival in self._arrivals(record):
+            if arrival.example is not None:
+                self.memory.add(arrival.example)
+            elif arrival.labelled_at_s is not None:
+                self.memory.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
+            self.scores[arrival.sample_id] += arrival.scored is not None
+
+    def _arrivals(self, record: Record) -> list[Arrival]:
+        if isinstance(record, Label):
+            return [self.ledger.label_arrived(record)]
+        if not self.ledger.is_known(record.sample_id):
+            return self.ledger.sample_arrived(record, PREDICTION, 2)
+        return [self.ledger.label_arrived(label) for label in labels_of([record])]
+
+    def end(self) -> None:
+        """Learn one row, close the step."""
+        x_L, y_L = np.empty((1, *SCHEMA.shape), SCHEMA.dtype), np.empty(1, np.int64)
+        self.ledger.trained(self.memory.draw_into(x_L, y_L, self.ledger.step))
+        self.ledger.end()
+
+    def save(self) -> None:
+        """A checkpoint between two steps."""
+        self.end()
+        self.ledger.flush()
+        self.saved = (self.ledger.step, self.memory.state(), self.scores.copy())
+        self.begin()
+
+    def crash(self) -> None:
+        """What kill -9 leaves: what was flushed. Then back to the checkpoint, and the journal once more."""
+        self.ledger._store._txn.abort()
+        self.ledger._store._env.close()
+        self.ledger._store._lock.close()
+        step, state, scores = self.saved
+        self.ledger = self._open()
+        self.ledger.rewind(step)
+        self.memory.load(state)
+        self.scores = scores.copy()
+        again, self.steps = self.steps[step:], self.steps[:step]
+        for n, records in enumerate(again):
+            if n:
+                self.end()
+            self.begin()
+            for record in records:
+                self.show(record)
+
+    def outcome(self) -> dict[str, Any]:
+        """Everything that may be compared, once all labels are learned."""
+        self.end()
+        while self.memory.new_count:
+            self.begin()
+            self.end()
+        state = self.memory.state()
+        ends = state["id_offsets"].tolist()
+        ids = [state["ids"].tobytes()[a:b].decode() for a, b in itertools.pairwise(ends)]
+        counts, class_counts = asdict(self.ledger.counts()), self.ledger._baselines.class_counts_C.tolist()
+        self.ledger.close()
+        view = LedgerView(self.path, SCHEMA)
+        statuses = {name: status for name in IDS if (status := view.get(name)) is not None}
+        view.close()
+        return {
+            # The step that learned a label does depend on the order; whether one did shows as its state.
+            "statuses": {name: replace(status, first_trained_step=None) for name, status in statuses.items()},
+            "counts": counts,
+            "class_counts": class_counts,
+            "memory": list(zip(ids, state["y"].tolist(), state["labelled_at_s"].tolist(), state["x"].tolist())),  # noqa: B905 - of one length
+            "scores": {name: count for name, count in self.scores.items() if count},
+        }
+
+
+def labels_of(records: Iterable[Record]) -> list[Label]:
+    """The label records among these, in order, those inside samples too."""
+    labels = []
+    for record in records:
+        if isinstance(record, Label):
+            labels.append(record)
+        elif record.label is not None:
+            labels.append(Label(record.position, record.timestamp_s, record.sample_id, record.label))
+    return sorted(labels, key=when)
+
+
+def when(record: Record) -> tuple[float, Position]:
+    return record.timestamp_s, record.position
+
+
+def modelled(records: Iterable[Record], corrections: Corrections) -> dict[str, Any]:
+    """What this set of records must come to, from the set alone."""
+    samples = {record.sample_id: record for record in records if isinstance(record, Sample)}
+    counts: Counter[str] = Counter(samples=len(samples), samples_read=len(samples))
+    counts["payload_bytes"] = len(samples) * SCHEMA.nbytes
+    statuses, memory, class_counts = {}, [], [0] * len(SCHEMA.classes)
+    for name in IDS:
+        sample, labels = samples.get(name), [label for label in labels_of(records) if label.sample_id == name]
+        status = LabelStatus(LabelState.UNLABELLED)
+        if labels:
+            classes = [label.class_index for label in labels]
+            counts["read"] += len(labels)
+            for before, after in itertools.pairwise(classes):
+                counts["duplicate" if before == after else "corrected"] += 1
+            deciding = labels[-1 if corrections == "last" else 0]
+            class_counts[deciding.class_index] += 1
+            status = LabelStatus(
+                LabelState.TRAINED if sample else LabelState.WAITING,
+                deciding.class_index,
+                deciding.position,
+                deciding.timestamp_s,
+                corrected=len(set(classes)) > 1,
+                scored=sample is not None and labels[-1].timestamp_s >= sample.timestamp_s,
+            )
+            counts.update(["joined", "trained"] if sample else ["waiting"])
+            counts["scored"] += status.scored
+            if sample:
+                memory.append((deciding.timestamp_s, name, deciding.class_index, sample.x.tolist()))
+        if sample:
+            status = replace(
+                status,
+                sample_position=sample.position,
+                sample_time_s=sample.timestamp_s,
+                predicted_class=PREDICTION.class_index,
+                model_version=PREDICTION.model_version,
+            )
+        if sample or labels:
+            statuses[name] = status
+    return {
+        "statuses": statuses,
+        "counts": counts,
+        "class_counts": class_counts,
+        "memory": [(name, class_index, at_s, x) for at_s, name, class_index, x in sorted(memory)],
+        "scores": {name: 1 for name, status in statuses.items() if status.scored},
+    }
+
+
+def assert_same(outcome: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Part by part, so that the part that differs is named. Counters that the model leaves out are zero."""
+    for part in ("statuses", "class_counts", "memory", "scores"):
+        assert outcome[part] == wanted[part], part
+    assert Counter(outcome["counts"]) == Counter(wanted["counts"])
+
+
+def a_sample(name: str, at_s: float, inside: int | None) -> Sample:
+    x = np.full(SCHEMA.shape, ord(name), SCHEMA.dtype)
+    return Sample(Position("samples", 0, IDS.index(name)), at_s, name, x, inside)
+
+
+def a_label(name: str, topic: str, place: int, at_s: float, class_index: int) -> Label:
+    return Label(Position(topic, 0, IDS.index(name) * PLACES + place), at_s, name, class_index)
+
+
+TIMES = st.integers(98, 101).map(float)
+"""Before, at and after samples, often the same; all within the horizon."""
+SAMPLES = st.builds(a_sample, st.sampled_from(IDS), TIMES, st.none() | st.integers(0, 2))
+LABELS = st.builds(
+    a_label, st.sampled_from(IDS), st.sampled_from(TOPICS), st.integers(0, PLACES - 1), TIMES, st.integers(0, 2)
+)
+SOME = st.lists(st.one_of(SAMPLES, LABELS, LABELS), max_size=3)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """One record of each id is a sample, the others are labels; any may be shown at any moment, and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: dict[Position, Record] = {}
+        self.run: Run | None = None
+
+    @initialize(corrections=st.sampled_from(("last", "first")), some=SOME)
+    def start(self, corrections: Corrections, some: list[Record]) -> None:
+        self.folder = Path(tempfile.mkdtemp(dir=MEMORY_DISK))
+        self.run = Run(self.folder / "run", corrections)
+        self.show(some)
+
+    def show(self, some: Iterable[Record]) -> Run:
+        """A place in the log holds one record for ever: shown again, it is the same."""
+        assert self.run is not None
+        for record in some:
+            self.run.show(self.records.setdefault(record.position, record))
+        return self.run
+
+    @rule(some=SOME, choice=st.integers(0, 99))
+    def redeliver(self, some: list[Record], choice: int) -> None:
+        self.show(some)
+        if self.records:
+            self.show([list(self.records.values())[choice % len(self.records)]])
+
+    @rule(some=SOME, flush=st.booleans())
+    def next_step(self, some: list[Record], flush: bool) -> None:
+        run = self.show(some)
+        run.end()
+        if flush:
+            run.ledger.flush()
+        run.begin()
+
+    @rule(some=SOME)
+    def save(self, some: list[Record]) -> None:
+        self.show(some).save()
+
+    @rule(some=SOME)
+    def crash(self, some: list[Record]) -> None:
+        self.show(some).crash()
+
+    def teardown(self) -> None:
+        if self.run is None:
+            return
+        records, corrections = list(self.records.values()), self.run.corrections
+        ordered = Run(self.folder / "ordered", corrections)
+        try:
+            for n, record in enumerate(sorted(records, key=when)):
+                if n % 3 == 2:
+                    ordered.end()
+                    ordered.begin()
+                ordered.show(record)
+            outcome = self.run.outcome()
+            assert_same(outcome, ordered.outcome())
+            assert_same(outcome, modelled(records, corrections))
+        finally:
+            ordered.ledger.close()
+            self.run.ledger.close()
+            shutil.rmtree(self.folder)
+
+
+@pytest.mark.timeout(60 + EXAMPLES)
+def test_whatever_the_order_the_end_is_that_of_the_sorted_order() -> None:
+    """Samples and labels in any order, shown again, with steps, flushes, checkpoints and crashes anywhere between."""
+    run_state_machine_as_test(
+        AnyOrder,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=10,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
