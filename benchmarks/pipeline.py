@@ -21,7 +21,8 @@ from harness import arguments, broker, command, figures, finish, heartbeat, runn
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.wiring import model_spec
-from streamlearn.learn.learner import Learner, LearnSettings
+from streamlearn.learn.learner import Learner
+from streamlearn.learn.making import LearnSettings
 from streamlearn.records import MicroBatch
 from streamlearn.simulate.datasets import load
 

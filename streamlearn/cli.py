@@ -216,6 +216,78 @@ def simulate(
 
 
 @app.command()
+def evaluate(
+    dataset: Annotated[
+        str, typer.Argument(help="digits, fashion-mnist, shuttle, moons, or the path of an .npz with x and y.")
+    ],
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    label_probability: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of samples that get a label.")
+    ] = 0.05,
+    delay: Annotated[
+        str, typer.Option(help="Of a label: 0, 500 (samples), geometric:5000, uniform:50:1000, 10s, exponential:10s.")
+    ] = "0",
+    window: Annotated[
+        int, typer.Option(min=10, max=1_000_000, help="Samples between two points, and in a windowed score.")
+    ] = 1000,
+    order: Annotated[str, typer.Option(help="shuffle, file, or class-sorted.")] = "shuffle",
+    drift: Annotated[str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N.")] = "none",
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of a pass, at most.")] = None,
+    passes: Annotated[
+        int, typer.Option(min=1, help="Times through the data set. From the second on, samples were seen before.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same curves.")] = 0,
+    rate: Annotated[
+        float, typer.Option(help="Samples a second of the stream's own time, for delays in time. Nobody waits.")
+    ] = 1000.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and curves.png; else evaluation-DATASET.")
+    ] = None,
+    keep_state: Annotated[
+        Path | None, typer.Option(help="Keep the learner's state here, log and all; else it is removed.")
+    ] = None,
+    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the curves; needs `streamlearn[plot]`.")] = True,
+) -> None:
+    """Learn a labelled data set as a stream, offline, as fast as it goes; print the scores and plot the curves.
+
+    CapyMOA's protocol: every sample is predicted before it is learned; a few get a label, late. Accuracy on all samples
+    (oracle) stands beside that on labelled ones (observed, all that a service can see), the label-only twin, and
+    baselines. It runs the daemon's own loop without servers. Shape, classes and model are the data set's own where the
+    config does not say.
+
+    Examples:
+
+        streamlearn evaluate digits --label-probability 0.05 --delay 500 --window 500 --passes 10 --set batch.fresh=16
+
+        streamlearn evaluate fashion-mnist --label-probability 0.01 --delay geometric:5000 --drift rotate:90@30000
+
+        streamlearn evaluate mine.npz --config streamlearn.toml --set learn.method=supervised --out baseline
+    """
+    from streamlearn.daemon.evaluating import EvaluationPlan
+    from streamlearn.daemon.reporting import quiet, run_evaluation
+    from streamlearn.daemon.wiring import die_loudly, set_up_logs, stop_signals
+
+    loaded = quiet(_load(config, overrides))
+    set_up_logs(loaded)
+    die_loudly()
+    plan = EvaluationPlan(
+        dataset=dataset,
+        label_probability=label_probability,
+        delay=delay,
+        window=window,
+        order=order,
+        drift=drift,
+        limit=limit,
+        passes=passes,
+        seed=seed,
+        rate=rate,
+    )
+    with stop_signals() as stopping:
+        run_evaluation(loaded, plan, stopping, out=out, keep_state=keep_state, plot=plot)
+
+
+@app.command()
 def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Say whether it would run: settings, model, device, log, topics, retention, disk, port. Changes nothing.
 
@@ -283,6 +355,78 @@ def inspect(
         return
     for record in inspecting.records(loaded, topic, partition=partition, offset=offset, count=count):
         typer.echo(orjson.dumps(inspecting.described(loaded, record)).decode())
+
+
+@app.command()
+def models(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the published versions that can be served, each with the scores of its time. Safe while everything runs.
+
+    Accuracy is that of the last `score.window` labelled predictions when the version was published, gain the teacher's
+    over its label-only twin.
+
+    Examples:
+
+        streamlearn models --config streamlearn.toml
+
+        streamlearn models --config streamlearn.toml --json
+    """
+    import orjson
+    from rich.console import Console
+
+    from streamlearn.daemon import versions
+
+    found = versions.versions(_load(config, overrides))
+    if as_json:
+        typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+    elif found:
+        Console().print(versions.table(found))
+    else:
+        typer.echo("no version is published yet")
+
+
+@app.command()
+def rollback(
+    version: Annotated[int | None, typer.Argument(min=0, help="One of `streamlearn models`.")] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    back: Annotated[int | None, typer.Option(min=1, help="So many versions before the one that is served.")] = None,
+) -> None:
+    """Serve an older version from now on. The learner learns on, and nothing is lost; `promote` returns.
+
+    Examples:
+
+        streamlearn rollback 1200 --config streamlearn.toml
+
+        streamlearn rollback --back 1 --config streamlearn.toml
+
+    Running servers follow within a second. Over HTTP, with the admin token: POST /model/rollback {"version": 1200}.
+    """
+    from streamlearn.daemon import versions
+
+    if (version is None) == (back is None):
+        msg = "rollback: wanted a version, as `streamlearn models` shows them, or --back; one of the two"
+        raise ConfigError(msg)
+    pinned = versions.roll_back(_start(config, overrides), version=version, back=back)
+    typer.echo(f"version {pinned.step} is pinned: servers answer with it until `streamlearn promote`")
+
+
+@app.command()
+def promote(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Serve the newest version again, after a rollback.
+
+    Example:
+
+        streamlearn promote --config streamlearn.toml
+    """
+    from streamlearn.daemon import versions
+
+    newest = versions.promote(_start(config, overrides))
+    told = "none is published yet" if newest is None else f"now version {newest.step}"
+    typer.echo(f"servers follow the newest version: {told}")
 
 
 def _version(value: bool) -> None:

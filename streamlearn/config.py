@@ -20,7 +20,12 @@ from streamlearn.errors import ConfigError
 from streamlearn.records import Schema
 
 ENV_PREFIX = "STREAMLEARN_"
-NOT_SETTINGS = ("STREAMLEARN_TEST_KAFKA", "STREAMLEARN_FORBID_SKIPS", "STREAMLEARN_CONFIG")
+NOT_SETTINGS = (
+    "STREAMLEARN_TEST_KAFKA",
+    "STREAMLEARN_FORBID_SKIPS",
+    "STREAMLEARN_SOAK_EXAMPLES",
+    "STREAMLEARN_CONFIG",
+)
 """Variables of this package that are no settings: the tests' own, and the file's path."""
 
 
@@ -100,6 +105,8 @@ class SchemaConfig(_Section):
     """Of one sample as it is kept and sent."""
     classes: int | tuple[str, ...] = 10
     """How many classes, or their names."""
+    spare_classes: int = Field(0, ge=0, le=10_000)
+    """Room for classes that are not known yet: outputs that answer nothing until a name is admitted to them."""
     payload: Literal["json", "raw", "npy", "image"] = "json"
     """Format of a sample record without a content-type header."""
     scale: float = 1.0
@@ -122,7 +129,7 @@ class SchemaConfig(_Section):
     def build(self) -> Schema:
         """The value that the rest of the program knows."""
         names = self.classes if isinstance(self.classes, tuple) else tuple(str(i) for i in range(self.classes))
-        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=names)
+        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=names, spare=self.spare_classes)
 
 
 class ModelConfig(_Section):
@@ -211,6 +218,20 @@ class LabelsConfig(_Section):
     """Rows of the labelled memory, class-balanced."""
     corrections: Literal["last", "first"] = "last"
     """Which label of a sample counts when two differ."""
+    unknown_class: Literal["hold", "refuse", "grow"] = "hold"
+    """A label of a class that has no such name: hold and report it, refuse it (dead letter), or grow into a spare."""
+    max_held: int = Field(10_000, ge=1, le=10_000_000)
+    """Labels of unknown classes that are held, at most."""
+    implied_class: str | None = None
+    """The class of a sample that has no label after `implied_after_s`, as in "no click"."""
+    implied_after_s: float | None = Field(None, gt=0.0)
+    """When it is implied, after the sample. At most `horizon_s`."""
+    wanted_rows: int = Field(1000, ge=0, le=1_000_000)
+    """Samples that `GET /label/wanted` chooses from: those whose label would help most; 0 is off."""
+    wanted_per_hour: int = Field(1000, ge=1, le=1_000_000)
+    """The labelling budget: most samples that it hands out within an hour."""
+    wanted_again_after_s: float = Field(86400.0, gt=0.0)
+    """When a sample that was handed out, and got no label, may be handed out again."""
 
 
 class ScoreConfig(_Section):
@@ -218,6 +239,47 @@ class ScoreConfig(_Section):
 
     window: int = Field(1000, ge=10, le=1_000_000)
     """Labelled predictions in the windowed accuracy."""
+    fading: float = Field(0.999, ge=0.5, lt=1.0)
+    """What an older prediction weighs against the next newer one in faded scores."""
+    calibration_bins: int = Field(15, ge=2, le=1000)
+    """Bins of confidence, of equal width, for the calibration error."""
+
+
+class TwinConfig(_Section):
+    """[twin]: the label-only network beside the student, which says whether unlabelled samples help."""
+
+    every: int = Field(1, ge=0, le=1000)
+    """It learns every n-th step; 0 is off. It sees the labelled rows alone, averaged as the teacher is."""
+
+
+class GuardConfig(_Section):
+    """[guard]: what watches over the model, and mends it."""
+
+    on: bool = True
+    """Freeze, roll back, adopt the twin, lower the consistency weight. Off, it only watches for nothing."""
+    look_every_steps: int = Field(20, ge=1, le=100_000)
+    """Steps between two looks."""
+    max_skipped: int = Field(3, ge=1, le=1000)
+    """Steps in a row that are not finite, until the last good weights are put back."""
+    patience: int = Field(3, ge=1, le=1000)
+    """Looks in a row that are bad, until something is done."""
+    entropy_ratio: float = Field(0.5, ge=0.0, le=1.0)
+    """Collapse: the answers to the labelled memory have less than this share of its labels' entropy."""
+    max_loss: float = Field(0.02, ge=0.0, le=1.0)
+    """How far the teacher may be below its twin, as a share, with 95 % certainty."""
+    keep_good_every_steps: int = Field(200, ge=1, le=1_000_000)
+    """Steps between two copies of good weights, kept to be rolled back to."""
+    backoff_steps: int = Field(200, ge=1, le=1_000_000)
+    """Steps of a lower learning rate after a rollback; doubles when it happens again."""
+
+
+class DriftConfig(_Section):
+    """[drift]: what to do when the world changes."""
+
+    reaction: Literal["alarm", "ramp", "horizon"] = "alarm"
+    """Say so only; ramp the consistency weight up anew; or shorten the teacher's horizon and let it grow again."""
+    delta: float = Field(0.002, gt=0.0, lt=1.0)
+    """Of ADWIN: smaller is slower and surer."""
 
 
 class StateConfig(_Section):
@@ -235,6 +297,8 @@ class StateConfig(_Section):
     """Between two published teachers, at least."""
     keep_published: int = Field(5, ge=2, le=10_000)
     """Published teachers kept on disk."""
+    keep_history: int = Field(10, ge=0, le=10_000)
+    """Older ones kept besides, further and further apart, to roll back to."""
     journal_max_bytes: int = Field(1 << 30, ge=1 << 16)
     """Past it the oldest part of the journal is removed; what is older than all checkpoints is not needed."""
 
@@ -251,7 +315,13 @@ class ServeConfig(_Section):
     threads: int = Field(1, ge=1, le=256)
     """Intra-op CPU threads of each server."""
     token: SecretStr | None = None
-    """Bearer token; all routes but health want it when set. Better from the environment than from a file."""
+    """Bearer token; all routes but health and admin want it when set. Better from the environment than from a file."""
+    predict_token: SecretStr | None = None
+    """Opens predictions only."""
+    label_token: SecretStr | None = None
+    """Opens labels and samples only."""
+    admin_token: SecretStr | None = None
+    """Opens everything, and alone the routes that change what is served."""
     insecure: bool = False
     """Allow a public address without a token."""
     max_body_bytes: int = Field(16 << 20, ge=1024, le=1 << 30)
@@ -298,6 +368,9 @@ class Config(_Section):
     batch: BatchConfig = BatchConfig()
     labels: LabelsConfig = LabelsConfig()
     score: ScoreConfig = ScoreConfig()
+    twin: TwinConfig = TwinConfig()
+    guard: GuardConfig = GuardConfig()
+    drift: DriftConfig = DriftConfig()
     state: StateConfig = StateConfig()
     serve: ServeConfig = ServeConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -305,14 +378,33 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        loopback = self.serve.host in ("127.0.0.1", "::1", "localhost")
-        if not (loopback or self.serve.token or self.serve.insecure):
+        serve = self.serve
+        loopback = serve.host in ("127.0.0.1", "::1", "localhost")
+        tokens = (serve.token, serve.predict_token, serve.label_token, serve.admin_token)
+        if not (loopback or any(tokens) or serve.insecure):
             msg = (
-                f"serve.host = {self.serve.host!r} is open to other machines: set serve.token "
+                f"serve.host = {serve.host!r} is open to other machines: set serve.token "
                 "(STREAMLEARN_SERVE__TOKEN), or serve.insecure = true if that is meant"
             )
             raise ValueError(msg)
+        self._check_labels()
         return self
+
+    def _check_labels(self) -> None:
+        """Settings of [labels] that hang together with others."""
+        labels, names = self.labels, self.schema_.build().classes
+        if (labels.implied_class is None) != (labels.implied_after_s is None):
+            msg = "labels.implied_class and labels.implied_after_s: set both or neither"
+            raise ValueError(msg)
+        if labels.implied_class is not None and labels.implied_class not in names:
+            msg = f"labels.implied_class = {labels.implied_class!r} is none of schema.classes"
+            raise ValueError(msg)
+        if labels.implied_after_s is not None and labels.implied_after_s > labels.horizon_s:
+            msg = f"labels.implied_after_s = {labels.implied_after_s} is past labels.horizon_s = {labels.horizon_s}"
+            raise ValueError(msg)
+        if labels.unknown_class == "grow" and not self.schema_.spare_classes:
+            msg = 'labels.unknown_class = "grow" wants schema.spare_classes > 0, the room to grow into'
+            raise ValueError(msg)
 
 
 Tree = dict[str, Any]

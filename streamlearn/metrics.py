@@ -9,7 +9,7 @@ a request, never once a record in a loop.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 from wsgiref.simple_server import WSGIServer
@@ -44,12 +44,29 @@ TOPICS = ("samples", "labels")
 """The part a topic plays, whatever its name in the log."""
 OUTCOMES = {
     "samples": ("learned", "dead_lettered", "duplicate_id", "trimmed"),
-    "labels": ("joined", "duplicate", "corrected", "expired", "orphan", "dead_lettered", "trimmed"),
+    "labels": ("joined", "duplicate", "corrected", "expired", "orphan", "held_dropped", "dead_lettered", "trimmed"),
 }
-LABEL_STATES = ("waiting", "joined", "scored", "trained", "duplicate", "corrected", "expired", "orphan")
-PHASES = ("wait", "assemble", "predict", "ledger", "learn", "save", "publish")
-NETWORKS = ("teacher", "student")
-WINDOWS = ("windowed", "cumulative")
+LABEL_STATES = (
+    "waiting",
+    "joined",
+    "scored",
+    "trained",
+    "duplicate",
+    "corrected",
+    "expired",
+    "orphan",
+    "held",
+    "held_dropped",
+    "implied",
+)
+PHASES = ("wait", "assemble", "predict", "ledger", "learn", "guard", "save", "publish")
+NETWORKS = ("teacher", "student", "majority", "no_change")
+WINDOWS = ("windowed", "faded", "cumulative")
+SCORES = ("balanced_accuracy", "kappa", "kappa_m", "kappa_t", "log_loss", "brier", "ece")
+INTERVAL = ("low", "mean", "high")
+GUARD_REASONS = ("nonfinite", "collapsed", "exploded", "stuck", "worse_than_twin")
+GUARD_ACTIONS = ("keep_good", "roll_back", "adopt_twin", "accept")
+DRIFTS = ("disagreement", "uncertainty", "error")
 REJECTIONS = ("queue_full", "body_too_large", "unauthorised", "timeout", "log_unavailable")
 
 Labels = tuple[str, ...]
@@ -73,6 +90,7 @@ def _each(*values: str) -> tuple[Labels, ...]:
 
 _OUTCOMES = tuple((topic, outcome) for topic in TOPICS for outcome in OUTCOMES[topic])
 _ACCURACIES = tuple((network, window) for network in NETWORKS for window in WINDOWS)
+_SCORES = tuple((score, window) for score in SCORES for window in WINDOWS)
 
 BUILD = Metric("build_info", "gauge", "Always 1; the version is in the label.", ("version",))
 
@@ -105,6 +123,41 @@ LEARNER_METRICS = (
         ("network", "window"),
         _ACCURACIES,
     ),
+    Metric(
+        "score",
+        "gauge",
+        "The teacher's first predictions by another measure; NaN where it is not defined (docs/scores.md).",
+        ("score", "window"),
+        _SCORES,
+    ),
+    Metric(
+        "label_time_accuracy_ratio",
+        "gauge",
+        "The same labels, asked again when they came and before they were learned; NaN before the first.",
+        ("network",),
+        _each("teacher", "twin"),
+    ),
+    Metric(
+        "ssl_gain_ratio",
+        "gauge",
+        "Teacher minus label-only twin at label time, with its 95 % interval; NaN before the first.",
+        ("bound",),
+        _each(*INTERVAL),
+    ),
+    Metric("labelled_share_ratio", "gauge", "Labels to samples of late; NaN before the first sample."),
+    Metric("label_confidence_gap_ratio", "gauge", "Mean confidence of labelled samples minus that of all."),
+    Metric("label_class_mix_distance_ratio", "gauge", "Total variation of the answers: labelled samples to all."),
+    Metric("prediction_entropy_ratio", "gauge", "Of the answers to all samples: 0 is one class, 1 all alike."),
+    Metric("guard_frozen", "gauge", "1 while no new teacher is published."),
+    Metric(
+        "guard_reason",
+        "gauge",
+        "1 for each thing that is wrong with the model now.",
+        ("reason",),
+        _each(*GUARD_REASONS),
+    ),
+    Metric("guard_actions_total", "counter", "What the guard has done.", ("action",), _each(*GUARD_ACTIONS)),
+    Metric("drift_alarms_total", "counter", "Drift alarms by what raised them.", ("source",), _each(*DRIFTS)),
     Metric("labelled_predictions_total", "counter", "Predictions scored by a label."),
     Metric("label_delay_seconds", "histogram", "From a sample to its label, stream time.", buckets=DELAY_BUCKETS_S),
     Metric("ledger_labels", "gauge", "Labels in the ledger by state.", ("state",), _each(*LABEL_STATES)),
@@ -136,6 +189,7 @@ SERVER_METRICS = (
     Metric("rejected_total", "counter", "Requests turned away by reason.", ("reason",), _each(*REJECTIONS)),
     Metric("model_version", "gauge", "Step of the teacher that answers; 0 before the first."),
     Metric("model_timestamp_seconds", "gauge", "When it was published, since the epoch; 0 before the first."),
+    Metric("model_pinned", "gauge", "1 while an older teacher is served on purpose."),
     Metric("model_load_failures_total", "counter", "Published teachers that could not be loaded."),
     Metric("appended_records_total", "counter", "Records appended to the log.", ("topic",), _each(*TOPICS)),
     Metric("scrape_failed", "gauge", "1 where a sibling process could not be scraped.", ("target",)),
@@ -190,9 +244,17 @@ class LearnerMetrics(_Metrics):
 
     def __init__(self, *, version: str) -> None:
         super().__init__(LEARNER_METRICS, version=version)
-        for values in _ACCURACIES:
-            self._get(Gauge, "prequential_accuracy_ratio", *values).set(float("nan"))
-            self._get(Gauge, "oracle_accuracy_ratio", *values).set(float("nan"))
+        unknown: tuple[str, ...] = (
+            "prequential_accuracy_ratio",
+            "oracle_accuracy_ratio",
+            "score",
+            "label_time_accuracy_ratio",
+        )
+        unknown += ("ssl_gain_ratio", "labelled_share_ratio", "label_confidence_gap_ratio")
+        unknown += ("label_class_mix_distance_ratio", "prediction_entropy_ratio")
+        for metric in LEARNER_METRICS:
+            for values in (metric.series or ((),)) if metric.name in unknown else ():
+                self._get(Gauge, metric.name, *values).set(float("nan"))
 
     def read(self, topic: str, records: int) -> None:
         """Records came from the log."""
@@ -246,6 +308,46 @@ class LearnerMetrics(_Metrics):
         """Accuracy by a simulation's truth; None is left as it is."""
         if ratio is not None:
             self._get(Gauge, "oracle_accuracy_ratio", network, window).set(ratio)
+
+    def score(self, score: str, window: str, value: float | None) -> None:
+        """Another measure of the first predictions; None is not defined."""
+        self._get(Gauge, "score", score, window).set(_or_nan(value))
+
+    def label_time(self, network: str, ratio: float | None) -> None:
+        """Accuracy when the label came."""
+        self._get(Gauge, "label_time_accuracy_ratio", network).set(_or_nan(ratio))
+
+    def ssl_gain(self, bound: str, ratio: float | None) -> None:
+        """Teacher minus twin, or one end of its interval."""
+        self._get(Gauge, "ssl_gain_ratio", bound).set(_or_nan(ratio))
+
+    def traffic(
+        self,
+        *,
+        labelled_share: float | None,
+        confidence_gap: float | None,
+        class_mix_distance: float | None,
+        class_entropy: float | None,
+    ) -> None:
+        """Whether the labelled samples are like the others."""
+        self._get(Gauge, "labelled_share_ratio").set(_or_nan(labelled_share))
+        self._get(Gauge, "label_confidence_gap_ratio").set(_or_nan(confidence_gap))
+        self._get(Gauge, "label_class_mix_distance_ratio").set(_or_nan(class_mix_distance))
+        self._get(Gauge, "prediction_entropy_ratio").set(_or_nan(class_entropy))
+
+    def guard(self, *, frozen: bool, reasons: Collection[str]) -> None:
+        """How the guard sees the model."""
+        self._get(Gauge, "guard_frozen").set(frozen)
+        for reason in GUARD_REASONS:
+            self._get(Gauge, "guard_reason", reason).set(reason in reasons)
+
+    def guard_acted(self, action: str, times: int) -> None:
+        """The guard did something."""
+        self._get(Counter, "guard_actions_total", action).inc(times)
+
+    def drifted(self, source: str, times: int) -> None:
+        """A drift alarm was raised."""
+        self._get(Counter, "drift_alarms_total", source).inc(times)
 
     def scored(self, delay_s: float) -> None:
         """A label scored its sample's prediction, so long after the sample."""
@@ -304,8 +406,9 @@ class ServerMetrics(_Metrics):
         """A request was turned away; `reason` is one of `REJECTIONS`."""
         self._get(Counter, "rejected_total", reason).inc()
 
-    def model(self, step: int, published_at_s: float) -> None:
+    def model(self, step: int, published_at_s: float, *, pinned: bool = False) -> None:
         """A teacher began to answer."""
+        self._get(Gauge, "model_pinned").set(pinned)
         self._get(Gauge, "model_version").set(step)
         self._get(Gauge, "model_timestamp_seconds").set(published_at_s)
 
@@ -320,6 +423,10 @@ class ServerMetrics(_Metrics):
     def scraped(self, target: str, *, failed: bool) -> None:
         """A sibling was asked for its metrics."""
         self._get(Gauge, "scrape_failed", target).set(failed)
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 class MetricsServer:

@@ -50,18 +50,23 @@ class Teachers:
     """The pipeline's view of the publisher; adds what servers need to rebuild the network."""
 
     def __init__(self, config: Config, paths: StatePaths, watch: Watch) -> None:
-        self._publisher = Publisher(paths.published, keep=config.state.keep_published, clock=time.time)
+        self._publisher = Publisher(
+            paths.published,
+            keep=config.state.keep_published,
+            keep_history=config.state.keep_history,
+            clock=time.time,
+        )
         self._metadata = {
             "model_spec": model_spec(config).to_json(),
-            "classes": json.dumps(config.schema_.build().classes),
             "dtype": config.schema_.dtype,
             "streamlearn": __version__,
         }
         self._watch = watch
 
-    def publish(self, step: int, arrays: Mapping[str, Array]) -> None:
+    def publish(self, step: int, arrays: Mapping[str, Array], told: Mapping[str, Any]) -> None:
         """See `pipeline.Teachers.publish`."""
-        published = self._publisher.publish(step, arrays, self._metadata)
+        header = {name: json.dumps(value) for name, value in told.items()}
+        published = self._publisher.publish(step, arrays, self._metadata | header)
         self._watch.published(step, published.published_at_s)
 
 

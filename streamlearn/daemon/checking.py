@@ -141,5 +141,7 @@ def _port(config: Config) -> Iterator[Finding]:
         yield Finding("warning", "port", f"{error} (or it is already running)")
     else:
         listener.close()
-        token = "with a token" if config.serve.token else "without a token"
+        serve = config.serve
+        tokens = (serve.token, serve.predict_token, serve.label_token, serve.admin_token)
+        token = "with a token" if any(tokens) else "without a token"
         yield Finding("ok", "port", f"{config.serve.host}:{config.serve.port} is free, {token}")

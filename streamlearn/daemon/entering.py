@@ -15,9 +15,10 @@ from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
 
 def identity(config: Config) -> dict[str, Any]:
     """What a checkpoint must agree with the config on, since weights and offsets mean nothing without it."""
-    topics = config.log.topics
+    topics, model = config.log.topics, json.loads(model_spec(config).to_json())
+    del model["spare"]  # fewer of them when a class gets its name
     return {
-        "model": json.loads(model_spec(config).to_json()),
+        "model": model,
         "classes": list(config.schema_.build().classes),
         "dtype": config.schema_.dtype,
         "method": config.learn.method,
@@ -44,6 +45,8 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
         ConfigError: a setting that the saved state depends on was changed.
     """
     saved, wanted = checkpoint.extra["identity"], json.loads(json.dumps(identity(config)))
+    # Classes may be named at the end, in the room that was left for them: the network is the same then.
+    wanted["classes"] = wanted["classes"][: len(saved["classes"])]
     changed = [
         f"  {key}: saved {saved.get(key)!r}, configured {wanted[key]!r}"
         for key in wanted

@@ -19,11 +19,13 @@ from streamlearn.state.status import read_status
 def state(config: Config) -> dict[str, Any]:
     """Heartbeat, checkpoints, published teacher: all as plain values."""
     paths = StatePaths(config.state.dir)
-    published = PublishedDir(paths.published).newest()
+    folder = PublishedDir(paths.published)
+    published, pinned = folder.newest(), folder.pinned()
     return {
         "state_dir": str(paths.root),
         "learner": read_status(paths.heartbeat),
         "published": published and {"step": published.step, "published_at_s": published.published_at_s},
+        "pinned": pinned and {"step": pinned.step, "published_at_s": pinned.published_at_s},
         "checkpoints": [_checkpoint(paths, step) for step in steps_in(paths.checkpoints)],
     }
 

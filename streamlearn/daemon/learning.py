@@ -16,7 +16,7 @@ import structlog
 
 from streamlearn import __version__
 from streamlearn.config import Config
-from streamlearn.daemon.adapters import Checkpoints, DeadLetters, Patience, Teachers, read_back_from
+from streamlearn.daemon.adapters import Checkpoints, DeadLetters, Patience, Teachers
 from streamlearn.daemon.entering import (
     check_log_reaches,
     check_model,
@@ -24,12 +24,21 @@ from streamlearn.daemon.entering import (
     identity,
     with_new_partitions,
 )
-from streamlearn.daemon.watching import Watch
+from streamlearn.daemon.making import (
+    make_batcher,
+    make_board,
+    make_cadence,
+    make_guarding,
+    make_learner,
+    make_ledger,
+    make_memory,
+    make_wanted,
+)
+from streamlearn.daemon.watching import Watch, Watching
 from streamlearn.daemon.wiring import (
     StatePaths,
     make_codec,
     make_topics,
-    model_spec,
     open_log,
     state_lock,
 )
@@ -39,15 +48,10 @@ from streamlearn.errors import (
     OffsetOutOfRangeError,
     StateError,
 )
-from streamlearn.judge.prequential import Prequential
-from streamlearn.labels.ledger import Ledger
-from streamlearn.labels.memory import LabelledMemory
-from streamlearn.learn.batching import Batcher
-from streamlearn.learn.learner import Learner, LearnSettings
 from streamlearn.log.base import Log
 from streamlearn.log.feed import Feed
 from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
-from streamlearn.pipeline import Cadence, Parts, Pipeline
+from streamlearn.pipeline import Parts, Pipeline
 from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import Checkpoint, Saved, Saver, load_newest
 from streamlearn.state.journal import Journal, read_journal
@@ -56,20 +60,30 @@ from streamlearn.state.publish import PublishedDir
 _log = structlog.get_logger(__name__)
 
 
-def learn(config: Config, stopping: threading.Event, *, until_end: bool = False, opened: Log | None = None) -> None:
+def learn(
+    config: Config,
+    stopping: threading.Event,
+    *,
+    until_end: bool = False,
+    opened: Log | None = None,
+    watching: Watching | None = None,
+) -> None:
     """Run the learner until told to stop, or, with `until_end`, until all that the log holds is learned.
 
-    `opened` is a log to use, and to close, in place of the one that the config names.
+    `opened` is a log to use, and to close, in place of the one that the config names. `watching` is called after each
+    step, in the loop's thread, and must change nothing.
     """
     try:
-        _learn(config, stopping, until_end=until_end, opened=opened)
+        _learn(config, stopping, until_end=until_end, opened=opened, watching=watching)
     except OSError as error:
         # Of the state folder: the log's errors are LogErrors. What was acknowledged is in the log or in a checkpoint.
         msg = f"{config.state.dir}: {error}; free space or repair the disk, then start again: nothing is lost"
         raise StateError(msg) from error
 
 
-def _learn(config: Config, stopping: threading.Event, *, until_end: bool, opened: Log | None) -> None:
+def _learn(
+    config: Config, stopping: threading.Event, *, until_end: bool, opened: Log | None, watching: Watching | None
+) -> None:
     paths = StatePaths(config.state.dir)
     with state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
         make_topics(log, config)
@@ -78,7 +92,7 @@ def _learn(config: Config, stopping: threading.Event, *, until_end: bool, opened
         next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
         journaled = list(read_journal(paths.journal, checkpoint.step))
         check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
-        with _Wired(config, log, paths, next_offsets, stopping) as wired:
+        with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching) as wired:
             wired.restore(checkpoint)
             wired.start()
             _replay(wired, journaled, config, stopping)
@@ -92,7 +106,14 @@ class _Wired:
     """Every part of one learner, from the feed to the metrics, and the order in which they end."""
 
     def __init__(
-        self, config: Config, log: Log, paths: StatePaths, next_offsets: Offsets, stopping: threading.Event
+        self,
+        config: Config,
+        log: Log,
+        paths: StatePaths,
+        next_offsets: Offsets,
+        *,
+        stopping: threading.Event,
+        watching: Watching | None = None,
     ) -> None:
         topics, schema, codec = config.log.topics, config.schema_.build(), make_codec(config)
         self._config, self._log, self._paths = config, log, paths
@@ -111,53 +132,33 @@ class _Wired:
             on_trimmed=config.log.on_trimmed,
         )
         self._ends.callback(self.feed.close)
-        self.watch = Watch(self.metrics, paths.heartbeat, self.feed, metrics_port=port)
+        self.watch = Watch(self.metrics, paths.heartbeat, paths.scores, self.feed, metrics_port=port, watching=watching)
         self.journal = Journal(paths.journal, max_bytes=config.state.journal_max_bytes)
         self._ends.callback(self.journal.close)
         self.saver = Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=self._saved)
-        ledger = Ledger(
-            paths.store,
-            schema=schema,
-            read_back=read_back_from(log, codec, patience),
-            payload_max_bytes=config.labels.payload_max_bytes,
-            payload_max_age_s=config.labels.payload_max_age_s,
-            horizon_s=config.labels.horizon_s,
-            max_ids=config.labels.max_ids,
-            corrections=config.labels.corrections,
-        )
+        ledger = make_ledger(config, paths, log, codec, patience)
         self._ends.callback(ledger.close)
-        classes, window = len(schema.classes), config.score.window
+        wanted = make_wanted(config, paths)
+        if wanted is not None:
+            self._ends.callback(wanted.close)
+        learner, memory, board = make_learner(config), make_memory(config), make_board(config)
         self.parts = Parts(
             schema=schema,
             source=self.feed,
-            batcher=Batcher(
-                next_offsets,
-                sample_topic=topics.samples,
-                fresh=config.batch.fresh,
-                max_labels=config.batch.max_labels,
-                max_age_s=config.batch.max_age_s,
-                merge_wait_s=config.batch.merge_wait_s,
-            ),
-            learner=Learner(model_spec(config), LearnSettings(**config.learn.model_dump())),
+            batcher=make_batcher(config, next_offsets),
+            learner=learner,
             ledger=ledger,
-            memory=LabelledMemory(config.labels.memory_rows, schema, config.learn.seed),
-            judge=Prequential(classes, window),
-            oracle=Prequential(classes, window),
+            memory=memory,
+            board=board,
+            guarding=make_guarding(config, learner, memory, board),
             journal=self.journal,
             checkpoints=Checkpoints(self.saver, paths, identity(config)),
             teachers=Teachers(config, paths, self.watch),
             dead_letters=DeadLetters(log, topics.dead_letters, patience),
             watcher=self.watch,
+            wanted=wanted,
         )
-        cadence = Cadence(
-            fresh=config.batch.fresh,
-            labelled=config.batch.labelled,
-            max_age_s=config.batch.max_age_s,
-            publish_every_s=config.state.publish_every_s,
-            checkpoint_every_s=config.state.checkpoint_every_s,
-            checkpoint_every_steps=config.state.checkpoint_every_steps,
-        )
-        self.pipeline = Pipeline(self.parts, cadence)
+        self.pipeline = Pipeline(self.parts, make_cadence(config))
 
     def __enter__(self) -> _Wired:
         return self
@@ -174,7 +175,7 @@ class _Wired:
     def publish_if_behind(self) -> None:
         """Servers may hold an older teacher than we do, or none, where the folder of teachers was lost."""
         newest, step = PublishedDir(self._paths.published).newest(), self.parts.learner.step
-        if step > 0 and (newest is None or newest.step != step):
+        if step > 0 and (newest is None or newest.step != step) and self.parts.guarding.may_publish:
             self.pipeline.publish()
 
     def start(self) -> None:

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import structlog
 import uvicorn
+from pydantic import SecretStr
 
 from streamlearn import __version__
 from streamlearn.config import Config
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log, stop_signals
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.labels.view import LedgerView
+from streamlearn.labels.wanted_file import WantedQueue
 from streamlearn.log.base import Log
 from streamlearn.metrics import ServerMetrics, start_http
 from streamlearn.serve.api import create_app
@@ -102,7 +104,16 @@ def _parts(config: Config, paths: StatePaths, log: Log, metrics: ServerMetrics, 
         metrics=metrics,
         learner_status=lambda: read_status(paths.heartbeat),
         siblings=lambda: _siblings(paths, name),
+        scores=lambda: read_status(paths.scores),
+        wanted=_wanted(config, paths),
     )
+
+
+def _wanted(config: Config, paths: StatePaths) -> WantedQueue | None:
+    labels = config.labels
+    if labels.wanted_rows == 0:
+        return None
+    return WantedQueue(paths.wanted, per_hour=labels.wanted_per_hour, again_after_s=labels.wanted_again_after_s)
 
 
 def _settings(config: Config, name: str) -> ServeSettings:
@@ -112,7 +123,10 @@ def _settings(config: Config, name: str) -> ServeSettings:
         version=__version__,
         samples_topic=config.log.topics.samples,
         labels_topic=config.log.topics.labels,
-        token=serve_config.token.get_secret_value() if serve_config.token else None,
+        token=_secret(serve_config.token),
+        predict_token=_secret(serve_config.predict_token),
+        label_token=_secret(serve_config.label_token),
+        admin_token=_secret(serve_config.admin_token),
         max_body_bytes=serve_config.max_body_bytes,
         max_instances=serve_config.max_instances,
         queue=serve_config.queue,
@@ -120,6 +134,10 @@ def _settings(config: Config, name: str) -> ServeSettings:
         timeout_s=serve_config.timeout_s,
         stale_after_s=serve_config.stale_after_s,
     )
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None
 
 
 @contextlib.contextmanager

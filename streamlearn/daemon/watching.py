@@ -10,35 +10,48 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from streamlearn.judge.prequential import NETWORKS, Prequential
+from streamlearn.judge.prequential import Prequential
 from streamlearn.log.feed import Feed
-from streamlearn.metrics import NETWORKS as EXPORTED_NETWORKS
-from streamlearn.metrics import LearnerMetrics
+from streamlearn.metrics import GUARD_ACTIONS, INTERVAL, LABEL_STATES, NETWORKS, SCORES, WINDOWS, LearnerMetrics
 from streamlearn.pipeline import Parts, StepReport
 from streamlearn.records import Position
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.status import write_status
 
 SLOW_EVERY_S = 0.5
+Watching = Callable[[Parts, StepReport], None]
+"""Called after each step, in the loop's thread, by who wants to see more than is exported. It must change nothing."""
 _log = structlog.get_logger(__name__)
 
 
 class Watch:
     """Implements the pipeline's `Watcher`."""
 
-    def __init__(self, metrics: LearnerMetrics, heartbeat: Path, feed: Feed, *, metrics_port: int) -> None:
-        self.metrics, self._heartbeat, self._feed = metrics, heartbeat, feed
+    def __init__(
+        self,
+        metrics: LearnerMetrics,
+        heartbeat: Path,
+        scores: Path,
+        feed: Feed,
+        *,
+        metrics_port: int,
+        watching: Watching | None = None,
+    ) -> None:
+        self.metrics, self._heartbeat, self._scores_path, self._feed = metrics, heartbeat, scores, feed
+        self._watching = watching
         self._parts: Parts | None = None
         self._slow_at_s = float("-inf")
         self._counted: Counter[str] = Counter()
         self._snapshot: dict[str, Any] = {"pid": os.getpid(), "metrics_port": metrics_port, "state": "starting"}
+        self._scores: dict[str, Any] = {}
+        self._windows_told = 0
         self._saved: Saved | None = None
         self._published_step = 0
         self._first_step_at_s: float | None = None
@@ -55,6 +68,8 @@ class Watch:
         """Begin the heartbeat. Counters count from here: what a restored ledger had counted was another process's."""
         self._parts = parts
         self._counted = Counter(asdict(parts.ledger.counts()))
+        self._counted.update(self._events(parts.guarding.report()))
+        self._windows_told = parts.board.prequential.scored // parts.board.window
         self.look()
         self._thread.start()
 
@@ -79,6 +94,9 @@ class Watch:
         for arrival in report.arrivals:
             if arrival.scored is not None:
                 metrics.scored(arrival.scored.delay_s)
+        if self._watching is not None:
+            assert self._parts is not None
+            self._watching(self._parts, report)
 
     def came_round(self) -> None:
         """The loop is alive: look at what is slow to read, about twice a second."""
@@ -106,14 +124,14 @@ class Watch:
             metrics.skipped(costs.skipped_steps)
             self._snapshot["costs"] = asdict(costs)
         ledger = asdict(counts)
-        for outcome in ("joined", "duplicate", "corrected", "expired", "orphan"):
+        for outcome in ("joined", "duplicate", "corrected", "expired", "orphan", "held_dropped"):
             if (more := ledger[outcome] - self._counted[outcome]) > 0:
                 metrics.finished("labels", outcome, more)
-        self._counted.update({name: ledger[name] - self._counted[name] for name in ledger})
+                self._counted[outcome] = ledger[outcome]  # and stays where a late record makes it fewer
         metrics.waiting("samples", self._feed.waiting(parts.batcher.sample_topic))
         metrics.waiting("labels", counts.waiting)
         metrics.ledger(
-            {name: ledger[name] for name in ledger if name not in ("read", "samples", "samples_read", "payload_bytes")},
+            {name: ledger[name] for name in LABEL_STATES},
             samples=counts.samples,
             payload_bytes=counts.payload_bytes,
         )
@@ -122,9 +140,10 @@ class Watch:
         for partition, records in lag.items():
             metrics.lag(partition.topic, partition.partition, records)
         accuracy = {
-            "prequential": self._accuracy(parts.judge, metrics.accuracy),
-            "oracle": self._accuracy(parts.oracle, metrics.oracle_accuracy),
+            "prequential": self._accuracy(parts.board.prequential, metrics.accuracy),
+            "oracle": self._accuracy(parts.board.oracle, metrics.oracle_accuracy),
         }
+        guarding = self._judge(parts)
         self._snapshot = {
             **self._snapshot,
             "state": state if self._feed.available else "log unavailable",
@@ -137,7 +156,9 @@ class Watch:
             "accuracy": accuracy,
             "accounts": parts.accounts.as_dict(),
             "ledger": ledger,
+            "held_classes": parts.ledger.held(),
             "memory_rows": len(parts.memory),
+            **guarding,
         }
 
     def published(self, step: int, published_at_s: float) -> None:
@@ -162,6 +183,7 @@ class Watch:
             self._thread.join()
         self._snapshot = {**self._snapshot, "state": state, "time_s": time.time()}
         write_status(self._heartbeat, self._snapshot)
+        write_status(self._scores_path, self._scores)
 
     def _kind(self, position: Position) -> str:
         assert self._parts is not None
@@ -172,17 +194,70 @@ class Watch:
     ) -> dict[str, dict[str, float | None]]:
         found: dict[str, dict[str, float | None]] = {}
         for network in NETWORKS:
-            found[network] = {"windowed": judge.windowed(network), "cumulative": judge.cumulative(network)}
-            if network in EXPORTED_NETWORKS:
-                for window, ratio in found[network].items():
-                    export(network, window, ratio)
+            found[network] = {window: getattr(judge, window)(network) for window in WINDOWS}
+            for window, ratio in found[network].items():
+                export(network, window, ratio)
         return found
+
+    def _judge(self, parts: Parts) -> dict[str, Any]:
+        """Export scores, guard and drift; tell a window of labels in one line; what the heartbeat shows of it."""
+        report, guarding, metrics = parts.board.report(), parts.guarding.report(), self.metrics
+        at_label, traffic, guard = report["at_label"], report["traffic"], guarding["guard"]
+        for window in WINDOWS:
+            for score in SCORES:
+                metrics.score(score, window, report["at_arrival"][window][score])
+        metrics.label_time("teacher", at_label["teacher"])
+        metrics.label_time("twin", at_label["twin"])
+        low, high = at_label["interval"] or (None, None)
+        for bound, ratio in zip(INTERVAL, (low, at_label["gain"], high), strict=True):
+            metrics.ssl_gain(bound, ratio)
+        metrics.traffic(
+            labelled_share=traffic["labelled_share"]["windowed"],
+            confidence_gap=traffic["confidence_gap"],
+            class_mix_distance=traffic["class_mix_distance"],
+            class_entropy=traffic["class_entropy"],
+        )
+        metrics.guard(frozen=guard["frozen"], reasons=guard["reasons"])
+        for name, count in self._events(guarding).items():
+            if (more := count - self._counted[name]) > 0:
+                (metrics.guard_acted if name in GUARD_ACTIONS else metrics.drifted)(name, more)
+            self._counted[name] = count
+        self._scores = {"time_s": time.time(), "step": parts.learner.step, **report, **guarding}
+        self._tell_window(parts, report)
+        return guarding
+
+    def _events(self, guarding: Mapping[str, Any]) -> dict[str, int]:
+        """What the guard did and the drift monitor said since the state folder was new."""
+        actions = {action: guarding["guard"]["actions"][action] for action in GUARD_ACTIONS}
+        return actions | {source: told["alarms"] for source, told in guarding["drift"].items()}
+
+    def _tell_window(self, parts: Parts, report: Mapping[str, Any]) -> None:
+        """One structured line each time that a window of labels has come."""
+        windows = parts.board.prequential.scored // parts.board.window
+        if windows <= self._windows_told:
+            return
+        self._windows_told = windows
+        now, at_label, traffic = report["at_arrival"]["windowed"], report["at_label"], report["traffic"]
+        _log.info(
+            "scores",
+            step=parts.learner.step,
+            labels=parts.board.prequential.scored,
+            **{f"accuracy_{network}": now["accuracy"][network] for network in NETWORKS},
+            **{score: now[score] for score in SCORES},
+            accuracy_at_label=at_label["teacher"],
+            ssl_gain=at_label["gain"],
+            ssl_gain_interval=at_label["interval"],
+            delay_s=traffic["delay_s"],
+            labelled_share=traffic["labelled_share"]["windowed"],
+            confidence_gap=traffic["confidence_gap"],
+        )
 
     def _beat(self) -> None:
         failed = False
         while not self._done.wait(1.0):
             try:
                 write_status(self._heartbeat, self._snapshot)
+                write_status(self._scores_path, self._scores)
                 failed = False
             except OSError as error:
                 # Readiness turns to no by itself while the file is old; the loop stops at its next save if it must.

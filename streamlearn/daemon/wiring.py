@@ -53,6 +53,16 @@ class StatePaths:
         return self.root / "store"
 
     @property
+    def scores(self) -> Path:
+        """What is known about how good the model is."""
+        return self.root / "scores.json"
+
+    @property
+    def wanted(self) -> Path:
+        """The samples whose labels would help most."""
+        return self.root / "wanted.sqlite"
+
+    @property
     def published(self) -> Path:
         """Teachers, and the pointer to the one that is served."""
         return self.root / "published"
@@ -125,7 +135,12 @@ def make_topics(log: Log, config: Config) -> None:
 
 def make_codec(config: Config) -> Codec:
     """Bytes to samples and labels, as the schema says."""
-    return Codec(config.schema_.build(), payload=config.schema_.payload, max_record_bytes=config.log.max_record_bytes)
+    return Codec(
+        config.schema_.build(),
+        payload=config.schema_.payload,
+        max_record_bytes=config.log.max_record_bytes,
+        unknown_class=config.labels.unknown_class,
+    )
 
 
 def model_spec(config: Config) -> ModelSpec:
@@ -135,7 +150,8 @@ def model_spec(config: Config) -> ModelSpec:
         factory=config.model.factory,
         options=config.model.options,
         shape=schema.shape,
-        classes=len(schema.classes),
+        classes=schema.capacity,
+        spare=schema.spare,
         normalise=config.model.normalise,
         scale=config.schema_.scale,
     )

@@ -14,46 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from streamlearn.errors import CheckpointError, ConfigError
-from streamlearn.learn import losses, schedules
-from streamlearn.learn.methods.mean_teacher import MeanTeacher
-from streamlearn.learn.methods.supervised import Supervised
+from streamlearn.errors import CheckpointError
+from streamlearn.learn import schedules
+from streamlearn.learn.making import LearnSettings, find_device, make_method, make_trainee
 from streamlearn.learn.noise import make_noise, mixed_seed
-from streamlearn.learn.step import Method, Rows, StepCosts, Trainee, Undo, set_training, train_step
-from streamlearn.learn.teacher import TeacherAverage, make_teacher
-from streamlearn.models.build import Classifier, ModelSpec, build
-from streamlearn.models.normalise import BatchNormWarmup, RunningNorm
+from streamlearn.learn.step import Rows, StepCosts, Trainee, set_training, train_step
+from streamlearn.learn.twin import Twin
+from streamlearn.models.build import ModelSpec
+from streamlearn.models.normalise import RunningNorm
+from streamlearn.models.spare import SpareClasses
 from streamlearn.records import UNLABELLED, Array, MicroBatch, Probabilities
 
-DISTANCES = {"mse": losses.mse_consistency, "kl": losses.kl_consistency}
 _NOISE, _DROPOUT = 1, 2
-
-
-@dataclass(frozen=True)
-class LearnSettings:
-    """How to learn; each field means what the key of its name in `[learn]` means."""
-
-    method: str
-    consistency: str
-    consistency_weight: float
-    rampup_steps: int
-    ema_decay: float
-    optimizer: str
-    learning_rate: float
-    warmup_steps: int
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    noise: str
-    noise_std: float
-    pixel_noise_std: float
-    shift_pixels: int
-    flip: bool
-    seed: int
-    device: str
-    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +35,27 @@ class Predictions:
     """What both networks say of n samples before they are learned."""
 
     teacher_probs_BC: Probabilities
-    student_classes_B: npt.NDArray[np.int64]
+    student_probs_BC: Probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes that each network gives to the same samples. Twin: None where it is off."""
+
+    teacher_B: npt.NDArray[np.int64]
+    twin_B: npt.NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the weights say of themselves."""
+
+    updates: int
+    """Steps that had something to learn."""
+    skipped_in_a_row: int
+    """Steps up to now that were not finite."""
+    distance: float
+    """||theta' - theta|| / ||theta||, over all parameters of teacher and student."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +92,8 @@ class Learner:
         self._updates = 0
         if settings.threads > 0:
             torch.set_num_threads(settings.threads)
-        self._device = _find_device(settings.device)
-        self._method = _make_method(settings)
+        self._device = find_device(settings.device)
+        self._method = make_method(settings)
         self._noise = make_noise(
             settings.noise,
             shape=spec.shape,
@@ -109,25 +103,44 @@ class Learner:
             flip=settings.flip,
         )
         self._generator = torch.Generator(self._device)
-        self._trainee = _make_trainee(spec, settings, self._device)
+        self._trainee = make_trainee(spec, settings, self._device)
+        self._twin = _make_twin(spec, settings, self._device, self._trainee)
         self._sums = torch.zeros(4, device=self._device)
+        self._skipped_in_a_row = torch.zeros((), device=self._device)
         self._steps_read = 0
+        # The updates at which the ramp and the average began anew, as after a drift.
+        self._ramped_at = self._averaged_at = 0
+        self._factors = (1.0, 1.0)
+        # Teachers that were healthy; the older one has been so for longer.
+        self._good: list[dict[str, Tensor]] = []
 
     def predict(self, x: Array) -> Predictions:
         """Both networks' answers to (n, *shape) clean samples in the schema's dtype. Changes nothing."""
         if len(x) == 0:
-            return Predictions(np.zeros((0, self.spec.classes), np.float32), np.zeros(0, np.int64))
+            none = np.zeros((0, self.spec.classes), np.float32)
+            return Predictions(none, none)
         student, teacher = self._trainee.student, self._trainee.teacher
         set_training(student, training=False)
         with torch.inference_mode():
             # Both share one normaliser.
             prepared = student.prepare(self._to_device(np.require(x, requirements=["C", "W"])))
             teacher_probs_BC = teacher.net(prepared).softmax(dim=1)
-            student_classes_B = student.net(prepared).argmax(dim=1)
-            return Predictions(teacher_probs_BC.cpu().numpy(), student_classes_B.cpu().numpy())
+            student_probs_BC = student.net(prepared).softmax(dim=1)
+            return Predictions(teacher_probs_BC.cpu().numpy(), student_probs_BC.cpu().numpy())
 
-    def learn(self, batch: MicroBatch) -> None:
-        """Take step `self.step + 1`. Any of the counts may be zero; without rows it only counts."""
+    def classify(self, x: Array) -> Classes:
+        """What teacher and twin say of (n, *shape) clean samples, n >= 1. Changes nothing."""
+        with torch.inference_mode():
+            prepared = self._trainee.student.prepare(self._to_device(np.require(x, requirements=["C", "W"])))
+            teacher_B = self._trainee.teacher.net(prepared).argmax(dim=1)
+            twin_B = None if self._twin is None else self._twin.trainee.teacher.net(prepared).argmax(dim=1)
+            return Classes(teacher_B.cpu().numpy(), None if twin_B is None else twin_B.cpu().numpy())
+
+    def learn(self, batch: MicroBatch, *, weight_factor: float = 1.0, learning_rate_factor: float = 1.0) -> None:
+        """Take step `self.step + 1`. Any of the counts may be zero; without rows it only counts.
+
+        The factors lower the consistency weight and the learning rate while the guard wants it.
+        """
         fresh, labelled = batch.fresh_count, batch.labelled_count
         labels_B = np.full(fresh + labelled, UNLABELLED, dtype=np.int64)
         labels_B[fresh:] = batch.labelled_y[:labelled]
@@ -146,19 +159,84 @@ class Learner:
             noise=self._noise,
             generator=self._generator,
         )
+        t, alpha = self._updates + 1, self.settings.ema_decay
+        self._factors = (weight_factor, learning_rate_factor)
         for group in self._trainee.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self._updates + 1)
+            group["lr"] = self._learning_rate(t) * learning_rate_factor
         outcome = train_step(
             self._trainee,
             self._method,
             rows,
-            step=self._updates + 1,
-            consistency_weight=self._consistency_weight(self._updates + 1),
-            alpha=self.settings.ema_decay,
+            step=t,
+            consistency_weight=self._consistency_weight(t) * weight_factor,
+            alpha=alpha,
+            averaged_steps=t - self._averaged_at,
         )
         if outcome is not None:
             self._updates += 1
             self._add_up(*outcome)
+        if self._twin is not None:
+            self._twin.learn(
+                rows, step=self.step, learning_rate=self._learning_rate(self._twin.updates + 1), alpha=alpha
+            )
+
+    def health(self) -> Health:
+        """How the weights are. Waits for the device: to be asked now and then, at steps that a restart asks at too."""
+        with torch.no_grad():
+            student: list[Tensor] = list(self._trainee.student.net.parameters())
+            teacher: list[Tensor] = list(self._trainee.teacher.net.parameters())
+            moved = nn.utils.get_total_norm(torch._foreach_sub(teacher, student))  # noqa: SLF001
+            distance = moved / nn.utils.get_total_norm(student).clamp_min(1e-12)
+            skipped, relative = torch.stack((self._skipped_in_a_row, distance)).tolist()
+        return Health(self._updates, round(skipped), relative)
+
+    def keep_good(self) -> None:
+        """Keep a copy of the teacher as one to go back to, beside the one before it."""
+        self._good = [*self._good[-1:], self._copy_of_teacher()]
+
+    def roll_back(self) -> bool:
+        """Student and teacher become the older of the good teachers; the optimizer forgets. False: there is none."""
+        if not self._good:
+            return False
+        self._good = self._good[:1]
+        for network in (self._trainee.student, self._trainee.teacher):
+            network.net.load_state_dict(self._good[0])
+        with torch.no_grad():
+            for state in self._trainee.optimizer.state.values():
+                for tensor in state.values():
+                    tensor.zero_()
+        self._skipped_in_a_row.zero_()
+        return True
+
+    def adopt_twin(self) -> bool:
+        """Student, teacher and optimizer become the twin's. False: there is no twin."""
+        if self._twin is None:
+            return False
+        self._twin.lend_to(self._trainee)
+        self._skipped_in_a_row.zero_()
+        return True
+
+    def restart_ramp(self) -> None:
+        """The consistency weight begins at its foot again."""
+        self._ramped_at = self._updates
+
+    def restart_average(self) -> None:
+        """The teacher is again the mean of few students: a short horizon, which grows to its length."""
+        self._averaged_at = self._updates
+        if self._twin is not None:
+            self._twin.averaged_at = self._twin.updates
+
+    def admit(self, classes: int) -> None:
+        """The first so many classes have names now; what was spare among them is answered and learned from here on."""
+        assert classes <= self.spec.classes, (classes, self.spec.classes)
+        trainees = [self._trainee] if self._twin is None else [self._trainee, self._twin.trainee]
+        for trainee in trainees:
+            for network in (trainee.student.net, trainee.teacher.net):
+                if isinstance(network, SpareClasses):
+                    network.admit(classes)
+        for kept in self._good:
+            if self.spec.spare:
+                kept["offset_C"][:classes] = 0.0
 
     def read_costs(self) -> Costs:
         """Means since the last reading. The only place where the host waits for the device."""
@@ -169,34 +247,56 @@ class Learner:
         return Costs(
             classification=classification / max(taken, 1.0),
             consistency=consistency / max(taken, 1.0),
-            consistency_weight=self._consistency_weight(self._updates),
-            learning_rate=self._learning_rate(self._updates),
+            consistency_weight=self._consistency_weight(self._updates) * self._factors[0],
+            learning_rate=self._learning_rate(self._updates) * self._factors[1],
             steps=steps,
             skipped_steps=round(skipped),
         )
 
     def state(self) -> dict[str, Array]:
         """Copies of everything that step t+1 depends on: `student.*`, `teacher.*`, `optimizer.*`, `learner.*`."""
-        arrays = {name: _to_array(tensor) for name, tensor in self._tensors().items()}
-        counts = {"learner.step": self.step, "learner.updates": self._updates}
-        return arrays | {name: np.array(count, dtype=np.int64) for name, count in counts.items()}
+        tensors = self._tensors() | self._twin_tensors() | self._good_tensors()
+        arrays = {name: _to_array(tensor) for name, tensor in tensors.items()}
+        counts = {
+            "step": self.step,
+            "updates": self._updates,
+            "ramped_at": self._ramped_at,
+            "averaged_at": self._averaged_at,
+            "skipped_in_a_row": round(self._skipped_in_a_row.item()),
+            "twin_updates": 0 if self._twin is None else self._twin.updates,
+            "twin_averaged_at": 0 if self._twin is None else self._twin.averaged_at,
+        }
+        return arrays | {f"learner.{name}": np.array(count, dtype=np.int64) for name, count in counts.items()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        """Go on from what `state` returned.
+        """Go on from what `state` returned. A twin that was not there before begins as the student is now.
 
         Raises:
             CheckpointError: names, shapes or dtypes are not those of this model and optimizer; nothing was changed.
         """
-        tensors = self._tensors()
+        generations = {int(name.split(".")[1]) for name in state if name.startswith("good.")}
+        has_twin = any(name.startswith("twin.") for name in state)
+        self._good = [self._copy_of_teacher() for _ in generations]
+        tensors = self._tensors() | self._good_tensors()
+        if has_twin:
+            tensors |= self._twin_tensors()
         wanted = {name: _signature(tensor) for name, tensor in tensors.items()}
-        wanted |= {"learner.step": "int64[]", "learner.updates": "int64[]"}
-        found = {name: f"{array.dtype}{list(array.shape)}" for name, array in state.items()}
+        wanted |= {f"learner.{name}": "int64[]" for name in _COUNTS}
+        used = {name: array for name, array in state.items() if self._twin or not name.startswith("twin.")}
+        found = {name: f"{array.dtype}{list(array.shape)}" for name, array in used.items()}
         if wanted != found:
             raise CheckpointError(f"learner state does not fit: {_difference(wanted, found)}")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(torch.from_numpy(np.require(state[name], requirements=["C", "W"])))
-        self.step, self._updates = int(state["learner.step"]), int(state["learner.updates"])
+                tensor.copy_(torch.from_numpy(np.require(used[name], requirements=["C", "W"])))
+        counts = {name: int(state[f"learner.{name}"]) for name in _COUNTS}
+        self.step, self._updates = counts["step"], counts["updates"]
+        self._ramped_at, self._averaged_at = counts["ramped_at"], counts["averaged_at"]
+        self._skipped_in_a_row.fill_(counts["skipped_in_a_row"])
+        if self._twin is not None:
+            self._twin.updates, self._twin.averaged_at = counts["twin_updates"], counts["twin_averaged_at"]
+            if not has_twin:
+                self._twin.begin_as(self._trainee, updates=self._updates, averaged_at=self._averaged_at)
         self._sums.zero_()
         self._steps_read = self.step
 
@@ -217,7 +317,7 @@ class Learner:
 
     def _consistency_weight(self, update: int) -> float:
         peak, rampup_steps = self.settings.consistency_weight, self.settings.rampup_steps
-        return schedules.consistency_weight(update, peak=peak, rampup_steps=rampup_steps)
+        return schedules.consistency_weight(update - self._ramped_at, peak=peak, rampup_steps=rampup_steps)
 
     def _learning_rate(self, update: int) -> float:
         peak, warmup_steps = self.settings.learning_rate, self.settings.warmup_steps
@@ -254,77 +354,46 @@ class Learner:
         values = torch.stack((costs.classification.detach(), costs.consistency.detach(), one))
         self._sums[:3] += torch.where(skipped, 0.0, values)
         self._sums[3] += skipped
+        self._skipped_in_a_row = torch.where(skipped, self._skipped_in_a_row + 1.0, 0.0)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Live tensors by name; writing to them is writing to the learner."""
-        student, teacher, optimizer = self._trainee.student, self._trainee.teacher, self._trainee.optimizer
-        named = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
-        named |= {f"teacher.{name}": tensor for name, tensor in teacher.state_dict().items()}
-        for name, parameter in student.named_parameters():
-            for key, tensor in optimizer.state.get(parameter, {}).items():
-                named[f"optimizer.{name}.{key}"] = tensor
-        return named
+        return _named(self._trainee)
+
+    def _twin_tensors(self) -> dict[str, Tensor]:
+        """The same of the twin. Its normaliser is the student's, and is not named twice."""
+        if self._twin is None:
+            return {}
+        named = _named(self._twin.trainee)
+        return {f"twin.{name}": tensor for name, tensor in named.items() if ".normalise." not in name}
+
+    def _good_tensors(self) -> dict[str, Tensor]:
+        return {f"good.{n}.{name}": tensor for n, kept in enumerate(self._good) for name, tensor in kept.items()}
+
+    def _copy_of_teacher(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self._trainee.teacher.net.state_dict().items()}
 
 
-def _make_trainee(spec: ModelSpec, settings: LearnSettings, device: torch.device) -> Trainee:
-    student = build(spec, seed=settings.seed).to(device)
-    teacher = Classifier(make_teacher(student.net), normalise=student.normalise, scale=student.scale).eval()
-    return Trainee(
-        student=student,
-        teacher=teacher,
-        optimizer=_make_optimizer(student, settings),
-        average=TeacherAverage(teacher.net, student.net),
-        warmup=BatchNormWarmup(student.net),
-        undo=Undo(student),
-        host_may_ask=device.type == "cpu",
-    )
+_COUNTS = ("step", "updates", "ramped_at", "averaged_at", "skipped_in_a_row", "twin_updates", "twin_averaged_at")
 
 
-def _make_method(settings: LearnSettings) -> Method:
-    if settings.consistency not in DISTANCES:
-        raise ConfigError(f"learn.consistency: {settings.consistency!r} is none of {', '.join(DISTANCES)}")
-    if settings.method == "mean_teacher":
-        return MeanTeacher(DISTANCES[settings.consistency])
-    if settings.method == "supervised":
-        return Supervised()
-    raise ConfigError(f"learn.method: {settings.method!r} is none of mean_teacher, supervised")
+def _named(trainee: Trainee) -> dict[str, Tensor]:
+    named = {f"student.{name}": tensor for name, tensor in trainee.student.state_dict().items()}
+    named |= {f"teacher.{name}": tensor for name, tensor in trainee.teacher.state_dict().items()}
+    for name, parameter in trainee.student.named_parameters():
+        for key, tensor in trainee.optimizer.state.get(parameter, {}).items():
+            named[f"optimizer.{name}.{key}"] = tensor
+    return named
 
 
-def _make_optimizer(student: Classifier, settings: LearnSettings) -> torch.optim.Optimizer:
-    """Fused: it is a third of the cost of foreach on a CPU, and on a GPU it can leave out a step without being asked.
-
-    Its state is made here, at zero, and not in the first step: so a checkpoint always has the same names, and a first
-    step that is left out does not leave a momentum behind that was never written.
-    """
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ConfigError(f"model.factory: {student.net.__class__.__name__} has no parameters to learn")
-    lr, decay, momentum = settings.learning_rate, settings.weight_decay, settings.momentum
-    if settings.optimizer == "adamw":
-        adamw = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
-        for parameter in parameters:
-            adamw.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        return adamw
-    if settings.optimizer == "sgd":
-        nesterov = settings.nesterov and momentum > 0.0
-        sgd = torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov, fused=True)
-        for parameter in parameters if momentum > 0.0 else ():
-            sgd.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
-        return sgd
-    raise ConfigError(f"learn.optimizer: {settings.optimizer!r} is none of sgd, adamw")
-
-
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"learn.device: {name}, but torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
+def _make_twin(spec: ModelSpec, settings: LearnSettings, device: torch.device, trainee: Trainee) -> Twin | None:
+    """None where it is off, and where the student itself knows labels only."""
+    if not settings.twin_every or settings.method == "supervised":
+        return None
+    twin = make_trainee(spec, settings, device)
+    for network in (twin.student, twin.teacher):
+        network.normalise = trainee.student.normalise
+    return Twin(twin, every=settings.twin_every)
 
 
 def _to_array(tensor: Tensor) -> Array:

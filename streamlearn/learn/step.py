@@ -119,14 +119,23 @@ class Trainee:
 
 
 def train_step(
-    trainee: Trainee, method: Method, rows: Rows, *, step: int, consistency_weight: float, alpha: float
+    trainee: Trainee,
+    method: Method,
+    rows: Rows,
+    *,
+    step: int,
+    consistency_weight: float,
+    alpha: float,
+    averaged_steps: int | None = None,
 ) -> tuple[StepCosts, Tensor] | None:
     """Run step t: predict, compare, one gradient update, one teacher average.
 
-    Returns the costs and whether the step was skipped, a 0-d bool on the device; None where the method found nothing
-    to learn, and nothing was changed but buffers.
+    `averaged_steps` is the t of the average, where that began anew after the first step. Returns the costs and whether
+    the step was skipped, a 0-d bool on the device; None where the method found nothing to learn, and nothing was
+    changed but buffers.
     """
     trainee.warmup.set(step)
+    averaged_steps = averaged_steps or step
 
     # 1. Labels where there are any; agreement everywhere.
     costs = method.costs(trainee.student, trainee.teacher, rows)
@@ -145,12 +154,12 @@ def train_step(
             trainee.undo.restore()
         else:
             trainee.optimizer.step()
-            trainee.average.update(step, alpha=alpha)
+            trainee.average.update(averaged_steps, alpha=alpha)
     else:
         trainee.undo.restore_where(skipped)
         trainee.optimizer.found_inf = skipped.to(torch.float32)  # type: ignore[attr-defined]
         trainee.optimizer.step()
-        trainee.average.update_unless(skipped, step, alpha=alpha)
+        trainee.average.update_unless(skipped, averaged_steps, alpha=alpha)
     return costs, skipped
 
 

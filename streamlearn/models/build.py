@@ -19,6 +19,7 @@ from streamlearn.models.conv13 import Conv13
 from streamlearn.models.convnet import ConvNet
 from streamlearn.models.mlp import Mlp
 from streamlearn.models.normalise import RunningNorm
+from streamlearn.models.spare import SpareClasses
 
 BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {"mlp": Mlp, "convnet": ConvNet, "conv13": Conv13}
 
@@ -37,10 +38,13 @@ class ModelSpec:
     shape: tuple[int, ...]
     """Of one raw sample."""
     classes: int
+    """Logits, those of spare classes included."""
     normalise: bool
     """Standardise inputs by running statistics."""
     scale: float
     """The network sees x * scale."""
+    spare: int = 0
+    """So many of the last classes have no name yet."""
 
     def to_json(self) -> str:
         """One line of JSON.
@@ -129,6 +133,8 @@ def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = _make_net(spec)
+        if spec.spare:
+            net = SpareClasses(net, classes=spec.classes, spare=spec.spare)
         normalise = RunningNorm(spec.shape) if spec.normalise else nn.Identity()
         classifier = Classifier(net, normalise=normalise, scale=spec.scale)
         _check_output(classifier, spec)

@@ -20,9 +20,11 @@ from streamlearn.serve.inlet import Inlet
 from streamlearn.serve.parts import ServerParts, ServeSettings
 from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.replies import JsonReply, add_error_handlers
+from streamlearn.serve.routes_admin import add_admin_routes
 from streamlearn.serve.routes_append import add_append_routes
 from streamlearn.serve.routes_predict import add_predict_route
 from streamlearn.serve.routes_state import add_health_routes, add_state_routes
+from streamlearn.serve.routes_wanted import add_wanted_routes
 from streamlearn.serve.schemas import responses
 
 __all__ = ["ServeSettings", "ServerParts", "create_app"]
@@ -32,7 +34,8 @@ Ask a model that learns from a stream while it answers, and tell it what was rig
 
 1. `POST /predict` answers. With `learn` the sample also goes into the log, with the answer that was given.
 2. `POST /label` says, minutes or weeks later, what a sample was. It answers 202 only once the label is durable.
-3. `GET /label/{id}` shows what became of that label; `GET /model` which teacher answers.
+3. `GET /label/{id}` shows what became of that label; `GET /model` which teacher answers; `GET /score` how well.
+4. `GET /label/wanted` gives out the samples whose label would help most; `GET /sample/{id}` shows one.
 
 Every answer names its teacher (`model_version`) and its age. Every error has one shape,
 `{"error": {"code", "message", "details", "request_id"}}`.
@@ -73,14 +76,18 @@ def create_app(parts: ServerParts, settings: ServeSettings) -> FastAPI:
         redoc_url=None,
         default_response_class=JsonReply,
     )
-    app.add_middleware(Edge, metrics=parts.metrics, token=settings.token)
+    app.add_middleware(Edge, metrics=parts.metrics, settings=settings)
     add_error_handlers(app)
-    # The edge checks the token; this only has OpenAPI say so.
-    declared = [] if settings.token is None else [Depends(HTTPBearer(auto_error=False))]
-    guarded = APIRouter(dependencies=declared, responses=responses(401) if settings.token else {})
+    # The edge checks tokens; this only has OpenAPI say so.
+    bearer = [Depends(HTTPBearer(auto_error=False))]
+    guarded = APIRouter(dependencies=bearer, responses=responses(401, 403)) if settings.wants_tokens else APIRouter()
     add_predict_route(guarded, parts, settings, bodies=bodies, batcher=batcher, inlet=inlet)
     add_append_routes(guarded, parts, settings, bodies=bodies, inlet=inlet)
+    add_wanted_routes(guarded, parts)
     add_state_routes(guarded, parts, settings)
     app.include_router(guarded)
+    admin = APIRouter(dependencies=bearer, responses=responses(401))
+    add_admin_routes(admin, parts, settings, bodies=bodies)
+    app.include_router(admin)
     add_health_routes(app.router, parts, settings)
     return app

@@ -53,6 +53,8 @@ class Item:
     sample_id: str | None
     record: NewRecord | None
     error: RequestError | None = None
+    held: bool = False
+    """A label of a class that is not known, which waits for it."""
 
 
 class Bodies:
@@ -195,16 +197,28 @@ class Bodies:
         """
         if _essence(content_type) != JSON:
             raise _bad_type(content_type, JSON)
-        return [self._item(fields, self._label) for fields in self._many(_json_object(body), "labels")]
+        return [self._label_item(fields) for fields in self._many(_json_object(body), "labels")]
+
+    def _label_item(self, fields: object) -> Item:
+        item = self._item(fields, self._label)
+        if item.record is None or not isinstance(fields, dict):
+            return item
+        _, unknown = self._codec.label_class(fields.get("label", fields.get("class")))
+        return replace(item, held=unknown is not None)
 
     def _label(self, fields: Mapping[str, Any]) -> NewRecord:
         _only(fields, ("id", "label", "class", "time", "source"))
         name = fields.get("label", fields.get("class"))
         if name is None:
             raise RecordError("no_class", 'expected a class in "label", got none')
+        class_index, class_name = self._codec.label_class(name)
         # encode_label checks id, time and source as it would those of a record that it reads.
         return self._codec.encode_label(
-            fields.get("id", ""), self._class(name), event_time_s=fields.get("time"), source=fields.get("source")
+            fields.get("id", ""),
+            class_index,
+            class_name=class_name,
+            event_time_s=fields.get("time"),
+            source=fields.get("source"),
         )
 
     def samples(self, body: bytes, content_type: str, names: Sequence[str]) -> list[Item]:

@@ -1,4 +1,16 @@
-"""The edge of the API, around every route: the request's id, the bearer token, and the time it took."""
+"""The edge of the API, around every route: the request's id, the bearer token and its roles, and the time it took.
+
+| token | opens |
+|---|---|
+| `serve.token` | predict, label |
+| `serve.predict_token` | predict |
+| `serve.label_token` | label |
+| `serve.admin_token` | predict, label, admin |
+
+Where none of them is set, all is open but admin, which nobody may do by not having set a token. Where any is set, every
+route but health wants one: what is not in the table of roles, `/metrics`, `/score` and the documentation among it, any.
+`/predict` with `learn` is predict: a sample that was asked about may be learned from, only a label says what it was.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +18,14 @@ import hmac
 import re
 import time
 import uuid
+from enum import StrEnum
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamlearn.metrics import ServerMetrics
 from streamlearn.serve.failures import RequestError
+from streamlearn.serve.parts import ServeSettings
 from streamlearn.serve.replies import error_reply
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -20,12 +34,40 @@ OPEN_PREFIX = "/health/"
 """Probes carry no token."""
 
 
+class Role(StrEnum):
+    """What a token lets its bearer do."""
+
+    PREDICT = "predict"
+    LABEL = "label"
+    ADMIN = "admin"
+
+
+_ROLES = {"predict": Role.PREDICT, "label": Role.LABEL, "sample": Role.LABEL, "models": Role.ADMIN}
+
+
+def role_of(path: str) -> Role | None:
+    """The role that a path wants, by its first part; None where any will do.
+
+    All below `/model/` is admin, so that no route put there is ever open by having been forgotten here.
+    """
+    first, slash, _ = path.removeprefix("/").partition("/")
+    if first == "model":
+        return Role.ADMIN if slash else Role.PREDICT
+    return _ROLES.get(first)
+
+
 class Edge:
     """ASGI middleware, on ASGI itself: Starlette's helper would put a task and a queue around each body."""
 
-    def __init__(self, app: ASGIApp, *, metrics: ServerMetrics, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: ServerMetrics, settings: ServeSettings) -> None:
         self._app, self._metrics = app, metrics
-        self._token = None if token is None else token.encode()
+        grants = (
+            (settings.token, {Role.PREDICT, Role.LABEL}),
+            (settings.predict_token, {Role.PREDICT}),
+            (settings.label_token, {Role.LABEL}),
+            (settings.admin_token, set(Role)),
+        )
+        self._grants = [(token.encode(), roles) for token, roles in grants if token]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -47,26 +89,51 @@ class Edge:
             await send(message)
 
         try:
-            if self._may(scope["path"], headers):
+            refused = self._refusal(scope["path"], headers)
+            if refused is None:
                 await self._app(scope, receive, send_named)
             else:
-                await error_reply(self._unauthorised(), request_id)(scope, receive, send_named)
+                self._metrics.rejected("unauthorised")
+                await error_reply(refused, request_id)(scope, receive, send_named)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
             self._metrics.request(route, method, status, time.perf_counter() - started)
 
-    def _may(self, path: str, headers: Headers) -> bool:
-        if self._token is None or path.startswith(OPEN_PREFIX):
-            return True
-        scheme, _, token = headers.get("authorization", "").encode("latin-1").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
+    def _refusal(self, path: str, headers: Headers) -> RequestError | None:
+        """Why the bearer may not do this; None where it may. A stranger learns no more than that a token is wanted."""
+        if path.startswith(OPEN_PREFIX):
+            return None
+        held = self._roles(headers)
+        if self._grants and not held:
+            return _UNAUTHORISED
+        wanted = role_of(path)
+        if wanted is Role.ADMIN and not any(Role.ADMIN in roles for _, roles in self._grants):
+            return _NO_ADMIN
+        if not self._grants or wanted is None or wanted in held:
+            return None
+        told = {"wanted": wanted, "held": sorted(held)}
+        message = f"This token opens {' and '.join(told['held'])}; this route wants one that opens {wanted}."
+        return RequestError(403, "wrong_role", message, details=told)
 
-    def _unauthorised(self) -> RequestError:
-        self._metrics.rejected("unauthorised")
-        return RequestError(
-            401,
-            "unauthorised",
-            "This server wants its token, in a header: Authorization: Bearer TOKEN.",
-            headers={"www-authenticate": 'Bearer realm="streamlearn"'},
-        )
+    def _roles(self, headers: Headers) -> set[Role]:
+        """What the token that came opens. All tokens are compared, each in constant time, whichever it is."""
+        scheme, _, given = headers.get("authorization", "").encode("latin-1").partition(b" ")
+        if scheme.lower() != b"bearer":
+            return set()
+        matches = [hmac.compare_digest(given.strip(), token) for token, _ in self._grants]
+        return set().union(*(roles for (_, roles), match in zip(self._grants, matches, strict=True) if match))
+
+
+_UNAUTHORISED = RequestError(
+    401,
+    "unauthorised",
+    "This server wants a token, in a header: Authorization: Bearer TOKEN.",
+    headers={"www-authenticate": 'Bearer realm="streamlearn"'},
+)
+_NO_ADMIN = RequestError(
+    403,
+    "admin_token_not_set",
+    "What is served can be changed over HTTP only with an admin token, and this server has none: set serve.admin_token "
+    "(STREAMLEARN_SERVE__ADMIN_TOKEN) and restart it, or use `streamlearn rollback` on its machine.",
+)

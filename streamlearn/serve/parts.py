@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from streamlearn.labels import LabelStatus
+from streamlearn.labels.wanted_file import HandedOut
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, Schema
 from streamlearn.serve.predictor import Predictor
+from streamlearn.state.files import DISK, Files
 
 
 class LedgerReader(Protocol):
@@ -24,6 +26,18 @@ class LedgerReader(Protocol):
 
     def payload(self, sample_id: str) -> Array | None:
         """The stored payload, in the schema's shape and dtype; None where it is not there."""
+        ...
+
+
+class WantedSource(Protocol):
+    """Hands out samples whose label would help; shared by all servers of a state folder."""
+
+    def take(self, n: int, now_s: float, *, peek: bool = False) -> HandedOut:
+        """At most `n`, each to one caller only; with `peek` they stay.
+
+        Raises:
+            StoreError: not now; nothing was handed out.
+        """
         ...
 
 
@@ -41,6 +55,12 @@ class ServerParts:
     """The learner's heartbeat (`state.status.read_status`); None where none was ever seen."""
     siblings: Callable[[], Mapping[str, str]] = dict
     """Process name to the URL of its own bare /metrics on loopback (`metrics.start_http`), never a merged one."""
+    scores: Callable[[], Mapping[str, Any] | None] = lambda: None
+    """What the learner says of how good the model is; None before it has said anything."""
+    wanted: WantedSource | None = None
+    """None where nothing is handed out."""
+    files: Files = DISK
+    """The disk that an operator's choice of a version is written to."""
     clock: Callable[[], float] = time.time
     """Wall clock, in seconds since the epoch: the age of a teacher is told by it."""
 
@@ -54,10 +74,19 @@ class ServeSettings:
     version: str
     samples_topic: str
     labels_topic: str
-    token: str | None
+    token: str | None = field(repr=False)
     max_body_bytes: int
     max_instances: int
     queue: int
     batch: int
     timeout_s: float
     stale_after_s: float
+    predict_token: str | None = field(default=None, repr=False)
+    label_token: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
+    """What each token opens stands in `edge`."""
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether any route but admin wants one."""
+        return any((self.token, self.predict_token, self.label_token, self.admin_token))

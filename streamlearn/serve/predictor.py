@@ -1,7 +1,8 @@
-"""The served teacher: one whole, immutable object, replaced by one assignment when a newer one is published.
+"""The served teacher: one whole, immutable object, replaced by one assignment when another one is to be served.
 
-A watcher thread asks for the newest published teacher, loads it into a new network, tries it on one row, and only then
-swaps it in. So an answer and its version always come from the same weights, and what does not fit is never served.
+A watcher thread asks which teacher is pinned, else which is the newest, loads it into a new network, tries it on one
+row, and only then swaps it in. So an answer and its version always come from the same weights, and what does not fit is
+never served: a pinned teacher that cannot be loaded leaves the one before to answer if that is pinned, else the newest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
@@ -22,7 +23,7 @@ from streamlearn.errors import ConfigError, NotPublishedError, StateError
 from streamlearn.metrics import ServerMetrics
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import Array, Probabilities, Schema
-from streamlearn.state.publish import PublishedDir, PublishedModel, load_arrays
+from streamlearn.state.publish import PublishedDir, PublishedModel, learned_offsets_of, load_arrays
 
 log = structlog.get_logger()
 
@@ -40,6 +41,17 @@ class LoadedModel:
     spec: ModelSpec
     metadata: Mapping[str, str]
     network: nn.Module = field(repr=False)
+    classes: tuple[str, ...]
+    """Names by class index: those of the schema, and those that a head has grown since."""
+    learned_offsets: Mapping[str, int] | None = None
+    """`next_offset` by "topic:partition", below which every label is learned; None where the teacher does not say."""
+    pinned: bool = False
+    """An operator chose it: it answers though newer ones may be there."""
+
+    @property
+    def identity(self) -> tuple[int, float]:
+        """As `PublishedModel.identity`."""
+        return self.step, self.published_at_s
 
     def probabilities(self, x: Array) -> Probabilities:
         """Class probabilities (n, C) of inputs (n, *shape) in the schema's dtype."""
@@ -65,7 +77,12 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
         network = build(spec, seed=0)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         network.eval().requires_grad_(requires_grad=False)
-        model = LoadedModel(published.step, published.published_at_s, spec, published.metadata, network)
+        told = published.metadata
+        offsets = learned_offsets_of(told)
+        names = _class_names(told, schema)
+        model = LoadedModel(
+            published.step, published.published_at_s, spec, told, network, names, learned_offsets=offsets
+        )
         tried = model.probabilities(np.zeros((1, *schema.shape), dtype=schema.dtype))
     except (ConfigError, KeyError, ValueError, TypeError, RuntimeError) as error:
         # RuntimeError is what load_state_dict and the forward pass raise for names and shapes that do not fit.
@@ -87,17 +104,47 @@ def _check_factory(spec: ModelSpec, factory: str | None) -> None:
 def _check_schema(published: PublishedModel, spec: ModelSpec, schema: Schema) -> None:
     """A teacher of another schema would answer, and be wrong: classes may even be the same in another order."""
     told = published.metadata
-    classes = json.loads(told["classes"]) if "classes" in told else list(schema.classes)
-    found = (tuple(spec.shape), told.get("dtype", schema.dtype.name), spec.classes, classes)
-    wanted = (schema.shape, schema.dtype.name, len(schema.classes), list(schema.classes))
+    # Names may have been added at either side, in the room that the schema leaves for them.
+    names = json.loads(told["classes"])[: len(schema.classes)] if "classes" in told else list(schema.classes)
+    found = (tuple(spec.shape), told.get("dtype", schema.dtype.name), spec.classes, names)
+    wanted = (schema.shape, schema.dtype.name, schema.capacity, list(schema.classes[: len(names)]))
     for name, got, expected in zip(("shape", "dtype", "classes", "class names"), found, wanted, strict=True):
         if got != expected:
             msg = f"{published.path}: wanted {name} {expected!r:.200}, got {got!r:.200}"
             raise StateError(msg)
 
 
+def _class_names(told: Mapping[str, str], schema: Schema) -> tuple[str, ...]:
+    names = tuple(json.loads(told["classes"])) if "classes" in told else ()
+    return max(names, schema.classes, key=len)
+
+
+class _Source:
+    """Where the teacher to serve is looked for, and what went wrong with what lies there now."""
+
+    def __init__(self, look: Callable[[], PublishedModel | None], *, pins: bool) -> None:
+        self.look, self.pins = look, pins
+        self.error: str | None = None
+        self._failed: tuple[int, float] | None = None
+        self._retry_at = 0.0
+
+    def is_due(self, identity: tuple[int, float], now: float) -> bool:
+        """Whether to try; what failed is tried again after a while only."""
+        return identity != self._failed or now >= self._retry_at
+
+    def failed(self, identity: tuple[int, float], error: StateError, now: float) -> bool:
+        """Remember a failure; True where it is the first of this teacher."""
+        first = identity != self._failed
+        self._failed, self._retry_at, self.error = identity, now + RETRY_S, str(error)
+        return first
+
+    def succeeded(self) -> None:
+        """What lies there can be served, or nothing lies there: forget what was before."""
+        self._failed = self.error = None
+
+
 class Predictor:
-    """Follows the published directory, and answers with the newest teacher that could be loaded."""
+    """Follows the published directory, and answers with the pinned teacher, else the newest, that could be loaded."""
 
     def __init__(
         self,
@@ -116,11 +163,13 @@ class Predictor:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        self._published, self._schema, self._metrics, self._clock = published, schema, metrics, clock
-        self._factory = factory
+        self.published = published
+        self.newest_version: int | None = None
+        """Step of the teacher that was published last, whether it answers or not; None before the first."""
+        self._schema, self._metrics, self._clock, self._factory = schema, metrics, clock, factory
         self._model: LoadedModel | None = None
-        self._failed: tuple[int, float] | None = None
-        self._retry_at = 0.0
+        self._pinned = _Source(published.pinned, pins=True)
+        self._newest = _Source(published.newest, pins=False)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -136,6 +185,11 @@ class Predictor:
             raise NotPublishedError(msg)
         return model
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names as the teacher that answers has them; the schema's before the first."""
+        return self._schema.classes if self._model is None else self._model.classes
+
     def predict(self, x: Array) -> tuple[Probabilities, LoadedModel]:
         """Class probabilities (n, C), and the teacher that gave them.
 
@@ -145,44 +199,84 @@ class Predictor:
         model = self.current()
         return model.probabilities(x), model
 
+    def notes(self) -> list[str]:
+        """What to know of how the teacher was chosen, as sentences; empty where the newest answers by itself."""
+        model, error = self._model, self._pinned.error
+        if error is not None:
+            answering = "nothing" if model is None else f"version {model.step}"
+            return [f"the pinned version cannot be loaded, {answering} answers: {error}"]
+        if model is not None and model.pinned:
+            return [f"version {model.step} is pinned, the newest is {self.newest_version}"]
+        return []
+
+    def check(self, published: PublishedModel) -> None:
+        """Load a teacher, and let it go: whether it could be served here.
+
+        Raises:
+            StateError: it could not; the message says why.
+        """
+        load(published, self._schema, factory=self._factory)
+
     def refresh(self) -> bool:
-        """Load the newest teacher if it is not the current one; True where it was swapped in. Keeps the old on failure.
+        """Have the teacher answer that is to; True where it was swapped in. Keeps the one that is held on failure.
 
         Called by the watcher thread alone once it runs.
         """
-        try:
-            newest = self._published.newest()
-        except StateError as error:
-            self._count_failure((-1, 0.0), error)
-            return False
-        if newest is None:
-            return False
-        identity = (newest.step, newest.published_at_s)
+        pinned, newest = self._look(self._pinned), self._look(self._newest)
+        if newest is not None:
+            self.newest_version = newest.step
         held = self._model
-        if held is not None and identity == (held.step, held.published_at_s):
-            return False
-        if identity == self._failed and self._clock() < self._retry_at:
-            return False
-        try:
-            model = load(newest, self._schema, factory=self._factory)
-        except StateError as error:
-            self._count_failure(identity, error)
+        model = self._loaded(pinned, self._pinned)
+        if model is None and not (held is not None and held.pinned and self._pinned.error is not None):
+            model = self._loaded(newest, self._newest)
+        if model is None and held is not None and held.pinned and self._pinned.error is None:
+            model = replace(held, pinned=False)  # the pin is gone, and what was published since cannot be loaded
+        if model is None or model is held:
             return False
         self._model = model
-        self._failed = None
-        self._metrics.model(model.step, model.published_at_s)
+        self._metrics.model(model.step, model.published_at_s, pinned=model.pinned)
         log.debug("model_loaded", step=model.step, published_at_s=model.published_at_s)
+        if model.pinned or (held is not None and held.pinned):
+            log.info("pin_followed" if model.pinned else "pin_left", step=model.step, newest_step=self.newest_version)
         return True
 
-    def _count_failure(self, identity: tuple[int, float], error: StateError) -> None:
-        first = identity != self._failed
-        if not first and self._clock() < self._retry_at:
+    def _look(self, source: _Source) -> PublishedModel | None:
+        try:
+            published = source.look()
+        except StateError as error:
+            self._count_failure(source, (-1, 0.0), error)
+            return None
+        if published is None:
+            source.succeeded()
+        return published
+
+    def _loaded(self, published: PublishedModel | None, source: _Source) -> LoadedModel | None:
+        """A published teacher, ready to answer; the one that is held where it is that; None where it cannot be had."""
+        held = self._model
+        if published is None:
+            return None
+        if held is not None and held.identity == published.identity:
+            source.succeeded()
+            return held if held.pinned == source.pins else replace(held, pinned=source.pins)
+        if not source.is_due(published.identity, self._clock()):
+            return None
+        try:
+            model = load(published, self._schema, factory=self._factory)
+        except StateError as error:
+            self._count_failure(source, published.identity, error)
+            return None
+        source.succeeded()
+        return replace(model, pinned=source.pins)
+
+    def _count_failure(self, source: _Source, identity: tuple[int, float], error: StateError) -> None:
+        now = self._clock()
+        if not source.is_due(identity, now):
             return
-        self._failed, self._retry_at = identity, self._clock() + RETRY_S
         self._metrics.model_load_failed()
-        if first:
+        if source.failed(identity, error, now):
             held = self._model.step if self._model is not None else None
-            log.error("model_load_failed", step=identity[0], still_serving_step=held, error=str(error))
+            told = {"step": identity[0], "still_serving_step": held, "pinned": source.pins}
+            log.error("model_load_failed", **told, error=str(error))
 
     def start(self) -> None:
         """Load what is there, then follow in the background."""

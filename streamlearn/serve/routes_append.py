@@ -71,7 +71,8 @@ async def _append(inlet: Inlet, role: str, topic: str, items: list[Item]) -> Res
         if item.error is not None:
             told.append({"id": item.sample_id, "error": error_object(item.error)})
         else:
-            told.append({"id": item.sample_id, "position": next(positions)._asdict(), "state": "accepted"})
+            state = "held" if item.held else "accepted"
+            told.append({"id": item.sample_id, "position": next(positions)._asdict(), "state": state})
     return JsonReply({"items": told}, status_code=202)
 
 

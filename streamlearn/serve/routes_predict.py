@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -14,15 +16,15 @@ from streamlearn.errors import StreamlearnError
 from streamlearn.records import Array, Position, Prediction, Probabilities
 from streamlearn.serve.batcher import Batcher
 from streamlearn.serve.bodies import Bodies, new_id
-from streamlearn.serve.failures import RequestError, from_domain, overloaded, retry_later
+from streamlearn.serve.failures import RequestError, from_domain, retry_later
 from streamlearn.serve.inlet import Inlet
 from streamlearn.serve.parts import ServerParts, ServeSettings
 from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.replies import JsonReply, iso
 from streamlearn.serve.schemas import PredictReply, predict_body, responses
+from streamlearn.serve.waiting import Waiters
 
-POLL_S = 0.05
-"""Between two looks at the teacher, while a request waits for a fresher one."""
+_POSITION = re.compile(r"([A-Za-z0-9._-]{1,249}):([0-9]{1,9}):([0-9]{1,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,66 @@ class Freshness:
 
     min_version: int | None
     max_age_s: float | None
+    after: Mapping[str, int]
+    """By "topic:partition": the offset of a label that it must have learned."""
 
     def missing(self, model: LoadedModel, now_s: float) -> str | None:
         """What the teacher lacks, as a sentence; None where it will do."""
+        missing = self._missing(model, now_s)
+        if missing is not None and model.pinned:
+            return f"{missing}; version {model.step} is pinned, so no newer one answers until it is promoted"
+        return missing
+
+    def _missing(self, model: LoadedModel, now_s: float) -> str | None:
         age_s = now_s - model.published_at_s
         if self.min_version is not None and model.step < self.min_version:
             return f"model_version is {model.step}, asked for was {self.min_version}"
         if self.max_age_s is not None and age_s > self.max_age_s:
             return f"the model is {age_s:.3f} s old, asked for was at most {self.max_age_s:g} s"
+        if self.after and model.learned_offsets is None:
+            return f"version {model.step} does not say which labels it has learned; an older streamlearn published it"
+        for partition, offset in self.after.items():
+            next_offset = (model.learned_offsets or {}).get(partition, 0)
+            if next_offset <= offset:
+                return f"version {model.step} has learned {partition} before {next_offset}, asked for was {offset}"
         return None
+
+
+def after_of(values: Sequence[str], topics: Sequence[str], *, most: int) -> dict[str, int]:
+    """The largest offset by "topic:partition", of positions written topic:partition:offset or as the replies have them.
+
+    Raises:
+        RequestError: 422, a value is no position in one of `topics`, or there are more than `most`.
+    """
+    if len(values) > most:
+        raise _bad_after(f"expected at most {most} positions, got {len(values)}")
+    found: dict[str, int] = {}
+    for value in values:
+        match = _POSITION.fullmatch(_position_text(value))
+        if match is None:
+            example = f"{topics[0]}:0:1042"
+            raise _bad_after(f'expected a position such as {example} or the reply\'s "position", got {value[:100]!r}')
+        topic, partition, offset = match[1], int(match[2]), int(match[3])
+        if topic not in topics:
+            raise _bad_after(f"expected a position in {' or '.join(topics)}, got one in {topic}")
+        key = f"{topic}:{partition}"
+        found[key] = max(offset, found.get(key, 0))
+    return found
+
+
+def _position_text(value: str) -> str:
+    """A position object of a reply as topic:partition:offset; anything else as it is."""
+    if not value.startswith("{"):
+        return value
+    try:
+        told = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
+    return f"{told.get('topic')}:{told.get('partition')}:{told.get('offset')}"
+
+
+def _bad_after(message: str) -> RequestError:
+    return RequestError(422, "invalid_parameter", f"after: {message}.")
 
 
 def add_predict_route(
@@ -52,6 +105,7 @@ def add_predict_route(
     inlet: Inlet,
 ) -> None:
     """Add the route, with its own bound on how many requests may wait for a fresher teacher."""
+    topics = (settings.labels_topic, settings.samples_topic)
     flow = _Flow(parts, settings, batcher, inlet)
 
     @router.post(
@@ -64,6 +118,7 @@ def add_predict_route(
     )
     async def predict(
         request: Request,
+        *,
         learn: Annotated[bool, Query(description="Also append the samples to the log, with the answers.")] = False,
         name: Annotated[
             list[str] | None, Query(alias="id", description="Of a binary body's samples, one for each.")
@@ -74,14 +129,23 @@ def add_predict_route(
         max_age_s: Annotated[
             float | None, Query(ge=0, allow_inf_nan=False, description="Wait for a model no older than this.")
         ] = None,
+        after: Annotated[
+            list[str] | None,
+            Query(
+                description="Wait for a model that has learned all labels up to this position, as POST /label returned "
+                "it: topic:partition:offset, or the object as JSON. Repeatable. 503 where none comes in time.",
+                examples=[["labels:0:1042"]],
+            ),
+        ] = None,
     ) -> Response:
         """Class, probabilities, and the one teacher that gave them all."""
         parts.predictor.current()
+        learned = after_of(after or [], topics, most=settings.max_instances)
         async with bodies.read(request) as body:
             content_type = request.headers.get("content-type", "")
             asked = await bodies.decoded(body, lambda: bodies.predict(body, content_type, name or [], learn=learn))
             x = asked.x if asked.x is not None else flow.stored(asked.ids or [])
-            freshness = Freshness(min_version, max_age_s)
+            freshness = Freshness(min_version, max_age_s, learned)
             await flow.wait_for(freshness)
             probs_BC, model = await batcher.predict(x, settings.timeout_s)
             flow.check(freshness, model, probs_BC)
@@ -98,7 +162,7 @@ class _Flow:
         self, parts: ServerParts, settings: ServeSettings, batcher: Batcher[LoadedModel], inlet: Inlet
     ) -> None:
         self._parts, self._settings, self._batcher, self._inlet = parts, settings, batcher, inlet
-        self._waiting = 0
+        self._waiters = Waiters(parts.metrics, "a fresher model", most=settings.queue)
 
     def stored(self, ids: list[str]) -> Array:
         """The payloads (n, *shape) of stored samples."""
@@ -112,20 +176,15 @@ class _Flow:
 
     async def wait_for(self, freshness: Freshness) -> None:
         """Wait, within the timeout, until the teacher is as fresh as asked for."""
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._settings.timeout_s
-        while missing := freshness.missing(self._parts.predictor.current(), self._parts.clock()):
-            if self._waiting >= self._settings.queue:
-                self._parts.metrics.rejected("queue_full")
-                raise overloaded(f"{self._waiting} requests already wait for a fresher model")
-            if loop.time() >= deadline_s:
-                self._parts.metrics.rejected("timeout")
-                raise _stale(missing)
-            self._waiting += 1
-            try:
-                await asyncio.sleep(POLL_S)
-            finally:
-                self._waiting -= 1
+        predictor, clock = self._parts.predictor, self._parts.clock
+
+        def is_fresh() -> bool:
+            return freshness.missing(predictor.current(), clock()) is None
+
+        await self._waiters.until(is_fresh, self._settings.timeout_s)
+        if missing := freshness.missing(predictor.current(), clock()):
+            self._parts.metrics.rejected("timeout")
+            raise _stale(missing)
 
     def check(self, freshness: Freshness, model: LoadedModel, probs_BC: Probabilities) -> None:
         """Hold the answer to what was asked: a rollback may have come between."""
@@ -159,11 +218,11 @@ class _Flow:
         positions: list[Position] | None = None,
     ) -> Response:
         """The answers, and their teacher in body and headers."""
-        classes = self._parts.schema.classes
+        classes = model.classes
         predictions: list[dict[str, Any]] = []
         for row, (probs_C, winner) in enumerate(zip(probs_BC, probs_BC.argmax(axis=1).tolist(), strict=True)):
             answer: dict[str, Any] = {} if ids is None else {"id": ids[row]}
-            answer |= {"class": classes[winner], "class_index": winner, "probabilities": probs_C}
+            answer |= {"class": classes[winner], "class_index": winner, "probabilities": probs_C[: len(classes)]}
             if positions is not None:
                 answer["position"] = positions[row]._asdict()
             predictions.append(answer)

@@ -85,7 +85,8 @@ class AppendedItem(_Shape):
 
     id: str | None
     position: PositionBody | None = None
-    state: Literal["accepted"] | None = None
+    state: Literal["accepted", "held"] | None = None
+    """held: durable as well, and to be learned once a class has the name that it gives."""
     error: ItemError | None = None
 
 
@@ -102,9 +103,12 @@ class LabelReply(_Shape):
     state: str = Field(examples=["trained"])
     class_: str | None = Field(None, alias="class")
     class_index: int | None = None
+    """Null where the label is held, since no class has its name yet."""
     label_position: PositionBody | None = None
     label_time_s: float | None = None
     corrected: bool = False
+    implied: bool = False
+    """No label came in time: the class is the one that this implies (labels.implied_class)."""
     scored: bool = False
     first_trained_step: int | None = None
     in_served_model: bool = False
@@ -117,6 +121,44 @@ class LabelReply(_Shape):
     """Of that prediction."""
 
 
+class WantedItem(_Shape):
+    """One sample that waits for a label. Utility, entropy and disagreement are from 0 to 1."""
+
+    id: str = Field(examples=["invoice-7"])
+    predicted_class: str | None = Field(examples=["3"])
+    """By the teacher, when the sample came."""
+    utility: float = Field(examples=[0.61])
+    """Entropy of what teacher and student say together. Chance has a part in the order, so it is not sorted by it."""
+    entropy: float = Field(examples=[0.58])
+    """Of the teacher's answer."""
+    disagreement: float = Field(examples=[0.04])
+    """Jensen-Shannon divergence of teacher and student."""
+    position: PositionBody
+    time_s: float
+    """When the sample came, by the stream's time."""
+    payload: str = Field(examples=["/sample/invoice-7"])
+    """Where to see it, while it is kept."""
+
+
+class WantedReply(_Shape):
+    """Samples to label, the most wanted first; POST their labels to /label."""
+
+    items: list[WantedItem]
+    budget_left: int = Field(examples=[990])
+    """How many more may be taken within the hour, by all together."""
+
+
+class SampleReply(_Shape):
+    """A stored sample."""
+
+    id: str = Field(examples=["invoice-7"])
+    x: list[Any]
+    """Numbers nested as the schema's shape."""
+    position: PositionBody
+    time_s: float
+    """When the log took it."""
+
+
 class ModelReply(_Shape):
     """The teacher that answers, what it takes, and its learner."""
 
@@ -127,10 +169,56 @@ class ModelReply(_Shape):
     classes: list[str]
     shape: list[int]
     dtype: str = Field(examples=["float32"])
+    pinned: bool
+    """An operator rolled back to this version: it answers until it is promoted, whatever is published."""
+    newest_version: int | None
+    """The version that was published last."""
+    notes: list[str] = Field(examples=[["version 1200 is pinned, the newest is 4800"]])
+    """What to know of the choice of the teacher, and what the learner's guard has done."""
     learner: dict[str, Any] | None = None
     """The learner's last heartbeat; null where none was seen."""
     learner_seen_s: float | None = None
     """Seconds since then."""
+
+
+class VersionBody(_Shape):
+    """One published version."""
+
+    version: int = Field(examples=[1200])
+    published_at_s: float
+    """Seconds since the epoch."""
+    age_s: float
+    size_bytes: int | None
+    scores: dict[str, Any] | None = Field(examples=[{"windowed_accuracy": 0.91, "ssl_gain": 0.02}])
+    """Of the learner when it was published; null where it had none."""
+    newest: bool
+    pinned: bool
+    served: bool
+    """What servers answer with, if they could load it."""
+
+
+class VersionsReply(_Shape):
+    """All versions that can be rolled back to, newest first."""
+
+    versions: list[VersionBody]
+
+
+class RollbackBody(_Shape):
+    """Which version to serve."""
+
+    version: int = Field(ge=0, lt=2**63, strict=True, examples=[1200])
+    """One of GET /models."""
+
+
+class ServedReply(_Shape):
+    """What this server answers with now; its siblings follow within a second."""
+
+    model_version: int = Field(examples=[1200])
+    published_at: str
+    pinned: bool
+    newest_version: int | None
+    before: int | None = Field(examples=[4800])
+    """The version that this server answered with before."""
 
 
 class LiveReply(_Shape):
@@ -149,6 +237,7 @@ class ReadyReply(_Shape):
 
 _HINTS = {
     401: "The token is missing or wrong.",
+    403: "The token does not open this route, or the server has no admin token.",
     404: "Unknown id.",
     408: "The body came too slowly.",
     413: "The body is larger than the server takes.",
@@ -164,6 +253,24 @@ _HINTS = {
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's error replies of a route."""
     return {status: {"model": Error, "description": _HINTS[status]} for status in statuses}
+
+
+SCORES: dict[str, Any] = {
+    "description": "Scores by name. One without data is null.",
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "additionalProperties": True},
+            "example": {
+                "time_s": 1795510800.0,
+                "age_s": 0.4,
+                "step": 1200,
+                "at_arrival": {"windowed": {"accuracy": {"teacher": 0.91, "majority": 0.12}, "kappa": 0.9}},
+                "at_label": {"teacher": 0.92, "twin": 0.9, "gain": 0.02, "interval": [0.01, 0.03]},
+            },
+        }
+    },
+}
+"""OpenAPI of GET /score: the learner names its scores, so their set is open."""
 
 
 def _example(schema: Schema) -> list[Any]:
@@ -248,3 +355,9 @@ def sample_body(schema: Schema) -> dict[str, Any]:
         x = _example(schema)
         examples = {"one": {"id": "invoice-7", "x": x}, "several": {"samples": [{"id": "a", "x": x}]}}
     return _body({"oneOf": [one, many]}, examples, _binary(schema))
+
+
+def rollback_body() -> dict[str, Any]:
+    """OpenAPI of the body of POST /model/rollback."""
+    version = {"type": "integer", "minimum": 0, "description": "One of GET /models."}
+    return _body(_object({"version": version}, ("version",)), {"one": {"version": 1200}})

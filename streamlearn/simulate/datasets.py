@@ -147,10 +147,8 @@ def _moons() -> Dataset:
 
 
 def _shuttle() -> Dataset:
-    try:
-        from river.datasets import Shuttle  # noqa: PLC0415
-    except ImportError:
-        raise ConfigError("data set 'shuttle': wanted the package river; pip install 'streamlearn[river]'") from None
+    from river.datasets import Shuttle  # noqa: PLC0415
+
     rows = [(list(features.values()), anomaly) for features, anomaly in Shuttle()]
     x = np.array([features for features, _ in rows], np.float32)
     y = np.array([anomaly for _, anomaly in rows], np.int64)

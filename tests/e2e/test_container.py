@@ -191,6 +191,10 @@ TRIMMED = 'streamlearn_trimmed_records_total{instance="a", process="learner", to
 REQUESTS = 'streamlearn_http_request_duration_seconds_count{{instance="a", route="{}", status="{}"}}'
 PREDICT_OK, PREDICT_503 = REQUESTS.format("/predict", "200"), REQUESTS.format("/predict", "503")
 READY_503 = REQUESTS.format("/health/ready", "503")
+PINNED = 'streamlearn_model_pinned{instance="a", process="server-0"}'
+FROZEN = 'streamlearn_guard_frozen{instance="a", process="learner"}'
+ACTED = 'streamlearn_guard_actions_total{{instance="a", process="learner", action="{}"}}'
+DRIFT = 'streamlearn_drift_alarms_total{instance="a", process="learner", source="error"}'
 REJECTED = 'streamlearn_rejected_total{instance="a", process="server-0", reason="queue_full"}'
 
 # One sample a minute for an hour. "0+60x60": from 0, plus 60 a minute; "1x60": always 1. The clock starts at 0.
@@ -204,6 +208,11 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
             LAG: "20000x60",
             CHECKPOINT: "0+60x60",
             MODEL: "0+60x60",
+            PINNED: "0x60",
+            FROZEN: "0x52 1x5 0x10",
+            ACTED.format("keep_good"): "0+1x60",
+            ACTED.format("roll_back"): "0x60",
+            DRIFT: "1x60",
             ACCURACY: "0.9x60",
             SKIPPED: "0x60",
             READ: "0+6000x60",
@@ -243,6 +252,10 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         {UP: "1x60", STEPS: "0+600x60", MODEL: "60x60", MODEL.replace("server-0", "server-1"): "0+60x60"},
         ["StreamlearnModelOld"],
     ),
+    "an older teacher is served on purpose": ({UP: "1x60", STEPS: "0+600x60", MODEL: "60x60", PINNED: "1x60"}, []),
+    "the model has collapsed and nothing helps": ({UP: "1x60", FROZEN: "0x40 1x20"}, ["StreamlearnPublicationFrozen"]),
+    "the twin was adopted": ({UP: "1x60", ACTED.format("adopt_twin"): "0x50 1x10"}, ["StreamlearnGuardActed"]),
+    "the errors have changed": ({UP: "1x60", DRIFT: "0x50 1x10"}, ["StreamlearnDrift"]),
     "the log is away": ({UP: "1x60", PREDICT_OK: "0+6000x60", PREDICT_503: "0+120x60"}, ["StreamlearnRequestsFailing"]),
     "more is asked than can be answered": ({UP: "1x60", REJECTED: "0+60x60"}, ["StreamlearnRequestsRejected"]),
 }

@@ -28,6 +28,7 @@ def config_in(folder: Path, **overrides: object) -> Config:
         "schema.classes": 3,
         "model.options": {"hidden": [8]},
         "batch.fresh": 4,
+        "labels.unknown_class": "refuse",
         "learn.threads": 1,
         "metrics.port": 0,
     }

@@ -14,7 +14,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from streamlearn.errors import CheckpointError, ConfigError
-from streamlearn.learn.learner import Learner, LearnSettings
+from streamlearn.learn.learner import Learner
+from streamlearn.learn.making import LearnSettings
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import UNLABELLED, MicroBatch
 
@@ -176,14 +177,14 @@ class TestPredict:
         predictions = learner.predict(x)
         assert np.array_equal(predictions.teacher_probs_BC, served)
         assert predictions.teacher_probs_BC.dtype == np.float32
-        assert predictions.student_classes_B.dtype == np.int64
+        assert predictions.student_probs_BC.dtype == np.float32
 
     def test_of_no_samples_is_empty(self):
         """Shapes stand, so callers need no case of their own."""
         predictions = Learner(TABLE, settings()).predict(np.zeros((0, 5), np.float32))
 
         assert predictions.teacher_probs_BC.shape == (0, 3)
-        assert predictions.student_classes_B.shape == (0,)
+        assert predictions.student_probs_BC.shape == predictions.teacher_probs_BC.shape
 
     def test_takes_arrays_that_cannot_be_written_to(self):
         """Payloads decoded from a record's bytes are read-only."""
@@ -254,7 +255,11 @@ class TestLearn:
 
         learner.learn(bad)
 
-        assert differing(before, learner.state()) == ["learner.step", "learner.updates"]
+        assert sorted(differing(before, learner.state())) == [
+            "learner.skipped_in_a_row",
+            "learner.step",
+            "learner.updates",
+        ]
         assert learner.read_costs().skipped_steps == 1
 
     def test_with_labels_out_of_range_fails_before_it_changes_anything(self):
@@ -373,4 +378,4 @@ class TestOnDigits:
 
         predictions = learner.predict(x[-300:])
         assert np.mean(predictions.teacher_probs_BC.argmax(axis=1) == y[-300:]) > 0.7
-        assert np.mean(predictions.student_classes_B == y[-300:]) > 0.7
+        assert np.mean(predictions.student_probs_BC.argmax(axis=1) == y[-300:]) > 0.7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -73,7 +74,7 @@ def learn(config: Config, log: MemoryLog) -> Checkpoint:
 class TestAccounts:
     def test_every_record_ends_in_one_place(self, tmp_path: Path) -> None:
         """Learned, duplicate id, dead-lettered; labels likewise (I7)."""
-        config = config_in(tmp_path)
+        config = config_in(tmp_path, **{"labels.unknown_class": "refuse"})
         log = filled(config)
         codec = make_codec(config)
         log.append("samples", [codec.encode_sample("s3", np.zeros(4, np.float32))])
@@ -93,6 +94,56 @@ class TestAccounts:
         assert status is not None
         assert (status["ledger"]["joined"], status["ledger"]["corrected"], status["ledger"]["waiting"]) == (18, 1, 1)
         assert status["state"] == "stopped"
+
+    def test_a_label_of_an_unknown_class_is_held_and_named(self, tmp_path: Path) -> None:
+        """By default it is no dead letter: the class may come to be known."""
+        config = config_in(tmp_path)
+        log = filled(config)
+        log.append("labels", [NewRecord(b"s1", b"wolf")])
+
+        learn(config, log)
+
+        status = read_status(StatePaths(tmp_path).heartbeat)
+        assert status is not None
+        assert status["ledger"]["held"] == 1
+        assert status["held_classes"] == {"wolf": 1}
+
+    def test_held_labels_are_learned_once_their_class_has_its_name(self, tmp_path: Path) -> None:
+        """An operator names a spare class, and starts again: no label was lost."""
+        config = config_in(tmp_path, **{"schema.spare_classes": 2})
+        log = filled(config)
+        log.append("labels", [NewRecord(b"s1", b"wolf")])
+        learn(config, log)
+
+        named = config_in(tmp_path, **{"schema.classes": ["0", "1", "2", "wolf"], "schema.spare_classes": 1})
+        log.append("samples", [make_codec(named).encode_sample("more", np.zeros(4, np.float32))])
+        learn(named, log)
+
+        status = read_status(StatePaths(tmp_path).heartbeat)
+        assert status is not None
+        assert (status["ledger"]["held"], status["held_classes"]) == (0, {})
+        assert status["ledger"]["joined"] == 19
+        assert status["ledger"]["trained"] == 19
+
+    def test_a_head_grows_by_the_labels_it_is_sent(self, tmp_path: Path) -> None:
+        """With `grow` the name takes a spare class at once, and is published; a restart knows it too."""
+        overrides = {"schema.spare_classes": 2, "labels.unknown_class": "grow"}
+        config = config_in(tmp_path, **overrides)
+        log = filled(config)
+        log.append("labels", [NewRecord(f"s{n}".encode(), b"wolf") for n in (1, 3)] + [NewRecord(b"s5", b"bear")])
+        log.append("labels", [NewRecord(b"s7", b"there is no room for a third")])
+
+        learn(config, log)
+        log.append("samples", [make_codec(config).encode_sample("more", np.zeros(4, np.float32))])
+        learn(config, log)
+
+        published = PublishedDir(StatePaths(tmp_path).published).newest()
+        status = read_status(StatePaths(tmp_path).heartbeat)
+        assert published is not None
+        assert status is not None
+        assert json.loads(published.metadata["classes"]) == ["0", "1", "2", "wolf", "bear"]
+        assert status["ledger"]["trained"] == 21
+        assert status["held_classes"] == {"there is no room for a third": 1}
 
     def test_dead_letters_carry_the_record_and_the_reason(self, tmp_path: Path) -> None:
         """Untouched bytes, and where they were."""

@@ -7,12 +7,12 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from streamlearn.errors import NotPublishedError
+from streamlearn.errors import NotPublishedError, StateError
 from streamlearn.metrics import ServerMetrics
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import Schema
 from streamlearn.serve.predictor import RETRY_S, Predictor
-from streamlearn.state.publish import POINTER, PublishedDir, Publisher
+from streamlearn.state.publish import PIN, POINTER, PublishedDir, Publisher, pin, teacher_path, unpin
 
 SCHEMA = Schema((4,), np.dtype(np.float32), ("a", "b", "c"))
 SPEC = ModelSpec("mlp", {"hidden": (5,)}, (4,), 3, normalise=True, scale=1.0)
@@ -148,8 +148,8 @@ class TestFollowing:
         swapped = threading.Event()
 
         class Told(ServerMetrics):
-            def model(self, step, published_at_s):
-                super().model(step, published_at_s)
+            def model(self, step, published_at_s, *, pinned=False):
+                super().model(step, published_at_s, pinned=pinned)
                 swapped.set()
 
         predictor = Predictor(PublishedDir(stage.folder), SCHEMA, Told(version="1"))
@@ -241,6 +241,152 @@ class TestRefusals:
         assert stage.predictor.refresh()
 
         assert stage.predictor.current().step == 2
+
+
+class TestPinned:
+    @pytest.fixture
+    def pinned(self, stage):
+        """Versions 1 to 3 are published, 2 is pinned and answers."""
+        for step in (1, 2, 3):
+            stage.publish(step)
+        pin(stage.folder, 2)
+        stage.predictor.refresh()
+        return stage
+
+    def test_an_older_teacher_takes_the_place_of_a_newer_one(self, stage):
+        """A rollback: versions need not grow."""
+        for step in (1, 2):
+            stage.publish(step)
+        stage.predictor.refresh()
+        assert stage.predictor.current().step == 2
+
+        pin(stage.folder, 1)
+
+        assert stage.predictor.refresh()
+        held = stage.predictor.current()
+        assert (held.step, held.pinned, stage.predictor.newest_version) == (1, True, 2)
+        assert "streamlearn_model_version 1.0" in stage.metrics.text()
+
+    def test_what_is_published_meanwhile_does_not_answer(self, pinned):
+        """It is known, and told."""
+        pinned.publish(4)
+
+        assert not pinned.predictor.refresh()
+
+        assert (pinned.predictor.current().step, pinned.predictor.newest_version) == (2, 4)
+        assert pinned.predictor.notes() == ["version 2 is pinned, the newest is 4"]
+
+    def test_without_the_pin_the_newest_answers_again(self, pinned):
+        """And there is nothing to note."""
+        unpin(pinned.folder)
+
+        assert pinned.predictor.refresh()
+
+        assert (pinned.predictor.current().step, pinned.predictor.current().pinned) == (3, False)
+        assert pinned.predictor.notes() == []
+
+    def test_pinning_what_answers_already_loads_nothing(self, stage):
+        """The network stays the same object; only the mark changes, both ways."""
+        stage.publish(1)
+        stage.predictor.refresh()
+        network = stage.predictor.current().network
+
+        pin(stage.folder, 1)
+        stage.predictor.refresh()
+        while_pinned = stage.predictor.current()
+        unpin(stage.folder)
+        stage.predictor.refresh()
+
+        assert while_pinned.network is stage.predictor.current().network is network
+        assert (while_pinned.pinned, stage.predictor.current().pinned) == (True, False)
+
+    @pytest.mark.parametrize("content", [b"torn", "NaN"], ids=["torn", "not finite"])
+    def test_one_that_cannot_be_loaded_leaves_the_newest_to_answer(self, stage, content):
+        """Serving never stops; it is counted, told, and said once in the log."""
+        nan_in_all = {name: np.full_like(array, np.nan) for name, array in weights(1).items()}
+        stage.publish(1, arrays=nan_in_all)
+        pin(stage.folder, 1)
+        if content == b"torn":
+            (stage.folder / PIN).write_bytes(content)
+
+        with capture_logs() as logged:
+            for step in (2, 3):
+                stage.publish(step)
+                assert stage.predictor.refresh()
+
+        assert (stage.predictor.current().step, stage.predictor.current().pinned) == (3, False)
+        assert stage.failures == 1.0
+        (error,) = (line for line in logged if line["log_level"] == "error")
+        assert (error["event"], error["pinned"]) == ("model_load_failed", True)
+        assert stage.predictor.notes()[0].startswith("the pinned version cannot be loaded, version 3 answers: ")
+
+    def test_one_that_is_held_answers_on_when_its_file_breaks(self, pinned):
+        """The newest is what somebody did not want."""
+        (pinned.folder / PIN).write_bytes(b"torn")
+        pinned.publish(4)
+
+        assert not pinned.predictor.refresh()
+
+        assert pinned.predictor.current().step == 2
+        assert pinned.predictor.notes()[0].startswith("the pinned version cannot be loaded, version 2 answers: ")
+
+    def test_one_that_broke_is_forgotten_with_its_pin(self, stage):
+        """No note stays behind."""
+        stage.publish(1)
+        (stage.folder / PIN).write_bytes(b"torn")
+        stage.predictor.refresh()
+        assert stage.predictor.notes()
+
+        unpin(stage.folder)
+        stage.predictor.refresh()
+
+        assert stage.predictor.notes() == []
+
+    def test_one_whose_pin_is_gone_answers_on_while_nothing_else_can(self, pinned):
+        """It does not say that it is pinned any more."""
+        teacher_path(pinned.folder, 3).write_bytes(b"torn")
+        unpin(pinned.folder)
+
+        pinned.predictor.refresh()
+
+        assert (pinned.predictor.current().step, pinned.predictor.current().pinned) == (2, False)
+
+    def test_following_and_leaving_a_pin_are_said_in_the_log(self, stage):
+        """Each server says when what it serves was chosen by hand."""
+        for step in (1, 2):
+            stage.publish(step)
+        with capture_logs() as logged:
+            stage.predictor.refresh()
+            pin(stage.folder, 1)
+            stage.predictor.refresh()
+            unpin(stage.folder)
+            stage.predictor.refresh()
+
+        told = [(line["event"], line["step"]) for line in logged if line["log_level"] == "info"]
+        assert told == [("pin_followed", 1), ("pin_left", 2)]
+
+
+class TestCheck:
+    def test_tells_whether_a_teacher_could_be_served(self, stage):
+        """Without serving it."""
+        good = stage.publish(1)
+        bad = stage.publish(2, classes='["b", "a", "c"]')
+
+        stage.predictor.check(good)
+        with pytest.raises(StateError, match="class names"):
+            stage.predictor.check(bad)
+
+        with pytest.raises(NotPublishedError):
+            stage.predictor.current()
+
+
+class TestLearnedOffsets:
+    def test_travel_with_the_teacher(self, stage):
+        """From its header to whoever asks whether a label is in it."""
+        stage.publish(1, learned_offsets='{"labels:0": 7}')
+        stage.predictor.refresh()
+
+        assert stage.predictor.current().learned_offsets == {"labels:0": 7}
 
 
 def first(arrays):

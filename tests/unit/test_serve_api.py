@@ -11,115 +11,25 @@ from dataclasses import replace
 import numpy as np
 import orjson
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from served import FLOATS, IMAGES, JSON, NPY, RAW, Served, X, client_of, error_of, store
 from starlette.requests import Request
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogError, LogUnavailableError
-from streamlearn.labels.ledger import Ledger
-from streamlearn.labels.view import LedgerView
 from streamlearn.log.codec import Codec
-from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
-from streamlearn.models.build import ModelSpec, build
-from streamlearn.records import Label, Position, Prediction, Record, Sample, Schema
+from streamlearn.metrics import LearnerMetrics, start_http
+from streamlearn.records import UNLABELLED, Label, Position, Record, Sample, Schema
 from streamlearn.serve import schemas
 from streamlearn.serve.api import create_app
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT, Bodies
 from streamlearn.serve.failures import RequestError
-from streamlearn.serve.parts import ServerParts, ServeSettings
-from streamlearn.serve.predictor import Predictor
-from streamlearn.state.publish import PublishedDir, Publisher
-from streamlearn.testing import ManualClock, MemoryLog, lost_acknowledgement
+from streamlearn.testing import lost_acknowledgement
 
-FLOATS = Schema((4,), np.dtype(np.float32), ("cat", "dog", "owl"))
-IMAGES = Schema((1, 4, 6), np.dtype(np.uint8), ("cat", "dog"))
-SETTINGS = ServeSettings(
-    name="server-0",
-    version="1.2.3",
-    samples_topic="clicks",
-    labels_topic="truths",
-    token=None,
-    max_body_bytes=4096,
-    max_instances=8,
-    queue=16,
-    batch=4,
-    timeout_s=2.0,
-    stale_after_s=60.0,
-)
 FIELDS = ["x", "id", "ids", "instances", "learn", "labels", "samples", "label", "class", "time", "source", "domain"]
-X = [0.5, -1.0, 2.0, 0.25]
-RAW = {"content-type": "application/octet-stream"}
-NPY = {"content-type": "application/x-npy"}
-JSON = {"content-type": "application/json"}
-
-
-class Served:
-    """One server and everything around it."""
-
-    def __init__(self, folder, schema=FLOATS, **settings) -> None:
-        self.schema, self.folder = schema, folder
-        self.spec = ModelSpec("mlp", {"hidden": (5,)}, schema.shape, len(schema.classes), normalise=True, scale=1.0)
-        self.clock = ManualClock(1_000_000.0)
-        self.log = MemoryLog()
-        self.log.create_topics({"clicks": 2, "truths": 2})
-        self.codec = Codec(schema, max_record_bytes=100_000)
-        self.metrics = ServerMetrics(version="1.2.3")
-        self.status = {"time_s": self.clock.now_s, "state": "learning", "step": 7}
-        self.siblings = {}
-        self.publisher = Publisher(folder / "published", keep=3, clock=self.clock)
-        self.view = LedgerView(folder / "store", schema)
-        self.parts = ServerParts(
-            schema=schema,
-            codec=self.codec,
-            log=self.log,
-            predictor=Predictor(PublishedDir(folder / "published"), schema, self.metrics, threads=1),
-            ledger=self.view,
-            metrics=self.metrics,
-            learner_status=lambda: self.status,
-            siblings=lambda: self.siblings,
-            clock=self.clock,
-        )
-        self.settings = replace(SETTINGS, **settings)
-        self.app = create_app(self.parts, self.settings)
-
-    def publish(self, step, *, scale=1.0):
-        """Publish a teacher; its weights are a function of the step."""
-        arrays = {name: tensor.numpy() * np.float32(scale) for name, tensor in self.network(step).state_dict().items()}
-        self.publisher.publish(step, arrays, {"model_spec": self.spec.to_json()})
-
-    def network(self, step):
-        return build(self.spec, seed=step).eval()
-
-    def expected(self, step, *rows):
-        """What the teacher of a step says of rows, computed beside the server."""
-        with torch.inference_mode():
-            x = torch.from_numpy(np.array(rows, self.schema.dtype))
-            return self.network(step)(x).softmax(dim=1).numpy()
-
-    def ledger(self):
-        """The learner's ledger, to put samples and labels in."""
-        return Ledger(
-            self.folder / "store",
-            schema=self.schema,
-            read_back=lambda _: None,
-            payload_max_bytes=1 << 20,
-            payload_max_age_s=1e6,
-            horizon_s=1e6,
-            max_ids=1000,
-        )
-
-    def records(self, topic):
-        return self.log.records(topic)
-
-
-@contextlib.contextmanager
-def client_of(served, **options):
-    with TestClient(served.app, **options) as client:
-        yield client
 
 
 @pytest.fixture
@@ -175,16 +85,6 @@ def npy(array):
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
-
-
-def error_of(reply, status, code):
-    """Check the shape that every error has, and give its object."""
-    assert (reply.status_code, reply.headers["content-type"]) == (status, "application/json")
-    told = schemas.Error.model_validate(reply.json()).error
-    assert told.code == code, told
-    assert len(told.message) > 10
-    assert told.request_id == reply.headers["x-request-id"]
-    return told
 
 
 class TestPredict:
@@ -335,6 +235,108 @@ class TestFreshness:
         told = error_of(client.post(f"/predict?{query}", json={"x": X}), 422, "invalid_parameter")
 
         assert query.split("=")[0] in told.message
+
+
+class TestAfter:
+    """Read your own label: an answer from a teacher that has learned all up to a position."""
+
+    @pytest.fixture
+    def hasty(self, tmp_path):
+        """A server that waits a tenth of a second at most."""
+        served = Served(tmp_path, timeout_s=0.1)
+        with client_of(served) as client:
+            client.served = served
+            yield client
+        served.view.close()
+
+    def publish(self, client, step, **learned):
+        """A teacher that has learned its labels below some offsets."""
+        metadata = {"learned_offsets": json.dumps({name.replace("_", ":"): at for name, at in learned.items()})}
+        client.served.publish(step, **metadata)
+        client.served.parts.predictor.refresh()
+
+    @pytest.mark.parametrize(
+        "after",
+        [
+            ["truths:1:41"],
+            ["truths:1:3", "truths:1:41", "clicks:0:0"],
+            ['{"topic": "truths", "partition": 1, "offset": 41}'],
+        ],
+        ids=["text", "several", "object"],
+    )
+    def test_what_is_learned_already_is_answered_at_once(self, hasty, after):
+        """Positions below the offset to be read next, each in its partition."""
+        self.publish(hasty, 7, truths_1=42, clicks_0=1)
+
+        assert hasty.post("/predict", params={"after": after}, json={"x": X}).json()["model_version"] == 7
+
+    @pytest.mark.parametrize(
+        ("after", "told"),
+        [
+            ("truths:1:42", "Version 7 has learned truths:1 before 42, asked for was 42"),
+            ("truths:0:0", "Version 7 has learned truths:0 before 0, asked for was 0"),
+        ],
+    )
+    def test_what_is_not_learned_in_time_is_503(self, hasty, after, told):
+        """Of a partition that the teacher does not name, nothing is learned."""
+        self.publish(hasty, 7, truths_1=42)
+
+        reply = hasty.post("/predict", params={"after": [after, "truths:1:1"]}, json={"x": X})
+
+        assert error_of(reply, 503, "model_not_fresh").message.startswith(told)
+
+    def test_a_teacher_that_does_not_say_what_it_has_learned_is_503(self, hasty):
+        """It may be years old; the reason is told."""
+        hasty.served.publish(7)
+        hasty.served.parts.predictor.refresh()
+
+        reply = hasty.post("/predict?after=truths:1:0", json={"x": X})
+
+        assert "does not say which labels it has learned" in error_of(reply, 503, "model_not_fresh").message
+
+    def test_the_position_in_a_reply_can_be_waited_for(self, client, served):
+        """Post a label, ask with its position as it came, and be answered by the first teacher that knows it."""
+        position = client.post("/label", json={"id": "a", "label": "dog"}).json()["items"][0]["position"]
+        name = f"{position['topic']}:{position['partition']}"
+        offsets = json.dumps({name: position["offset"] + 1})
+        publishing = threading.Timer(0.1, served.publish, [9], {"learned_offsets": offsets})
+        publishing.start()
+
+        reply = client.post("/predict", params={"after": json.dumps(position)}, json={"x": X})
+        publishing.join()
+
+        assert reply.json()["model_version"] == 9
+
+    @pytest.mark.parametrize(
+        "after",
+        [
+            "",
+            "truths",
+            "truths:0",
+            "truths:0:-1",
+            "truths:0:x",
+            "truths:0:1:2",
+            "truths:0:" + "9" * 19,
+            "a b:0:1",
+            "dead-letters:0:1",
+            "{",
+            "{}",
+            '{"topic": "truths", "partition": 0}',
+            '{"topic": "truths", "partition": 0, "offset": 1.5}',
+            '{"topic": "truths", "partition": 0, "offset": true}',
+        ],
+    )
+    def test_what_is_no_position_of_ours_is_422(self, refusing, after):
+        """With an example, or with the topics there are."""
+        told = error_of(refusing.post("/predict", params={"after": after}, json={"x": X}), 422, "invalid_parameter")
+
+        assert "truths" in told.message
+
+    def test_positions_are_bounded(self, refusing):
+        """As many as there may be labels in a request."""
+        params = {"after": ["truths:0:1"] * 9}
+
+        error_of(refusing.post("/predict", params=params, json={"x": X}), 422, "invalid_parameter")
 
 
 class TestPredictAndLearn:
@@ -584,6 +586,19 @@ class TestLabel:
         label = served.codec.decode_label(served.records("truths")[0])
         assert (label.sample_id, label.class_index) == ("17", 2)
 
+    def test_of_an_unknown_class_is_held_where_the_policy_says_so(self, served):
+        """Durable as any other, and told apart; a number that is no index is refused all the same."""
+        parts = replace(served.parts, codec=Codec(FLOATS, unknown_class="hold"))
+        labels = [{"id": "a", "label": "wolf"}, {"id": "b", "label": "cat"}, {"id": "c", "label": "17"}]
+
+        with TestClient(create_app(parts, served.settings)) as client:
+            reply = client.post("/label", json={"labels": labels})
+
+        items = schemas.AppendReply.model_validate(reply.json()).items
+        assert [item.state for item in items] == ["held", "accepted", None]
+        held = {record.key: parts.codec.decode_label(record).class_name for record in served.records("truths")}
+        assert held == {b"a": "wolf", b"b": None}
+
     def test_two_labels_of_one_sample_keep_their_order(self, client, served):
         """A correction in the same request is legal: the ledger takes the later one."""
         reply = client.post("/label", json={"labels": [{"id": "a", "label": "cat"}, {"id": "a", "label": "dog"}]})
@@ -733,21 +748,6 @@ class TestSample:
         assert served.records("clicks") == []
 
 
-def store(served, sample_id, x, *, step=1, label=None):
-    """Let the learner's ledger know a sample, and a label of it."""
-    ledger = served.ledger()
-    ledger.begin(step, 100.0)
-    prediction = Prediction(1, np.float32([0.1, 0.8, 0.1]), 5)
-    position = Position("clicks", 0, step)
-    ledger.sample_arrived(Sample(position, 100.0, sample_id, np.array(x, served.schema.dtype)), prediction, 0)
-    if label is not None:
-        ledger.label_arrived(Label(Position("truths", 0, step), 101.0, sample_id, label))
-        ledger.trained([sample_id])
-    ledger.end()
-    ledger.flush()
-    ledger.close()
-
-
 class TestLabelStatus:
     def test_tells_the_life_of_a_label(self, client, served):
         """State, class, positions, the prediction that it scored, and whether the served teacher knows it."""
@@ -768,8 +768,69 @@ class TestLabelStatus:
         assert client.get("/label/a").json()["in_served_model"] is False
 
     def test_an_unknown_id_is_404(self, client):
-        """Also before the learner has ever run."""
+        """Also before the learner has ever run, and after a wait."""
         error_of(client.get("/label/nobody"), 404, "unknown_sample")
+        error_of(client.get("/label/nobody?wait_s=0.01"), 404, "unknown_sample")
+
+    def test_a_wait_ends_once_the_served_teacher_has_learned_it(self, client, served):
+        """One request instead of many."""
+        store(served, "a", X, step=8, label=2)
+        publishing = threading.Timer(0.1, served.publish, [8])
+        publishing.start()
+
+        reply = client.get("/label/a?wait_s=60")
+        publishing.join()
+
+        assert reply.json()["in_served_model"] is True
+
+    def test_a_wait_ends_with_its_time_and_tells_how_far_it_came(self, client, served):
+        """200 all the same: the state is known."""
+        store(served, "a", X, step=8, label=2)
+
+        reply = client.get("/label/a?wait_s=0.01")
+
+        assert (reply.status_code, reply.json()["state"], reply.json()["in_served_model"]) == (200, "trained", False)
+
+    def test_a_wait_is_bounded_by_the_servers_timeout(self, tmp_path):
+        """Whatever was asked for."""
+        served = Served(tmp_path, timeout_s=0.1)
+        store(served, "a", X)
+
+        with client_of(served) as client:
+            assert client.get("/label/a?wait_s=86400").json()["state"] == "unlabelled"
+        served.view.close()
+
+    def test_waits_are_bounded_in_number(self, tmp_path):
+        """429 for the one too many; who does not wait is answered."""
+        served = Served(tmp_path, queue=0)
+        store(served, "a", X)
+
+        with client_of(served) as client:
+            error_of(client.get("/label/a?wait_s=1"), 429, "queue_full")
+            assert client.get("/label/a").status_code == 200
+        served.view.close()
+
+    def test_nobody_waits_for_a_label_that_is_never_learned(self, tmp_path):
+        """Of a class that is not known, for one: told at once, also where nobody may wait."""
+        served = Served(tmp_path, queue=0)
+        ledger = served.ledger()
+        ledger.begin(1, 100.0)
+        ledger.label_arrived(Label(Position("truths", 0, 1), 101.0, "a", UNLABELLED, class_name="wolf"))
+        ledger.end()
+        ledger.flush()
+        ledger.close()
+
+        with client_of(served) as client:
+            reply = client.get("/label/a?wait_s=60")
+
+        told = schemas.LabelReply.model_validate(reply.json())
+        assert (reply.status_code, told.state, told.class_, told.class_index) == (200, "held", "wolf", None)
+        served.view.close()
+
+    @pytest.mark.parametrize("wait_s", ["-1", "nan", "inf", "x"])
+    def test_a_wait_that_is_none_is_422(self, client, wait_s):
+        """Named."""
+        assert "wait_s" in error_of(client.get(f"/label/a?wait_s={wait_s}"), 422, "invalid_parameter").message
 
 
 class TestModelAndHealth:
@@ -839,6 +900,25 @@ class TestModelAndHealth:
         assert client.post("/predict", json={"x": X}).json()["age_s"] == 3600.0
 
 
+class TestScore:
+    def test_tells_what_the_learner_wrote_and_how_old_it_is(self, client, served):
+        """As it stands: the learner names its scores."""
+        served.scores = {"time_s": served.clock.now_s, "at_label": {"gain": None}}
+        served.clock.advance(2.5)
+
+        assert client.get("/score").json() == {**served.scores, "age_s": 2.5}
+
+    @pytest.mark.parametrize("scores", [None, {}])
+    def test_before_there_are_any_is_503(self, client, served, scores):
+        """With a Retry-After, since they will come."""
+        served.scores = scores
+
+        reply = client.get("/score")
+
+        error_of(reply, 503, "no_scores_yet")
+        assert reply.headers["retry-after"] == "1"
+
+
 class TestToken:
     @pytest.mark.parametrize(
         "header", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic sésame", "sésame", "Bearer sésame2"]
@@ -871,11 +951,17 @@ class TestToken:
         assert guarded.get("/health/ready").status_code == 200
 
     def test_openapi_says_so(self, guarded, served):
-        """A bearer scheme stands in the document, only where there is a token."""
-        guarded_document = guarded.get("/openapi.json", headers={"authorization": "Bearer sésame".encode()}).json()
+        """A bearer scheme stands at each route that wants a token: at all but health, or at those of admin alone."""
+        guarded_paths = guarded.get("/openapi.json", headers={"authorization": "Bearer sésame".encode()}).json()[
+            "paths"
+        ]
+        open_paths = served.app.openapi()["paths"]
 
-        assert guarded_document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
-        assert "securitySchemes" not in served.app.openapi()["components"]
+        def secured(paths):
+            return {path for path, methods in paths.items() for route in methods.values() if "security" in route}
+
+        assert secured(guarded_paths) == {path for path in guarded_paths if not path.startswith("/health/")}
+        assert secured(open_paths) == {"/models", "/model/rollback", "/model/promote"}
 
 
 class TestErrorsAndEdge:
@@ -1018,7 +1104,13 @@ class TestOpenApi:
             "/label",
             "/sample",
             "/label/{sample_id}",
+            "/label/wanted",
+            "/sample/{sample_id}",
             "/model",
+            "/models",
+            "/model/rollback",
+            "/model/promote",
+            "/score",
             "/metrics",
             "/health/live",
             "/health/ready",

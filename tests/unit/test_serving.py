@@ -19,7 +19,7 @@ import torch
 from support import ask, until
 
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.serving import _registered, _siblings, listen, serve
+from streamlearn.daemon.serving import _registered, _settings, _siblings, listen, serve
 from streamlearn.daemon.wiring import StatePaths
 from streamlearn.errors import ConfigError
 from streamlearn.state.status import write_status
@@ -117,6 +117,16 @@ class TestSiblings:
         found = _siblings(StatePaths(tmp_path / "nowhere"), "server-0")
 
         assert found == {"learner": "http://127.0.0.1:0/metrics"}
+
+
+class TestSettings:
+    def test_each_token_reaches_the_server_as_text(self, tmp_path: Path) -> None:
+        """None and an empty one are none."""
+        config = config_in(tmp_path, **{"serve.label_token": "tell", "serve.admin_token": "rule", "serve.token": ""})
+
+        told = _settings(config, "server-0")
+
+        assert (told.token, told.predict_token, told.label_token, told.admin_token) == (None, None, "tell", "rule")
 
 
 class TestCard:

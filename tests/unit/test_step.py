@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamlearn.learn.learner import LearnSettings, _make_trainee
 from streamlearn.learn.losses import classification_loss, mse_consistency
+from streamlearn.learn.making import LearnSettings, make_trainee
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.methods.supervised import Supervised
 from streamlearn.learn.noise import gaussian, no_noise
@@ -47,7 +47,7 @@ def settings(**changed: object) -> LearnSettings:
 
 
 def make(spec: ModelSpec = MLP, *, host_may_ask: bool = True, **changed: object) -> Trainee:
-    made = _make_trainee(spec, settings(**changed), CPU)
+    made = make_trainee(spec, settings(**changed), CPU)
     parts = {name: getattr(made, name) for name in Trainee.__slots__}
     return Trainee(**(parts | {"host_may_ask": host_may_ask}))
 

@@ -51,7 +51,7 @@ class Learning:
         config = config_in(folder)
         self.log, self.paths, self.codec = MemoryLog(), StatePaths(folder), make_codec(config)
         make_topics(self.log, config)
-        self.wired = _Wired(config, self.log, self.paths, {S: 0, L: 0}, threading.Event())
+        self.wired = _Wired(config, self.log, self.paths, {S: 0, L: 0}, stopping=threading.Event())
         self.watch, self.parts = self.wired.watch, self.wired.parts
 
     def metric(self, name: str, **labels: str) -> float | None:
@@ -169,9 +169,9 @@ class TestSlowLook:
         assert learner.metric("ledger_labels", state="joined") == 1
 
     def test_accuracies_are_exported_and_told(self, learner: Learning) -> None:
-        """Both networks, windowed and over all; baselines only in the heartbeat; what is not known is left out."""
+        """Networks and baselines, windowed, faded and over all; what is not known is left out."""
         for teacher_class in (1, 1, 1, 0):
-            learner.parts.judge.update(
+            learner.parts.board.prequential.update(
                 true_class=1,
                 teacher_class=teacher_class,
                 student_class=0,
@@ -185,7 +185,9 @@ class TestSlowLook:
         oracle = learner.metric("oracle_accuracy_ratio", network="teacher", window="windowed")
         assert learner.metric("prequential_accuracy_ratio", network="teacher", window="windowed") == 0.75
         assert learner.metric("prequential_accuracy_ratio", network="student", window="cumulative") == 0.0
-        assert accuracy["prequential"]["teacher"] == {"windowed": 0.75, "cumulative": 0.75}
+        teacher = accuracy["prequential"]["teacher"]
+        assert (teacher["windowed"], teacher["cumulative"]) == (0.75, 0.75)
+        assert teacher["faded"] == pytest.approx(0.75, abs=0.001)
         assert accuracy["prequential"]["majority"]["windowed"] == 1.0
         assert accuracy["prequential"]["no_change"]["windowed"] is None
         assert accuracy["oracle"]["teacher"]["windowed"] is None

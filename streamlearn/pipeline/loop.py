@@ -7,7 +7,8 @@ Order is the safety argument, so it is written once, here. For each step t:
     3. predict       both networks answer every fresh sample before it is learned
     4. join          samples and labels enter the ledger, in the one order that the records define; scores follow
     5. learn         one step; only weights in memory change
-    6. show, save    journal and ledger are synced first; then the teacher is published, or everything saved together
+    6. look          the guard looks at what came of it, and mends it where it must
+    7. show, save    journal and ledger are synced first; then the teacher is published, or everything saved together
 
 A crash after 2 forms step t again from the same records. A crash before 2 lets the clock cut anew, and nobody has seen
 the difference. Replay of journaled steps takes the same path with the cut given (D4): there is no second loop.
@@ -18,20 +19,18 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from streamlearn.judge.accounts import Accounts
-from streamlearn.judge.prequential import Prequential
+from streamlearn.judge.board import Scoreboard
 from streamlearn.labels import Arrival
-from streamlearn.labels.ledger import Ledger
-from streamlearn.labels.memory import LabelledMemory
-from streamlearn.learn.batching import Batcher, Draft, Queues
-from streamlearn.learn.learner import Learner
+from streamlearn.learn.batching import Draft
+from streamlearn.pipeline.parts import Cadence, Parts, StepReport
 from streamlearn.records import (
     UNLABELLED,
     Array,
@@ -43,127 +42,11 @@ from streamlearn.records import (
     Offsets,
     Prediction,
     Sample,
-    Schema,
     TopicPartition,
 )
 
-
-class Source(Protocol):
-    """What was read ahead, by partition."""
-
-    @property
-    def queues(self) -> Queues:
-        """Records read and not yet in a step, oldest first."""
-        ...
-
-    def behind(self, partition: TopicPartition) -> bool:
-        """The log holds more of this partition than was read so far."""
-        ...
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait for more, at most so long."""
-        ...
-
-
-class Journal(Protocol):
-    """Remembers which records formed which step."""
-
-    def append(self, step: int, next_offsets: Offsets) -> None:
-        """Write one step down."""
-        ...
-
-    def sync(self) -> None:
-        """Make what was written durable."""
-        ...
-
-
-class Checkpoints(Protocol):
-    """Saves in the background."""
-
-    def save(self, step: int, next_offsets: Offsets, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> bool:
-        """Begin to save; False while a save is under way."""
-        ...
-
-    def oldest_step(self) -> int:
-        """The step of the oldest checkpoint that a restart may fall back to; 0 where there is none."""
-        ...
-
-
-class Teachers(Protocol):
-    """Shows a teacher to the servers."""
-
-    def publish(self, step: int, arrays: Mapping[str, Array]) -> None:
-        """Publish the teacher of a step."""
-        ...
-
-
-DeadLetters = Callable[[Sequence[BadRecord]], None]
-"""Makes bad records durable elsewhere; raises when it cannot, and then the learner stops rather than lose them."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one step did, for whoever watches."""
-
-    step: int
-    samples: int
-    labels: int
-    fresh: int
-    labelled: int
-    bad: Sequence[BadRecord]
-    gaps: Sequence[Gap]
-    duplicates: int
-    arrivals: Sequence[Arrival]
-    phases_s: Mapping[str, float]
-
-
-class Watcher(Protocol):
-    """Sees each step; metrics and the heartbeat hang here."""
-
-    def step_done(self, report: StepReport) -> None:
-        """After step t."""
-        ...
-
-    def came_round(self) -> None:
-        """The loop is alive, with records or without."""
-        ...
-
-    def spent(self, phase: str, duration_s: float) -> None:
-        """Time of the loop that belongs to no step: wait, publish, save."""
-        ...
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """How batches are cut, and how often state is shown and saved."""
-
-    fresh: int
-    labelled: int
-    max_age_s: float
-    publish_every_s: float
-    checkpoint_every_s: float
-    checkpoint_every_steps: int
-
-
-@dataclass
-class Parts:
-    """Everything the loop moves."""
-
-    schema: Schema
-    source: Source
-    batcher: Batcher
-    learner: Learner
-    ledger: Ledger
-    memory: LabelledMemory
-    judge: Prequential
-    oracle: Prequential
-    journal: Journal
-    checkpoints: Checkpoints
-    teachers: Teachers
-    dead_letters: DeadLetters
-    watcher: Watcher
-    accounts: Accounts = field(default_factory=Accounts)
-    stream_time_s: float = 0.0
+MOST_UNLEARNED_STEPS = 4096
+"""So many steps are told apart where labels come faster than they are learned; those after them, with a later one."""
 
 
 class Pipeline:
@@ -175,6 +58,10 @@ class Pipeline:
         self._published_at_s = self._saved_at_s = clock()
         self._stepped_at_s = clock()
         self._pruned_step = 0
+        self._admitted = 0
+        self._learned_offsets: Offsets = parts.batcher.next_offsets
+        # Steps whose labels are not all learned yet: how many rows were new by then, and where reading stood.
+        self._learning: deque[tuple[int, Offsets]] = deque()
 
     def replay(self, journaled: Iterator[tuple[int, Offsets]], stopping: threading.Event) -> int:
         """Form the steps that the journal knows, exactly as they were; returns how many."""
@@ -236,12 +123,17 @@ class Pipeline:
         batch = self._assemble(fresh, t)
         phases.end("assemble")
 
-        parts.learner.learn(batch)
+        factors = parts.guarding.factors(t)
+        parts.learner.learn(batch, weight_factor=factors.consistency_weight, learning_rate_factor=factors.learning_rate)
         phases.end("learn")
+
+        parts.guarding.look(t)
+        phases.end("guard")
 
         self._stepped_at_s = self._clock()
         parts.ledger.trained(batch.trained_ids)
         parts.ledger.end()
+        self._note_learned(draft.next_offsets)
         phases.end("ledger")
         gaps = [item for item in items if isinstance(item, Gap)]
         samples = sum(item.position.topic == parts.batcher.sample_topic for item in items if not isinstance(item, Gap))
@@ -262,7 +154,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Publish and save what was learned since the last time. The save goes on in the background."""
-        if self.parts.learner.step > self._published_step:
+        if self.parts.learner.step > self._published_step and self.parts.guarding.may_publish:
             self.publish()
         if self.parts.learner.step > self._saved_step:
             self._save()
@@ -273,14 +165,18 @@ class Pipeline:
         groups = {
             "learner": parts.learner.state(),
             "memory": parts.memory.state(),
-            "judge": parts.judge.state(),
-            "oracle": parts.oracle.state(),
+            "board": parts.board.state(),
+            "guard": parts.guarding.state(),
         }
         return {f"{group}.{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
 
     def extra(self) -> dict[str, Any]:
         """The same, what is no array."""
-        return {"accounts": self.parts.accounts.as_dict(), "stream_time_s": self.parts.stream_time_s}
+        return {
+            "accounts": self.parts.accounts.as_dict(),
+            "stream_time_s": self.parts.stream_time_s,
+            "learned_offsets": _as_json(self._learned_offsets),
+        }
 
     def restore(self, step: int, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
         """Be as of the end of that step, the ledger included."""
@@ -288,16 +184,17 @@ class Pipeline:
         parts.ledger.rewind(step)
         if step == 0:
             return  # as built
-        groups: dict[str, dict[str, Array]] = {"learner": {}, "memory": {}, "judge": {}, "oracle": {}}
+        groups: dict[str, dict[str, Array]] = {"learner": {}, "memory": {}, "board": {}, "guard": {}}
         for name, array in arrays.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = array
         parts.learner.load_state(groups["learner"])
         parts.memory.load(groups["memory"])
-        parts.judge.load(groups["judge"])
-        parts.oracle.load(groups["oracle"])
+        parts.board.load(groups["board"])
+        parts.guarding.load(groups["guard"])
         parts.accounts = Accounts(**extra["accounts"])
         parts.stream_time_s = float(extra["stream_time_s"])
+        self._learned_offsets = _from_json(extra["learned_offsets"])
         assert parts.learner.step == step, (parts.learner.step, step)
         self._saved_step = self._published_step = step
         self._check()
@@ -324,26 +221,35 @@ class Pipeline:
         """Teacher's prediction and student's class of each fresh sample; the given answer where a client had one."""
         if not fresh:
             return {}
-        version = self.parts.learner.step
-        answers = self.parts.learner.predict(np.stack([sample.x for sample in fresh]))
-        classes = answers.teacher_probs_BC.argmax(axis=1)
+        parts, version = self.parts, self.parts.learner.step
+        answers = parts.learner.predict(np.stack([sample.x for sample in fresh]))
+        teacher_B = answers.teacher_probs_BC.argmax(axis=1).tolist()
+        student_B = answers.student_probs_BC.argmax(axis=1).tolist()
+        majority, no_change = parts.ledger.baselines
         predictions: dict[str, tuple[Prediction, int]] = {}
         for n, sample in enumerate(fresh):
-            own = Prediction(int(classes[n]), answers.teacher_probs_BC[n], version)
-            predictions[sample.sample_id] = (sample.answer or own, int(answers.student_classes_B[n]))
+            own = Prediction(teacher_B[n], answers.teacher_probs_BC[n], version)
+            predictions[sample.sample_id] = (sample.answer or own, student_B[n])
             if sample.true_label is not None:
-                self.parts.oracle.update(
+                parts.board.oracle.update(
                     true_class=sample.true_label,
-                    teacher_class=own.class_index,
-                    student_class=int(answers.student_classes_B[n]),
+                    teacher_class=teacher_B[n],
+                    student_class=student_B[n],
                     teacher_probabilities_C=own.probabilities_C,
+                    majority_class=majority,
+                    no_change_class=no_change,
                 )
+        parts.board.traffic.arrived(answers.teacher_probs_BC)
+        parts.guarding.arrived(answers)
+        if parts.wanted is not None:
+            ids, positions = [sample.sample_id for sample in fresh], [sample.position for sample in fresh]
+            parts.wanted.offer(ids, positions, answers.teacher_probs_BC, answers.student_probs_BC, parts.stream_time_s)
         return predictions
 
     def _join(self, items: Sequence[Item], predictions: dict[str, tuple[Prediction, int]]) -> list[Arrival]:
         """Enter samples and labels into the ledger in order; remember examples, score what can be scored."""
         parts = self.parts
-        arrivals: list[Arrival] = []
+        arrivals = parts.ledger.release_held()
         for item in items:
             if isinstance(item, Label):
                 arrivals.append(parts.ledger.label_arrived(item))
@@ -353,25 +259,56 @@ class Pipeline:
                 # A sample sent again with its label: the sample is a duplicate, the label is news.
                 label = Label(item.position, item.timestamp_s, item.sample_id, item.label, item.event_time_s)
                 arrivals.append(parts.ledger.label_arrived(label))
+        arrivals += parts.ledger.implied()
+        self._admit()
+        self._compare_now(arrivals)
         for arrival in arrivals:
             self._learn_of(arrival)
+        if parts.wanted is not None and arrivals:
+            parts.wanted.labelled([arrival.sample_id for arrival in arrivals])
         return arrivals
+
+    def _admit(self) -> None:
+        """Classes that have a name since a moment ago, or since the config names them, are learned from here on."""
+        names = len(self.parts.ledger.class_names)
+        if names > self._admitted:
+            self.parts.learner.admit(names)
+            self._admitted = names
+
+    def _compare_now(self, arrivals: Sequence[Arrival]) -> None:
+        """Ask teacher and twin once more, now that the label is here and before it is learned."""
+        compared = [arrival for arrival in arrivals if arrival.scored is not None and arrival.example is not None]
+        if not compared:
+            return
+        found = self.parts.learner.classify(np.stack([a.example.x for a in compared if a.example is not None]))
+        for n, arrival in enumerate(compared):
+            assert arrival.scored is not None
+            self.parts.board.gain.update(
+                arrival.class_index,
+                int(found.teacher_B[n]),
+                None if found.twin_B is None else int(found.twin_B[n]),
+                first_class=arrival.scored.prediction.class_index,
+            )
 
     def _learn_of(self, arrival: Arrival) -> None:
         """What one label changes in memory and scores."""
         if arrival.example is not None:
             self.parts.memory.add(arrival.example)
-        elif arrival.correction:
-            self.parts.memory.relabel(arrival.sample_id, arrival.class_index)
+        elif arrival.correction or arrival.labelled_at_s is not None:
+            self.parts.memory.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
         if (scored := arrival.scored) is not None:
-            self.parts.judge.update(
+            prediction = scored.prediction
+            self.parts.board.prequential.update(
                 true_class=scored.class_index,
-                teacher_class=scored.prediction.class_index,
+                teacher_class=prediction.class_index,
                 student_class=scored.student_class,
-                teacher_probabilities_C=scored.prediction.probabilities_C,
+                teacher_probabilities_C=prediction.probabilities_C,
                 majority_class=scored.majority_class,
                 no_change_class=scored.no_change_class,
             )
+            confidence = float(prediction.probabilities_C.max())
+            self.parts.board.traffic.labelled(prediction.class_index, confidence, scored.delay_s)
+            self.parts.guarding.scored(wrong=prediction.class_index != scored.class_index)
 
     def _assemble(self, fresh: Sequence[Sample], step: int) -> MicroBatch:
         """Rows of one fixed shape: fresh samples, and labelled rows from the memory, new ones first (D7)."""
@@ -385,6 +322,14 @@ class Pipeline:
         new_ids = self.parts.memory.draw_into(labelled_x, labelled_y, step)
         drawn = cadence.labelled if len(self.parts.memory) else 0
         return MicroBatch(fresh_x, len(fresh), labelled_x, labelled_y, drawn, new_ids)
+
+    def _note_learned(self, next_offsets: Offsets) -> None:
+        """Every label record below `_learned_offsets` is in the weights, or has come to another end."""
+        if len(self._learning) < MOST_UNLEARNED_STEPS:
+            self._learning.append((self.parts.memory.added, next_offsets))
+        drawn_below = self.parts.memory.drawn_below
+        while self._learning and self._learning[0][0] <= drawn_below:
+            self._learned_offsets = self._learning.popleft()[1]
 
     def _account(self, report: StepReport, items: Sequence[Item]) -> None:
         accounts, sample_topic = self.parts.accounts, self.parts.batcher.sample_topic
@@ -422,7 +367,9 @@ class Pipeline:
     def _keep(self) -> None:
         """Publish and save where that is due."""
         now, cadence, step = self._clock(), self._cadence, self.parts.learner.step
-        if step > self._published_step and now - self._published_at_s >= cadence.publish_every_s:
+        guarding = self.parts.guarding
+        due = now - self._published_at_s >= cadence.publish_every_s or guarding.just_mended
+        if step > self._published_step and due and guarding.may_publish:
             with self._timed("publish"):
                 self.publish()
         by_steps = cadence.checkpoint_every_steps and step - self._saved_step >= cadence.checkpoint_every_steps
@@ -438,9 +385,17 @@ class Pipeline:
 
     def publish(self) -> None:
         """Show the teacher as it is now. What it came of is durable first."""
-        self.parts.journal.sync()
-        self.parts.ledger.flush()
-        self.parts.teachers.publish(self.parts.learner.step, self.parts.learner.teacher_state())
+        parts = self.parts
+        parts.journal.sync()
+        parts.ledger.flush()
+        told = {
+            "scores": _summary(parts.board),
+            "learned_offsets": _as_json(self._learned_offsets),
+            "classes": parts.ledger.class_names,
+        }
+        parts.teachers.publish(parts.learner.step, parts.learner.teacher_state(), told)
+        if parts.wanted is not None:
+            parts.wanted.flush()
         self._published_step, self._published_at_s = self.parts.learner.step, self._clock()
 
     def _save(self) -> None:
@@ -454,6 +409,29 @@ class Pipeline:
         parts.ledger.flush()
         if parts.checkpoints.save(step, parts.batcher.next_offsets, self.arrays(), self.extra()):
             self._saved_step, self._saved_at_s = step, self._clock()
+
+
+def _summary(board: Scoreboard) -> dict[str, float | int | None]:
+    """What is known of a version when it is published."""
+    gain = board.gain.report()
+    return {
+        "labels": board.prequential.scored,
+        "windowed_accuracy": board.prequential.windowed("teacher"),
+        "accuracy_at_label": gain["teacher"],
+        "ssl_gain": gain["gain"],
+    }
+
+
+def _as_json(offsets: Offsets) -> dict[str, int]:
+    return {f"{topic}:{partition}": offset for (topic, partition), offset in offsets.items()}
+
+
+def _from_json(offsets: Mapping[str, int]) -> Offsets:
+    found: Offsets = {}
+    for name, offset in offsets.items():
+        topic, _, partition = name.rpartition(":")
+        found[TopicPartition(topic, int(partition))] = offset
+    return found
 
 
 class _Phases:

@@ -1,0 +1,478 @@
+"""Joins a second of the label ledger with ten million ids, over those of bare LMDB (limit) and of SQLite (rival).
+
+Run: python benchmarks/labels.py [--quick] [--dir FOLDER]. FOLDER should lie on the disk that is to hold the store, with
+10 GB free; `--quick` takes a tenth of the ids and of the space. Linux only: memory is read from /proc.
+
+Each side lives in a process of its own and keeps the same N samples of 64 bytes, under 128-bit keys. Then a million
+labels come (half of that with `--quick`) for samples drawn from all, so that a label finds nothing where the last one
+was. The sides take turns, round after round. Each joins in steps of 1,024 labels: it finds sample, prediction and
+payload by the key, writes the label, notes that it is learned; commits and syncs once a second, as the pipeline does
+when it publishes.
+
+    ledger   all of that, with states, counters, scores' inputs, and how to undo each step; a checkpoint each 30 s
+    lmdb     the limit: the four gets and one put that a join cannot do without, nothing decoded, nothing undone
+    sqlite   the rival: the same rows in three tables; one prepared three-way SELECT a label, decoded into what is
+             learned and scored; an executemany to write a step's labels, one to note them as learned, and a row that
+             says which keys to remove to undo it; WAL, synchronous=FULL, everything mapped. It has no states, no
+             counters, no second label of a sample.
+
+Time is that of joins and commits; the records are made before the clock starts. `joins_per_s` is the ledger's over all
+rounds, ratios are medians over rounds; `join_cpu_us` is processor time alone, which a busy machine or a slow disk
+changes little.
+
+`rss_growth_mb` is the anonymous memory (RssAnon) of the ledger's process at its highest, over what it was before the
+store was opened. In it are the pages that were changed since the last commit, about one for each random key; LMDB holds
+at most 512 MB of them before it spills. Pages that it maps from the file count as resident too, but they are the
+system's cache and leave when it wants them; they are `mapped_mb`.
+
+`restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
+system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import sqlite3
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+from harness import figures, tell
+
+from streamlearn.labels import Arrival, LabelState, Scored
+from streamlearn.labels.ledger import Ledger
+from streamlearn.records import Example, Label, Position, Prediction, Sample, Schema
+
+PAYLOAD_BYTES = 64
+CLASSES = 10
+SAMPLES_PER_STEP, LABELS_PER_STEP = 256, 1024
+PUBLISH_EVERY_S, CHECKPOINT_EVERY_S, KEEP_CHECKPOINTS = 1.0, 30.0, 3
+LABELS, ROUNDS, RESTARTS = 1_000_000, 5, 3
+MEGABYTE = 1 << 20
+PREDICTED_C = np.full(CLASSES, 1 / CLASSES, np.float32)
+ROW = struct.Struct("<16sqdqiiii")
+"""What the limit and the rival write of a sample, its probabilities apart: as much as the ledger does."""
+
+
+class Side(Protocol):
+    """One way to keep samples and join labels. Samples and labels are given by number."""
+
+    def fill(self, numbers: range) -> None:
+        """Keep these new samples; one step."""
+        ...
+
+    def prepare(self, numbers: list[int]) -> list[Any]:
+        """Make label records of these samples, outside the measured time."""
+        ...
+
+    def join(self, labels: list[Any]) -> None:
+        """Join these labels and note them as learned; one step."""
+        ...
+
+    def commit(self) -> None:
+        """Make all ended steps durable."""
+        ...
+
+    def checkpoint(self) -> None:
+        """Let go of what only a checkpoint older than those that are kept would need."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files."""
+        ...
+
+
+def sample_id(number: int) -> str:
+    """Of sample `number`."""
+    return f"sample-{number:09d}"
+
+
+def key_of(name: str) -> bytes:
+    """128 bits, as the ledger does."""
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+
+def payload(number: int) -> bytes:
+    """64 bytes that differ from sample to sample."""
+    return number.to_bytes(8, "little") * (PAYLOAD_BYTES // 8)
+
+
+def class_of(number: int) -> int:
+    """The true class of sample `number`."""
+    return number % CLASSES
+
+
+class LedgerSide:
+    """`labels/ledger.py`, driven as `pipeline.py` drives it."""
+
+    def __init__(self, folder: Path, ids: int) -> None:
+        names = tuple(str(c) for c in range(CLASSES))
+        self._ledger = Ledger(
+            folder,
+            schema=Schema((PAYLOAD_BYTES,), np.dtype(np.uint8), names),
+            read_back=lambda _position: None,
+            payload_max_bytes=ids * PAYLOAD_BYTES,
+            payload_max_age_s=1e9,
+            horizon_s=1e9,
+            max_ids=ids,
+        )
+        self._ledger.rewind(self._ledger.step)
+        self._labels = self._ledger.counts().read
+        self._checkpoints: deque[int] = deque(maxlen=KEEP_CHECKPOINTS)
+
+    def fill(self, numbers: range) -> None:
+        """One step of samples without labels."""
+        ledger = self._ledger
+        ledger.begin(ledger.step + 1, numbers.start / 1000)
+        for number in numbers:
+            name, x = sample_id(number), np.frombuffer(payload(number), np.uint8)
+            sample = Sample(Position("samples", number & 1, number >> 1), number / 1000, name, x)
+            if not ledger.is_known(name):
+                ledger.sample_arrived(sample, Prediction(class_of(number), PREDICTED_C, ledger.step), 0)
+        ledger.end()
+
+    def prepare(self, numbers: list[int]) -> list[Label]:
+        """One record each, as the codec makes them."""
+        first, self._labels = self._labels, self._labels + len(numbers)
+        places = (Position("labels", place & 1, place >> 1) for place in range(first, self._labels))
+        return [Label(place, 1e6, sample_id(n), class_of(n)) for place, n in zip(places, numbers, strict=True)]
+
+    def join(self, labels: list[Label]) -> None:
+        """One step of labels, learned in the same step."""
+        ledger = self._ledger
+        ledger.begin(ledger.step + 1, 1e6)
+        arrivals = [ledger.label_arrived(label) for label in labels]
+        ledger.trained([arrival.sample_id for arrival in arrivals])
+        ledger.end()
+        example = arrivals[-1].example
+        assert example is not None
+        assert example.x.tobytes() == payload(int(example.sample_id[-9:])), "another sample's payload"
+
+    def commit(self) -> None:
+        """What `Pipeline.publish` does."""
+        self._ledger.flush()
+
+    def checkpoint(self) -> None:
+        """What `Pipeline._save` does."""
+        self._checkpoints.append(self._ledger.step)
+        self._ledger.prune(self._checkpoints[0])
+        self._ledger.flush()
+
+    def close(self) -> None:
+        """I7 must hold of what was measured."""
+        counts = self._ledger.counts()
+        assert counts.read == counts.joined == counts.scored == counts.trained == self._labels, counts
+        self._ledger.close()
+
+
+class LmdbSide:
+    """Four gets and a put: label, id, sample and payload are looked up, the label is written once."""
+
+    def __init__(self, folder: Path, ids: int) -> None:
+        del ids
+        self._env = lmdb.open(str(folder), map_size=64 << 30, max_dbs=4, readahead=False)
+        names = (b"ids", b"samples", b"payloads", b"labels")
+        self._ids, self._samples, self._payloads, self._labels = (self._env.open_db(name) for name in names)
+        self._txn: Any = self._env.begin(write=True)
+
+    def fill(self, numbers: range) -> None:
+        """Three puts each."""
+        put = self._txn.put
+        for number in numbers:
+            key, row = key_of(sample_id(number)), number.to_bytes(8, "big")
+            sample = ROW.pack(key, number, number / 1000, 0, class_of(number), 0, -1, -1) + PREDICTED_C.tobytes()
+            put(key, row, overwrite=False, db=self._ids)
+            put(row, sample, append=True, db=self._samples)
+            put(row, payload(number), append=True, db=self._payloads)
+
+    def prepare(self, numbers: list[int]) -> list[tuple[str, bytes]]:
+        """The label's row is ready to be written."""
+        return [(sample_id(n), bytes(34) + n.to_bytes(14, "big")) for n in numbers]
+
+    def join(self, labels: list[tuple[str, bytes]]) -> None:
+        """The least that a join can be."""
+        get, put = self._txn.get, self._txn.put
+        ids, samples, payloads, mine = self._ids, self._samples, self._payloads, self._labels
+        for name, label in labels:
+            key = key_of(name)
+            assert get(key, None, mine) is None
+            row = get(key, None, ids)
+            assert get(row, None, samples) is not None
+            assert get(row, None, payloads) is not None
+            put(key, label, db=mine)
+
+    def commit(self) -> None:
+        """One sync."""
+        self._txn.commit()
+        self._txn = self._env.begin(write=True)
+
+    def checkpoint(self) -> None:
+        """Nothing is undone here."""
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._txn.commit()
+        self._env.close()
+
+
+class SqliteSide:
+    """Three tables; what the log's numbers order is a rowid table, what a hash orders is its own index."""
+
+    def __init__(self, folder: Path, ids: int) -> None:
+        del ids
+        self._db = sqlite3.connect(folder / "labels.sqlite3", isolation_level=None)
+        for pragma in ("page_size = 4096", "journal_mode = WAL", "synchronous = FULL"):
+            self._db.execute(f"PRAGMA {pragma}")
+        self._db.execute(f"PRAGMA mmap_size = {16 << 30}")
+        self._db.execute(f"PRAGMA cache_size = {-(256 << 10)}")
+        columns = "row INTEGER PRIMARY KEY, sample BLOB, payload BLOB"
+        self._db.execute("CREATE TABLE IF NOT EXISTS ids (key BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
+        self._db.execute(f"CREATE TABLE IF NOT EXISTS samples ({columns})")
+        labels = "key BLOB PRIMARY KEY, label BLOB, trained_step INTEGER"
+        self._db.execute(f"CREATE TABLE IF NOT EXISTS labels ({labels}) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE IF NOT EXISTS undo (step INTEGER PRIMARY KEY, keys BLOB)")
+        self._db.execute("BEGIN")
+
+    def fill(self, numbers: range) -> None:
+        """Two statements for a whole step."""
+        keys = [key_of(sample_id(number)) for number in numbers]
+        tail = PREDICTED_C.tobytes()
+        samples = [
+            (number, ROW.pack(key, number, number / 1000, 0, class_of(number), 0, -1, -1) + tail, payload(number))
+            for key, number in zip(keys, numbers, strict=True)
+        ]
+        self._db.executemany("INSERT INTO ids VALUES (?, ?)", zip(keys, numbers, strict=True))
+        self._db.executemany("INSERT INTO samples VALUES (?, ?, ?)", samples)
+
+    def prepare(self, numbers: list[int]) -> list[tuple[str, int, bytes]]:
+        """The label's row is ready to be written."""
+        return [(sample_id(n), class_of(n), bytes(34) + n.to_bytes(14, "big")) for n in numbers]
+
+    def join(self, labels: list[tuple[str, int, bytes]]) -> None:
+        """One SELECT a label, two statements for all labels of the step, and how to undo it."""
+        query = (
+            "SELECT samples.sample, samples.payload, labels.label FROM ids JOIN samples ON samples.row = ids.row "
+            "LEFT JOIN labels ON labels.key = ids.key WHERE ids.key = ?"
+        )
+        rows, arrivals = [], []
+        for name, class_index, label in labels:
+            key = key_of(name)
+            sample, found, before = self._db.execute(query, (key,)).fetchone()
+            assert before is None
+            _, _, arrived_s, version, predicted, student, majority, last = ROW.unpack_from(sample)
+            prediction = Prediction(predicted, np.frombuffer(sample, np.float32, offset=ROW.size), version)
+            scored = Scored(prediction, student, class_index, 1e6 - arrived_s, majority, last)
+            example = Example(name, np.frombuffer(found, np.uint8), class_index)
+            arrivals.append(Arrival(LabelState.JOINED, name, class_index, example, scored))
+            rows.append((key, label))
+        self._db.executemany("INSERT INTO labels VALUES (?, ?, NULL)", rows)
+        self._db.executemany("UPDATE labels SET trained_step = 1 WHERE key = ?", [row[:1] for row in rows])
+        self._db.execute("INSERT INTO undo VALUES (NULL, ?)", (b"".join(key for key, _ in rows),))
+
+    def commit(self) -> None:
+        """One sync."""
+        self._db.execute("COMMIT")
+        self._db.execute("BEGIN")
+
+    def checkpoint(self) -> None:
+        """SQLite moves its write-ahead log into the file by itself."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.execute("COMMIT")
+        self._db.close()
+
+
+SIDES: dict[str, Callable[[Path, int], Side]] = {"ledger": LedgerSide, "lmdb": LmdbSide, "sqlite": SqliteSide}
+Result: TypeAlias = dict[str, float]
+
+
+class Worker:
+    """One side in its own process: what the parent asks of it, and what that cost."""
+
+    def __init__(self, kind: str, folder: Path, ids: int) -> None:
+        self._kind, self._folder, self._ids = kind, folder, ids
+        folder.mkdir()
+        self._anonymous_before = resident("RssAnon")
+        self._anonymous_peak = self._mapped_peak = 0.0
+        self._side = SIDES[kind](folder, ids)
+        self._committed_at_s = self._saved_at_s = time.perf_counter()
+
+    def fill(self, first: int, beyond: int) -> Result:
+        """Keep samples [first, beyond)."""
+        began = time.perf_counter()
+        for start in range(first, beyond, SAMPLES_PER_STEP):
+            self._side.fill(range(start, min(start + SAMPLES_PER_STEP, beyond)))
+            self._keep()
+        self._commit()
+        return {"per_s": (beyond - first) / (time.perf_counter() - began), **self._memory()}
+
+    def join(self, numbers: list[int]) -> Result:
+        """Join one label for each of these samples; durable at the end."""
+        spent = np.zeros(2)
+        for start in range(0, len(numbers), LABELS_PER_STEP):
+            labels = self._side.prepare(numbers[start : start + LABELS_PER_STEP])
+            began = clocks()
+            self._side.join(labels)
+            self._keep()
+            spent += clocks() - began
+        began = clocks()
+        self._commit()
+        wall_s, cpu_s = (spent + clocks() - began).tolist()
+        return {"per_s": len(numbers) / wall_s, "cpu_us": cpu_s / len(numbers) * 1e6, **self._memory()}
+
+    def restart(self, numbers: list[int]) -> Result:
+        """Close, forget the file's pages, open, join one label; once for each of these samples. The median counts."""
+        spent_s = []
+        for number in numbers:
+            self._side.close()
+            for path in self._folder.iterdir():
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            began = time.perf_counter()
+            self._side = SIDES[self._kind](self._folder, self._ids)
+            self._side.join(self._side.prepare([number]))
+            self._side.commit()
+            spent_s.append(time.perf_counter() - began)
+        return {"ms": statistics.median(spent_s) * 1e3}
+
+    def close(self) -> Result:
+        """Let go; the disk space that was taken."""
+        self._side.close()
+        return {"disk_mb": sum(path.stat().st_blocks * 512 for path in self._folder.iterdir()) / MEGABYTE}
+
+    def _keep(self) -> None:
+        now = time.perf_counter()
+        if now - self._saved_at_s >= CHECKPOINT_EVERY_S:
+            self._side.checkpoint()
+            self._saved_at_s = now
+        if now - self._committed_at_s >= PUBLISH_EVERY_S:
+            self._commit()
+
+    def _commit(self) -> None:
+        # Before, not after: the pages that the open transaction has changed are anonymous memory until then.
+        self._anonymous_peak = max(self._anonymous_peak, resident("RssAnon"))
+        self._mapped_peak = max(self._mapped_peak, resident("RssFile"))
+        self._side.commit()
+        self._committed_at_s = time.perf_counter()
+
+    def _memory(self) -> Result:
+        return {"anonymous_mb": self._anonymous_peak - self._anonymous_before, "mapped_mb": self._mapped_peak}
+
+
+def clocks() -> npt.NDArray[np.float64]:
+    """Seconds of wall time, and of this process's processor time."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def resident(kind: str) -> float:
+    """Megabytes of resident memory of this process: `RssAnon`, or `RssFile`, which is mapped from files."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(kind + ":"):
+            return int(line.split()[1]) / 1024
+    raise ValueError(kind)
+
+
+def _serve(kind: str, folder: Path, ids: int, pipe: Connection) -> None:  # pragma: no cover - child process
+    worker = Worker(kind, folder, ids)
+    while True:
+        name, arguments = pipe.recv()
+        pipe.send(getattr(worker, name)(*arguments))
+        if name == "close":
+            return
+
+
+class Remote:
+    """A worker, as its parent sees it."""
+
+    def __init__(self, kind: str, folder: Path, ids: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(kind, folder / kind, ids, theirs), daemon=True)
+        self._process.start()
+        theirs.close()  # so that a worker that dies ends `ask` with EOFError
+
+    def ask(self, name: str, *arguments: object) -> Result:
+        """Call a method of the worker and wait for its answer."""
+        self._pipe.send((name, arguments))
+        result: Result = self._pipe.recv()
+        if name == "close":
+            self._process.join(timeout=60.0)
+        return result
+
+
+def rounds_of(ids: int, count: int) -> Iterator[list[int]]:
+    """Numbers of the labels' samples: `count` different ones of all, in parts, after those that restarts use."""
+    numbers = 2 * RESTARTS + np.random.default_rng(0).choice(ids - 2 * RESTARTS, count, replace=False)
+    return (part.tolist() for part in np.array_split(numbers, ROUNDS))
+
+
+def measure(folder: Path, ids: int) -> dict[str, Any]:
+    """All figures; one line of progress for each thing done."""
+    sides = {kind: Remote(kind, folder, ids) for kind in SIDES}
+    fills: dict[str, Result] = {}
+    tenth, restarts = ids // 10, {kind: {"tenth": 0.0, "all": 0.0} for kind in SIDES}
+    for kind, side in sides.items():
+        first = side.ask("fill", 0, tenth)
+        restarts[kind]["tenth"] = side.ask("restart", list(range(RESTARTS)))["ms"]
+        fills[kind] = side.ask("fill", tenth, ids)
+        said = f"then {fills[kind]['per_s']:,.0f}; anonymous {fills[kind]['anonymous_mb']:.0f} MB"
+        tell(f"{kind:6} kept {ids:,} samples: a tenth at {first['per_s']:,.0f} a second, {said}")
+    rates: dict[str, list[float]] = {kind: [] for kind in SIDES}
+    last: dict[str, Result] = {}
+    cpu_us: list[float] = []
+    for numbers in rounds_of(ids, min(ids // 2, LABELS)):
+        for kind, side in sides.items():
+            last[kind] = side.ask("join", numbers)
+            rates[kind].append(last[kind]["per_s"])
+        cpu_us.append(last["ledger"]["cpu_us"])
+        tell("joins a second: " + ", ".join(f"{kind} {rate[-1]:,.0f}" for kind, rate in rates.items()))
+    for kind, side in sides.items():
+        restarts[kind]["all"] = side.ask("restart", list(range(RESTARTS, 2 * RESTARTS)))["ms"]
+        last[kind] |= side.ask("close")
+        shown = ", ".join(f"{name} {value:,.0f}" for name, value in {**last[kind], **restarts[kind]}.items())
+        tell(f"{kind:6} {shown} (restart in ms with a tenth, with all)")
+    over = {
+        kind: statistics.median(mine / theirs for mine, theirs in zip(rates["ledger"], rates[kind], strict=True))
+        for kind in ("lmdb", "sqlite")
+    }
+    return {
+        "ids": ids,
+        "joins_per_s": round(statistics.harmonic_mean(rates["ledger"])),
+        "joins_over_lmdb": round(over["lmdb"], 3),
+        "joins_over_sqlite": round(over["sqlite"], 3),
+        "join_cpu_us": round(statistics.mean(cpu_us), 1),
+        "rss_growth_mb": round(last["ledger"]["anonymous_mb"], 1),
+        "mapped_mb": round(last["ledger"]["mapped_mb"]),
+        "disk_mb": round(last["ledger"]["disk_mb"]),
+        "restart_ms_tenth": round(restarts["ledger"]["tenth"], 1),
+        "restart_ms": round(restarts["ledger"]["all"], 1),
+        "samples_per_s": round(fills["ledger"]["per_s"]),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one million ids instead of ten")
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="a folder on the disk to measure")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-labels-") as name:
+        figures(**measure(Path(name), 1_000_000 if options.quick else 10_000_000))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

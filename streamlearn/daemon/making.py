@@ -1,0 +1,100 @@
+"""Makes the parts of the learning loop from the config: values flow down, and below here no config is known (D14)."""
+
+from __future__ import annotations
+
+from streamlearn.config import Config
+from streamlearn.daemon.adapters import Patience, read_back_from
+from streamlearn.daemon.wiring import StatePaths, model_spec
+from streamlearn.judge.board import Scoreboard
+from streamlearn.judge.guard import GuardSettings
+from streamlearn.labels.ledger import Ledger
+from streamlearn.labels.memory import LabelledMemory
+from streamlearn.labels.wanted import WantedWriter
+from streamlearn.learn.batching import Batcher
+from streamlearn.learn.learner import Learner
+from streamlearn.learn.making import LearnSettings
+from streamlearn.log.base import Log
+from streamlearn.log.codec import Codec
+from streamlearn.pipeline import Cadence
+from streamlearn.pipeline.guarding import Guarding, WatchSettings
+from streamlearn.records import Offsets
+
+
+def make_ledger(config: Config, paths: StatePaths, log: Log, codec: Codec, patience: Patience) -> Ledger:
+    """The ledger in the state folder; payloads that left it are read back from the log."""
+    labels, schema = config.labels, config.schema_.build()
+    return Ledger(
+        paths.store,
+        schema=schema,
+        read_back=read_back_from(log, codec, patience),
+        payload_max_bytes=labels.payload_max_bytes,
+        payload_max_age_s=labels.payload_max_age_s,
+        horizon_s=labels.horizon_s,
+        max_ids=labels.max_ids,
+        corrections=labels.corrections,
+        implied_class=None if labels.implied_class is None else schema.class_index(labels.implied_class),
+        implied_after_s=labels.implied_after_s,
+        max_held=labels.max_held,
+        grow=labels.unknown_class == "grow",
+    )
+
+
+def make_batcher(config: Config, next_offsets: Offsets) -> Batcher:
+    """Cuts micro-batches from there on."""
+    batch = config.batch
+    return Batcher(
+        next_offsets,
+        sample_topic=config.log.topics.samples,
+        fresh=batch.fresh,
+        max_labels=batch.max_labels,
+        max_age_s=batch.max_age_s,
+        merge_wait_s=batch.merge_wait_s,
+    )
+
+
+def make_learner(config: Config) -> Learner:
+    """Student, teacher and twin at step 0."""
+    return Learner(model_spec(config), LearnSettings(**config.learn.model_dump(), twin_every=config.twin.every))
+
+
+def make_memory(config: Config) -> LabelledMemory:
+    """The labelled memory, empty."""
+    return LabelledMemory(config.labels.memory_rows, config.schema_.build(), config.learn.seed)
+
+
+def make_board(config: Config) -> Scoreboard:
+    """The scores, none yet. Spare classes count as classes that never came."""
+    schema, score = config.schema_.build(), config.score
+    names = [*schema.classes, *(f"spare {n}" for n in range(schema.spare))]
+    return Scoreboard(names, window=score.window, fading=score.fading, bins=score.calibration_bins)
+
+
+def make_guarding(config: Config, learner: Learner, memory: LabelledMemory, board: Scoreboard) -> Guarding:
+    """Who watches over that learner."""
+    settings = WatchSettings(
+        guard=GuardSettings(**config.guard.model_dump()),
+        drift_delta=config.drift.delta,
+        drift_reaction=config.drift.reaction,
+    )
+    return Guarding(learner, memory, board, settings)
+
+
+def make_wanted(config: Config, paths: StatePaths) -> WantedWriter | None:
+    """Where the samples stand whose labels would help most; None where that is off."""
+    labels = config.labels
+    return (
+        WantedWriter(paths.wanted, labels.wanted_rows, keep_s=labels.payload_max_age_s) if labels.wanted_rows else None
+    )
+
+
+def make_cadence(config: Config) -> Cadence:
+    """How batches are cut, and how often state is shown and saved."""
+    batch, state = config.batch, config.state
+    return Cadence(
+        fresh=batch.fresh,
+        labelled=batch.labelled,
+        max_age_s=batch.max_age_s,
+        publish_every_s=state.publish_every_s,
+        checkpoint_every_s=state.checkpoint_every_s,
+        checkpoint_every_steps=state.checkpoint_every_steps,
+    )

@@ -1,0 +1,149 @@
+"""Watches over the model in the loop: what the guard and the drift monitor ask, and what they have done.
+
+The guard looks at steps of certain numbers, and at nothing but the fold: so a restart looks at the same steps, sees the
+same, and does the same (I3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from streamlearn.judge.board import Scoreboard
+from streamlearn.judge.drift import DriftMonitor, Source
+from streamlearn.judge.guard import Action, Factors, Guard, GuardSettings, Signals
+from streamlearn.labels.memory import LabelledMemory
+from streamlearn.learn.learner import Learner, Predictions
+from streamlearn.records import Array
+
+PROBE_ROWS = 64
+"""Rows of the labelled memory that the networks are asked about at each look."""
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """How to look, and what to do about drift."""
+
+    guard: GuardSettings
+    drift_delta: float
+    drift_reaction: Literal["alarm", "ramp", "horizon"]
+
+
+class Guarding:
+    """One for each learner; used in its thread."""
+
+    def __init__(self, learner: Learner, memory: LabelledMemory, board: Scoreboard, settings: WatchSettings) -> None:
+        self._learner, self._memory, self._board, self._settings = learner, memory, board, settings
+        self._guard = Guard(settings.guard)
+        self._drift = DriftMonitor(settings.drift_delta)
+        self._mended_step = -1
+        self._reactions: dict[str, Callable[[], None]] = {
+            "ramp": learner.restart_ramp,
+            "horizon": learner.restart_average,
+        }
+
+    @property
+    def may_publish(self) -> bool:
+        """Whether the teacher of now may be shown; else the last one that was healthy goes on serving."""
+        return not self._guard.frozen or self.just_mended
+
+    @property
+    def just_mended(self) -> bool:
+        """The teacher of now was put back in this very step: it is known to be good, and better than what is served."""
+        return self._mended_step == self._learner.step > 0
+
+    def factors(self, step: int) -> Factors:
+        """By what the consistency weight and the learning rate of a step are multiplied."""
+        return self._guard.factors(step)
+
+    def arrived(self, answers: Predictions) -> None:
+        """Fresh samples were answered: what both networks say of themselves is watched, before any label comes."""
+        teacher_BC, student_BC = answers.teacher_probs_BC, answers.student_probs_BC
+        apart_B = 0.5 * np.abs(teacher_BC - student_BC).sum(axis=1, dtype=np.float64)
+        unsure_B = 1.0 - teacher_BC.max(axis=1).astype(np.float64)
+        step = self._learner.step + 1
+        if self._drift.disagreement(float(apart_B.mean()), step):
+            self._drifted("disagreement", step)
+        if self._drift.uncertainty(float(unsure_B.mean()), step):
+            self._drifted("uncertainty", step)
+
+    def scored(self, *, wrong: bool) -> None:
+        """A first prediction was judged by its label."""
+        step = self._learner.step + 1
+        if self._drift.error(wrong, step):
+            self._drifted("error", step)
+
+    def look(self, step: int) -> None:
+        """Look at the model after step `step`, where it is time to, and mend it where it must be."""
+        if not self._guard.due(step):
+            return
+        was_frozen, verdict = self._guard.frozen, self._guard.look(step, self._signals(step))
+        self._act(verdict.action)
+        if verdict.action not in (Action.NONE, Action.KEEP_GOOD):
+            _log.warning("guard_acted", step=step, action=verdict.action.value, reasons=list(verdict.reasons))
+        if self._guard.frozen != was_frozen:
+            event = "publication_frozen" if self._guard.frozen else "publication_resumed"
+            _log.warning(event, step=step, reasons=list(verdict.reasons))
+
+    def report(self) -> dict[str, Any]:
+        """Ready for JSON: what the guard and the drift monitor have seen and done."""
+        return {"guard": self._guard.report(), "drift": self._drift.report()}
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all of it."""
+        guard = {f"guard.{name}": array for name, array in self._guard.state().items()}
+        return guard | {f"drift.{name}": array for name, array in self._drift.state().items()}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Become what `state` saved."""
+        for name, part in (("guard.", self._guard), ("drift.", self._drift)):
+            part.load({key.removeprefix(name): array for key, array in state.items() if key.startswith(name)})
+
+    def _act(self, action: Action) -> None:
+        if action is Action.KEEP_GOOD:
+            self._learner.keep_good()
+            return
+        mend = {Action.ROLL_BACK: self._learner.roll_back, Action.ADOPT_TWIN: self._learner.adopt_twin}.get(action)
+        if mend is None:
+            return
+        assert mend(), f"{action}: the guard counts on what the learner does not have"
+        self._board.gain.restart()
+        self._drift.forget_label_free()
+        self._mended_step = self._learner.step
+
+    def _signals(self, step: int) -> Signals:
+        health, gain = self._learner.health(), self._board.gain.report()
+        probe = label = twin = None
+        x_P, y_P = self._memory.probe(PROBE_ROWS, step)
+        if len(np.unique(y_P)) >= 2:
+            found = self._learner.classify(x_P)
+            probe, label = _entropy(found.teacher_B), _entropy(y_P)
+            twin = None if found.twin_B is None else _entropy(found.twin_B)
+        return Signals(
+            updates=health.updates,
+            skipped_in_a_row=health.skipped_in_a_row,
+            distance=health.distance,
+            probe_entropy=probe,
+            probe_label_entropy=label,
+            twin_probe_entropy=twin,
+            gain=gain["gain"],
+            gain_high=None if gain["interval"] is None else gain["interval"][1],
+            gain_count=gain["paired"],
+        )
+
+    def _drifted(self, source: Source, step: int) -> None:
+        reaction = self._settings.drift_reaction
+        _log.warning("drift_detected", source=source, reaction=reaction, step=step)
+        self._reactions.get(reaction, lambda: None)()
+
+
+def _entropy(classes_P: npt.NDArray[np.int64]) -> float:
+    """Of the classes' shares, in nats."""
+    shares = np.unique(classes_P, return_counts=True)[1] / len(classes_P)
+    return float(-(shares * np.log(shares)).sum())

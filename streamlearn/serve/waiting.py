@@ -1,0 +1,47 @@
+"""Requests that wait for something to come true: bounded in number and in time, and none of them holds a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from streamlearn.metrics import ServerMetrics
+from streamlearn.serve.failures import overloaded
+
+POLL_S = 0.05
+"""Between two looks. What is waited for comes from another process, which cannot wake us."""
+
+
+class Waiters:
+    """Requests that wait for one kind of thing. Used from one event loop."""
+
+    def __init__(self, metrics: ServerMetrics, what: str, *, most: int) -> None:
+        """At most so many wait at once; `what` says for what, for those that may not."""
+        self._metrics, self._what, self._most = metrics, what, most
+        self._waiting = 0
+
+    async def until(self, is_true: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether it came true in time. It is looked at at once, so what is true already is never refused.
+
+        Raises:
+            RequestError: 429 where it is not true yet, and too many wait.
+        """
+        if is_true():
+            return True
+        if self._waiting >= self._most:
+            self._metrics.rejected("queue_full")
+            raise overloaded(f"{self._waiting} requests already wait for {self._what}")
+        self._waiting += 1
+        try:
+            return await self._watch(is_true, timeout_s)
+        finally:
+            self._waiting -= 1
+
+    async def _watch(self, is_true: Callable[[], bool], timeout_s: float) -> bool:
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while (left_s := deadline_s - loop.time()) > 0.0:
+            await asyncio.sleep(min(POLL_S, left_s))
+            if is_true():
+                return True
+        return False

@@ -1,0 +1,146 @@
+"""Who may do what: tokens, their roles, and what a server without any of them leaves open."""
+
+import itertools
+
+import pytest
+from served import JSON, Served, X, client_of, error_of
+from structlog.testing import capture_logs
+
+from streamlearn.serve.edge import Role, role_of
+
+TOKENS = {"token": "one", "predict_token": "ask", "label_token": "tell", "admin_token": "rule"}
+ROUTES = [
+    ("POST", "/predict", "predict"),
+    ("GET", "/model", "predict"),
+    ("POST", "/label", "label"),
+    ("POST", "/sample", "label"),
+    ("GET", "/label/a", "label"),
+    ("GET", "/label/wanted", "label"),
+    ("GET", "/sample/a", "label"),
+    ("GET", "/models", "admin"),
+    ("POST", "/model/rollback", "admin"),
+    ("POST", "/model/promote", "admin"),
+    ("GET", "/metrics", None),
+    ("GET", "/score", None),
+    ("GET", "/", None),
+    ("GET", "/docs", None),
+    ("GET", "/openapi.json", None),
+    ("GET", "/nowhere", None),
+]
+OPENS = {
+    "one": {"predict", "label", None},
+    "ask": {"predict", None},
+    "tell": {"label", None},
+    "rule": {"predict", "label", "admin", None},
+}
+
+
+def bearer(token):
+    return {"authorization": f"Bearer {token}"} if token else {}
+
+
+def started(folder, **settings):
+    served = Served(folder, timeout_s=0.1, **settings)
+    served.publish(7)
+    return served
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A server with a token of each kind."""
+    with client_of(started(tmp_path_factory.mktemp("guarded"), **TOKENS)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def open_to_all(tmp_path_factory):
+    """A server without any token."""
+    with client_of(started(tmp_path_factory.mktemp("open"))) as client:
+        yield client
+
+
+class TestRoles:
+    @pytest.mark.parametrize(("path", "role"), sorted({(path, role) for _, path, role in ROUTES if role}))
+    def test_each_path_has_the_one_that_it_is_for(self, path, role):
+        """By its first part; the rest does not matter."""
+        assert role_of(path) is Role(role)
+
+    @pytest.mark.parametrize("path", ["/model/", "/model/anything", "/model/rollback/x"])
+    def test_all_below_model_is_admin(self, path):
+        """Also what nobody has written yet."""
+        assert role_of(path) is Role.ADMIN
+
+    @pytest.mark.parametrize("token", [*TOKENS.values()])
+    @pytest.mark.parametrize(("method", "path", "role"), ROUTES)
+    def test_a_token_opens_its_own_and_nothing_else(self, guarded, token, method, path, *, role):
+        """403 where it is a good token for something else; the message names what is wanted."""
+        reply = guarded.request(method, path, headers=bearer(token))
+
+        if role in OPENS[token]:
+            assert reply.status_code not in (401, 403)
+        else:
+            told = error_of(reply, 403, "wrong_role")
+            assert told.details == {"wanted": role, "held": sorted(OPENS[token] - {None})}
+
+    @pytest.mark.parametrize("token", [None, "", "wrong", "on", "onee", "rule "])
+    @pytest.mark.parametrize(("method", "path", "role"), ROUTES)
+    def test_a_stranger_learns_nothing(self, guarded, token, method, path, *, role):
+        """401 everywhere, admin and what does not exist included."""
+        if token == "rule ":
+            token = "rule x"
+        error_of(guarded.request(method, path, headers=bearer(token)), 401, "unauthorised")
+
+    def test_health_wants_none(self, guarded):
+        """Probes have no token."""
+        assert guarded.get("/health/live").status_code == 200
+
+    def test_a_predict_token_may_have_learned_what_it_asks(self, guarded):
+        """A sample without a label teaches no class: who may ask may ask with `learn`."""
+        reply = guarded.post("/predict?learn=1", json={"x": X}, headers=bearer("ask"))
+
+        assert reply.status_code == 200
+        assert "position" in reply.json()["predictions"][0]
+
+
+class TestSettings:
+    @pytest.mark.parametrize(("method", "path", "role"), ROUTES)
+    def test_without_any_token_all_is_open_but_admin(self, open_to_all, method, path, *, role):
+        """403 says which setting is missing."""
+        reply = open_to_all.request(method, path)
+
+        if role == "admin":
+            assert "STREAMLEARN_SERVE__ADMIN_TOKEN" in error_of(reply, 403, "admin_token_not_set").message
+        else:
+            assert reply.status_code not in (401, 403)
+
+    def test_without_an_admin_token_admin_is_closed_to_every_other(self, tmp_path):
+        """It is said to who has a token, and to nobody else."""
+        served = started(tmp_path, token="one", predict_token="ask")
+
+        with client_of(served) as client:
+            error_of(client.get("/models", headers=bearer("one")), 403, "admin_token_not_set")
+            error_of(client.get("/models", headers=bearer("wrong")), 401, "unauthorised")
+
+    @pytest.mark.parametrize("name", list(TOKENS))
+    def test_any_token_that_is_set_closes_what_it_does_not_open(self, tmp_path, name):
+        """A server with an admin token alone asks for it everywhere."""
+        with client_of(started(tmp_path, **{name: "t"})) as client:
+            assert client.post("/predict", content=b"{}", headers=JSON).status_code == 401
+            assert client.post("/label", content=b"{}", headers=JSON).status_code == 401
+
+    def test_one_text_in_two_settings_opens_both(self, tmp_path):
+        """The roles add up."""
+        with client_of(started(tmp_path, predict_token="t", label_token="t")) as client:
+            assert client.get("/model", headers=bearer("t")).status_code == 200
+            assert client.get("/label/a", headers=bearer("t")).status_code == 404
+
+    @pytest.mark.parametrize("names", [*itertools.combinations(TOKENS, 1), tuple(TOKENS)])
+    def test_no_token_is_shown_or_logged(self, tmp_path, names):
+        """Neither by the settings' repr, nor in a reply, nor in a line of the log."""
+        served = started(tmp_path, **{name: f"secret-{name}" for name in names})
+
+        with client_of(served) as client, capture_logs() as logged:
+            texts = [client.get("/models", headers=bearer(f"secret-{name}")).text for name in names]
+            texts += [client.get("/models", headers=bearer("guess")).text]
+
+        assert "secret-" not in repr(served.settings) + repr(logged) + "".join(texts)

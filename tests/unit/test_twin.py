@@ -1,0 +1,214 @@
+"""The label-only twin, and what the guard does with it: adopt it, roll back, admit a class, restart schedules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from streamlearn.learn.learner import Learner
+from streamlearn.models.build import ModelSpec
+from tests.unit.test_learner import IMAGES, TABLE, after, batch, batches, differing, one_thread, settings  # noqa: F401
+
+PLAIN = ModelSpec("mlp", {"hidden": [16]}, (5,), 3, normalise=True, scale=1.0)
+X = batch(TABLE, 99).fresh_x
+
+
+def part(state, prefix):
+    """Arrays of one part, without its prefix."""
+    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+
+
+class TestTwin:
+    def test_changes_nothing_of_student_and_teacher(self):
+        """What judges must not touch what is judged."""
+        with_twin = after(TABLE, settings(twin_every=1), batches(TABLE, 1, 12)).state()
+        without = after(TABLE, settings(), batches(TABLE, 1, 12)).state()
+
+        for group in ("student.", "teacher.", "optimizer."):
+            assert differing(part(with_twin, group), part(without, group)) == []
+
+    def test_is_what_a_learner_of_labels_only_would_be(self):
+        """The honest rival: the same bits as `method = supervised` on the same rows."""
+        stream = batches(PLAIN, 1, 14)
+        twin = after(PLAIN, settings(twin_every=1, noise="none"), stream).state()
+        rival = after(PLAIN, settings(method="supervised", noise="none"), stream).state()
+
+        for group in ("student.net.", "teacher.net.", "optimizer.net."):
+            assert differing(part(twin, f"twin.{group}"), part(rival, group)) == []
+
+    def test_learns_every_nth_step_only(self):
+        """Its cost is a setting."""
+        learner = Learner(TABLE, settings(twin_every=3))
+        changed = []
+        for number in range(1, 7):
+            before = part(learner.state(), "twin.student.")
+            learner.learn(batch(TABLE, number))
+            changed.append(bool(differing(before, part(learner.state(), "twin.student."))))
+
+        assert changed == [False, False, True, False, False, True]
+
+    def test_is_off_where_the_student_itself_knows_labels_only(self):
+        """A network beside its own copy says nothing."""
+        learner = after(TABLE, settings(method="supervised", twin_every=1), batches(TABLE, 1, 2))
+
+        assert not any(name.startswith("twin.") for name in learner.state())
+        assert learner.classify(X).twin_B is None
+        assert not learner.adopt_twin()
+
+    @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
+    def test_a_restart_goes_on_as_if_there_had_been_none(self, spec):
+        """I3, with twin, good copies, and schedules that began anew."""
+        of = settings(twin_every=2)
+        whole = after(spec, of, batches(spec, 1, 6))
+        whole.keep_good()
+        whole.restart_ramp()
+        whole.restart_average()
+        restarted = Learner(spec, of)
+        restarted.load_state(whole.state())
+
+        for learner in (whole, restarted):
+            for one in batches(spec, 7, 12):
+                learner.learn(one)
+
+        assert differing(whole.state(), restarted.state()) == []
+
+    def test_that_was_off_before_begins_as_the_student_is(self):
+        """A checkpoint without a twin is no error, and the first comparison is fair."""
+        old = after(TABLE, settings(), batches(TABLE, 1, 8))
+        learner = Learner(TABLE, settings(twin_every=1))
+
+        learner.load_state(old.state())
+
+        found = learner.classify(X)
+        assert found.twin_B is not None
+        assert np.array_equal(found.teacher_B, found.twin_B)
+
+    def test_that_is_switched_off_is_left_out_of_a_checkpoint(self):
+        """Nor is one with a twin."""
+        old = after(TABLE, settings(twin_every=1), batches(TABLE, 1, 8))
+        learner = Learner(TABLE, settings())
+
+        learner.load_state(old.state())
+
+        assert differing(part(learner.state(), "student."), part(old.state(), "student.")) == []
+
+
+class TestMending:
+    def test_adopting_the_twin_makes_its_answers_the_teachers(self):
+        """The rescue from a collapse."""
+        learner = after(TABLE, settings(twin_every=1), batches(TABLE, 1, 30))
+        before = learner.state()
+
+        assert learner.adopt_twin()
+
+        state = learner.state()
+        for group in ("student.net.", "teacher.net.", "optimizer.net."):
+            assert differing(part(before, group), part(before, f"twin.{group}")), "nothing to tell apart"
+            assert differing(part(state, group), part(before, f"twin.{group}")) == []
+        learner.learn(batch(TABLE, 31))
+        assert np.isfinite(learner.predict(X).student_probs_BC).all()
+
+    def test_rolling_back_brings_the_older_good_teacher_back(self):
+        """The newer one may have been taken while the evil had begun already."""
+        learner = after(TABLE, settings(), batches(TABLE, 1, 5))
+        good = learner.predict(X).teacher_probs_BC
+        learner.keep_good()
+        for one in batches(TABLE, 6, 10):
+            learner.learn(one)
+        learner.keep_good()
+        learner.learn(batch(TABLE, 11))
+
+        assert learner.roll_back()
+
+        answers = learner.predict(X)
+        # Input statistics are measured, not learned, and stay: so nearly, where not exactly.
+        assert np.abs(answers.teacher_probs_BC - good).max() < 0.05
+        assert np.array_equal(answers.teacher_probs_BC, answers.student_probs_BC)
+        assert not any(array.any() for array in part(learner.state(), "optimizer.").values())
+
+    def test_without_a_good_copy_nothing_is_rolled_back(self):
+        """And it says so."""
+        learner = after(TABLE, settings(), batches(TABLE, 1, 5))
+        before = learner.state()
+
+        assert not learner.roll_back()
+
+        assert differing(before, learner.state()) == []
+
+    def test_health_counts_steps_in_a_row_that_were_not_finite(self):
+        """One good step ends the row."""
+        learner, seen = Learner(TABLE, settings()), []
+        for number, bad in enumerate((False, True, True, True, False)):
+            one = batch(TABLE, number)
+            if bad:
+                one.fresh_x[0, 0] = np.nan
+            learner.learn(one)
+            seen.append(learner.health().skipped_in_a_row)
+
+        assert seen == [0, 1, 2, 3, 0]
+
+    def test_the_distance_is_that_of_the_weights_relative_to_the_students(self):
+        """Against numpy."""
+        learner = after(PLAIN, settings(), batches(PLAIN, 1, 9))
+        state = learner.state()
+        student, teacher = (
+            np.concatenate([a.ravel() for n, a in state.items() if n.startswith(f"{who}.net.")])
+            for who in ("student", "teacher")
+        )
+
+        expected = np.linalg.norm(teacher - student) / np.linalg.norm(student)
+
+        assert learner.health().distance == pytest.approx(expected, rel=1e-5)
+
+    def test_factors_lower_weight_and_rate(self):
+        """What the guard asks for is what the step takes, and what is shown."""
+        learner = Learner(TABLE, settings(rampup_steps=0, warmup_steps=0))
+
+        learner.learn(batch(TABLE, 1), weight_factor=0.5, learning_rate_factor=0.25)
+
+        costs = learner.read_costs()
+        assert (costs.consistency_weight, costs.learning_rate) == (2.5, 3e-3 / 4)
+
+    def test_a_ramp_that_begins_anew_begins_at_its_foot(self):
+        """The consistency weight of the first update."""
+        learner = after(TABLE, settings(), batches(TABLE, 1, 40))
+        assert learner.read_costs().consistency_weight == 5.0
+
+        learner.restart_ramp()
+        learner.learn(batch(TABLE, 41))
+
+        assert learner.read_costs().consistency_weight < 0.1
+
+
+class TestSpareClasses:
+    SPARE = ModelSpec("mlp", {"hidden": [16]}, (5,), 5, normalise=True, scale=1.0, spare=2)
+
+    def test_have_no_share_in_any_answer(self):
+        """Probability exactly 0, and the others add up to 1."""
+        stream = [batch(PLAIN, number) for number in range(10)]
+        learner = after(self.SPARE, settings(twin_every=1), stream)
+
+        probs_BC = learner.predict(X).teacher_probs_BC
+
+        assert not probs_BC[:, 3:].any()
+        assert probs_BC.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+        assert all(np.isfinite(array).all() for array in learner.state().values())
+
+    def test_are_answered_and_learned_once_admitted(self):
+        """Its labels are then learned like any other's, by teacher and twin, and a restart knows it."""
+        learner = after(self.SPARE, settings(twin_every=1, learning_rate=0.02), [batch(PLAIN, n) for n in range(5)])
+        learner.admit(4)
+        for number in range(60):
+            one = batch(PLAIN, number)
+            one.labelled_y[: one.labelled_count] = 3
+            one.labelled_x[: one.labelled_count] += 5.0
+            learner.learn(one)
+
+        restarted = Learner(self.SPARE, settings(twin_every=1))
+        restarted.load_state(learner.state())
+        found = restarted.classify(X + 5.0)
+
+        assert (found.teacher_B == 3).all()
+        assert found.twin_B is not None
+        assert (found.twin_B == 3).all()
+        assert not restarted.predict(X).teacher_probs_BC[:, 4].any()
