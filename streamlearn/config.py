@@ -226,7 +226,7 @@ class LabelsConfig(_Section):
     """The class of a sample that has no label after `implied_after_s`, as in "no click"."""
     implied_after_s: float | None = Field(None, gt=0.0)
     """When it is implied, after the sample. At most `horizon_s`."""
-    wanted_rows: int = Field(1000, ge=0, le=1_000_000)
+    wanted_rows: int = Field(1000, ge=0, le=20_000)
     """Samples that `GET /label/wanted` chooses from: those whose label would help most; 0 is off."""
     wanted_per_hour: int = Field(1000, ge=1, le=1_000_000)
     """The labelling budget: most samples that it hands out within an hour."""

@@ -1,0 +1,268 @@
+"""Labels that `GET /label/wanted` asks for against as many labels at random: what the teacher knows at the end.
+
+A simulated stream, once through, in micro-batches. After a few random labels each side may ask for some samples every
+few steps, and their labels come some steps later: one side asks `WantedQueue` for what `WantedWriter` offered, the
+other draws from all that has come and has no label. Everything else is the same: samples and their order, initial
+weights, noise, number of labels, and when they come. Scores are of held-out samples.
+
+Run: python benchmarks/wanted.py [--quick] [--seeds N] [--first-seed N] [--stream NAME ...]. The last line is JSON. The
+constants of `streamlearn/labels/wanted.py` were chosen on seeds 100 to 109, and that some draws are at random after a
+look at seeds 0 to 9; so the first seed is 200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from harness import tell
+
+from streamlearn.errors import ConfigError
+from streamlearn.labels.memory import LabelledMemory
+from streamlearn.labels.wanted import WantedWriter
+from streamlearn.labels.wanted_file import WantedQueue
+from streamlearn.learn.learner import Learner
+from streamlearn.learn.making import LearnSettings
+from streamlearn.models.build import ModelSpec
+from streamlearn.records import UNLABELLED, Example, MicroBatch, Position, Schema
+from streamlearn.simulate.datasets import Classes, load
+
+LABELLED, DELAY_STEPS, ASK_EVERY_STEPS, POOL_ROWS, MOST_TEST = 32, 5, 10, 1000, 5000
+
+Floats = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one data set is streamed, and how many labels are asked for."""
+
+    samples: int
+    fresh: int
+    warm: int
+    """Random labels before the first question, the same for both sides."""
+    ask: int
+    """Labels asked for at once."""
+    scale: float = 1.0
+
+
+PLANS = {
+    "digits": Plan(samples=1200, fresh=4, warm=20, ask=4, scale=1 / 16),
+    "segments": Plan(samples=1500, fresh=4, warm=15, ask=4),
+    "moons": Plan(samples=6000, fresh=16, warm=4, ask=1),
+    "shuttle": Plan(samples=6000, fresh=16, warm=4, ask=1),
+    "fashion-mnist": Plan(samples=6000, fresh=16, warm=20, ask=6, scale=1 / 255),
+}
+NEEDS_RIVER = {"segments", "shuttle"}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Samples in the order they come, and a part held out."""
+
+    x: Floats
+    y: Classes
+    test_x: Floats
+    test_y: Classes
+    classes: int
+
+
+def read(name: str) -> tuple[Floats, Classes]:
+    """All samples of a data set, flat.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if name in NEEDS_RIVER and find_spec("river") is None:
+        raise ConfigError(f"{name} is in river's wheel: install river")
+    if name == "segments":
+        from river.datasets import ImageSegments  # noqa: PLC0415
+
+        rows = list(ImageSegments())
+        names = sorted({label for _, label in rows})
+        x, y = np.array([list(x.values()) for x, _ in rows]), np.array([names.index(label) for _, label in rows])
+    else:
+        data = load(name)
+        x, y = data.x, data.y
+        if data.test_x is not None and data.test_y is not None:
+            x, y = np.concatenate([x, data.test_x]), np.concatenate([y, data.test_y])
+    return x.reshape(len(x), -1).astype(np.float32) * np.float32(PLANS[name].scale), y.astype(np.int64)
+
+
+def stream(x: Floats, y: Classes, samples: int, seed: int) -> Stream:
+    """An order, and a held-out third or less, drawn anew for each seed."""
+    order = np.random.default_rng(1000 + seed).permutation(len(x))
+    test_count = min(MOST_TEST, len(x) // 3)
+    test, train = order[:test_count], order[test_count:][:samples]
+    return Stream(x[train], y[train], x[test], y[test], int(y.max()) + 1)
+
+
+def learner_of(data: Stream, seed: int) -> Learner:
+    """A small network with the daemon's method; ramp-up and horizon are shorter, as the stream is."""
+    spec = ModelSpec("mlp", {"hidden": [64, 64]}, data.x.shape[1:], data.classes, normalise=True, scale=1.0)
+    settings = LearnSettings(
+        method="mean_teacher", consistency="mse", consistency_weight=3.0, rampup_steps=100, ema_decay=0.99,
+        optimizer="adamw", learning_rate=3e-3, warmup_steps=0, momentum=0.9, nesterov=True, weight_decay=1e-4,
+        noise="auto", noise_std=0.15, pixel_noise_std=0.0, shift_pixels=0, flip=False, seed=seed, device="cpu",
+        threads=1,
+    )  # fmt: skip
+    return Learner(spec, settings)
+
+
+class AtRandom:
+    """Draws from all that has come and was not asked for."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._waiting: dict[int, None] = {}
+
+    def offer(self, rows: Sequence[int], _learner: Learner, _data: Stream, _now_s: float) -> None:
+        """Fresh samples, before they are learned."""
+        self._waiting |= dict.fromkeys(rows)
+
+    def labelled(self, rows: Sequence[int]) -> None:
+        """Their labels have come."""
+        for row in rows:
+            self._waiting.pop(row, None)
+
+    def take(self, n: int, _now_s: float) -> list[int]:
+        """Samples to label."""
+        taken = [int(row) for row in self._rng.choice(list(self._waiting), n, replace=False)]
+        self.labelled(taken)
+        return taken
+
+
+class MostWanted:
+    """The writer and the queue of the product, with a real file between them."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        path = folder / "wanted.sqlite"
+        self._prefix = f"{seed}-"  # chance goes by the id: it must not be the same in all runs
+        self._writer = WantedWriter(path, POOL_ROWS)
+        self._queue = WantedQueue(path, per_hour=1_000_000, again_after_s=1e9)
+
+    def offer(self, rows: Sequence[int], learner: Learner, data: Stream, now_s: float) -> None:
+        """See `AtRandom.offer`."""
+        answers = learner.predict(data.x[rows])
+        positions = [Position("samples", 0, row) for row in rows]
+        ids = [f"{self._prefix}{row}" for row in rows]
+        self._writer.offer(ids, positions, answers.teacher_probs_BC, answers.student_probs_BC, now_s)
+
+    def labelled(self, rows: Sequence[int]) -> None:
+        """See `AtRandom.labelled`."""
+        self._writer.labelled(f"{self._prefix}{row}" for row in rows)
+
+    def take(self, n: int, now_s: float) -> list[int]:
+        """See `AtRandom.take`."""
+        self._writer.flush()
+        return [int(wanted.sample_id.removeprefix(self._prefix)) for wanted in self._queue.take(n, now_s).items]
+
+
+Asker = AtRandom | MostWanted
+
+
+class Result(NamedTuple):
+    """What the teacher knows at the end of one run, of the held-out samples."""
+
+    accuracy: float
+    balanced_accuracy: float
+    """Mean recall of the classes."""
+    labels: int
+
+
+def run(data: Stream, plan: Plan, asker: Asker, seed: int) -> Result:
+    """One stream, once through."""
+    learner = learner_of(data, seed)
+    schema = Schema(data.x.shape[1:], np.dtype(np.float32), tuple(map(str, range(data.classes))))
+    memory = LabelledMemory(POOL_ROWS, schema, seed)
+    due: dict[int, list[int]] = defaultdict(list)
+    due[0] = np.random.default_rng(seed).permutation(min(400, len(data.x)))[: plan.warm].tolist()
+    warm = set(due[0])
+    for step in range(len(data.x) // plan.fresh):
+        rows = range(step * plan.fresh, (step + 1) * plan.fresh)
+        asker.offer([row for row in rows if row not in warm], learner, data, float(step))
+        come = due.pop(step, [])
+        asker.labelled(come)
+        for row in come:
+            memory.add(Example(str(row), data.x[row], int(data.y[row])))
+        learner.learn(micro_batch(data.x[rows.start : rows.stop], memory, schema, step))
+        if step > 0 and step % ASK_EVERY_STEPS == 0:
+            due[step + DELAY_STEPS] += asker.take(plan.ask, float(step))
+    right = learner.predict(data.test_x).teacher_probs_BC.argmax(axis=1) == data.test_y
+    recalls = [right[data.test_y == class_index].mean() for class_index in np.unique(data.test_y)]
+    return Result(float(right.mean()), float(np.mean(recalls)), len(memory))
+
+
+def micro_batch(fresh_x: Floats, memory: LabelledMemory, schema: Schema, step: int) -> MicroBatch:
+    """As the pipeline forms it."""
+    labelled_x, labelled_y = np.zeros((LABELLED, *schema.shape), np.float32), np.full(LABELLED, UNLABELLED, np.int64)
+    trained_ids = memory.draw_into(labelled_x, labelled_y, step)
+    return MicroBatch(fresh_x, len(fresh_x), labelled_x, labelled_y, LABELLED, trained_ids)
+
+
+def compare(name: str, seeds: Sequence[int]) -> Iterator[tuple[Result, Result]]:
+    """Wanted and random, for each seed."""
+    x, y = read(name)
+    for seed in seeds:
+        data = stream(x, y, PLANS[name].samples, seed)
+        with tempfile.TemporaryDirectory() as folder:
+            wanted = run(data, PLANS[name], MostWanted(Path(folder), seed), seed)
+        random = run(data, PLANS[name], AtRandom(seed), seed)
+        assert wanted.labels == random.labels, (wanted, random)
+        yield wanted, random
+
+
+def summary(results: Sequence[tuple[Result, Result]]) -> dict[str, float]:
+    """Means over the seeds; gains are wanted minus random, in points."""
+    wanted, random = (np.array(side) for side in zip(*results, strict=True))
+    gains, balanced_gains, _ = 100.0 * (wanted - random).T
+    return {
+        "labels": results[0][0].labels,
+        "wanted": round(float(wanted[:, 0].mean()), 4),
+        "random": round(float(random[:, 0].mean()), 4),
+        "gain_points": round(float(gains.mean()), 2),
+        "error_points": round(float(gains.std(ddof=1) / len(gains) ** 0.5), 2) if len(gains) > 1 else 0.0,
+        "balanced_gain_points": round(float(balanced_gains.mean()), 2),
+        "wins": int((gains > 0).sum()),
+        "runs": len(gains),
+    }
+
+
+def main() -> None:
+    """Print a line for each stream, and one JSON line for all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two seeds of digits and moons")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=200)
+    parser.add_argument("--stream", choices=sorted(PLANS), action="append", help="all that are installed, if left out")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    names = options.stream or (["digits", "moons"] if options.quick else list(PLANS))
+    seeds = range(options.first_seed, options.first_seed + (2 if options.quick else options.seeds))
+
+    everything: list[tuple[Result, Result]] = []
+    streams: dict[str, dict[str, float]] = {}
+    for name in names:
+        try:
+            results = list(compare(name, seeds))
+        except ConfigError as error:
+            tell(f"left out: {error}")
+            continue
+        everything += results
+        streams[name] = summary(results)
+        print(name, " ".join(f"{key}={value}" for key, value in streams[name].items()), flush=True)
+    total = summary(everything)
+    total.pop("labels")
+    print(json.dumps(total | {"streams": streams}))
+
+
+if __name__ == "__main__":
+    main()
