@@ -1,5 +1,7 @@
 """`Learner.learn` over the bare step: student forward and backward and teacher forward, on tensors in memory.
 
+And what the label-only twin adds to a step of the loop: predict and learn with it, over the same without it.
+
 Run: python benchmarks/step.py [--quick] [--model mlp|convnet] [--threads N]. The last line is JSON. The ratios compare
 medians of rounds that take turns, so that both sides see the same moods of the machine.
 """
@@ -44,13 +46,19 @@ def main() -> None:
 
 
 def measure(spec: ModelSpec, *, rounds: int) -> dict[str, float]:
-    """Median seconds a step of each side, and `learn_over_bare`."""
-    bare, learn = bare_step(spec), learner_step(spec)
-    steps = max(2, round(0.3 / seconds(bare, steps=3)))
-    seconds(learn, steps=3)
-    pairs = [(seconds(bare, steps=steps), seconds(learn, steps=steps)) for _ in range(rounds)]
-    bare_s, learn_s = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return {"bare_s": bare_s, "learn_s": learn_s, "learn_over_bare": learn_s / bare_s}
+    """Median seconds a step of each side, `learn_over_bare`, and `twin_share`, which is to be at most a quarter."""
+    sides = (bare_step(spec), learner_step(spec), loop_step(spec, twin_every=0), loop_step(spec, twin_every=1))
+    steps = max(2, round(0.3 / seconds(sides[0], steps=3)))
+    for side in sides:
+        seconds(side, steps=3)
+    found = [[seconds(side, steps=steps) for side in sides] for _ in range(rounds)]
+    bare_s, learn_s, without_s, with_twin_s = (statistics.median(side) for side in zip(*found, strict=True))
+    return {
+        "bare_s": bare_s,
+        "learn_s": learn_s,
+        "learn_over_bare": learn_s / bare_s,
+        "twin_share": with_twin_s / without_s - 1.0,
+    }
 
 
 def seconds(step: Callable[[], None], *, steps: int) -> float:
@@ -81,11 +89,29 @@ def bare_step(spec: ModelSpec) -> Callable[[], None]:
 
 
 def learner_step(spec: ModelSpec) -> Callable[[], None]:
-    """`learn` on one micro-batch in memory, noise and all."""
+    """`learn` on one micro-batch in memory, noise and all, without a twin."""
+    learner, batch = made(spec, twin_every=0)
+    return lambda: learner.learn(batch)
+
+
+def loop_step(spec: ModelSpec, *, twin_every: int) -> Callable[[], None]:
+    """What the loop does with both networks in each step: predict the fresh samples, then learn."""
+    learner, batch = made(spec, twin_every=twin_every)
+
+    def step() -> None:
+        learner.predict(batch.fresh_x)
+        learner.learn(batch)
+
+    return step
+
+
+def made(spec: ModelSpec, *, twin_every: int) -> tuple[Learner, MicroBatch]:
+    """A learner, and a micro-batch for it."""
     settings = LearnSettings(
         method="mean_teacher", consistency="mse", consistency_weight=10.0, rampup_steps=500, ema_decay=0.995,
         optimizer="adamw", learning_rate=3e-3, warmup_steps=0, momentum=0.9, nesterov=True, weight_decay=1e-4,
         noise="auto", noise_std=0.15, pixel_noise_std=0.0, shift_pixels=2, flip=True, seed=0, device="cpu", threads=0,
+        twin_every=twin_every,
     )  # fmt: skip
     learner = Learner(spec, settings)
     rng = np.random.default_rng(0)
@@ -96,7 +122,7 @@ def learner_step(spec: ModelSpec) -> Callable[[], None]:
         labelled_y=rng.integers(CLASSES, size=LABELLED),
         labelled_count=LABELLED,
     )
-    return lambda: learner.learn(batch)
+    return learner, batch
 
 
 if __name__ == "__main__":

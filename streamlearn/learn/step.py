@@ -144,9 +144,11 @@ def train_step(
     loss = costs.classification + consistency_weight * costs.consistency
 
     # 2. The gradient, looked at before it is used.
-    trainee.optimizer.zero_grad(set_to_none=True)
+    parameters = [parameter for group in trainee.optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = None
     loss.backward()
-    skipped = _not_finite(loss, trainee.student)
+    skipped = _not_finite(loss, [parameter.grad for parameter in parameters if parameter.grad is not None])
 
     # 3. The gradient moves the student.  4. The average moves the teacher.
     if trainee.host_may_ask:
@@ -164,10 +166,9 @@ def train_step(
 
 
 @torch.no_grad()
-def _not_finite(loss: Tensor, student: nn.Module) -> Tensor:
+def _not_finite(loss: Tensor, gradients: list[Tensor]) -> Tensor:
     """Whether loss or the norm of the whole gradient is not a finite float32; a 0-d bool on the device.
 
     The norm overflows before AdamW's squares do, and those would stay infinite for ever.
     """
-    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
     return ~torch.isfinite(loss + nn.utils.get_total_norm(gradients))

@@ -67,6 +67,11 @@ HOW = {
         f"{HERE}::test_the_way_to_kafka_without_docker_works_as_the_readme_has_it"
     ),
     "streamlearn check --config FILE": f"{HERE}::test_check_says_ok_and_ends_with_0",
+    "streamlearn evaluate digits --label-probability 0.05 --delay 500": (
+        f"{HERE}::test_evaluate_runs_the_protocol_of_the_readme"
+    ),
+    "streamlearn rollback N": "tests/unit/test_versions.py",
+    "streamlearn promote": "tests/unit/test_versions.py",
     "docker compose up --build": "deploy/try-container.sh",
 }
 """Each command line of the README, exactly, and what runs it: a test, or a script for what no test can have.
@@ -229,6 +234,19 @@ def test_check_says_ok_and_ends_with_0(run: Run, tmp_path: Path) -> None:
     assert re.search(r"^ok +model: convnet: 1x8x8 to 10 classes", out, re.MULTILINE)
     assert not re.search(r"^error", out, re.MULTILINE)
     assert list(tmp_path.iterdir()) == [config]
+
+
+def test_evaluate_runs_the_protocol_of_the_readme(run: Run, tmp_path: Path) -> None:
+    """The README's line, into a folder of our own: a table, the curves, the picture."""
+    line = next(line for line in HOW if line.startswith("streamlearn evaluate "))
+
+    code, out, _ = run(*shlex.split(line)[1:], "--out", tmp_path / "found", "-s", "learn.threads=1")
+
+    assert code == 0
+    assert re.search(r"teacher.*\d\.\d{3}", out)
+    found = json.loads((tmp_path / "found" / "evaluation.json").read_text())
+    assert found["curves"]
+    assert (tmp_path / "found" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_check_says_error_and_ends_with_1(run: Run, tmp_path: Path) -> None:
