@@ -21,6 +21,10 @@ from streamlearn.labels.memory import LabelledMemory
 from streamlearn.learn.learner import Learner, Predictions
 from streamlearn.records import Array
 
+REACTED_TO: tuple[Source, ...] = ("uncertainty", "error")
+"""Student and teacher may disagree for many reasons; what the teacher says of itself, and its errors, are about it."""
+REACTION_RESTS_STEPS = 500
+"""One change of the world raises several alarms, one for each source and as the model learns it."""
 PROBE_ROWS = 64
 """Rows of the labelled memory that the networks are asked about at each look."""
 _log = structlog.get_logger(__name__)
@@ -43,6 +47,7 @@ class Guarding:
         self._guard = Guard(settings.guard)
         self._drift = DriftMonitor(settings.drift_delta)
         self._mended_step = -1
+        self._reacted_step: int | None = None
         self._reactions: dict[str, Callable[[], None]] = {
             "ramp": learner.restart_ramp,
             "horizon": learner.restart_average,
@@ -98,10 +103,12 @@ class Guarding:
     def state(self) -> dict[str, Array]:
         """Copies of all of it."""
         guard = {f"guard.{name}": array for name, array in self._guard.state().items()}
-        return guard | {f"drift.{name}": array for name, array in self._drift.state().items()}
+        reacted = {} if self._reacted_step is None else {"reacted_step": np.array(self._reacted_step)}
+        return guard | reacted | {f"drift.{name}": array for name, array in self._drift.state().items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Become what `state` saved."""
+        self._reacted_step = int(state["reacted_step"]) if "reacted_step" in state else None
         for name, part in (("guard.", self._guard), ("drift.", self._drift)):
             part.load({key.removeprefix(name): array for key, array in state.items() if key.startswith(name)})
 
@@ -138,9 +145,12 @@ class Guarding:
         )
 
     def _drifted(self, source: Source, step: int) -> None:
-        reaction = self._settings.drift_reaction
+        rests = self._reacted_step is not None and step - self._reacted_step < REACTION_RESTS_STEPS
+        reaction = "alarm" if rests or source not in REACTED_TO else self._settings.drift_reaction
         _log.warning("drift_detected", source=source, reaction=reaction, step=step)
-        self._reactions.get(reaction, lambda: None)()
+        if reaction in self._reactions:
+            self._reactions[reaction]()
+            self._reacted_step = step
 
 
 def _entropy(classes_P: npt.NDArray[np.int64]) -> float:

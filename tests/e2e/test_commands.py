@@ -41,7 +41,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-DEMO_S = 20
+DEMO_S = 30
 OF_A_DEMO = "# Written by `streamlearn demo`. Every setting there is: deploy/streamlearn.example.toml\n"
 
 HERE = "tests/e2e/test_commands.py"
@@ -70,7 +70,7 @@ HOW = {
     "streamlearn evaluate digits --label-probability 0.05 --delay 500": (
         f"{HERE}::test_evaluate_runs_the_protocol_of_the_readme"
     ),
-    "streamlearn rollback N": "tests/unit/test_versions.py",
+    "streamlearn rollback 400": "tests/unit/test_versions.py",
     "streamlearn promote": "tests/unit/test_versions.py",
     "docker compose up --build": "deploy/try-container.sh",
 }
@@ -339,7 +339,7 @@ def processes_naming(folder: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """`streamlearn demo --for 20s --port 0` in the folder of an earlier one, and the README's curl lines beside."""
+    """`streamlearn demo --for 30s --port 0` in the folder of an earlier one, and the README's curl lines beside."""
     top = tmp_path_factory.mktemp("demo")
     done, said = Demo(top / "state"), top / "said.txt"
     done.folder.mkdir()

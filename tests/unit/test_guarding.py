@@ -168,6 +168,24 @@ class TestDrift:
             "alarm": (0, 0), "ramp": (50, 0), "horizon": (0, 50),
         }[reaction]  # fmt: skip
 
+    def test_is_reacted_to_once_for_the_several_alarms_it_raises(self):
+        """A ramp that begins anew at each of them would never rise."""
+        loop = Loop(reaction="ramp").run(50)
+        for wrong in (False, True):
+            for _ in range(300):
+                loop.guarding.scored(wrong=wrong)
+        loop.run(50)
+        restarted = Loop(reaction="ramp")
+        restarted.learner.load_state(loop.learner.state())
+        restarted.guarding.load(loop.guarding.state())
+
+        for wrong in (False, True):
+            for _ in range(300):
+                restarted.guarding.scored(wrong=wrong)
+
+        assert restarted.guarding.report()["drift"]["error"]["alarms"] >= 2
+        assert int(restarted.learner.state()["learner.ramped_at"]) == 50
+
     def test_is_seen_before_any_label_comes(self):
         """Student and teacher no longer agree on what comes in."""
         loop, rng = Loop(), np.random.default_rng(0)
