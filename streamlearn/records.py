@@ -110,8 +110,7 @@ class Schema:
         raise RecordError("unknown_class", f"class {value!r:.80} is none of {len(self.classes)}: {shown}")
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """One answer, and the whole teacher (by its step) that gave it."""
 
     class_index: int

@@ -18,35 +18,34 @@ class Baselines:
 
     def __init__(self, table: Table, capacity: int) -> None:
         self.counters = Counters()
-        self.class_counts_C = np.zeros(capacity, np.int64)
+        self.class_counts = [0] * capacity  # a list: one element of an array costs several times as much
         self._table = table
         self._changed = False
 
     def load(self, counters: Counters) -> None:
         """Take what is kept in memory from the table. There may be room for more classes by now."""
         self.counters = counters
-        saved_C = np.frombuffer(self._table.get(b"classes") or b"", np.int64)
-        self.class_counts_C[:] = 0
-        self.class_counts_C[: len(saved_C)] = saved_C
+        saved = np.frombuffer(self._table.get(b"classes") or b"", np.int64).tolist()
+        self.class_counts = saved + [0] * (len(self.class_counts) - len(saved))
         self._changed = False
 
     def save(self) -> None:
         """Write down what has changed in the open step."""
         if self._changed:
-            self._table.put(b"classes", self.class_counts_C.tobytes())
+            self._table.put(b"classes", np.array(self.class_counts, np.int64).tobytes())
             self._changed = False
 
     def received(self, now: int, *, was: int = UNLABELLED) -> None:
         """A sample has this class now, and had that one before. Of equally large classes the first is the majority."""
-        c, counts_C = self.counters, self.class_counts_C
+        c, counts = self.counters, self.class_counts
         if was != UNLABELLED:
-            counts_C[was] -= 1
-        counts_C[now] += 1
+            counts[was] -= 1
+        counts[now] += 1
         self._changed = True
         c.last_class = now
         if was != UNLABELLED or c.majority_class == UNLABELLED:
-            c.majority_class = int(counts_C.argmax())
+            c.majority_class = counts.index(max(counts))
             return
         most = c.majority_class
-        if (counts_C[now], -now) > (counts_C[most], -most):  # argmax, where only one class has grown
+        if (counts[now], -now) > (counts[most], -most):  # the same, where only one class has grown
             c.majority_class = now

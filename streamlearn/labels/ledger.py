@@ -291,7 +291,7 @@ class Ledger:
         """Find the disposition of one label record. `known`: its sample, where that has just come."""
         record = LabelRecord(label.timestamp_s, *self._topics.place(label.position), label.class_index)
         row = self._label_row(key)
-        if (row is not None and row.holds(record.place)) or self._held.has(key, record.place):
+        if (row is not None and row.holds(record.place)) or (self._c.held and self._held.has(key, record.place)):
             return self._unchanged(label, row)
         if row is not None and row.state is LabelState.ORPHAN:
             self._forget(key, row)  # counted already; this record starts anew
@@ -323,8 +323,11 @@ class Ledger:
             return Arrival(row.state, sample_id, row.class_index)
         row.state = LabelState.JOINED
         self._c.joined += 1
-        in_time = [record.time_s for record in row.records if record.time_s >= known.row.arrived_s]
-        scored = self._score(row, known, in_time[0]) if in_time else None
+        scored = None
+        for record in row.records:
+            if record.time_s >= known.row.arrived_s:
+                scored = self._score(row, known, record.time_s)
+                break
         example = Example(sample_id, x, row.class_index, deciding.time_s)
         self._labels.put(key, row.pack())
         return Arrival(row.state, sample_id, row.class_index, example, scored, labelled_at_s=deciding.time_s)

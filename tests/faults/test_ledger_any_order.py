@@ -132,7 +132,7 @@ class Run:
         state = self.memory.state()
         ends = state["id_offsets"].tolist()
         ids = [state["ids"].tobytes()[a:b].decode() for a, b in itertools.pairwise(ends)]
-        counts, class_counts = asdict(self.ledger.counts()), self.ledger._baselines.class_counts_C.tolist()
+        counts, class_counts = asdict(self.ledger.counts()), self.ledger._baselines.class_counts.copy()
         self.ledger.close()
         view = LedgerView(self.path, SCHEMA)
         statuses = {name: status for name in IDS if (status := view.get(name)) is not None}

@@ -616,6 +616,16 @@ class TestALabelOfAnUnknownClass:
         assert book.label(label("s", 1, offset=3)).state is LabelState.JOINED
         assert book.counts("read", "held", "joined", "waiting") == {"read": 4, "held": 3, "joined": 1, "waiting": 0}
 
+    def test_that_is_delivered_again_once_its_class_is_known_is_still_held(self, book):
+        """Before `release_held` has come to it: the very record must not be counted twice (I7)."""
+        book.sample(sample("s"))
+        book.label(self.unknown("s", "dog", 0))
+
+        again = book.label(label("s", 1, offset=0))
+
+        assert (again.state, again.class_index) == (LabelState.HELD, UNLABELLED)
+        assert book.counts("read", "held", "joined") == {"read": 1, "held": 1, "joined": 0}
+
     def test_can_be_asked_for_with_its_name(self, book):
         """Unless another label of the sample counts."""
         book.sample(sample("s"))
@@ -759,6 +769,15 @@ class TestBaselines:
         assert tied.majority_class == 1
         assert corrected is not None
         assert (corrected.majority_class, corrected.no_change_class) == (0, 0)
+
+    def test_prefer_the_first_of_equal_classes_after_a_correction_too(self, book):
+        """When the majority loses a label, all classes are compared anew."""
+        for i, class_index in enumerate((1, 2, 2)):
+            book.sample(sample(f"s{i}", i, label=class_index))
+
+        book.label(label("s2", 0))
+
+        assert book.ledger.baselines == (0, 0)
 
 
 class TestReopening:
