@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXAMPLES ?= 10000
+KILLS ?= 1000
+SEED ?= 1
 PIP_INSTALL = $(BIN)/python -m pip install --progress-bar on -c constraints.txt
 
 help: ## list the targets
@@ -37,11 +39,15 @@ check: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+audit: $(VENV)/.installed-dev ## known vulnerabilities of the pinned dependencies
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
+
 bench: $(VENV)/.installed-dev ## every benchmark; QUICK=--quick for short ones
 	@for file in $(filter-out benchmarks/harness.py benchmarks/offline.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file $(QUICK) || exit 1; done
 
-soak: $(VENV)/.installed-dev ## long searches for what must never be: EXAMPLES=10000 orders of arrival
+soak: $(VENV)/.installed-dev ## long searches for what must never be: EXAMPLES=10000 orders of arrival, KILLS=1000 processes
 	STREAMLEARN_SOAK_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults/test_ledger_any_order.py $(ARGS)
+	$(BIN)/python -m streamlearn.testing.soak --kills $(KILLS) --seed $(SEED) --cold 5 $(SOAK_ARGS)
 
 up: ## Kafka and streamlearn in containers
 	docker compose up --build
@@ -52,4 +58,4 @@ down: ## stop them, keep the data
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-state
 
-.PHONY: help install demo test check bench soak up down clean
+.PHONY: help install demo test check audit bench soak up down clean

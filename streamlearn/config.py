@@ -8,22 +8,37 @@ source, before anything is opened. Below the wiring nobody knows that a config e
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from streamlearn.errors import ConfigError
 from streamlearn.records import Schema
 
 ENV_PREFIX = "STREAMLEARN_"
+_SECRET = re.compile(r"^serve$|kafka\.options|tok|secret|passw|pwd|key|credential|auth", re.IGNORECASE)
+"""In the name of a setting or table, misspelt ones too: its value is not shown in an error."""
 NOT_SETTINGS = (
     "STREAMLEARN_TEST_KAFKA",
     "STREAMLEARN_FORBID_SKIPS",
     "STREAMLEARN_SOAK_EXAMPLES",
+    "STREAMLEARN_CRASH_AT",
     "STREAMLEARN_CONFIG",
 )
 """Variables of this package that are no settings: the tests' own, and the file's path."""
@@ -41,6 +56,40 @@ def _import_path_or_name(value: str) -> str:
 
 
 ImportPath = Annotated[str, AfterValidator(_import_path_or_name)]
+
+
+TOKENS = ("token", "predict_token", "label_token", "admin_token")
+"""Settings of [serve] that are secrets, each with a `_file` beside it."""
+MAX_TOKEN_BYTES = 4096
+TokenFile = Annotated[Path | None, BeforeValidator(lambda given: given or None)]
+"""A path; an empty text, which is how compose passes on a variable that is not set, is none."""
+
+
+def _read_token(path: Path) -> str:
+    """The one line in a file, without the white space around it.
+
+    Raises:
+        ValueError: it cannot be read, is empty, too long, or more than a line. What it holds is never shown.
+    """
+    try:
+        if not path.is_file():
+            msg = f"{path}: there is no such file, or it is none that can be read"
+            raise ValueError(msg)
+        with path.open("rb") as file:
+            token = file.read(MAX_TOKEN_BYTES + 1).decode().strip()
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}"
+        raise ValueError(msg) from None
+    except UnicodeDecodeError:
+        msg = f"{path}: wanted UTF-8 text"
+        raise ValueError(msg) from None
+    if not token:
+        msg = f"{path} is empty: write a token into it, or unset the setting"
+        raise ValueError(msg)
+    if len(token.encode()) > MAX_TOKEN_BYTES or not token.isprintable():
+        msg = f"{path}: wanted one line of at most {MAX_TOKEN_BYTES} bytes"
+        raise ValueError(msg)
+    return token
 
 
 class _Section(BaseModel):
@@ -69,7 +118,7 @@ class KafkaConfig(_Section):
     """Offsets are committed to this group for lag dashboards only; no group is joined."""
     replication_factor: int = Field(1, ge=1, le=10)
     """Of topics created here."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Passed to kafka-python as they are: security_protocol, sasl_mechanism, sasl_plain_username, ssl_cafile, …"""
 
 
@@ -314,6 +363,14 @@ class ServeConfig(_Section):
     """Server processes behind the port."""
     threads: int = Field(1, ge=1, le=256)
     """Intra-op CPU threads of each server."""
+    token_file: TokenFile = None
+    """File that holds `token`, in its place: a secret of Docker or Kubernetes. Read once, at the start."""
+    predict_token_file: TokenFile = None
+    """The same for `predict_token`."""
+    label_token_file: TokenFile = None
+    """The same for `label_token`."""
+    admin_token_file: TokenFile = None
+    """The same for `admin_token`."""
     token: SecretStr | None = None
     """Bearer token; all routes but health and admin want it when set. Better from the environment than from a file."""
     predict_token: SecretStr | None = None
@@ -336,6 +393,23 @@ class ServeConfig(_Section):
     """Longest wait of a request for the model or the log."""
     stale_after_s: float = Field(120.0, gt=0.0)
     """/health/ready says no when the learner has not been seen for so long."""
+
+    @field_validator(*TOKENS, mode="before")
+    @classmethod
+    def _from_file(cls, given: Any, info: ValidationInfo) -> Any:
+        """A token by itself or from its file, which stands above it and is validated first."""
+        path = info.data.get(f"{info.field_name}_file")
+        if path is None:
+            return given
+        if given:
+            msg = f"serve.{info.field_name} and serve.{info.field_name}_file are both set: keep one"
+            raise ValueError(msg)
+        return _read_token(path)
+
+    def open_token_files(self) -> list[Path]:
+        """Those that others than their owner and group may read, or others than their owner may write."""
+        paths = [path for name in TOKENS if (path := getattr(self, f"{name}_file")) is not None]
+        return [path for path in paths if path.stat().st_mode & 0o027]
 
 
 class MetricsConfig(_Section):
@@ -490,7 +564,8 @@ def _explain(error: ValidationError, layers: list[tuple[str, Tree]]) -> str:
         shown = ".".join(map(str, keys)) or "settings"
         sources = [name for name, layer in layers if _has(layer, keys)]
         source = sources[-1] if sources and keys else "default"
-        value = "" if detail["type"] == "value_error" and not keys else f" (got {detail['input']!r:.80}, from {source})"
+        got = "a value that is not shown" if _SECRET.search(shown) else f"{detail['input']!r:.80}"
+        value = "" if detail["type"] == "value_error" and not keys else f" (got {got}, from {source})"
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             message = "there is no such setting"

@@ -52,6 +52,10 @@ TESTED_ELSEWHERE = {
     "streamlearn/errors.py": "everywhere",
     "streamlearn/log/payload.py": "tests/unit/test_codec.py",
     "streamlearn/log/base.py": "tests/contract/test_log_contract.py",
+    "streamlearn/testing/fakes.py": "tests/unit/test_testing.py",
+    "streamlearn/testing/nursery.py": "tests/faults/test_kills.py, tests/faults/test_fencing.py",
+    "streamlearn/testing/producer.py": "tests/faults/test_kills.py",
+    "streamlearn/testing/soak.py": "tests/faults/test_kills.py",
 }
 
 

@@ -23,6 +23,8 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec, dead_letter
 from streamlearn.records import Array, BadRecord, Offsets, Position
 from streamlearn.state.checkpoint import Checkpoint, Saver, steps_in
+from streamlearn.state.fence import Fence
+from streamlearn.state.points import reached
 from streamlearn.state.publish import Publisher
 
 _log = structlog.get_logger(__name__)
@@ -49,12 +51,13 @@ class Checkpoints:
 class Teachers:
     """The pipeline's view of the publisher; adds what servers need to rebuild the network."""
 
-    def __init__(self, config: Config, paths: StatePaths, watch: Watch) -> None:
+    def __init__(self, config: Config, paths: StatePaths, watch: Watch, fence: Fence) -> None:
         self._publisher = Publisher(
             paths.published,
             keep=config.state.keep_published,
             keep_history=config.state.keep_history,
             clock=time.time,
+            fence=fence,
         )
         self._metadata = {
             "model_spec": model_spec(config).to_json(),
@@ -79,11 +82,13 @@ class DeadLetters:
     def __call__(self, bad: Sequence[BadRecord]) -> None:
         """See `pipeline.DeadLetters`."""
         letters = [dead_letter(item.record, item.error) for item in bad]
+        reached("dead-letters", "begin")
         try:
             self._patience.ask("dead_letters", lambda: self._log.append(self._topic, letters))
         except LogUnavailableError as error:
             msg = f"{len(letters)} dead letters cannot be written, and will not be dropped: {error}"
             raise LogError(msg) from error
+        reached("dead-letters", "end")
 
 
 def read_back_from(log: Log, codec: Codec, patience: Patience) -> Callable[[Position], Array | None]:

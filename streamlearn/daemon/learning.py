@@ -47,14 +47,21 @@ from streamlearn.errors import (
     LogError,
     OffsetOutOfRangeError,
     StateError,
+    StateLockedError,
 )
+from streamlearn.labels.ledger import Ledger
 from streamlearn.log.base import Log
 from streamlearn.log.feed import Feed
 from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
 from streamlearn.pipeline import Parts, Pipeline
 from streamlearn.records import Offsets
+from streamlearn.state import checkpoint as checkpoints
+from streamlearn.state import journal as journals
 from streamlearn.state.checkpoint import Checkpoint, Saved, Saver, load_newest
+from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
+from streamlearn.state.files import remove_leftovers
 from streamlearn.state.journal import Journal, read_journal
+from streamlearn.state.points import reached
 from streamlearn.state.publish import PublishedDir
 
 _log = structlog.get_logger(__name__)
@@ -86,13 +93,14 @@ def _learn(
 ) -> None:
     paths = StatePaths(config.state.dir)
     with state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
+        fence = _take_over(paths)
         make_topics(log, config)
         checkpoint = load_newest(paths.checkpoints) or first_checkpoint(config, log, paths)
         check_model(config, checkpoint)
         next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
         journaled = list(read_journal(paths.journal, checkpoint.step))
         check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
-        with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching) as wired:
+        with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching, fence=fence) as wired:
             wired.restore(checkpoint)
             wired.start()
             _replay(wired, journaled, config, stopping)
@@ -100,6 +108,14 @@ def _learn(
                 wired.publish_if_behind()
             wired.pipeline.run(stopping, until_end=until_end)
             wired.finish()
+
+
+def _take_over(paths: StatePaths) -> Fence:
+    """From here on, whoever learned in this folder before writes nothing more, dead or not."""
+    written = max(checkpoints.newest_epoch(paths.checkpoints), journals.newest_epoch(paths.journal))
+    fence = Fence.take(paths.epoch, after=written)
+    remove_leftovers(paths.root)
+    return fence
 
 
 class _Wired:
@@ -114,9 +130,10 @@ class _Wired:
         *,
         stopping: threading.Event,
         watching: Watching | None = None,
+        fence: Fence = NO_FENCE,
     ) -> None:
         topics, schema, codec = config.log.topics, config.schema_.build(), make_codec(config)
-        self._config, self._log, self._paths = config, log, paths
+        self._config, self._log, self._paths, self._fence = config, log, paths, fence
         patience = Patience(stopping)
         self._ends = contextlib.ExitStack()
         self.metrics = LearnerMetrics(version=__version__)
@@ -132,12 +149,20 @@ class _Wired:
             on_trimmed=config.log.on_trimmed,
         )
         self._ends.callback(self.feed.close)
-        self.watch = Watch(self.metrics, paths.heartbeat, paths.scores, self.feed, metrics_port=port, watching=watching)
-        self.journal = Journal(paths.journal, max_bytes=config.state.journal_max_bytes)
+        self.watch = Watch(
+            self.metrics,
+            paths.heartbeat,
+            paths.scores,
+            self.feed,
+            metrics_port=port,
+            watching=watching,
+            files=FencedFiles(fence),
+        )
+        self.journal = Journal(paths.journal, max_bytes=config.state.journal_max_bytes, fence=fence)
         self._ends.callback(self.journal.close)
-        self.saver = Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=self._saved)
+        self.saver = Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=self._saved, fence=fence)
         ledger = make_ledger(config, paths, log, codec, patience)
-        self._ends.callback(ledger.close)
+        self._ends.callback(self._close, ledger)
         wanted = make_wanted(config, paths)
         if wanted is not None:
             self._ends.callback(wanted.close)
@@ -153,7 +178,7 @@ class _Wired:
             guarding=make_guarding(config, learner, memory, board),
             journal=self.journal,
             checkpoints=Checkpoints(self.saver, paths, identity(config)),
-            teachers=Teachers(config, paths, self.watch),
+            teachers=Teachers(config, paths, self.watch, fence),
             dead_letters=DeadLetters(log, topics.dead_letters, patience),
             watcher=self.watch,
             wanted=wanted,
@@ -170,7 +195,18 @@ class _Wired:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be as of the checkpoint."""
+        reached("restore", "begin")
         self.pipeline.restore(checkpoint.step, checkpoint.arrays, checkpoint.extra)
+        reached("restore", "end")
+
+    def _close(self, ledger: Ledger) -> None:
+        """Let go of the ledger. To close it is to write, and a successor's store must not be written to."""
+        try:
+            self._fence.check()
+        except StateLockedError as error:
+            _log.error("learner_fenced", epoch=self._fence.epoch, error=str(error))
+        else:
+            ledger.close()
 
     def publish_if_behind(self) -> None:
         """Servers may hold an older teacher than we do, or none, where the folder of teachers was lost."""
@@ -187,10 +223,12 @@ class _Wired:
     def _saved(self, saved: Saved) -> None:
         """A checkpoint is durable: say so, and only now tell lag dashboards (I2). In the saver's thread."""
         self.watch.saved(saved)
+        reached("offsets-commit", "begin")
         try:
             self._log.commit(saved.next_offsets)
         except LogError as error:
             _log.warning("offsets_not_committed", step=saved.step, error=str(error))
+        reached("offsets-commit", "end")
 
     def finish(self) -> None:
         """Publish and save what is new, durably."""
@@ -224,6 +262,7 @@ def _replay(wired: _Wired, journaled: Sequence[tuple[int, Offsets]], config: Con
     if not journaled:
         return
     started = time.monotonic()
+    reached("replay", "begin")
     try:
         count = wired.pipeline.replay(iter(journaled), stopping)
     except OffsetOutOfRangeError as error:
@@ -235,3 +274,4 @@ def _replay(wired: _Wired, journaled: Sequence[tuple[int, Offsets]], config: Con
     else:
         duration_s = round(time.monotonic() - started, 3)
         _log.info("journal_replayed", steps=count, step=wired.parts.learner.step, duration_s=duration_s)
+    reached("replay", "end")

@@ -7,11 +7,13 @@ answered within `run.shutdown_s`, the log is flushed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -19,6 +21,7 @@ from pydantic import SecretStr
 
 from streamlearn import __version__
 from streamlearn.config import Config
+from streamlearn.daemon.connections import BoundedProtocol, limits_of_process
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log, stop_signals
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.labels.view import LedgerView
@@ -58,6 +61,8 @@ def listen(config: Config) -> socket.socket:
 def serve(config: Config, *, name: str, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT."""
     paths = StatePaths(config.state.dir)
+    for path in config.serve.open_token_files():
+        _log.warning("token_file_open", path=str(path), wanted="mode 0400, or 0440 with a group of its own")
     # uvicorn sends itself the signal that ended it once more: by default that would end us here and now, with the card
     # still there and the log still open.
     with stop_signals() as stopping, contextlib.closing(open_log(config)) as log:
@@ -77,7 +82,10 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
                     access_log=False,
                     server_header=False,
                     timeout_graceful_shutdown=int(config.run.shutdown_s),
-                    limit_concurrency=None,
+                    # A class in all but name: uvicorn calls it for each connection.
+                    http=cast(Any, functools.partial(BoundedProtocol, limits=limits_of_process())),
+                    ws="none",
+                    limit_concurrency=None,  # would answer in another shape than ours; BoundedProtocol bounds it
                     backlog=2048,
                 )
             )

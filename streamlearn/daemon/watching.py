@@ -6,6 +6,7 @@ heartbeat's thread only writes that dict down. So a hanging step shows as a `tim
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -17,12 +18,14 @@ from typing import Any
 
 import structlog
 
+from streamlearn.errors import StateLockedError
 from streamlearn.judge.prequential import Prequential
 from streamlearn.log.feed import Feed
 from streamlearn.metrics import GUARD_ACTIONS, INTERVAL, LABEL_STATES, NETWORKS, SCORES, WINDOWS, LearnerMetrics
 from streamlearn.pipeline import Parts, StepReport
 from streamlearn.records import Position
 from streamlearn.state.checkpoint import Saved
+from streamlearn.state.files import DISK, Files
 from streamlearn.state.status import write_status
 
 SLOW_EVERY_S = 0.5
@@ -43,7 +46,11 @@ class Watch:
         *,
         metrics_port: int,
         watching: Watching | None = None,
+        files: Files = DISK,
     ) -> None:
+        """`files` may refuse what a learner writes that another has taken over from."""
+        self._files = files
+        self._refused: StateLockedError | None = None
         self.metrics, self._heartbeat, self._scores_path, self._feed = metrics, heartbeat, scores, feed
         self._watching = watching
         self._parts: Parts | None = None
@@ -99,7 +106,13 @@ class Watch:
             self._watching(self._parts, report)
 
     def came_round(self) -> None:
-        """The loop is alive: look at what is slow to read, about twice a second."""
+        """The loop is alive: look at what is slow to read, about twice a second.
+
+        Raises:
+            StateLockedError: another learner has taken over, and there is nothing to do here any more.
+        """
+        if self._refused is not None:
+            raise self._refused
         if time.monotonic() - self._slow_at_s >= SLOW_EVERY_S:
             self.look()
 
@@ -182,8 +195,8 @@ class Watch:
         if self._thread.is_alive():
             self._thread.join()
         self._snapshot = {**self._snapshot, "state": state, "time_s": time.time()}
-        write_status(self._heartbeat, self._snapshot)
-        write_status(self._scores_path, self._scores)
+        with contextlib.suppress(StateLockedError):  # the successor's own stand there
+            self._write()
 
     def _kind(self, position: Position) -> str:
         assert self._parts is not None
@@ -252,13 +265,19 @@ class Watch:
             confidence_gap=traffic["confidence_gap"],
         )
 
+    def _write(self) -> None:
+        write_status(self._heartbeat, self._snapshot, self._files)
+        write_status(self._scores_path, self._scores, self._files)
+
     def _beat(self) -> None:
         failed = False
         while not self._done.wait(1.0):
             try:
-                write_status(self._heartbeat, self._snapshot)
-                write_status(self._scores_path, self._scores)
+                self._write()
                 failed = False
+            except StateLockedError as error:
+                self._refused = error
+                return
             except OSError as error:
                 # Readiness turns to no by itself while the file is old; the loop stops at its next save if it must.
                 if not failed:

@@ -73,6 +73,11 @@ class StatePaths:
         return self.root / "learner.json"
 
     @property
+    def epoch(self) -> Path:
+        """The number of the learner that may write here."""
+        return self.root / "epoch"
+
+    @property
     def processes(self) -> Path:
         """Where each server process says how to scrape it."""
         return self.root / "processes"

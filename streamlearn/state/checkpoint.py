@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ import structlog
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from streamlearn.errors import CheckpointError
+from streamlearn.errors import CheckpointError, StateError
 from streamlearn.records import Array, Offsets, TopicPartition
+from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
+from streamlearn.state.points import reached
 
 MAGIC = b"SLCKPT\x00\x01"
 _DIGEST_BYTES = 32
+_LAST = 1 << 63
 _log = structlog.get_logger(__name__)
 
 
@@ -40,6 +43,8 @@ class Checkpoint:
     arrays: Mapping[str, Array]
     extra: Mapping[str, Any]
     """JSON: counters, stream time, the model's spec."""
+    epoch: int = 0
+    """Of the learner that saved it (`state.fence`); 0 of one that knew no epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +74,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Files = DISK) -
         "step": checkpoint.step,
         "next_offsets": [[tp.topic, tp.partition, offset] for tp, offset in sorted(checkpoint.next_offsets.items())],
         "extra": checkpoint.extra,
+        "epoch": checkpoint.epoch,
     }
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     payload = save(arrays, metadata={"streamlearn": json.dumps(meta)})
     digest = hashlib.sha256(payload).digest()
-    write_whole(path_of(folder, checkpoint.step), [MAGIC, digest, payload], files)
+    reached("checkpoint", "begin")
+    write_whole(path_of(folder, checkpoint.step), [MAGIC, digest, payload], files, name="checkpoint")
+    reached("checkpoint", "end")
     return len(MAGIC) + _DIGEST_BYTES + len(payload)
 
 
@@ -93,13 +101,48 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(msg)
     try:
         arrays = load(payload)
-        header_bytes = int.from_bytes(payload[:8], "little")
-        meta = json.loads(json.loads(payload[8 : 8 + header_bytes])["__metadata__"]["streamlearn"])
+        meta = _meta(payload)
         next_offsets = {TopicPartition(str(t), int(p)): int(offset) for t, p, offset in meta["next_offsets"]}
-        return Checkpoint(int(meta["step"]), next_offsets, arrays, meta["extra"])
+        return Checkpoint(int(meta["step"]), next_offsets, arrays, meta["extra"], int(meta.get("epoch", 0)))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         msg = f"{path}: its digest fits, and yet it cannot be read: {error!r}"
         raise CheckpointError(msg) from error
+
+
+def _meta(payload: bytes) -> dict[str, Any]:
+    """The JSON part, of a payload that may end after its header."""
+    header_bytes = int.from_bytes(payload[:8], "little")
+    meta: dict[str, Any] = json.loads(json.loads(payload[8 : 8 + header_bytes])["__metadata__"]["streamlearn"])
+    return meta
+
+
+def _epoch_of(path: Path) -> int | None:
+    """Which learner saved it, by its header alone; None where that cannot be read."""
+    before = len(MAGIC) + _DIGEST_BYTES
+    try:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(before + 8)[before:], "little")
+            if header_bytes > path.stat().st_size:
+                return None
+            file.seek(before)
+            return int(_meta(file.read(8 + header_bytes)).get("epoch", 0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def newest_epoch(folder: Path) -> int:
+    """The largest epoch of a checkpoint here."""
+    return max((_epoch_of(path_of(folder, step)) or 0 for step in steps_in(folder)), default=0)
+
+
+def _by_age(folder: Path, steps: list[int], *, unreadable: int) -> list[int]:
+    """Steps in the order of their checkpoints, by learner, then by step; `unreadable` is the epoch of what is not.
+
+    A learner that was fenced off may have finished one late, of a larger step than its successor's.
+    """
+    epochs = {step: _epoch_of(path_of(folder, step)) for step in steps}
+    found = {step: unreadable if epoch is None else epoch for step, epoch in epochs.items()}
+    return sorted(steps, key=lambda step: (found[step], step))
 
 
 def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | None:
@@ -108,7 +151,8 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
     Raises:
         CheckpointError: there are checkpoints, and none of them is whole.
     """
-    steps = [step for step in steps_in(folder) if at_most is None or step <= at_most]
+    wanted = [step for step in steps_in(folder) if at_most is None or step <= at_most]
+    steps = _by_age(folder, wanted, unreadable=_LAST)  # to be found corrupt, and said
     for step in reversed(steps):
         path = path_of(folder, step)
         try:
@@ -137,14 +181,17 @@ class Saver:
         keep: int,
         on_saved: Callable[[Saved], None],
         clock: Callable[[], float] = time.time,
-        files: Files = DISK,
+        files: Files | None = None,
+        fence: Fence = NO_FENCE,
     ) -> None:
+        """Keep the newest `keep`. `fence` says whether we may still write, and is asked by default `files`."""
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        self._folder, self._keep, self._on_saved, self._clock, self._files = folder, keep, on_saved, clock, files
+        self._folder, self._keep, self._on_saved, self._clock = folder, keep, on_saved, clock
+        self._files, self._epoch = files or FencedFiles(fence), fence.epoch
         self._jobs: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
         self._busy = threading.Event()
-        self._error: OSError | None = None
+        self._error: OSError | StateError | None = None
         self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -158,6 +205,7 @@ class Saver:
 
         Raises:
             OSError: the save before failed; nothing newer than the last good checkpoint is on disk.
+            StateLockedError: another learner has taken over; nothing was written over what is its.
         """
         self._raise_pending()
         if self._busy.is_set():
@@ -200,12 +248,14 @@ class Saver:
         while (checkpoint := self._jobs.get()) is not None:
             started = time.monotonic()
             try:
-                size = save_checkpoint(self._folder, checkpoint, self._files)
-                for step in steps_in(self._folder)[: -self._keep]:
+                size = save_checkpoint(self._folder, replace(checkpoint, epoch=self._epoch), self._files)
+                reached("checkpoint-prune", "begin")
+                for step in _by_age(self._folder, steps_in(self._folder), unreadable=-1)[: -self._keep]:
                     self._files.remove(path_of(self._folder, step))
+                reached("checkpoint-prune", "end")
                 duration_s = time.monotonic() - started
                 self._on_saved(Saved(checkpoint.step, size, duration_s, self._clock(), checkpoint.next_offsets))
-            except OSError as error:
+            except (OSError, StateError) as error:
                 self._error = error
             finally:
                 del checkpoint

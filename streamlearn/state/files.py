@@ -9,6 +9,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from streamlearn.errors import StateError
+from streamlearn.state.points import reached
+
 Chunk = bytes | bytearray | memoryview
 
 
@@ -48,17 +51,22 @@ class Files:
 DISK = Files()
 
 
-def write_whole(path: Path, chunks: Iterable[Chunk], files: Files = DISK) -> None:
+def write_whole(path: Path, chunks: Iterable[Chunk], files: Files = DISK, *, name: str = "") -> None:
     """Write a file so that a crash at any instant leaves the old one or the new one, whole.
+
+    `name` is that of the operation in `points`.
 
     Raises:
         OSError: the old file still stands; what was written aside is removed.
+        StateError: the same, where `files` are fenced.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         files.write(aside, chunks)
+        reached(name, "written")
         files.replace(aside, path)
-    except OSError:
+        reached(name, "renamed")
+    except (OSError, StateError):
         aside.unlink(missing_ok=True)
         raise
     files.sync_folder(path.parent)

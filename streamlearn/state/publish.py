@@ -21,7 +21,9 @@ from safetensors.numpy import load_file, save
 
 from streamlearn.errors import StateError
 from streamlearn.records import Array
+from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
+from streamlearn.state.points import reached
 
 POINTER = "current.json"
 PIN = "pinned.safetensors"
@@ -52,17 +54,25 @@ class Publisher:
     """Writes teachers into a folder, and keeps some. Used by the learner alone."""
 
     def __init__(
-        self, folder: Path, *, keep: int, keep_history: int = 0, clock: Callable[[], float], files: Files = DISK
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        keep_history: int = 0,
+        clock: Callable[[], float],
+        files: Files | None = None,
+        fence: Fence = NO_FENCE,
     ) -> None:
         """Keep the newest `keep`, and besides `keep_history` older ones, as `thinned` chooses them.
 
         With the one that may be pinned, no more than `keep + keep_history + 1` teachers lie on disk between two
-        publications. `clock` gives seconds since the epoch.
+        publications. `clock` gives seconds since the epoch. `fence` says whether we may still write, and is asked by
+        default `files`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         self._folder, self._keep, self._keep_history = folder, keep, keep_history
-        self._clock, self._files = clock, files
+        self._clock, self._files, self._epoch = clock, files or FencedFiles(fence), fence.epoch
 
     def publish(self, step: int, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> PublishedModel:
         """Write the teacher of a step, point servers to it, and remove those that need not be kept.
@@ -73,15 +83,22 @@ class Publisher:
 
         Raises:
             OSError: the pointer still names the teacher before.
+            StateLockedError: another learner has taken over; nothing was written over what is its.
         """
         path = teacher_path(self._folder, step)
         published_at_s = self._clock()
-        header = {**metadata, "step": str(step), "published_at_s": repr(published_at_s)}
+        header = {**metadata, "step": str(step), "published_at_s": repr(published_at_s), "epoch": str(self._epoch)}
         whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        write_whole(path, [save(whole, metadata=header)], self._files)
+        reached("teacher", "begin")
+        write_whole(path, [save(whole, metadata=header)], self._files, name="teacher")
+        reached("teacher", "end")
         pointer = {"file": path.name, "step": step, "published_at_s": published_at_s, "metadata": header}
-        write_whole(self._folder / POINTER, [json.dumps(pointer).encode()], self._files)
+        reached("pointer", "begin")
+        write_whole(self._folder / POINTER, [json.dumps(pointer).encode()], self._files, name="pointer")
+        reached("pointer", "end")
+        reached("teacher-prune", "begin")
         self._remove_old(path)
+        reached("teacher-prune", "end")
         return PublishedModel(step, published_at_s, path, header)
 
     def _remove_old(self, newest: Path) -> None:
@@ -270,7 +287,7 @@ def _read_pointer(path: Path) -> PublishedModel:
             path.parent / Path(str(told["file"])).name,
             {str(key): str(value) for key, value in told["metadata"].items()},
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path}: wanted the pointer to a published teacher, got {error!r}"
         raise StateError(msg) from error
 
@@ -288,7 +305,7 @@ def _read_teacher(path: Path) -> PublishedModel:
         return PublishedModel(int(metadata["step"]), float(metadata["published_at_s"]), path, metadata)
     except FileNotFoundError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         msg = f"{path}: wanted a published teacher, got {error!r}"
         raise StateError(msg) from error
 
@@ -325,6 +342,6 @@ def _size_bytes(path: Path) -> int | None:
 def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
     try:
         told = json.loads(metadata.get(key, "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None

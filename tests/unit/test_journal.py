@@ -10,6 +10,7 @@ from streamlearn.errors import StateError
 from streamlearn.records import Offsets, TopicPartition
 from streamlearn.state import journal as module
 from streamlearn.state.journal import Journal, read_journal
+from streamlearn.testing import FaultyFiles
 
 A, B = TopicPartition("samples", 0), TopicPartition("labels", 1)
 
@@ -74,6 +75,15 @@ class TestAppending:
         journal.close()
 
         assert list(read_journal(tmp_path, 2)) == [(3, cut(3)), (4, {A: 999})]
+
+    def test_a_new_segment_is_in_its_folder_before_a_line_is_in_it(self, tmp_path: Path) -> None:
+        """Else a power cut takes the file, and with it lines that were synced."""
+        journal = Journal(tmp_path, max_bytes=1 << 20, files=FaultyFiles(fail_at=1))
+
+        with pytest.raises(OSError, match="sync_folder"):
+            journal.append(1, cut(1))
+
+        assert list(read_journal(tmp_path, 0)) == []
 
     def test_is_bounded_and_keeps_the_newest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Past `max_bytes` the oldest segments go (I6)."""

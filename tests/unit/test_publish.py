@@ -341,3 +341,11 @@ class TestHeader:
         """By name."""
         assert learned_offsets_of({"learned_offsets": '{"labels:0": 7}'}) == {"labels:0": 7}
         assert scores_of({"scores": '{"labels": 3, "ssl_gain": null}'}) == {"labels": 3, "ssl_gain": None}
+
+
+def test_a_pointer_nested_without_end_is_an_error_of_ours(tmp_path: Path) -> None:
+    """The watcher of a server goes on with the teacher that it has."""
+    (tmp_path / POINTER).write_bytes(b'{"step": ' + b"[" * 200_000)
+
+    with pytest.raises(StateError, match="wanted the pointer"):
+        PublishedDir(tmp_path).newest()

@@ -42,3 +42,11 @@ def test_what_cannot_be_read_counts_as_none(tmp_path: Path, content: bytes | Non
         path.write_bytes(content)
 
     assert read_status(path) is None
+
+
+def test_a_heartbeat_nested_without_end_is_none(tmp_path: Path) -> None:
+    """Whoever can write there must not end a server's thread: the parser recurses, and gives up in its own way."""
+    path = tmp_path / "learner.json"
+    path.write_bytes(b"[" * 200_000)
+
+    assert read_status(path) is None

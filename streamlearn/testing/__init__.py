@@ -1,0 +1,28 @@
+"""For tests of this package and of what is built on it: fakes here, and a harness that kills real processes.
+
+fakes      a log in memory, a clock by hand, a faulty disk, a crash on cue; all of them are named here as well
+soak       the harness: sends a stream, kills whoever takes part, demands that nothing is lost or learned twice
+plan       which faults, drawn from a seed         nursery    starts processes fast, by forking one that is warm
+producer   sends samples and labels over HTTP, and notes what was acknowledged
+damage     what a bad disk does to files           verify     reads the log alone, and says what must be learned
+"""
+
+from streamlearn.testing.fakes import (
+    FaultyFiles,
+    InjectedCrash,
+    ManualClock,
+    MemoryLog,
+    MemoryReader,
+    Operation,
+    lost_acknowledgement,
+)
+
+__all__ = [
+    "FaultyFiles",
+    "InjectedCrash",
+    "ManualClock",
+    "MemoryLog",
+    "MemoryReader",
+    "Operation",
+    "lost_acknowledgement",
+]

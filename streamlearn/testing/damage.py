@@ -1,0 +1,95 @@
+"""What a bad disk does to files of a state folder, while no learner runs: bits that flip, ends that are missing.
+
+Only where the promise holds all the same: a checkpoint while two older ones are whole, and lines of the journal that no
+checkpoint needs. Their steps are cut anew, and nobody who kept a copy of such a teacher will see it again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from random import Random
+
+from streamlearn.daemon.wiring import StatePaths
+from streamlearn.errors import CheckpointError
+from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+
+KINDS = ("checkpoint-bit", "checkpoint-end", "journal-bit", "journal-end", "journal-torn-line", "epoch-empty")
+LEAST_CHECKPOINTS = 3
+
+
+def damage(paths: StatePaths, kind: str, draw: Random) -> bool:
+    """Do it; False where there is nothing that may be damaged so."""
+    assert kind in KINDS, kind
+    if kind == "epoch-empty":
+        paths.epoch.write_bytes(b"")
+        return True
+    file, _, how = kind.partition("-")
+    if file == "checkpoint":
+        steps = _whole(paths.checkpoints)
+        if len(steps) < LEAST_CHECKPOINTS:
+            return False
+        path, spared_bytes = path_of(paths.checkpoints, steps[-1]), 0
+    else:
+        segments = sorted(paths.journal.glob("journal-*.log"))
+        if not segments:
+            return False
+        path, spared_bytes = segments[-1], _needed_bytes(segments[-1], _whole(paths.checkpoints))
+    if how == "torn-line":
+        with path.open("ab") as torn:
+            torn.write(b"0" * draw.randint(1, 40))
+        return True
+    size_bytes = path.stat().st_size
+    if size_bytes <= spared_bytes:
+        return False
+    at = draw.randrange(spared_bytes, size_bytes)
+    if how == "end":
+        os.truncate(path, at)
+    else:
+        _flip(path, at, draw)
+    return True
+
+
+def last_step(journal: Path) -> int:
+    """The last whole step of a journal that somebody may be writing to; 0 where there is none."""
+    for segment in sorted(journal.glob("journal-*.log"), reverse=True):
+        lines = _lines(segment)
+        if lines:
+            return lines[-1][0]
+    return 0
+
+
+def _whole(folder: Path) -> list[int]:
+    found = []
+    for step in steps_in(folder):
+        try:
+            load_checkpoint(path_of(folder, step))
+        except CheckpointError:
+            continue
+        found.append(step)
+    return found
+
+
+def _needed_bytes(segment: Path, steps: list[int]) -> int:
+    """Up to the last line that a checkpoint covers."""
+    newest = steps[-1] if steps else 0
+    return sum(size for step, size in _lines(segment) if step <= newest)
+
+
+def _lines(segment: Path) -> list[tuple[int, int]]:
+    """Step and bytes of each line, up to one that is not whole."""
+    found: list[tuple[int, int]] = []
+    for line in segment.read_bytes().splitlines(keepends=True):
+        step = line[10:].partition(b",")[0]
+        if not line.endswith(b"\n") or not step.isdigit():
+            break
+        found.append((int(step), len(line)))
+    return found
+
+
+def _flip(path: Path, at: int, draw: Random) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1 << draw.randrange(8)]))

@@ -1,0 +1,74 @@
+"""Which faults strike whom, and when: drawn from a seed, endless. Pure; `soak` carries them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from streamlearn.state.points import POINTS
+from streamlearn.testing.damage import KINDS
+
+Victim = Literal["learner", "server", "producer", "broker"]
+How = Literal["kill", "point", "term", "stop"]
+ONCE = ("epoch", "restore", "journal-cut", "replay", "dead-letters")
+"""Operations that a life passes once, or that are rare: only the first pass is waited for."""
+MOST_PASSES = 4
+EARLY_SHARE = 0.3
+DAMAGED_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong."""
+
+    victim: Victim
+    how: How
+    """SIGKILL at some time, SIGKILL at a named place, SIGTERM, or SIGSTOP and SIGCONT later."""
+    after_s: float = 0.0
+    """After the learner's first step in this life, or, where `early`, after its start."""
+    early: bool = False
+    for_s: float = 0.0
+    point: str = ""
+    nth: int = 1
+    damage: str | None = None
+    """To the state folder, while the learner is dead."""
+
+
+def draw_faults(seed: int, *, broker: bool = False) -> Iterator[Fault]:
+    """Faults for ever. Named places come in a shuffled round, so that each is met before any is met twice."""
+    draw = Random(f"faults/{seed}")  # noqa: S311 - a plan, no secret
+    points, damages = _rounds(POINTS, draw), _rounds(KINDS, draw)
+    choices: list[tuple[Victim, How]] = [
+        ("learner", "point"),
+        ("learner", "kill"),
+        ("server", "kill"),
+        ("producer", "kill"),
+        ("learner", "term"),
+        ("learner", "stop"),
+        ("server", "stop"),
+        ("producer", "stop"),
+        ("broker", "kill"),
+    ]
+    weights = [50, 25, 8, 6, 3, 3, 3, 2, 10 if broker else 0]
+    while True:
+        ((victim, how),) = draw.choices(choices, weights)
+        point = next(points) if how == "point" else ""
+        rare = point.partition(".")[0] in ONCE
+        dies = victim == "learner" and how in ("kill", "point")
+        yield Fault(
+            victim,
+            how,
+            after_s=draw.uniform(0.0, 0.5),
+            early=draw.random() < EARLY_SHARE,
+            for_s=draw.uniform(0.2, 1.5) if how == "stop" else 0.0,
+            point=point,
+            nth=1 if rare else draw.randint(1, MOST_PASSES),
+            damage=next(damages) if dies and draw.random() < DAMAGED_SHARE else None,
+        )
+
+
+def _rounds(names: tuple[str, ...], draw: Random) -> Iterator[str]:
+    while True:
+        yield from draw.sample(names, len(names))

@@ -1,0 +1,132 @@
+"""Sends samples and labels over HTTP as a careless client does, and notes what was acknowledged.
+
+Labels come late, early, twice, corrected; what was not acknowledged is now and then sent again, so the log holds some
+records twice under one id. A few samples bypass the server and cannot be read: they must become dead letters. What is
+sent is drawn from a seed; what a kill makes of it is not.
+
+A note is one line, written after the acknowledgement and before the next request: topic, partition, offset, id, class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import http.client
+import json
+import os
+import random
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from streamlearn.config import load_config
+from streamlearn.daemon.wiring import open_log
+from streamlearn.errors import LogUnavailableError
+from streamlearn.records import NewRecord
+
+TIMEOUT_S = 5.0
+LABEL_SHARE, EARLY, AGAIN, CORRECTED, UNREADABLE, RESENT = 0.5, 0.1, 0.1, 0.15, 0.01, 0.5
+"""Share of samples with a label; of these before the sample, twice, corrected; of samples: junk; of failures: again."""
+MEAN_DELAY_S = 0.7
+
+
+class Producer:
+    """One connection to one server, and the labels that are to be sent later."""
+
+    def __init__(self, port: int, notes: Path, *, seed: int, generation: int, features: int, classes: int) -> None:
+        """`generation` keeps the ids of each life apart."""
+        self._port, self._random = port, random.Random(f"{seed}/{generation}")  # noqa: S311 - a plan, no secret
+        self._prefix, self._features, self._classes = f"g{generation}", features, classes
+        self._notes = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        self._connection: http.client.HTTPConnection | None = None
+        self._due: list[tuple[float, int, str, int]] = []
+        self._sent = 0
+
+    def sample(self, now_s: float) -> None:
+        """Send the next sample, and plan its labels."""
+        draw, number = self._random, self._sent
+        self._sent += 1
+        name, truth = f"{self._prefix}-{number}", draw.randrange(self._classes)
+        if labelled := draw.random() < LABEL_SHARE:
+            if draw.random() < EARLY:
+                self._label(name, truth)
+            else:
+                self._plan(now_s, name, truth)
+        x = [round(draw.gauss(float(truth == feature), 1.0), 4) for feature in range(self._features)]
+        self._post("sample", {"id": name, "x": x})
+        if labelled and draw.random() < AGAIN:
+            self._plan(now_s, name, truth)
+        if labelled and draw.random() < CORRECTED:
+            self._plan(now_s, name, draw.randrange(self._classes))
+
+    def labels_due(self, now_s: float) -> None:
+        """Send those whose time has come."""
+        while self._due and self._due[0][0] <= now_s:
+            _, _, name, class_index = heapq.heappop(self._due)
+            self._label(name, class_index)
+
+    def _plan(self, now_s: float, name: str, class_index: int) -> None:
+        at_s = now_s + self._random.expovariate(1.0 / MEAN_DELAY_S)
+        heapq.heappush(self._due, (at_s, len(self._due), name, class_index))
+
+    def _label(self, name: str, class_index: int) -> None:
+        self._post("label", {"id": name, "label": class_index})
+
+    def _post(self, route: str, body: dict[str, Any]) -> None:
+        """Send; where it was not acknowledged, perhaps once more, as clients do who cannot know."""
+        if not self._try(route, body) and self._random.random() < RESENT:
+            self._try(route, body)
+
+    def _try(self, route: str, body: dict[str, Any]) -> bool:
+        try:
+            if self._connection is None:
+                self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_S)
+            headers = {"content-type": "application/json"}
+            self._connection.request("POST", f"/{route}", json.dumps(body), headers)
+            with self._connection.getresponse() as reply:
+                content = reply.read()
+        except (OSError, http.client.HTTPException):
+            self._drop()
+            return False
+        if reply.status != http.client.ACCEPTED:
+            assert reply.status in (429, 503), (reply.status, content)
+            return False
+        (told,) = json.loads(content)["items"]
+        place = told["position"]
+        line = f"{place['topic']} {place['partition']} {place['offset']} {body['id']} {body.get('label', -1)}\n"
+        os.write(self._notes, line.encode())
+        return True
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        time.sleep(0.01)
+
+
+def run(*arguments: str) -> None:
+    """Send samples and their labels for ever. Config, port, notes, samples a second, seed, generation."""
+    config, port, notes, rate, seed, generation = arguments
+    loaded = load_config(Path(config))
+    schema, topic = loaded.schema_.build(), loaded.log.topics.samples
+    producer = Producer(
+        int(port),
+        Path(notes),
+        seed=int(seed),
+        generation=int(generation),
+        features=schema.shape[0],
+        classes=len(schema.classes),
+    )
+    junk = random.Random(f"{seed}/{generation}/junk")  # noqa: S311
+    with closing(open_log(loaded)) as log:
+        next_s = time.monotonic()
+        while True:
+            now_s = time.monotonic()
+            producer.labels_due(now_s)
+            producer.sample(now_s)
+            if junk.random() < UNREADABLE:
+                with contextlib.suppress(LogUnavailableError):  # a foreign client that gives up
+                    log.append(topic, [NewRecord(b"junk-%d" % junk.getrandbits(48), b"{")], timeout_s=TIMEOUT_S)
+            next_s = max(next_s + 1.0 / float(rate), time.monotonic() - 0.1)
+            time.sleep(max(0.0, next_s - time.monotonic()))

@@ -1,0 +1,77 @@
+"""What a bad disk does: only where the promise holds all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from streamlearn.daemon.wiring import StatePaths
+from streamlearn.records import TopicPartition
+from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of, save_checkpoint
+from streamlearn.state.journal import Journal, read_journal
+from streamlearn.testing.damage import damage, last_step
+
+A = TopicPartition("samples", 0)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> StatePaths:
+    """Checkpoints of steps 2, 4 and 6, and a journal of 8 steps."""
+    paths = StatePaths(tmp_path)
+    paths.checkpoints.mkdir()
+    for step in (2, 4, 6):
+        save_checkpoint(paths.checkpoints, Checkpoint(step, {A: step}, {"w": np.ones(50)}, {}))
+    journal = Journal(paths.journal, max_bytes=1 << 20)
+    for step in range(1, 9):
+        journal.append(step, {A: step})
+    journal.close()
+    return paths
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["checkpoint-bit", "checkpoint-end"])
+def test_the_newest_checkpoint_is_not_whole_any_more(paths: StatePaths, kind: str, seed: int) -> None:
+    """The one before it is."""
+    assert damage(paths, kind, Random(seed))
+
+    found = load_newest(paths.checkpoints)
+    assert found is not None
+    assert found.step == 4
+
+
+def test_two_whole_checkpoints_are_left(paths: StatePaths) -> None:
+    """Or there would be nothing to fall back to."""
+    damage(paths, "checkpoint-bit", Random(1))
+
+    assert not damage(paths, "checkpoint-end", Random(1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["journal-bit", "journal-end"])
+def test_lines_that_a_checkpoint_covers_are_spared(paths: StatePaths, kind: str, seed: int) -> None:
+    """Later ones are not."""
+    assert damage(paths, kind, Random(seed))
+
+    assert [step for step, _ in read_journal(paths.journal, 0)] in ([*range(1, 7)], [*range(1, 8)])
+
+
+def test_a_torn_line_hides_none_before_it(paths: StatePaths) -> None:
+    """It is what a power cut leaves of a line."""
+    assert damage(paths, "journal-torn-line", Random(1))
+
+    assert last_step(paths.journal) == 8
+
+
+def test_an_empty_folder_cannot_be_damaged(tmp_path: Path) -> None:
+    """Nothing is there yet."""
+    assert not any(damage(StatePaths(tmp_path), kind, Random(1)) for kind in ("checkpoint-bit", "journal-end"))
+
+
+def test_a_damaged_checkpoint_is_no_file_less(paths: StatePaths) -> None:
+    """It is there, and wrong."""
+    damage(paths, "checkpoint-end", Random(1))
+
+    assert path_of(paths.checkpoints, 6).exists()

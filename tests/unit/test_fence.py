@@ -1,0 +1,252 @@
+"""The fence: the newest learner writes, an older one that wakes up does not, and what it wrote late is passed by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamlearn.errors import StateLockedError
+from streamlearn.records import TopicPartition
+from streamlearn.state.checkpoint import (
+    Checkpoint,
+    Saver,
+    load_newest,
+    path_of,
+    save_checkpoint,
+    steps_in,
+)
+from streamlearn.state.checkpoint import newest_epoch as newest_of_checkpoints
+from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
+from streamlearn.state.files import write_whole
+from streamlearn.state.journal import Journal, newest_epoch, read_journal
+from streamlearn.state.publish import POINTER, PublishedDir, Publisher
+
+A = TopicPartition("samples", 0)
+
+
+def checkpoint(step: int, epoch: int = 0) -> Checkpoint:
+    return Checkpoint(step, {A: step}, {"w": np.zeros(2, np.float32)}, {}, epoch)
+
+
+def saver(folder: Path, fence: Fence, keep: int = 9) -> Saver:
+    return Saver(folder, keep=keep, on_saved=lambda _: None, fence=fence)
+
+
+def two_learners(folder: Path) -> tuple[Fence, Fence]:
+    """The older one's fence, and its successor's."""
+    return Fence.take(folder / "epoch"), Fence.take(folder / "epoch")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class TestEpoch:
+    def test_each_learner_takes_a_larger_one(self, tmp_path: Path) -> None:
+        """From 1 on."""
+        assert [Fence.take(tmp_path / "epoch").epoch for _ in range(3)] == [1, 2, 3]
+
+    @pytest.mark.parametrize("damage", [b"", b"\x00\x00", None])
+    def test_grows_though_its_file_is_lost(self, tmp_path: Path, damage: bytes | None) -> None:
+        """By what is known otherwise."""
+        path = tmp_path / "epoch"
+        Fence.take(path)
+        path.unlink() if damage is None else path.write_bytes(damage)
+
+        assert Fence.take(path, after=7).epoch == 8
+
+    def test_the_newest_may_write(self, tmp_path: Path) -> None:
+        """However many there were."""
+        _, newer = two_learners(tmp_path)
+
+        newer.check()
+
+    def test_an_older_one_may_not(self, tmp_path: Path) -> None:
+        """And is told who may; the error ends it with exit code 3."""
+        older, _ = two_learners(tmp_path)
+
+        with pytest.raises(StateLockedError, match=r"epoch 2.*epoch 1") as caught:
+            older.check()
+        assert caught.value.exit_code == 3
+
+    def test_who_has_no_fence_may_write(self) -> None:
+        """Tools that work where no learner runs."""
+        NO_FENCE.check()
+
+
+class TestAnOlderLearner:
+    def test_replaces_nothing(self, tmp_path: Path) -> None:
+        """The old file stands, and nothing is left aside."""
+        older, _ = two_learners(tmp_path)
+        path = tmp_path / "state.bin"
+        path.write_bytes(b"old")
+        before = content(tmp_path)
+
+        with pytest.raises(StateLockedError):
+            write_whole(path, [b"new"], FencedFiles(older))
+
+        assert content(tmp_path) == before
+
+    def test_learns_after_a_rename_that_it_was_late(self, tmp_path: Path) -> None:
+        """Taken over between the look and the rename: it is told at once, and does not go on."""
+
+        class TakenOver(FencedFiles):
+            def write(self, path: Path, chunks: object) -> None:
+                path.write_bytes(b"new")
+
+        class Late(Fence):
+            looks = 0
+
+            def check(self) -> None:
+                self.looks += 1
+                if self.looks == 2:
+                    Fence.take(tmp_path / "epoch")
+                super().check()
+
+        late = Late(tmp_path / "epoch", Fence.take(tmp_path / "epoch").epoch)
+
+        with pytest.raises(StateLockedError):
+            write_whole(tmp_path / "state.bin", [b"new"], TakenOver(late))
+
+    def test_removes_nothing(self, tmp_path: Path) -> None:
+        """Not even what it finds too old."""
+        older, _ = two_learners(tmp_path)
+
+        with pytest.raises(StateLockedError):
+            FencedFiles(older).remove(tmp_path / "epoch")
+        assert (tmp_path / "epoch").exists()
+
+    def test_saves_no_checkpoint(self, tmp_path: Path) -> None:
+        """The saver's thread hands the error to the loop."""
+        older, _ = two_learners(tmp_path)
+        saving = saver(tmp_path / "checkpoints", older)
+        before = content(tmp_path)
+
+        saving.submit(checkpoint(5))
+        with pytest.raises(StateLockedError):
+            saving.wait(10.0)
+
+        assert content(tmp_path) == before
+        saving.close(10.0)
+
+    def test_publishes_no_teacher(self, tmp_path: Path) -> None:
+        """Neither file nor pointer."""
+        older, newer = two_learners(tmp_path)
+        folder = tmp_path / "published"
+        Publisher(folder, keep=2, clock=lambda: 1.0, fence=newer).publish(3, {"w": np.zeros(1)}, {})
+        before = content(folder)
+
+        with pytest.raises(StateLockedError):
+            Publisher(folder, keep=2, clock=lambda: 2.0, fence=older).publish(4, {"w": np.zeros(1)}, {})
+
+        assert content(folder) == before
+
+    @pytest.mark.parametrize("do", [lambda j: j.append(2, {A: 2}), Journal.sync, lambda j: j.cut_after(0)])
+    def test_changes_no_journal(self, tmp_path: Path, do: Callable[[Journal], None]) -> None:
+        """`sync` too says that it was taken over: the ledger's flush comes after it."""
+        older = Fence.take(tmp_path / "epoch")
+        journal = Journal(tmp_path / "journal", max_bytes=1 << 20, fence=older)
+        journal.append(1, {A: 1})
+        newer = Fence.take(tmp_path / "epoch")
+        before = content(tmp_path)
+
+        with pytest.raises(StateLockedError):
+            do(journal)
+
+        assert newer.epoch == 2
+        assert content(tmp_path) == before
+        journal.close()
+
+
+class TestWhatCameLate:
+    def test_a_line_of_an_older_learner_is_passed_by(self, tmp_path: Path) -> None:
+        """It was stopped between the look and the write; its successor has cut that step otherwise."""
+        older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
+        older.append(1, {A: 8})
+        newer.cut_after(1)
+        newer.append(2, {A: 16})
+        older.append(3, {A: 99})
+        older.append(7, {A: 99})
+        newer.append(3, {A: 24})
+
+        assert list(read_journal(tmp_path, 0)) == [(1, {A: 8}), (2, {A: 16}), (3, {A: 24})]
+
+    def test_cutting_keeps_what_comes_after_such_a_line(self, tmp_path: Path) -> None:
+        """Its step number says nothing."""
+        older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
+        newer.append(1, {A: 8})
+        older.append(9, {A: 99})
+        newer.append(2, {A: 16})
+
+        Journal(tmp_path, max_bytes=1 << 20).cut_after(2)
+
+        assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2]
+
+    def test_a_checkpoint_of_an_older_learner_is_not_the_newest(self, tmp_path: Path) -> None:
+        """However large its step."""
+        for saved in (checkpoint(90, 2), checkpoint(100, 1)):
+            save_checkpoint(tmp_path, saved)
+
+        found = load_newest(tmp_path)
+
+        assert found is not None
+        assert (found.step, found.epoch) == (90, 2)
+
+    def test_it_is_the_first_to_be_removed(self, tmp_path: Path) -> None:
+        """A save makes room at the old end."""
+        for saved in (checkpoint(90, 2), checkpoint(100, 1)):
+            save_checkpoint(tmp_path, saved)
+
+        saving = saver(tmp_path, Fence(epoch=2), keep=2)
+        saving.submit(checkpoint(95))
+        saving.close(10.0)
+
+        assert steps_in(tmp_path) == [90, 95]
+
+    def test_one_whose_header_is_gone_is_found_corrupt_first(self, tmp_path: Path) -> None:
+        """Rather than passed by in silence."""
+        for saved in (checkpoint(1, 1), checkpoint(2, 1)):
+            save_checkpoint(tmp_path, saved)
+        path_of(tmp_path, 2).write_bytes(b"short")
+
+        found = load_newest(tmp_path)
+
+        assert found is not None
+        assert found.step == 1
+        assert len(list(tmp_path.glob("*.corrupt"))) == 1
+
+
+class TestWhatIsWritten:
+    def test_a_checkpoint_names_its_learner(self, tmp_path: Path) -> None:
+        """The saver puts it in."""
+        saving = saver(tmp_path, Fence(epoch=4))
+        saving.submit(checkpoint(1))
+        saving.close(10.0)
+
+        assert newest_of_checkpoints(tmp_path) == 4
+
+    def test_a_teacher_and_its_pointer_name_their_learner(self, tmp_path: Path) -> None:
+        """In the header."""
+        Publisher(tmp_path, keep=2, clock=lambda: 1.0, fence=Fence(epoch=4)).publish(1, {"w": np.zeros(1)}, {})
+
+        newest = PublishedDir(tmp_path).newest()
+        assert newest is not None
+        assert newest.metadata["epoch"] == "4"
+        assert b'"epoch": "4"' in (tmp_path / POINTER).read_bytes()
+
+    def test_a_journal_names_its_learner(self, tmp_path: Path) -> None:
+        """Line by line."""
+        journal = Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=4))
+        journal.append(1, {A: 1})
+
+        assert newest_epoch(tmp_path) == 4
+        journal.close()
+
+    def test_a_journal_of_before_there_were_epochs_is_read(self, tmp_path: Path) -> None:
+        """Its lines have two fields."""
+        (tmp_path / "journal-000000000001.log").write_bytes(b'c87f1f90 [1,[["samples",0,8]]]\n')
+
+        assert list(read_journal(tmp_path, 0)) == [(1, {A: 8})]

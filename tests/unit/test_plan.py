@@ -1,0 +1,40 @@
+"""Which faults come: the same for a seed, of every kind, at every place."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from streamlearn.state.points import POINTS
+from streamlearn.testing.damage import KINDS
+from streamlearn.testing.plan import Fault, draw_faults
+
+
+def faults(seed: int, count: int, *, broker: bool = False) -> list[Fault]:
+    return list(islice(draw_faults(seed, broker=broker), count))
+
+
+def test_a_seed_gives_the_same_faults() -> None:
+    """And another one gives others."""
+    assert faults(1, 50) == faults(1, 50)
+    assert faults(1, 50) != faults(2, 50)
+
+
+def test_every_place_is_met_before_any_is_met_twice() -> None:
+    """A shuffled round."""
+    points = [fault.point for fault in faults(1, 200) if fault.how == "point"][: len(POINTS)]
+
+    assert sorted(points) == sorted(POINTS)
+
+
+def test_only_a_dead_learner_is_damaged() -> None:
+    """A file that changes under a live process is another promise."""
+    damaged = [fault for fault in faults(1, 1000) if fault.damage]
+
+    assert {fault.damage for fault in damaged} == set(KINDS)
+    assert all(fault.victim == "learner" and fault.how in ("kill", "point") for fault in damaged)
+
+
+def test_a_broker_is_struck_only_where_there_is_one() -> None:
+    """An embedded log has none."""
+    assert not any(fault.victim == "broker" for fault in faults(1, 300))
+    assert any(fault.victim == "broker" for fault in faults(1, 300, broker=True))
