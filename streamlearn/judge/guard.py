@@ -53,6 +53,8 @@ LEAST_GAIN_PAIRS = 100
 
 _WEIGHT_PAUSE = 5
 """The consistency weight comes back so many times more slowly than the learning rate, which all learning needs."""
+_WELL_AGAIN = 1.5
+"""A suspected collapse is over at so many times the entropy at which it began, so that noise does not end it."""
 _REMEDIES = 2
 """Remedies in a row before what they do not change is accepted."""
 _FAR, _FAR_BEYOND_USUAL = 0.7, 2.0
@@ -293,7 +295,10 @@ class Guard:
         if entropy is None or of_labels is None or signals.updates < self._settings.keep_good_every_steps:
             return False
         possible = self._memory.best_entropy if of_twin is None else of_twin
-        return entropy < self._settings.entropy_ratio * min(of_labels, possible)
+        ratio = self._settings.entropy_ratio
+        if self._state is State.SUSPECT:
+            ratio = min(1.0, _WELL_AGAIN * ratio)
+        return entropy < ratio * min(of_labels, possible)
 
     def _exploded(self, signals: Signals) -> bool:
         """Not before the first copy: until then the distance has no usual value, it grows from zero."""
@@ -369,7 +374,11 @@ class Guard:
         """The twin knows the newest labels; a copy is a teacher that was seen to be well."""
         if self._twin_is_well(signals) and (twin_first or not self._has_copy):
             return Action.ADOPT_TWIN
-        return Action.ROLL_BACK if self._has_copy else Action.NONE
+        if self._has_copy:
+            return Action.ROLL_BACK
+        # A collapse is one beside the twin: where there is nothing else, an ill twin is still the better of the two.
+        beside_twin = "collapsed" in self._reasons and signals.twin_probe_entropy is not None
+        return Action.ADOPT_TWIN if beside_twin else Action.NONE
 
     def _twin_is_well(self, signals: Signals) -> bool:
         of_twin, of_labels = signals.twin_probe_entropy, signals.probe_label_entropy

@@ -69,7 +69,8 @@ class Codec:
     ) -> None:
         assert payload in ("json", "raw", "npy", "image"), payload
         self.schema = schema
-        self._takes_any_name = unknown_class != "refuse"
+        self.takes_any_name = unknown_class != "refuse"
+        """Whether a label may name a class that the schema does not have."""
         self.payload = cast(Payload, payload)
         self.max_record_bytes = max_record_bytes
         self._tensors = Tensors(schema)
@@ -199,7 +200,7 @@ class Codec:
         try:
             return self._class_index(value), None
         except RecordError:
-            if not self._takes_any_name or not isinstance(value, str) or not value.strip() or _is_number(value):
+            if not self.takes_any_name or not isinstance(value, str) or not value.strip() or _is_number(value):
                 raise
             return UNLABELLED, _text(value, "label")
 

@@ -24,6 +24,8 @@ from streamlearn.records import Array, Schema
 Payload: TypeAlias = Literal["json", "raw", "npy", "image"]
 
 _NPY_HEADER_BYTES = 4096
+MAX_JPEG_SCANS = 100
+"""Each is a pass over all pixels and may be 14 bytes long: 4 MB of them would keep a core busy for half a minute."""
 _PAYLOAD_OF_TYPE: dict[str, Payload] = {
     "application/json": "json",
     "application/octet-stream": "raw",
@@ -230,6 +232,9 @@ def _open_image(body: bytes, wanted: tuple[int, int]) -> Image.Image:
     if body[:8] == b"\x89PNG\r\n\x1a\n":
         return PngImagePlugin.PngImageFile(file)
     if body[:3] == b"\xff\xd8\xff":
+        # In coded data FF is followed by 00, so this counts the scans; a thumbnail's own are a few more.
+        if (scans := body.count(b"\xff\xda")) > MAX_JPEG_SCANS:
+            raise RecordError("bad_image", f"expected a JPEG of at most {MAX_JPEG_SCANS} scans, got {scans}")
         return JpegImagePlugin.JpegImageFile(file)
     if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
         # The decoder allocates the canvas, up to two gigabytes of it, as soon as it is made.

@@ -30,6 +30,8 @@ BODIES_IN_FLIGHT = 8
 """Bodies of the largest size that may be held at once; beyond so many bytes requests get 429."""
 INLINE_BYTES = 1 << 16
 """Larger bodies are decoded in a thread, so that small requests do not wait behind them."""
+LARGE_AT_ONCE = 2
+"""So many of those are decoded at once: JSON may cost forty times its bytes while it is taken apart."""
 
 _NPY_HEADER_BYTES = 512
 """So far into a .npy body its shape is looked for."""
@@ -66,6 +68,7 @@ class Bodies:
         self._codec, self._schema, self._metrics = codec, codec.schema, metrics
         self._max_bytes, self._max_items, self._timeout_s = max_bytes, max_items, timeout_s
         self._held = 0
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
@@ -111,7 +114,8 @@ class Bodies:
         """Run a decoder of `body`, beside the event loop where the body is large."""
         if len(body) <= INLINE_BYTES:
             return decode()
-        return await run_in_threadpool(decode)
+        async with self._large:
+            return await run_in_threadpool(decode)
 
     # POST /predict
 

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import hmac
 import re
+import string
 import time
 import uuid
 from enum import StrEnum
+from urllib.parse import quote_from_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -75,6 +77,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        _make_ascii(scope)
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
@@ -123,6 +126,13 @@ class Edge:
             return set()
         matches = [hmac.compare_digest(given.strip(), token) for token, _ in self._grants]
         return set().union(*(roles for (_, roles), match in zip(self._grants, matches, strict=True) if match))
+
+
+def _make_ascii(scope: Scope) -> None:
+    """Percent-encode what a client should have: httptools refuses raw bytes, other servers hand them on to fail on."""
+    query: bytes = scope["query_string"]
+    if not query.isascii():
+        scope["query_string"] = quote_from_bytes(query, safe=string.printable).encode()
 
 
 _UNAUTHORISED = RequestError(

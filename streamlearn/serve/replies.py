@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from streamlearn.errors import StreamlearnError
 from streamlearn.serve.failures import RequestError, from_domain
@@ -20,10 +20,11 @@ from streamlearn.serve.failures import RequestError, from_domain
 log = structlog.get_logger()
 
 
-class JsonReply(Response):
-    """A JSON body. float32 arrays are written with the digits that read back as the same float32."""
+class JsonReply(JSONResponse):
+    """A JSON body. float32 arrays are written with the digits that read back as the same float32.
 
-    media_type = "application/json"
+    A `JSONResponse` by descent, since FastAPI describes any other reply as a string in OpenAPI.
+    """
 
     def render(self, content: Any) -> bytes:
         """The body's bytes."""

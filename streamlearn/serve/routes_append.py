@@ -21,6 +21,7 @@ def add_append_routes(
     router: APIRouter, parts: ServerParts, settings: ServeSettings, *, bodies: Bodies, inlet: Inlet
 ) -> None:
     """Add the two routes."""
+    most = settings.max_instances
 
     @router.post(
         "/label",
@@ -28,7 +29,7 @@ def add_append_routes(
         summary="Say what samples were",
         response_model=AppendReply,
         responses=responses(*_STATUSES),
-        openapi_extra=label_body(parts.schema),
+        openapi_extra=label_body(parts.schema, most=most, any_name=parts.codec.takes_any_name),
         tags=["learn"],
     )
     async def label(request: Request) -> Response:
@@ -44,7 +45,7 @@ def add_append_routes(
         summary="Hand in samples to learn from",
         response_model=AppendReply,
         responses=responses(*_STATUSES),
-        openapi_extra=sample_body(parts.schema),
+        openapi_extra=sample_body(parts.schema, most=most),
         tags=["learn"],
     )
     async def sample(

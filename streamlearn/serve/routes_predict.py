@@ -113,7 +113,7 @@ def add_predict_route(
         summary="Predict samples",
         response_model=PredictReply,
         responses=responses(404, 408, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=predict_body(parts.schema),
+        openapi_extra=predict_body(parts.schema, most=settings.max_instances),
         tags=["predict"],
     )
     async def predict(

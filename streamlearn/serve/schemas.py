@@ -6,15 +6,20 @@ time. The tests hold real replies to them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from streamlearn.log.codec import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
 from streamlearn.records import Schema
 
 LARGEST_EXAMPLE = 1024
 """Numbers in an example; a larger sample is shown as a binary body only."""
+LARGEST_EXACT = 2**53
+"""An integer that every JSON parser reads as it was written; larger ones are taken, and not promised."""
+LISTED_CLASSES = 100
+"""More of them are not listed by name."""
 
 
 class _Shape(BaseModel):
@@ -279,11 +284,26 @@ def _example(schema: Schema) -> list[Any]:
 
 
 def _tensor(schema: Schema) -> dict[str, Any]:
+    """Numbers that the dtype holds, nested as the shape is, or flat."""
+    if schema.dtype.kind == "f":
+        floats = np.finfo(cast(Any, schema.dtype))
+        number = {"type": "number", "minimum": float(floats.min), "maximum": float(floats.max)}
+    else:
+        integers = np.iinfo(cast(Any, schema.dtype))
+        number = {"type": "integer", "minimum": int(integers.min), "maximum": int(integers.max)}
+    nested = number
+    for size in reversed(schema.shape):
+        nested = _list(nested, size, size)
+    count = int(np.prod(schema.shape))
+    forms = {"anyOf": [nested, _list(number, count, count)]} if len(schema.shape) > 1 else nested
     return {
-        "type": "array",
-        "items": {},
-        "description": f"Numbers nested as {schema.shape}, or flat with as many; {schema.dtype} takes them exactly.",
+        "description": f"Numbers nested as {schema.shape}, or flat with as many; {schema.dtype} takes them.",
+        **forms,
     }
+
+
+def _list(items: dict[str, Any], least: int, most: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
 
 
 def _body(json_schema: dict[str, Any], examples: dict[str, Any], binary: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -298,8 +318,30 @@ def _object(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[
     return {"type": "object", "properties": properties, "additionalProperties": False, **wanted}
 
 
-_ID = {"type": ["string", "integer"], "description": "Text of 1 to 512 bytes, or an integer."}
-_TIME = {"type": ["number", "string"], "description": "Seconds since the epoch, or ISO 8601 with a zone."}
+_ID = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES},
+        {"type": "integer", "minimum": -LARGEST_EXACT, "maximum": LARGEST_EXACT},
+    ],
+    "description": f"Text of 1 to {MAX_ID_BYTES} bytes, or an integer.",
+}
+_TIME = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "exclusiveMaximum": MAX_TIME_S},
+        {"type": "string", "format": "date-time"},
+    ],
+    "description": "Seconds since the epoch, or ISO 8601 with a zone.",
+}
+_TEXT = {"type": "string", "maxLength": MAX_TEXT_BYTES}
+
+
+def _class_of(schema: Schema, description: str, *, any_name: bool = False) -> dict[str, Any]:
+    """A class by name or by index; the names are listed where they are few, and all there can be."""
+    name: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_BYTES}
+    if not any_name and len(schema.classes) <= LISTED_CLASSES:
+        name = {"type": "string", "enum": list(schema.classes)}
+    index = {"type": "integer", "minimum": 0, "maximum": len(schema.classes) - 1}
+    return {"anyOf": [name, index], "description": description}
 
 
 def _binary(schema: Schema) -> tuple[str, ...]:
@@ -307,13 +349,13 @@ def _binary(schema: Schema) -> tuple[str, ...]:
     return ("application/octet-stream", "application/x-npy", *(("image/*",) if image else ()))
 
 
-def predict_body(schema: Schema) -> dict[str, Any]:
-    """OpenAPI of the body of POST /predict."""
-    ids = {"type": "array", "items": _ID}
+def predict_body(schema: Schema, *, most: int) -> dict[str, Any]:
+    """OpenAPI of the body of POST /predict, of at most so many samples."""
+    ids = _list(_ID, 1, most)
     forms = [
         _object({"x": _tensor(schema), "id": _ID, "learn": {"type": "boolean"}}, ("x",)),
         _object(
-            {"instances": {"type": "array", "items": _tensor(schema)}, "ids": ids, "learn": {"type": "boolean"}},
+            {"instances": _list(_tensor(schema), 1, most), "ids": ids, "learn": {"type": "boolean"}},
             ("instances",),
         ),
         _object({"ids": ids}, ("ids",)),
@@ -330,11 +372,11 @@ def predict_body(schema: Schema) -> dict[str, Any]:
     return _body({"oneOf": forms}, examples, _binary(schema))
 
 
-def label_body(schema: Schema) -> dict[str, Any]:
-    """OpenAPI of the body of POST /label."""
-    label = {"type": ["string", "integer"], "description": "The class by name, or by index."}
-    one = _object({"id": _ID, "label": label, "time": _TIME, "source": {"type": "string"}}, ("id", "label"))
-    many = _object({"labels": {"type": "array", "items": one}}, ("labels",))
+def label_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
+    """OpenAPI of the body of POST /label, of at most so many; with `any_name`, also of classes that are not known."""
+    label = _class_of(schema, "The class by name, or by index.", any_name=any_name)
+    one = _object({"id": _ID, "label": label, "time": _TIME, "source": _TEXT}, ("id", "label"))
+    many = _object({"labels": _list(one, 1, most)}, ("labels",))
     first, last = schema.classes[0], schema.classes[-1]
     examples = {
         "one": {"id": "invoice-7", "label": first},
@@ -344,12 +386,12 @@ def label_body(schema: Schema) -> dict[str, Any]:
     return _body({"oneOf": [one, many]}, examples)
 
 
-def sample_body(schema: Schema) -> dict[str, Any]:
-    """OpenAPI of the body of POST /sample."""
-    label = {"type": ["string", "integer"], "description": "The class, where it is known already."}
-    fields = {"id": _ID, "x": _tensor(schema), "label": label, "time": _TIME, "domain": {"type": "string"}}
+def sample_body(schema: Schema, *, most: int) -> dict[str, Any]:
+    """OpenAPI of the body of POST /sample, of at most so many."""
+    label = _class_of(schema, "The class, where it is known already.")
+    fields = {"id": _ID, "x": _tensor(schema), "label": label, "time": _TIME, "domain": _TEXT}
     one = _object(fields, ("x",))
-    many = _object({"samples": {"type": "array", "items": one}}, ("samples",))
+    many = _object({"samples": _list(one, 1, most)}, ("samples",))
     examples: dict[str, Any] = {}
     if int(np.prod(schema.shape)) <= LARGEST_EXAMPLE:
         x = _example(schema)
@@ -359,5 +401,5 @@ def sample_body(schema: Schema) -> dict[str, Any]:
 
 def rollback_body() -> dict[str, Any]:
     """OpenAPI of the body of POST /model/rollback."""
-    version = {"type": "integer", "minimum": 0, "description": "One of GET /models."}
+    version = {"type": "integer", "minimum": 0, "maximum": LARGEST_EXACT, "description": "One of GET /models."}
     return _body(_object({"version": version}, ("version",)), {"one": {"version": 1200}})

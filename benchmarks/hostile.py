@@ -1,0 +1,346 @@
+"""Streams that want to ruin the model: how many end with a server at chance, while the same labels alone teach more?
+
+Each run is a whole learner on a whole stream: the real loop, guard on, and at the end the teacher that a server loads
+from the published folder, against the twin, which learned the same labelled rows without consistency. Chance is the
+share of the largest class among held-out samples, of the classes that had labels, plus three standard errors.
+
+    class-sorted    one class at a time, its labels too
+    one-class       a quarter as usual, then nothing but one class
+    wrong-labels    40 % of the labels say another class
+    no-labels       labels end, and 50,000 samples come without any
+    nan-burst       NaN in binary and null in JSON, in a row; nothing but dead letters may come of it
+    wild-burst      finite floats of 1e30, with labels, that overflow inside a network without a normaliser
+    drifted-units   floats of 1e15, with labels: finite everywhere, and the end of plain running statistics
+    constant        a quarter as usual, then one and the same input with the labels of what it should have been
+
+each as configured by default, with a consistency weight a hundred times too heavy (`heavy`, and `heavy-kl`, whose
+gradient has no bound), and with a learning rate thirty times too hot (`hot`). The same streams again with the guard off
+show what it is worth. 3 % of the samples get a label, 500 samples later.
+
+Prediction, written before the first run: none served at chance with the guard; without it, a third of the heavy runs of
+`no-labels`, `class-sorted` and `constant`, and no others, since a hot learning rate ruins the twin as well.
+
+Run: python benchmarks/hostile.py [--quick] [--seeds N] [--first-seed N] [--jobs N] [--stream NAME ...]
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from offline import Data, Event, Learning, accuracy, chance, in_pool, published, read, run
+from rich.console import Console
+from rich.table import Table
+
+from streamlearn.pipeline import Parts, StepReport
+
+LABEL_SHARE, DELAY, WRONG_SHARE = 0.03, 500, 0.4
+BURST, RUN_LENGTH = 500, 2000
+LENGTH, DROUGHT = 30_000, 50_000
+QUICK_LENGTH, QUICK_DROUGHT = 15_000, 20_000
+LOOK_EVERY_STEPS = 25
+"""Between two looks of ours at the served teacher."""
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """In samples."""
+
+    whole: int
+    drought: int
+
+
+def _usual(data: Data, rng: Rng, count: int, *, share: float = LABEL_SHARE) -> Iterator[Event]:
+    """Samples as they come, a share of them labelled."""
+    for _ in range(count):
+        row = int(rng.integers(len(data.y)))
+        yield _event(data, rng, row, share=share)
+
+
+def _event(data: Data, rng: Rng, row: int, *, share: float = LABEL_SHARE) -> Event:
+    y = int(data.y[row])
+    return Event(data.x[row], y, y if rng.random() < share else None, DELAY)
+
+
+def class_sorted(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
+    """One class after the other, and round again."""
+    for turn in range(max(lengths.whole // RUN_LENGTH, data.classes)):
+        rows = np.flatnonzero(data.y == turn % data.classes)
+        for row in rng.choice(rows, RUN_LENGTH):
+            yield _event(data, rng, int(row))
+
+
+def one_class(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
+    """After a quarter nothing but the last class."""
+    yield from _usual(data, rng, lengths.whole // 4)
+    rows = np.flatnonzero(data.y == data.classes - 1)
+    for row in rng.choice(rows, lengths.whole - lengths.whole // 4):
+        yield _event(data, rng, int(row))
+
+
+def wrong_labels(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
+    """As usual, but for what the labels say."""
+    for event in _usual(data, rng, lengths.whole):
+        wrong = event.label is not None and rng.random() < WRONG_SHARE
+        other = (event.true_class + int(rng.integers(1, data.classes))) % data.classes
+        yield event._replace(label=other) if wrong else event
+
+
+def no_labels(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
+    """As usual, then no label until the end."""
+    yield from _usual(data, rng, QUICK_LENGTH // 2)
+    yield from _usual(data, rng, lengths.drought, share=0.0)
+
+
+def nan_burst(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
+    """Records that are no samples: NaN and infinity in binary, null in what should be binary."""
+    width = data.x.shape[1]
+    null = json.dumps({"x": [None] * width}).encode()
+    kinds = (np.full(width, np.nan, "<f4").tobytes(), np.full(width, np.inf, "<f4").tobytes(), null)
+    for number, event in enumerate(_usual(data, rng, lengths.whole)):
+        yield event._replace(x=kinds[number % 3]) if _in_burst(number, lengths) else event
+
+
+def wild_burst(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
+    """Every feature 1e30, of either sign."""
+    return _with_burst(data, rng, lengths, 1e30)
+
+
+def drifted_units(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
+    """Every feature 1e15, of either sign."""
+    return _with_burst(data, rng, lengths, 1e15)
+
+
+def _with_burst(data: Data, rng: Rng, lengths: Lengths, size: float) -> Iterator[Event]:
+    for number, event in enumerate(_usual(data, rng, lengths.whole)):
+        wild = (size * rng.choice([-1.0, 1.0], data.x.shape[1])).astype(np.float32)
+        yield event._replace(x=wild) if _in_burst(number, lengths) else event
+
+
+def _in_burst(number: int, lengths: Lengths) -> bool:
+    return 0 <= number - lengths.whole // 2 < BURST
+
+
+def constant(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
+    """A sensor that is stuck, while the world goes on."""
+    stuck = np.full(data.x.shape[1], data.x.mean(), np.float32)
+    for number, event in enumerate(_usual(data, rng, lengths.whole)):
+        yield event if number < lengths.whole // 4 else event._replace(x=stuck)
+
+
+Scenario = Callable[[Data, Rng, Lengths], Iterator[Event]]
+STREAMS: Mapping[str, Scenario] = {
+    "class-sorted": class_sorted,
+    "one-class": one_class,
+    "wrong-labels": wrong_labels,
+    "no-labels": no_labels,
+    "nan-burst": nan_burst,
+    "wild-burst": wild_burst,
+    "drifted-units": drifted_units,
+    "constant": constant,
+}
+CONDITIONS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "heavy": {"consistency_weight": 300.0},
+    "heavy-kl": {"consistency": "kl", "consistency_weight": 300.0},
+    "hot": {"learning_rate": 0.1},
+}
+ELSEWHERE = {
+    "moons": ("class-sorted", "wild-burst", "drifted-units"),
+    "shuttle": ("no-labels", "constant"),
+}
+"""The streams that other data sets than digits are sent as."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run to make."""
+
+    data: str
+    stream: str
+    condition: str
+    seed: int
+    guard: bool
+    lengths: Lengths
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Accuracies on held-out samples of the classes that had labels."""
+
+    served: float
+    """0 where nothing was published yet."""
+    twin: float
+    chance: float
+    served_step: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run has come to."""
+
+    case: Case
+    seen: Seen
+    """At the end."""
+    step: int
+    skipped_steps: int
+    longest_at_chance: int
+    """Samples in a row during which the served teacher was at chance while the twin was above it."""
+    actions: dict[str, int]
+    """Of the guard."""
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the server ends at chance while the labels alone have taught more."""
+        return self.seen.twin > self.seen.chance >= self.seen.served
+
+    @property
+    def mended(self) -> bool:
+        """Whether the guard has changed weights."""
+        return bool(self.actions["roll_back"] or self.actions["adopt_twin"])
+
+
+class Looking:
+    """Looks at the served teacher while the stream runs, and at the end."""
+
+    def __init__(self, data: Data, fresh: int) -> None:
+        self._data, self._fresh = data, fresh
+        self._at_chance = self.longest_at_chance = 0
+        self.skipped_steps = 0
+        self._labelled: set[int] = set()
+
+    def __call__(self, parts: Parts, report: StepReport, folder: Path) -> None:
+        """After each step."""
+        self._labelled |= {arrival.class_index for arrival in report.arrivals if arrival.example is not None}
+        self.skipped_steps += parts.learner.health().skipped_in_a_row > 0
+        if report.step % LOOK_EVERY_STEPS or not self._labelled or published(folder, self._data.schema) is None:
+            return
+        seen = self.compare(parts, folder)
+        behind = seen.twin > seen.chance >= seen.served
+        self._at_chance = self._at_chance + LOOK_EVERY_STEPS * self._fresh if behind else 0
+        self.longest_at_chance = max(self.longest_at_chance, self._at_chance)
+
+    def compare(self, parts: Parts, folder: Path) -> Seen:
+        """Served teacher and twin on the held-out samples of classes that had labels."""
+        data = self._data
+        asked = np.isin(data.test_y, sorted(self._labelled))
+        x, y = data.test_x[asked], data.test_y[asked]
+        served, twin_B = published(folder, data.schema), parts.learner.classify(x).twin_B
+        assert twin_B is not None
+        right = 0.0 if served is None else accuracy(served.probabilities(x).argmax(axis=1), y)
+        return Seen(right, accuracy(twin_B, y), chance(y), 0 if served is None else served.step)
+
+
+def play(case: Case) -> Result:
+    """One learner on one stream."""
+    data, rng = read(case.data, case.seed), np.random.default_rng((case.seed, 11))
+    settings = {"guard": {"on": case.guard}, "learn": CONDITIONS[case.condition]}
+    learning = Learning(data, case.seed, settings=settings)
+    looking = Looking(data, learning.fresh)
+    with run(learning, STREAMS[case.stream](data, rng, case.lengths), looking) as (parts, folder):
+        accounts = parts.accounts
+        if case.stream == "nan-burst":
+            assert accounts.samples_dead_lettered == BURST, accounts
+        return Result(
+            case=case,
+            seen=looking.compare(parts, folder),
+            step=parts.learner.step,
+            skipped_steps=looking.skipped_steps,
+            longest_at_chance=looking.longest_at_chance,
+            actions=parts.guarding.report()["guard"]["actions"],
+        )
+
+
+def cases(seeds: Sequence[int], lengths: Lengths, streams: Sequence[str], *, guards: Sequence[bool]) -> list[Case]:
+    """All runs."""
+    sent = [("digits", stream) for stream in STREAMS]
+    sent += [(data, stream) for data, some in ELSEWHERE.items() for stream in some]
+    return [
+        Case(data, stream, condition, seed, guard, lengths)
+        for guard, seed, (data, stream), condition in itertools.product(guards, seeds, sent, CONDITIONS)
+        if stream in streams
+    ]
+
+
+def table(results: Sequence[Result]) -> Table:
+    """A row for each stream and condition: means over seeds with the guard, and without it at the end."""
+    shown = Table(
+        "data", "stream", "condition", "chance", "served", "twin", "at chance", "longest", "skipped", "actions"
+    )
+    shown.add_column("served, no guard")
+    grouped: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        case = result.case
+        grouped.setdefault((case.data, case.stream, case.condition), []).append(result)
+    for key in sorted(grouped):
+        on = [result for result in grouped[key] if result.case.guard]
+        off = [result for result in grouped[key] if not result.case.guard]
+        actions = {name: sum(result.actions[name] for result in on) for name in on[0].actions if name != "keep_good"}
+        shown.add_row(
+            *key,
+            f"{np.mean([result.seen.chance for result in on]):.3f}",
+            f"{np.mean([result.seen.served for result in on]):.3f}",
+            f"{np.mean([result.seen.twin for result in on]):.3f}",
+            f"{sum(result.at_chance for result in on)} of {len(on)}",
+            str(max(result.longest_at_chance for result in on)),
+            f"{np.mean([result.skipped_steps / result.step for result in on]):.1%}",
+            " ".join(f"{name} {count}" for name, count in actions.items() if count) or "-",
+            f"{np.mean([result.seen.served for result in off]):.3f} ({sum(result.at_chance for result in off)})"
+            if off
+            else "-",
+        )
+    return shown
+
+
+def summary(results: Sequence[Result], *, both: bool) -> dict[str, Any]:
+    """The last line."""
+    on = [result for result in results if result.case.guard]
+    off = [result for result in results if not result.case.guard]
+    figures: dict[str, Any] = {
+        "runs": len(on),
+        "served_at_chance": sum(result.at_chance for result in on),
+        "runs_mended": sum(result.mended for result in on),
+        "twin_at_chance_too": sum(result.seen.twin <= result.seen.chance for result in on),
+        "largest_loss_to_twin": round(max(result.seen.twin - result.seen.served for result in on), 4),
+        "longest_at_chance_samples": max(result.longest_at_chance for result in on),
+    }
+    if both:
+        figures["served_at_chance_without_guard"] = sum(result.at_chance for result in off)
+        figures["largest_loss_to_twin_without_guard"] = round(
+            max(result.seen.twin - result.seen.served for result in off), 4
+        )
+    return figures
+
+
+def main() -> None:
+    """Print a table, and one JSON line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, shorter streams, and no run without the guard")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--stream", choices=sorted(STREAMS), action="append", help="all, if left out")
+    options = parser.parse_args()
+    seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
+    lengths = Lengths(QUICK_LENGTH, QUICK_DROUGHT) if options.quick else Lengths(LENGTH, DROUGHT)
+    guards = [True] if options.quick else [True, False]
+
+    results = list(in_pool(play, cases(seeds, lengths, options.stream or list(STREAMS), guards=guards), options.jobs))
+    Console(width=180).print(table(results))
+    for result in results:
+        if result.at_chance and result.case.guard:
+            print("at chance:", asdict(result))
+    print(json.dumps(summary(results, both=not options.quick)))
+
+
+if __name__ == "__main__":
+    main()

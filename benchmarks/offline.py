@@ -1,0 +1,232 @@
+"""The whole learner on a stream in memory: the daemon's own loop, and the teacher that a server would really load.
+
+What `hostile.py` and `drift.py` share: small data sets as tables, a stream as events, one run. Nothing is stood in for
+but the broker, by the package's own log in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import multiprocessing
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import harness  # noqa: F401 - sets how OpenMP waits, before torch is loaded
+import numpy as np
+import numpy.typing as npt
+import structlog
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from streamlearn.config import Config, load_config
+from streamlearn.daemon.learning import learn
+from streamlearn.daemon.wiring import StatePaths, make_topics
+from streamlearn.log.codec import Codec
+from streamlearn.pipeline import Parts, StepReport
+from streamlearn.records import NewRecord, Schema
+from streamlearn.serve.predictor import LoadedModel
+from streamlearn.serve.predictor import load as load_published
+from streamlearn.simulate.datasets import Classes, load
+from streamlearn.state.publish import PublishedDir
+from streamlearn.testing import MemoryLog
+
+START_MS = 1_700_000_000_000
+PUBLISH_EVERY_S = 0.25
+_NEVER_S = 3600.0
+_TEST_SHARE = 0.3
+_MOST_TEST = 1500
+_APPEND_RECORDS = 2000
+
+CaseT = TypeVar("CaseT")
+ResultT = TypeVar("ResultT")
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples x (N, F) with their classes y (N,), and a part held out; `scale` makes inputs about one."""
+
+    name: str
+    x: Floats
+    y: Classes
+    test_x: Floats
+    test_y: Classes
+    classes: int
+    scale: float
+    normalise: bool
+
+    @property
+    def schema(self) -> Schema:
+        """Of its records."""
+        return Schema(self.x.shape[1:], self.x.dtype, tuple(map(str, range(self.classes))))
+
+
+def read(name: str, seed: int) -> Data:
+    """A data set as a table, with a held-out part that is drawn anew for each seed.
+
+    Raises:
+        ConfigError: its library is not installed.
+    """
+    if name == "segments":
+        x, y = _segments()
+    else:
+        loaded = load(name)
+        x, y = np.asarray(loaded.x, np.float64), loaded.y
+        if loaded.test_x is not None and loaded.test_y is not None:
+            x, y = np.concatenate([x, loaded.test_x]), np.concatenate([y, loaded.test_y])
+    order = np.random.default_rng((seed, 7)).permutation(len(x))
+    held_out = min(_MOST_TEST, round(_TEST_SHARE * len(x)))
+    test, train = order[:held_out], order[held_out:]
+    flat = x.reshape(len(x), -1).astype(np.float32)
+    pixels = name == "digits"
+    return Data(
+        name, flat[train], y[train], flat[test], y[test], int(y.max()) + 1, 1 / 16 if pixels else 1.0, not pixels
+    )
+
+
+def _segments() -> tuple[npt.NDArray[np.float64], Classes]:
+    from river.datasets import ImageSegments  # noqa: PLC0415
+
+    rows = list(ImageSegments())
+    names = sorted({label for _, label in rows})
+    x = np.array([list(features.values()) for features, _ in rows])
+    return x, np.array([names.index(label) for _, label in rows], np.int64)
+
+
+class Event(NamedTuple):
+    """One sample of a stream."""
+
+    x: Floats | bytes
+    """(F,), or the bytes of a record that is no sample."""
+    true_class: int
+    label: int | None
+    """What the learner is told, `delay` samples later; None is nothing."""
+    delay: int
+
+
+Hook = Callable[[Parts, StepReport, Path], None]
+"""Is called after each step in the learner's thread, with the state folder, and must change nothing."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How to learn: the daemon's defaults but for what is here, scaled to short streams and a small network."""
+
+    data: Data
+    seed: int
+    fresh: int = 64
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Tables that win over everything else."""
+
+    def config(self, folder: Path) -> Config:
+        """Micro-batches close by count alone, and nothing is saved before the end."""
+        data = self.data
+        tables: dict[str, dict[str, Any]] = {
+            "schema": {
+                "shape": list(data.x.shape[1:]),
+                "dtype": "float32",
+                "classes": data.classes,
+                "payload": "raw",
+                "scale": data.scale,
+            },
+            "model": {"factory": "mlp", "options": {"hidden": [64, 64]}, "normalise": data.normalise},
+            "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
+            "batch": {"fresh": self.fresh, "max_age_s": _NEVER_S, "merge_wait_s": 60.0},
+            "labels": {"wanted_rows": 0, "memory_rows": 1000},
+            "state": {"dir": folder, "checkpoint_every_s": _NEVER_S, "publish_every_s": PUBLISH_EVERY_S},
+            "metrics": {"port": 0},
+        }
+        for table, given in self.settings.items():
+            tables[table] = tables.get(table, {}) | dict(given)
+        return load_config(None, overrides=tables, environ={})
+
+
+def published(folder: Path, schema: Schema) -> LoadedModel | None:
+    """The teacher that a server would answer by now, loaded as a server does."""
+    newest = PublishedDir(StatePaths(folder).published).newest()
+    return None if newest is None else load_published(newest, schema)
+
+
+@contextlib.contextmanager
+def run(learning: Learning, events: Iterator[Event], hook: Hook) -> Iterator[tuple[Parts, Path]]:
+    """Learn all of a stream; what is left of the learner, and its state folder, which is gone afterwards."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    last: list[Parts] = []
+    with tempfile.TemporaryDirectory(prefix="bench-offline-") as name:
+        folder = Path(name)
+        config = learning.config(folder)
+        log = MemoryLog()
+        make_topics(log, config)
+        _write(log, config, events)
+
+        def watching(parts: Parts, report: StepReport) -> None:
+            last[:] = [parts]
+            hook(parts, report, folder)
+
+        learn(config, threading.Event(), until_end=True, opened=log, watching=watching)
+        yield last[0], folder
+
+
+def _write(log: MemoryLog, config: Config, events: Iterator[Event]) -> None:
+    """All records of a stream, a millisecond apart, each label stamped like the sample that it follows."""
+    codec, topics = Codec(config.schema_.build()), config.log.topics
+    schema, labels, total = config.schema_.build(), [], 0
+    samples: list[NewRecord] = []
+    for number, event in enumerate(events):
+        total = number + 1
+        if event.label is not None:
+            labels.append((number + event.delay, number, event.label))
+        x = np.zeros(schema.shape, np.float32) if isinstance(event.x, bytes) else event.x
+        record = codec.encode_sample(
+            str(number), x, payload="raw", true_label=event.true_class, timestamp_ms=START_MS + number
+        )
+        if isinstance(event.x, bytes):
+            kind = b"application/json" if event.x.startswith(b"{") else b"application/octet-stream"
+            record = replace(record, value=event.x, headers=(("content-type", kind),))
+        samples.append(record)
+    due = sorted(labels)
+    records = [
+        codec.encode_label(str(number), label, timestamp_ms=START_MS + at) for at, number, label in due if at < total
+    ]
+    for topic, written in ((topics.samples, samples), (topics.labels, records)):
+        for first in range(0, len(written), _APPEND_RECORDS):
+            log.append(topic, written[first : first + _APPEND_RECORDS])
+
+
+def accuracy(classes_B: npt.NDArray[np.int64], true_B: Classes) -> float:
+    """Share of the same."""
+    return float((classes_B == true_B).mean())
+
+
+def chance(true_B: Classes) -> float:
+    """Share of the largest class, and three standard errors of such a share."""
+    largest = float(np.bincount(true_B).max() / len(true_B))
+    return largest + 3.0 * math.sqrt(largest * (1.0 - largest) / len(true_B))
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """Of the values that are there."""
+    there = [value for value in values if value is not None]
+    return float(np.median(there)) if there else None
+
+
+def in_pool(play: Callable[[CaseT], ResultT], wanted: Sequence[CaseT], jobs: int) -> Iterator[ResultT]:
+    """Each case in a process of a pool, with a bar on stderr; in the order in which they end."""
+    context = multiprocessing.get_context("spawn")
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=Console(stderr=True)) as progress,
+        ProcessPoolExecutor(jobs, mp_context=context) as pool,
+    ):
+        bar = progress.add_task("streams", total=len(wanted))
+        for done in as_completed([pool.submit(play, case) for case in wanted]):
+            yield done.result()
+            progress.advance(bar)

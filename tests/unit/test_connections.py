@@ -1,0 +1,216 @@
+"""Connections over a real socket: what is no HTTP, what is too large, and who is too slow."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fuzzing import NUMBERS, damaged
+from served import Served, X
+from sockets import all_of, connected, exchange, serving
+from support import ask
+
+from streamlearn.daemon.connections import Limits, limits_of_process
+from streamlearn.serve import schemas
+
+LIMITS = Limits(max_header_bytes=4096, header_timeout_s=0.4, linger_s=0.3, write_timeout_s=0.5, max_connections=20)
+LIVE = b"GET /health/live HTTP/1.1\r\nhost: a\r\n"
+CLOSE = b"connection: close\r\n\r\n"
+LABEL = json.dumps({"id": "a", "label": "cat"}).encode()
+
+
+def post(path: str, *lines: str) -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "host: a", "content-type: application/json", *lines, "", ""]).encode()
+
+
+def error_in(reply: bytes, status: int, code: str) -> None:
+    """Hold a raw reply to the one error shape."""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), reply[:200]
+    assert b"content-type: application/json" in head.lower()
+    told = schemas.Error.model_validate_json(body).error
+    assert told.code == code
+    assert told.request_id is not None
+    assert told.request_id.encode() in head
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    found = Served(tmp_path_factory.mktemp("served"), timeout_s=0.4)
+    found.publish(7)
+    return found
+
+
+@pytest.fixture(scope="module")
+def port(served: Served) -> Iterator[int]:
+    with serving(served.app, LIMITS, timeout_keep_alive=1) as found:
+        yield found
+
+
+class TestWhatIsNoRequest:
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            b"GET\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+            b"CONNECT a:443 HTTP/1.1\r\n\r\n",
+            b"GET /\xff HTTP/1.1\r\n\r\n",
+            b"GET /nowhere?\xc2\xfd HTTP/1.1\r\n\r\n",
+            post("/label", "content-length: 5", "transfer-encoding: chunked"),
+            b"\x00" * 100,
+        ],
+    )
+    def test_is_answered_with_400_in_the_one_shape(self, port: int, sent: bytes) -> None:
+        """TLS, noise, two lengths that contradict each other, methods of proxies: the connection ends."""
+        error_in(exchange(port, sent), 400, "bad_request")
+
+    def test_an_upgrade_is_answered_as_if_it_had_not_been_asked_for(self, port: int) -> None:
+        """There are no websockets here."""
+        reply = exchange(port, LIVE + b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n")
+
+        assert reply.startswith(b"HTTP/1.1 200 ")
+
+    def test_noise_never_takes_the_server_down(
+        self, port: int, served: Served, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Valid requests, damaged: each connection ends in time, with HTTP or with nothing; no error is logged."""
+        rng = random.Random(20261124)
+        valid = [LIVE + CLOSE, post("/label", f"content-length: {len(LABEL)}", "connection: close") + LABEL]
+        for _ in range(30):
+            sent = damaged(rng, rng.choice(valid)).replace(b"host", rng.choice(NUMBERS).encode())
+            reply = exchange(port, sent)
+            assert reply == b"" or reply.startswith(b"HTTP/1.1 "), reply[:100]
+            assert not reply.startswith(b"HTTP/1.1 500"), (sent, reply)
+
+        assert ask(f"http://127.0.0.1:{port}/health/live")[0] == 200
+        assert [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == []
+
+
+class TestSizes:
+    @pytest.mark.parametrize("ended", [True, False])
+    def test_headers_past_the_bound_get_431(self, port: int, ended: bool) -> None:
+        """Whether they end or not, many or one."""
+        error_in(exchange(port, LIVE + b"x: " + b"y" * 5000 + b"\r\n\r\n" * ended), 431, "headers_too_large")
+        error_in(exchange(port, LIVE + b"x: y\r\n" * 800 + b"\r\n" * ended), 431, "headers_too_large")
+
+    def test_a_long_url_counts_too(self, port: int) -> None:
+        """It is kept whole until it ends."""
+        error_in(exchange(port, b"GET /" + b"x" * 5000), 431, "headers_too_large")
+
+    def test_headers_within_it_are_taken(self, port: int) -> None:
+        """Nearly as many as may be."""
+        assert exchange(port, LIVE + b"x: " + b"y" * 3800 + b"\r\n" + CLOSE).startswith(b"HTTP/1.1 200 ")
+
+    @pytest.mark.parametrize("piece", [b"x: y\r\n", b"x" * 1000])
+    def test_trailers_without_end_end_the_connection(self, port: int, piece: bytes) -> None:
+        """A parser would collect them for ever."""
+        started = time.monotonic()
+        sent = post("/label", "transfer-encoding: chunked") + b"1\r\n{\r\n0\r\n"
+
+        exchange(port, sent, *[piece] * 2000)
+
+        assert time.monotonic() - started < 5.0
+
+    def test_a_body_in_chunks_of_one_byte_is_taken(self, port: int) -> None:
+        """Six bytes for each are the most that honest chunks cost."""
+        chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in LABEL + b" " * 2000) + b"0\r\n\r\n"
+
+        reply = exchange(port, post("/label", "transfer-encoding: chunked", "connection: close") + chunks)
+
+        assert reply.startswith(b"HTTP/1.1 202 ")
+
+
+class TestSlowClients:
+    @pytest.mark.parametrize("sent", [b"", b"GET", LIVE, LIVE + b"x: y"])
+    def test_a_header_that_does_not_end_in_time_ends_the_connection(self, port: int, sent: bytes) -> None:
+        """With 408 where something came; who has said nothing is told nothing."""
+        started = time.monotonic()
+        reply = exchange(port, sent)
+
+        assert 0.3 < time.monotonic() - started < 3.0
+        if sent:
+            error_in(reply, 408, "request_timeout")
+        else:
+            assert reply == b""
+
+    def test_one_byte_at_a_time_wins_no_time(self, port: int) -> None:
+        """The classic: each byte in time, the request never."""
+        started = time.monotonic()
+
+        reply = exchange(port, *[bytes([byte]) for byte in LIVE * 3], pause_s=0.05)
+
+        assert time.monotonic() - started < 3.0 + 0.05 * len(LIVE * 3)
+        assert reply == b"" or reply.startswith(b"HTTP/1.1 408 ")
+
+    def test_a_second_request_has_as_little_time(self, port: int) -> None:
+        """The bound is for each request, not for the first."""
+        with connected(port) as client:
+            client.sendall(LIVE + b"\r\n")
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            started = time.monotonic()
+            client.sendall(b"GET /hea")
+
+            assert b"HTTP/1.1 408 " in all_of(client)
+            assert time.monotonic() - started < 3.0
+
+    def test_a_slow_body_gets_408(self, port: int) -> None:
+        """`serve.timeout_s` for all of it, however it drips."""
+        reply = exchange(port, post("/label", "content-length: 100"), *[b" "] * 12, pause_s=0.1)
+
+        error_in(reply, 408, "body_timeout")
+
+    def test_a_body_that_goes_on_after_its_answer_ends_the_connection(self, port: int) -> None:
+        """A route that reads no body, or refused it, waits for none."""
+        started = time.monotonic()
+
+        reply = exchange(port, post("/nowhere", "content-length: 100000"), *[b" "] * 20, pause_s=0.1)
+
+        assert time.monotonic() - started < 4.0
+        assert reply == b"" or reply.startswith(b"HTTP/1.1 404 ")
+
+    def test_who_does_not_read_the_answers_is_let_go(self, tmp_path: Path) -> None:
+        """Else a closed connection waits for its client, with all that was to be written; here it has the one place."""
+        other = Served(tmp_path)
+        with serving(other.app, replace(LIMITS, max_connections=1)) as port, connected(port) as client:
+            client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n" * 600)
+            time.sleep(0.2)
+            error_in(exchange(port), 503, "too_many_connections")
+            time.sleep(3.0)
+
+            assert exchange(port, LIVE + CLOSE).startswith(b"HTTP/1.1 200 ")
+
+
+class TestNumbers:
+    def test_more_connections_than_may_be_get_503_at_once(self, served: Served, tmp_path: Path) -> None:
+        """And there is room again when one ends."""
+        other = Served(tmp_path)
+        limits = Limits(max_connections=3, header_timeout_s=30.0)
+        with serving(other.app, limits) as port, ExitStack() as held:
+            clients = [held.enter_context(connected(port)) for _ in range(3)]
+            time.sleep(0.2)
+            error_in(exchange(port), 503, "too_many_connections")
+            clients[0].close()
+            time.sleep(0.2)
+
+            assert exchange(port, LIVE + CLOSE).startswith(b"HTTP/1.1 200 ")
+
+    def test_fewer_where_the_process_may_open_few_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Else accept fails, for the metrics and the log as well."""
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (512, 512))
+
+        assert limits_of_process().max_connections == 256
+
+    def test_a_prediction_still_fits_through(self, port: int) -> None:
+        """The bounds are no obstacle to who is honest."""
+        status, told = ask(f"http://127.0.0.1:{port}/predict", {"instances": [X] * 8})
+
+        assert (status, len(told["predictions"])) == (200, 8)

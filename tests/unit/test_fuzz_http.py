@@ -1,0 +1,156 @@
+"""Hostile requests in numbers, in process and over a socket: each is answered as documented, and all add up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fuzzing import Reply, Request, ask, request
+from served import FLOATS, IMAGES, Served, X, store
+
+from streamlearn.records import Schema
+from streamlearn.serve import schemas
+from streamlearn.serve.bodies import LARGE_AT_ONCE, Bodies
+
+SEED, COUNT = 20261124, 1500
+TOKENS = {"predict_token": "ask", "label_token": "tell", "admin_token": "rule"}
+MOST_S = 5.0
+"""For one request, its waits included: the server is told to wait 0.05 s at most."""
+
+
+class Attacked:
+    """A server with everything that its routes need, and what it answered."""
+
+    def __init__(self, folder: Path, schema: Schema) -> None:
+        self.served = Served(folder, schema, timeout_s=0.05, **TOKENS)
+        self.served.publish(7)
+        if schema is FLOATS:
+            store(self.served, "sample-1", X, label=1)
+        self.documented = self._documented()
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.appended = 0
+
+    def _documented(self) -> dict[tuple[str, str], set[int]]:
+        paths = self.served.app.openapi()["paths"]
+        return {
+            (method.upper(), path): {int(status) for status in operation["responses"]}
+            for path, operations in paths.items()
+            for method, operation in operations.items()
+        }
+
+    def statuses(self, sent: Request) -> set[int]:
+        """What OpenAPI says of the route; anywhere else, that there is no such thing, or no token."""
+        path = sent.path
+        for prefix in ("/label/", "/sample/"):
+            if path.startswith(prefix) and path != "/label/wanted":
+                path = prefix + "{sample_id}"
+        found = self.documented.get((sent.method, path))
+        return found if found is not None else {200, 401, 403, 404, 405}
+
+    def check(self, sent: Request, reply: Reply) -> None:
+        """Hold one answer to what is promised of all."""
+        assert reply.status in self.statuses(sent), reply
+        assert reply.status != 500, reply
+        assert reply.headers.get("x-request-id")
+        if reply.status >= 400 and not sent.path.startswith("/health/ready"):
+            assert reply.headers["content-type"] == "application/json"
+            if sent.method != "HEAD":
+                told = schemas.Error.model_validate_json(reply.body).error
+                assert told.request_id == reply.headers["x-request-id"]
+        self.answers[sent.method, reply.status] += 1
+        if reply.status == 202:
+            items = schemas.AppendReply.model_validate_json(reply.body).items
+            self.appended += sum(item.position is not None for item in items)
+        if reply.status == 200 and sent.path == "/predict":
+            told = schemas.PredictReply.model_validate_json(reply.body)
+            self.appended += sum(one.position is not None for one in told.predictions)
+
+    async def attack(self, seed: int, count: int) -> None:
+        """Send so many requests, one after the other."""
+        async with self.served.app.router.lifespan_context(self.served.app):
+            for number in range(count):
+                sent = request(seed, number, self.served.codec)
+                started = time.monotonic()
+                try:
+                    self.check(sent, await asyncio.wait_for(ask(self.served.app, sent), MOST_S))
+                except BaseException as error:
+                    error.add_note(f"request({seed}, {number}): {sent.method} {sent.path!r} {sent.query[:200]!r}")
+                    raise
+                assert time.monotonic() - started < MOST_S
+
+
+@pytest.fixture(scope="module", params=[FLOATS, IMAGES], ids=["floats", "images"])
+def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
+    """After all requests."""
+    found = Attacked(tmp_path_factory.mktemp("attacked"), request.param)
+    asyncio.run(found.attack(SEED, COUNT))
+    return found
+
+
+def test_every_request_is_answered_as_documented(attacked: Attacked) -> None:
+    """In the one error shape, with its id, never 500, in bounded time."""
+    assert sum(attacked.answers.values()) == COUNT
+
+
+def test_the_fuzzer_is_let_in_and_turned_away(attacked: Attacked) -> None:
+    """Else it would show little."""
+    statuses = {status for _, status in attacked.answers}
+
+    assert {200, 202, 401, 403, 404, 405, 413, 415, 422, 503} <= statuses
+
+
+def test_what_was_acknowledged_is_in_the_log_and_nothing_else(attacked: Attacked) -> None:
+    """One record for each position that a reply gave."""
+    records = [record for topic in ("clicks", "truths") for record in attacked.served.records(topic)]
+
+    assert len(records) == attacked.appended > 0
+
+
+def test_what_was_acknowledged_can_be_read(attacked: Attacked) -> None:
+    """Nothing that HTTP lets in becomes a dead letter."""
+    for record in attacked.served.records("clicks"):
+        attacked.served.codec.decode_sample(record)
+    for record in attacked.served.records("truths"):
+        attacked.served.codec.decode_label(record)
+
+
+def test_every_request_is_counted(attacked: Attacked) -> None:
+    """The metrics have as many as were sent, by method and status, and no route of a client's making."""
+    told: Counter[str] = Counter()
+    for line in attacked.served.metrics.text().splitlines():
+        if line.startswith("streamlearn_http_request_duration_seconds_count"):
+            labels, count = line.split("} ")
+            told[labels.partition('status="')[2].partition('"')[0]] += int(float(count))
+            assert labels.count('"') == 6, line
+
+    sent: Counter[str] = Counter()
+    for (_, status), count in attacked.answers.items():
+        sent[str(status)] += count
+    assert told == sent
+
+
+def test_no_more_than_two_large_bodies_are_decoded_at_once(tmp_path: Path) -> None:
+    """JSON costs many times its bytes while it is taken apart; the rest wait their turn."""
+    served = Served(tmp_path)
+    running, most, lock = 0, 0, threading.Lock()
+
+    def decode() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+
+    async def all_at_once() -> None:
+        bodies = Bodies(served.codec, served.metrics, max_bytes=1 << 20, max_items=8, timeout_s=1.0)
+        await asyncio.gather(*(bodies.decoded(bytes(1 << 17), decode) for _ in range(8)))
+
+    asyncio.run(all_at_once())
+
+    assert most == LARGE_AT_ONCE

@@ -1,0 +1,115 @@
+"""The API against what it says of itself: schemathesis makes requests out of /openapi.json and checks every reply.
+
+Positive data obeys the schema and must be taken; negative data breaks it and must be refused. Besides: no 500, only
+documented statuses, content types and shapes, no route without its token, and no method that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+from served import Served, X, store
+from sockets import serving
+from support import ask
+
+schemathesis = pytest.importorskip("schemathesis", reason="one of the test dependencies")
+from schemathesis import GenerationMode  # noqa: E402
+
+TOKENS = {"predict_token": "ask", "label_token": "tell", "admin_token": "rule"}
+ADMIN = {"Authorization": "Bearer rule"}
+EXAMPLES = 15
+ROUTES = [
+    ("POST", "/predict"),
+    ("POST", "/label"),
+    ("POST", "/sample"),
+    ("GET", "/label/wanted"),
+    ("GET", "/label/{sample_id}"),
+    ("GET", "/sample/{sample_id}"),
+    ("GET", "/model"),
+    ("GET", "/score"),
+    ("GET", "/metrics"),
+    ("GET", "/models"),
+    ("POST", "/model/rollback"),
+    ("POST", "/model/promote"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+]
+
+
+@dataclass(frozen=True)
+class Api:
+    """What the server says of itself, and where it is."""
+
+    schema: Any
+    url: str
+
+    def check(self, method: str, path: str, mode: Any) -> None:
+        """Make requests for one route, and hold each reply to all checks."""
+
+        @seed(20261124)
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(self.schema[path][method].as_strategy(generation_mode=mode))
+        def run(case: Any) -> None:
+            assume(mode is GenerationMode.NEGATIVE or is_sensible(case))
+            case.call_and_validate(self.url, headers=ADMIN)
+
+        run()
+
+
+def is_sensible(case: Any) -> bool:
+    """Whether a body that obeys the schema also obeys what JSON Schema cannot say; what does not may be refused."""
+    body = case.body
+    if {"after", "id"} & (case.query or {}).keys():
+        return False  # a topic of this server; ids of a binary body
+    if not isinstance(body, dict):
+        return case.media_type is None  # a tensor has its size
+    if "version" in body:
+        return isinstance(body["version"], int)  # to JSON Schema 1.0 is an integer as well
+    items = [body, *body.get("labels", ()), *body.get("samples", ())]
+    ids, instances = body.get("ids"), body.get("instances")
+    return (
+        (ids is None or instances is None or len(ids) == len(set(map(str, ids))) == len(instances))
+        and not any(isinstance(item.get("time"), str) for item in items)  # may be before 1970
+        and not any(isinstance(item.get(name), float) for item in items for name in ("id", "label"))
+        and not any(isinstance(name, float) for name in ids or ())
+        and all(len(text.encode()) <= 256 for item in items for text in item.values() if isinstance(text, str))
+    )
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    served = Served(tmp_path_factory.mktemp("served"), timeout_s=0.05, max_instances=3, **TOKENS)
+    served.publish(7)
+    store(served, "invoice-7", X, label=1)  # the id of the examples
+    with serving(served.app) as port:
+        url = f"http://127.0.0.1:{port}"
+        yield Api(schemathesis.openapi.from_dict(ask(f"{url}/openapi.json", headers=ADMIN)[1]), url)
+
+
+def test_every_route_is_tried(api: Api) -> None:
+    """A new one must be added to the list above."""
+    told = {(method.upper(), path) for path, methods in api.schema.raw_schema["paths"].items() for method in methods}
+
+    assert told == set(ROUTES)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_what_obeys_the_schema_is_taken_and_answered_as_documented(api: Api, method: str, path: str) -> None:
+    """All of schemathesis' checks, with the admin token; each also tries without a token and with a wrong one."""
+    api.check(method, path, GenerationMode.POSITIVE)
+
+
+@pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if route != ("GET", "/health/live")])
+def test_what_breaks_the_schema_is_refused_as_documented(api: Api, method: str, path: str) -> None:
+    """The same for what the schema forbids; /health/live forbids nothing."""
+    api.check(method, path, GenerationMode.NEGATIVE)
