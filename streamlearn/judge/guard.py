@@ -14,7 +14,9 @@ collapsed
     The teacher gives few classes to a probe that holds many. A teacher that has just begun, or just met new classes,
     does so too. So its entropy must have *fallen*: below a share of the probe's own and of the highest that it has had.
     Where there is a twin, the twin, which has the same labels, must tell the classes apart in place of that. A twin
-    that cannot says that labels or inputs are the cause, and no other weights would help.
+    that cannot says that labels or inputs are the cause, and no other weights would help; one that tells a few apart is
+    taken only where no copy was kept. What is suspected is over at 1.5 times the bound, so that a teacher that wavers
+    about it (learning rate 0.1, one class after the other) is not shown at every second look.
 exploded
     Teacher and student are almost as far apart as the student is from zero, and twice as far as they use to be. Not
     "many times the usual": a student that is ten times too large is no further away than .9 of itself, while one that
@@ -348,7 +350,8 @@ class Guard:
         action = self._choose(signals, twin_first=collapsed)
         tried = action is Action.NONE or self._memory.remedies >= _REMEDIES
         # A twin that is well proves that better weights exist; a distance that is no number proves these are none.
-        if tried and action is not Action.ADOPT_TWIN and math.isfinite(signals.distance):
+        proven = action is Action.ADOPT_TWIN and self._twin_is_well(signals)
+        if tried and not proven and math.isfinite(signals.distance):
             return self._accept(signals)
         blamed = [self._weight] if collapsed else []
         # Where the twin is well, the learning rate that it shares is not to blame at first.
