@@ -4,9 +4,11 @@ Each is an ADWIN (Bifet and Gavalda, 2007; river's): a window that is cut where 
 Only a mean that rises is an alarm; one that falls is the model learning, and begins the window anew as well.
 
 ADWIN is for independent values that fill the interval from 0 to 1. Errors do. What a model says of itself does not: it
-stays within a small part of it, and one step resembles the next. So it is taken as the mean of a few steps, in units of
-the deviation that a window's first values have: an uncertainty that rose from .07 to .11 (noisy digits, turned) is seen
-after 132 steps then, and was not seen within 300 as it is.
+stays within a small part of it, one step resembles the next, and it falls for as long as the model settles. So it is
+taken as the mean of a few steps, in deviations from what it was a moment ago; and the deviation is that of neighbours
+(von Neumann et al., 1941: half the mean squared difference), which neither a slow fall nor one jump makes larger. A
+scale fixed by a window's first values, while the model still settled, made ten deviations look like one: permuted
+features were seen after 150 to 490 steps, and are after some 100 (`benchmarks/drift.py`).
 
 River cannot save a detector but by pickle. So the values since the last change are kept and saved, and fed again: the
 detector is a function of them. They are bounded; when full, the newest half begins a window of its own.
@@ -14,6 +16,7 @@ detector is a function of them. They are bounded; when full, the newest half beg
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -34,13 +37,19 @@ _WARMUP_STEPS = 500
 _MOST_VALUES = 8192
 _STEPS_OF_A_VALUE = 4
 """Means over so many steps have little left of the likeness of neighbours."""
-_FIRST_VALUES = 32
-"""Of a window: their mean and deviation are its scale."""
-_HALF_RANGE = 4.0
+_FIRST_VALUES = 16
+"""Of a window: their mean and deviation are its first scale."""
+_BEFORE_VALUES = 96
+"""A rise is told from the mean of so many before the newest ones: more than are there when a change is late seen."""
+_SCALE_RATE = 1 / 64
+"""Of one value, in the running mean and deviation. The mean follows a change, which is seen by then or was slow."""
+_HALF_RANGE = 4.5
 """Deviations from the middle of ADWIN's interval to either end."""
 _LEAST_DEVIATION = 0.05
 """As a share of the mean: less is no change worth an alarm."""
 _LEAST_SCALE = 1e-4
+_LEAST_RISE = 0.1
+"""As a share of the mean just before: a smaller one is the model's own unrest."""
 _CLOCK_STEPS = 32
 """Between two looks for a cut; river's own choice."""
 _LAST_ALARMS = 8
@@ -119,7 +128,8 @@ class _Detector:
         self._adwin = ADWIN(delta=self._delta, clock=_CLOCK_STEPS // self._steps_of_a_value)
         self._values: list[float] = []
         self._waiting: list[float] = []
-        self._middle, self._half_range = 0.5, 0.5
+        self._fed_values: list[float] = []
+        self._middle, self._variance = 0.0, 0.0
 
     def update(self, value: float, step: int) -> bool:
         if not math.isfinite(value):
@@ -147,21 +157,30 @@ class _Detector:
         if len(self._values) == self._most_values:
             self._begin_with(self._values[self._most_values // 2 :])
         self._values.append(value)
-        fresh = [value]
         if self._scaled:
-            if len(self._values) < _FIRST_VALUES:
-                return 0
-            if len(self._values) == _FIRST_VALUES:
+            if len(self._values) <= _FIRST_VALUES:
                 self._set_scale()
-                fresh = self._values
-        for each in fresh:
-            self._adwin.update(self._on_scale(each))
-            if self._adwin.drift_detected:
-                # What is left of the window against all of it.
-                risen = self._adwin.estimation > statistics.fmean(map(self._on_scale, self._values))
-                self.begin()
-                return 1 if risen else -1
-        return 0
+                return 0
+            value = self._on_scale(value)
+        self._fed_values.append(value)
+        self._adwin.update(value)
+        if not self._adwin.drift_detected:
+            return 0
+        risen = self._has_risen()
+        self.begin()
+        return 1 if risen else -1
+
+    def _has_risen(self) -> bool:
+        """Whether the mean is higher after a cut: what is left of the window, against all of it.
+
+        Where the scale follows the values, the values themselves must have risen as well: on such a scale a fall that
+        ends looks like a rise.
+        """
+        risen = self._adwin.estimation > statistics.fmean(self._fed_values)
+        if not risen or not self._scaled:
+            return risen
+        newest, before = self._values[-_FIRST_VALUES:], self._values[:-_FIRST_VALUES][-_BEFORE_VALUES:]
+        return statistics.fmean(newest) > (1.0 + _LEAST_RISE) * statistics.fmean(before)
 
     def _begin_with(self, values: list[float]) -> None:
         """Whatever change this finds was there before and is no news."""
@@ -170,12 +189,20 @@ class _Detector:
             self._take(value)
 
     def _set_scale(self) -> None:
-        middle = statistics.fmean(self._values)
-        deviation = max(statistics.pstdev(self._values), _LEAST_DEVIATION * abs(middle), _LEAST_SCALE)
-        self._middle, self._half_range = middle, _HALF_RANGE * deviation
+        """From the first values; the middle from the newer half, since they may be falling."""
+        if len(self._values) == _FIRST_VALUES:
+            self._middle = statistics.fmean(self._values[_FIRST_VALUES // 2 :])
+            self._variance = statistics.fmean(0.5 * (b - a) ** 2 for a, b in itertools.pairwise(self._values))
 
     def _on_scale(self, value: float) -> float:
-        return min(max(0.5 + 0.5 * (value - self._middle) / self._half_range, 0.0), 1.0)
+        """The newest value, from 0 to 1, by the scale of those before it; then the scale moves on."""
+        deviation = max(math.sqrt(self._variance), _LEAST_DEVIATION * abs(self._middle), _LEAST_SCALE)
+        reach = _HALF_RANGE * deviation
+        away = min(max(value - self._middle, -reach), reach)
+        moved = min(abs(value - self._values[-2]), reach)
+        self._middle += _SCALE_RATE * away
+        self._variance += _SCALE_RATE * (0.5 * moved**2 - self._variance)
+        return 0.5 + 0.5 * away / reach
 
     def report(self) -> dict[str, Any]:
         return {

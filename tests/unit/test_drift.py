@@ -29,6 +29,12 @@ def noisy(*parts: tuple[int, float], scale: float = 1.0, seed: int = 0) -> list[
     return [float(scale * rng.normal(mean, 0.01)) for count, mean in parts for _ in range(count)]
 
 
+def settling(count: int) -> list[float]:
+    """A model that becomes sure, from 0.2 down to 0.035, with neighbours that differ by a tenth of that."""
+    rng = np.random.default_rng(0)
+    return [0.035 + 0.165 * math.exp(-step / 100) + float(rng.normal(0.0, 0.01)) for step in range(count)]
+
+
 def uncertain(values: Sequence[float], monitor: DriftMonitor | None = None) -> list[int]:
     """The places, from 1, at which these raise the alarm as uncertainty."""
     monitor = monitor or DriftMonitor(DELTA, warmup_steps=0)
@@ -105,6 +111,17 @@ class TestLabelFree:
     def test_a_fall_is_no_alarm(self):
         """The model becomes sure of what it sees."""
         assert uncertain(noisy((1000, 0.2), (1000, 0.1))) == []
+
+    def test_a_rise_is_seen_soon_though_the_model_was_settling_until_then(self):
+        """What it said while it settled is no measure of what it says when it has."""
+        alarms = uncertain([*settling(500), *noisy((130, 0.13))])
+
+        assert len(alarms) == 1
+        assert 500 < alarms[0] <= 630
+
+    def test_a_fall_that_ends_is_no_alarm(self):
+        """Beside a scale that follows the values it looks like a rise."""
+        assert uncertain([*settling(500), *noisy((1500, 0.035))]) == []
 
     def test_neighbours_that_are_alike_raise_few_alarms(self):
         """An autoregression of .9, as of a network that moves slowly: fed one by one, it would raise dozens."""
