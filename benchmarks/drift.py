@@ -58,6 +58,8 @@ _PER = 10_000
 Delaying = Literal["constant", "geometric"]
 DELAYS: tuple[Delaying, ...] = ("constant", "geometric")
 Change = Literal["permute", "rotate", "noise", "prior", "labels", "stationary"]
+INPUTS_CHANGE: tuple[Change, ...] = ("permute", "rotate", "noise")
+"""What a label-free alarm can be expected to see."""
 Rng = np.random.Generator
 
 
@@ -272,6 +274,7 @@ def summary(results: Sequence[Result]) -> dict[str, object]:
         "median_lead_steps_by_delay": {
             delay: median([result.lead for result in moved if result.case.delay == delay]) for delay in DELAYS
         },
+        "median_lead_steps_where_inputs_change": median([r.lead for r in moved if r.case.change in INPUTS_CHANGE]),
         "label_free_first": sum(lead is not None and lead > 0 for lead in leads),
         "label_free_only": sum(r.after(LABEL_FREE) is not None and r.after(["error"]) is None for r in moved),
         "error_first_or_only": sum(

@@ -7,8 +7,8 @@ ADWIN is for independent values that fill the interval from 0 to 1. Errors do. W
 stays within a small part of it, one step resembles the next, and it falls for as long as the model settles. So it is
 taken as the mean of a few steps, in deviations from what it was a moment ago; and the deviation is that of neighbours
 (von Neumann et al., 1941: half the mean squared difference), which neither a slow fall nor one jump makes larger. A
-scale fixed by a window's first values, while the model still settled, made ten deviations look like one: permuted
-features were seen after 150 to 490 steps, and are after some 100 (`benchmarks/drift.py`).
+scale fixed by a window's first values, while the model still settled, made ten deviations look like one. How soon an
+alarm rings depends on the stream all the same (`benchmarks/drift.py`).
 
 River cannot save a detector but by pickle. So the values since the last change are kept and saved, and fed again: the
 detector is a function of them. They are bounded; when full, the newest half begins a window of its own.
