@@ -2,8 +2,8 @@
 
 And what the label-only twin adds to a step of the loop: predict and learn with it, over the same without it.
 
-Run: python benchmarks/step.py [--quick] [--model mlp|convnet] [--threads N]. The last line is JSON. The ratios compare
-medians of rounds that take turns, so that both sides see the same moods of the machine.
+Run: python benchmarks/step.py [--quick] [--model mlp|convnet|table] [--threads N]. The last line is JSON. The ratios
+compare medians of rounds that take turns, so that both sides see the same moods of the machine.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from streamlearn.records import MicroBatch
 FRESH, LABELLED, CLASSES = 64, 32, 10
 SPECS = {
     "mlp": ModelSpec("mlp", {"hidden": [256, 256]}, (784,), CLASSES, normalise=True, scale=1.0),
+    "table": ModelSpec("mlp", {}, (16,), CLASSES, normalise=True, scale=1.0),
     "convnet": ModelSpec("convnet", {}, (1, 28, 28), CLASSES, normalise=False, scale=1.0),
 }
 
@@ -34,7 +35,7 @@ def main() -> None:
     """Measure each model and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few seconds; the figures are rough")
-    parser.add_argument("--model", choices=sorted(SPECS), action="append", help="both, if left out")
+    parser.add_argument("--model", choices=sorted(SPECS), action="append", help="all, if left out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

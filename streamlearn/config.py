@@ -154,8 +154,8 @@ class SchemaConfig(_Section):
     """Of one sample as it is kept and sent."""
     classes: int | tuple[str, ...] = 10
     """How many classes, or their names."""
-    spare_classes: int = Field(0, ge=0, le=10_000)
-    """Room for classes that are not known yet: outputs that answer nothing until a name is admitted to them."""
+    max_classes: int = Field(0, ge=0, le=10_000)
+    """Room for so many classes in all: outputs that answer nothing until they have a name. 0: for `classes` alone."""
     payload: Literal["json", "raw", "npy", "image"] = "json"
     """Format of a sample record without a content-type header."""
     scale: float = 1.0
@@ -166,6 +166,9 @@ class SchemaConfig(_Section):
         names = self.classes if isinstance(self.classes, tuple) else tuple(range(self.classes))
         if not 2 <= len(names) <= 10_000:
             msg = "classes: wanted 2 to 10000 of them"
+            raise ValueError(msg)
+        if 0 < self.max_classes < len(names):
+            msg = f"max_classes: wanted 0, or at least the {len(names)} of classes"
             raise ValueError(msg)
         if len(set(names)) != len(names):
             msg = "classes: names must differ"
@@ -178,7 +181,8 @@ class SchemaConfig(_Section):
     def build(self) -> Schema:
         """The value that the rest of the program knows."""
         names = self.classes if isinstance(self.classes, tuple) else tuple(str(i) for i in range(self.classes))
-        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=names, spare=self.spare_classes)
+        spare = self.max_classes - len(names) if self.max_classes else None
+        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=names, spare=spare)
 
 
 class ModelConfig(_Section):
@@ -476,8 +480,8 @@ class Config(_Section):
         if labels.implied_after_s is not None and labels.implied_after_s > labels.horizon_s:
             msg = f"labels.implied_after_s = {labels.implied_after_s} is past labels.horizon_s = {labels.horizon_s}"
             raise ValueError(msg)
-        if labels.unknown_class == "grow" and not self.schema_.spare_classes:
-            msg = 'labels.unknown_class = "grow" wants schema.spare_classes > 0, the room to grow into'
+        if labels.unknown_class == "grow" and not self.schema_.max_classes:
+            msg = 'labels.unknown_class = "grow" wants schema.max_classes, the room to grow into'
             raise ValueError(msg)
 
 

@@ -78,13 +78,13 @@ class Schema:
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     classes: tuple[str, ...]
-    spare: int = 0
-    """Outputs beside those of the classes, for names that are not known yet."""
+    spare: int | None = None
+    """Outputs beside those of the classes, for names that are not known yet; None where no such room was ever left."""
 
     @property
     def capacity(self) -> int:
         """C: how many classes there are room for; every array over classes is so long."""
-        return len(self.classes) + self.spare
+        return len(self.classes) + (self.spare or 0)
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,7 @@ from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
 def identity(config: Config) -> dict[str, Any]:
     """What a checkpoint must agree with the config on, since weights and offsets mean nothing without it."""
     topics, model = config.log.topics, json.loads(model_spec(config).to_json())
-    del model["spare"]  # fewer of them when a class gets its name
+    model["spare"] = model["spare"] is not None  # how many is no matter: fewer when a class gets its name
     return {
         "model": model,
         "classes": list(config.schema_.build().classes),

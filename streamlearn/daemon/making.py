@@ -65,7 +65,7 @@ def make_memory(config: Config) -> LabelledMemory:
 def make_board(config: Config) -> Scoreboard:
     """The scores, none yet. Spare classes count as classes that never came."""
     schema, score = config.schema_.build(), config.score
-    names = [*schema.classes, *(f"spare {n}" for n in range(schema.spare))]
+    names = [*schema.classes, *(f"spare {n}" for n in range(schema.spare or 0))]
     return Scoreboard(names, window=score.window, fading=score.fading, bins=score.calibration_bins)
 
 

@@ -235,7 +235,7 @@ class Learner:
                 if isinstance(network, SpareClasses):
                     network.admit(classes)
         for kept in self._good:
-            if self.spec.spare:
+            if self.spec.spare is not None:
                 kept["offset_C"][:classes] = 0.0
 
     def read_costs(self) -> Costs:

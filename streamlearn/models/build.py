@@ -43,8 +43,9 @@ class ModelSpec:
     """Standardise inputs by running statistics."""
     scale: float
     """The network sees x * scale."""
-    spare: int = 0
-    """So many of the last classes have no name yet."""
+    spare: int | None = None
+    """So many of the last classes have no name yet. With 0 all have by now, and the network is the same; None: there
+    was no room for any."""
 
     def to_json(self) -> str:
         """One line of JSON.
@@ -133,7 +134,7 @@ def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = _make_net(spec)
-        if spec.spare:
+        if spec.spare is not None:
             net = SpareClasses(net, classes=spec.classes, spare=spec.spare)
         normalise = RunningNorm(spec.shape) if spec.normalise else nn.Identity()
         classifier = Classifier(net, normalise=normalise, scale=spec.scale)

@@ -20,7 +20,7 @@ class SpareClasses(nn.Module):
 
     def __init__(self, net: nn.Module, *, classes: int, spare: int) -> None:
         super().__init__()
-        assert 0 < spare < classes, (spare, classes)
+        assert 0 <= spare < classes, (spare, classes)
         self.net = net
         offset_C = torch.zeros(classes)
         offset_C[classes - spare :] = ABSENT_LOGIT

@@ -108,14 +108,15 @@ class TestAccounts:
         assert status["ledger"]["held"] == 1
         assert status["held_classes"] == {"wolf": 1}
 
-    def test_held_labels_are_learned_once_their_class_has_its_name(self, tmp_path: Path) -> None:
-        """An operator names a spare class, and starts again: no label was lost."""
-        config = config_in(tmp_path, **{"schema.spare_classes": 2})
+    @pytest.mark.parametrize("room", [4, 5])
+    def test_held_labels_are_learned_once_their_class_has_its_name(self, tmp_path: Path, room: int) -> None:
+        """An operator names a spare class, be it the last one, and starts again: no label was lost."""
+        config = config_in(tmp_path, **{"schema.max_classes": room})
         log = filled(config)
         log.append("labels", [NewRecord(b"s1", b"wolf")])
         learn(config, log)
 
-        named = config_in(tmp_path, **{"schema.classes": ["0", "1", "2", "wolf"], "schema.spare_classes": 1})
+        named = config_in(tmp_path, **{"schema.classes": ["0", "1", "2", "wolf"], "schema.max_classes": room})
         log.append("samples", [make_codec(named).encode_sample("more", np.zeros(4, np.float32))])
         learn(named, log)
 
@@ -127,7 +128,7 @@ class TestAccounts:
 
     def test_a_head_grows_by_the_labels_it_is_sent(self, tmp_path: Path) -> None:
         """With `grow` the name takes a spare class at once, and is published; a restart knows it too."""
-        overrides = {"schema.spare_classes": 2, "labels.unknown_class": "grow"}
+        overrides = {"schema.max_classes": 5, "labels.unknown_class": "grow"}
         config = config_in(tmp_path, **overrides)
         log = filled(config)
         log.append("labels", [NewRecord(f"s{n}".encode(), b"wolf") for n in (1, 3)] + [NewRecord(b"s5", b"bear")])
