@@ -2,6 +2,10 @@
 
 Input statistics move only in `observe`, never in `forward`: predicting is pure, and a row is predicted before it is
 observed. The merge of a batch into them is Chan, Golub and LeVeque (1979); the count is capped, so that old rows fade.
+
+A value that is wildly far away counts as `FURTHEST` deviations, so that one reading of 1e15 is not the deviation for
+the next ten thousand rows. A change of scale or place that lasts is followed all the same: each batch of it makes the
+deviation, and with it the bound, larger by a factor, of two with 32 rows against the full horizon.
 """
 
 from __future__ import annotations
@@ -13,6 +17,10 @@ HORIZON_ROWS = 10_000
 """Rows after which a batch is merged as if no more had been seen: the memory of the statistics."""
 LIMIT = 10.0
 """Standardised values are cut here, in standard deviations: one wild reading must not be the whole gradient."""
+FURTHEST = 30.0
+"""Deviations from the mean at which a value's part in the statistics is cut."""
+FIRST_ROWS = 100
+"""Before so many there is no deviation to cut by."""
 RELATIVE_FLOOR = 1e-6
 """A deviation below this share of the mean is float32 rounding: the feature is constant."""
 
@@ -39,8 +47,7 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised (B, ...); changes nothing."""
-        deviation = self.var.sqrt()
-        constant = deviation <= self.mean.abs() * RELATIVE_FLOOR
+        deviation, constant = self._deviation()
         return ((x - self.mean) / torch.where(constant, 1.0, deviation)).clamp(-LIMIT, LIMIT)
 
     @torch.no_grad()
@@ -53,7 +60,7 @@ class RunningNorm(nn.Module):
             return
         assert n_valid <= len(x), (n_valid, len(x))
         # Two passes: as exact as torch.var_mean, and several times faster along the first dimension.
-        valid = x[:n_valid]
+        valid = self._cut(x[:n_valid])
         mean_batch = valid.mean(dim=self._reduced).view_as(self.mean)
         var_batch = (valid - mean_batch).square().mean(dim=self._reduced).view_as(self.var)
 
@@ -67,6 +74,17 @@ class RunningNorm(nn.Module):
         self.mean.copy_(torch.where(finite, mean, self.mean))
         self.var.copy_(torch.where(finite, var, self.var))
         self.count.copy_(total.clamp(max=self.horizon_rows))
+
+    def _deviation(self) -> tuple[Tensor, Tensor]:
+        """Of each feature, and whether it is nothing but rounding."""
+        deviation = self.var.sqrt()
+        return deviation, deviation <= self.mean.abs() * RELATIVE_FLOOR
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """As much of each value as may enter the statistics. Features that were constant so far have no bound."""
+        deviation, constant = self._deviation()
+        reach = torch.where(constant | (self.count < FIRST_ROWS), torch.inf, FURTHEST * deviation)
+        return x.clamp(self.mean - reach, self.mean + reach)
 
 
 class BatchNormWarmup:

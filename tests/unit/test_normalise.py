@@ -81,6 +81,59 @@ class TestRunningNorm:
         assert torch.isfinite(norm.var).all()
         assert norm(torch.tensor([[wild, 5.0]])).abs().max().item() <= LIMIT
 
+    def test_one_wild_value_among_many_rows_hardly_moves_the_statistics(self):
+        """1e15 once: without a bound it would be the deviation for the next ten thousand rows."""
+        norm = RunningNorm((2,))
+        for seed in range(20):
+            norm.observe(rows(32, 2, seed=seed), 32)
+        x_BF = rows(32, 2, seed=20)
+        x_BF[5, 0] = 1e15
+
+        norm.observe(x_BF, 32)
+
+        assert norm.mean.tolist() == pytest.approx([100.0, 100.0], abs=0.5)
+        # One row in 672 that counts as 30 deviations more than doubles a variance; it does not make it 1e30.
+        assert norm.var.sqrt().tolist() == pytest.approx([3.0, 3.0], rel=0.7)
+        assert norm(torch.tensor([[109.0, 109.0]])).min().item() > 1.5
+
+    @pytest.mark.parametrize("factor", [10.0, 100.0, 1e6])
+    @pytest.mark.parametrize("place", [0.0, 1.0])
+    def test_a_change_of_scale_or_place_that_lasts_is_followed(self, factor, place):
+        """Within a hundred batches, three horizons, the new rows are the usual ones, though each value was cut."""
+        norm = RunningNorm((1,), horizon_rows=1000)
+        for seed in range(50):
+            norm.observe(rows(32, 1, seed=seed), 32)
+
+        changed = [rows(32, 1, seed=seed) * (1.0 if place else factor) + place * 3.0 * factor for seed in range(100)]
+        for x_BF in changed:
+            norm.observe(x_BF, 32)
+
+        newest = torch.cat(changed[-10:])
+        assert norm.mean.item() == pytest.approx(newest.mean().item(), rel=0.2)
+        assert norm(newest).abs().max().item() < 5.0
+
+    def test_a_feature_that_begins_to_move_after_many_rows_is_followed(self):
+        """What was constant has no deviation to be cut by."""
+        norm = RunningNorm((1,), horizon_rows=1000)
+        for _ in range(50):
+            norm.observe(torch.full((32, 1), 7.0), 32)
+
+        for seed in range(100):
+            norm.observe(rows(32, 1, seed=seed), 32)
+
+        assert norm.mean.item() == pytest.approx(100.0, rel=0.1)
+
+    def test_a_rare_value_is_not_cut_from_a_feature_that_is_mostly_zero(self):
+        """One row in two hundred is one: 14 deviations, and no wild reading."""
+        norm, x_N = RunningNorm((1,)), torch.zeros(6400, 1)
+        x_N[::200] = 1.0
+
+        for x_BF in x_N.split(32):
+            norm.observe(x_BF, 32)
+
+        assert norm.mean.item() == pytest.approx(0.005, rel=0.1)
+        assert norm.var.item() == pytest.approx(0.005 * 0.995, rel=0.1)
+
     def test_before_any_row_is_the_identity(self):
         """A server may load it before the first row."""
         x_BF = torch.tensor([[1.0, -2.0]])
