@@ -20,8 +20,14 @@ from streamlearn.models.convnet import ConvNet
 from streamlearn.models.mlp import Mlp
 from streamlearn.models.normalise import RunningNorm
 from streamlearn.models.spare import SpareClasses
+from streamlearn.models.wide_resnet import WideResNet
 
-BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {"mlp": Mlp, "convnet": ConvNet, "conv13": Conv13}
+BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
+    "mlp": Mlp,
+    "convnet": ConvNet,
+    "conv13": Conv13,
+    "wide_resnet": WideResNet,
+}
 
 _FOREIGN_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError)
 """What a user's factory or network raises when its options do not fit. Others are bugs and go to the top."""
@@ -32,7 +38,7 @@ class ModelSpec:
     """All that is needed to build a network anew; equal specs build equal networks."""
 
     factory: str
-    """mlp, convnet, conv13, or package.module:attribute."""
+    """A name of `BUILT_IN`, or package.module:attribute."""
     options: Mapping[str, Any]
     """Keyword arguments of the factory. Built-in ones also get `shape` and `classes`."""
     shape: tuple[int, ...]

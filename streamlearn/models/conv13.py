@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from streamlearn.models.norm import make_norm
+
 SLOPE = 0.1
 """Of LeakyReLU."""
 
@@ -16,34 +18,36 @@ SLOPE = 0.1
 class Conv13(nn.Module):
     """Three blocks of three convolutions, 128, 256 and 512-256-128 wide at `width=1`, then the mean of all places."""
 
-    def __init__(self, shape: tuple[int, ...], classes: int, *, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], classes: int, *, width: float = 1.0, dropout: float = 0.5, norm: str = "batch"
+    ) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 4:
             raise ValueError(f"wanted images (channels, height, width) of 4 x 4 and up, got {shape}")
         w128, w256, w512 = (max(1, round(base * width)) for base in (128, 256, 512))
         # The paper's seventh layer has no padding; an image below 12 x 12 leaves it no room.
         padding = 0 if min(shape[1:]) // 4 >= 3 else 1
+
+        def conv(width_in: int, width_out: int, size: int, padding: int) -> list[nn.Module]:
+            layer = weight_norm(nn.Conv2d(width_in, width_out, size, padding=padding, bias=norm == "none"))
+            return [layer, make_norm(norm, width_out, images=True), nn.LeakyReLU(SLOPE)]
+
         self.features = nn.Sequential(
-            *self._conv(shape[0], w128, 3, 1),
-            *self._conv(w128, w128, 3, 1),
-            *self._conv(w128, w128, 3, 1),
+            *conv(shape[0], w128, 3, 1),
+            *conv(w128, w128, 3, 1),
+            *conv(w128, w128, 3, 1),
             nn.MaxPool2d(2),
             nn.Dropout(dropout),
-            *self._conv(w128, w256, 3, 1),
-            *self._conv(w256, w256, 3, 1),
-            *self._conv(w256, w256, 3, 1),
+            *conv(w128, w256, 3, 1),
+            *conv(w256, w256, 3, 1),
+            *conv(w256, w256, 3, 1),
             nn.MaxPool2d(2),
             nn.Dropout(dropout),
-            *self._conv(w256, w512, 3, padding),
-            *self._conv(w512, w256, 1, 0),
-            *self._conv(w256, w128, 1, 0),
+            *conv(w256, w512, 3, padding),
+            *conv(w512, w256, 1, 0),
+            *conv(w256, w128, 1, 0),
         )
         self.head = weight_norm(nn.Linear(w128, classes))
-
-    @staticmethod
-    def _conv(width_in: int, width_out: int, size: int, padding: int) -> list[nn.Module]:
-        conv = weight_norm(nn.Conv2d(width_in, width_out, size, padding=padding, bias=False))
-        return [conv, nn.BatchNorm2d(width_out), nn.LeakyReLU(SLOPE)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B, channels, height, width)."""

@@ -6,23 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-GROUPS = 8
-"""Of group normalisation; divides each of the default widths."""
-
-
-def _norm(kind: str, width: int) -> nn.Module:
-    if kind == "batch":
-        return nn.BatchNorm2d(width)
-    if kind == "group":
-        return nn.GroupNorm(GROUPS if width % GROUPS == 0 else 1, width)
-    raise ValueError(f'norm: wanted "batch" or "group", got {kind!r}')
+from streamlearn.models.norm import make_norm
 
 
 class ConvNet(nn.Module):
-    """3 x 3 convolutions, each but the last followed by a pooling to half the size, then the mean of all places.
-
-    Batch normalisation learns faster here; group normalisation does not mind a correlated stream.
-    """
+    """3 x 3 convolutions, each but the last followed by a pooling to half the size, then the mean of all places."""
 
     def __init__(
         self, shape: tuple[int, ...], classes: int, *, widths: Sequence[int] = (24, 48, 96), norm: str = "batch"
@@ -34,7 +22,8 @@ class ConvNet(nn.Module):
         width_before, size = shape[0], min(shape[1:])
         for i, width in enumerate(widths):
             # Normalisation has a bias of its own.
-            layers += [nn.Conv2d(width_before, width, 3, padding=1, bias=False), _norm(norm, width), nn.ReLU()]
+            layers.append(nn.Conv2d(width_before, width, 3, padding=1, bias=norm == "none"))
+            layers += [make_norm(norm, width, images=True), nn.ReLU()]
             if i < len(widths) - 1 and size >= 2:
                 layers.append(nn.MaxPool2d(2))
                 size //= 2

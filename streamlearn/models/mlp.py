@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from streamlearn.models.norm import make_norm
+
 
 class Mlp(nn.Module):
     """Linear layers with ReLU between them; input of any shape is flattened."""
@@ -18,7 +20,7 @@ class Mlp(nn.Module):
         *,
         hidden: Sequence[int] = (256, 256),
         dropout: float = 0.0,
-        layer_norm: bool = False,
+        norm: str = "none",
     ) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
@@ -27,8 +29,8 @@ class Mlp(nn.Module):
         width_before = math.prod(shape)
         for width in hidden:
             layers.append(nn.Linear(width_before, width))
-            if layer_norm:
-                layers.append(nn.LayerNorm(width))
+            if norm != "none":
+                layers.append(make_norm(norm, width))
             layers.append(nn.ReLU())
             if dropout > 0.0:
                 layers.append(nn.Dropout(dropout))

@@ -17,9 +17,10 @@ def spec(factory: str, shape: tuple[int, ...], classes: int = 10, **options: obj
     return ModelSpec(factory, options, shape, classes, normalise=False, scale=1.0)
 
 
+NORMS = ("batch", "robust_batch", "group", "layer", "none")
 FITTING = [
     spec("mlp", (64,)),
-    spec("mlp", (1, 8, 8), hidden=[32], dropout=0.5, layer_norm=True),
+    spec("mlp", (1, 8, 8), hidden=[32], dropout=0.5, norm="layer"),
     spec("mlp", (5,), 2, hidden=[]),
     spec("convnet", (1, 8, 8)),
     spec("convnet", (3, 28, 28), norm="group"),
@@ -27,7 +28,12 @@ FITTING = [
     spec("conv13", (3, 32, 32), width=0.1),
     spec("conv13", (1, 8, 8), width=0.05),
     spec("conv13", (1, 28, 28), width=0.05),
+    spec("wide_resnet", (3, 9, 8), depth=16, width=1, dropout=0.1),
     spec("torch.nn:Linear", (7,), 4, in_features=7, out_features=4),
+    *(spec("mlp", (6,), 3, hidden=[16], norm=norm) for norm in NORMS),
+    *(spec("convnet", (1, 8, 8), 3, widths=[8, 6], norm=norm) for norm in NORMS),
+    *(spec("conv13", (1, 8, 8), 3, width=0.05, norm=norm) for norm in NORMS),
+    *(spec("wide_resnet", (1, 8, 8), 3, depth=10, width=1, norm=norm) for norm in NORMS),
 ]
 
 
@@ -53,7 +59,7 @@ class Whole(nn.Module):
 
 
 class TestBuild:
-    @pytest.mark.parametrize("of", FITTING, ids=lambda of: f"{of.factory}-{of.shape}")
+    @pytest.mark.parametrize("of", FITTING, ids=lambda of: f"{of.factory}-{of.shape}-{of.options.get('norm', '')}")
     def test_gives_logits_with_gradient_for_every_parameter(self, of):
         """(B, C) in train mode, and nothing in the network is idle."""
         classifier = build(of, seed=3).train()
@@ -100,7 +106,10 @@ class TestBuild:
             (spec("mlp", (6,), depth=3), "depth"),
             (spec("mlp", (6,), hidden=[0]), "at least 1"),
             (spec("convnet", (64,)), "wanted images"),
-            (spec("convnet", (1, 8, 8), norm="layer"), "batch"),
+            (spec("convnet", (1, 8, 8), norm="loud"), "norm: wanted one of batch"),
+            (spec("wide_resnet", (1, 8, 8), depth=12), "depth: wanted 10, 16"),
+            (spec("wide_resnet", (64,)), "wanted images"),
+            (spec("wide_resnet", (1, 8, 8), width=0), "width: wanted"),
             (spec("conv13", (1, 3, 8)), "4 x 4"),
             (spec(f"{__name__}:of_user", (6,), raised="RuntimeError"), "inner"),
             (spec(f"{__name__}:of_user", (6,), raised="KeyError"), "inner"),
