@@ -40,7 +40,12 @@ CONNECT_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_MS = 10_000
 DELIVERY_TIMEOUT_MS = 20_000
-"""An append that was given up must not turn up in the log minutes later."""
+"""An append that was given up must not turn up in the log minutes later.
+
+Nor does a producer live on that has acknowledged nothing for so long. kafka-python 3.0.12, where a record that was sent
+runs out of this time, forgets its producer id and never asks for another: it sends nothing any more, and keeps all that
+it is given.
+"""
 CLOSE_TIMEOUT_S = 5.0
 MAX_BLOCK_MS = 5000
 COMMIT_TIMEOUT_S = 3.0
@@ -159,6 +164,8 @@ class KafkaLog:
         self._fetch_bytes = max(1 << 20, fetch_bytes + FRAMING_BYTES)
         self._counts: dict[str, int] = {}
         self._producer = OnFirstUse(self._make_producer, _end_producer)
+        self._failing: tuple[KafkaProducer, float] | None = None
+        """The producer that failed, and when the first of its appends began that did, with none acknowledged since."""
         self._admin = OnFirstUse(self._make_admin, KafkaAdminClient.close)
         self._by_position = OnFirstUse(
             lambda timeout_s: self._make_consumer(READ_FETCH_WAIT_MS, timeout_s), _end_consumer
@@ -209,7 +216,8 @@ class KafkaLog:
         )
 
     def _make_admin(self, timeout_s: float) -> KafkaAdminClient:
-        return self._connect(KafkaAdminClient, timeout_s)
+        # Most of its calls take no timeout, so one that nobody answers lasts this long, a commit during a stop too.
+        return self._connect(KafkaAdminClient, timeout_s, request_timeout_ms=CONTACT_TIMEOUT_MS)
 
     def _make_consumer(self, fetch_wait_ms: int, timeout_s: float) -> KafkaConsumer:
         return self._connect(
@@ -225,14 +233,14 @@ class KafkaLog:
         )
 
     def _ask(self, doing: str, call: Callable[[KafkaAdminClient], AnswerT], timeout_s: float) -> AnswerT:
-        """Ask by the admin client; what may pass (a leader moves, a coordinator loads) is asked again."""
+        """Ask by the admin client; what may pass (a leader moves, a node knows no new topic yet) is asked again."""
         deadline = time.monotonic() + timeout_s
         with _translated(doing):
             while True:
                 try:
                     return call(self._admin.get(max(0.0, deadline - time.monotonic())))
-                except kafka_errors.RetriableError as error:
-                    if isinstance(error, _REFUSED) or time.monotonic() + RETRY_S > deadline:
+                except kafka_errors.RetriableError:
+                    if time.monotonic() + RETRY_S > deadline:
                         raise
                     time.sleep(RETRY_S)
 
@@ -258,24 +266,35 @@ class KafkaLog:
         def call(admin: KafkaAdminClient) -> None:
             with suppress(kafka_errors.TopicAlreadyExistsError):  # another process was faster
                 admin.create_topics({topic: wanted}, timeout_ms=REQUEST_TIMEOUT_MS)
-            admin.wait_for_topics([topic], timeout_ms=REQUEST_TIMEOUT_MS)
 
-        self._ask(f"create topic {topic}", call, ASK_TIMEOUT_S)
+        doing = f"create topic {topic}"
+        self._ask(doing, call, ASK_TIMEOUT_S)
+        deadline = time.monotonic() + ASK_TIMEOUT_S
+        while not self.partition_count(topic):  # each node learns of it in its own time, and any of them is asked
+            if time.monotonic() > deadline:
+                msg = f"{doing}: not seen for {ASK_TIMEOUT_S:g} s; are all brokers up?"
+                raise LogUnavailableError(msg)
+            time.sleep(RETRY_S)
 
     def partition_count(self, topic: str) -> int:
         """See `Log.partition_count`."""
         return self._count(topic, ASK_TIMEOUT_S)
 
     def _count(self, topic: str, timeout_s: float) -> int:
-        if topic not in self._counts:
-            doing = f"look up topic {topic}"
-            (found,) = self._ask(doing, lambda admin: admin.describe_topics([topic]), timeout_s)
+        def call(admin: KafkaAdminClient) -> int:
+            (found,) = admin.describe_topics([topic])
             error = kafka_errors.for_code(found["error_code"])
             if error is kafka_errors.UnknownTopicOrPartitionError:
                 return 0
             if error is not kafka_errors.NoError:
-                raise _translate(error(topic), doing)
-            self._counts[topic] = len(found["partitions"])
+                raise error(topic)
+            return len(found["partitions"])
+
+        if topic not in self._counts:
+            count = self._ask(f"look up topic {topic}", call, timeout_s)
+            if count == 0:
+                return 0
+            self._counts[topic] = count
         return self._counts[topic]
 
     def _check_topic(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
@@ -289,11 +308,12 @@ class KafkaLog:
 
     def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
         """See `Log.append`."""
-        deadline = time.monotonic() + timeout_s
+        began_s = time.monotonic()
+        deadline = began_s + timeout_s
         for record in records:
             self._check_record(topic, record)
         self._check_topic(topic, timeout_s)
-        producer = self._producer.get(deadline - time.monotonic())
+        producer = self._working_producer(deadline)
         try:
             futures = [
                 producer.send(
@@ -303,12 +323,31 @@ class KafkaLog:
             ]
             acknowledged = [future.get(max(0.0, deadline - time.monotonic())) for future in futures]
         except kafka_errors.KafkaError as error:
+            failure = _translate(error, f"append to {topic}")
             if isinstance(error, _PRODUCER_BROKEN):
                 self._producer.drop(producer)
-            raise _translate(error, f"append to {topic}") from error
+            elif isinstance(failure, LogUnavailableError):
+                self._note_failure(producer, began_s)
+            raise failure from error
+        self._failing = None
         positions = [Position(topic, done.partition, done.offset) for done in acknowledged]
         assert all(position.offset >= 0 for position in positions), positions
         return positions
+
+    def _working_producer(self, deadline: float) -> KafkaProducer:
+        producer = self._producer.get(deadline - time.monotonic())
+        failing, since_s = self._failing or (None, 0.0)  # read once: other threads write it
+        silent_s = time.monotonic() - since_s
+        if failing is not producer or silent_s < DELIVERY_TIMEOUT_MS / 1000:
+            return producer
+        log.warning("producer_given_up", silent_s=round(silent_s, 1))
+        self._producer.drop(producer)
+        return self._producer.get(deadline - time.monotonic())
+
+    def _note_failure(self, producer: KafkaProducer, began_s: float) -> None:
+        failing, _ = self._failing or (None, 0.0)
+        if failing is not producer:
+            self._failing = producer, began_s
 
     def _check_record(self, topic: str, record: NewRecord) -> None:
         if record.key is None and record.value is None:
@@ -481,8 +520,15 @@ class KafkaReader:
 
 
 def _end_producer(producer: KafkaProducer) -> None:
-    with suppress(kafka_errors.KafkaTimeoutError):  # what was not acknowledged in time is not in the log for its caller
-        producer.close(timeout=CLOSE_TIMEOUT_S)
+    """End it at once; an append that is still waited for fails.
+
+    `close` alone flushes first; where that runs out of time kafka-python 3.0.12 leaves its thread and sockets behind.
+    """
+    sender = producer._sender  # noqa: SLF001 - what is public cannot end a producer that is stuck
+    sender.force_close()
+    sender.join(CLOSE_TIMEOUT_S)
+    with suppress(kafka_errors.KafkaTimeoutError):
+        producer.close(timeout=0)
 
 
 def _end_consumer(consumer: KafkaConsumer) -> None:

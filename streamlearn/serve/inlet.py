@@ -56,7 +56,12 @@ class Inlet:
         running = asyncio.get_running_loop().run_in_executor(self._executor, self._append, topic, records, deadline_s)
         running.add_done_callback(self._finished)
         try:
-            positions = await asyncio.shield(running)
+            # The bound holds whatever the log's client does with its own timeout.
+            positions = await asyncio.wait_for(asyncio.shield(running), self._timeout_s)
+        except TimeoutError as error:
+            self._metrics.rejected("log_unavailable")
+            msg = f"{topic}: not acknowledged within {self._timeout_s:g} s"
+            raise LogUnavailableError(msg) from error
         except LogUnavailableError:
             self._metrics.rejected("log_unavailable")
             raise

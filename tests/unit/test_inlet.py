@@ -100,6 +100,25 @@ def test_counts_a_log_that_is_away():
     assert 'streamlearn_appended_records_total{topic="labels"} 0.0' in text
 
 
+def test_answers_in_time_though_the_log_does_not():
+    """A client of a log may wait longer than it was told. What it still holds goes on counting against the queue."""
+    log = ScriptedLog()
+    log.gate.clear()
+
+    async def play(inlet):
+        with pytest.raises(LogUnavailableError, match=r"labels: not acknowledged within 0\.05 s"):
+            await asyncio.wait_for(inlet.append("labels", "labels", [NewRecord(b"a", b"1")]), WAIT_S)
+        still_pending = inlet.pending
+        log.gate.set()
+        return still_pending
+
+    still_pending, text = run(log, play, timeout_s=0.05)
+
+    assert still_pending == 1
+    assert 'streamlearn_rejected_total{reason="log_unavailable"} 1.0' in text
+    assert 'streamlearn_appended_records_total{topic="labels"} 0.0' in text
+
+
 def test_refuses_more_than_its_queue():
     """Appends in flight and waiting are bounded together; a finished one makes room."""
     log = ScriptedLog()
