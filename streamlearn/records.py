@@ -5,6 +5,8 @@ Dimension letters used everywhere: B batch, U unlabelled (fresh) rows, L labelle
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -80,6 +82,13 @@ class Schema:
     classes: tuple[str, ...]
     spare: int | None = None
     """Outputs beside those of the classes, for names that are not known yet; None where no such room was ever left."""
+    scale: float = 1.0
+    """The network sees x * scale."""
+
+    @property
+    def largest_float(self) -> float:
+        """1.8e19 / scale: beyond it a feature's square, and with it a batch's variance, is infinite in the network."""
+        return math.sqrt(float(np.finfo(np.float32).max)) / max(abs(self.scale), 1e-300)
 
     @property
     def capacity(self) -> int:
@@ -114,6 +123,7 @@ class Prediction(NamedTuple):
     """One answer, and the whole teacher (by its step) that gave it."""
 
     class_index: int
+    """UNLABELLED where nobody was asked: a sample that was passed by under overload."""
     probabilities_C: Probabilities
     model_version: int
 
@@ -128,13 +138,23 @@ class Sample:
     sample_id: str
     x: Array
     label: int | None = None
-    """A label that came inside the sample."""
+    """A label that came inside the sample; UNLABELLED where no class has its name."""
     event_time_s: float | None = None
     domain: str | None = None
     true_label: int | None = None
     """Simulations only: the truth, for oracle scores; nothing learns from it."""
     answer: Prediction | None = None
     """What a client was really told about this sample (`/predict` with `learn`)."""
+    class_name: str | None = None
+    """Of the label inside: the name that no class has."""
+
+    @property
+    def inside(self) -> Label | None:
+        """The label that came inside, as a label record that stands where the sample does."""
+        if self.label is None:
+            return None
+        where = self.position, self.timestamp_s, self.sample_id
+        return Label(*where, self.label, self.event_time_s, class_name=self.class_name)
 
 
 @dataclass(slots=True)
@@ -194,6 +214,12 @@ class Example:
     """When the log took the label, which is the order in which examples are old."""
 
 
+def sample_key(sample_id: str) -> int:
+    """A whole number in [0, 2^63) that stands for an id: 8 bytes of BLAKE2b, so that no two collide by design."""
+    digest = hashlib.blake2b(sample_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 @dataclass(slots=True)
 class MicroBatch:
     """The rows of one step, padded to a fixed shape. Rows beyond the counts are zeros, and no part of the step."""
@@ -207,4 +233,8 @@ class MicroBatch:
     """(L,), UNLABELLED where padded."""
     labelled_count: int
     trained_ids: list[str] = field(default_factory=list)
-    """Samples whose label is learned here for the first time."""
+    """Samples whose label is learned here for the first time: the first of the labelled rows."""
+    keys: npt.NDArray[np.int64] | None = None
+    """(fresh_count + labelled_count,), the same for the same sample at any time, >= 0; for a method that wants them."""
+    seen_before: bool = False
+    """The fresh rows are recent ones once more, already observed and predicted."""

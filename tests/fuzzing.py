@@ -384,11 +384,13 @@ def check_sample(codec: Codec, given: Record) -> None:
     assert sample.x.dtype == schema.dtype
     assert np.isfinite(sample.x.astype(np.float64)).all()
     assert 1 <= len(sample.sample_id.encode()) <= 512
-    assert sample.label is None or 0 <= sample.label < len(schema.classes)
+    assert (sample.label == UNLABELLED) == (sample.class_name is not None)
+    assert sample.label is None or sample.label < len(schema.classes)
     new = codec.encode_sample(
         sample.sample_id,
         sample.x,
         label=sample.label,
+        class_name=sample.class_name,
         event_time_s=sample.event_time_s,
         domain=sample.domain,
         true_label=sample.true_label,
@@ -396,7 +398,7 @@ def check_sample(codec: Codec, given: Record) -> None:
     )
     again = codec.decode_sample(Record(given.position, given.timestamp_ms, new.key, new.value, new.headers))
     assert again.x.tobytes() == sample.x.tobytes()
-    same = ("sample_id", "label", "event_time_s", "domain", "true_label")
+    same = ("sample_id", "label", "class_name", "event_time_s", "domain", "true_label")
     assert [getattr(again, name) for name in same] == [getattr(sample, name) for name in same]
 
 

@@ -4,8 +4,8 @@ Samples: JSON {"id", "x", "label"?, "time"?, "domain"?, "true_label"?, "answer"?
 little-endian C-order tensor, .npy, PNG/JPEG/WebP) whose id is the record's key and whose other fields are headers:
 label, time, domain, true-label, answer. The header content-type says which; without it the configured payload does.
 Labels: JSON {"id", "label" or "class", "time"?, "source"?}, or a bare class name or index with the id as the key.
-A label may name a class that the schema does not have, where `unknown_class` says so: it keeps its name. An index must
-be one of the schema's, and so must the label inside a sample.
+A label, inside a sample or not, may name a class that the schema does not have, where `unknown_class` says so: it
+keeps its name. An index must be one of the schema's, and so must "true_label".
 
 Sizes are checked before anything is parsed, here; shapes before anything is built, in `payload`: no input costs more
 than its own length times a small constant. Nothing here recurses over the input.
@@ -71,6 +71,8 @@ class Codec:
         self.schema = schema
         self.takes_any_name = unknown_class != "refuse"
         """Whether a label may name a class that the schema does not have."""
+        self.grows = unknown_class == "grow"
+        """Whether such a name takes a spare class, while there is one."""
         self.payload = cast(Payload, payload)
         self.max_record_bytes = max_record_bytes
         self._tensors = Tensors(schema)
@@ -97,7 +99,8 @@ class Codec:
             raise RecordError(error.reason, f"{record.position}: {error}") from None
 
     def _sample_from_json(self, record: Record, fields: dict[str, Any]) -> Sample:
-        x, label, true_label = fields.get("x"), fields.get("label"), fields.get("true_label")
+        x, true_label = fields.get("x"), fields.get("true_label")
+        label, class_name = self._label_inside(fields.get("label"))
         if x is None:
             raise RecordError("no_value", 'expected the payload in the field "x", got none')
         return Sample(
@@ -105,11 +108,12 @@ class Codec:
             timestamp_s=record.timestamp_ms / 1000.0,
             sample_id=_record_id(record.key, fields.get("id")),
             x=self.payload_from_json(x),
-            label=None if label is None else self._class_index(label),
+            label=label,
             event_time_s=_time_s(fields.get("time")),
             domain=_text(fields.get("domain"), "domain"),
             true_label=None if true_label is None else self._class_index(true_label),
             answer=self._answer(fields.get("answer")),
+            class_name=class_name,
         )
 
     def _sample_from_binary(self, record: Record, value: bytes, payload: Payload, headers: dict[str, bytes]) -> Sample:
@@ -120,7 +124,7 @@ class Codec:
             x=self._tensors.from_bytes(value, payload),
         )
         if (label := headers.get("label")) is not None:
-            sample.label = self._class_index(_utf8(label, "label"))
+            sample.label, sample.class_name = self.label_class(_utf8(label, "label"))
         if (time := headers.get("time")) is not None:
             sample.event_time_s = _time_from_header(time)
         if (domain := headers.get("domain")) is not None:
@@ -138,13 +142,16 @@ class Codec:
         *,
         payload: str = "raw",
         label: int | None = None,
+        class_name: str | None = None,
         event_time_s: float | None = None,
         domain: str | None = None,
         true_label: int | None = None,
         answer: Prediction | None = None,
         timestamp_ms: int | None = None,
     ) -> NewRecord:
-        """A record that decodes to these values under any configured payload. Classes are written by name.
+        """A record that decodes to these values under any configured payload.
+
+        Classes are written by name: the label by `class_name`, if it has no index.
 
         Raises:
             RecordError: a value is one that `decode_sample` would refuse.
@@ -152,7 +159,7 @@ class Codec:
         assert payload in TYPE_OF_PAYLOAD, payload
         self._tensors.check(x)
         fields: dict[str, Any] = {
-            "label": None if label is None else self._class_name(label),
+            "label": None if label is None else self._name_of(label, class_name),
             "time": _time_s(event_time_s),
             "domain": _text(domain, "domain"),
             "true_label": None if true_label is None else self._class_name(true_label),
@@ -241,9 +248,7 @@ class Codec:
         Raises:
             RecordError: a value is one that `decode_label` would refuse.
         """
-        name = self._class_name(class_index) if class_name is None else class_name
-        assert class_name is None or self.label_class(class_name) == (class_index, class_name), class_name
-        fields: dict[str, Any] = {"id": checked_id(sample_id), "label": name}
+        fields: dict[str, Any] = {"id": checked_id(sample_id), "label": self._name_of(class_index, class_name)}
         if event_time_s is not None:
             fields["time"] = _time_s(event_time_s)
         if (source := _text(source, "source")) is not None:
@@ -300,6 +305,16 @@ class Codec:
             # Schema.class_index shows what it got, and showing a deeply nested list recurses.
             raise RecordError("unknown_class", f"expected a class name or index, got a JSON {json_type(value)}")
         return self.schema.class_index(value)
+
+    def _label_inside(self, value: object) -> tuple[int | None, str | None]:
+        return (None, None) if value is None else self.label_class(value)
+
+    def _name_of(self, class_index: int, class_name: str | None) -> str:
+        """What a label says: the class by its name, or the name that no class has."""
+        if class_name is None:
+            return self._class_name(class_index)
+        assert self.label_class(class_name) == (class_index, class_name), class_name
+        return class_name
 
     def _class_name(self, class_index: int) -> str:
         return self.schema.classes[self.schema.class_index(int(class_index))]

@@ -72,6 +72,7 @@ class Tensors:
         self._nbytes = schema.nbytes
         self._wire_dtype = schema.dtype.newbyteorder("<")
         self._floating = schema.dtype.kind == "f"
+        self._largest = schema.largest_float
 
     def from_json(self, value: object) -> Array:
         """See `Codec.payload_from_json`."""
@@ -107,13 +108,13 @@ class Tensors:
         return file.getvalue()
 
     def check(self, x: Array) -> None:
-        """Raise RecordError unless the shape and dtype are the schema's and the numbers are finite."""
+        """Raise RecordError unless shape and dtype are the schema's, and the numbers finite and not too large."""
         if x.shape != self.schema.shape:
             raise self._bad_shape(_shape_text(x.shape))
         if x.dtype != self.schema.dtype:
             raise RecordError("bad_dtype", f"expected dtype {self.schema.dtype}, got {x.dtype}")
         if self._floating:
-            self._check_finite(x)
+            self._check_range(x)
 
     def _flatten(self, value: object) -> list[Any]:
         """The numbers of a flat or nested list; each level's length is checked before the next is opened."""
@@ -136,7 +137,7 @@ class Tensors:
         if self._floating:
             with np.errstate(over="ignore"):
                 x: Array = numbers.astype(dtype, copy=False)
-            self._check_finite(x)
+            self._check_range(x)
             return x
         bounds = np.iinfo(cast(Any, dtype))
         # Float64 holds every integer of up to 32 bits, so that equality after the cast means exact. NaN fails `<=`.
@@ -153,7 +154,7 @@ class Tensors:
         if dtype != self.schema.dtype or order == "F":
             x = np.ascontiguousarray(x, self.schema.dtype)
         if self._floating:
-            self._check_finite(x)
+            self._check_range(x)
         return x
 
     def _npy(self, body: bytes) -> Array:
@@ -194,9 +195,16 @@ class Tensors:
             raise RecordError("bad_image", f"expected a whole PNG, JPEG or WebP: {error!s:.200}") from None
         return np.ascontiguousarray(np.moveaxis(pixels.reshape(height, width, channels), 2, 0))
 
-    def _check_finite(self, x: Array) -> None:
+    def _check_range(self, x: Array) -> None:
+        """The network computes in float32: what has no finite square there would spoil the step for every other row."""
+        smallest, largest = float(x.min()), float(x.max())
+        if -self._largest <= smallest and largest <= self._largest:
+            return
         if not np.isfinite(cast(Any, x)).all():
             raise RecordError("not_finite", f"expected finite {self.schema.dtype} numbers, got NaN or infinity")
+        got = smallest if -smallest > largest else largest
+        wanted = f"expected numbers up to {self._largest:.2g}, whose square is finite in float32"
+        raise RecordError("not_finite", f"{wanted}, got {got:.3g}")
 
     def _bad_shape(self, got: str) -> RecordError:
         return RecordError("bad_shape", f"expected shape {_shape_text(self.schema.shape)}, got {got}")

@@ -55,8 +55,8 @@ class Item:
     sample_id: str | None
     record: NewRecord | None
     error: RequestError | None = None
-    held: bool = False
-    """A label of a class that is not known, which waits for it."""
+    class_name: str | None = None
+    """What its label names, where the schema has no such class."""
 
 
 class Bodies:
@@ -201,14 +201,7 @@ class Bodies:
         """
         if _essence(content_type) != JSON:
             raise _bad_type(content_type, JSON)
-        return [self._label_item(fields) for fields in self._many(_json_object(body), "labels")]
-
-    def _label_item(self, fields: object) -> Item:
-        item = self._item(fields, self._label)
-        if item.record is None or not isinstance(fields, dict):
-            return item
-        _, unknown = self._codec.label_class(fields.get("label", fields.get("class")))
-        return replace(item, held=unknown is not None)
+        return [self._item(fields, self._label) for fields in self._many(_json_object(body), "labels")]
 
     def _label(self, fields: Mapping[str, Any]) -> NewRecord:
         _only(fields, ("id", "label", "class", "time", "source"))
@@ -246,10 +239,15 @@ class Bodies:
         if fields.get("x") is None:
             raise RecordError("no_value", 'expected the payload in "x", got none')
         x = self._codec.payload_from_json(fields["x"])
-        label = None if fields.get("label") is None else self._class(fields["label"])
+        label, class_name = (None, None) if fields.get("label") is None else self._codec.label_class(fields["label"])
         sample_id = new_id() if fields.get("id") is None else fields["id"]
         return self._codec.encode_sample(
-            sample_id, x, label=label, event_time_s=fields.get("time"), domain=fields.get("domain")
+            sample_id,
+            x,
+            label=label,
+            class_name=class_name,
+            event_time_s=fields.get("time"),
+            domain=fields.get("domain"),
         )
 
     def _many(self, fields: Mapping[str, Any], name: str) -> list[Any]:
@@ -268,12 +266,8 @@ class Bodies:
             shown = str(told)[:80] if isinstance(told, str | int) else None
             return Item(shown, None, from_domain(error))
         assert record.key is not None
-        return Item(record.key.decode(), record)
-
-    def _class(self, name: object) -> int:
-        if not isinstance(name, str | int):  # a nested list is not to be shown in a message
-            raise RecordError("unknown_class", "expected the class by its name or its index")
-        return self._schema.class_index(name)
+        named = fields.get("label", fields.get("class"))
+        return Item(record.key.decode(), record, None, None if named is None else self._codec.label_class(named)[1])
 
     def _list(self, value: object, name: str) -> list[Any]:
         if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:

@@ -37,7 +37,7 @@ def add_append_routes(
         async with bodies.read(request) as body:
             content_type = request.headers.get("content-type", "")
             items = await bodies.decoded(body, lambda: bodies.labels(body, content_type))
-            return await _append(inlet, "labels", settings.labels_topic, items)
+            return await _append(inlet, "labels", settings.labels_topic, items, parts)
 
     @router.post(
         "/sample",
@@ -45,7 +45,7 @@ def add_append_routes(
         summary="Hand in samples to learn from",
         response_model=AppendReply,
         responses=responses(*_STATUSES),
-        openapi_extra=sample_body(parts.schema, most=most),
+        openapi_extra=sample_body(parts.schema, most=most, any_name=parts.codec.takes_any_name),
         tags=["learn"],
     )
     async def sample(
@@ -58,10 +58,10 @@ def add_append_routes(
         async with bodies.read(request) as body:
             content_type = request.headers.get("content-type", "")
             items = await bodies.decoded(body, lambda: bodies.samples(body, content_type, name or []))
-            return await _append(inlet, "samples", settings.samples_topic, items)
+            return await _append(inlet, "samples", settings.samples_topic, items, parts)
 
 
-async def _append(inlet: Inlet, role: str, topic: str, items: list[Item]) -> Response:
+async def _append(inlet: Inlet, role: str, topic: str, items: list[Item], parts: ServerParts) -> Response:
     """Append the good items, and tell of each in the order it came."""
     records = [item.record for item in items if item.record is not None]
     if not records:
@@ -72,9 +72,17 @@ async def _append(inlet: Inlet, role: str, topic: str, items: list[Item]) -> Res
         if item.error is not None:
             told.append({"id": item.sample_id, "error": error_object(item.error)})
         else:
-            state = "held" if item.held else "accepted"
+            state = _state(item.class_name, parts)
             told.append({"id": item.sample_id, "position": next(positions)._asdict(), "state": state})
     return JsonReply({"items": told}, status_code=202)
+
+
+def _state(class_name: str | None, parts: ServerParts) -> str:
+    """What will become of a label of this unknown name, as far as a server knows: by the classes of its teacher."""
+    classes, codec = parts.predictor.classes, parts.codec
+    if class_name is None or class_name in classes:
+        return "accepted"
+    return "new_class" if codec.grows and len(classes) < codec.schema.capacity else "held"
 
 
 def _all_bad(items: list[Item]) -> RequestError:

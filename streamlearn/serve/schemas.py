@@ -90,8 +90,10 @@ class AppendedItem(_Shape):
 
     id: str | None
     position: PositionBody | None = None
-    state: Literal["accepted", "held"] | None = None
-    """held: durable as well, and to be learned once a class has the name that it gives."""
+    state: Literal["accepted", "held", "new_class"] | None = None
+    """All are durable. held: no class has the name that the label gives, so it is learned once one has.
+    new_class: the name takes a spare class when the learner reads it, if there still is one, and is held otherwise;
+    `GET /label/{id}` tells. Of a sample this is about the label inside: the sample itself is learned at once."""
     error: ItemError | None = None
 
 
@@ -286,8 +288,8 @@ def _example(schema: Schema) -> list[Any]:
 def _tensor(schema: Schema) -> dict[str, Any]:
     """Numbers that the dtype holds, nested as the shape is, or flat."""
     if schema.dtype.kind == "f":
-        floats = np.finfo(cast(Any, schema.dtype))
-        number = {"type": "number", "minimum": float(floats.min), "maximum": float(floats.max)}
+        largest = min(float(np.finfo(cast(Any, schema.dtype)).max), schema.largest_float)
+        number = {"type": "number", "minimum": -largest, "maximum": largest}
     else:
         integers = np.iinfo(cast(Any, schema.dtype))
         number = {"type": "integer", "minimum": int(integers.min), "maximum": int(integers.max)}
@@ -386,9 +388,9 @@ def label_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
     return _body({"oneOf": [one, many]}, examples)
 
 
-def sample_body(schema: Schema, *, most: int) -> dict[str, Any]:
-    """OpenAPI of the body of POST /sample, of at most so many."""
-    label = _class_of(schema, "The class, where it is known already.")
+def sample_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
+    """OpenAPI of the body of POST /sample, of at most so many; with `any_name` as in `label_body`."""
+    label = _class_of(schema, "The class, where it is known already.", any_name=any_name)
     fields = {"id": _ID, "x": _tensor(schema), "label": label, "time": _TIME, "domain": _TEXT}
     one = _object(fields, ("x",))
     many = _object({"samples": _list(one, 1, most)}, ("samples",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import orjson
@@ -69,7 +69,8 @@ def samples(draw: st.DrawFn) -> tuple[Codec, dict[str, Any]]:
     dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     if dtype.kind == "f":
         width: Literal[16, 32, 64] = {2: 16, 4: 32, 8: 64}[dtype.itemsize]  # type: ignore[assignment]
-        numbers: st.SearchStrategy[Any] = st.floats(allow_nan=False, allow_infinity=False, width=width)
+        bound = min(2.0**63, float(np.finfo(cast(Any, dtype)).max))
+        numbers: st.SearchStrategy[Any] = st.floats(-bound, bound, width=width)
     else:
         numbers = st.integers(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     count = int(np.prod(shape))
@@ -193,6 +194,21 @@ class TestRoundTrip:
         whole = {"sample_id": "a", "x": np.zeros(4, np.float32)} | arguments
 
         assert reason_of(lambda: ANY_CODECS[0].encode_sample(**whole)) == reason
+
+    @pytest.mark.parametrize("payload", ["json", "raw", "npy"])
+    def test_a_label_inside_of_an_unknown_class_keeps_its_name_where_such_are_held(self, payload: str) -> None:
+        """The sample is not lost with its label; where such labels are refused it is a dead letter."""
+        held, refused = (Codec(TABLE, unknown_class=policy) for policy in ("hold", "refuse"))
+        written = held.encode_sample(
+            "a", np.zeros(4, np.float32), payload=payload, label=UNLABELLED, class_name="glühbirne"
+        )
+
+        sample = held.decode_sample(as_read(written))
+
+        assert (sample.label, sample.class_name, sample.x.tolist()) == (UNLABELLED, "glühbirne", [0.0] * 4)
+        assert sample.inside is not None
+        assert (sample.inside.position, sample.inside.class_name) == (sample.position, "glühbirne")
+        assert reason_of(refused.decode_sample, as_read(written)) == "unknown_class"
 
 
 class TestJsonSample:
@@ -398,6 +414,40 @@ class TestBinarySample:
         codec = Codec(Schema((4,), x.dtype, CLASSES), payload=payload)
 
         assert reason_of(codec.decode_sample, record(value)) == "not_finite"
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    @pytest.mark.parametrize("payload", ["raw", "npy", "json"])
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_floats_whose_square_is_infinite_in_the_network_are_refused(
+        self, payload: str, dtype: str, sign: float
+    ) -> None:
+        """One of them, in one row, would be the variance of a whole batch. The largest that has a square is taken."""
+        codec = Codec(Schema((4,), np.dtype(dtype), CLASSES), payload=payload)
+        outcomes = []
+        for largest in (1.8e19, 1.9e19, 1e30):
+            x = np.array([0, sign * largest, 1, 2], dtype)
+            json_x = orjson.dumps({"x": x.tolist()})
+            value = {"raw": x.tobytes(), "npy": npy_bytes(x), "json": json_x}[payload]
+            outcomes.append(reason_of(codec.decode_sample, record(value)) if largest > 1.8e19 else None)
+            if largest == 1.8e19:
+                assert np.isfinite(np.square(codec.decode_sample(record(value)).x.astype(np.float32))).all()
+
+        assert outcomes == [None, "not_finite", "not_finite"]
+
+    @pytest.mark.parametrize(("scale", "taken"), [(1e-3, 1.8e22), (-10.0, 1.8e18)])
+    def test_how_large_a_float_may_be_is_measured_as_the_network_sees_it(self, scale: float, taken: float) -> None:
+        """After `schema.scale`; and the message says the bound and what was found."""
+        codec = Codec(Schema((2,), np.dtype("float32"), CLASSES, scale=scale))
+
+        assert codec.payload_from_json([0.0, taken]).tolist()[1] == pytest.approx(taken)
+        with pytest.raises(RecordError, match=r"up to 1.8e\+\d\d, whose square is finite in float32, got -2e\+\d\d"):
+            codec.payload_from_json([0.0, -taken / 0.9])
+
+    def test_what_is_too_large_is_not_encoded_either(self) -> None:
+        """Nobody appends what would be a dead letter."""
+        codec = Codec(TABLE)
+
+        assert reason_of(codec.encode_sample, "a", np.array([0, 1e30, 0, 0], np.float32)) == "not_finite"
 
     @pytest.mark.parametrize("length", [0, 1, 15, 17, 32])
     def test_raw_of_another_length_is_refused(self, length: int) -> None:

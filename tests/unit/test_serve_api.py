@@ -190,10 +190,10 @@ class TestPredict:
         """Finite input, finite weights, no finite answer: a 422 rather than null probabilities."""
         served = Served(tmp_path)
         served.spec = replace(served.spec, normalise=False)
-        served.publish(7, scale=1e6)
+        served.publish(7, scale=1e12)
 
         with client_of(served) as client:
-            told = error_of(client.post("/predict", json={"instances": [[0, 0, 0, 0], [3e38] * 4]}), 422, "not_finite")
+            told = error_of(client.post("/predict", json={"instances": [[0, 0, 0, 0], [1e19] * 4]}), 422, "not_finite")
 
         assert told.details == {"instances": [1]}
 
@@ -405,6 +405,7 @@ BAD_PREDICT_BODIES = [
     (b'{"x": [NaN, 0, 0, 0]}', "not_json"),
     (b'{"x": [Infinity, 0, 0, 0]}', "not_json"),
     (b'{"x": [1e39, 0, 0, 0]}', "not_finite"),
+    (b'{"x": [1e30, 0, 0, 0]}', "not_finite"),
     (b'{"x": ' + b"[" * 1500 + b"]" * 1500 + b"}", "not_json"),
     (b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}", "bad_shape"),
     (b'{"instances": ' + b"[" * 500 + b"]" * 500 + b"}", "bad_shape"),
@@ -454,6 +455,7 @@ class TestBadBodies:
             (b"123", RAW, "bad_shape"),
             (np.zeros(4 * 9, np.float32).tobytes(), RAW, "invalid_body"),
             (np.full(8, np.nan, np.float32).tobytes(), RAW, "not_finite"),
+            (np.full(8, -1e30, np.float32).tobytes(), RAW, "not_finite"),
             (npy(np.zeros(5, np.float32)), NPY, "bad_shape"),
             (npy(np.zeros((0, 4), np.float32)), NPY, "invalid_body"),
             (npy(np.zeros((9, 4), np.float32)), NPY, "invalid_body"),
@@ -599,6 +601,23 @@ class TestLabel:
         held = {record.key: parts.codec.decode_label(record).class_name for record in served.records("truths")}
         assert held == {b"a": "wolf", b"b": None}
 
+    @pytest.mark.parametrize(("room", "told"), [(2, "new_class"), (1, "held")])
+    def test_of_an_unknown_class_says_what_will_become_of_it_where_the_head_may_grow(self, tmp_path, room, told):
+        """By the classes of the teacher that answers: one that has grown is no news, and there may be room for more."""
+        served = Served(tmp_path / "grown", replace(FLOATS, spare=room))
+        served.spec = replace(served.spec, classes=served.schema.capacity)
+        served.publish(8, classes=json.dumps(["cat", "dog", "owl", "wolf"]))
+        parts = replace(served.parts, codec=Codec(served.schema, unknown_class="grow"))
+        names = ("wolf", "bear", "cat")
+
+        with TestClient(create_app(parts, served.settings)) as client:
+            labels = client.post("/label", json={"labels": [{"id": name, "label": name} for name in names]})
+            samples = client.post("/sample", json={"samples": [{"id": name, "x": X, "label": name} for name in names]})
+
+        for reply in (labels, samples):
+            assert [item["state"] for item in reply.json()["items"]] == ["accepted", told, "accepted"]
+        served.view.close()
+
     def test_two_labels_of_one_sample_keep_their_order(self, client, served):
         """A correction in the same request is legal: the ledger takes the later one."""
         reply = client.post("/label", json={"labels": [{"id": "a", "label": "cat"}, {"id": "a", "label": "dog"}]})
@@ -704,6 +723,18 @@ class TestSample:
         assert (sample.domain, sample.answer) == ("shop", None)
         assert reply.json()["items"][0]["position"] == served.records("clicks")[0].position._asdict()
 
+    def test_whose_label_is_of_an_unknown_class_is_taken_all_the_same(self, served):
+        """The label inside keeps its name, as one of POST /label does; a class by a number that is none is refused."""
+        parts = replace(served.parts, codec=Codec(FLOATS, unknown_class="hold"))
+        samples = [{"id": "a", "x": X, "label": "wolf"}, {"id": "b", "x": X, "label": 17}, {"id": "c", "x": X}]
+
+        with TestClient(create_app(parts, served.settings)) as client:
+            reply = client.post("/sample", json={"samples": samples})
+
+        assert [item.get("state") for item in reply.json()["items"]] == ["held", None, "accepted"]
+        read = [parts.codec.decode_sample(record) for record in served.records("clicks")]
+        assert {sample.sample_id: sample.class_name for sample in read} == {"a": "wolf", "c": None}
+
     def test_a_sample_without_an_id_gets_one(self, client, served):
         """It is in the reply and is the record's key."""
         reply = client.post("/sample", json={"x": X})
@@ -734,6 +765,7 @@ class TestSample:
         [
             ({"id": "a"}, "no_value"),
             ({"id": "a", "x": [1]}, "bad_shape"),
+            ({"id": "a", "x": [0, 1e30, 0, 0], "label": "owl"}, "not_finite"),
             ({"id": "a", "x": X, "label": "wolf"}, "unknown_class"),
             ({"id": "a", "x": X, "domain": "d" * 257}, "too_large"),
             ({"id": "a", "x": X, "answer": {}}, "invalid_body"),
