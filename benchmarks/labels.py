@@ -28,16 +28,19 @@ system's cache and leave when it wants them; they are `mapped_mb`.
 `restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
 system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
 
-Wanted: 50,000 joins a second. Not shown yet. The one run of `--quick` at this state was under a load average of 8 on
-two cores: 15,091 joins a second (.40 of LMDB, 1.01 of SQLite), 25.9 us of processor time a join, 66 MB anonymous,
-34 ms to restart (14 ms at a tenth). Even with a core to itself, 25.9 us are at most 39,000 a second; 50,000 need 20 us,
-commits included. The limit took 8 us in its last round, so most of the rest is Python. Ten million were not run.
+Wanted: 50,000 joins a second. Not shown yet, for want of a quiet machine: `--quick` at this state, under a load average
+of 40 on two cores, made 4,394 joins a second, .63 of LMDB and 1.44 of SQLite in the same rounds (23.4 us of processor
+time a join where LMDB took 13, 46 MB anonymous). Before labels were taken together it made 34,814 under a load of 4,
+.40 of LMDB and 1.31 of SQLite (20.4 us, 88 MB), and on an almost quiet machine 37,306. Ten million were not run.
 
-Tried on a million ids under that load: processor time of a join without its commit, as a ratio, medians of 30 to 60
-rounds in turns. Kept: named tuples for what is made for each label, .95; with these a list for the counts by class, no
-look at held labels where there are none and no comprehension in `_join`, .88. Over that, and so left out: hashes of ids
-remembered from join to training 1.01, label rows kept as objects until the step ends 1.08, row numbers kept as the
-bytes of their keys .99, one loop for a run of first labels 1.02. A quiet machine may order these otherwise.
+What taking them together brings (`Ledger.labels_arrived`): processor time of a join without its commit, as a ratio,
+medians of 30 to 50 rounds in turns, 300,000 ids, load 10 to 50. Predicted .6, from half of the Python; got .68.
+With it tried, and left out: ids' hashes in an LRU cache 1.06, puts in the order of their keys 1.02, LMDB's `getmulti`
+in the order of the keys 1.2 of its gets, one row after another instead of database after database 1.1, hashes
+remembered in a dict until the step ends .97, named tuples made by `tuple.__new__` .97.
+
+Tried before, on a million ids under load, and left out: label rows kept as objects until the step ends 1.08, row
+numbers kept as the bytes of their keys .99 (now so, since it is simpler). A quiet machine may order these otherwise.
 """
 
 from __future__ import annotations
@@ -165,7 +168,7 @@ class LedgerSide:
         """One step of labels, learned in the same step."""
         ledger = self._ledger
         ledger.begin(ledger.step + 1, 1e6)
-        arrivals = [ledger.label_arrived(label) for label in labels]
+        arrivals = ledger.labels_arrived(labels)
         ledger.trained([arrival.sample_id for arrival in arrivals])
         ledger.end()
         example = arrivals[-1].example

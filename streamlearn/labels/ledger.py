@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal
@@ -47,12 +47,15 @@ from streamlearn.labels.rows import (
     LabelRecord,
     LabelRow,
     key_of,
+    pack_joined,
     trained_in,
 )
 from streamlearn.labels.samples import Known, Samples, Topics
-from streamlearn.labels.store import Store, number
+from streamlearn.labels.store import ANEW, Store, number
 from streamlearn.records import UNLABELLED, Array, Example, Label, Position, Prediction, Sample, Schema
 
+JOINED = LabelState.JOINED
+"""Bound once: an enum looks its members up, and this one is asked for with every label."""
 EXPIRE_PER_STEP = 4096
 """Most rows that one step lets go of (or twice its arrivals): a stream silent for long must not stall a step."""
 UNFLUSHED_BYTES = 64 << 20
@@ -82,8 +85,11 @@ class Ledger:
         implied_after_s: float | None = None,
         max_held: int = 10_000,
         grow: bool = False,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
         """With `grow`, a name that is not known takes a spare class, while there is one.
+
+        `may_write` raises StateLockedError where another learner has taken over, and is asked before each flush.
 
         `implied_class` is the class of a sample that has no label after `implied_after_s`, which comes with it.
         """
@@ -102,6 +108,7 @@ class Ledger:
             tables=("counts", "topics", "ids", "labels", "queue", "held", "held_of", "held_names", "grown"),
             rings=("samples", "payloads"),
             map_size=map_size,
+            may_write=may_write,
         )
         tables = self._store.tables
         self._counts, self._labels, self._queue = tables["counts"], tables["labels"], tables["queue"]
@@ -185,13 +192,12 @@ class Ledger:
 
     def sample_arrived(self, sample: Sample, prediction: Prediction, student_class: int) -> list[Arrival]:
         """Remember a new sample and what was said about it; what its labels did: those that waited, one inside."""
-        known = self._samples.append(sample, prediction, student_class)
-        key, arrivals = known.row.key, []
+        key, arrivals = key_of(sample.sample_id), []
+        known = self._samples.append(key, sample, prediction, student_class)
         if self._c.queued and (waited := self._label_row(key)) is not None:
             arrivals += self._join_waiting(key, waited, sample.sample_id, known)
-        if sample.label is not None:
-            inside = Label(sample.position, sample.timestamp_s, sample.sample_id, sample.label)
-            arrivals.append(self._label(key, inside, known))
+        if (inside := sample.inside) is not None:
+            arrivals.append(self._take(key, inside, known))
         return arrivals
 
     def label_arrived(self, label: Label) -> Arrival:
@@ -202,17 +208,35 @@ class Ledger:
         Raises:
             LogUnavailableError: the payload could not be read back for now; nothing has changed.
         """
-        key = key_of(label.sample_id)
-        if label.class_index != UNLABELLED:
-            return self._label(key, label, None)
-        assert label.class_name is not None, label.position
-        class_index = self._classes.get(label.class_name)
-        if class_index is None and self._grow and len(self._classes) < self._schema.capacity:
-            class_index = self._classes[label.class_name] = len(self._classes)
-            self._grown.insert(number(class_index), label.class_name.encode())
-        if class_index is None:
-            return self._hold(key, label)
-        return self._label(key, replace(label, class_index=class_index), None)
+        return self._take(key_of(label.sample_id), label, None)
+
+    def labels_arrived(self, labels: Sequence[Label]) -> list[Arrival]:
+        """Take label records in this order: what `label_arrived` makes of each, sooner where they are many.
+
+        Most are the first of a sample whose payload is in the ring. They are looked up together, and go straight
+        through here; every other one goes round by `label_arrived`.
+
+        Raises:
+            LogUnavailableError: as `label_arrived`, of one label; those before it are taken.
+        """
+        c, place, put, received = self._c, self._topics.place, self._labels.put, self._baselines.received
+        arrivals: list[Arrival] = []
+        keys = [key_of(label.sample_id) for label in labels]
+        rows = self._labels.fetch(keys)
+        for key, label, known in zip(keys, labels, self._samples.fetch(keys), strict=True):
+            class_index, at_s = label.class_index, label.timestamp_s
+            if known is None or rows[key] is not None or class_index == UNLABELLED or (c.held and self._held.of(key)):
+                arrivals.append(self.label_arrived(label))
+                continue
+            assert known.x is not None
+            scored = self._score(known, class_index, at_s) if at_s >= known.arrived_s else None
+            put(key, pack_joined(*place(label.position), at_s, class_index, scored=scored is not None))
+            c.read += 1
+            c.joined += 1
+            received(class_index)
+            example = Example(label.sample_id, known.x, class_index, at_s)
+            arrivals.append(Arrival(JOINED, label.sample_id, class_index, example, scored, False, at_s))
+        return arrivals
 
     def implied(self) -> list[Arrival]:
         """Give the implied class to samples that have gone without any label for so long. Once a step, after its joins.
@@ -228,11 +252,12 @@ class Ledger:
         for _ in range(self._limit()):
             if c.implied_low == c.high:
                 break
-            key, arrived_s = samples.arrived(c.implied_low)
+            row_number = number(c.implied_low)
+            key, arrived_s = samples.arrived(row_number)
             if arrived_s >= oldest_s:
                 break
             if self._labels.get(key) is None and not self._held.of(key):
-                arrivals.append(self._imply(key, samples.id_of(c.implied_low), samples.at(c.implied_low)))
+                arrivals.append(self._imply(key, samples.id_of(row_number), samples.at(row_number)))
             c.implied_low += 1
         return arrivals
 
@@ -251,11 +276,13 @@ class Ledger:
 
     def trained(self, sample_ids: Iterable[str]) -> None:
         """These samples' labels are learned by the open step. Only the first time counts."""
-        for sample_id in sample_ids:
-            key = key_of(sample_id)
-            row = self._labels.get(key)
-            if row is not None and (trained := trained_in(row, self._store.step)) is not None:
-                self._labels.put(key, trained[0])
+        step, put = self._store.step, self._labels.put
+        keys = [key_of(sample_id) for sample_id in sample_ids]
+        rows = self._labels.fetch(keys)
+        for key in keys:
+            row = rows[key]
+            if row is not None and (trained := trained_in(row, step)) is not None:
+                put(key, trained[0])
                 self._c.trained += trained[1]
 
     # -- for whoever asks
@@ -286,6 +313,19 @@ class Ledger:
         return self._held.names()
 
     # -- one label record
+
+    def _take(self, key: bytes, label: Label, known: Known | None) -> Arrival:
+        """Take one label record by its class or by its name. `known`: its sample, where that has just come."""
+        if label.class_index != UNLABELLED:
+            return self._label(key, label, known)
+        assert label.class_name is not None, label.position
+        class_index = self._classes.get(label.class_name)
+        if class_index is None and self._grow and len(self._classes) < self._schema.capacity:
+            class_index = self._classes[label.class_name] = len(self._classes)
+            self._grown.insert(number(class_index), label.class_name.encode())
+        if class_index is None:
+            return self._hold(key, label)
+        return self._label(key, replace(label, class_index=class_index), known)
 
     def _label(self, key: bytes, label: Label, known: Known | None) -> Arrival:
         """Find the disposition of one label record. `known`: its sample, where that has just come."""
@@ -325,8 +365,8 @@ class Ledger:
         self._c.joined += 1
         scored = None
         for record in row.records:
-            if record.time_s >= known.row.arrived_s:
-                scored = self._score(row, known, record.time_s)
+            if record.time_s >= known.arrived_s:
+                scored = self._score_row(row, known, record.time_s)
                 break
         example = Example(sample_id, x, row.class_index, deciding.time_s)
         self._labels.put(key, row.pack())
@@ -353,8 +393,8 @@ class Ledger:
         else:
             if changed:
                 example = self._learn_again(row, sample_id, known)
-            if row.state is LabelState.JOINED and not row.flags & SCORED and record.time_s >= known.row.arrived_s:
-                scored = self._score(row, known, record.time_s)
+            if row.state is LabelState.JOINED and not row.flags & SCORED and record.time_s >= known.arrived_s:
+                scored = self._score_row(row, known, record.time_s)
         if was_deciding is None:  # of the implied class, which was counted apart
             c.implied -= 1
             self._move(1, row.state)
@@ -394,12 +434,12 @@ class Ledger:
         """Give a sample the implied class, as of the moment when its time for a label was over."""
         assert self._implied_class is not None
         assert self._implied_after_s is not None
-        x, at_s = self._samples.payload(known), known.row.arrived_s + self._implied_after_s
+        x, at_s = self._samples.payload(known), known.arrived_s + self._implied_after_s
         row = LabelRow(LabelState.EXPIRED if x is None else LabelState.JOINED, self._implied_class)
         example, scored = None, None
         if x is not None:
             example = Example(sample_id, x, row.class_index, at_s)
-            scored = self._score(row, known, at_s)
+            scored = self._score_row(row, known, at_s)
         self._c.implied += 1
         self._baselines.received(row.class_index)
         self._labels.put(key, row.pack())
@@ -408,19 +448,27 @@ class Ledger:
             row.state, sample_id, row.class_index, example, scored, labelled_at_s=labelled_at_s, implied=True
         )
 
-    def _score(self, row: LabelRow, known: Known, label_s: float) -> Scored:
+    def _score(self, known: Known, class_index: int, label_s: float) -> Scored | None:
         """Hold the prediction against the class that counts now. `label_s`: when the label in time was given."""
-        row.flags |= SCORED
+        if known.prediction.class_index == UNLABELLED:
+            return None  # passed by under overload
         self._c.scored += 1
-        sample = known.row
+        majority, no_change = known.majority_class, known.no_change_class
         return Scored(
             known.prediction,
-            sample.student_class,
-            row.class_index,
-            label_s - sample.arrived_s,
-            sample.majority_class if sample.majority_class >= 0 else None,
-            sample.no_change_class if sample.no_change_class >= 0 else None,
+            known.student_class,
+            class_index,
+            label_s - known.arrived_s,
+            majority if majority >= 0 else None,
+            no_change if no_change >= 0 else None,
         )
+
+    def _score_row(self, row: LabelRow, known: Known, label_s: float) -> Scored | None:
+        """The same of a row, which remembers it: a sample is scored once."""
+        scored = self._score(known, row.class_index, label_s)
+        if scored is not None:
+            row.flags |= SCORED
+        return scored
 
     def _hold(self, key: bytes, label: Label) -> Arrival:
         """Keep a label of an unknown class, once."""
@@ -525,7 +573,8 @@ class Ledger:
         known_classes = found["classes"]
         grown = {**wanted, "classes": wanted["classes"][: len(known_classes)]}
         if found != grown:
-            raise StoreError(f"{path}: the store is of another schema: found {found}, wanted {wanted}")
+            msg = f"{path}: the store is of another schema: found {found}, wanted {wanted}"
+            raise StoreError(f"{msg}; set schema back, or {ANEW}")
         for row, name in self._grown.items():
             index, same = int.from_bytes(row, "big"), name.decode() in schema.classes
             if (index < len(schema.classes) or same) and schema.classes[index : index + 1] != (name.decode(),):

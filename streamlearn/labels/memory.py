@@ -85,6 +85,8 @@ class LabelledMemory:
         """Ids of rows that were never drawn, oldest first, each with its number among all that ever were new."""
         self.added = 0
         """Rows that ever were new, in this process."""
+        self.drawn_ids: list[str] = []
+        """Whose rows were drawn last."""
         self._free: list[int] = []
         self._rows_C = [_Rows(self._age) for _ in range(self._schema.capacity)]
         self._counts_C = np.zeros(self._schema.capacity, np.int64)
@@ -145,12 +147,14 @@ class LabelledMemory:
         nothing.
         """
         if not len(self) or not len(y_L):
+            self.drawn_ids = []
             return []
         new_ids = list(itertools.islice(self._new, len(y_L)))
         for sample_id in new_ids:
             del self._new[sample_id]
         slots_L = [self._slots[sample_id] for sample_id in new_ids]
         slots_L += self._choose(len(y_L) - len(new_ids), step)
+        self.drawn_ids = [self._ids[slot] for slot in slots_L]
         np.take(self._x, slots_L, axis=0, out=x_L, mode="clip")  # "raise" would copy through a buffer
         y_L[:] = [self._classes[slot] for slot in slots_L]
         return new_ids

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import numpy as np
 
 from streamlearn.labels import LabelState
-from streamlearn.records import Array, Prediction
+from streamlearn.records import Array, Prediction, Probabilities
 
 KEPT_RECORDS = 16
 """Most label records of one sample that are remembered: the first in order, and the last ones."""
@@ -23,9 +23,12 @@ SCORED, EVER_TRAINED, CORRECTED, FORGOTTEN = 1, 2, 4, 8
 """Flags of a LabelRow. FORGOTTEN: there were more records between the first that is kept and the second."""
 _STATES = (LabelState.WAITING, LabelState.JOINED, LabelState.EXPIRED, LabelState.ORPHAN)
 _NUMBERS = {state: number for number, state in enumerate(_STATES)}
+_JOINED = _NUMBERS[LabelState.JOINED]
 _SAMPLE = struct.Struct("<16sHiqdqiiiiH")
 _PROBABILITY = np.dtype("<f4")
 _ARRIVED = struct.Struct("<16s14xd")
+_PREDICTED = struct.Struct("<30xdqiiiiH")
+"""What a join reads of a sample: all but the key and the place."""
 _RECORD = struct.Struct("<dHiqi")
 _ROW = struct.Struct("<BBBiqq")
 _ROW_OF_ONE = struct.Struct("<BBBiqqdHiqi")
@@ -207,6 +210,13 @@ class LabelRow:
         return LabelState.SCORED if self.flags & SCORED else LabelState.JOINED
 
 
+def pack_joined(topic: int, partition: int, offset: int, time_s: float, class_index: int, *, scored: bool) -> bytes:
+    """The row of a label that its only record has joined with its sample."""
+    return _ROW_OF_ONE.pack(
+        _JOINED, SCORED if scored else 0, 0, class_index, -1, 0, time_s, topic, partition, offset, class_index
+    )
+
+
 def trained_in(row: bytes, step: int) -> tuple[bytes, bool] | None:
     """The row of a label that `step` learned, and whether it is the first; None where it had not to be learned.
 
@@ -226,13 +236,18 @@ def pack_sample(row: SampleRow, probabilities_C: Array, sample_id: str) -> bytes
     return b"".join((_SAMPLE.pack(*row, len(encoded)), probabilities, encoded))
 
 
-def unpack_sample(data: bytes) -> tuple[SampleRow, Prediction]:
-    """The row of `samples`, and what was predicted."""
-    *fields, id_bytes = _SAMPLE.unpack_from(data)
-    row = SampleRow._make(fields)
+def unpack_sample(data: bytes) -> SampleRow:
+    """The row of `samples`, without the probabilities."""
+    return SampleRow._make(_SAMPLE.unpack_from(data)[:-1])
+
+
+def unpack_predicted(data: bytes) -> tuple[float, int, Prediction, int, int]:
+    """Of the row of `samples`: when it arrived, student, prediction, and what the baselines said."""
+    arrived_s, version, predicted, student, majority, no_change, id_bytes = _PREDICTED.unpack_from(data)
     count = (len(data) - _SAMPLE.size - id_bytes) // _PROBABILITY.itemsize
-    probabilities_C = np.frombuffer(data, _PROBABILITY, count, _SAMPLE.size)
-    return row, Prediction(row.predicted_class, probabilities_C, row.model_version)
+    # The constructor itself: half of what `frombuffer` costs.
+    probabilities_C: Probabilities = np.ndarray((count,), _PROBABILITY, data, _SAMPLE.size)
+    return arrived_s, student, Prediction(predicted, probabilities_C, version), majority, no_change
 
 
 def unpack_id(data: bytes) -> str:

@@ -10,14 +10,25 @@ records keep their order, so which of two is the first does not depend on how pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from streamlearn.labels.rows import Counters, SampleRow, key_of, pack_sample, unpack_arrival, unpack_id, unpack_sample
+from streamlearn.labels.rows import (
+    Counters,
+    SampleRow,
+    pack_sample,
+    unpack_arrival,
+    unpack_id,
+    unpack_predicted,
+    unpack_sample,
+)
 from streamlearn.labels.store import Store, Table, number
 from streamlearn.records import Array, Position, Prediction, Sample, Schema
+
+_NO_ROW = b"-"
+"""A key that no row has."""
 
 
 class Topics:
@@ -49,12 +60,15 @@ class Topics:
 
 
 class Known(NamedTuple):
-    """A known sample."""
+    """A known sample, and what was said of it when it came."""
 
-    number: int
+    number: bytes
     """Its row."""
-    row: SampleRow
+    arrived_s: float
+    student_class: int
     prediction: Prediction
+    majority_class: int
+    no_change_class: int
     x: Array | None = None
     """The payload, where it has just come."""
 
@@ -74,56 +88,56 @@ class Samples:
         """Whether the sample is known."""
         return self._ids.get(key) is not None
 
-    def append(self, sample: Sample, prediction: Prediction, student_class: int) -> Known:
-        """Remember a new sample."""
+    def append(self, key: bytes, sample: Sample, prediction: Prediction, student_class: int) -> Known:
+        """Remember a new sample, under the hash of its id."""
         c, schema, x = self.counters, self._schema, sample.x
         assert x.shape == schema.shape, f"{sample.position}: {x.shape}, wanted {schema.shape}"
         assert x.dtype == schema.dtype, f"{sample.position}: {x.dtype}, wanted {schema.dtype}"
-        probabilities_C = prediction.probabilities_C
+        class_index, probabilities_C, version = prediction
         assert probabilities_C.shape == (schema.capacity,), probabilities_C.shape
-        known = Known(
-            c.high,
-            SampleRow(
-                key_of(sample.sample_id),
-                *self._topics.place(sample.position),
-                sample.timestamp_s,
-                prediction.model_version,
-                prediction.class_index,
-                student_class,
-                c.majority_class,
-                c.last_class,
-            ),
-            prediction,
-            x,
-        )
-        self._ids.insert(known.row.key, number(known.number))
-        self._rows.append(known.number, pack_sample(known.row, probabilities_C, sample.sample_id))
-        self._payloads.append(known.number, np.ascontiguousarray(x).data)
+        arrived_s, row_number, baselines = sample.timestamp_s, number(c.high), (c.majority_class, c.last_class)
+        place = self._topics.place(sample.position)
+        row = SampleRow(key, *place, arrived_s, version, class_index, student_class, *baselines)
+        self._ids.insert(key, row_number)
+        self._rows.append(row_number, pack_sample(row, probabilities_C, sample.sample_id))
+        self._payloads.append(row_number, np.ascontiguousarray(x).data)
         c.high += 1
-        return known
+        return Known(row_number, arrived_s, student_class, prediction, *baselines, x)
 
     def find(self, key: bytes) -> Known | None:
         """A known sample and its prediction, without its payload."""
-        found = self._ids.get(key)
-        return None if found is None else self.at(int.from_bytes(found, "big"))
+        row_number = self._ids.get(key)
+        return None if row_number is None else self.at(row_number)
 
-    def at(self, row_number: int) -> Known:
+    def fetch(self, keys: Sequence[bytes]) -> list[Known | None]:
+        """Many samples with their payloads, from the ring; None where either is not there."""
+        ids, low = self._ids.fetch(keys), number(self.counters.payload_low)
+        numbers = [row if (row := ids[key]) is not None and row >= low else _NO_ROW for key in keys]
+        shape, dtype = self._schema.shape, self._schema.dtype
+        found = zip(numbers, self._rows.fetch(numbers), self._payloads.fetch(numbers), strict=True)
+        return [
+            None
+            if data is None or payload is None
+            else Known(row, *unpack_predicted(data), np.ndarray(shape, dtype, payload))
+            for row, data, payload in found
+        ]
+
+    def at(self, row_number: bytes) -> Known:
         """The sample of a row."""
-        data = self._rows.get(row_number)
-        assert data is not None, "an id outlived its row"
-        return Known(row_number, *unpack_sample(data))
+        return Known(row_number, *unpack_predicted(self._row(row_number)))
 
-    def id_of(self, row_number: int) -> str:
+    def id_of(self, row_number: bytes) -> str:
         """The id of the sample of a row."""
-        data = self._rows.get(row_number)
-        assert data is not None, "an id outlived its row"
-        return unpack_id(data)
+        return unpack_id(self._row(row_number))
 
-    def arrived(self, row_number: int) -> tuple[bytes, float]:
+    def arrived(self, row_number: bytes) -> tuple[bytes, float]:
         """Key and time of the sample of a row."""
+        return unpack_arrival(self._row(row_number))
+
+    def _row(self, row_number: bytes) -> bytes:
         data = self._rows.get(row_number)
         assert data is not None, "a sample left before its time"
-        return unpack_arrival(data)
+        return data
 
     def payload(self, known: Known) -> Array | None:
         """The payload from the ring or else from the log, read-only; None where it is nowhere any more.
@@ -133,11 +147,12 @@ class Samples:
         """
         if known.x is not None:
             return known.x
-        schema, row = self._schema, known.row
-        if known.number >= self.counters.payload_low:
+        schema = self._schema
+        if known.number >= number(self.counters.payload_low):
             payload = self._payloads.get(known.number)
             assert payload is not None, "a payload left before its time"
-            return np.frombuffer(payload, schema.dtype).reshape(schema.shape)
+            return np.ndarray(schema.shape, schema.dtype, payload)
+        row = unpack_sample(self._row(known.number))
         x = self._read_back(Position(self._topics.name(row.topic), row.partition, row.offset))
         assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "read back wrongly"
         return x
@@ -147,7 +162,7 @@ class Samples:
         c = self.counters
         c.payload_low = max(c.payload_low, c.high - most)
         for _ in range(limit):
-            if c.payload_low == c.high or self.arrived(c.payload_low)[1] >= oldest_s:
+            if c.payload_low == c.high or self.arrived(number(c.payload_low))[1] >= oldest_s:
                 break
             c.payload_low += 1
 
@@ -157,7 +172,7 @@ class Samples:
         for _ in range(limit):
             if c.id_low == c.high:
                 break
-            key, arrived_s = self.arrived(c.id_low)
+            key, arrived_s = self.arrived(number(c.id_low))
             if c.high - c.id_low <= most and arrived_s >= oldest_s:
                 break
             self._ids.delete(key)

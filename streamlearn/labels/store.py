@@ -15,16 +15,18 @@ what was flushed through `StoreView`.
 from __future__ import annotations
 
 import fcntl
+import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import lmdb
 
-from streamlearn.errors import StateLockedError, StoreError
+from streamlearn.errors import StateError, StateLockedError, StoreError
+from streamlearn.labels.whole import damaged, missing_bytes, remove_stump
 
 Get: TypeAlias = Callable[[str, bytes], bytes | None]
 """`get(database, key)` of a view."""
@@ -32,12 +34,16 @@ Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
 FORMAT = 2
 MAX_READERS = 512
+LOCK_BYTES = 64 * MAX_READERS + 128
+"""Of LMDB's lock file: a line of the cache for each reader, and what the writers share."""
 _META, _UNDO = b"meta", b"undo"
 _FORMAT_KEY, _PRUNED_KEY = b"format", bytes(8)
 _DATABASES = 16
 _CHANGE = struct.Struct(">BHi")
 """Of one undone change: table, key bytes, value bytes (ABSENT: there was no such key). Key and value follow."""
 _ABSENT = -1
+ANEW = "begin anew in another state.dir, which learns what the log still holds, from log.start"
+"""The way out where a store and a checkpoint do not go together. Neither was changed."""
 
 
 def number(value: int) -> bytes:
@@ -103,12 +109,21 @@ class Table(_Database):
             self._now[key] = value
         return value
 
+    def fetch(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes | None]:
+        """The values of many keys, and of others that the open step has touched; puts that follow show in it."""
+        assert self._step_open, "no step is open"
+        now, get, handle = self._now, self._txn.get, self._handle
+        for key in keys:
+            if key not in now:
+                now[key] = get(key, None, handle)
+        return now
+
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set the value of a key; None removes it."""
         assert self._step_open, "no step is open"
-        if key not in self._stored:
-            self._stored[key] = self.get(key)
-        self._now[key] = value
+        now = self._now
+        self._stored.setdefault(key, now[key] if key in now else self.get(key))
+        now[key] = value
 
     def insert(self, key: bytes, value: bytes) -> None:
         """Set the value of a key that is new."""
@@ -139,23 +154,29 @@ class Table(_Database):
     def _end(self) -> list[bytes]:
         """The changes of the step, to be undone."""
         self._write()
-        parts: list[bytes] = []
-        for key, value in self._before.items():
-            size = _ABSENT if value is None else len(value)
-            parts += (_CHANGE.pack(self._index, len(key), size), key, value or b"")
+        index, pack = self._index, _CHANGE.pack
+        changes = [
+            pack(index, len(key), _ABSENT if value is None else len(value)) + key + (value or b"")
+            for key, value in self._before.items()
+        ]
         self._before.clear()
         self._now.clear()
         self._step_open = False
-        return parts
+        return changes
 
     def _write(self) -> None:
         """Bring the transaction up to date."""
-        with _WRITING:
-            for key, stored in self._stored.items():
-                if (value := self._now[key]) != stored:
-                    self._set(key, value)
-                    self._before.setdefault(key, stored)
-        self._stored.clear()
+        now, stored = self._now, self._stored
+        changed = [key for key in stored if now[key] != stored[key]]
+        puts = [(key, value) for key in changed if (value := now[key]) is not None]
+        with _WRITING, self._txn.cursor(self._handle) as cursor:
+            cursor.putmulti(puts)
+            if len(puts) < len(changed):
+                for key in changed:
+                    if now[key] is None:
+                        self._txn.delete(key, db=self._handle)
+        self._before = {key: stored[key] for key in changed} | self._before
+        stored.clear()
 
     def _set(self, key: bytes, value: bytes | None) -> None:
         """Set or remove a key in the transaction itself."""
@@ -168,14 +189,19 @@ class Table(_Database):
 class Ring(_Database):
     """Numbered rows, appended and never changed. Not undone: see `cut` and `trim`."""
 
-    def append(self, row: int, value: bytes | memoryview) -> None:
-        """Add a row; `row` is beyond every row there is."""
+    def append(self, row: bytes, value: bytes | memoryview) -> None:
+        """Add a row; its `number` is beyond every row there is."""
         with _WRITING:
-            self._txn.put(number(row), value, append=True, db=self._handle)
+            self._txn.put(row, value, append=True, db=self._handle)
 
-    def get(self, row: int) -> bytes | None:
-        """A row, if it is still on the disk."""
-        return self._txn.get(number(row), None, self._handle)
+    def get(self, row: bytes) -> bytes | None:
+        """A row by its `number`, if it is still on the disk."""
+        return self._txn.get(row, None, self._handle)
+
+    def fetch(self, rows: Sequence[bytes]) -> list[bytes | None]:
+        """Many rows."""
+        get, handle = self._txn.get, self._handle
+        return [get(row, None, handle) for row in rows]
 
     def trim(self, low: int) -> int:
         """Remove rows below `low` from the disk; how many there were. Not undone: nobody may rewind to need them."""
@@ -206,7 +232,17 @@ class Store:
         StoreError: it is of another format, or cannot be opened.
     """
 
-    def __init__(self, path: Path, *, tables: Sequence[str], rings: Sequence[str], map_size: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        tables: Sequence[str],
+        rings: Sequence[str],
+        map_size: int,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`may_write` is asked right before each commit, and raises StateLockedError where another writes here now."""
+        self._may_write = may_write
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / "writer.lock").open("wb")
         try:
@@ -215,11 +251,16 @@ class Store:
             self._lock.close()
             raise StateLockedError(f"{path}: another learner has this store open") from error
         try:
+            remove_stump(path)
+            _allocate_lock(path / "lock.mdb")
             self._open(path, tables, rings, map_size)
+        except (lmdb.DiskError, OSError) as error:
+            self._lock.close()
+            raise StoreError(f"{path}: cannot open the store ({error}): free disk space, then start again") from error
         except lmdb.Error as error:
             self._lock.close()
-            raise StoreError(f"{path}: cannot open the store: {error}") from error
-        except StoreError:
+            raise damaged(path, f"cannot open the store: {error}") from error
+        except StateError:
             self._env.close()
             self._lock.close()
             raise
@@ -283,8 +324,10 @@ class Store:
 
         Raises:
             StoreError: the disk is full or failing; on disk stands the state of the last flush, whole.
+            StateLockedError: another learner has taken over; nothing was written.
         """
         assert not self.step_open, "a step is open"
+        self._may_write()
         self._lost = True
         with _WRITING:
             self._txn.commit()
@@ -305,9 +348,15 @@ class Store:
         if self.step_open:
             self.end()
         if step > self.step:
-            raise StoreError(f"the store ends at step {self.step}, the checkpoint is at {step}: it is of another run")
+            raise StoreError(
+                f"the store ends at step {self.step}, the checkpoint is at {step}: it is of another run, or was lost; "
+                f"put back the store that belongs to the checkpoint, or {ANEW}"
+            )
         if step < self.pruned:
-            raise StoreError(f"the store can go back to step {self.pruned}, not to {step}: older undo was pruned")
+            raise StoreError(
+                f"the store can go back to step {self.pruned}, not to {step}: older undo was pruned; put back a newer "
+                f"checkpoint, or {ANEW}"
+            )
         with _WRITING, self._txn.cursor(self._undo) as cursor:
             while cursor.last() and int.from_bytes(cursor.key(), "big") > step:
                 for index, key, value in _changes(cursor.value()):
@@ -354,13 +403,18 @@ class Store:
         return self._txn.get(key.encode(), None, self._meta)
 
     def close(self) -> None:
-        """Flush and let go. A step that is open is lost, with all since the last flush. May be called twice."""
+        """Flush and let go. A step that is open is lost, with all since the last flush. May be called twice.
+
+        Raises:
+            StateLockedError: another learner has taken over; nothing was written, and the store was let go of.
+        """
         if self._lock.closed:
             return
         try:
             if self.step_open or self._lost:
                 self._txn.abort()
             else:
+                self._may_write()
                 with _WRITING:
                     self._txn.commit()
         finally:
@@ -438,6 +492,9 @@ class StoreView:
             )
         except lmdb.Error as error:
             raise StoreError(f"{self._path}: cannot read the store: {error}") from error
+        if missing := missing_bytes(self._path, env):
+            env.close()
+            raise damaged(self._path, f"its end is missing, {missing} bytes")
         with env.begin() as txn, txn.cursor() as cursor:
             # An environment's unnamed database lists the named ones. The writer makes all in its first commit.
             names = list(cursor.iternext(values=False))
@@ -455,9 +512,24 @@ class StoreView:
         return _Opened(env, handles, inode)
 
 
+def _allocate_lock(path: Path) -> None:
+    """Have the disk hold all of LMDB's lock file: a page of it that finds no room later is a SIGBUS, and no error.
+
+    Raises:
+        OSError: there is no room.
+    """
+    size_bytes = path.stat().st_size if path.exists() else 0
+    if size_bytes < LOCK_BYTES and hasattr(os, "posix_fallocate"):
+        with path.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, LOCK_BYTES)
+
+
 def _wrong_format(path: Path, found: bytes | None) -> StoreError:
     number_found = "none" if found is None else int.from_bytes(found, "big")
-    return StoreError(f"{path}: the store is of format {number_found}, this version reads {FORMAT}")
+    return StoreError(
+        f"{path}: the store is of format {number_found}, this version reads {FORMAT}: "
+        f"go on with the version that wrote it, or {ANEW}"
+    )
 
 
 def _changes(undo: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:

@@ -45,13 +45,13 @@ class LedgerView:
                 status = LabelStatus(LabelState.UNLABELLED)
             if sample is None:
                 return None if status.state is LabelState.UNLABELLED else status
-            known, _ = unpack_sample(sample)
+            known = unpack_sample(sample)
             return replace(
                 status,
                 sample_position=_position(get, known.topic, known.partition, known.offset),
                 sample_time_s=known.arrived_s,
-                predicted_class=known.predicted_class,
-                model_version=known.model_version,
+                predicted_class=None if known.predicted_class < 0 else known.predicted_class,
+                model_version=None if known.predicted_class < 0 else known.model_version,
             )
 
     def payload(self, sample_id: str) -> Array | None:

@@ -50,6 +50,8 @@ class Run:
 
     path: Path
     corrections: Corrections
+    together: bool = False
+    """Labels that come one after the other are taken together, as the pipeline does; else one by one."""
     steps: list[list[Record]] = field(default_factory=list)
     """What each step was shown, the open one last: the journal."""
     scores: Counter[str] = field(default_factory=Counter)
@@ -76,9 +78,18 @@ class Run:
         self.ledger.begin(self.ledger.step + 1, 110.0)
         self.steps.append([])
 
-    def show(self, record: Record) -> None:
-        self.steps[-1].append(record)
-        for arrival in self._arrivals(record):
+    def show(self, records: Iterable[Record]) -> None:
+        for are_labels, run in itertools.groupby(records, key=lambda record: isinstance(record, Label)):
+            shown = list(run)
+            self.steps[-1] += shown
+            if are_labels and self.together:
+                self._learn_of(self.ledger.labels_arrived(shown))
+            else:
+                for record in shown:
+                    self._learn_of(self._arrivals(record))
+
+    def _learn_of(self, arrivals: Iterable[Arrival]) -> None:
+        for arrival in arrivals:
             if arrival.example is not None:
                 self.memory.add(arrival.example)
             elif arrival.labelled_at_s is not None:
@@ -120,8 +131,7 @@ class Run:
             if n:
                 self.end()
             self.begin()
-            for record in records:
-                self.show(record)
+            self.show(records)
 
     def outcome(self) -> dict[str, Any]:
         """Everything that may be compared, once all labels are learned."""
@@ -245,14 +255,13 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(corrections=st.sampled_from(("last", "first")), some=SOME)
     def start(self, corrections: Corrections, some: list[Record]) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY_DISK))
-        self.run = Run(self.folder / "run", corrections)
+        self.run = Run(self.folder / "run", corrections, together=True)
         self.show(some)
 
     def show(self, some: Iterable[Record]) -> Run:
         """A place in the log holds one record for ever: shown again, it is the same."""
         assert self.run is not None
-        for record in some:
-            self.run.show(self.records.setdefault(record.position, record))
+        self.run.show([self.records.setdefault(record.position, record) for record in some])
         return self.run
 
     @rule(some=SOME, choice=st.integers(0, 99))
@@ -287,7 +296,7 @@ class AnyOrder(RuleBasedStateMachine):
                 if n % 3 == 2:
                     ordered.end()
                     ordered.begin()
-                ordered.show(record)
+                ordered.show([record])
             outcome = self.run.outcome()
             assert_same(outcome, ordered.outcome())
             assert_same(outcome, modelled(records, corrections))

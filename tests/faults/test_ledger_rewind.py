@@ -80,13 +80,15 @@ def run_step(ledger: Ledger, step: int, steps: Sequence[Step]) -> None:
     now_s, records = steps[step - 1]
     ledger.begin(step, now_s)
     arrivals = ledger.release_held()
-    for record in records:
-        if isinstance(record, Label):
-            arrivals.append(ledger.label_arrived(record))
-        elif not ledger.is_known(record.sample_id):
-            probabilities_C = np.full(ledger._schema.capacity, 1.0 / ledger._schema.capacity, np.float32)
-            prediction = Prediction(step % 3, probabilities_C, step - 1)
-            arrivals += ledger.sample_arrived(record, prediction, (step + 1) % 3)
+    for are_labels, run in itertools.groupby(records, key=lambda record: isinstance(record, Label)):
+        if are_labels:
+            arrivals += ledger.labels_arrived(list(run))  # type: ignore[arg-type]
+            continue
+        for record in run:
+            if not ledger.is_known(record.sample_id):
+                probabilities_C = np.full(ledger._schema.capacity, 1.0 / ledger._schema.capacity, np.float32)
+                prediction = Prediction(step % 3, probabilities_C, step - 1)
+                arrivals += ledger.sample_arrived(record, prediction, (step + 1) % 3)
     arrivals += ledger.implied()
     ledger.trained([a.sample_id for a in arrivals if a.example is not None])
     ledger.end()

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from streamlearn.errors import LogUnavailableError, StoreError
 from streamlearn.labels import Arrival, LabelState
 from streamlearn.labels.ledger import Ledger
 from streamlearn.labels.rows import key_of
+from streamlearn.labels.store import number
 from streamlearn.labels.view import LedgerView
 from streamlearn.records import UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
@@ -41,8 +43,8 @@ def prediction(class_index: int = 2, version: int = 7) -> Prediction:
 class Book:
     """A ledger with a step open, and shorthands. What is read back, and every bound, is up to the test."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, together: bool) -> None:
+        self.path, self.together = path, together
         self.read_back: Callable[[Position], Array | None] = lambda _: None
         self.bounds = {"payload_max_bytes": 1 << 20, "payload_max_age_s": 1e6, "horizon_s": 1e6, "max_ids": 1000}
         self.corrections = "last"
@@ -68,6 +70,9 @@ class Book:
         return self.ledger.sample_arrived(record, prediction(), 1)
 
     def label(self, record: Label) -> Arrival:
+        if self.together:
+            (arrival,) = self.ledger.labels_arrived([record])
+            return arrival
         return self.ledger.label_arrived(record)
 
     def next_step(self, now_s: float = 130.0) -> None:
@@ -97,9 +102,10 @@ class Book:
             self._ledger.close()
 
 
-@pytest.fixture
-def book(tmp_path: Path) -> Iterator[Book]:
-    book = Book(tmp_path / "ledger")
+@pytest.fixture(params=[False, True], ids=["one", "many"])
+def book(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Book]:
+    """Whatever holds of a label that is shown alone holds of one among many."""
+    book = Book(tmp_path / "ledger", together=request.param)
     yield book
     book.close()
 
@@ -130,6 +136,17 @@ class TestALabelAfterItsSample:
         assert (arrival.state, arrival.class_index) == (LabelState.JOINED, 1)
         assert arrival.scored is not None
         assert (arrival.scored.delay_s, arrival.scored.class_index) == (0.0, 1)
+
+    def test_is_not_scored_where_nobody_was_asked(self, book):
+        """A sample that was passed by under overload is joined and learned."""
+        nothing_said = Prediction(UNLABELLED, np.zeros(3, np.float32), 0)
+        book.ledger.sample_arrived(sample("s"), nothing_said, UNLABELLED)
+
+        arrival = book.label(label("s", 2))
+
+        assert (arrival.state, arrival.scored) == (LabelState.JOINED, None)
+        assert arrival.example is not None
+        assert book.counts("joined", "scored") == {"joined": 1, "scored": 0}
 
     def test_that_repeats_is_a_duplicate_without_effect(self, book):
         """The same class in another record is counted and neither learned nor scored again."""
@@ -384,7 +401,7 @@ class TestPayloads:
         for i in range(6):
             book.sample(sample(f"s{i}", offset=i))
             book.next_step()
-        on_disk = lambda: [i for i in range(6) if ledger._samples._payloads.get(i) is not None]  # noqa: E731
+        on_disk = lambda: [i for i in range(6) if ledger._samples._payloads.get(number(i)) is not None]  # noqa: E731
         ledger.end()
 
         before = on_disk()
@@ -615,6 +632,30 @@ class TestALabelOfAnUnknownClass:
         assert book.ledger.held() == {"dog": 2, "elk": 1}
         assert book.label(label("s", 1, offset=3)).state is LabelState.JOINED
         assert book.counts("read", "held", "joined", "waiting") == {"read": 4, "held": 3, "joined": 1, "waiting": 0}
+
+    def test_inside_a_sample_is_held_apart_from_it(self, book):
+        """The sample is known, without a label, until another one comes."""
+        inside = replace(sample("s", label=UNLABELLED), class_name="dog")
+
+        (arrival,) = book.sample(inside)
+
+        assert (arrival.state, arrival.example) == (LabelState.HELD, None)
+        assert book.ledger.is_known("s")
+        assert book.ledger.held() == {"dog": 1}
+        assert book.label(label("s", 1)).state is LabelState.JOINED
+        assert book.counts("read", "held", "joined") == {"read": 2, "held": 1, "joined": 1}
+
+    def test_inside_a_sample_takes_a_spare_one_where_the_head_may_grow(self, book):
+        """It is joined with the sample it came in; where no class is left, it is held."""
+        book.schema, book.more = replace(SCHEMA, spare=1), {"grow": True}
+        prediction = Prediction(0, np.full(4, 0.25, np.float32), 7)
+        inside = [replace(sample(name, n, label=UNLABELLED), class_name=name) for n, name in enumerate(("dog", "elk"))]
+
+        (dog,), (elk,) = (book.ledger.sample_arrived(record, prediction, 1) for record in inside)
+
+        assert (dog.state, dog.class_index, elk.state) == (LabelState.JOINED, 3, LabelState.HELD)
+        assert dog.example is not None
+        assert book.ledger.class_names == [*SCHEMA.classes, "dog"]
 
     def test_that_is_delivered_again_once_its_class_is_known_is_still_held(self, book):
         """Before `release_held` has come to it: the very record must not be counted twice (I7)."""
