@@ -22,7 +22,8 @@ from streamlearn.learn.learner import Learner, Predictions
 from streamlearn.records import Array
 
 REACTED_TO: tuple[Source, ...] = ("uncertainty", "error")
-"""Student and teacher may disagree for many reasons; what the teacher says of itself, and its errors, are about it."""
+"""Student and teacher may disagree for many reasons, and inputs may change where the model knows them well; what the
+teacher says of itself, and its errors, are about it."""
 REACTION_RESTS_STEPS = 500
 """One change of the world raises several alarms, one for each source and as the model learns it."""
 PROBE_ROWS = 64
@@ -67,12 +68,14 @@ class Guarding:
         """By what the consistency weight and the learning rate of a step are multiplied."""
         return self._guard.factors(step)
 
-    def arrived(self, answers: Predictions) -> None:
-        """Fresh samples were answered: what both networks say of themselves is watched, before any label comes."""
+    def arrived(self, x: Array, answers: Predictions) -> None:
+        """Fresh samples x (B, *shape) were answered: they, and what both networks say of themselves, are watched."""
         teacher_BC, student_BC = answers.teacher_probs_BC, answers.student_probs_BC
         apart_B = 0.5 * np.abs(teacher_BC - student_BC).sum(axis=1, dtype=np.float64)
         unsure_B = 1.0 - teacher_BC.max(axis=1).astype(np.float64)
         step = self._learner.step + 1
+        if self._drift.inputs(x, step):
+            self._drifted("inputs", step)
         if self._drift.disagreement(float(apart_B.mean()), step):
             self._drifted("disagreement", step)
         if self._drift.uncertainty(float(unsure_B.mean()), step):
@@ -121,7 +124,7 @@ class Guarding:
             return
         assert mend(), f"{action}: the guard counts on what the learner does not have"
         self._board.gain.restart()
-        self._drift.forget_label_free()
+        self._drift.forget_answers()
         self._mended_step = self._learner.step
 
     def _signals(self, step: int) -> Signals:

@@ -190,14 +190,25 @@ class TestDrift:
         """Student and teacher no longer agree on what comes in."""
         loop, rng = Loop(), np.random.default_rng(0)
         for _ in range(1500):
-            loop.guarding.arrived(self.answers(0.05 + rng.uniform(-0.01, 0.01)))
+            loop.guarding.arrived(rng.normal(size=(4, 2)), self.answers(0.05 + rng.uniform(-0.01, 0.01)))
         before = loop.guarding.report()["drift"]["disagreement"]["alarms"]
 
         for _ in range(300):
-            loop.guarding.arrived(self.answers(0.4 + rng.uniform(-0.01, 0.01)))
+            loop.guarding.arrived(rng.normal(size=(4, 2)), self.answers(0.4 + rng.uniform(-0.01, 0.01)))
 
         assert before == 0
         assert loop.guarding.report()["drift"]["disagreement"]["alarms"] >= 1
+
+    def test_of_the_inputs_is_told_and_not_reacted_to(self):
+        """They may change where the model knows them well."""
+        loop, rng = Loop(reaction="ramp").run(50), np.random.default_rng(0)
+
+        for shift in (0.0, 5.0):
+            for _ in range(300):
+                loop.guarding.arrived(rng.normal(shift, size=(4, 2)), self.answers(0.05))
+
+        assert loop.guarding.report()["drift"]["inputs"]["alarms"] == 1
+        assert int(loop.learner.state()["learner.ramped_at"]) == 0
 
 
 class TestRestart:
