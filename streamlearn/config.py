@@ -1,8 +1,11 @@
-"""Every setting, its default and its bound; the only reader of the environment.
+"""Every setting, its default and its bound. No other module takes a setting from the environment.
 
 Sources, the later wins: defaults here, the TOML file, the environment (`STREAMLEARN_SERVE__PORT=8000` sets
 `serve.port`), then what the command line names. All errors are reported at once, each with key, value, bound and
 source, before anything is opened. Below the wiring nobody knows that a config exists: parts get plain values.
+
+Variables of our prefix that are no settings are `NOT_SETTINGS`, and read by whom they are for: `STREAMLEARN_CRASH_AT`,
+by which the fault harness has the learner killed, in `state.points`.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ NOT_SETTINGS = (
     "STREAMLEARN_TEST_KAFKA",
     "STREAMLEARN_FORBID_SKIPS",
     "STREAMLEARN_SOAK_EXAMPLES",
+    "STREAMLEARN_LONG_FAULTS",
     "STREAMLEARN_CRASH_AT",
     "STREAMLEARN_CONFIG",
 )
@@ -137,6 +141,10 @@ class LogConfig(_Section):
     """Where a learner without a checkpoint begins."""
     on_trimmed: Literal["stop", "skip"] = "stop"
     """When the checkpoint's offset has left the log: stop, or go on at the oldest record and count the gap."""
+    overload: Literal["keep", "thin"] = "keep"
+    """Samples come faster than they are learned: let them wait, or pass by those without a label, evenly."""
+    thin_above_records: int = Field(10_000, ge=1)
+    """Samples that wait in the log, above which `thin` passes some by."""
     embedded_max_age_s: float = Field(7 * 86400.0, ge=1.0)
     """Embedded log: records older than this may be trimmed."""
     embedded_max_bytes: int = Field(4 << 30, ge=1 << 20)
@@ -182,33 +190,82 @@ class SchemaConfig(_Section):
         """The value that the rest of the program knows."""
         names = self.classes if isinstance(self.classes, tuple) else tuple(str(i) for i in range(self.classes))
         spare = self.max_classes - len(names) if self.max_classes else None
-        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=names, spare=spare)
+        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=names, spare=spare, scale=self.scale)
 
 
 class ModelConfig(_Section):
     """[model]: which network."""
 
     factory: ImportPath = "mlp"
-    """mlp, convnet, conv13, or package.module:factory, a callable that returns an nn.Module from inputs to logits."""
+    """mlp, convnet, conv13, wide_resnet, or package.module:factory that returns an nn.Module from inputs to logits."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory. Built-in ones also get shape and classes."""
+    norm: Literal["auto", "batch", "robust_batch", "group", "layer", "none"] = "auto"
+    """Norm layers of a built-in network; auto is none for mlp, batch for the others. docs/networks.md compares them."""
     normalise: bool = True
     """Standardise inputs by running mean and variance, kept in the checkpoint. For tables; usually off for images."""
+
+    @model_validator(mode="after")
+    def _check_norm(self) -> ModelConfig:
+        if self.norm != "auto" and (":" in self.factory or "norm" in self.options):
+            msg = 'norm: is of built-in networks, and stands in one place: leave it "auto" and use options'
+            raise ValueError(msg)
+        return self
+
+    def build_options(self) -> dict[str, Any]:
+        """Keyword arguments of the factory."""
+        return self.options if self.norm == "auto" else {**self.options, "norm": self.norm}
 
 
 class LearnConfig(_Section):
     """[learn]: method, costs, optimizer, noise."""
 
-    method: Literal["mean_teacher", "supervised"] = "mean_teacher"
-    """mean_teacher, or labels only (an averaged network all the same)."""
+    method: Literal["mean_teacher", "ict", "pi", "temporal_ensembling", "dsne", "supervised"] = "mean_teacher"
+    """mean_teacher; ict (interpolation consistency: its noise is a mix of samples); pi (the student is its own
+    teacher); temporal_ensembling (its past is); dsne (a labelled source domain beside the stream); supervised."""
     consistency: Literal["mse", "kl"] = "mse"
     """Distance between student and teacher: mean squared error of the softmaxes, or KL(teacher || student)."""
     consistency_weight: float = Field(3.0, ge=0.0, le=10_000.0)
     """Peak of w(t), against a classification cost that is summed over labelled rows and divided by all rows."""
     rampup_steps: int = Field(500, ge=0)
     """Steps until w(t) is at its peak: w(t) = peak * exp(-5 (1 - t/T)^2)."""
+    rampup_labels: int = Field(0, ge=0)
+    """The same by labels that have come: the lower of both is taken. 0: by steps alone."""
     ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
-    """alpha: the teacher moves by min(1 - 1/(t+1), alpha). Its horizon is 1/(1-alpha) steps."""
+    """alpha: the teacher keeps min(1 - c/(t+c), alpha) of itself, c = 1/ema_share. Its horizon is 1/(1-alpha) steps."""
+    ema_share: float = Field(1.0, gt=0.0, le=1.0)
+    """Until that horizon is reached, it is this share of the steps so far. 1: the plain mean of all students."""
+    mixup_beta: float = Field(0.0, ge=0.0, le=100.0)
+    """Labelled rows are mixed in pairs, and their labels with them, with shares from Beta(b, b); 0 is off."""
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    """So much of a label's weight goes to all classes alike."""
+    align: Literal["none", "uniform", "labels"] = "none"
+    """Move the teacher's answers towards even classes, or towards the classes of the labels that have come."""
+    gate: Literal["none", "fixed", "freematch", "softmatch"] = "none"
+    """Which rows the student is held against the teacher on: all, or those that it is sure of (0 or 1 by a fixed or a
+    moving threshold, or a weight between)."""
+    gate_threshold: float = Field(0.95, gt=0.0, lt=1.0)
+    """Of the fixed gate."""
+    temperature: float = Field(1.0, gt=0.0, le=10.0)
+    """Below 1 the teacher's answers are sharpened: p^(1/T)."""
+    target_momentum: float = Field(0.99, ge=0.0, lt=1.0)
+    """Of the moving averages of alignment and gate, a step."""
+    interpolation_beta: float = Field(0.5, gt=0.0, le=100.0)
+    """Of ict: shares from Beta(b, b)."""
+    logit_distance: float | None = Field(None, ge=0.0, le=1000.0)
+    """Of mean_teacher: a second head for consistency, tied to the first by this weight. Not set: one head."""
+    ensemble_momentum: float = Field(0.6, ge=0.0, lt=1.0)
+    """Of temporal_ensembling: Z <- a Z + (1 - a) z each time that a sample comes."""
+    ensemble_slots: int = Field(65_536, ge=1, le=16_777_216)
+    """Of temporal_ensembling: so many samples' past is kept, in the checkpoint too."""
+    source_path: str = ""
+    """Of dsne: the labelled source domain, an .npz of x (N, *shape) and whole-number y (N,)."""
+    source_rows: int = Field(32, ge=2, le=65_536)
+    """Of dsne: source rows of a step."""
+    source_weight: float = Field(0.1, ge=0.0, le=1.0)
+    """Of dsne: share of the d-SNE loss, against cross-entropy."""
+    source_margin: float = Field(1.0, ge=0.0, le=1000.0)
+    """Of dsne: so much nearer than the nearest of another class must the farthest of its own class be."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """sgd (momentum, optionally Nesterov) or adamw."""
     learning_rate: float = Field(3e-3, gt=0.0, le=10.0)
@@ -222,15 +279,23 @@ class LearnConfig(_Section):
     weight_decay: float = Field(1e-4, ge=0.0, le=1.0)
     """Decoupled with adamw; L2 with sgd."""
     noise: ImportPath = "auto"
-    """auto (image for 3-d shapes, else gaussian), gaussian, image, none, or package.module:factory."""
+    """auto (image for 3-d shapes, else table), image, table, none, or package.module:factory."""
+    feature_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """In strong views of inputs that are no images: share of the features that take another row's value; 0 is off."""
     noise_std: float = Field(0.15, ge=0.0, le=10.0)
-    """Of gaussian noise on inputs that are no images, after normalisation or scaling."""
+    """Of Gaussian noise on inputs that are no images, after normalisation or scaling."""
     pixel_noise_std: float = Field(0.0, ge=0.0, le=10.0)
     """The same on images. The paper's 0.15 is for inputs of unit variance; pixels from 0 to 1 want none or little."""
     shift_pixels: int = Field(2, ge=0, le=64)
     """Largest random shift of an image, in pixels, by reflection."""
     flip: bool = False
     """Mirror images left to right at random. Off for digits and text."""
+    crop_scale: float = Field(1.0, gt=0.0, le=1.0)
+    """In strong views of images: least share of the area that is cut out and stretched to the whole; 1 is off."""
+    colour: float = Field(0.0, ge=0.0, le=1.0)
+    """In strong views of images: largest change of brightness, contrast and saturation, as a share."""
+    cutout_pixels: int = Field(0, ge=0, le=1024)
+    """In strong views of images: side of the square that is covered; 0 is off."""
     seed: int = Field(0, ge=0, lt=2**32)
     """All randomness is a function of (seed, step)."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -246,6 +311,13 @@ class BatchConfig(_Section):
     """Fresh samples of a micro-batch."""
     labelled: int = Field(32, ge=1, le=65_536)
     """Labelled rows beside them: new labels first, then replay from the labelled memory."""
+    steps: int = Field(1, ge=1, le=1000)
+    """Steps for each micro-batch: those after the first have no records, and learn from labelled and recent samples
+    once more."""
+    idle_steps: int = Field(0, ge=0, le=100_000)
+    """So many more at most while no record comes, as the clock allows. The journal knows how many there were."""
+    recent_rows: int = Field(2048, ge=1, le=1_000_000)
+    """Newest samples that are kept for these steps, in memory and in the checkpoint."""
     max_age_s: float = Field(0.5, ge=0.001, le=3600.0)
     """Longest wait of the first record of a micro-batch before it is closed."""
     max_labels: int = Field(1024, ge=1, le=1_000_000)
@@ -303,6 +375,30 @@ class TwinConfig(_Section):
 
     every: int = Field(1, ge=0, le=1000)
     """It learns every n-th step; 0 is off. It sees the labelled rows alone, averaged as the teacher is."""
+    oracle: bool = False
+    """In a simulation it answers each sample on arrival too, for the oracle's scores. `evaluate` sets it."""
+
+
+class BankConfig(_Section):
+    """[bank]: which average of the student is served: the teacher's, one of another horizon, or the twin's."""
+
+    serve: Literal["teacher", "elected"] = "elected"
+    """teacher: always the one that the student learns from. elected: the one that was best on the newest labels."""
+    decays: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = Field((), max_length=8)
+    """alpha of further averages, each a pass over the weights a step. The twin is a candidate too, where it is on."""
+    window: int = Field(500, ge=10, le=100_000)
+    """Newest labels that count."""
+    z: float = Field(1.64, ge=0.0, le=10.0)
+    """A challenger takes over with so many standard errors of lead."""
+    least: int = Field(30, ge=1, le=100_000)
+    """Labels before the first election."""
+
+    @field_validator("decays")
+    @classmethod
+    def _differ(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({f"{decay:g}" for decay in value}) != len(value):
+            raise ValueError("decays: wanted each once")
+        return value
 
 
 class GuardConfig(_Section):
@@ -332,7 +428,7 @@ class DriftConfig(_Section):
     reaction: Literal["alarm", "ramp", "horizon"] = "alarm"
     """Say so only; ramp the consistency weight up anew; or shorten the teacher's horizon and let it grow again."""
     delta: float = Field(0.002, gt=0.0, lt=1.0)
-    """Of ADWIN: smaller is slower and surer."""
+    """Of the ADWIN that watches errors: smaller is slower and surer."""
 
 
 class StateConfig(_Section):
@@ -447,6 +543,7 @@ class Config(_Section):
     labels: LabelsConfig = LabelsConfig()
     score: ScoreConfig = ScoreConfig()
     twin: TwinConfig = TwinConfig()
+    bank: BankConfig = BankConfig()
     guard: GuardConfig = GuardConfig()
     drift: DriftConfig = DriftConfig()
     state: StateConfig = StateConfig()

@@ -8,6 +8,7 @@ StreamlearnError
 │   └── OffsetOutOfRangeError  the offset was trimmed or never written; follow `log.on_trimmed`
 ├── StateError               saved state cannot be trusted or written; stop, exit 3
 │   ├── CheckpointError
+│   ├── CheckpointFormatError  it is whole, and of a format that this version does not read
 │   ├── StoreError
 │   └── StateLockedError     another learner owns this state folder
 └── NotPublishedError        no teacher is published yet; answer 503
@@ -74,6 +75,10 @@ class StateError(StreamlearnError):
 
 class CheckpointError(StateError):
     """A checkpoint is torn, corrupt, or of another model."""
+
+
+class CheckpointFormatError(StateError):
+    """A checkpoint is whole, and of a format that this version does not read."""
 
 
 class StoreError(StateError):

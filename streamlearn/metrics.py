@@ -8,6 +8,7 @@ a request, never once a record in a loop.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 TOPICS = ("samples", "labels")
 """The part a topic plays, whatever its name in the log."""
 OUTCOMES = {
-    "samples": ("learned", "dead_lettered", "duplicate_id", "trimmed"),
+    "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "trimmed"),
     "labels": ("joined", "duplicate", "corrected", "expired", "orphan", "held_dropped", "dead_lettered", "trimmed"),
 }
 LABEL_STATES = (
@@ -66,7 +67,7 @@ SCORES = ("balanced_accuracy", "kappa", "kappa_m", "kappa_t", "log_loss", "brier
 INTERVAL = ("low", "mean", "high")
 GUARD_REASONS = ("nonfinite", "collapsed", "exploded", "stuck", "worse_than_twin")
 GUARD_ACTIONS = ("keep_good", "roll_back", "adopt_twin", "accept")
-DRIFTS = ("disagreement", "uncertainty", "error")
+DRIFTS = ("inputs", "disagreement", "uncertainty", "error")
 REJECTIONS = ("queue_full", "body_too_large", "unauthorised", "timeout", "log_unavailable")
 
 Labels = tuple[str, ...]
@@ -103,6 +104,7 @@ LEARNER_METRICS = (
     Metric("trimmed_records_total", "counter", "Records that retention took unread.", ("topic",), _each(*TOPICS)),
     Metric("steps_total", "counter", "Steps taken, skipped ones included."),
     Metric("steps_skipped_total", "counter", "Steps that left the weights alone.", ("reason",), _each("nonfinite")),
+    Metric("rows_skipped_total", "counter", "Rows of skipped steps.", ("reason",), _each("nonfinite")),
     Metric("step_duration_seconds", "histogram", "Time of one step, all phases but the wait.", buckets=STEP_BUCKETS_S),
     Metric("step_phase_seconds_total", "counter", "Time by phase of the loop.", ("phase",), _each(*PHASES)),
     Metric("last_step_timestamp_seconds", "gauge", "When the last step ended, since the epoch; 0 before the first."),
@@ -148,6 +150,13 @@ LEARNER_METRICS = (
     Metric("label_confidence_gap_ratio", "gauge", "Mean confidence of labelled samples minus that of all."),
     Metric("label_class_mix_distance_ratio", "gauge", "Total variation of the answers: labelled samples to all."),
     Metric("prediction_entropy_ratio", "gauge", "Of the answers to all samples: 0 is one class, 1 all alike."),
+    Metric(
+        "candidate_accuracy_ratio",
+        "gauge",
+        "Of what could be served, over the newest labels: the teacher, averages of other horizons, the twin.",
+        ("candidate",),
+    ),
+    Metric("candidate_served", "gauge", "1 for the candidate that answers and is published.", ("candidate",)),
     Metric("guard_frozen", "gauge", "1 while no new teacher is published."),
     Metric(
         "guard_reason",
@@ -284,9 +293,10 @@ class LearnerMetrics(_Metrics):
         self._get(Histogram, "step_duration_seconds").observe(duration_s)
         self._get(Gauge, "last_step_timestamp_seconds").set(now_s)
 
-    def skipped(self, steps: int, reason: str = "nonfinite") -> None:
-        """Steps left the weights alone."""
+    def skipped(self, steps: int, rows: int, reason: str = "nonfinite") -> None:
+        """Steps of so many rows in all left the weights alone."""
         self._get(Counter, "steps_skipped_total", reason).inc(steps)
+        self._get(Counter, "rows_skipped_total", reason).inc(rows)
 
     def phase(self, phase: str, duration_s: float) -> None:
         """Time went into one of `PHASES`."""
@@ -340,6 +350,11 @@ class LearnerMetrics(_Metrics):
         self._get(Gauge, "guard_frozen").set(frozen)
         for reason in GUARD_REASONS:
             self._get(Gauge, "guard_reason", reason).set(reason in reasons)
+
+    def candidate(self, name: str, *, served: bool, accuracy: float | None) -> None:
+        """What could be served, and whether it is."""
+        self._get(Gauge, "candidate_served", name).set(served)
+        self._get(Gauge, "candidate_accuracy_ratio", name).set(math.nan if accuracy is None else accuracy)
 
     def guard_acted(self, action: str, times: int) -> None:
         """The guard did something."""

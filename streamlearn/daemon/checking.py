@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from streamlearn.config import Config
+from streamlearn.daemon.entering import check_model
 from streamlearn.daemon.serving import listen
 from streamlearn.daemon.wiring import StatePaths, log_exists, model_spec, open_log
 from streamlearn.errors import ConfigError, LogError, StateError
@@ -110,6 +111,10 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
         yield Finding("error", "checkpoint", str(error))
         return
     yield Finding("ok", "checkpoint", f"step {checkpoint.step}, {len(steps)} kept, digest fits")
+    try:
+        check_model(config, checkpoint)
+    except ConfigError as error:
+        yield Finding("error", "checkpoint", str(error))
     for topic in (config.log.topics.samples, config.log.topics.labels):
         for tp, beginning in log.beginning_offsets(topic).items():
             if checkpoint.next_offsets.get(tp, beginning) < beginning:

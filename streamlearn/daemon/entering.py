@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from streamlearn.config import Config
 from streamlearn.daemon.wiring import StatePaths, model_spec
-from streamlearn.errors import ConfigError, StateError
+from streamlearn.errors import CheckpointError, ConfigError, StateError
 from streamlearn.log.base import Log
-from streamlearn.records import Offsets
+from streamlearn.records import Array, Offsets
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
+
+ANEW = "begin anew in another state.dir, which learns what the log still holds, from log.start"
+_SETTINGS = {
+    "model.shape": "schema.shape",
+    "model.scale": "schema.scale",
+    "model.classes": "schema.max_classes (outputs in all)",
+    "model.spare": "schema.max_classes (is there room)",
+    "classes": "schema.classes",
+    "dtype": "schema.dtype",
+    "method": "learn.method",
+    "optimizer": "learn.optimizer",
+    "topics": "log.topics (samples, labels)",
+}
+"""What the operator calls what `identity` names."""
+_NOT_THERE = object()
+_ALWAYS = ("board.", "guard.", "memory.")
+"""Groups of arrays that every checkpoint of this version has, whatever the settings."""
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -44,20 +62,41 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
     Raises:
         ConfigError: a setting that the saved state depends on was changed.
     """
-    saved, wanted = checkpoint.extra["identity"], json.loads(json.dumps(identity(config)))
+    saved, wanted = checkpoint.extra.get("identity", {}), json.loads(json.dumps(identity(config)))
     # Classes may be named at the end, in the room that was left for them: the network is the same then.
-    wanted["classes"] = wanted["classes"][: len(saved["classes"])]
-    changed = [
-        f"  {key}: saved {saved.get(key)!r}, configured {wanted[key]!r}"
-        for key in wanted
-        if saved.get(key) != wanted[key]
-    ]
-    if changed:
-        way_out = "set it back, or begin anew in another state.dir"
-        msg = "\n".join(
-            [f"the checkpoint of step {checkpoint.step} was made with other settings; {way_out}:", *changed]
-        )
-        raise ConfigError(msg)
+    wanted["classes"] = wanted["classes"][: len(saved.get("classes", ()))]
+    if changed := list(_differences(saved, wanted)):
+        head = f"the checkpoint of step {checkpoint.step} was made with other settings:"
+        raise ConfigError("\n".join([head, *changed, f"set them back; or {ANEW}"]))
+
+
+def check_arrays(built: Mapping[str, Array], checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that lacks what the parts of this version want to go on with, before any is changed.
+
+    Of the others, settings decide whether they are there, and a checkpoint without them is gone on from.
+
+    Raises:
+        CheckpointError: naming what is lacking, and the way out.
+    """
+    lacking = sorted(name for name in built if name.startswith(_ALWAYS) and name not in checkpoint.arrays)
+    if checkpoint.step > 0 and lacking:
+        shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
+        msg = f"the checkpoint of step {checkpoint.step} is of another version of streamlearn: it has no {shown}"
+        raise CheckpointError(f"{msg}; go on with the version that saved it, or {ANEW}")
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """One line for each value that differs, tables within tables by their dotted keys."""
+    for key in dict.fromkeys([*wanted, *saved]):
+        was, now, name = saved.get(key, _NOT_THERE), wanted.get(key, _NOT_THERE), above + key
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _differences(was, now, f"{name}.")
+        elif was != now:
+            yield f"  {_SETTINGS.get(name, name)}: checkpoint {_shown(was)} → config {_shown(now)}"
+
+
+def _shown(value: object) -> str:
+    return "not there" if value is _NOT_THERE else json.dumps(value, ensure_ascii=False)
 
 
 def with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offsets:

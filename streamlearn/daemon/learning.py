@@ -18,6 +18,7 @@ from streamlearn import __version__
 from streamlearn.config import Config
 from streamlearn.daemon.adapters import Checkpoints, DeadLetters, Patience, Teachers
 from streamlearn.daemon.entering import (
+    check_arrays,
     check_log_reaches,
     check_model,
     first_checkpoint,
@@ -28,10 +29,12 @@ from streamlearn.daemon.making import (
     make_batcher,
     make_board,
     make_cadence,
+    make_election,
     make_guarding,
     make_learner,
     make_ledger,
     make_memory,
+    make_recent,
     make_wanted,
 )
 from streamlearn.daemon.watching import Watch, Watching
@@ -50,6 +53,7 @@ from streamlearn.errors import (
     StateLockedError,
 )
 from streamlearn.labels.ledger import Ledger
+from streamlearn.labels.whole import check_whole
 from streamlearn.log.base import Log
 from streamlearn.log.feed import Feed
 from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
@@ -100,14 +104,20 @@ def _learn(
         next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
         journaled = list(read_journal(paths.journal, checkpoint.step))
         check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
-        with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching, fence=fence) as wired:
-            wired.restore(checkpoint)
-            wired.start()
-            _replay(wired, journaled, config, stopping)
-            if not stopping.is_set():
-                wired.publish_if_behind()
-            wired.pipeline.run(stopping, until_end=until_end)
-            wired.finish()
+        if not check_whole(paths.store):
+            _log.warning("store_not_walked", path=str(paths.store), why="too large, or too slow to be read")
+        try:
+            with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching, fence=fence) as wired:
+                wired.restore(checkpoint)
+                wired.start()
+                _replay(wired, journaled, config, stopping)
+                if not stopping.is_set():
+                    wired.publish_if_behind()
+                wired.pipeline.run(stopping, until_end=until_end)
+                wired.finish()
+        except Exception:
+            fence.check()  # a successor writes where we read: whatever we met, that is why
+            raise
 
 
 def _take_over(paths: StatePaths) -> Fence:
@@ -161,7 +171,7 @@ class _Wired:
         self.journal = Journal(paths.journal, max_bytes=config.state.journal_max_bytes, fence=fence)
         self._ends.callback(self.journal.close)
         self.saver = Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=self._saved, fence=fence)
-        ledger = make_ledger(config, paths, log, codec, patience)
+        ledger = make_ledger(config, paths, log, codec, patience, may_write=self._may_flush)
         self._ends.callback(self._close, ledger)
         wanted = make_wanted(config, paths)
         if wanted is not None:
@@ -182,6 +192,9 @@ class _Wired:
             dead_letters=DeadLetters(log, topics.dead_letters, patience),
             watcher=self.watch,
             wanted=wanted,
+            recent=make_recent(config),
+            election=make_election(config, learner),
+            oracle_asks_twin=config.twin.oracle,
         )
         self.pipeline = Pipeline(self.parts, make_cadence(config))
 
@@ -196,17 +209,21 @@ class _Wired:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be as of the checkpoint."""
         reached("restore", "begin")
+        check_arrays(self.pipeline.arrays(), checkpoint)
         self.pipeline.restore(checkpoint.step, checkpoint.arrays, checkpoint.extra)
         reached("restore", "end")
 
+    def _may_flush(self) -> None:
+        """Say whether the ledger may be flushed: a successor's store must not be written to."""
+        reached("ledger-flush", "begin")
+        self._fence.check()
+
     def _close(self, ledger: Ledger) -> None:
-        """Let go of the ledger. To close it is to write, and a successor's store must not be written to."""
+        """Let go of the ledger, what was not flushed with it where a successor is there."""
         try:
-            self._fence.check()
+            ledger.close()
         except StateLockedError as error:
             _log.error("learner_fenced", epoch=self._fence.epoch, error=str(error))
-        else:
-            ledger.close()
 
     def publish_if_behind(self) -> None:
         """Servers may hold an older teacher than we do, or none, where the folder of teachers was lost."""

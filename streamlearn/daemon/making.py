@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from streamlearn.config import Config
 from streamlearn.daemon.adapters import Patience, read_back_from
 from streamlearn.daemon.wiring import StatePaths, model_spec
 from streamlearn.judge.board import Scoreboard
+from streamlearn.judge.election import Election
 from streamlearn.judge.guard import GuardSettings
 from streamlearn.labels.ledger import Ledger
 from streamlearn.labels.memory import LabelledMemory
@@ -13,6 +16,7 @@ from streamlearn.labels.wanted import WantedWriter
 from streamlearn.learn.batching import Batcher
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.making import LearnSettings
+from streamlearn.learn.recent import RecentSamples
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.pipeline import Cadence
@@ -20,7 +24,9 @@ from streamlearn.pipeline.guarding import Guarding, WatchSettings
 from streamlearn.records import Offsets
 
 
-def make_ledger(config: Config, paths: StatePaths, log: Log, codec: Codec, patience: Patience) -> Ledger:
+def make_ledger(
+    config: Config, paths: StatePaths, log: Log, codec: Codec, patience: Patience, *, may_write: Callable[[], None]
+) -> Ledger:
     """The ledger in the state folder; payloads that left it are read back from the log."""
     labels, schema = config.labels, config.schema_.build()
     return Ledger(
@@ -36,6 +42,7 @@ def make_ledger(config: Config, paths: StatePaths, log: Log, codec: Codec, patie
         implied_after_s=labels.implied_after_s,
         max_held=labels.max_held,
         grow=labels.unknown_class == "grow",
+        may_write=may_write,
     )
 
 
@@ -46,6 +53,7 @@ def make_batcher(config: Config, next_offsets: Offsets) -> Batcher:
         next_offsets,
         sample_topic=config.log.topics.samples,
         fresh=batch.fresh,
+        wide=max(batch.fresh, batch.prefetch_records),
         max_labels=batch.max_labels,
         max_age_s=batch.max_age_s,
         merge_wait_s=batch.merge_wait_s,
@@ -53,8 +61,26 @@ def make_batcher(config: Config, next_offsets: Offsets) -> Batcher:
 
 
 def make_learner(config: Config) -> Learner:
-    """Student, teacher and twin at step 0."""
-    return Learner(model_spec(config), LearnSettings(**config.learn.model_dump(), twin_every=config.twin.every))
+    """Student, teacher, bank and twin at step 0."""
+    decays = config.bank.decays if config.bank.serve == "elected" else ()
+    settings = LearnSettings(**config.learn.model_dump(), twin_every=config.twin.every, bank_decays=decays)
+    return Learner(model_spec(config), settings)
+
+
+def make_election(config: Config, learner: Learner) -> Election | None:
+    """Who says which of the learner's candidates is served; None where there is no choice."""
+    bank = config.bank
+    if bank.serve == "teacher" or len(learner.candidates) == 1:
+        return None
+    return Election(learner.candidates, window=bank.window, z=bank.z, least=bank.least)
+
+
+def make_recent(config: Config) -> RecentSamples | None:
+    """Samples to learn from once more; None where every step has records of its own."""
+    batch = config.batch
+    if batch.steps == 1 and not batch.idle_steps:
+        return None
+    return RecentSamples(batch.recent_rows, config.schema_.build(), config.learn.seed)
 
 
 def make_memory(config: Config) -> LabelledMemory:
@@ -97,4 +123,7 @@ def make_cadence(config: Config) -> Cadence:
         publish_every_s=state.publish_every_s,
         checkpoint_every_s=state.checkpoint_every_s,
         checkpoint_every_steps=state.checkpoint_every_steps,
+        steps=batch.steps,
+        idle_steps=batch.idle_steps,
+        thin_above=config.log.thin_above_records if config.log.overload == "thin" else None,
     )

@@ -150,10 +150,13 @@ def _secret(value: SecretStr | None) -> str | None:
 
 @contextlib.contextmanager
 def _registered(paths: StatePaths, name: str, port: int) -> Iterator[None]:
-    """Tell the other servers where to scrape this one."""
-    paths.processes.mkdir(parents=True, exist_ok=True)
+    """Tell the other servers where to scrape this one. It serves all the same where that cannot be written."""
     card = paths.processes / f"{name}.json"
-    write_whole(card, [json.dumps({"pid": os.getpid(), "metrics_port": port}).encode()])
+    try:
+        paths.processes.mkdir(parents=True, exist_ok=True)
+        write_whole(card, [json.dumps({"pid": os.getpid(), "metrics_port": port}).encode()])
+    except OSError as error:
+        _log.error("server_not_registered", name=name, error=str(error))
     try:
         yield
     finally:

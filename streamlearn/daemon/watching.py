@@ -92,6 +92,8 @@ class Watch:
         metrics.read("samples", report.samples)
         metrics.read("labels", report.labels)
         metrics.finished("samples", "learned", report.fresh)
+        if report.thinned:
+            metrics.finished("samples", "thinned", report.thinned)
         if report.duplicates:
             metrics.finished("samples", "duplicate_id", report.duplicates)
         for record in report.bad:
@@ -134,7 +136,7 @@ class Watch:
                 weight=costs.consistency_weight,
                 learning_rate=costs.learning_rate,
             )
-            metrics.skipped(costs.skipped_steps)
+            metrics.skipped(costs.skipped_steps, costs.skipped_rows)
             self._snapshot["costs"] = asdict(costs)
         ledger = asdict(counts)
         for outcome in ("joined", "duplicate", "corrected", "expired", "orphan", "held_dropped"):
@@ -230,14 +232,23 @@ class Watch:
             class_mix_distance=traffic["class_mix_distance"],
             class_entropy=traffic["class_entropy"],
         )
+        bank = self._bank(parts)
         metrics.guard(frozen=guard["frozen"], reasons=guard["reasons"])
         for name, count in self._events(guarding).items():
             if (more := count - self._counted[name]) > 0:
                 (metrics.guard_acted if name in GUARD_ACTIONS else metrics.drifted)(name, more)
             self._counted[name] = count
-        self._scores = {"time_s": time.time(), "step": parts.learner.step, **report, **guarding}
+        self._scores = {"time_s": time.time(), "step": parts.learner.step, **report, **bank, **guarding}
         self._tell_window(parts, report)
         return guarding
+
+    def _bank(self, parts: Parts) -> dict[str, Any]:
+        """Which candidate is served, and how all of them did on the newest labels."""
+        served = parts.learner.candidates[parts.learner.served]
+        accuracies = {served: None} if parts.election is None else parts.election.accuracies()
+        for name, accuracy in accuracies.items():
+            self.metrics.candidate(name, served=name == served, accuracy=accuracy)
+        return {"bank": {"served": served, "accuracy": accuracies}}
 
     def _events(self, guarding: Mapping[str, Any]) -> dict[str, int]:
         """What the guard did and the drift monitor said since the state folder was new."""

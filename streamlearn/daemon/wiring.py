@@ -153,7 +153,7 @@ def model_spec(config: Config) -> ModelSpec:
     schema = config.schema_.build()
     return ModelSpec(
         factory=config.model.factory,
-        options=config.model.options,
+        options=config.model.build_options(),
         shape=schema.shape,
         classes=schema.capacity,
         spare=schema.spare,

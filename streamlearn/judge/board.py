@@ -25,6 +25,7 @@ class Scoreboard:
         window: as given.
         prequential: first predictions, scored when their label comes.
         oracle: the same of every sample, by the truth that only a simulation sends.
+        oracle_gain: teacher and label-only twin on the same samples as they arrive.
         gain: teacher and label-only twin at the time of the label.
         traffic: labelled samples beside all.
     """
@@ -34,6 +35,7 @@ class Scoreboard:
         self._classes = list(classes)
         self.prequential = Prequential(len(classes), window, fading=fading, bins=bins)
         self.oracle = Prequential(len(classes), window, fading=fading, bins=bins)
+        self.oracle_gain = TwinGain(window)
         self.gain = TwinGain(window)
         self.traffic = Traffic(len(classes), window)
 
@@ -46,7 +48,7 @@ class Scoreboard:
             "at_label": at_label,
             "first_minus_at_label": at_label.pop("first_minus_at_label"),
             "traffic": self.traffic.report(),
-            "oracle": self.oracle.report() if self.oracle.scored else None,
+            "oracle": self._oracle() if self.oracle.scored else None,
         }
 
     def state(self) -> dict[str, Array]:
@@ -59,4 +61,15 @@ class Scoreboard:
             part.load(group_of(state, name))
 
     def _parts(self) -> dict[str, Prequential | TwinGain | Traffic]:
-        return {"prequential": self.prequential, "oracle": self.oracle, "gain": self.gain, "traffic": self.traffic}
+        return {
+            "prequential": self.prequential,
+            "oracle": self.oracle,
+            "oracle_gain": self.oracle_gain,
+            "gain": self.gain,
+            "traffic": self.traffic,
+        }
+
+    def _oracle(self) -> dict[str, Any]:
+        twin = self.oracle_gain.report()
+        del twin["first_minus_at_label"]  # they answer once
+        return {**self.oracle.report(), "twin": twin if len(self.oracle_gain) else None}

@@ -1,6 +1,7 @@
 """Does it pay to learn from unlabelled samples? Teacher against label-only twin, on the same samples.
 
-Both answer when the label comes and before it is learned, so the comparison is fair: the twin learns only what labels
+The same comparison serves the oracle of a simulation, which has both answers to every sample as it arrives. Elsewhere
+both answer when the label comes and before it is learned, so the comparison is fair: the twin learns only what labels
 say, and neither has seen this one. The teacher has met the sample itself, unlabelled, when it came. That is the very
 thing that is judged here, and it is why these numbers are not prequential: accuracy as users meet it is that of the
 first prediction (Grzenda, Gomes, Bifet 2020), and stands in `judge/prequential.py`.
@@ -22,10 +23,11 @@ _NO_ANSWER = -1
 
 
 class TwinGain:
-    """Accuracy at the time of the label over the last `window` labels: teacher, twin, and their paired difference."""
+    """Accuracy over the last `window` labels, teacher, twin, and their paired difference; both since the beginning."""
 
     def __init__(self, window: int) -> None:
         self._window = Window(window, dict.fromkeys(("teacher", "twin", "first"), np.int8))
+        self._paired = self._teacher_right = self._twin_right = 0
 
     def __len__(self) -> int:
         return len(self._window)
@@ -41,11 +43,18 @@ class TwinGain:
             twin_class: the twin's answer now; None while there is no twin.
             first_class: what was answered when the sample came; None where nothing was.
         """
-        answers = (_right(answer, true_class) for answer in (teacher_class, twin_class, first_class))
-        self._window.append(*answers)
+        teacher, twin, first = (_right(answer, true_class) for answer in (teacher_class, twin_class, first_class))
+        self._window.append(teacher, twin, first)
+        if twin != _NO_ANSWER:
+            self._paired += 1
+            self._teacher_right += teacher
+            self._twin_right += twin
 
     def restart(self) -> None:
-        """Forget the window: what came before a change of the teacher says nothing about the teacher now."""
+        """Forget the window: what came before a change of the teacher says nothing about the teacher now.
+
+        What is counted since the beginning stays.
+        """
         self._window.clear()
 
     def report(self) -> dict[str, Any]:
@@ -53,6 +62,7 @@ class TwinGain:
 
         `gain` is teacher minus twin on the samples that both answered (`paired` of them), `interval` its 95 %
         interval; `first_minus_at_label` is the first prediction minus the teacher's answer at the label, likewise.
+        `cumulative` has the accuracies of both on all samples that both answered since the beginning.
         """
         right = self._window.state()
         teacher_W, twin_W, first_W = right["teacher"], right["twin"], right["first"]
@@ -66,15 +76,22 @@ class TwinGain:
             "gain": gain,
             "interval": interval,
             "first_minus_at_label": first_minus_at_label,
+            "cumulative": {
+                "paired": self._paired,
+                "teacher": scores.share(self._teacher_right, self._paired),
+                "twin": scores.share(self._twin_right, self._paired),
+            },
         }
 
     def state(self) -> dict[str, Array]:
-        """The window, oldest first, as copies."""
-        return self._window.state()
+        """All of it, as copies; the window oldest first."""
+        counts = np.array([self._paired, self._teacher_right, self._twin_right], np.int64)
+        return {**self._window.state(), "counts": counts}
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Become what `state` saved; of a longer window the newest stay."""
         self._window.load(state)
+        self._paired, self._teacher_right, self._twin_right = state["counts"].tolist()
 
 
 def _right(answer: int | None, true_class: int) -> int:

@@ -5,6 +5,9 @@ partition offsets keep their order. So a learner that catches up after an hour s
 came before it, and a score of yesterday's prediction is not spoilt by today's label. A partition that is behind and has
 nothing ready is waited for, up to a bound.
 
+Under overload a batch may be closed wider, and `thin` says which of its samples are learned: a function of the batch
+and the settings alone, so a replay of the same cut learns the same.
+
 Pure state machine: the caller passes the time in. Given the same log, read from its beginning with nobody writing, it
 cuts the same batches every time; where the clock or arrival order decided, the journal remembers (D4).
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamlearn.errors import OffsetOutOfRangeError
@@ -53,8 +56,24 @@ class Draft:
         return ordered
 
 
+def thin(samples: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sample]]:
+    """Part samples into those that are learned and those that are passed by, each in the order given.
+
+    Learned are all with a label inside, and others at even distances until there are `most`.
+    """
+    plain = [n for n, sample in enumerate(samples) if sample.label is None]
+    room = min(len(plain), max(0, most - (len(samples) - len(plain))))
+    chosen = {plain[(2 * k + 1) * len(plain) // (2 * room)] for k in range(room)}
+    passed = set(plain) - chosen
+    learned = [sample for n, sample in enumerate(samples) if n not in passed]
+    return learned, [samples[n] for n in sorted(passed)]
+
+
 class Batcher:
-    """Holds the micro-batch that is being filled: at most `fresh` samples and `max_labels` other records."""
+    """Holds the micro-batch that is being filled: at most `fresh` samples and `max_labels` other records.
+
+    Under overload it holds `wide` samples, of which at most `fresh` have a label inside.
+    """
 
     def __init__(
         self,
@@ -62,6 +81,7 @@ class Batcher:
         *,
         sample_topic: str,
         fresh: int,
+        wide: int | None = None,
         max_labels: int,
         max_age_s: float,
         merge_wait_s: float,
@@ -69,13 +89,14 @@ class Batcher:
         assert fresh > 0, fresh
         assert max_labels > 0, max_labels
         self.sample_topic = sample_topic
-        self._fresh, self._max_labels = fresh, max_labels
+        assert wide is None or wide >= fresh, (wide, fresh)
+        self._fresh, self._wide, self._max_labels = fresh, wide or fresh, max_labels
         self._max_age_s, self._merge_wait_s = max_age_s, merge_wait_s
         self._next_offsets = dict(next_offsets)
         self._blocked_since_s: float | None = None
         self._opened_at_s: float | None = None
         self._items: dict[TopicPartition, list[Item]] = {}
-        self._samples = self._others = 0
+        self._samples = self._labelled = self._others = 0
 
     @property
     def next_offsets(self) -> Offsets:
@@ -87,11 +108,14 @@ class Batcher:
         """When the first record of the open batch was taken; None while it is empty."""
         return self._opened_at_s
 
-    def fill(self, queues: Queues, behind: Callable[[TopicPartition], bool], now_s: float) -> Draft | None:
+    def fill(
+        self, queues: Queues, behind: Callable[[TopicPartition], bool], now_s: float, *, overloaded: bool = False
+    ) -> Draft | None:
         """Take records off the queues; the batch once it is closed, else None: call again when there are more.
 
-        `behind(partition)` says that the log holds more of it than was read so far.
+        `behind(partition)` says that the log holds more of it than was read so far. `overloaded` closes it wide.
         """
+        most = self._wide if overloaded else self._fresh
         # Asked before the queues are looked at: what is not behind has all its records in its queue by now.
         lagging = {tp for tp in queues if behind(tp)}
         heap = [(queue[0].timestamp_s, tp.topic != self.sample_topic, tp) for tp, queue in queues.items() if queue]
@@ -101,7 +125,7 @@ class Batcher:
             _, rank, partition = heap[0]
             queue = queues[partition]
             self._take(partition, queue.popleft(), now_s)
-            if self._samples >= self._fresh or self._others >= self._max_labels:
+            if self._samples >= most or self._labelled >= self._fresh or self._others >= self._max_labels:
                 return self._close()
             if queue:
                 heapq.heapreplace(heap, (queue[0].timestamp_s, rank, partition))
@@ -117,6 +141,10 @@ class Batcher:
     def close_now(self) -> Draft:
         """The batch that is open, as it is, empty perhaps: for the end of a log, or for labels while nothing comes."""
         return self._close()
+
+    def nothing(self) -> Draft:
+        """A batch of no records, for one more step on what is known; what is open stays open."""
+        return Draft({}, dict(self._next_offsets), self.sample_topic)
 
     def take_exactly(self, queues: Queues, next_offsets: Offsets) -> Draft | None:
         """Take what a journaled step took; None while some of it has not been read yet.
@@ -152,6 +180,7 @@ class Batcher:
         self._items.setdefault(partition, []).append(item)
         if isinstance(item, Sample):
             self._samples += 1
+            self._labelled += item.label is not None
         else:
             self._others += 1
 
@@ -159,5 +188,6 @@ class Batcher:
         for partition in self._items:
             self._next_offsets[partition] = self._reached(partition)
         draft = Draft(self._items, dict(self._next_offsets), self.sample_topic)
-        self._items, self._samples, self._others, self._opened_at_s = {}, 0, 0, None
+        self._items, self._opened_at_s = {}, None
+        self._samples = self._labelled = self._others = 0
         return draft

@@ -8,7 +8,7 @@ with the same number of threads. Padding is cut off before anything sees it, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from streamlearn.errors import CheckpointError
 from streamlearn.learn import schedules
-from streamlearn.learn.making import LearnSettings, find_device, make_method, make_trainee
-from streamlearn.learn.noise import make_noise, mixed_seed
-from streamlearn.learn.step import Rows, StepCosts, Trainee, set_training, train_step
+from streamlearn.learn.bank import Bank, answers
+from streamlearn.learn.making import LearnSettings, find_device, make_trainee
+from streamlearn.learn.noise import make_noises, mixed_seed
+from streamlearn.learn.rows import Augment, Rows
+from streamlearn.learn.step import StepCosts, Trainee, set_training, train_step
 from streamlearn.learn.twin import Twin
-from streamlearn.models.build import ModelSpec
+from streamlearn.models.build import Classifier, ModelSpec
 from streamlearn.models.normalise import RunningNorm
 from streamlearn.models.spare import SpareClasses
 from streamlearn.records import UNLABELLED, Array, MicroBatch, Probabilities
@@ -40,10 +42,18 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The classes that each network gives to the same samples. Twin: None where it is off."""
+    """The classes that each network gives to the same samples."""
 
-    teacher_B: npt.NDArray[np.int64]
+    candidates_KB: npt.NDArray[np.int64]
+    """Of each that could be served, in the order of `Learner.candidates`."""
     twin_B: npt.NDArray[np.int64] | None
+    """None where it is off."""
+
+    @property
+    def teacher_B(self) -> npt.NDArray[np.int64]:  # noqa: N802
+        """Of the teacher that the student learns from."""
+        first_B: npt.NDArray[np.int64] = self.candidates_KB[0]
+        return first_B
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,9 @@ class Costs:
     """All of them, skipped and empty ones too."""
     skipped_steps: int
     """Not finite, and therefore not taken."""
+    skipped_rows: int
+    """Of those steps, fresh and labelled. Accounts and label states have them as learned: a step must not wait to know.
+    Labelled ones stay in the memory and are drawn again, so `trained` is early of them; fresh ones are gone."""
 
 
 class Learner:
@@ -93,23 +106,23 @@ class Learner:
         if settings.threads > 0:
             torch.set_num_threads(settings.threads)
         self._device = find_device(settings.device)
-        self._method = make_method(settings)
-        self._noise = make_noise(
-            settings.noise,
-            shape=spec.shape,
-            std=settings.noise_std,
-            pixel_std=settings.pixel_noise_std,
-            shift_pixels=settings.shift_pixels,
-            flip=settings.flip,
-        )
+        weak, strong = make_noises(settings, shape=spec.shape)
+        self._augment = Augment(weak, strong, settings.mixup_beta, settings.label_smoothing)
+        self._uniform_C = torch.zeros(spec.classes, device=self._device)
+        self._name(spec.classes - (spec.spare or 0))
         self._generator = torch.Generator(self._device)
         self._trainee = make_trainee(spec, settings, self._device)
         self._twin = _make_twin(spec, settings, self._device, self._trainee)
-        self._sums = torch.zeros(4, device=self._device)
+        self._bank = Bank(settings.bank_decays, self._trainee, share=settings.ema_share)
+        self.served = 0
+        """Which candidate answers and is published, by index."""
+        self._sums = torch.zeros(5, device=self._device)
         self._skipped_in_a_row = torch.zeros((), device=self._device)
         self._steps_read = 0
         # The updates at which the ramp and the average began anew, as after a drift.
         self._ramped_at = self._averaged_at = 0
+        # Labels learned for the first time, and how many there were when the ramp began anew.
+        self._labels = self._ramped_at_label = 0
         self._factors = (1.0, 1.0)
         # Teachers that were healthy; the older one has been so for longer.
         self._good: list[dict[str, Tensor]] = []
@@ -119,7 +132,7 @@ class Learner:
         if len(x) == 0:
             none = np.zeros((0, self.spec.classes), np.float32)
             return Predictions(none, none)
-        student, teacher = self._trainee.student, self._trainee.teacher
+        student, teacher = self._trainee.student, self._networks()[self.served]
         set_training(student, training=False)
         with torch.inference_mode():
             # Both share one normaliser.
@@ -129,12 +142,27 @@ class Learner:
             return Predictions(teacher_probs_BC.cpu().numpy(), student_probs_BC.cpu().numpy())
 
     def classify(self, x: Array) -> Classes:
-        """What teacher and twin say of (n, *shape) clean samples, n >= 1. Changes nothing."""
+        """What all that could be served say of (n, *shape) clean samples, n >= 1. Changes nothing."""
         with torch.inference_mode():
             prepared = self._trainee.student.prepare(self._to_device(np.require(x, requirements=["C", "W"])))
-            teacher_B = self._trainee.teacher.net(prepared).argmax(dim=1)
-            twin_B = None if self._twin is None else self._twin.trainee.teacher.net(prepared).argmax(dim=1)
-            return Classes(teacher_B.cpu().numpy(), None if twin_B is None else twin_B.cpu().numpy())
+            answers_KB = answers(self._networks(), prepared).cpu().numpy()
+            return Classes(answers_KB, None if self._twin is None else answers_KB[-1])
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """What could be served: the teacher, its bank of other averages, the twin's average where there is a twin."""
+        bank = (f"ema {decay:g}" for decay in self.settings.bank_decays)
+        return ("teacher", *bank, *(() if self._twin is None else ("twin",)))
+
+    @property
+    def wants_keys(self) -> bool:
+        """The method knows its rows again by their keys."""
+        return self.settings.method == "temporal_ensembling"
+
+    def serve(self, candidate: int) -> None:
+        """From here on this one answers and is published."""
+        assert 0 <= candidate < len(self.candidates), candidate
+        self.served = candidate
 
     def learn(self, batch: MicroBatch, *, weight_factor: float = 1.0, learning_rate_factor: float = 1.0) -> None:
         """Take step `self.step + 1`. Any of the counts may be zero; without rows it only counts.
@@ -153,19 +181,22 @@ class Learner:
         self._trainee.undo.remember()
         raw = self._to_device(np.concatenate((batch.fresh_x[:fresh], batch.labelled_x[:labelled])))
         rows = Rows(
-            x_B=self._observe_and_prepare(raw, fresh),
+            x_B=self._observe_and_prepare(raw, 0 if batch.seen_before else fresh),
             labels_B=self._to_device(labels_B),
             labelled_count=labelled,
-            noise=self._noise,
+            augment=self._augment,
             generator=self._generator,
+            uniform_C=self._uniform_C,
+            new_count=len(batch.trained_ids),
+            keys_B=None if batch.keys is None else self._to_device(batch.keys),
         )
+        self._labels += len(batch.trained_ids)
         t, alpha = self._updates + 1, self.settings.ema_decay
         self._factors = (weight_factor, learning_rate_factor)
         for group in self._trainee.optimizer.param_groups:
             group["lr"] = self._learning_rate(t) * learning_rate_factor
         outcome = train_step(
             self._trainee,
-            self._method,
             rows,
             step=t,
             consistency_weight=self._consistency_weight(t) * weight_factor,
@@ -174,7 +205,8 @@ class Learner:
         )
         if outcome is not None:
             self._updates += 1
-            self._add_up(*outcome)
+            self._add_up(*outcome, fresh + labelled)
+            self._bank.update(outcome[1], t - self._averaged_at)
         if self._twin is not None:
             self._twin.learn(
                 rows, step=self.step, learning_rate=self._learning_rate(self._twin.updates + 1), alpha=alpha
@@ -205,7 +237,7 @@ class Learner:
             for state in self._trainee.optimizer.state.values():
                 for tensor in state.values():
                     tensor.zero_()
-        self._skipped_in_a_row.zero_()
+        self._mended()
         return True
 
     def adopt_twin(self) -> bool:
@@ -213,12 +245,12 @@ class Learner:
         if self._twin is None:
             return False
         self._twin.lend_to(self._trainee)
-        self._skipped_in_a_row.zero_()
+        self._mended()
         return True
 
     def restart_ramp(self) -> None:
         """The consistency weight begins at its foot again."""
-        self._ramped_at = self._updates
+        self._ramped_at, self._ramped_at_label = self._updates, self._labels
 
     def restart_average(self) -> None:
         """The teacher is again the mean of few students: a short horizon, which grows to its length."""
@@ -234,13 +266,17 @@ class Learner:
             for network in (trainee.student.net, trainee.teacher.net):
                 if isinstance(network, SpareClasses):
                     network.admit(classes)
+        for member in self._bank.members:
+            if isinstance(member.net, SpareClasses):
+                member.net.admit(classes)
+        self._name(classes)
         for kept in self._good:
             if self.spec.spare is not None:
                 kept["offset_C"][:classes] = 0.0
 
     def read_costs(self) -> Costs:
         """Means since the last reading. The only place where the host waits for the device."""
-        classification, consistency, taken, skipped = self._sums.tolist()
+        classification, consistency, taken, skipped, skipped_rows = self._sums.tolist()
         steps = self.step - self._steps_read
         self._sums.zero_()
         self._steps_read = self.step
@@ -251,17 +287,22 @@ class Learner:
             learning_rate=self._learning_rate(self._updates) * self._factors[1],
             steps=steps,
             skipped_steps=round(skipped),
+            skipped_rows=round(skipped_rows),
         )
 
     def state(self) -> dict[str, Array]:
         """Copies of everything that step t+1 depends on: `student.*`, `teacher.*`, `optimizer.*`, `learner.*`."""
         tensors = self._tensors() | self._twin_tensors() | self._good_tensors()
+        tensors |= self._method_tensors() | self._bank_tensors()
         arrays = {name: _to_array(tensor) for name, tensor in tensors.items()}
         counts = {
             "step": self.step,
             "updates": self._updates,
             "ramped_at": self._ramped_at,
             "averaged_at": self._averaged_at,
+            "labels": self._labels,
+            "ramped_at_label": self._ramped_at_label,
+            "served": self.served,
             "skipped_in_a_row": round(self._skipped_in_a_row.item()),
             "twin_updates": 0 if self._twin is None else self._twin.updates,
             "twin_averaged_at": 0 if self._twin is None else self._twin.averaged_at,
@@ -269,7 +310,10 @@ class Learner:
         return arrays | {f"learner.{name}": np.array(count, dtype=np.int64) for name, count in counts.items()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        """Go on from what `state` returned. A twin that was not there before begins as the student is now.
+        """Go on from what `state` returned.
+
+        A twin that was not there before begins as the student is now, and other averages as the teacher is. What
+        another method remembered is not for this one, which begins with nothing.
 
         Raises:
             CheckpointError: names, shapes or dtypes are not those of this model and optimizer; nothing was changed.
@@ -280,10 +324,18 @@ class Learner:
         tensors = self._tensors() | self._good_tensors()
         if has_twin:
             tensors |= self._twin_tensors()
+        # What other settings had and these have not is left behind, and the other way round it begins anew.
+        optional = {"method.": self._method_tensors(), "bank.": self._bank_tensors()}
+        left_behind = [] if self._twin else ["twin."]
+        for prefix, named in optional.items():
+            if {n: _signature(t) for n, t in named.items()} == _signatures(state, prefix):
+                tensors |= named
+            else:
+                left_behind.append(prefix)
         wanted = {name: _signature(tensor) for name, tensor in tensors.items()}
         wanted |= {f"learner.{name}": "int64[]" for name in _COUNTS}
-        used = {name: array for name, array in state.items() if self._twin or not name.startswith("twin.")}
-        found = {name: f"{array.dtype}{list(array.shape)}" for name, array in used.items()}
+        used = {name: array for name, array in state.items() if not name.startswith(tuple(left_behind))}
+        found = _signatures(used)
         if wanted != found:
             raise CheckpointError(f"learner state does not fit: {_difference(wanted, found)}")
         with torch.no_grad():
@@ -292,17 +344,23 @@ class Learner:
         counts = {name: int(state[f"learner.{name}"]) for name in _COUNTS}
         self.step, self._updates = counts["step"], counts["updates"]
         self._ramped_at, self._averaged_at = counts["ramped_at"], counts["averaged_at"]
+        self._labels, self._ramped_at_label = counts["labels"], counts["ramped_at_label"]
         self._skipped_in_a_row.fill_(counts["skipped_in_a_row"])
         if self._twin is not None:
             self._twin.updates, self._twin.averaged_at = counts["twin_updates"], counts["twin_averaged_at"]
             if not has_twin:
                 self._twin.begin_as(self._trainee, updates=self._updates, averaged_at=self._averaged_at)
+        self.served = counts["served"]
+        if "bank." in left_behind:
+            self._bank.begin_anew()
+        if "bank." in left_behind or self.served >= len(self.candidates):
+            self.served = 0
         self._sums.zero_()
         self._steps_read = self.step
 
     def teacher_state(self) -> dict[str, Array]:
-        """Copies of what a server loads: the state_dict of `build(spec)`."""
-        return {name: _to_array(tensor) for name, tensor in self._trainee.teacher.state_dict().items()}
+        """Copies of what a server loads, of the one that is served: the state_dict of `build(spec)`."""
+        return {name: _to_array(tensor) for name, tensor in self._networks()[self.served].state_dict().items()}
 
     def describe(self) -> dict[str, Any]:
         """What was built, for the log and `inspect`."""
@@ -315,9 +373,21 @@ class Learner:
             "threads": torch.get_num_threads(),
         }
 
+    def _mended(self) -> None:
+        """What was measured and averaged before is not of these weights."""
+        self._skipped_in_a_row.zero_()
+        self._bank.begin_anew()
+        self.served = 0
+
+    def _name(self, classes: int) -> None:
+        self._uniform_C.zero_()
+        self._uniform_C[:classes] = 1.0 / classes
+
     def _consistency_weight(self, update: int) -> float:
-        peak, rampup_steps = self.settings.consistency_weight, self.settings.rampup_steps
-        return schedules.consistency_weight(update - self._ramped_at, peak=peak, rampup_steps=rampup_steps)
+        peak, ramp = self.settings.consistency_weight, schedules.consistency_weight
+        by_steps = ramp(update - self._ramped_at, peak=peak, rampup_steps=self.settings.rampup_steps)
+        by_labels = ramp(self._labels - self._ramped_at_label, peak=peak, rampup_steps=self.settings.rampup_labels)
+        return min(by_steps, by_labels)
 
     def _learning_rate(self, update: int) -> float:
         peak, warmup_steps = self.settings.learning_rate, self.settings.warmup_steps
@@ -336,7 +406,7 @@ class Learner:
         """Fresh rows enter the input statistics once, after they were predicted and before they are learned."""
         student = self._trainee.student
         x_B = student.to_float(raw)
-        if isinstance(student.normalise, RunningNorm):
+        if fresh and isinstance(student.normalise, RunningNorm):
             student.normalise.observe(x_B, fresh)
         with torch.no_grad():
             prepared: Tensor = student.normalise(x_B)
@@ -348,12 +418,13 @@ class Learner:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
-    def _add_up(self, costs: StepCosts, skipped: Tensor) -> None:
+    def _add_up(self, costs: StepCosts, skipped: Tensor, rows: int) -> None:
         """On the device: a mean that is read rarely must not make every step wait."""
         one = torch.ones((), device=self._device)
         values = torch.stack((costs.classification.detach(), costs.consistency.detach(), one))
         self._sums[:3] += torch.where(skipped, 0.0, values)
         self._sums[3] += skipped
+        self._sums[4] += skipped * rows
         self._skipped_in_a_row = torch.where(skipped, self._skipped_in_a_row + 1.0, 0.0)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -367,6 +438,24 @@ class Learner:
         named = _named(self._twin.trainee)
         return {f"twin.{name}": tensor for name, tensor in named.items() if ".normalise." not in name}
 
+    def _method_tensors(self) -> dict[str, Tensor]:
+        """What the method remembers, and what it learns with the state that the optimizer has of it."""
+        method, optimizer = self._trainee.method, self._trainee.optimizer
+        named = {f"method.{name}": tensor for name, tensor in method.tensors().items()}
+        for name, parameter in method.parameters().items():
+            named[f"method.learned.{name}"] = parameter
+            for key, tensor in optimizer.state.get(parameter, {}).items():
+                named[f"method.optimizer.{name}.{key}"] = tensor
+        return named
+
+    def _networks(self) -> list[Classifier]:
+        """Of the candidates."""
+        twin = [] if self._twin is None else [self._twin.trainee.teacher]
+        return [self._trainee.teacher, *self._bank.members, *twin]
+
+    def _bank_tensors(self) -> dict[str, Tensor]:
+        return {f"bank.{name}": tensor for name, tensor in self._bank.tensors().items()}
+
     def _good_tensors(self) -> dict[str, Tensor]:
         return {f"good.{n}.{name}": tensor for n, kept in enumerate(self._good) for name, tensor in kept.items()}
 
@@ -374,7 +463,10 @@ class Learner:
         return {name: tensor.clone() for name, tensor in self._trainee.teacher.net.state_dict().items()}
 
 
-_COUNTS = ("step", "updates", "ramped_at", "averaged_at", "skipped_in_a_row", "twin_updates", "twin_averaged_at")
+_COUNTS = (
+    "step", "updates", "ramped_at", "averaged_at", "labels", "ramped_at_label", "served", "skipped_in_a_row",
+    "twin_updates", "twin_averaged_at",
+)  # fmt: skip
 
 
 def _named(trainee: Trainee) -> dict[str, Tensor]:
@@ -390,7 +482,7 @@ def _make_twin(spec: ModelSpec, settings: LearnSettings, device: torch.device, t
     """None where it is off, and where the student itself knows labels only."""
     if not settings.twin_every or settings.method == "supervised":
         return None
-    twin = make_trainee(spec, settings, device)
+    twin = make_trainee(spec, replace(settings, method="supervised"), device)
     for network in (twin.student, twin.teacher):
         network.normalise = trainee.student.normalise
     return Twin(twin, every=settings.twin_every)
@@ -399,6 +491,10 @@ def _make_twin(spec: ModelSpec, settings: LearnSettings, device: torch.device, t
 def _to_array(tensor: Tensor) -> Array:
     copied: Array = np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
     return copied
+
+
+def _signatures(arrays: Mapping[str, Array], prefix: str = "") -> dict[str, str]:
+    return {name: f"{a.dtype}{list(a.shape)}" for name, a in arrays.items() if name.startswith(prefix)}
 
 
 def _signature(tensor: Tensor) -> str:

@@ -1,39 +1,43 @@
-"""The costs of a step, from logits. Tarvainen and Valpola (2017), section 2; consistency also as KL (their appendix).
+"""The costs of a step. Tarvainen and Valpola (2017), section 2; consistency also as KL (their appendix).
 
-Rows that are padding never come here: the learner cuts them off first.
+Rows that are padding never come here: the learner cuts them off first. Targets are probabilities, and gradient flows
+into them where the method has left any.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from torch import Tensor, nn
 
-from streamlearn.records import UNLABELLED
+Distance: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Of logits (B, C) from targets (B, C), each row with its weight (B,) or all with 1; a mean over all B rows."""
 
 
-def classification_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy summed over labelled rows, divided by B, all rows.
+def classification_loss(logits_LC: Tensor, targets_LC: Tensor, rows: int) -> Tensor:
+    """Cross-entropy summed over the labelled rows, divided by B, all rows of the step.
 
     Dividing by B and not by the labelled count keeps a batch without labels at exactly zero, where a plain mean would
     be 0/0.
     """
-    summed = nn.functional.cross_entropy(logits_BC, labels_B, ignore_index=UNLABELLED, reduction="sum")
-    return summed / len(labels_B)
+    return nn.functional.cross_entropy(logits_LC, targets_LC, reduction="sum") / rows
 
 
-def mse_consistency(student_logits_BC: Tensor, teacher_logits_BC: Tensor) -> Tensor:
-    """J(theta) = E || f(x, theta', eta') - f(x, theta, eta) ||^2, over class probabilities.
-
-    Mean over B and C. The teacher is a target: no gradient flows into it.
-    """
-    teacher_probs_BC = teacher_logits_BC.detach().softmax(dim=1)
-    return nn.functional.mse_loss(student_logits_BC.softmax(dim=1), teacher_probs_BC)
+def mse_consistency(student_logits_BC: Tensor, targets_BC: Tensor, weights_B: Tensor | None = None) -> Tensor:
+    """J(theta) = E w || q - softmax(student) ||^2 / C: the mean over B and C of squared differences."""
+    squared_BC = nn.functional.mse_loss(student_logits_BC.softmax(dim=1), targets_BC, reduction="none")
+    return _weighted_mean(squared_BC.mean(dim=1), weights_B)
 
 
-def kl_consistency(student_logits_BC: Tensor, teacher_logits_BC: Tensor) -> Tensor:
-    """KL(teacher || student) of class probabilities, summed over C, mean over B.
+def kl_consistency(student_logits_BC: Tensor, targets_BC: Tensor, weights_B: Tensor | None = None) -> Tensor:
+    """E w KL(q || softmax(student)), summed over C, mean over B. Its gradient is that of the cross-entropy."""
+    log_probs_BC = student_logits_BC.log_softmax(dim=1)
+    divergence_B = nn.functional.kl_div(log_probs_BC, targets_BC, reduction="none").sum(dim=1)
+    return _weighted_mean(divergence_B, weights_B)
 
-    The teacher is a target: no gradient flows into it.
-    """
-    student_log_probs_BC = student_logits_BC.log_softmax(dim=1)
-    teacher_log_probs_BC = teacher_logits_BC.detach().log_softmax(dim=1)
-    return nn.functional.kl_div(student_log_probs_BC, teacher_log_probs_BC, reduction="batchmean", log_target=True)
+
+def _weighted_mean(costs_B: Tensor, weights_B: Tensor | None) -> Tensor:
+    if not len(costs_B):
+        return costs_B.sum()  # a batch without rows to compare costs nothing
+    return (costs_B if weights_B is None else costs_B * weights_B).mean()

@@ -15,17 +15,23 @@ def consistency_weight(step: int, *, peak: float, rampup_steps: int) -> float:
     return peak * math.exp(-5.0 * (1.0 - step / rampup_steps) ** 2)
 
 
-def ema_decay(step: int, *, alpha: float) -> float:
-    """min(1 - 1/(t+1), alpha): a plain mean of all students so far until the window is full."""
-    return min(1.0 - 1.0 / (step + 1), alpha)
+def ema_decay(step: int, *, alpha: float, share: float = 1.0) -> float:
+    """min(1 - c/(t+c), alpha) with c = 1/share: until the window is full, the horizon is that share of all steps.
+
+    With a share of 1 this is Mean Teacher's plain mean of all students so far, which lags behind one that learns fast.
+    Smaller shares are polynomial-decay averaging (Shamir and Zhang, 2013) with eta = c - 1.
+    """
+    c = 1.0 / share
+    return min(1.0 - c / (step + c), alpha)
 
 
-def buffer_decay(step: int, *, alpha: float) -> float:
-    """min(1 - 1/t, alpha): as `ema_decay`, but without the student's first buffers.
+def buffer_decay(step: int, *, alpha: float, share: float = 1.0) -> float:
+    """min(1 - c/(t+c-1), alpha): as `ema_decay`, but without the student's first buffers.
 
     Before the first step they are zeros and ones that describe no data, while its first weights are a network.
     """
-    return min(1.0 - 1.0 / step, alpha)
+    c = 1.0 / share
+    return min(1.0 - c / (step + c - 1.0), alpha)
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int) -> float:

@@ -11,33 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from streamlearn.learn.noise import Noise
+from streamlearn.learn.rows import Rows
 from streamlearn.learn.teacher import TeacherAverage, buffer_slots, read_slots
 from streamlearn.models.build import Classifier
 from streamlearn.models.normalise import BatchNormWarmup
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The valid rows of a micro-batch on the device, without padding: fresh ones first, then the labelled."""
-
-    x_B: Tensor
-    """(B, *shape), prepared: float, scaled, normalised, clean."""
-    labels_B: Tensor
-    """UNLABELLED for fresh rows, whatever is known of them."""
-    labelled_count: int
-    noise: Noise
-    generator: Generator
-
-    def view(self) -> Tensor:
-        """All rows under noise of its own: eta on one call, eta' on the next."""
-        return self.noise(self.x_B, self.generator)
-
-    def labelled_view(self) -> Tensor:
-        """The labelled rows alone, under noise."""
-        return self.noise(self.x_B[len(self.x_B) - self.labelled_count :], self.generator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +24,33 @@ class StepCosts:
     """0-d tensors on the device, still with their graph."""
 
     classification: Tensor
+    """All but the consistency, weighted already."""
     consistency: Tensor
+    """Before its weight."""
 
 
 class Method(Protocol):
     """What is predicted and compared. The step, its schedules and its safety are the same for every method.
 
-    A method may look at both networks and draw as many views as it wants (Pi: two of the student; interpolation
-    consistency: mix `rows.x_B` by itself). It changes neither network but for the student's batch statistics.
+    A method may look at both networks and draw as many views as it wants. It changes neither network but for the
+    student's batch statistics. What it remembers itself, it changes in `settle` alone.
     """
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts | None:
         """Both costs of these rows; None where there is nothing to learn from them."""
         ...
+
+    def settle(self, skipped: Tensor) -> None:  # noqa: ARG002
+        """The step of the last costs is over; with `skipped`, a 0-d bool on the device, as if it had not been."""
+        return
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it remembers from step to step, live, by name: part of the checkpoint."""
+        return {}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What it learns beside the student, by name."""
+        return {}
 
 
 def answer(student: Classifier, view_B: Tensor) -> Tensor:
@@ -105,6 +98,7 @@ class Undo:
 class Trainee:
     """Everything that a step changes."""
 
+    method: Method
     student: Classifier
     teacher: Classifier
     """Shares the student's normaliser: what inputs look like is measured, not learned, so it is not averaged."""
@@ -120,7 +114,6 @@ class Trainee:
 
 def train_step(
     trainee: Trainee,
-    method: Method,
     rows: Rows,
     *,
     step: int,
@@ -138,7 +131,7 @@ def train_step(
     averaged_steps = averaged_steps or step
 
     # 1. Labels where there are any; agreement everywhere.
-    costs = method.costs(trainee.student, trainee.teacher, rows)
+    costs = trainee.method.costs(trainee.student, trainee.teacher, rows)
     if costs is None:
         return None
     loss = costs.classification + consistency_weight * costs.consistency
@@ -162,6 +155,7 @@ def train_step(
         trainee.optimizer.found_inf = skipped.to(torch.float32)  # type: ignore[attr-defined]
         trainee.optimizer.step()
         trainee.average.update_unless(skipped, averaged_steps, alpha=alpha)
+    trainee.method.settle(skipped)
     return costs, skipped
 
 

@@ -39,7 +39,8 @@ def read_slots(slots: list[Slot]) -> list[Tensor]:
 class TeacherAverage:
     """theta'_t = alpha theta'_{t-1} + (1 - alpha) theta_t, in place, for one pair of equal networks."""
 
-    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+    def __init__(self, teacher: nn.Module, student: nn.Module, *, share: float = 1.0) -> None:
+        self._share = share
         self._parameters: tuple[list[Tensor], list[Tensor]] = (list(teacher.parameters()), list(student.parameters()))
         assert len(self._parameters[0]) == len(self._parameters[1])
         slots = list(zip(buffer_slots(teacher), buffer_slots(student), strict=True))
@@ -73,8 +74,8 @@ class TeacherAverage:
         student_buffers = read_slots([student for _, student in self._averaged])
         teacher_weights, student_weights = self._parameters
         groups = [
-            (teacher_weights, student_weights, ema_decay(step, alpha=alpha)),
-            (teacher_buffers, student_buffers, buffer_decay(step, alpha=alpha)),
+            (teacher_weights, student_weights, ema_decay(step, alpha=alpha, share=self._share)),
+            (teacher_buffers, student_buffers, buffer_decay(step, alpha=alpha, share=self._share)),
         ]
         return [group for group in groups if group[0]]
 

@@ -1,6 +1,6 @@
 """The label-only twin: does the student gain anything from unlabelled samples?
 
-The same network, averaged as the teacher is, learning from the labelled rows alone with the same replay, noise,
+The same network, averaged as the teacher is, learning from the labelled rows alone with the same replay, noise, mixup,
 optimizer and schedules. A twin without an average, or without the noise, would flatter the teacher. What inputs look
 like is measured and not learned, so it has the student's normaliser.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from streamlearn.learn.methods.supervised import Supervised
-from streamlearn.learn.step import Rows, Trainee, train_step
+from streamlearn.learn.rows import Rows
+from streamlearn.learn.step import Trainee, train_step
 
 
 class Twin:
@@ -18,8 +18,8 @@ class Twin:
 
     def __init__(self, trainee: Trainee, *, every: int) -> None:
         assert every >= 1, every
+        assert not trainee.method.parameters(), "a twin learns nothing beside its student"
         self.trainee, self._every = trainee, every
-        self._method = Supervised()
         self.updates = 0
         """Its own t: it has counted none of the steps that it did not take."""
         self.averaged_at = 0
@@ -34,7 +34,6 @@ class Twin:
             group["lr"] = learning_rate
         train_step(
             self.trainee,
-            self._method,
             rows,
             step=self.updates + 1,
             consistency_weight=0.0,

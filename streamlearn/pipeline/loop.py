@@ -4,7 +4,7 @@ Order is the safety argument, so it is written once, here. For each step t:
 
     1. dead-letter   bad records are durable elsewhere, with their reasons, before they are passed by
     2. journal       which records form step t is written down before anything comes of them
-    3. predict       both networks answer every fresh sample before it is learned
+    3. predict       both networks answer every fresh sample before it is learned (under overload, those that are)
     4. join          samples and labels enter the ledger, in the one order that the records define; scores follow
     5. learn         one step; only weights in memory change
     6. look          the guard looks at what came of it, and mends it where it must
@@ -29,7 +29,7 @@ import numpy as np
 from streamlearn.judge.accounts import Accounts
 from streamlearn.judge.board import Scoreboard
 from streamlearn.labels import Arrival
-from streamlearn.learn.batching import Draft
+from streamlearn.learn.batching import Draft, thin
 from streamlearn.pipeline.parts import Cadence, Parts, StepReport
 from streamlearn.records import (
     UNLABELLED,
@@ -43,6 +43,7 @@ from streamlearn.records import (
     Prediction,
     Sample,
     TopicPartition,
+    sample_key,
 )
 
 MOST_UNLEARNED_STEPS = 4096
@@ -54,14 +55,17 @@ class Pipeline:
 
     def __init__(self, parts: Parts, cadence: Cadence, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.parts, self._cadence, self._clock = parts, cadence, clock
-        self._published_step = self._saved_step = parts.learner.step
-        self._published_at_s = self._saved_at_s = clock()
+        self._published_step = self._shown_step = self._saved_step = parts.learner.step
+        self._published_at_s = self._shown_at_s = self._saved_at_s = clock()
         self._stepped_at_s = clock()
         self._pruned_step = 0
         self._admitted = 0
         self._learned_offsets: Offsets = parts.batcher.next_offsets
         # Steps whose labels are not all learned yet: how many rows were new by then, and where reading stood.
         self._learning: deque[tuple[int, Offsets]] = deque()
+        # Steps without records that are still to come: those that belong to the last micro-batch, and those that
+        # may follow while nothing else is to be done.
+        self._further_steps = self._idle_steps = 0
 
     def replay(self, journaled: Iterator[tuple[int, Offsets]], stopping: threading.Event) -> int:
         """Form the steps that the journal knows, exactly as they were; returns how many."""
@@ -83,9 +87,15 @@ class Pipeline:
         """Learn until told to stop (or, with `until_end`, until all that the log holds is learned)."""
         parts = self.parts
         while not stopping.is_set():
-            draft = parts.batcher.fill(parts.source.queues, parts.source.behind, self._clock())
+            source = parts.source
+            draft = parts.batcher.nothing() if self._further_steps else None
+            if draft is None:
+                overloaded = self._overloaded()
+                draft = parts.batcher.fill(source.queues, source.behind, self._clock(), overloaded=overloaded)
             if draft is None and self._owes_a_step(until_end=until_end):
                 draft = parts.batcher.close_now()
+            if draft is None and self._idle_steps and not until_end:
+                draft = parts.batcher.nothing()
             if draft is not None:
                 self.step(draft, journaled=False)
             self._keep()
@@ -112,15 +122,18 @@ class Pipeline:
         parts.stream_time_s = max(parts.stream_time_s, statistics.median_low(times))
         parts.ledger.begin(t, parts.stream_time_s)
         fresh, duplicates = self._fresh(items)
+        fresh, thinned = self._thin(fresh)
         phases.end("assemble")
 
         predictions = self._predict(fresh)
+        nothing_said = Prediction(UNLABELLED, np.zeros(parts.schema.capacity, np.float32), 0)
+        predictions |= {sample.sample_id: (nothing_said, UNLABELLED) for sample in thinned}
         phases.end("predict")
 
         arrivals = self._join(items, predictions)
         phases.end("ledger")
 
-        batch = self._assemble(fresh, t)
+        batch = self._assemble(fresh, t, again=not items)
         phases.end("assemble")
 
         factors = parts.guarding.factors(t)
@@ -128,12 +141,15 @@ class Pipeline:
         phases.end("learn")
 
         parts.guarding.look(t)
+        if parts.election is not None and parts.guarding.just_mended:
+            parts.election.restart()
         phases.end("guard")
 
         self._stepped_at_s = self._clock()
         parts.ledger.trained(batch.trained_ids)
         parts.ledger.end()
         self._note_learned(draft.next_offsets)
+        self._count_further_steps(with_records=bool(items))
         phases.end("ledger")
         gaps = [item for item in items if isinstance(item, Gap)]
         samples = sum(item.position.topic == parts.batcher.sample_topic for item in items if not isinstance(item, Gap))
@@ -148,6 +164,7 @@ class Pipeline:
             duplicates=duplicates,
             arrivals=arrivals,
             phases_s=phases.spent_s,
+            thinned=len(thinned),
         )
         self._account(report, items)
         parts.watcher.step_done(report)
@@ -156,6 +173,8 @@ class Pipeline:
         """Publish and save what was learned since the last time. The save goes on in the background."""
         if self.parts.learner.step > self._published_step and self.parts.guarding.may_publish:
             self.publish()
+        elif self.parts.learner.step > self._shown_step:
+            self._show()
         if self.parts.learner.step > self._saved_step:
             self._save()
 
@@ -167,6 +186,8 @@ class Pipeline:
             "memory": parts.memory.state(),
             "board": parts.board.state(),
             "guard": parts.guarding.state(),
+            "election": parts.election.state() if parts.election is not None else {},
+            "recent": parts.recent.state() if parts.recent is not None else {},
         }
         return {f"{group}.{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
 
@@ -176,6 +197,8 @@ class Pipeline:
             "accounts": self.parts.accounts.as_dict(),
             "stream_time_s": self.parts.stream_time_s,
             "learned_offsets": _as_json(self._learned_offsets),
+            "further_steps": self._further_steps,
+            "idle_steps": self._idle_steps,
         }
 
     def restore(self, step: int, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
@@ -185,6 +208,7 @@ class Pipeline:
         if step == 0:
             return  # as built
         groups: dict[str, dict[str, Array]] = {"learner": {}, "memory": {}, "board": {}, "guard": {}}
+        groups |= {"election": {}, "recent": {}}
         for name, array in arrays.items():
             group, _, rest = name.partition(".")
             groups[group][rest] = array
@@ -192,11 +216,17 @@ class Pipeline:
         parts.memory.load(groups["memory"])
         parts.board.load(groups["board"])
         parts.guarding.load(groups["guard"])
+        if parts.election is not None:
+            parts.election.load(groups["election"])
+        if parts.recent is not None and groups["recent"]:
+            parts.recent.load(groups["recent"])
         parts.accounts = Accounts(**extra["accounts"])
         parts.stream_time_s = float(extra["stream_time_s"])
         self._learned_offsets = _from_json(extra["learned_offsets"])
+        # A checkpoint of the first version knew of no such steps.
+        self._further_steps, self._idle_steps = extra.get("further_steps", 0), extra.get("idle_steps", 0)
         assert parts.learner.step == step, (parts.learner.step, step)
-        self._saved_step = self._published_step = step
+        self._saved_step = self._published_step = self._shown_step = step
         self._check()
 
     def _check(self) -> None:
@@ -217,12 +247,27 @@ class Pipeline:
                     fresh[item.sample_id] = item
         return list(fresh.values()), duplicates
 
+    def _overloaded(self) -> bool:
+        """So many samples wait in the log that some are to be passed by (`log.overload`)."""
+        if self._cadence.thin_above is None:
+            return False
+        topic, lag = self.parts.batcher.sample_topic, self.parts.source.lag()
+        return sum(records for partition, records in lag.items() if partition.topic == topic) > self._cadence.thin_above
+
+    def _thin(self, fresh: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+        """What of a wide batch is learned, and what is passed by: by the batch and the settings alone."""
+        if self._cadence.thin_above is None or len(fresh) <= self._cadence.fresh:
+            return fresh, []
+        return thin(fresh, self._cadence.fresh)
+
     def _predict(self, fresh: Sequence[Sample]) -> dict[str, tuple[Prediction, int]]:
         """Teacher's prediction and student's class of each fresh sample; the given answer where a client had one."""
         if not fresh:
             return {}
         parts, version = self.parts, self.parts.learner.step
-        answers = parts.learner.predict(np.stack([sample.x for sample in fresh]))
+        x = np.stack([sample.x for sample in fresh])
+        answers = parts.learner.predict(x)
+        twin_B = parts.learner.classify(x).twin_B if parts.oracle_asks_twin else None
         teacher_B = answers.teacher_probs_BC.argmax(axis=1).tolist()
         student_B = answers.student_probs_BC.argmax(axis=1).tolist()
         majority, no_change = parts.ledger.baselines
@@ -239,8 +284,10 @@ class Pipeline:
                     majority_class=majority,
                     no_change_class=no_change,
                 )
+                if twin_B is not None:
+                    parts.board.oracle_gain.update(sample.true_label, teacher_B[n], int(twin_B[n]))
         parts.board.traffic.arrived(answers.teacher_probs_BC)
-        parts.guarding.arrived(answers)
+        parts.guarding.arrived(x, answers)
         if parts.wanted is not None:
             ids, positions = [sample.sample_id for sample in fresh], [sample.position for sample in fresh]
             parts.wanted.offer(ids, positions, answers.teacher_probs_BC, answers.student_probs_BC, parts.stream_time_s)
@@ -250,15 +297,19 @@ class Pipeline:
         """Enter samples and labels into the ledger in order; remember examples, score what can be scored."""
         parts = self.parts
         arrivals = parts.ledger.release_held()
+        labels: list[Label] = []  # those in a row enter together
         for item in items:
             if isinstance(item, Label):
-                arrivals.append(parts.ledger.label_arrived(item))
-            elif isinstance(item, Sample) and (answer := predictions.pop(item.sample_id, None)) is not None:
-                arrivals.extend(parts.ledger.sample_arrived(item, *answer))
-            elif isinstance(item, Sample) and item.label is not None:
-                # A sample sent again with its label: the sample is a duplicate, the label is news.
-                label = Label(item.position, item.timestamp_s, item.sample_id, item.label, item.event_time_s)
-                arrivals.append(parts.ledger.label_arrived(label))
+                labels.append(item)
+            elif isinstance(item, Sample):
+                arrivals += parts.ledger.labels_arrived(labels)
+                labels = []
+                if (answer := predictions.pop(item.sample_id, None)) is not None:
+                    arrivals += parts.ledger.sample_arrived(item, *answer)
+                elif item.inside is not None:
+                    # A sample sent again with its label: the sample is a duplicate, the label is news.
+                    labels.append(item.inside)
+        arrivals += parts.ledger.labels_arrived(labels)
         arrivals += parts.ledger.implied()
         self._admit()
         self._compare_now(arrivals)
@@ -276,19 +327,24 @@ class Pipeline:
             self._admitted = names
 
     def _compare_now(self, arrivals: Sequence[Arrival]) -> None:
-        """Ask teacher and twin once more, now that the label is here and before it is learned."""
+        """Ask all that could be served once more, now that the label is here and before it is learned."""
         compared = [arrival for arrival in arrivals if arrival.scored is not None and arrival.example is not None]
         if not compared:
             return
-        found = self.parts.learner.classify(np.stack([a.example.x for a in compared if a.example is not None]))
+        parts = self.parts
+        found = parts.learner.classify(np.stack([a.example.x for a in compared if a.example is not None]))
         for n, arrival in enumerate(compared):
             assert arrival.scored is not None
-            self.parts.board.gain.update(
+            parts.board.gain.update(
                 arrival.class_index,
                 int(found.teacher_B[n]),
                 None if found.twin_B is None else int(found.twin_B[n]),
                 first_class=arrival.scored.prediction.class_index,
             )
+            if parts.election is not None:
+                parts.election.update(found.candidates_KB[:, n] == arrival.class_index)
+        if parts.election is not None:
+            parts.learner.serve(parts.election.winner(parts.learner.served))
 
     def _learn_of(self, arrival: Arrival) -> None:
         """What one label changes in memory and scores."""
@@ -310,18 +366,41 @@ class Pipeline:
             self.parts.board.traffic.labelled(prediction.class_index, confidence, scored.delay_s)
             self.parts.guarding.scored(wrong=prediction.class_index != scored.class_index)
 
-    def _assemble(self, fresh: Sequence[Sample], step: int) -> MicroBatch:
-        """Rows of one fixed shape: fresh samples, and labelled rows from the memory, new ones first (D7)."""
-        schema, cadence = self.parts.schema, self._cadence
+    def _assemble(self, fresh: Sequence[Sample], step: int, *, again: bool) -> MicroBatch:
+        """Rows of one fixed shape: fresh samples, and labelled rows from the memory, new ones first (D7).
+
+        `again`: a step without records learns from recent samples once more, where there are any.
+        """
+        parts, schema, cadence = self.parts, self.parts.schema, self._cadence
         # A journaled step may be larger than batch.fresh is now.
         fresh_x = np.zeros((max(cadence.fresh, len(fresh)), *schema.shape), schema.dtype)
         for n, sample in enumerate(fresh):
             fresh_x[n] = sample.x
         labelled_x = np.zeros((cadence.labelled, *schema.shape), schema.dtype)
         labelled_y = np.full(cadence.labelled, UNLABELLED, np.int64)
-        new_ids = self.parts.memory.draw_into(labelled_x, labelled_y, step)
-        drawn = cadence.labelled if len(self.parts.memory) else 0
-        return MicroBatch(fresh_x, len(fresh), labelled_x, labelled_y, drawn, new_ids)
+        new_ids = parts.memory.draw_into(labelled_x, labelled_y, step)
+        drawn = cadence.labelled if len(parts.memory) else 0
+        count, wants_keys = len(fresh), parts.learner.wants_keys
+        keys_U = np.array([sample_key(s.sample_id) for s in fresh] if wants_keys else [0] * count, np.int64)
+        if again and parts.recent is not None and len(parts.recent):
+            keys_U = parts.recent.draw_into(fresh_x, step)
+            count = len(keys_U)
+        elif parts.recent is not None and count:
+            parts.recent.add(fresh_x[:count], keys_U)
+        keys = None
+        if wants_keys:
+            keys_L = np.array([sample_key(sample_id) for sample_id in parts.memory.drawn_ids], np.int64)
+            keys = np.concatenate((keys_U, keys_L))
+        return MicroBatch(fresh_x, count, labelled_x, labelled_y, drawn, new_ids, keys, seen_before=again)
+
+    def _count_further_steps(self, *, with_records: bool) -> None:
+        """By what the steps themselves were, so that a replay of the journal goes on counting where it ends."""
+        if with_records:
+            self._further_steps, self._idle_steps = self._cadence.steps - 1, self._cadence.idle_steps
+        elif self._further_steps:
+            self._further_steps -= 1
+        elif self._idle_steps:
+            self._idle_steps -= 1
 
     def _note_learned(self, next_offsets: Offsets) -> None:
         """Every label record below `_learned_offsets` is in the weights, or has come to another end."""
@@ -337,6 +416,7 @@ class Pipeline:
         bad_labels = len(report.bad) - bad_samples
         accounts.samples_read += report.samples
         accounts.samples_learned += report.fresh
+        accounts.samples_thinned += report.thinned
         accounts.samples_duplicate_id += report.duplicates
         accounts.samples_dead_lettered += bad_samples
         accounts.labels_read += report.labels
@@ -372,6 +452,9 @@ class Pipeline:
         if step > self._published_step and due and guarding.may_publish:
             with self._timed("publish"):
                 self.publish()
+        elif not guarding.may_publish and now - self._shown_at_s >= cadence.publish_every_s and step > self._shown_step:
+            with self._timed("publish"):
+                self._show()
         by_steps = cadence.checkpoint_every_steps and step - self._saved_step >= cadence.checkpoint_every_steps
         if step > self._saved_step and (by_steps or now - self._saved_at_s >= cadence.checkpoint_every_s):
             with self._timed("save"):
@@ -386,17 +469,25 @@ class Pipeline:
     def publish(self) -> None:
         """Show the teacher as it is now. What it came of is durable first."""
         parts = self.parts
-        parts.journal.sync()
-        parts.ledger.flush()
+        self._show()
         told = {
             "scores": _summary(parts.board),
             "learned_offsets": _as_json(self._learned_offsets),
             "classes": parts.ledger.class_names,
         }
         parts.teachers.publish(parts.learner.step, parts.learner.teacher_state(), told)
-        if parts.wanted is not None:
-            parts.wanted.flush()
         self._published_step, self._published_at_s = self.parts.learner.step, self._clock()
+
+    def _show(self) -> None:
+        """Show what became of labels, and which are wanted: also where the guard keeps the teacher back.
+
+        Labels are wanted most exactly then. What is shown is durable, and so is the journal that leads to it.
+        """
+        self.parts.journal.sync()
+        self.parts.ledger.flush()
+        if self.parts.wanted is not None:
+            self.parts.wanted.flush()
+        self._shown_step, self._shown_at_s = self.parts.learner.step, self._clock()
 
     def _save(self) -> None:
         parts, step = self.parts, self.parts.learner.step

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 from streamlearn.judge.accounts import Accounts
 from streamlearn.judge.board import Scoreboard
+from streamlearn.judge.election import Election
 from streamlearn.labels import Arrival
 from streamlearn.labels.ledger import Ledger
 from streamlearn.labels.memory import LabelledMemory
 from streamlearn.learn.batching import Batcher, Queues
 from streamlearn.learn.learner import Learner
+from streamlearn.learn.recent import RecentSamples
 from streamlearn.pipeline.guarding import Guarding
 from streamlearn.records import Array, BadRecord, Gap, Offsets, Position, Probabilities, Schema, TopicPartition
 
@@ -27,6 +29,10 @@ class Source(Protocol):
 
     def behind(self, partition: TopicPartition) -> bool:
         """The log holds more of this partition than was read so far."""
+        ...
+
+    def lag(self) -> Offsets:
+        """Records of each partition that are in the log and not yet in a step."""
         ...
 
     def wait(self, timeout_s: float) -> None:
@@ -107,6 +113,8 @@ class StepReport:
     duplicates: int
     arrivals: Sequence[Arrival]
     phases_s: Mapping[str, float]
+    thinned: int = 0
+    """Samples that were passed by under overload."""
 
 
 class Watcher(Protocol):
@@ -135,6 +143,12 @@ class Cadence:
     publish_every_s: float
     checkpoint_every_s: float
     checkpoint_every_steps: int
+    steps: int = 1
+    """Of each micro-batch: those after the first have no records."""
+    idle_steps: int = 0
+    """And so many more at most, while nothing else is to be done."""
+    thin_above: int | None = None
+    """Samples that wait in the log, above which some are passed by; None: none ever are."""
 
 
 @dataclass
@@ -155,5 +169,11 @@ class Parts:
     dead_letters: DeadLetters
     watcher: Watcher
     wanted: Wanted | None = None
+    recent: RecentSamples | None = None
+    """What steps without records learn from once more, where there may be any."""
+    election: Election | None = None
+    """Says which candidate is served; None: always the teacher."""
+    oracle_asks_twin: bool = False
+    """Where a simulation tells the truth on arrival, the twin answers too: one more forward pass of fresh rows."""
     accounts: Accounts = field(default_factory=Accounts)
     stream_time_s: float = 0.0

@@ -1,8 +1,10 @@
 """Save and load the whole learner as one file, so weights and offsets never part (I1).
 
-Layout: 8 bytes of magic and format, 32 bytes of SHA-256 over the payload, then the payload: one safetensors blob whose
-header carries the JSON part (step, next_offsets, counters). Written aside, synced, renamed, the folder synced: a crash
-at any instant leaves the old checkpoint or the new one, whole. A corrupt newest falls back to the one before, loudly.
+Layout: 8 bytes of magic and format, 32 bytes of SHA-256 over the payload, then the payload; so in every format, since
+that tells another format, which is refused, from a corrupt file, which is set aside. The payload is one safetensors
+blob whose header carries the JSON part (step, next_offsets, counters). Written aside, synced, renamed, the folder
+synced: a crash at any instant leaves the old checkpoint or the new one, whole. A corrupt newest falls back to the one
+before, loudly.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import structlog
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from streamlearn.errors import CheckpointError, StateError
+from streamlearn.errors import CheckpointError, CheckpointFormatError, StateError
 from streamlearn.records import Array, Offsets, TopicPartition
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
@@ -89,16 +91,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        CheckpointError: torn, corrupt, or of another format.
+        CheckpointError: torn or corrupt.
+        CheckpointFormatError: whole, and of another format.
     """
     blob = path.read_bytes()
-    if blob[: len(MAGIC)] != MAGIC:
-        msg = f"{path}: not a checkpoint of format {MAGIC[-1]}: it begins with {blob[:8]!r}"
+    if blob[: len(MAGIC) - 1] != MAGIC[:-1]:
+        msg = f"{path}: not a checkpoint: it begins with {blob[:8]!r}"
         raise CheckpointError(msg)
     digest, payload = blob[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES], blob[len(MAGIC) + _DIGEST_BYTES :]
     if hashlib.sha256(payload).digest() != digest:
         msg = f"{path}: torn or corrupt: its digest does not fit its {len(payload)} bytes"
         raise CheckpointError(msg)
+    if blob[len(MAGIC) - 1] != MAGIC[-1]:
+        msg = (
+            f"{path} is a checkpoint of format {blob[len(MAGIC) - 1]}, and this version of streamlearn reads format "
+            f"{MAGIC[-1]}: go on with the version that saved it, or begin anew in another state.dir, which learns what "
+            "the log still holds"
+        )
+        raise CheckpointFormatError(msg)
     try:
         arrays = load(payload)
         meta = _meta(payload)
@@ -150,6 +160,7 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
 
     Raises:
         CheckpointError: there are checkpoints, and none of them is whole.
+        CheckpointFormatError: the newest whole one is of another format; it is left where it is.
     """
     wanted = [step for step in steps_in(folder) if at_most is None or step <= at_most]
     steps = _by_age(folder, wanted, unreadable=_LAST)  # to be found corrupt, and said

@@ -31,6 +31,14 @@ class Files:
         """Have the disk hold what was written."""
         os.fsync(descriptor)
 
+    def append(self, descriptor: int, line: bytes) -> int:
+        """Write at the end of a file, once; how many bytes it took."""
+        return os.write(descriptor, line)
+
+    def sync_data(self, descriptor: int) -> None:
+        """Have the disk hold what was appended, if not its time."""
+        os.fdatasync(descriptor)
+
     def replace(self, source: Path, target: Path) -> None:
         """Rename over the target: readers see the old file or the new one."""
         source.replace(target)

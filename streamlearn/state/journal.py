@@ -45,7 +45,7 @@ def _line(step: int, next_offsets: Offsets, epoch: int) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def _parse(line: bytes) -> _Line | None:
+def parse_line(line: bytes) -> _Line | None:
     """One line; None where it is torn."""
     if not line.endswith(b"\n") or line[8:9] != b" ":
         return None
@@ -68,7 +68,7 @@ def _lines(segment: Path) -> Iterator[_Line | None]:
     newest_epoch = 0
     with segment.open("rb") as file:
         for line in file:
-            parsed = _parse(line)
+            parsed = parse_line(line)
             if parsed is None:
                 yield None
                 return
@@ -150,7 +150,7 @@ class Journal:
         assert self._descriptor is not None
         line = _line(step, next_offsets, self._fence.epoch)
         reached("journal-append", "begin")
-        written = os.write(self._descriptor, line)
+        written = self._files.append(self._descriptor, line)
         reached("journal-append", "end")
         if written != len(line):
             msg = f"{self._folder}: the journal took {written} of {len(line)} bytes: is the disk full?"
@@ -177,7 +177,7 @@ class Journal:
 
     def _sync(self) -> None:
         if self._descriptor is not None:
-            os.fdatasync(self._descriptor)
+            self._files.sync_data(self._descriptor)
 
     def _open(self, segment: Path) -> None:
         if self._descriptor is not None:

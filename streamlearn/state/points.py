@@ -1,11 +1,13 @@
 """Named places in the learner where a fault harness can have the process killed: around each durable operation.
 
 Off, a place costs one comparison. On, it is the harness of `streamlearn.testing` that set it: by the environment
-variable `STREAMLEARN_CRASH_AT=checkpoint.renamed:3` (SIGKILL at the third pass) or by `arm`, in the same process. No
-setting reaches it, and a name that is not in `POINTS` stops the process, so that no test passes by a spelling mistake.
+variable `STREAMLEARN_CRASH_AT=checkpoint.renamed:3` (SIGKILL at the third pass; with `:3:stop` SIGSTOP, to be continued
+whenever the harness likes) or by `arm`, in the same process. No setting reaches it, and a name that is not in `POINTS`
+stops the process, so that no test passes by a spelling mistake.
 
 What is written whole has four places: `begin`, `written` (aside, and synced), `renamed` (the folder not yet synced),
-`end`. The ledger's flush lies between `journal-sync.end` and `teacher.begin`, or `checkpoint.begin`.
+`end`. The ledger's flush begins at `ledger-flush.begin`; the next place after it is `teacher.begin`, or
+`checkpoint.begin`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ _WHOLE = ("begin", "written", "renamed", "end")
 _AROUND = ("begin", "end")
 _OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "epoch": _WHOLE,
+    "ledger-flush": ("begin",),
     "restore": _AROUND,
     "journal-cut": _AROUND,
     "replay": _AROUND,
@@ -39,6 +42,13 @@ POINTS = tuple(f"{operation}.{place}" for operation, places in _OPERATIONS.items
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+_ACTS = {"kill": _kill, "stop": _stop}
 
 
 class _Armed:
@@ -93,8 +103,11 @@ def arm_from(environ: Mapping[str, str]) -> None:
         ValueError: it is not understood.
     """
     if (told := environ.get(VARIABLE)) is not None:
-        point, _, nth = told.partition(":")
-        arm(point, int(nth or 1))
+        point, nth, act, *_ = [*told.split(":"), "", ""]
+        if act and act not in _ACTS:
+            msg = f"{VARIABLE}={told}: nothing is known to do but {', '.join(_ACTS)}"
+            raise ValueError(msg)
+        arm(point, int(nth or 1), _ACTS[act or "kill"])
 
 
 arm_from(os.environ)

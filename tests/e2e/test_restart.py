@@ -37,7 +37,41 @@ def assert_equal_runs(killed: Path, whole: Path) -> None:
     assert a.extra["accounts"]["samples_learned"] == 2560
 
 
+RICH = {
+    "BATCH__STEPS": "3",
+    "BATCH__RECENT_ROWS": "300",
+    "BANK__DECAYS": "[0.9, 0.999]",
+    "BANK__Z": "0.3",
+    "LEARN__MIXUP_BETA": "0.5",
+    "LEARN__RAMPUP_LABELS": "50",
+}
+RECIPES = {
+    "ict": {"LEARN__METHOD": "ict", "LEARN__ALIGN": "labels", "LEARN__GATE": "softmatch", **RICH},
+    "temporal": {"LEARN__METHOD": "temporal_ensembling", "LEARN__ENSEMBLE_SLOTS": "1000", **RICH},
+}
+
+
 class TestEmbedded:
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_kill_9_changes_no_bit_of_what_methods_and_bank_remember(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+    ) -> None:
+        """Steps without records, tables, moving averages, recent samples, and who is served."""
+        for key, value in RECIPES[recipe].items():
+            monkeypatch.setenv(f"STREAMLEARN_{key}", value)
+        settings = {**EXACT, "checkpoint_every_steps": 20}
+        killed, whole = tmp_path / "killed", tmp_path / "whole"
+        configs = [write_config(folder, **settings) for folder in (killed, whole)]
+        finish("simulate", *PLAN, "--config", configs[0])
+        shutil.copytree(killed / "state", whole / "state")
+
+        kills = learn_with_kills(killed, configs[0], (26, 61, 111))
+        finish("learn", "--until-end", "--config", configs[1])
+
+        assert kills == 3
+        assert_equal_runs(killed, whole)
+        assert newest_checkpoint(whole).step >= 240
+
     @pytest.mark.parametrize("checkpoint_every_steps", [0, 7])
     def test_kill_9_changes_no_bit(self, tmp_path: Path, checkpoint_every_steps: int) -> None:
         """Three kills at different steps, two partitions, with and without checkpoints in between."""

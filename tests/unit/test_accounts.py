@@ -7,8 +7,9 @@ import pytest
 from streamlearn.judge.accounts import Accounts
 
 SOUND = {
-    "samples_read": 10,
+    "samples_read": 12,
     "samples_learned": 6,
+    "samples_thinned": 2,
     "samples_duplicate_id": 3,
     "samples_dead_lettered": 1,
     "labels_read": 5,
@@ -38,9 +39,11 @@ def test_accounts_come_back_whole_from_a_checkpoint() -> None:
     accounts.check()
 
 
-@pytest.mark.parametrize("outcome", ["samples_learned", "samples_duplicate_id", "samples_dead_lettered"])
+@pytest.mark.parametrize(
+    "outcome", ["samples_learned", "samples_thinned", "samples_duplicate_id", "samples_dead_lettered"]
+)
 def test_a_sample_in_no_class_is_a_bug(outcome: str) -> None:
-    """Read = learned + duplicate id + dead-lettered, and each of the three counts."""
+    """Read = learned + thinned + duplicate id + dead-lettered, and each of the four counts."""
     with pytest.raises(AssertionError, match="samples do not add up"):
         Accounts(**SOUND | {outcome: SOUND[outcome] - 1}).check()
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.learn.batching import Batcher, Draft
+from streamlearn.learn.batching import Batcher, Draft, thin
 from streamlearn.records import Item, Label, Position, Sample, TopicPartition
 
 S0, S1, L0 = TopicPartition("samples", 0), TopicPartition("samples", 1), TopicPartition("labels", 0)
@@ -195,3 +195,66 @@ class TestReplay:
         queues[S0].append(sample(S0, 1, 0.0))
 
         assert where(again.take_exactly(queues, {S0: 2})) == ["samples[0]@0", "samples[0]@1"]
+
+
+class TestOverload:
+    def test_a_batch_is_closed_wide(self) -> None:
+        """As many samples as `wide` says, in place of `fresh`; the next is cut as ever when that is over."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, float(n)) for n in range(9))}
+        fills = batcher(S0, wide=5)
+
+        wide, usual = fills.fill(queues, nobody, 0.0, overloaded=True), fills.fill(queues, nobody, 0.0)
+
+        assert wide is not None
+        assert usual is not None
+        assert (wide.next_offsets, usual.next_offsets) == ({S0: 5}, {S0: 8})
+
+    def test_an_open_batch_that_is_too_wide_closes_once_that_is_over(self) -> None:
+        """It holds four of at most five; without overload three would do."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, float(n)) for n in range(4))}
+        fills = batcher(S0, wide=5)
+
+        assert fills.fill(queues, nobody, 0.0, overloaded=True) is None
+        queues[S0].append(sample(S0, 4, 4.0))
+        draft = fills.fill(queues, nobody, 0.0)
+
+        assert draft is not None
+        assert draft.next_offsets == {S0: 5}
+
+    def test_labels_inside_samples_are_bounded_as_ever(self) -> None:
+        """They are never passed by, so no more of them than rows that are learned."""
+        items = [sample(S0, n, float(n)) for n in range(9)]
+        for each in items[1::2]:
+            each.label = 0
+        fills = batcher(S0, fresh=3, wide=9)
+
+        draft = fills.fill({S0: deque(items)}, nobody, 0.0, overloaded=True)
+
+        assert draft is not None
+        assert draft.next_offsets == {S0: 6}
+
+
+class TestThin:
+    def test_learns_at_even_distances(self) -> None:
+        """Of ten samples three, from the middle of each third."""
+        samples = [sample(S0, n, float(n)) for n in range(10)]
+
+        learned, passed = thin(samples, 3)
+
+        assert [each.position.offset for each in learned] == [1, 5, 8]
+        assert [each.position.offset for each in passed] == [0, 2, 3, 4, 6, 7, 9]
+
+    @given(st.lists(st.booleans(), max_size=60), st.integers(1, 20))
+    def test_keeps_every_label_and_the_order_and_parts_each_sample_once(self, labelled: list[bool], most: int) -> None:
+        """Those with a label inside are all learned; the others fill up to the bound."""
+        samples = [sample(S0, n, float(n)) for n in range(len(labelled))]
+        for each, has in zip(samples, labelled, strict=True):
+            each.label = 1 if has else None
+
+        learned, passed = thin(samples, most)
+
+        offsets = [[each.position.offset for each in part] for part in (learned, passed)]
+        assert sorted(offsets[0] + offsets[1]) == list(range(len(samples)))
+        assert all(part == sorted(part) for part in offsets)
+        assert all(each.label is None for each in passed)
+        assert len(learned) == max(sum(labelled), min(most, len(samples)))

@@ -32,6 +32,7 @@ def feed(scoreboard: Scoreboard, events: list[Event]) -> None:
         scoreboard.traffic.arrived(p_C[None])
         if told:
             scoreboard.oracle.update(**score, student_class=0)
+            scoreboard.oracle_gain.update(true, answer, 1)
         scoreboard.prequential.update(**score, student_class=0)
         scoreboard.gain.update(true, 1, twin, first_class=answer)
         scoreboard.traffic.labelled(answer, 0.75, 2.0)
@@ -51,6 +52,17 @@ class TestReport:
         assert report["at_label"]["twin"] == 0.5
         assert report["traffic"]["delay_s"]["p50"] == 2.0
         assert report["oracle"]["cumulative"]["count"] == 2
+        assert report["oracle"]["twin"]["cumulative"] == {"paired": 2, "teacher": 0.5, "twin": 0.5}
+
+    def test_has_no_oracle_of_a_twin_that_was_not_asked(self) -> None:
+        """Whoever does not pay for its answers has none."""
+        scoreboard = board()
+
+        scoreboard.oracle.update(
+            true_class=0, teacher_class=0, student_class=0, teacher_probabilities_C=np.array([1.0, 0.0], np.float32)
+        )
+
+        assert scoreboard.report()["oracle"]["twin"] is None
 
     def test_has_no_oracle_without_a_truth(self) -> None:
         """Only a simulation knows it."""
@@ -108,5 +120,11 @@ class TestSaving:
         """As a checkpoint takes it."""
         state = board().state()
 
-        assert {name.partition(".")[0] for name in state} == {"prequential", "oracle", "gain", "traffic"}
+        assert {name.partition(".")[0] for name in state} == {
+            "prequential",
+            "oracle",
+            "oracle_gain",
+            "gain",
+            "traffic",
+        }
         assert all(isinstance(array, np.ndarray) for array in state.values())

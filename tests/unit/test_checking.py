@@ -14,6 +14,7 @@ import torch
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.checking import Finding, check
+from streamlearn.daemon.entering import identity
 from streamlearn.daemon.serving import listen
 from streamlearn.daemon.wiring import StatePaths, open_log
 from streamlearn.log.base import Log
@@ -50,7 +51,7 @@ def with_topics(config: Config, **partitions: int) -> Log:
 def save(config: Config, step: int, next_offset: int) -> Path:
     folder = StatePaths(config.state.dir).checkpoints
     folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder, Checkpoint(step, {S: next_offset, L: 0}, {}, {}))
+    save_checkpoint(folder, Checkpoint(step, {S: next_offset, L: 0}, {}, {"identity": identity(config)}))
     return path_of(folder, step)
 
 

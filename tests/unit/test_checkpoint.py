@@ -105,7 +105,8 @@ class TestCorruption:
             load_newest(tmp_path)
 
 
-def test_any_single_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lasting", [False, True])
+def test_any_single_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, *, lasting: bool) -> None:
     """Fail the 1st operation of a save, then the 2nd, and so on until a save meets no fault.
 
     After each, loading gives one of the two, whole, and nothing is left lying about.
@@ -113,7 +114,7 @@ def test_any_single_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -
     for fail_at in itertools.count(1):
         save_checkpoint(tmp_path, checkpoint(1))
         try:
-            save_checkpoint(tmp_path, checkpoint(2), FaultyFiles(fail_at=fail_at))
+            save_checkpoint(tmp_path, checkpoint(2), FaultyFiles(fail_at=fail_at, lasting=lasting))
         except OSError:
             found = load_newest(tmp_path)
             assert same(found, checkpoint(1)) or same(found, checkpoint(2))

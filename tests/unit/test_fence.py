@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from streamlearn.errors import StateLockedError
+from streamlearn.labels.store import Store
 from streamlearn.records import TopicPartition
 from streamlearn.state.checkpoint import (
     Checkpoint,
@@ -250,3 +252,23 @@ class TestWhatIsWritten:
         (tmp_path / "journal-000000000001.log").write_bytes(b'c87f1f90 [1,[["samples",0,8]]]\n')
 
         assert list(read_journal(tmp_path, 0)) == [(1, {A: 8})]
+
+
+class TestStore:
+    @pytest.mark.parametrize("ends", [Store.flush, Store.close])
+    def test_takes_nothing_from_an_older_learner(self, tmp_path: Path, ends: Callable[[Store], None]) -> None:
+        """What it had not flushed is let go of with it."""
+        older = Fence.take(tmp_path / "epoch")
+        store = Store(tmp_path / "store", tables=("t",), rings=(), map_size=1 << 24, may_write=older.check)
+        store.begin(1)
+        store.tables["t"].put(b"k", b"v")
+        store.end()
+        before = (tmp_path / "store" / "data.mdb").read_bytes()
+        Fence.take(tmp_path / "epoch")
+
+        with pytest.raises(StateLockedError, match="taken this state folder over"):
+            ends(store)
+
+        with contextlib.suppress(StateLockedError):
+            store.close()
+        assert (tmp_path / "store" / "data.mdb").read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,33 @@ class TestAppending:
             journal.append(1, cut(1))
 
         assert list(read_journal(tmp_path, 0)) == []
+
+    @pytest.mark.parametrize("lasting", [False, True])
+    def test_any_fault_keeps_the_lines_that_were_taken(self, tmp_path: Path, *, lasting: bool) -> None:
+        """Fail each operation in turn; the learner ends then, and the next one goes on after the last whole line."""
+        for fail_at in itertools.count(1):
+            folder, taken = tmp_path / str(fail_at), 0
+            journal = Journal(folder, max_bytes=1 << 20, files=FaultyFiles(fail_at=fail_at, lasting=lasting))
+            failed = False
+            try:
+                for step in range(1, 6):
+                    journal.append(step, cut(step))
+                    taken = step
+                    journal.sync()
+                journal.close()
+            except OSError:
+                failed = True
+            found = [step for step, _ in read_journal(folder, 0)]
+            assert found == list(range(1, taken + 1))
+            again = Journal(folder, max_bytes=1 << 20)
+            again.cut_after(taken)
+            again.append(taken + 1, cut(taken + 1))
+            again.close()
+            assert list(read_journal(folder, 0)) == [(step, cut(step)) for step in range(1, taken + 2)]
+            if not failed:
+                break
+
+        assert fail_at == 14, "a new segment in its folder (2), five lines and their syncs, one at the end; a clean run"
 
     def test_is_bounded_and_keeps_the_newest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Past `max_bytes` the oldest segments go (I6)."""

@@ -318,6 +318,7 @@ class TestReadCosts:
 
         assert costs.classification == after(spec, settings(), [batch(spec, 1)]).read_costs().classification
         assert (costs.steps, costs.skipped_steps) == (2, 1)
+        assert costs.skipped_rows == bad.fresh_count + bad.labelled_count
 
     def test_show_where_the_schedules_are(self):
         """W(t) and the learning rate of the last update."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from streamlearn.errors import (
     StateLockedError,
 )
 from streamlearn.log.codec import read_dead_letter
+from streamlearn.pipeline.parts import Parts, StepReport
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.publish import PublishedDir
@@ -107,6 +111,24 @@ class TestAccounts:
         assert status is not None
         assert status["ledger"]["held"] == 1
         assert status["held_classes"] == {"wolf": 1}
+
+    @pytest.mark.parametrize(("policy", "held"), [("hold", {"wolf": 1}), ("grow", {}), ("refuse", {})])
+    def test_a_sample_is_not_lost_with_an_unknown_label_inside(
+        self, tmp_path: Path, policy: str, held: dict[str, int]
+    ) -> None:
+        """Held or grown into, the label is accounted for apart; only where labels are refused it is a dead letter."""
+        config = config_in(tmp_path, **{"schema.max_classes": 5, "labels.unknown_class": policy})
+        log = filled(config, 8)
+        log.append("samples", [NewRecord(b"new", b'{"x": [1, 2, 3, 4], "label": "wolf"}')])
+
+        learn(config, log)
+
+        status = read_status(StatePaths(tmp_path).heartbeat)
+        assert status is not None
+        kept = policy != "refuse"
+        assert (status["accounts"]["samples_learned"], len(log.records("dead-letters"))) == (8 + kept, 1 - kept)
+        assert (status["accounts"]["labels_inline"], status["held_classes"]) == (kept, held)
+        assert status["ledger"]["joined"] == 2 + (policy == "grow")
 
     @pytest.mark.parametrize("room", [4, 5])
     def test_held_labels_are_learned_once_their_class_has_its_name(self, tmp_path: Path, room: int) -> None:
@@ -221,6 +243,28 @@ class TestRestart:
         assert published is not None
         assert published.step == second.step
 
+    def test_what_is_wanted_is_shown_while_the_guard_keeps_the_teacher_back(self, tmp_path: Path) -> None:
+        """On the cadence of publishing, in a run that publishes nothing: labels are wanted most exactly then."""
+        config = config_in(tmp_path, **{"state.publish_every_s": 0.01, "guard.look_every_steps": 1000})
+        log = filled(config, 0)
+        encode = make_codec(config).encode_sample
+        log.append("samples", [encode(f"s{n}", np.full(4, n, np.float32)) for n in range(40)])
+        shown: list[int] = []
+
+        def freeze_and_look(parts: Parts, _: StepReport) -> None:
+            state = parts.guarding.state()
+            state["guard.unhealthy_looks"] = np.array(1)
+            parts.guarding.load(state)
+            time.sleep(0.011)  # the least time between two showings
+            with contextlib.closing(sqlite3.connect(StatePaths(tmp_path).wanted)) as file:
+                has_table = file.execute("SELECT count(*) FROM sqlite_master WHERE name = 'samples'").fetchone()[0]
+                shown.append(file.execute("SELECT count(*) FROM samples").fetchone()[0] if has_table else 0)
+
+        learning.learn(config, threading.Event(), until_end=True, opened=log, watching=freeze_and_look)
+
+        assert PublishedDir(StatePaths(tmp_path).published).newest() is None
+        assert shown == [0, 8, 16, 24, 32]
+
     def test_a_teacher_that_servers_do_not_have_is_published_at_once(self, tmp_path: Path) -> None:
         """Where the folder of teachers was lost, nobody waits for the next record."""
         config = config_in(tmp_path)
@@ -265,7 +309,7 @@ class TestRefusals:
         log = filled(config_in(tmp_path), 8)
         learn(config_in(tmp_path), log)
 
-        with pytest.raises(ConfigError, match=r"model: saved .*8.* configured .*16"):
+        with pytest.raises(ConfigError, match=r"model.options.hidden: checkpoint \[8\] → config \[16\]"):
             learn(config_in(tmp_path, **{"model.options": {"hidden": [16]}}), log)
 
     def test_a_log_that_ends_before_what_was_learned_is_refused(self, tmp_path: Path) -> None:

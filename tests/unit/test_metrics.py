@@ -29,7 +29,7 @@ def busy_learner() -> LearnerMetrics:
     metrics.dead_lettered("labels", "unknown_class")
     metrics.trimmed("samples", 4)
     metrics.step(0.003, 1000.0)
-    metrics.skipped(1)
+    metrics.skipped(1, 64)
     metrics.phase("learn", 0.002)
     metrics.costs(classification=0.5, consistency=0.1, weight=3.0, learning_rate=0.01)
     metrics.accuracy("teacher", "windowed", 0.75)

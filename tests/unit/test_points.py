@@ -38,10 +38,19 @@ def test_nothing_is_armed_unless_the_variable_says_so() -> None:
     assert points._armed is None
 
 
-@pytest.mark.parametrize("told", ["checkpoint.renmaed", "checkpoint", "checkpoint.renamed:0", "checkpoint.renamed:x"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "checkpoint.renmaed",
+        "checkpoint",
+        "checkpoint.renamed:0",
+        "checkpoint.renamed:x",
+        "checkpoint.renamed:1:stpo",
+    ],
+)
 def test_a_place_that_is_not_there_is_an_error(told: str) -> None:
     """Or a test that kills nobody would pass."""
-    with pytest.raises(ValueError, match=r"no pass|invalid literal"):
+    with pytest.raises(ValueError, match=r"no pass|invalid literal|nothing is known"):
         arm_from({VARIABLE: told})
 
 

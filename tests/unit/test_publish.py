@@ -61,12 +61,14 @@ def test_the_oldest_are_removed(tmp_path: Path) -> None:
     ]
 
 
-def test_any_single_fault_leaves_the_pointer_on_a_whole_teacher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lasting", [False, True])
+def test_any_single_fault_leaves_the_pointer_on_a_whole_teacher(tmp_path: Path, *, lasting: bool) -> None:
     """Whatever operation fails, what the pointer names can be loaded, and is the old teacher or the new one."""
     for fail_at in itertools.count(1):
         publisher(tmp_path).publish(1, arrays(1), {})
         try:
-            publisher(tmp_path, files=FaultyFiles(fail_at=fail_at)).publish(2, arrays(2), {})
+            files = FaultyFiles(fail_at=fail_at, lasting=lasting)
+            publisher(tmp_path, files=files).publish(2, arrays(2), {})
         except OSError:
             model = PublishedDir(tmp_path).newest()
             assert model is not None

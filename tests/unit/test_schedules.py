@@ -37,6 +37,18 @@ def test_buffer_decay_leaves_the_first_buffers_out(step, decay):
     assert buffer_decay(step, alpha=0.995) == pytest.approx(decay)
 
 
+@pytest.mark.parametrize(("step", "decay"), [(1, 1 / 11), (10, 0.5), (990, 0.99), (9999, 0.995)])
+def test_ema_horizon_grows_with_a_share_of_the_steps(step, decay):
+    """Share .1: t / (t + 10), so that the mean is over a tenth of the steps so far."""
+    assert ema_decay(step, alpha=0.995, share=0.1) == pytest.approx(decay)
+
+
+@pytest.mark.parametrize(("step", "decay"), [(1, 0.0), (2, 1 / 11), (11, 0.5), (9999, 0.995)])
+def test_buffers_follow_the_same_horizon_from_the_first_step_on(step, decay):
+    """(t-1) / (t+9): Shamir and Zhang's average with eta = 9."""
+    assert buffer_decay(step, alpha=0.995, share=0.1) == pytest.approx(decay)
+
+
 @pytest.mark.parametrize(("step", "rate"), [(1, 0.01), (5, 0.05), (10, 0.1), (11, 0.1), (10**9, 0.1)])
 def test_learning_rate_warms_up_in_a_line_and_stays(step, rate):
     """Peak .1 and T = 10; a stream has no end to anneal towards."""

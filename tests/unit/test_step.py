@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from streamlearn.learn.losses import classification_loss, mse_consistency
+from streamlearn.learn.losses import mse_consistency
 from streamlearn.learn.making import LearnSettings, make_trainee
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.methods.supervised import Supervised
 from streamlearn.learn.noise import gaussian, no_noise
-from streamlearn.learn.step import Rows, StepCosts, Trainee, answer, train_step
+from streamlearn.learn.rows import Augment, Rows
+from streamlearn.learn.step import Method, StepCosts, Trainee, answer, train_step
+from streamlearn.learn.targets import Targets
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import UNLABELLED
 
@@ -48,8 +51,7 @@ def settings(**changed: object) -> LearnSettings:
 
 def make(spec: ModelSpec = MLP, *, host_may_ask: bool = True, **changed: object) -> Trainee:
     made = make_trainee(spec, settings(**changed), CPU)
-    parts = {name: getattr(made, name) for name in Trainee.__slots__}
-    return Trainee(**(parts | {"host_may_ask": host_may_ask}))
+    return replace(made, host_may_ask=host_may_ask)
 
 
 def rows(spec: ModelSpec = MLP, *, fresh: int = 6, labelled: int = 3, seed: int = 0, noise=no_noise) -> Rows:
@@ -57,13 +59,19 @@ def rows(spec: ModelSpec = MLP, *, fresh: int = 6, labelled: int = 3, seed: int 
     labels_B = torch.full((fresh + labelled,), UNLABELLED)
     labels_B[fresh:] = torch.arange(labelled) % spec.classes
     x_B = torch.randn((fresh + labelled, *spec.shape), generator=generator)
-    return Rows(x_B, labels_B, labelled, noise, generator)
+    uniform_C = torch.full((spec.classes,), 1 / spec.classes)
+    return Rows(x_B, labels_B, labelled, Augment(noise, noise), generator, uniform_C)
+
+
+def mean_teacher() -> MeanTeacher:
+    return MeanTeacher(mse_consistency, Targets(classes=3, device=CPU))
 
 
 def step(trainee: Trainee, of: Rows, *, t: int = 1, method=None) -> Tensor:
     """Take one step and return whether it was skipped."""
     trainee.undo.remember()
-    outcome = train_step(trainee, method or MeanTeacher(mse_consistency), of, step=t, consistency_weight=4.0, alpha=0.9)
+    trainee = replace(trainee, method=method or mean_teacher())
+    outcome = train_step(trainee, of, step=t, consistency_weight=4.0, alpha=0.9)
     assert outcome is not None
     return outcome[1]
 
@@ -80,7 +88,7 @@ def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
     return [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
 
 
-class NanLoss:
+class NanLoss(Method):
     """A method whose loss is not a number, though the gradient's path is whole."""
 
     def costs(self, student, teacher, rows):
@@ -88,7 +96,7 @@ class NanLoss:
         return StepCosts(logits_BC.sum() * math.nan, logits_BC.sum())
 
 
-class NanLossBesideAGoodGradient:
+class NanLossBesideAGoodGradient(Method):
     """A loss that is not a number by a term that has no gradient."""
 
     def costs(self, student, teacher, rows):
@@ -96,7 +104,7 @@ class NanLossBesideAGoodGradient:
         return StepCosts(logits_BC.square().mean(), logits_BC.new_tensor(math.nan))
 
 
-class InfiniteGradient:
+class InfiniteGradient(Method):
     """A finite loss whose gradient is not: sqrt at zero."""
 
     def costs(self, student, teacher, rows):
@@ -129,7 +137,9 @@ class TestAgainstTorch:
             reference.warmup.set(t)
             logits_BC, targets_BC = student(of.x_B), teacher(of.x_B)
             plain.zero_grad()
-            loss = classification_loss(logits_BC, of.labels_B) + 4.0 * mse_consistency(logits_BC, targets_BC)
+            cross_entropy = nn.functional.cross_entropy(logits_BC[6:], of.labels_B[6:], reduction="sum") / 9
+            squares_BC = (logits_BC.softmax(1) - targets_BC.detach().softmax(1)) ** 2
+            loss = cross_entropy + 4.0 * squares_BC.mean()
             loss.backward()
             plain.step()
             reference.average.update(t, alpha=0.9)
@@ -191,7 +201,7 @@ class TestFailedStep:
         trainee.undo.remember()
         trainee.student.normalise.observe(torch.full((4, 5), 9.0), 4)
 
-        train_step(trainee, NanLoss(), rows(), step=1, consistency_weight=1.0, alpha=0.9)
+        train_step(replace(trainee, method=NanLoss()), rows(), step=1, consistency_weight=1.0, alpha=0.9)
 
         assert differing(before, everything(trainee)) == []
 
@@ -201,8 +211,8 @@ class TestMeanTeacher:
         """Equal networks disagree, since eta and eta' are sampled apart; without noise they agree."""
         trainee = make()
 
-        noisy = MeanTeacher(mse_consistency).costs(trainee.student, trainee.teacher, rows(noise=gaussian(1.0)))
-        clean = MeanTeacher(mse_consistency).costs(trainee.student, trainee.teacher, rows())
+        noisy = mean_teacher().costs(trainee.student, trainee.teacher, rows(noise=gaussian(1.0)))
+        clean = mean_teacher().costs(trainee.student, trainee.teacher, rows())
 
         assert noisy.consistency.item() > 1e-4
         assert clean.consistency.item() == pytest.approx(0.0, abs=1e-9)
@@ -215,18 +225,18 @@ class TestMeanTeacher:
             seen.append(x + len(seen) + 1.0)
             return seen[-1]
 
-        costs = MeanTeacher(mse_consistency).costs(trainee.student, trainee.teacher, rows(noise=noise))
+        costs = mean_teacher().costs(trainee.student, trainee.teacher, rows(noise=noise))
 
         student_logits_BC, teacher_logits_BC = trainee.student.net(seen[0]), trainee.teacher.net(seen[1])
         assert len(seen) == 2
-        torch.testing.assert_close(costs.consistency, mse_consistency(student_logits_BC, teacher_logits_BC))
+        torch.testing.assert_close(costs.consistency, mse_consistency(student_logits_BC, teacher_logits_BC.softmax(1)))
 
     def test_moves_the_student_without_labels(self):
         """Consistency alone has a gradient; the classification cost is exactly zero."""
         trainee = make(noise_std=1.0, pixel_noise_std=1.0)
         before = everything(trainee)
 
-        costs = MeanTeacher(mse_consistency).costs(trainee.student, trainee.teacher, rows(labelled=0))
+        costs = mean_teacher().costs(trainee.student, trainee.teacher, rows(labelled=0))
         step(trainee, rows(labelled=0, noise=gaussian(1.0)))
 
         assert costs.classification.item() == 0.0
@@ -250,7 +260,7 @@ class TestMeanTeacher:
         trainee = make(CONVNET)
         before = everything(trainee)
 
-        MeanTeacher(mse_consistency).costs(trainee.student, trainee.teacher, rows(CONVNET))
+        mean_teacher().costs(trainee.student, trainee.teacher, rows(CONVNET))
 
         changed = differing(before, everything(trainee))
         assert changed
@@ -262,7 +272,7 @@ class TestSupervised:
         """Other fresh rows, same costs, same batch statistics."""
         one, other = make(CONVNET), make(CONVNET)
         of = rows(CONVNET)
-        changed = Rows(of.x_B.clone(), of.labels_B, of.labelled_count, of.noise, of.generator)
+        changed = replace(of, x_B=of.x_B.clone())
         changed.x_B[:6] = 77.0
 
         step(one, of, method=Supervised())
@@ -275,7 +285,7 @@ class TestSupervised:
         trainee, of = make(), rows()
 
         alone = Supervised().costs(trainee.student, trainee.teacher, of)
-        beside = MeanTeacher(mse_consistency).costs(trainee.student, trainee.teacher, of)
+        beside = mean_teacher().costs(trainee.student, trainee.teacher, of)
 
         torch.testing.assert_close(alone.classification, beside.classification)
         assert alone.consistency.item() == 0.0
@@ -285,7 +295,8 @@ class TestSupervised:
         trainee = make()
         before = everything(trainee)
 
-        outcome = train_step(trainee, Supervised(), rows(labelled=0), step=1, consistency_weight=1.0, alpha=0.9)
+        labels_only = replace(trainee, method=Supervised())
+        outcome = train_step(labels_only, rows(labelled=0), step=1, consistency_weight=1.0, alpha=0.9)
 
         assert outcome is None
         assert differing(before, everything(trainee)) == []

@@ -97,17 +97,18 @@ def report(**changes: Any) -> StepReport:
 
 class TestStep:
     def test_every_record_of_a_step_is_counted_in_one_place(self, learner: Learning) -> None:
-        """Read = learned + duplicate id + dead-lettered; what was trimmed unread is counted beside them."""
+        """Read = learned + thinned + duplicate id + dead-lettered; what was trimmed unread is counted beside them."""
         bad_sample = BadRecord(Record(Position("samples", 0, 7), 0, b"k", b"v"), RecordError("not_json", "no"))
         bad_label = BadRecord(Record(Position("labels", 0, 2), 0, b"k", b"v"), RecordError("no_class", "no"))
         gap = Gap(Position("labels", 0, 9), missing=4)
         learner.watch.start(learner.parts)
 
         learner.watch.step_done(
-            report(samples=6, labels=3, fresh=3, duplicates=2, bad=[bad_sample, bad_label], gaps=[gap])
+            report(samples=10, labels=3, fresh=3, thinned=4, duplicates=2, bad=[bad_sample, bad_label], gaps=[gap])
         )
 
-        assert learner.metric("records_read_total", topic="samples") == 6
+        assert learner.metric("records_read_total", topic="samples") == 10
+        assert learner.metric("records_total", topic="samples", outcome="thinned") == 4
         assert learner.metric("records_read_total", topic="labels") == 3
         assert learner.metric("records_total", topic="samples", outcome="learned") == 3
         assert learner.metric("records_total", topic="samples", outcome="duplicate_id") == 2

@@ -126,6 +126,15 @@ def test_the_model_is_the_configs() -> None:
     )
 
     assert (spec.factory, spec.shape, spec.classes, spec.normalise, spec.scale) == ("convnet", (1, 8, 8), 7, False, 0.5)
+    assert spec.options == {}
+
+
+def test_a_norm_is_an_option_of_the_network() -> None:
+    """So it is published with the weights; one that is left to the network is not, and older models stay the same."""
+    spec = model_spec(config(**{"model.options": {"hidden": [8]}, "model.norm": "group"}))
+
+    assert spec.options == {"hidden": [8], "norm": "group"}
+    assert model_spec(config(**{"model.options": {"hidden": [8]}})).options == {"hidden": [8]}
 
 
 class TestLock:

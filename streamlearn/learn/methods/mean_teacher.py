@@ -1,35 +1,72 @@
 """Mean Teacher (Tarvainen and Valpola, 2017): the student agrees with the average of itself under other noise.
 
+    J(theta) = E || f(x, theta', eta') - f(x, theta, eta) ||^2        theta' = the average of theta
+
 The teacher answers in eval mode with averaged batch statistics, where the paper's is in train mode. So the target
 is the very network that is served, one row is enough for it, and the statistics of a correlated batch do not enter it.
 Dropout is then noise of the student alone; eta and eta' of the input are sampled apart as in the paper.
+
+With a logit distance the student has two heads (their section 3.2): g, which is served and learns from labels, and h,
+which is held against the teacher's g. An extra cost, distance * ||g - h||^2 / C, ties them loosely, so that
+consistency does not pull at the classification itself.
+
+With a gate, alignment or a temperature this is the confidence-gated teacher: see `learn/targets.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from streamlearn.learn.losses import classification_loss
-from streamlearn.learn.step import Rows, StepCosts, answer
+from streamlearn.learn.embedding import Embedding
+from streamlearn.learn.losses import Distance, classification_loss
+from streamlearn.learn.methods.targeted import TargetedMethod
+from streamlearn.learn.rows import Rows
+from streamlearn.learn.step import StepCosts, answer
+from streamlearn.learn.targets import Targets
 from streamlearn.models.build import Classifier
 
 
-class MeanTeacher:
-    """Labels where there are any; agreement on every row, labelled ones too."""
-
-    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._distance = distance
+class MeanTeacher(TargetedMethod):
+    """Labels where there are any; agreement on every row that the student sees unmixed."""
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
         """Both networks see the same rows, the student under eta, the teacher under eta'."""
-        student_logits_BC = answer(student, rows.view())
-        with torch.no_grad():
-            teacher_logits_BC: Tensor = teacher.net(rows.view())
+        view = rows.student_view()
+        logits_BC = answer(student, view.x_B)
+        return self._compare(teacher, rows, logits_BC, logits_BC[: view.compared], view.targets_LC)
 
+    def _compare(
+        self, teacher: Classifier, rows: Rows, logits_BC: Tensor, compared_BC: Tensor, targets_LC: Tensor
+    ) -> StepCosts:
+        with torch.no_grad():
+            teacher_logits_BC: Tensor = teacher.net(rows.view(len(compared_BC)))
+            targets_BC, weights_B = self._targets.make(teacher_logits_BC, rows)
         return StepCosts(
-            classification=classification_loss(student_logits_BC, rows.labels_B),
-            consistency=self._distance(student_logits_BC, teacher_logits_BC),
+            classification=classification_loss(logits_BC[rows.fresh_count :], targets_LC, len(logits_BC)),
+            consistency=self._distance(compared_BC, targets_BC, weights_B),
         )
+
+
+class DualHeadMeanTeacher(MeanTeacher):
+    """The same with a head of its own for consistency; nothing of it is served."""
+
+    def __init__(self, distance: Distance, targets: Targets, embedding: Embedding, *, logit_distance: float) -> None:
+        super().__init__(distance, targets)
+        self._embedding, self._logit_distance = embedding, logit_distance
+        self._head = embedding.another_head()
+
+    def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
+        """As one head, and what ties the two: both get gradient from it."""
+        view = rows.student_view()
+        logits_BC, embedded_BD = self._embedding.read(lambda: answer(student, view.x_B))
+        second_BC: Tensor = self._head(embedded_BD)
+        costs = self._compare(teacher, rows, logits_BC, second_BC[: view.compared], view.targets_LC)
+        # Classes without a name have logits far from any head's, and no part in this.
+        named_C = rows.uniform_C > 0
+        apart = nn.functional.mse_loss(logits_BC[:, named_C], second_BC[:, named_C])
+        return StepCosts(costs.classification + self._logit_distance * apart, costs.consistency)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Of the second head."""
+        return dict(self._head.named_parameters(prefix="head"))

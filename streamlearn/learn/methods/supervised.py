@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from streamlearn.learn.losses import classification_loss
-from streamlearn.learn.step import Rows, StepCosts, answer
+from streamlearn.learn.rows import Rows
+from streamlearn.learn.step import Method, StepCosts, answer
 from streamlearn.models.build import Classifier
 
 
-class Supervised:
+class Supervised(Method):
     """Sees nothing of unlabelled rows, not even through batch statistics; no labelled rows, nothing to learn."""
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts | None:  # noqa: ARG002
-        """Cross-entropy of the labelled rows, which stand last.
-
-        Divided by all rows, so that one learning rate means the same with and without consistency.
-        """
+        """Cross-entropy of the labelled rows, over all rows: one learning rate means the same for every method."""
         if rows.labelled_count == 0:
             return None
-        logits_LC = answer(student, rows.labelled_view())
-        loss = classification_loss(logits_LC, rows.labels_B[-rows.labelled_count :])
-        share = rows.labelled_count / len(rows.labels_B)
-        return StepCosts(classification=loss * share, consistency=loss.new_zeros(()))
+        view_L, targets_LC = rows.labelled_view()
+        loss = classification_loss(answer(student, view_L), targets_LC, len(rows.x_B))
+        return StepCosts(classification=loss, consistency=loss.new_zeros(()))

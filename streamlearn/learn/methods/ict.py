@@ -1,0 +1,43 @@
+"""Interpolation consistency (Verma et al., 2019): the answer to a mix is the mix of the answers.
+
+    J(theta) = E l( f(Mix(u, u'), theta), Mix(f(u, theta'), f(u', theta')) )        Mix(a, b) = s a + (1 - s) b
+
+with s ~ Beta(b, b) drawn for each row, and theta' the average of theta: Mean Teacher whose noise is another sample, so
+it works for tables as it does for images. The teacher sees weak views, the student a mix of strong ones, fresh rows
+only; targets are aligned, gated and sharpened before they are mixed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from streamlearn.learn.losses import Distance, classification_loss
+from streamlearn.learn.methods.targeted import TargetedMethod
+from streamlearn.learn.rows import Rows, draw_mix
+from streamlearn.learn.step import StepCosts, answer
+from streamlearn.learn.targets import Targets
+from streamlearn.models.build import Classifier
+
+
+class InterpolationConsistency(TargetedMethod):
+    """Labels where there are any; on fresh rows, answers that are linear between samples."""
+
+    def __init__(self, distance: Distance, targets: Targets, *, beta: float) -> None:
+        super().__init__(distance, targets)
+        self._beta = beta
+
+    def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
+        """One forward of mixed fresh rows and labelled rows; one of the teacher on the fresh rows."""
+        fresh = rows.fresh_count
+        labelled_L, targets_LC = rows.labelled_view()
+        mix = draw_mix(fresh, self._beta, rows.generator)
+        logits_BC = answer(student, torch.cat((mix.of(rows.strong_view()), labelled_L)))
+        with torch.no_grad():
+            teacher_logits_FC: Tensor = teacher.net(rows.view(fresh))
+            targets_FC, weights_F = self._targets.make(teacher_logits_FC, rows)
+            mixed_F = None if weights_F is None else mix.of(weights_F)
+        return StepCosts(
+            classification=classification_loss(logits_BC[fresh:], targets_LC, len(logits_BC)),
+            consistency=self._distance(logits_BC[:fresh], mix.of(targets_FC), mixed_F),
+        )

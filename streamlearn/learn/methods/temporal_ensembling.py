@@ -1,0 +1,71 @@
+"""Temporal Ensembling (Laine and Aila, 2017): the student agrees with the average of its own earlier answers.
+
+    Z <- a Z + (1 - a) z        target = Z / sum of Z over classes        z = the student's probabilities, noise and all
+
+An answer for each sample can not be kept on a stream without end, so there is a table of N slots and a sample's key
+says which is its own; one that comes to a slot of another takes it over. Samples that come again are those of the
+labelled memory, and with several steps per micro-batch the recent ones. Rows differ in how often they came, hence the
+target is divided by its sum, as in the authors' sparse mode, and not by 1 - a^t. A row without history has weight 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from streamlearn.learn.losses import Distance, classification_loss
+from streamlearn.learn.rows import Rows
+from streamlearn.learn.step import Method, StepCosts, answer
+from streamlearn.models.build import Classifier
+
+_NO_KEY = -1
+
+
+class TemporalEnsembling(Method):
+    """Labels where there are any; agreement with the past on rows that have one. The teacher network is not asked."""
+
+    def __init__(self, distance: Distance, *, slots: int, classes: int, momentum: float, device: torch.device) -> None:
+        self._distance, self._momentum = distance, momentum
+        self._sums_NC = torch.zeros((slots, classes), device=device)
+        self._keys_N = torch.full((slots,), _NO_KEY, dtype=torch.int64, device=device)
+        self._answered: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:  # noqa: ARG002
+        """One forward."""
+        assert rows.keys_B is not None, "temporal ensembling wants the keys of its rows"
+        view = rows.student_view()
+        logits_BC = answer(student, view.x_B)
+        compared_BC, keys_B = logits_BC[: view.compared], rows.keys_B[: view.compared]
+        slots_B = keys_B % len(self._keys_N)
+        known_B = self._keys_N[slots_B] == keys_B
+        sums_BC = torch.where(known_B[:, None], self._sums_NC[slots_B], 0.0)
+        targets_BC = sums_BC / sums_BC.sum(dim=1, keepdim=True).clamp_min(1e-8)
+        answers_BC = compared_BC.detach().softmax(dim=1)
+        self._answered = (slots_B, keys_B, torch.lerp(answers_BC, sums_BC, self._momentum))
+        return StepCosts(
+            classification=classification_loss(logits_BC[rows.fresh_count :], view.targets_LC, len(logits_BC)),
+            consistency=self._distance(compared_BC, targets_BC, known_B.to(torch.float32)),
+        )
+
+    @torch.no_grad()
+    def settle(self, skipped: Tensor) -> None:
+        """Enter this step's answers. Of rows that share a slot the last one has it."""
+        if self._answered is None:
+            return
+        slots_B, keys_B, sums_BC = self._answered
+        last_B = _last_of_each(slots_B)
+        slots, keys, sums = slots_B[last_B], keys_B[last_B], sums_BC[last_B]
+        self._keys_N[slots] = torch.where(skipped, self._keys_N[slots], keys)
+        self._sums_NC[slots] = torch.where(skipped, self._sums_NC[slots], sums)
+        self._answered = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The table: sums (N, C), keys (N,)."""
+        return {"sums_NC": self._sums_NC, "keys_N": self._keys_N}
+
+
+def _last_of_each(slots_B: Tensor) -> Tensor:
+    """Of equal slots the last place only: writing twice to one place has no order on a GPU."""
+    places_B = torch.arange(len(slots_B), device=slots_B.device)
+    same_BB = slots_B[:, None] == slots_B[None, :]
+    return places_B[torch.where(same_BB, places_B[None, :], -1).amax(dim=1) == places_B]

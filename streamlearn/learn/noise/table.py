@@ -1,0 +1,37 @@
+"""Noise for tables, and for whatever else is no image: rows (B, ...) of features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from streamlearn.learn.noise import Noise
+
+
+def gaussian(std: float) -> Noise:
+    """Add N(0, std^2) to each number by itself."""
+
+    def add(x: Tensor, generator: Generator) -> Tensor:
+        # In place on a tensor of the same layout: randn would fall back to channels-first.
+        return torch.empty_like(x).normal_(0.0, std, generator=generator).add_(x)
+
+    return add
+
+
+def feature_dropout(probability: float) -> Noise:
+    """Replace each feature, with that probability, by the same feature of a random row of the batch.
+
+    A draw from the feature's own distribution (SCARF, Bahri et al., 2022): a value that occurs, whatever the features'
+    units, also where inputs are not standardised and 0 would be no mean. A row alone stays as it is.
+    """
+
+    def view(x: Tensor, generator: Generator) -> Tensor:
+        flat = x.flatten(1)
+        replaced = torch.rand(flat.shape, generator=generator, device=x.device) < probability
+        others = torch.randint(len(flat), flat.shape, generator=generator, device=x.device)
+        return torch.where(replaced, flat.gather(0, others), flat).view(x.shape)
+
+    return view

@@ -1,0 +1,67 @@
+"""Recent samples to learn from once more: what the further steps of a micro-batch see beside labelled rows.
+
+A ring of the newest, without labels, and what is drawn is a function of the content, the seed and the step, so a
+restart draws what the run without it would have drawn. Letters: N samples held, U drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.records import Array, Schema
+
+_DRAWS = 0x5EE9
+"""Another stream of chance than the labelled memory's, of the same seed and step."""
+
+
+class RecentSamples:
+    """At most `capacity` samples with their keys."""
+
+    def __init__(self, capacity: int, schema: Schema, seed: int) -> None:
+        assert capacity >= 1, capacity
+        self._x = np.zeros((capacity, *schema.shape), schema.dtype)
+        self._keys = np.zeros(capacity, np.int64)
+        self._seed = seed
+        self._held = self._next = 0
+
+    def __len__(self) -> int:
+        return self._held
+
+    def add(self, x: Array, keys: npt.NDArray[np.int64] | None = None) -> None:
+        """Hold (n, *shape) samples in place of the oldest."""
+        capacity = len(self._x)
+        x, n = x[-capacity:], min(len(x), capacity)
+        places = (self._next + np.arange(n)) % capacity
+        self._x[places] = x
+        self._keys[places] = 0 if keys is None else keys[-capacity:]
+        self._next = (self._next + n) % capacity
+        self._held = min(self._held + n, capacity)
+
+    def draw_into(self, x_U: Array, step: int) -> npt.NDArray[np.int64]:
+        """Fill the caller's first rows with different samples, by chance; their keys, at most U and at most N."""
+        rng = np.random.Generator(np.random.Philox(key=np.array([self._seed ^ _DRAWS, step], np.uint64)))
+        chosen = rng.choice(self._held, size=min(len(x_U), self._held), replace=False)
+        x_U[: len(chosen)] = self._x[chosen]
+        keys: npt.NDArray[np.int64] = self._keys[chosen]
+        return keys
+
+    def state(self) -> dict[str, Array]:
+        """Copies, in the order of the ring: which place is next matters to what is drawn."""
+        return {
+            "x": self._x[: self._held].copy(),
+            "keys": self._keys[: self._held].copy(),
+            "next": np.array(self._next, np.int64),
+        }
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Become what `state` saved; of a larger ring the newest stay."""
+        x, keys, begin = state["x"], state["keys"], int(state["next"])
+        self._held = self._next = 0
+        if len(x) == len(self._x):
+            self._x[:], self._keys[:], self._held, self._next = x, keys, len(x), begin
+        else:
+            oldest_first = np.roll(np.arange(len(x)), -begin)
+            self.add(x[oldest_first], keys[oldest_first].astype(np.int64))

@@ -1,0 +1,120 @@
+"""The rows of a step on the device, and what the networks get to see of them.
+
+Letters: B rows of a step, F of them fresh, then L labelled ones; C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from streamlearn.learn.noise import Noise
+
+
+@dataclass(frozen=True, slots=True)
+class Augment:
+    """How rows are looked at; the same for student and twin, or their comparison would not be fair."""
+
+    weak: Noise
+    """Of the teacher, and of labelled rows."""
+    strong: Noise
+    """Of the student on fresh rows; `weak` itself where there is no stronger one."""
+    mixup_beta: float = 0.0
+    """Labelled rows are mixed with shares from Beta(b, b); 0 leaves them as they are."""
+    label_smoothing: float = 0.0
+    """So much of a label's weight goes to all classes alike (Szegedy et al., 2016)."""
+
+
+class Mix(NamedTuple):
+    """Which row is mixed into which, and how much of a row stays."""
+
+    share_B: Tensor
+    partner_B: Tensor
+
+    def of(self, values_B: Tensor) -> Tensor:
+        """Share * v + (1 - share) * v[partner], for each row (mixup: Zhang et al., 2018)."""
+        share = self.share_B.view(-1, *(1 for _ in values_B.shape[1:]))
+        # Along dimension 0, so that a channels-last batch stays one.
+        return torch.lerp(values_B.index_select(0, self.partner_B), values_B, share)
+
+
+def draw_mix(count: int, beta: float, generator: Generator) -> Mix:
+    """Shares from Beta(beta, beta), as a ratio of two Gammas, and partners by a random turn of the rows."""
+    # torch.distributions takes no generator, and a step's chance must be a function of (seed, step).
+    gammas_2B = torch._standard_gamma(  # noqa: SLF001
+        torch.full((2, count), beta, device=generator.device), generator=generator
+    ).clamp_min(1e-30)  # small betas give exact zeros, and 0/0 would be no share
+    return Mix(gammas_2B[0] / gammas_2B.sum(0), torch.randperm(count, generator=generator, device=generator.device))
+
+
+class StudentView(NamedTuple):
+    """What the student sees in one forward: fresh rows first, then the labelled."""
+
+    x_B: Tensor
+    targets_LC: Tensor
+    """What labels say of the labelled rows, as probabilities."""
+    compared: int
+    """So many of the first rows can be compared with a teacher: all of them, or the fresh ones where labelled rows
+    are mixed and have an answer of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The valid rows of a micro-batch on the device, without padding: fresh ones first, then the labelled."""
+
+    x_B: Tensor
+    """(B, *shape), prepared: float, scaled, normalised, clean."""
+    labels_B: Tensor
+    """UNLABELLED for fresh rows, whatever is known of them."""
+    labelled_count: int
+    augment: Augment
+    generator: Generator
+    uniform_C: Tensor
+    """1/n for each of the n classes that have a name, 0 for the others."""
+    new_count: int = 0
+    """So many of the labelled rows, the first of them, are learned for the first time."""
+    keys_B: Tensor | None = None
+    """int64, the same for the same sample at any time; None where the method does not ask."""
+
+    @property
+    def fresh_count(self) -> int:
+        """F."""
+        return len(self.x_B) - self.labelled_count
+
+    def view(self, count: int | None = None) -> Tensor:
+        """The first `count` rows (all of them) under weak noise of its own: eta on one call, eta' on the next."""
+        return self.augment.weak(self.x_B[:count], self.generator)
+
+    def strong_view(self) -> Tensor:
+        """Fresh rows under strong noise."""
+        return self.augment.strong(self.x_B[: self.fresh_count], self.generator)
+
+    def labelled_view(self) -> tuple[Tensor, Tensor]:
+        """The labelled rows alone, under weak noise, mixed where that is wanted: x (L, *shape), targets (L, C)."""
+        view_L = self.augment.weak(self.x_B[self.fresh_count :], self.generator)
+        return self._label(view_L)
+
+    def student_view(self) -> StudentView:
+        """All rows in one batch: labelled ones under weak noise and mixed, fresh ones under strong noise."""
+        augment, fresh = self.augment, self.fresh_count
+        if augment.strong is augment.weak and not augment.mixup_beta:
+            view_B = self.view()
+            _, targets_LC = self._label(view_B[fresh:])
+            return StudentView(view_B, targets_LC, len(view_B))
+        labelled_L, targets_LC = self.labelled_view()
+        view_B = torch.cat((self.strong_view(), labelled_L))
+        return StudentView(view_B, targets_LC, fresh if augment.mixup_beta else len(view_B))
+
+    def _label(self, view_L: Tensor) -> tuple[Tensor, Tensor]:
+        augment, count = self.augment, len(view_L)
+        hot_LC = nn.functional.one_hot(self.labels_B[self.fresh_count :], len(self.uniform_C))
+        targets_LC = hot_LC.to(torch.float32)
+        if augment.label_smoothing:
+            targets_LC = torch.lerp(targets_LC, self.uniform_C.expand_as(targets_LC), augment.label_smoothing)
+        if augment.mixup_beta and count:
+            mix = draw_mix(count, augment.mixup_beta, self.generator)
+            view_L, targets_LC = mix.of(view_L), mix.of(targets_LC)
+        return view_L, targets_LC

@@ -1,0 +1,56 @@
+"""Killed while samples are passed by: the restarted learner passes the same ones by, and ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import finish, journaled_steps, newest_checkpoint, until, write_config
+
+from streamlearn.testing.nursery import Nursery
+
+PLAN = ("digits", "--passes", 3, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
+THIN = ("--set", "log.overload=thin", "--set", "log.thin_above_records=1500", "--set", "batch.prefetch_records=128")
+SAMPLES = 3 * 1297
+KILLED_AT = (4, 9, 15)
+"""Steps in the journal. 19 wide ones of 128 samples come first, of which 32 are learned."""
+START_S = 90.0
+
+
+def learn(nursery: Nursery, folder: Path, *, kill_at: int | None = None) -> int:
+    """Learn to the end of the log, or until so many steps are in the journal; the exit code."""
+    arguments = ["learn", "--until-end", "--config", str(folder / "streamlearn.toml"), *THIN]
+    pid = nursery.start(arguments, folder / "learner.log")
+    if kill_at is not None:
+        until(lambda: journaled_steps(folder) >= kill_at or nursery.poll(pid) is not None, f"{kill_at} steps", START_S)
+        if nursery.poll(pid) is None:
+            os.kill(pid, signal.SIGKILL)
+    return int(until(lambda: (code := nursery.poll(pid)) is not None and (code,), "the learner's end", START_S)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kill_9_while_thinning_changes_no_bit(tmp_path: Path) -> None:
+    """Beside one that was never killed, over the same log and with the cuts of the journal that survived (I3)."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for folder in (killed, whole):
+        write_config(folder, checkpoint_every_steps=7, checkpoint_every_s=3600.0, max_age_s=3600.0, merge_wait_s=60.0)
+    finish("simulate", *PLAN, "--config", killed / "streamlearn.toml")
+
+    with Nursery() as nursery:
+        codes = [learn(nursery, killed, kill_at=steps) for steps in KILLED_AT] + [learn(nursery, killed)]
+        for name in ("log", "journal"):
+            shutil.copytree(killed / "state" / name, whole / "state" / name)
+        codes.append(learn(nursery, whole))
+
+    a, b = newest_checkpoint(killed), newest_checkpoint(whole)
+    accounts = a.extra["accounts"]
+    assert codes == [-signal.SIGKILL] * len(KILLED_AT) + [0, 0]
+    assert accounts["samples_thinned"] > 1500
+    assert accounts["samples_learned"] + accounts["samples_thinned"] == SAMPLES
+    assert (a.step, a.next_offsets, a.extra) == (b.step, b.next_offsets, b.extra)
+    assert [name for name in a.arrays if not np.array_equal(a.arrays[name], b.arrays[name], equal_nan=True)] == []

@@ -1,0 +1,505 @@
+"""Each method's costs against a few lines worked out by themselves, and what it remembers against a restart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from streamlearn.errors import ConfigError
+from streamlearn.learn.embedding import Embedding
+from streamlearn.learn.learner import Learner
+from streamlearn.learn.losses import kl_consistency, mse_consistency
+from streamlearn.learn.making import LearnSettings, make_trainee
+from streamlearn.learn.methods.dsne import DSne, Source, dsne_loss
+from streamlearn.learn.methods.ict import InterpolationConsistency
+from streamlearn.learn.methods.mean_teacher import MeanTeacher
+from streamlearn.learn.methods.pi import Pi
+from streamlearn.learn.methods.temporal_ensembling import TemporalEnsembling
+from streamlearn.learn.noise import gaussian, no_noise
+from streamlearn.learn.rows import Augment, Rows, draw_mix
+from streamlearn.learn.step import Trainee
+from streamlearn.learn.targets import Targets
+from streamlearn.models.build import ModelSpec
+from streamlearn.records import UNLABELLED, MicroBatch
+from tests.unit.test_step import settings
+
+MLP = ModelSpec("mlp", {"hidden": [8], "dropout": 0.0}, (5,), 3, normalise=False, scale=1.0)
+CPU = torch.device("cpu")
+NO, YES = torch.tensor(False), torch.tensor(True)
+
+
+def rows(*, fresh: int = 6, labelled: int = 3, seed: int = 0, augment: Augment | None = None, **more: object) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    labels_B = torch.full((fresh + labelled,), UNLABELLED)
+    labels_B[fresh:] = torch.arange(labelled) % 3
+    x_B = torch.randn((fresh + labelled, 5), generator=generator)
+    return Rows(
+        x_B, labels_B, labelled, augment or Augment(no_noise, no_noise), generator, torch.full((3,), 1 / 3), **more
+    )
+
+
+def plain_targets() -> Targets:
+    return Targets(classes=3, device=CPU)
+
+
+def pair(**changed: object) -> Trainee:
+    """A student and a teacher that differ."""
+    made = make_trainee(MLP, settings(**changed), CPU)
+    with torch.no_grad():
+        for parameter in made.teacher.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    return made
+
+
+def probs(network: nn.Module, x: Tensor) -> np.ndarray:
+    network.eval()  # no dropout, no batch statistics in this network: the same as in training
+    with torch.no_grad():
+        return network.net(x).softmax(1).double().numpy()
+
+
+class TestMixup:
+    def test_a_mix_of_rows_has_the_mix_of_their_labels(self):
+        """View and target are made with the same share and partner."""
+        of = rows(fresh=0, labelled=40, augment=Augment(no_noise, no_noise, mixup_beta=0.5))
+
+        view_L, targets_LC = of.labelled_view()
+
+        mix = draw_mix(40, 0.5, torch.Generator().manual_seed(0))  # another stream of chance: only the shape is used
+        assert mix.share_B.shape == mix.partner_B.shape == (40,)
+        assert not torch.equal(view_L, of.x_B)
+        # Every mixed row lies on a line between two rows, at the share that its target says.
+        hot_LC = torch.eye(3)[of.labels_B]
+        for view, target in zip(view_L, targets_LC, strict=True):
+            ends = ((i, j) for i in range(40) for j in range(40))
+            assert any(
+                torch.allclose(s * of.x_B[i] + (1 - s) * of.x_B[j], view, atol=1e-4)
+                and torch.allclose(s * hot_LC[i] + (1 - s) * hot_LC[j], target, atol=1e-4)
+                for i, j in ends
+                if (s := _share(of.x_B[i], of.x_B[j], view)) is not None
+            )
+
+    def test_shares_are_of_the_beta_distribution(self):
+        """Mean 1/2 and variance 1 / (4 (2 b + 1)), for small b and large."""
+        for beta in (0.1, 0.5, 2.0):
+            share_B = draw_mix(40_000, beta, torch.Generator().manual_seed(1)).share_B
+            assert torch.isfinite(share_B).all()
+            assert share_B.mean().item() == pytest.approx(0.5, abs=0.01)
+            assert share_B.var().item() == pytest.approx(1 / (4 * (2 * beta + 1)), rel=0.05)
+
+    def test_smoothing_spreads_over_classes_that_have_a_name(self):
+        """eps/n to each named class, 1 - eps more to the label's."""
+        of = replace(rows(labelled=3, augment=Augment(no_noise, no_noise, label_smoothing=0.2)),
+                     uniform_C=torch.tensor([0.5, 0.5, 0.0]))  # fmt: skip
+
+        _, targets_LC = of.labelled_view()
+
+        torch.testing.assert_close(targets_LC[0], torch.tensor([0.9, 0.1, 0.0]))
+
+    def test_mixed_rows_are_not_held_against_the_teacher(self):
+        """Their answer is the label's mix; fresh rows alone are compared."""
+        of = rows(augment=Augment(no_noise, no_noise, mixup_beta=0.5))
+
+        view = of.student_view()
+
+        assert view.compared == of.fresh_count == 6
+        assert torch.equal(view.x_B[:6], of.x_B[:6])
+        assert not torch.equal(view.x_B[6:], of.x_B[6:])
+
+    def test_the_strong_view_is_of_fresh_rows_only(self):
+        """Labelled rows are seen under weak noise, since strong noise on the few there are costs accuracy."""
+        of = rows(augment=Augment(no_noise, lambda x, _: x + 100.0))
+
+        view = of.student_view()
+
+        assert torch.equal(view.x_B[:6], of.x_B[:6] + 100.0)
+        assert torch.equal(view.x_B[6:], of.x_B[6:])
+        assert view.compared == 9
+
+
+def _share(one: Tensor, other: Tensor, mixed: Tensor) -> float | None:
+    """S of mixed = s one + (1 - s) other by its longest coordinate; None where the two are one."""
+    along = (one - other).abs().argmax()
+    length = (one - other)[along].item()
+    return None if abs(length) < 1e-6 else ((mixed - other)[along] / length).item()
+
+
+class TestTargets:
+    LOGITS = torch.tensor([[2.0, 0.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 0.2], [0.1, 0.0, 0.0]])
+
+    def made(self, **options: object) -> tuple[np.ndarray, np.ndarray | None, Targets]:
+        targets = Targets(classes=3, device=CPU, **options)
+        of = rows(fresh=3, labelled=1)
+        made, weights = targets.make(self.LOGITS, of)
+        return made.numpy(), None if weights is None else weights.numpy(), targets
+
+    def test_are_the_teachers_probabilities_where_nothing_is_asked(self):
+        """And all rows weigh alike."""
+        made, weights, targets = self.made()
+
+        np.testing.assert_allclose(made, _softmax(self.LOGITS.numpy()), rtol=1e-6)
+        assert weights is None
+        assert targets.tensors() == {}
+
+    def test_alignment_makes_rare_what_the_teacher_says_too_often(self):
+        """P * p(label)/p(teacher), the teacher's share a moving average over fresh rows from an even one."""
+        made, _, _ = self.made(align="uniform", momentum=0.9)
+
+        p = _softmax(self.LOGITS.numpy().astype(float))
+        model = 0.9 / 3 + 0.1 * p[:3].mean(axis=0)
+        wanted = p * (1 / 3) / model
+        np.testing.assert_allclose(made, wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
+
+    def test_alignment_to_labels_counts_those_that_are_new(self):
+        """Replayed labels are balanced by the memory and say nothing of how common a class is."""
+        targets = Targets(classes=3, device=CPU, align="labels", momentum=1.0)
+        of = rows(fresh=3, labelled=3, new_count=1)  # labels 0, 1, 2, of which the first is new
+
+        made, _ = targets.make(self.LOGITS, of)
+
+        counts = np.ones(3) * 0.999 + np.array([1.0, 0.0, 0.0])
+        wanted = _softmax(self.LOGITS.numpy().astype(float)) * (counts / counts.sum()) * 3
+        np.testing.assert_allclose(made.numpy(), wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
+
+    def test_sharpening_is_a_power_of_the_probabilities(self):
+        """q^(1/T), normalised: the softmax of logits/T."""
+        made, _, _ = self.made(temperature=0.5)
+
+        np.testing.assert_allclose(made, _softmax(self.LOGITS.numpy() / 0.5), rtol=1e-5)
+
+    def test_the_fixed_gate_lets_confident_rows_through(self):
+        """Max p >= threshold, by row."""
+        _, weights, _ = self.made(gate="fixed", threshold=0.7)
+
+        assert weights.tolist() == (_softmax(self.LOGITS.numpy()).max(1) >= 0.7).astype(float).tolist()
+
+    def test_freematch_thresholds_follow_confidence_and_class(self):
+        """Tau times the class's share of the most common one."""
+        _, weights, targets = self.made(gate="freematch", momentum=0.5)
+
+        p = _softmax(self.LOGITS.numpy().astype(float))
+        tau = 0.5 / 3 + 0.5 * p[:3].max(1).mean()
+        share = 0.5 / 3 + 0.5 * p[:3].mean(0)
+        threshold_C = tau * share / share.max()
+        assert weights.tolist() == (p.max(1) >= threshold_C[p.argmax(1)]).astype(float).tolist()
+        targets.settle(NO)
+        assert targets.tensors()["confidence"].item() == pytest.approx(tau, rel=1e-5)
+
+    def test_softmatch_weighs_by_a_bell_below_the_mean(self):
+        """exp(-(c - mu)^2 * 4 / (2 var)) below mu and 1 above."""
+        _, weights, _ = self.made(gate="softmatch", momentum=0.5)
+
+        c = _softmax(self.LOGITS.numpy().astype(float)).max(1)
+        mu = 0.5 / 3 + 0.5 * c[:3].mean()
+        var = 0.5 + 0.5 * c[:3].var(ddof=1)
+        wanted = np.where(c >= mu, 1.0, np.exp(-((c - mu) ** 2) * 4 / (2 * var)))
+        np.testing.assert_allclose(weights, wanted, rtol=1e-5)
+
+    @pytest.mark.parametrize("options", [{"align": "labels"}, {"gate": "freematch"}, {"gate": "softmatch"}])
+    def test_a_skipped_step_leaves_the_averages_as_they_were(self, options):
+        """I4 holds for what a method remembers."""
+        _, _, targets = self.made(**options)
+        before = {name: tensor.clone() for name, tensor in targets.tensors().items()}
+
+        targets.settle(YES)
+
+        assert all(torch.equal(tensor, before[name]) for name, tensor in targets.tensors().items())
+
+    @pytest.mark.parametrize("gate", ["none", "fixed", "freematch", "softmatch"])
+    def test_of_labelled_rows_alone_are_whole(self, gate):
+        """No fresh row: nothing is averaged, and nothing becomes NaN."""
+        targets = Targets(classes=3, device=CPU, align="labels", gate=gate)
+
+        made, weights = targets.make(self.LOGITS, rows(fresh=0, labelled=4))
+        targets.settle(NO)
+
+        assert torch.isfinite(made).all()
+        assert weights is None or torch.isfinite(weights).all()
+        assert all(torch.isfinite(tensor).all() for tensor in targets.tensors().values())
+
+
+class TestPi:
+    def test_compares_two_views_of_one_network_and_both_get_gradient(self):
+        """The squared error between the answers to eta and eta', whose gradient is that of both branches."""
+        made, noise = pair(), gaussian(0.5)
+        of = rows(augment=Augment(noise, noise))
+        views = [noise(of.x_B, g := torch.Generator().manual_seed(0)) for _ in range(1)]
+        of.generator.manual_seed(0)
+
+        costs = Pi(mse_consistency, plain_targets(), both_branches=True).costs(made.student, made.teacher, of)
+        costs.consistency.backward()
+
+        g.manual_seed(0)
+        views = [noise(of.x_B, g), noise(of.x_B, g)]
+        found = made.student.net.layers[-1].weight.grad.clone()
+        made.student.zero_grad()
+        first, second = (made.student.net(view).softmax(1) for view in views)
+        wanted = ((first - second) ** 2).mean()
+        wanted.backward()
+        assert costs.consistency.item() == pytest.approx(wanted.item(), rel=1e-5)
+        torch.testing.assert_close(found, made.student.net.layers[-1].weight.grad)
+
+    def test_with_kl_the_second_branch_is_a_target(self):
+        """Gradient flows into the first only."""
+        made, noise = pair(), gaussian(0.5)
+        of = rows(augment=Augment(noise, noise))
+        of.generator.manual_seed(0)
+
+        costs = Pi(kl_consistency, plain_targets(), both_branches=False).costs(made.student, made.teacher, of)
+        costs.consistency.backward()
+
+        found = made.student.net.layers[-1].weight.grad.clone()
+        made.student.zero_grad()
+        g = torch.Generator().manual_seed(0)
+        first, second = made.student.net(noise(of.x_B, g)), made.student.net(noise(of.x_B, g)).detach()
+        nn.functional.kl_div(first.log_softmax(1), second.softmax(1), reduction="batchmean").backward()
+        torch.testing.assert_close(found, made.student.net.layers[-1].weight.grad)
+
+
+class TestInterpolationConsistency:
+    def test_holds_the_answer_to_a_mix_against_the_mix_of_answers(self):
+        """E || f(s u + (1-s) u', theta) - (s f(u, theta') + (1-s) f(u', theta')) ||^2, row by row."""
+        made, of = pair(), rows()
+        of.generator.manual_seed(5)
+
+        costs = InterpolationConsistency(mse_consistency, plain_targets(), beta=0.5).costs(
+            made.student, made.teacher, of
+        )
+
+        share, partner = draw_mix(6, 0.5, torch.Generator().manual_seed(5))
+        u = of.x_B[:6]
+        mixed = share[:, None] * u + (1 - share[:, None]) * u[partner]
+        answers, s = probs(made.teacher, u), share.double().numpy()[:, None]
+        wanted = (probs(made.student, mixed) - (s * answers + (1 - s) * answers[partner.numpy()])) ** 2
+        assert costs.consistency.item() == pytest.approx(wanted.mean(), rel=1e-4)
+        cross_entropy = -np.log(probs(made.student, of.x_B[6:])[np.arange(3), of.labels_B[6:].numpy()]).sum() / 9
+        assert costs.classification.item() == pytest.approx(cross_entropy, rel=1e-4)
+
+
+class TestTemporalEnsembling:
+    def method(self, slots: int = 64) -> TemporalEnsembling:
+        return TemporalEnsembling(mse_consistency, slots=slots, classes=3, momentum=0.6, device=CPU)
+
+    def test_holds_a_row_against_the_average_of_its_own_past(self):
+        """Z <- .6 Z + .4 z, target Z / sum Z; nothing at the first sight of a row."""
+        made, method = pair(), self.method()
+        of = rows(keys_B=torch.arange(9))
+        past = np.zeros((9, 3))
+        for n in range(3):
+            now = probs(made.student, of.x_B)
+            target = past / past.sum(1, keepdims=True) if n else now
+            costs = method.costs(made.student, made.teacher, of)
+            method.settle(NO)
+
+            assert costs.consistency.item() == pytest.approx(((now - target) ** 2).mean(), abs=1e-7)
+            past = 0.6 * past + 0.4 * now
+            with torch.no_grad():
+                made.student.net.layers[-1].weight.add_(0.5)  # another answer next time
+                made.student.net.layers[-1].bias.mul_(-2.0).add_(torch.tensor([0.3, -0.2, 0.1]))
+
+    def test_a_slot_belongs_to_the_last_key_that_came(self):
+        """Another sample's past is never a target; of rows that share a slot, the last has it."""
+        made, method = pair(), self.method(slots=4)
+        method.costs(made.student, made.teacher, rows(keys_B=torch.tensor([0, 4, 1, 2, 3, 8, 5, 6, 7])))
+        method.settle(NO)
+
+        kept = method.tensors()["keys_N"]
+
+        assert kept.tolist() == [8, 5, 6, 7]
+        unknown = method.costs(made.student, made.teacher, rows(keys_B=torch.arange(100, 109)))
+        assert unknown.consistency.item() == 0.0
+
+    def test_a_skipped_step_is_not_entered(self):
+        """I4."""
+        made, method = pair(), self.method()
+
+        method.costs(made.student, made.teacher, rows(keys_B=torch.arange(9)))
+        method.settle(YES)
+
+        assert (method.tensors()["keys_N"] == -1).all()
+        assert (method.tensors()["sums_NC"] == 0).all()
+
+
+class TestDualHead:
+    def test_the_second_head_is_compared_and_tied_to_the_first(self):
+        """CE on g, consistency of h against the teacher's g, and distance * mean (g - h)^2."""
+        made = pair(logit_distance=0.5)
+        of, head = rows(), made.method.parameters()
+
+        costs = made.method.costs(made.student, made.teacher, of)
+
+        net = made.student.net
+        embedded = net.layers[:-1](of.x_B)
+        g, h = net.layers[-1](embedded), embedded @ head["head.weight"].T + head["head.bias"]
+        ce = nn.functional.cross_entropy(g[6:], of.labels_B[6:], reduction="sum") / 9
+        against = torch.from_numpy(probs(made.teacher, of.x_B))
+        assert costs.classification.item() == pytest.approx((ce + 0.5 * ((g - h) ** 2).mean()).item(), rel=1e-4)
+        assert costs.consistency.item() == pytest.approx(((h.softmax(1) - against) ** 2).mean().item(), rel=1e-4)
+
+    def test_the_second_head_learns(self):
+        """It is in the optimizer."""
+        made = pair(logit_distance=0.5)
+        optimised = {id(p) for group in made.optimizer.param_groups for p in group["params"]}
+
+        assert {id(p) for p in made.method.parameters().values()} <= optimised
+
+
+class TestDSne:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_loss_is_the_farthest_of_its_class_before_the_nearest_of_others(self, seed):
+        """Worked out pair by pair."""
+        rng = np.random.default_rng(seed)
+        anchors, others = rng.normal(size=(4, 2)), rng.normal(size=(9, 2))
+        y, y_others = rng.integers(0, 3, 4), rng.integers(0, 3, 9)
+
+        found = dsne_loss(
+            torch.tensor(anchors), torch.tensor(y), torch.tensor(others), torch.tensor(y_others), margin=1.0
+        )
+
+        for a, label, loss in zip(anchors, y, found.tolist(), strict=True):
+            squared = ((others - a) ** 2).sum(1)
+            same, other = squared[y_others == label], squared[y_others != label]
+            wanted = max(0.0, same.max() - other.min() + 1.0) if len(same) and len(other) else 0.0
+            assert loss == pytest.approx(wanted, rel=1e-6)
+
+    def test_an_anchor_without_partners_costs_nothing_and_has_a_whole_gradient(self):
+        """No source row of its class, or none of another; no anchors at all."""
+        anchors = torch.randn((2, 3), requires_grad=True)
+        for y_others in (torch.tensor([1, 1]), torch.tensor([0, 0])):
+            loss = dsne_loss(anchors, torch.tensor([0, 0]), torch.randn((2, 3)), y_others, margin=1.0).sum()
+            loss.backward()
+            assert loss.item() == 0.0
+            assert torch.isfinite(anchors.grad).all()
+        none = dsne_loss(
+            anchors[:0], torch.zeros(0, dtype=torch.long), torch.randn((2, 3)), torch.tensor([0, 1]), margin=1.0
+        )
+        assert none.shape == (0,)
+
+    def test_costs_are_those_of_both_domains(self):
+        """(1 - w)(CE of source + CE of target) + w d-SNE + Mean Teacher's consistency on the target."""
+        made, of = pair(), rows()
+        source = Source(torch.randn((20, 5)), torch.arange(20) % 3, rows=8)
+        embedding = Embedding(made.student.net, classes=3, method="dsne")
+        method = DSne(mse_consistency, plain_targets(), embedding, source, weight=0.25, margin=1.0)
+        of.generator.manual_seed(2)
+
+        costs = method.costs(made.student, made.teacher, of)
+
+        x_S, y_S = source.draw(torch.Generator().manual_seed(2))
+        net = made.student.net
+        e_S, e_L = net.layers[:-1](x_S), net.layers[:-1](of.x_B[6:])
+        ce = nn.functional.cross_entropy(net(x_S), y_S)
+        ce = ce + nn.functional.cross_entropy(net(of.x_B[6:]), of.labels_B[6:], reduction="sum") / 9
+        apart = dsne_loss(e_L, of.labels_B[6:], e_S, y_S, margin=1.0).sum() / 9
+        alone = MeanTeacher(mse_consistency, plain_targets()).costs(made.student, made.teacher, of)
+        assert costs.classification.item() == pytest.approx((0.75 * ce + 0.25 * apart).item(), rel=1e-4)
+        assert costs.consistency.item() == pytest.approx(alone.consistency.item(), rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("arrays", "said"),
+        [
+            (None, "learn.source_path"),
+            ({"x": np.zeros((4, 5))}, "wanted an .npz with x and y"),
+            ({"x": np.zeros((4, 6)), "y": np.zeros(4, int)}, "got float64 (4, 6)"),
+            ({"x": np.zeros((4, 5)), "y": np.full(4, 3)}, "from 0 to 2"),
+            ({"x": np.zeros((4, 5)), "y": np.zeros(4)}, "whole numbers"),
+        ],
+    )
+    def test_a_source_that_does_not_fit_is_a_config_error(self, tmp_path, arrays, said):
+        """With the key, the file and what was found."""
+        path = tmp_path / "source.npz"
+        if arrays is not None:
+            np.savez(path, **arrays)
+
+        with pytest.raises(ConfigError) as raised:
+            make_trainee(MLP, settings(method="dsne", source_path=str(path)), CPU)
+
+        assert said in str(raised.value)
+
+
+EVERY = [
+    {"method": "mean_teacher", "align": "labels", "gate": "softmatch"},
+    {"method": "mean_teacher", "logit_distance": 0.01, "optimizer": "adamw"},
+    {"method": "ict", "align": "uniform", "gate": "freematch", "temperature": 0.5, "mixup_beta": 0.5},
+    {"method": "pi"},
+    {"method": "temporal_ensembling", "ensemble_slots": 32},
+    {"method": "supervised", "mixup_beta": 0.5, "label_smoothing": 0.1},
+]
+
+
+class TestInTheLearner:
+    def learner(self, changed: dict[str, object]) -> Learner:
+        options = {"noise": "auto", "noise_std": 0.1, "rampup_labels": 6, "twin_every": 1} | changed
+        return Learner(MLP, settings(**options))
+
+    def batch(self, step: int, *, nan: bool = False) -> MicroBatch:
+        rng = np.random.default_rng(step)
+        x = rng.normal(size=(12, 5)).astype(np.float32)
+        if nan:
+            x[0] = np.nan
+        y = np.arange(4) % 3
+        keys = np.concatenate((rng.permutation(20)[:8], np.arange(30, 34)))
+        return MicroBatch(x[:8], 8, x[8:], y, 4, [f"{step}"], keys)
+
+    @pytest.mark.parametrize("changed", EVERY, ids=lambda c: f"{c['method']}-{len(c)}")
+    def test_a_restart_equals_no_restart(self, changed):
+        """I3, also across a step that was skipped: nothing that a method remembers is lost or half-done."""
+        without, with_one = self.learner(changed), self.learner(changed)
+        for step in range(1, 5):
+            for learner in (without, with_one):
+                learner.learn(self.batch(step, nan=step == 3))
+        again = self.learner(changed)
+        again.load_state({name: array.copy() for name, array in with_one.state().items()})
+
+        for step in range(5, 9):
+            for learner in (without, again):
+                learner.learn(self.batch(step))
+
+        one, other = without.state(), again.state()
+        assert one.keys() == other.keys()
+        assert [name for name in one if not np.array_equal(one[name], other[name])] == []
+        assert all(np.isfinite(array).all() for array in one.values())
+
+    def test_what_another_method_remembered_is_left_behind(self):
+        """One changes the method in the config and goes on with the weights."""
+        first = self.learner(EVERY[2])
+        first.learn(self.batch(1))
+        for changed in EVERY:
+            then = self.learner(changed | {"optimizer": "sgd"})
+            then.load_state(first.state())
+            then.learn(self.batch(2))
+            assert math.isfinite(then.read_costs().classification)
+
+    def test_the_weight_is_ramped_by_labels_where_there_are_few(self):
+        """Min of both ramps: six labels to the peak, one a step."""
+        learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0})
+        weights = []
+        for step in range(1, 8):
+            learner.learn(self.batch(step))
+            weights.append(learner.read_costs().consistency_weight)
+
+        assert weights[0] == pytest.approx(2.0 * math.exp(-5 * (1 - 1 / 6) ** 2))
+        assert weights[-1] == 2.0
+        assert weights == sorted(weights)
+
+
+def test_a_network_without_a_linear_end_is_named(monkeypatch):
+    """Methods that need an embedding say so when they are made."""
+    with pytest.raises(ConfigError, match="ends with a linear layer of 4 outputs"):
+        Embedding(nn.Sequential(nn.Linear(5, 3)), classes=4, method="dsne")
+
+
+def test_settings_are_the_fields_of_the_config():
+    """Every key of [learn] reaches the learner."""
+    from streamlearn.config import LearnConfig  # noqa: PLC0415
+
+    assert set(LearnConfig.model_fields) | {"twin_every", "bank_decays"} == set(LearnSettings.__dataclass_fields__)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)

@@ -1,0 +1,248 @@
+"""Noise for images, each kind against a few lines that know nothing of how it is done."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from streamlearn.learn.noise.image import colour, cutout, resized_crop, shift
+
+GRID = torch.arange(2 * 3 * 6 * 7, dtype=torch.float32).reshape(2, 3, 6, 7)
+ALL = {
+    "shift": shift(2, flip=True),
+    "crop": resized_crop(0.3),
+    "colour": colour(0.5),
+    "cutout": cutout(3),
+}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(count: int, channels: int = 3, height: int = 9, width: int = 8) -> torch.Tensor:
+    """Channels-last, as the learner's are."""
+    x = torch.rand((count, channels, height, width), generator=seeded(5))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def by_hand(x, rows: int, columns: int, mirrored: bool):
+    """One image padded by reflection and cut at an offset, the slow way."""
+    padded = torch.nn.functional.pad(x[None], (2, 2, 2, 2), mode="reflect")[0]
+    cut = padded[:, 2 + rows : 2 + rows + x.shape[1], 2 + columns : 2 + columns + x.shape[2]]
+    return cut.flip(2) if mirrored else cut
+
+
+class TestEach:
+    @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_keeps_shape_dtype_and_layout_and_its_input(self, noise, channels):
+        """float32, channels-last, so that nothing is copied again; one row alone is a batch too."""
+        for count in (1, 5):
+            x = pictures(count, channels)
+            before = x.clone()
+
+            view = noise(x, seeded())
+
+            assert view.shape == x.shape, count
+            assert view.dtype == torch.float32
+            assert view.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(x, before)
+
+    @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
+    def test_is_a_function_of_the_generator_alone(self, noise):
+        """The same seed, the same view; the next call, another; torch's own generator is not asked."""
+        x, generator, global_state = pictures(6), seeded(1), torch.get_rng_state()
+
+        first, second = noise(x, generator), noise(x, generator)
+
+        assert torch.equal(first, noise(x, seeded(1)))
+        assert not torch.equal(first, second)
+        assert torch.equal(global_state, torch.get_rng_state())
+
+    @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
+    def test_draws_for_each_image_by_itself(self, noise):
+        """The same image many times does not become the same view many times."""
+        views = noise(pictures(1).expand(40, -1, -1, -1), seeded())
+
+        assert len({view.contiguous().numpy().tobytes() for view in views}) > 10
+
+    @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
+    def test_is_the_same_whatever_the_range_of_the_pixels(self, noise):
+        """Pixels from 0 to 1 and standardised ones: the view of 3 x - 2 is 3 times that of x, minus 2."""
+        x = pictures(6)
+
+        torch.testing.assert_close(noise(3.0 * x - 2.0, seeded()), 3.0 * noise(x, seeded()) - 2.0)
+
+    @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
+    def test_leaves_an_even_image_as_it_is(self, noise):
+        """There is nothing to move, nothing to change, and the cover has its colour."""
+        x = torch.full((8, 3, 9, 8), 0.25)
+
+        torch.testing.assert_close(noise(x, seeded()), x)
+
+
+class TestShift:
+    def test_is_a_reflected_shift_and_a_mirror_of_each_image(self):
+        """Every view equals one of the 5 x 5 x 2 that can be cut by hand, and images move apart from each other."""
+        x = GRID[:1].expand(200, 3, 6, 7)
+        possible = {
+            by_hand(GRID[0], rows, columns, mirrored).numpy().tobytes()
+            for rows in range(-2, 3)
+            for columns in range(-2, 3)
+            for mirrored in (False, True)
+        }
+
+        views = shift(2, flip=True)(x, seeded())
+
+        seen = {view.contiguous().numpy().tobytes() for view in views}
+        assert seen <= possible
+        assert len(seen) > 40
+
+    def test_of_nothing_is_the_image(self):
+        """Nothing asked, nothing moved."""
+        assert torch.equal(shift(0, flip=False)(GRID, seeded()), GRID)
+
+    def test_larger_than_the_image_stays_inside(self):
+        """A reflection cannot reach further than the other edge."""
+        view = shift(64, flip=True)(GRID, seeded())
+
+        assert view.shape == GRID.shape
+        assert torch.isin(view, GRID).all()
+
+
+def bilinear(image: np.ndarray, row: float, column: float) -> float:
+    """The value at a place between pixel centres; outside of them, that of the edge."""
+    row, column = (min(max(at, 0.0), size - 1.0) for at, size in zip((row, column), image.shape, strict=True))
+    top, left = min(int(row), image.shape[0] - 2), min(int(column), image.shape[1] - 2)
+    down, right = row - top, column - left
+    upper = image[top, left] * (1 - right) + image[top, left + 1] * right
+    lower = image[top + 1, left] * (1 - right) + image[top + 1, left + 1] * right
+    return float(upper * (1 - down) + lower * down)
+
+
+class TestResizedCrop:
+    HEIGHT, WIDTH = 12, 10
+
+    def crops(self, scale: float, count: int = 60):
+        """Views of an image whose first two channels say where a pixel came from; the third is a picture."""
+        x = pictures(1, 3, self.HEIGHT, self.WIDTH).expand(count, -1, -1, -1).clone()
+        x[:, 0] = torch.arange(self.HEIGHT, dtype=torch.float32)[:, None]
+        x[:, 1] = torch.arange(self.WIDTH, dtype=torch.float32)
+        return x, resized_crop(scale)(x, seeded(3))
+
+    def parts(self, views) -> np.ndarray:
+        """Of each view (top, height, left, width) of the part that was cut, in pixels, read from inner pixels."""
+        rows, columns = views[:, 0, :, 0].double().numpy(), views[:, 1, 0, :].double().numpy()
+        found = []
+        for centres, size in ((rows, self.HEIGHT), (columns, self.WIDTH)):
+            pitch = (centres[:, 7] - centres[:, 2]) / 5
+            # Pixel j of the view is at (j + .5) / size of the part; a pixel's centre is half a pixel into it.
+            found += [centres[:, 2] + 0.5 - 2.5 * pitch, pitch * size]
+        return np.stack(found, axis=1)
+
+    def test_has_the_size_and_the_place_that_were_asked_for(self):
+        """30 to 100 % of the area (less only where the edges cut), nearly the image's own aspect, inside the image."""
+        _, views = self.crops(0.3, count=400)
+        top, height, left, width = self.parts(views).T
+        share_height, share_width = height / self.HEIGHT, width / self.WIDTH
+
+        area, aspect = share_height * share_width, share_width / share_height
+        assert area.min() == pytest.approx(0.3, abs=0.02)
+        assert 0.9 < area.max() <= 1.0 + 1e-5
+        assert aspect.min() == pytest.approx(3 / 4, abs=0.02)
+        assert aspect.max() == pytest.approx(4 / 3, abs=0.02)
+        assert top.min() >= -1e-4
+        assert left.min() >= -1e-4
+        assert (top + height).max() <= self.HEIGHT + 1e-4
+        assert (left + width).max() <= self.WIDTH + 1e-4
+        freedom = (self.HEIGHT - height) > 1.0
+        place = top[freedom] / (self.HEIGHT - height)[freedom]
+        assert place.min() < 0.1
+        assert place.max() > 0.9
+        assert place.mean() == pytest.approx(0.5, abs=0.06)
+
+    def test_is_bilinear(self):
+        """Each pixel of the picture is the one at its place, by hand."""
+        x, views = self.crops(0.3, count=5)
+        picture = x[0, 2].numpy()
+
+        for view, (top, height, left, width) in zip(views, self.parts(views), strict=True):
+            wanted = [
+                [
+                    bilinear(
+                        picture,
+                        top + (row + 0.5) * height / self.HEIGHT - 0.5,
+                        left + (column + 0.5) * width / self.WIDTH - 0.5,
+                    )
+                    for column in range(self.WIDTH)
+                ]
+                for row in range(self.HEIGHT)
+            ]
+            np.testing.assert_allclose(view[2].numpy(), wanted, atol=1e-3)
+
+    def test_of_the_whole_is_the_image_in_its_middle_sizes(self):
+        """Of all the area the part can only be the image, but for its aspect."""
+        area = np.prod(self.parts(self.crops(1.0)[1])[:, [1, 3]], axis=1) / (self.HEIGHT * self.WIDTH)
+
+        assert area.min() > 3 / 4
+
+
+class TestColour:
+    def by_hand(self, x: np.ndarray, saturation: float, contrast: float, shift: float) -> np.ndarray:
+        """One image after the other, as the definition says."""
+        deviation = x.std()
+        if len(x) == 3:
+            grey = 0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]
+            x = grey + saturation * (x - grey)
+        mean = (0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]).mean() if len(x) == 3 else x.mean()
+        return mean + contrast * (x - mean) + shift * deviation
+
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_is_saturation_contrast_and_brightness(self, channels):
+        """For some factors within the strength, each view is what they make by hand."""
+        x = pictures(30, channels)
+        views = colour(0.4)(x, seeded()).double().numpy()
+
+        factors = []
+        for view, image in zip(views, x.double().numpy(), strict=True):
+            # Three unknowns: what saturation multiplies, what contrast multiplies, and the shift.
+            weights = np.array([0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels)
+            grey = np.tensordot(weights, image, 1)
+            terms = [np.broadcast_to(grey, image.shape), np.ones(image.shape)]
+            terms = [image, *terms] if channels == 3 else [image, terms[1]]
+            solved, *_ = np.linalg.lstsq(np.stack([term.ravel() for term in terms], 1), view.ravel(), rcond=None)
+            # image * c s + grey * c (1 - s) + offset, or image * c + offset
+            contrast = solved[0] + solved[1] if channels == 3 else solved[0]
+            saturation = solved[0] / contrast if channels == 3 else 1.0
+            shift = (solved[-1] - (1.0 - contrast) * grey.mean()) / image.std()
+            np.testing.assert_allclose(self.by_hand(image, saturation, contrast, shift), view, atol=1e-5)
+            factors.append((saturation - 1.0, contrast - 1.0, shift))
+
+        spread = np.abs(factors).max(axis=0)
+        assert (spread <= 0.4 + 1e-4).all()
+        assert (spread[1:] > 0.3).all()
+        assert (spread[0] > 0.3) == (channels == 3)
+
+
+class TestCutout:
+    def test_covers_one_square_with_the_mean_of_each_channel(self):
+        """4 x 4 pixels, less where it hangs over an edge; centres are anywhere, corners included."""
+        x = pictures(500, 3, 9, 8)
+        views = cutout(4)(x, seeded())
+
+        corners = set()
+        for image, view in zip(x, views, strict=True):
+            rows, columns = torch.nonzero((view != image).any(dim=0), as_tuple=True)
+            square = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+            height, width = view[0][square].shape
+            assert 2 <= height <= 4
+            assert 2 <= width <= 4
+            wanted = image.clone()
+            for channel in range(3):
+                wanted[channel][square] = image[channel].mean()
+            torch.testing.assert_close(view, wanted)
+            corners.add((int(rows.min()), int(columns.min()), height, width))
+        # Centres in 9 rows x 8 columns: 9 x 8 squares, of which those cut at an edge differ in size.
+        assert len(corners) == 72

@@ -1,0 +1,76 @@
+"""Recent samples: a bounded ring whose draws a restart repeats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from streamlearn.learn.recent import RecentSamples
+from streamlearn.records import Schema
+
+SCHEMA = Schema((2,), np.dtype(np.uint8), ("a", "b"))
+
+
+def samples(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    keys = np.arange(first, first + count)
+    return np.stack((keys % 256, keys // 256), axis=1).astype(np.uint8), keys
+
+
+def drawn(recent: RecentSamples, step: int, rows: int = 4) -> list[int]:
+    x = np.zeros((rows, 2), np.uint8)
+    keys = recent.draw_into(x, step)
+    np.testing.assert_array_equal(x[: len(keys)], samples(0, 0)[0] if not len(keys) else np.stack(
+        (keys % 256, keys // 256), axis=1))  # fmt: skip
+    return keys.tolist()
+
+
+class TestRecentSamples:
+    @pytest.mark.parametrize("chunk", [1, 3, 7, 10, 25])
+    def test_holds_the_newest(self, chunk):
+        """Whatever the size of what comes in, larger than the ring too."""
+        recent = RecentSamples(10, SCHEMA, seed=1)
+        for first in range(0, 50, chunk):
+            recent.add(*samples(first, chunk))
+        last = (49 // chunk + 1) * chunk
+
+        assert len(recent) == 10
+        assert sorted(drawn(recent, 1, rows=10)) == list(range(last - 10, last))
+
+    def test_draws_each_once_and_others_at_another_step(self):
+        """By chance of the step alone."""
+        recent = RecentSamples(100, SCHEMA, seed=1)
+        recent.add(*samples(0, 100))
+
+        one, again, other = drawn(recent, 5, 50), drawn(recent, 5, 50), drawn(recent, 6, 50)
+
+        assert one == again != other
+        assert len(set(one)) == 50
+
+    def test_gives_no_more_than_it_has(self):
+        """A stream that has just begun."""
+        recent = RecentSamples(100, SCHEMA, seed=1)
+        recent.add(*samples(0, 3))
+
+        assert sorted(drawn(recent, 1, rows=8)) == [0, 1, 2]
+
+    @pytest.mark.parametrize("count", [0, 4, 10, 13])
+    def test_goes_on_after_a_restart_as_without(self, count):
+        """Empty, half full, full to the brim, and turned."""
+        one, other = RecentSamples(10, SCHEMA, seed=1), RecentSamples(10, SCHEMA, seed=1)
+        one.add(*samples(0, count))
+        other.load(one.state())
+        for recent in (one, other):
+            recent.add(*samples(100, 3))
+
+        assert [drawn(one, step) for step in range(5)] == [drawn(other, step) for step in range(5)]
+
+    @pytest.mark.parametrize(("size", "wanted"), [(4, range(9, 13)), (40, range(3, 13))])
+    def test_of_another_size_keeps_the_newest(self, size, wanted):
+        """One changes batch.recent_rows."""
+        one, other = RecentSamples(10, SCHEMA, seed=1), RecentSamples(size, SCHEMA, seed=1)
+        for first in range(13):
+            one.add(*samples(first, 1))
+
+        other.load(one.state())
+
+        assert sorted(drawn(other, 1, rows=40)) == list(wanted)
