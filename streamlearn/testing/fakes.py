@@ -294,14 +294,14 @@ class MemoryReader:
 
 
 class FaultyFiles(Files):
-    """A disk whose n-th operation fails, once. The count of operations is what a forgotten sync changes."""
+    """A disk whose n-th operation fails, once or from then on. Their count is what a forgotten sync changes."""
 
-    def __init__(self, *, fail_at: int) -> None:
-        self._left = fail_at
+    def __init__(self, *, fail_at: int, lasting: bool = False) -> None:
+        self._left, self._lasting = fail_at, lasting
 
     def _count(self, operation: str) -> None:
         self._left -= 1
-        if self._left == 0:
+        if self._left == 0 or (self._lasting and self._left < 0):
             msg = f"injected fault in {operation}"
             raise OSError(errno.ENOSPC, msg)
 
@@ -314,6 +314,20 @@ class FaultyFiles(Files):
             path.write_bytes(whole[: len(whole) // 2])
             raise
         super().write(path, [whole])
+
+    def append(self, descriptor: int, line: bytes) -> int:
+        """Fails with half of the line on disk."""
+        try:
+            self._count("append")
+        except OSError:
+            super().append(descriptor, line[: len(line) // 2])
+            raise
+        return super().append(descriptor, line)
+
+    def sync_data(self, descriptor: int) -> None:
+        """As it is, or fails."""
+        self._count("sync_data")
+        super().sync_data(descriptor)
 
     def sync(self, descriptor: int) -> None:
         """As it is, or fails."""

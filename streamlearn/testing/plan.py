@@ -10,13 +10,15 @@ from typing import Literal
 from streamlearn.state.points import POINTS
 from streamlearn.testing.damage import KINDS
 
-Victim = Literal["learner", "server", "producer", "broker"]
-How = Literal["kill", "point", "term", "stop"]
+Victim = Literal["learner", "server", "producer", "broker", "disk"]
+How = Literal["kill", "point", "term", "stop", "hold", "fill"]
+TRIM = "log-trim"
+"""Of what happens while the learner is dead, what is no damage: retention takes the log past its checkpoint."""
 ONCE = ("epoch", "restore", "journal-cut", "replay", "dead-letters")
 """Operations that a life passes once, or that are rare: only the first pass is waited for."""
 MOST_PASSES = 4
 EARLY_SHARE = 0.3
-DAMAGED_SHARE = 0.15
+DAMAGED_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,10 @@ class Fault:
 
     victim: Victim
     how: How
-    """SIGKILL at some time, SIGKILL at a named place, SIGTERM, or SIGSTOP and SIGCONT later."""
+    """SIGKILL at some time, SIGKILL at a named place, SIGTERM, or SIGSTOP and SIGCONT later.
+
+    A producer may hold its labels back, and send them in another order when it is over; the disk may be full.
+    """
     after_s: float = 0.0
     """After the learner's first step in this life, or, where `early`, after its start."""
     early: bool = False
@@ -33,13 +38,16 @@ class Fault:
     point: str = ""
     nth: int = 1
     damage: str | None = None
-    """To the state folder, while the learner is dead."""
+    """To the state folder, or `TRIM`, while the learner is dead."""
 
 
-def draw_faults(seed: int, *, broker: bool = False) -> Iterator[Fault]:
-    """Faults for ever. Named places come in a shuffled round, so that each is met before any is met twice."""
+def draw_faults(seed: int, *, broker: bool = False, disk: bool = False) -> Iterator[Fault]:
+    """Faults for ever. Named places come in a shuffled round, so that each is met before any is met twice.
+
+    `broker`: there is one to kill, and its log is not ours to trim. `disk`: there is one that can be filled.
+    """
     draw = Random(f"faults/{seed}")  # noqa: S311 - a plan, no secret
-    points, damages = _rounds(POINTS, draw), _rounds(KINDS, draw)
+    points, damages = _rounds(POINTS, draw), _rounds(KINDS if broker else (*KINDS, TRIM), draw)
     choices: list[tuple[Victim, How]] = [
         ("learner", "point"),
         ("learner", "kill"),
@@ -49,9 +57,11 @@ def draw_faults(seed: int, *, broker: bool = False) -> Iterator[Fault]:
         ("learner", "stop"),
         ("server", "stop"),
         ("producer", "stop"),
+        ("producer", "hold"),
         ("broker", "kill"),
+        ("disk", "fill"),
     ]
-    weights = [50, 25, 8, 6, 3, 3, 3, 2, 10 if broker else 0]
+    weights = [50, 25, 8, 6, 3, 3, 3, 2, 4, 60 if broker else 0, 5 if disk else 0]
     while True:
         ((victim, how),) = draw.choices(choices, weights)
         point = next(points) if how == "point" else ""
@@ -62,7 +72,7 @@ def draw_faults(seed: int, *, broker: bool = False) -> Iterator[Fault]:
             how,
             after_s=draw.uniform(0.0, 0.5),
             early=draw.random() < EARLY_SHARE,
-            for_s=draw.uniform(0.2, 1.5) if how == "stop" else 0.0,
+            for_s=draw.uniform(0.2, 1.5) if how in ("stop", "hold", "fill") else 0.0,
             point=point,
             nth=1 if rare else draw.randint(1, MOST_PASSES),
             damage=next(damages) if dies and draw.random() < DAMAGED_SHARE else None,

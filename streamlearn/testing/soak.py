@@ -2,8 +2,8 @@
 
 Real processes on one folder: a learner, a server, a producer that posts to it, and the log (embedded, or a broker of
 Kafka that is killed as well). Faults come from `plan`. Then the learner reads to the end, and so does another, never
-killed, in a fresh folder, over the same log and with the same cuts: the surviving journal is copied to it. Both must
-end with the same bits, and with what `verify` reads out of the log.
+killed, in a folder of its own, over the same log and with the same cuts: the surviving journal is copied to it. Both
+must end with the same bits (`stretch`), and with what `verify` reads out of the log.
 
     python -m streamlearn.testing.soak --kills 20 --seed 1
 
@@ -22,27 +22,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any
-
-import numpy as np
 
 from streamlearn.broker import Broker, free_port
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.wiring import StatePaths
+from streamlearn.daemon.wiring import StatePaths, make_topics, open_log
 from streamlearn.records import Offsets
 from streamlearn.state.journal import read_journal
 from streamlearn.state.points import VARIABLE
 from streamlearn.state.publish import PublishedDir
-from streamlearn.testing.damage import damage, last_step
+from streamlearn.testing.damage import REFUSED, damage, last_step
+from streamlearn.testing.disk import SmallDisk, may_mount
 from streamlearn.testing.nursery import PRODUCER, Nursery
-from streamlearn.testing.plan import Fault, draw_faults
-from streamlearn.testing.verify import Verdict, differences, verify
+from streamlearn.testing.plan import TRIM, Fault, draw_faults
+from streamlearn.testing.report import Report
+from streamlearn.testing.stretch import Stretches
+from streamlearn.testing.verify import verify
 
 SETTINGS = """
 [schema]
@@ -66,6 +65,7 @@ keep_good_every_steps = 20
 [log]
 kind = "{kind}"
 partitions = 2
+on_trimmed = "skip"
 [log.kafka]
 bootstrap_servers = "{bootstrap}"
 group_id = "{name}"
@@ -84,11 +84,14 @@ port = 0
 [run]
 log_format = "json"
 """
-RECOVERY_S = 60.0
+RECOVERY_S = 180.0
 """A learner that has taken no step by then, with records to read, has not recovered."""
 PASSED_BY_S = 6.0
 """A named place that was not met by then is given up, and the process killed where it is."""
-LOG_AWAY = 1
+LOG_AWAY, STATE_BAD = 1, 3
+"""Exit codes: the log stayed away for too long; the state cannot be trusted, or not be written."""
+AGAIN_S = 0.1
+"""A supervisor's wait before it starts a learner again."""
 SHOWN_STEPS = 20
 STOP_S = 60.0
 REPLAY_S = 900.0
@@ -97,62 +100,6 @@ _POLL_S = 0.002
 
 class SoakError(AssertionError):
     """A process ended that nobody killed, or did not come back."""
-
-
-@dataclass
-class Report:
-    """What was done, and what came of it."""
-
-    seed: int
-    kills: int = 0
-    """Processes ended by SIGKILL, of all kinds."""
-    by: Counter[str] = field(default_factory=Counter)
-    """Faults by victim and kind."""
-    points: Counter[str] = field(default_factory=Counter)
-    """Kills at named places."""
-    recovery_s: list[float] = field(default_factory=list)
-    """From the start of a learner (by fork) to its next step."""
-    cold_recovery_s: list[float] = field(default_factory=list)
-    """The same where Python and torch were loaded first."""
-    verdict: Verdict = field(default_factory=Verdict)
-    different: list[str] = field(default_factory=list)
-    formed_otherwise: int = 0
-    """Steps whose teacher was published, and that a restart cut in another way, though no disk had failed."""
-    steps: int = 0
-    duration_s: float = 0.0
-
-    @property
-    def good(self) -> bool:
-        """The promise was kept."""
-        return self.verdict.good and not self.different and not self.formed_otherwise
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the last line."""
-        verdict = self.verdict
-        return {
-            "kills": self.kills,
-            "labels_lost": verdict.labels_lost,
-            "learned_twice": verdict.learned_twice,
-            "weights_equal": not self.different,
-            "formed_otherwise": self.formed_otherwise,
-            "seed": self.seed,
-            "recovery_p50_s": _quantile(self.recovery_s, 0.5),
-            "recovery_p99_s": _quantile(self.recovery_s, 0.99),
-            "cold_recovery_p50_s": _quantile(self.cold_recovery_s, 0.5),
-            "samples_lost": verdict.samples_lost,
-            "dead_letters_lost": verdict.dead_letters_lost,
-            "dead_letters_twice": verdict.dead_letters_twice,
-            "acknowledged": verdict.acknowledged,
-            "steps": self.steps,
-            "by": dict(sorted(self.by.items())),
-            "points": dict(sorted(self.points.items())),
-            "told": verdict.told + self.different,
-            "duration_s": round(self.duration_s, 1),
-        }
-
-
-def _quantile(values: list[float], share: float) -> float | None:
-    return round(float(np.quantile(values, share)), 3) if values else None
 
 
 @dataclass
@@ -202,9 +149,11 @@ class Soak:
         *,
         rate: float,
         broker: Broker | None,
+        disk: SmallDisk | None,
     ) -> None:
         """Start all of them. `later`: the faults to come, since a learner is told at its start where it dies."""
-        self._folder, self._nursery, self._report, self._rate, self._broker = folder, nursery, report, rate, broker
+        self._folder, self._nursery, self._report, self._rate = folder, nursery, report, rate
+        self._broker, self._disk = broker, disk
         self._draw = Random(f"damage/{report.seed}")  # noqa: S311
         self._port = free_port("127.0.0.1")
         self._generations = count()
@@ -212,6 +161,9 @@ class Soak:
         """Of the last steps that were published before the last death: how they were cut."""
         self.config = self.configure("killed")
         self._paths = StatePaths(self.config.state.dir)
+        self._stretches = Stretches(self.config, self.configure, self._to_end_by_fork)
+        with contextlib.closing(open_log(self.config)) as log:
+            make_topics(log, self.config)  # or the first request may come to a log without topics
         self._server = self._start_server()
         self._producer = self._start_producer()
         self._learner = self._start_learner(later)
@@ -235,6 +187,9 @@ class Soak:
             self._strike_learner(fault, later)
             return
         time.sleep(fault.after_s)
+        if fault.victim == "disk":
+            self._fill_disk(fault.for_s, later)
+            return
         if fault.victim == "broker":
             assert self._broker is not None
             self._broker.kill()
@@ -244,6 +199,11 @@ class Soak:
         child = self._server if fault.victim == "server" else self._producer
         if fault.how == "stop":
             self._pause(child, fault.for_s)
+            return
+        if fault.how == "hold":
+            child.signal(signal.SIGWINCH)
+            time.sleep(fault.for_s)
+            child.signal(signal.SIGWINCH)
             return
         self._kill(child)
         if fault.victim == "server":
@@ -265,12 +225,114 @@ class Soak:
                 self._end(self._learner, "learner")
             else:
                 self._kill(self._learner)
+        died_at_s: float | None = time.monotonic()
         self._compare_shown()
-        if fault.damage is not None and damage(self._paths, fault.damage, self._draw):
+        self._stretches.look()
+        if fault.damage is not None and self._spoil(fault.damage):
             self._report.by[f"damage-{fault.damage}"] += 1
-            if fault.damage.startswith("journal"):
-                self._shown = {}
-        self._learner = self._start_learner(later)
+            died_at_s = None  # what was done meanwhile is no part of a recovery
+        self._learner = self._start_learner(later, died_at_s)
+
+    def _spoil(self, kind: str) -> bool:
+        """Do it to the state folder while the learner is dead; False where there is nothing to do it to."""
+        if kind == TRIM:
+            return self._trim()
+        if kind in REFUSED:
+            return self._damage_store(kind)
+        if self._stretches.in_gap or not damage(self._paths, kind, self._draw):
+            return False
+        if kind.startswith("journal"):
+            self._shown = {}
+        return True
+
+    def _trim(self) -> bool:
+        """Retention passes the checkpoint. First, the stretch that ends here is held together."""
+        if self._stretches.in_gap or last_step(self._paths.journal) == 0:
+            return False
+        others = self._server, self._producer
+        for other in others:
+            other.signal(signal.SIGSTOP)  # so that a copy is of one moment
+        try:
+            self._report.different += self._stretches.compare_copies()
+        finally:
+            for other in others:
+                other.signal(signal.SIGCONT)
+        deadline = time.monotonic() + RECOVERY_S
+        time.sleep(self._draw.uniform(0.2, 0.5))
+        while not self._stretches.trim():  # until something has come that nobody has learned
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(AGAIN_S)
+        self._report.lost = len(self._stretches.trimmed.lost)
+        return True
+
+    def _damage_store(self, kind: str) -> bool:
+        """A learner must refuse it, and name the way out, which is taken then; or nobody uses that page."""
+        data, kept, output = self._paths.store / "data.mdb", self._folder / "kept.mdb", self._folder / "learner.log"
+        if not data.exists():
+            return False
+        shutil.copyfile(data, kept)
+        damage(self._paths, kind, self._draw)
+        told_from = output.stat().st_size
+        self._learner = self._start_learner([])
+        while self._learner.poll() is None and not self._look_for_a_step():
+            if time.monotonic() - self._started_at_s > RECOVERY_S:
+                msg = f"{kind}: the learner neither refused the store nor took a step: {self._tail()}"
+                raise SoakError(msg)
+            time.sleep(_POLL_S)
+        if (code := self._learner.poll()) is None:
+            self._report.by[f"{kind}-unused"] += 1
+            self._kill(self._learner)
+            return True
+        told = output.read_bytes()[told_from:].decode(errors="replace")
+        if code != STATE_BAD or "begin anew" not in told:
+            msg = f"{kind}: the learner ended with {code}, and named no way out: {told[-2000:]}"
+            raise SoakError(msg)
+        shutil.copyfile(kept, data)
+        return True
+
+    def _fill_disk(self, for_s: float, later: list[Fault]) -> None:
+        """No page more for a while. A learner may end, saying why; it is started again, as by a supervisor.
+
+        When there is room again it must learn on. Then it is killed, and the next one is told where to die.
+        """
+        assert self._disk is not None
+        self._disk.fill()
+        filled_at_s = time.monotonic()
+        self._outlive_full_disk(lambda: time.monotonic() - filled_at_s > for_s)
+        self._disk.free()
+        step = last_step(self._paths.journal)
+        self._outlive_full_disk(lambda: last_step(self._paths.journal) > step)
+        self._strike_learner(Fault("learner", "kill"), later)
+
+    def _outlive_full_disk(self, done: Callable[[], bool]) -> None:
+        since_s = time.monotonic()
+        while not done():
+            if (code := self._learner.poll()) is not None:
+                self._note_end_on_full_disk(code)
+                time.sleep(AGAIN_S)
+                self._learner = self._start_learner([])
+            if self._server.poll() == LOG_AWAY:  # started while the log could not be opened
+                self._report.by["server-ended-on-full-disk"] += 1
+                self._server = self._start_server()
+            if self._producer.poll() == LOG_AWAY:
+                self._producer = self._start_producer()
+            if time.monotonic() - since_s > RECOVERY_S:
+                msg = f"no step since the disk had room again: {self._tail()}"
+                raise SoakError(msg)
+            time.sleep(_POLL_S)
+
+    def _note_end_on_full_disk(self, code: int) -> None:
+        if code == -signal.SIGKILL:  # it met the place where it was told to die
+            self._report.by["learner-point-on-full-disk"] += 1
+            self._report.kills += 1
+        elif code == LOG_AWAY and self._broker is not None:
+            self._report.by["learner-ended-without-log"] += 1
+        elif code in (LOG_AWAY, STATE_BAD) and "free " in self._tail():
+            self._report.by["learner-ended-on-full-disk"] += 1
+        else:
+            msg = f"the learner ended on a full disk with {code}, and did not say what to do: {self._tail()}"
+            raise SoakError(msg)
 
     def _compare_shown(self) -> None:
         """After a death: what was shown before the one before is cut as it was; note what has been shown since."""
@@ -278,8 +340,10 @@ class Soak:
         step = 0 if published is None else published.step
         first = min([*self._shown, step])
         cuts = dict(read_journal(self._paths.journal, max(0, first - SHOWN_STEPS)))
-        self._report.formed_otherwise += sum(cuts.get(shown) != cut for shown, cut in self._shown.items())
-        self._shown = {shown: cut for shown, cut in cuts.items() if step - SHOWN_STEPS < shown <= step}
+        if not self._stretches.in_gap:  # what was shown before a gap cannot be formed again
+            self._report.formed_otherwise += sum(cuts.get(shown) != cut for shown, cut in self._shown.items())
+        shown = range(step - SHOWN_STEPS + 1, step + 1) if not self._stretches.in_gap else range(0)
+        self._shown = {each: cut for each, cut in cuts.items() if each in shown}
 
     def _die_at(self, fault: Fault) -> None:
         """Wait until the learner has killed itself where it was told to."""
@@ -322,12 +386,13 @@ class Soak:
 
     # -- processes
 
-    def _start_learner(self, later: list[Fault]) -> Child:
+    def _start_learner(self, later: list[Fault], died_at_s: float | None = None) -> Child:
+        """Start one; `died_at_s` is when the one before did, where what lies between is its recovery."""
         self._later = list(later)
         armed = next((each for each in later if each.victim == "learner" and each.how != "stop"), None)
         environ = {VARIABLE: f"{armed.point}:{armed.nth}"} if armed and armed.how == "point" else {}
         self._step_before, self._started_at_s = last_step(self._paths.journal), time.monotonic()
-        self._stepped = False
+        self._died_at_s, self._stepped = died_at_s, False
         return self._fork(["learn", "--config", str(self._folder / "killed.toml")], "learner", environ)
 
     def _start_server(self) -> Child:
@@ -347,7 +412,8 @@ class Soak:
         """Whether the learner has taken a step since its start; the first time, note how long that took."""
         if not self._stepped and last_step(self._paths.journal) > self._step_before:
             self._stepped = True
-            self._report.recovery_s.append(time.monotonic() - self._started_at_s)
+            if self._died_at_s is not None:
+                self._report.recovery_s.append(time.monotonic() - self._died_at_s)
         return self._stepped
 
     def _lives(self) -> bool:
@@ -385,14 +451,9 @@ class Soak:
             msg = f"the learner ended with {code}: {self._tail()}"
             raise SoakError(msg)
         self._by_hand("killed", REPLAY_S)
-        reference = self.configure("never-killed")
-        there, here = self.config.state.dir, reference.state.dir
-        for name in ("log", "journal"):
-            if (there / name).exists():
-                shutil.copytree(there / name, here / name)
-        self._by_hand("never-killed", REPLAY_S)
-        self._report.verdict = verify(self.config, self.notes)
-        self._report.different = differences(self.config, reference)
+        self._report.lost = len(self._stretches.trimmed.lost)
+        self._report.verdict = verify(self.config, self.notes, self._stretches.trimmed)
+        self._report.different += self._stretches.compare(self.config)
         self._report.steps = last_step(self._paths.journal)
 
     def cold(self, later: list[Fault]) -> None:
@@ -422,6 +483,13 @@ class Soak:
                 msg = f"the learner that reads {name} to the end ended with {code}: {self._tail()}"
                 raise SoakError(msg)
 
+    def _to_end_by_fork(self, name: str) -> None:
+        """Have a learner without faults read all there is."""
+        arguments = ["learn", "--config", str(self._folder / f"{name}.toml"), "--until-end"]
+        if (code := self._fork(arguments, "learner", {}).wait(REPLAY_S)) != 0:
+            msg = f"the learner that reads {name} to the end ended with {code}: {self._tail()}"
+            raise SoakError(msg)
+
     @contextlib.contextmanager
     def _started(self, name: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
         command = [sys.executable, "-m", "streamlearn", "learn", "--config", str(self._folder / f"{name}.toml"), *flags]
@@ -437,9 +505,20 @@ class Soak:
 
 
 def soak(
-    folder: Path, *, kills: int, seed: int, rate: float = 150.0, cold: int = 0, kafka: bool = False, say: bool = False
+    folder: Path,
+    *,
+    kills: int,
+    seed: int,
+    rate: float = 150.0,
+    cold: int = 0,
+    kafka: bool = False,
+    broker_kills: int = 0,
+    most_s: float = 86400.0,
+    say: bool = False,
 ) -> Report:
-    """Kill so many processes, and report. `cold` learners are started by hand, and measured.
+    """Kill so many processes, `broker_kills` brokers at least among them, or as many as `most_s` allows, and report.
+
+    `cold` learners are started by hand, and measured.
 
     Raises:
         SoakError: a process ended that nobody killed, or did not come back.
@@ -447,13 +526,18 @@ def soak(
     report, began_s = Report(seed), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as ends:
-        broker = ends.enter_context(Broker(folder / "broker")) if kafka else None
+        broker = ends.enter_context(Broker(folder / "broker", start_timeout_s=RECOVERY_S)) if kafka else None
+        disk = ends.enter_context(SmallDisk(folder / "killed")) if may_mount(folder) else None
+        if disk is None:
+            report.by["disk-cannot-be-filled"] = 1  # we may not mount one
         nursery = ends.enter_context(Nursery())
-        faults = draw_faults(seed, broker=kafka)
+        faults = draw_faults(seed, broker=kafka, disk=disk is not None)
         ahead = [next(faults) for _ in range(50)]  # so far ahead there is surely one for the learner
-        running = Soak(folder, nursery, report, ahead, rate=rate, broker=broker)
+        running = Soak(folder, nursery, report, ahead, rate=rate, broker=broker, disk=disk)
         told = 0
-        while report.kills < kills:
+        while report.kills < kills or report.by["broker-kill"] < broker_kills:
+            if time.monotonic() - began_s > most_s:
+                break
             if len(report.cold_recovery_s) < cold * report.kills / kills:
                 running.cold(ahead)
             fault = ahead.pop(0)
@@ -475,11 +559,22 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=150.0, help="samples a second")
     parser.add_argument("--cold", type=int, default=0, help="learners that are started by hand, and measured")
     parser.add_argument("--kafka", action="store_true", help="a real broker, which is killed as well")
+    parser.add_argument("--broker-kills", type=int, default=0, help="at least so many of the kills, with --kafka")
+    parser.add_argument("--minutes", type=float, default=1440.0, help="fewer kills, where they would take longer")
     parser.add_argument("--folder", type=Path, help="kept; else a temporary one")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # or a disk would stay mounted
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="streamlearn-soak-"))
     report = soak(
-        folder, kills=asked.kills, seed=asked.seed, rate=asked.rate, cold=asked.cold, kafka=asked.kafka, say=True
+        folder,
+        kills=asked.kills,
+        seed=asked.seed,
+        rate=asked.rate,
+        cold=asked.cold,
+        kafka=asked.kafka,
+        broker_kills=asked.broker_kills,
+        most_s=60.0 * asked.minutes,
+        say=True,
     )
     print(json.dumps(report.as_dict()))  # noqa: T201 - the command's answer
     if report.good and asked.folder is None:

@@ -1,7 +1,7 @@
 """Reads the log alone, recomputes what must have been learned of it, and holds that against what a learner left behind.
 
-It shares nothing with the learner but the codec. Of a log without a gap, with corrections = "last" and horizons that
-never pass:
+It shares nothing with the learner but the codec. With corrections = "last" and horizons that never pass, of all records
+but those that retention took before they were learned, which are counted as trimmed:
 
     each sample id once, its further records counted as duplicate ids, what cannot be decoded dead-lettered
     each label record once; of a sample the last by log time and position counts, and it is learned
@@ -26,13 +26,13 @@ from streamlearn.labels import LabelState, LabelStatus
 from streamlearn.labels.view import LedgerView
 from streamlearn.log.base import Log
 from streamlearn.log.codec import read_dead_letter
-from streamlearn.records import Label, Offsets, Position, Record
+from streamlearn.records import Label, Offsets, Position, Record, Sample
 from streamlearn.state.checkpoint import Checkpoint, load_newest
 from streamlearn.state.journal import read_journal
 from streamlearn.state.status import read_status
+from streamlearn.testing.retention import Trimmed, records_of
 
 NEVER = -1
-_PAGE_RECORDS = 2000
 _MOST_TOLD = 20
 
 
@@ -49,6 +49,9 @@ class Logged:
     unreadable: set[str] = field(default_factory=set)
     dead_letters: Counter[str] = field(default_factory=Counter)
     """By the position of the bad record."""
+    everything: dict[Position, tuple[str, int]] = field(default_factory=dict)
+    """Id and class (-1 of a sample) of each record that could be decoded, lost ones too."""
+    trimmed: Trimmed = field(default_factory=Trimmed)
 
     @property
     def label_records(self) -> int:
@@ -56,38 +59,44 @@ class Logged:
         return sum(map(len, self.labels.values()))
 
 
-def read_log(config: Config) -> Logged:
-    """Read all of samples, labels and dead letters."""
-    topics, codec, found = config.log.topics, make_codec(config), Logged()
+def read_log(config: Config, trimmed: Trimmed | None = None) -> Logged:
+    """Read all of samples, labels and dead letters, and what retention took of the first two."""
+    topics, codec, found = config.log.topics, make_codec(config), Logged(trimmed=trimmed or Trimmed())
+    lost = found.trimmed.lost
     with closing(open_log(config)) as log:
-        for record in _records(log, topics.samples, found.ends):
-            found.sample_records += 1
+        samples, labels = _records(log, topics.samples, found), _records(log, topics.labels, found)
+        for record in itertools.chain(samples, labels):
+            position, is_sample = record.position, record.position.topic == topics.samples
+            found.sample_records += is_sample and position not in lost
             try:
-                found.samples.setdefault(codec.decode_sample(record).sample_id, record.position)
+                item = codec.decode_sample(record) if is_sample else codec.decode_label(record)
             except RecordError:
-                found.unreadable.add(str(record.position))
-        for record in _records(log, topics.labels, found.ends):
-            try:
-                label = codec.decode_label(record)
-                found.labels[label.sample_id].append(label)
-            except RecordError:
-                found.unreadable.add(str(record.position))
-        for record in _records(log, topics.dead_letters, {}):
-            found.dead_letters[str(read_dead_letter(record).record.position)] += 1
-    for labels in found.labels.values():
-        labels.sort(key=lambda label: (label.timestamp_s, label.position))
+                if position not in lost:
+                    found.unreadable.add(str(position))
+                continue
+            found.everything[position] = item.sample_id, NEVER if isinstance(item, Sample) else item.class_index
+            if position in lost:
+                continue
+            if isinstance(item, Sample):
+                found.samples.setdefault(item.sample_id, position)
+            else:
+                found.labels[item.sample_id].append(item)
+        for partition, end in log.end_offsets(topics.dead_letters).items():
+            for record in records_of(log, partition, 0, end):
+                found.dead_letters[str(read_dead_letter(record).record.position)] += 1
+    for of_one in found.labels.values():
+        of_one.sort(key=lambda label: (label.timestamp_s, label.position))
     return found
 
 
-def _records(log: Log, topic: str, ends: Offsets) -> Iterator[Record]:
+def _records(log: Log, topic: str, found: Logged) -> Iterator[Record]:
+    beginnings = log.beginning_offsets(topic)
     for partition, end in sorted(log.end_offsets(topic).items()):
-        ends[partition] = end
-        offset = log.beginning_offsets(topic)[partition]
-        assert offset == 0, f"{topic}: the log was trimmed, and nobody can say what was in it"
-        while offset < end:
-            page = log.read(partition, offset, _PAGE_RECORDS)
-            yield from page
-            offset = page[-1].position.offset + 1
+        found.ends[partition] = end
+        taken = found.trimmed.records[partition]
+        assert len(taken) >= beginnings[partition], f"{partition} was trimmed, and nobody can say what was in it"
+        yield from taken
+        yield from records_of(log, partition, len(taken), end)
 
 
 @dataclass
@@ -120,38 +129,32 @@ class Verdict:
                 self.told.append(f"{what} {count}: {told}")
 
 
-def verify(config: Config, notes: Iterable[Path]) -> Verdict:
+def verify(config: Config, notes: Iterable[Path], trimmed: Trimmed | None = None) -> Verdict:
     """Hold what a learner that has read all left in the state folder against the log."""
-    logged, verdict, paths = read_log(config), Verdict(), StatePaths(config.state.dir)
+    logged, verdict, paths = read_log(config, trimmed), Verdict(), StatePaths(config.state.dir)
     _check_notes(logged, notes, verdict, config)
     _check_journal(logged, paths, verdict, config.log.topics.labels)
     checkpoint, status = load_newest(paths.checkpoints), read_status(paths.heartbeat)
     assert checkpoint is not None, "there is no checkpoint"
     assert status is not None, "there is no heartbeat"
-    _check_accounts(logged, checkpoint, status["ledger"], verdict)
+    _check_accounts(logged, checkpoint, status["ledger"], verdict, config.log.topics.samples)
     _check_labels(logged, LedgerView(paths.store, config.schema_.build()), checkpoint.step, verdict)
     verdict.add("dead_letters_lost", len(logged.unreadable - logged.dead_letters.keys()), "no dead letter of them")
-    verdict.add("learned_twice", len(logged.dead_letters.keys() - logged.unreadable), "dead letters of good records")
+    good = {str(position) for position in logged.everything}
+    verdict.add("learned_twice", len(logged.dead_letters.keys() & good), "dead letters of good records")
     verdict.dead_letters_twice = sum(count - 1 for count in logged.dead_letters.values())
     return verdict
 
 
 def _check_notes(logged: Logged, notes: Iterable[Path], verdict: Verdict, config: Config) -> None:
-    """What was acknowledged is in the log, as it was sent."""
-    labels = {label.position: label for of_one in logged.labels.values() for label in of_one}
+    """What was acknowledged is in the log, or was until retention took it, as it was sent."""
     for line in whole_lines(notes):
         topic, partition, offset, sample_id, class_index = line.split(" ")
-        position = Position(topic, int(partition), int(offset))
+        there = logged.everything.get(Position(topic, int(partition), int(offset)))
         verdict.acknowledged += 1
-        if topic == config.log.topics.labels:
-            label = labels.get(position)
-            same = label is not None and (label.sample_id, label.class_index) == (sample_id, int(class_index))
-            verdict.add("labels_lost", not same, f"{line} was acknowledged; the log holds {label}")
-        else:
-            there = logged.samples.get(sample_id)
-            end = logged.ends[position.topic_partition]
-            same = there is not None and there.topic_partition == position.topic_partition and position.offset < end
-            verdict.add("samples_lost", not same, f"{line} was acknowledged; the log has it at {there}")
+        lost = "labels_lost" if topic == config.log.topics.labels else "samples_lost"
+        same = there == (sample_id, int(class_index))
+        verdict.add(lost, not same, f"{line} was acknowledged; the log holds {there}")
 
 
 def whole_lines(notes: Iterable[Path]) -> Iterator[str]:
@@ -173,7 +176,9 @@ def _check_journal(logged: Logged, paths: StatePaths, verdict: Verdict, labels_t
         verdict.add(what, end - before[partition], f"no step has the end of {partition}")
 
 
-def _check_accounts(logged: Logged, checkpoint: Checkpoint, ledger: dict[str, int], verdict: Verdict) -> None:
+def _check_accounts(
+    logged: Logged, checkpoint: Checkpoint, ledger: dict[str, int], verdict: Verdict, samples_topic: str
+) -> None:
     """Totals, against those of the log."""
     accounts = checkpoint.extra["accounts"]
     repeated = [
@@ -182,14 +187,17 @@ def _check_accounts(logged: Logged, checkpoint: Checkpoint, ledger: dict[str, in
         for earlier, later in itertools.pairwise(labels)
     ]
     joined = logged.labels.keys() & logged.samples.keys()
+    samples_lost = sum(position.topic == samples_topic for position in logged.trimmed.lost)
     wanted: list[tuple[str, int, int]] = [
         ("samples_read", accounts["samples_read"], logged.sample_records),
         ("samples_learned", accounts["samples_learned"], len(logged.samples)),
         ("samples_dead_lettered", accounts["samples_dead_lettered"], len(logged.unreadable)),
+        ("samples_trimmed", accounts["samples_trimmed"], samples_lost),
+        ("labels_trimmed", accounts["labels_trimmed"], len(logged.trimmed.lost) - samples_lost),
         ("labels_read", accounts["labels_read"], logged.label_records),
         ("ledger.read", ledger["read"], logged.label_records),
         ("ledger.samples_read", ledger["samples_read"], len(logged.samples)),
-        ("ledger.joined", ledger["joined"], len(joined)),
+        ("ledger.joined", ledger["joined"] + ledger["expired"], len(joined)),
         ("ledger.trained", ledger["trained"], len(joined)),
         ("ledger.waiting", ledger["waiting"], len(logged.labels.keys() - logged.samples.keys())),
         ("ledger.duplicate", ledger["duplicate"], len(repeated) - sum(repeated)),
@@ -209,21 +217,28 @@ def _check_labels(logged: Logged, view: LedgerView, last_step: int, verdict: Ver
             same = status is not None and status.sample_position == position
             verdict.add("samples_lost", not same, f"{sample_id} at {position} is known as {status}")
         for sample_id, labels in logged.labels.items():
-            status, known = view.get(sample_id), sample_id in logged.samples
-            told = f"{sample_id}: the log says {labels[-1]}, the ledger {status}"
-            verdict.add("labels_lost", not _is_learned(status, labels, last_step, known=known), told)
+            status, sample = view.get(sample_id), logged.samples.get(sample_id)
+            taken = sample is not None and sample.offset < logged.trimmed.beginnings.get(sample.topic_partition, 0)
+            told = f"{sample_id} at {sample}: the log says {labels[-1]}, the ledger {status}"
+            good = _is_learned(status, labels, last_step, known=sample is not None, may_expire=taken)
+            verdict.add("labels_lost", not good, told)
 
 
-def _is_learned(status: LabelStatus | None, labels: list[Label], last_step: int, *, known: bool) -> bool:
+def _is_learned(
+    status: LabelStatus | None, labels: list[Label], last_step: int, *, known: bool, may_expire: bool
+) -> bool:
+    """The label that counts is learned; where retention took the sample's payload before it came, it may be expired."""
     last = labels[-1]
     if status is None or (status.class_index, status.label_position) != (last.class_index, last.position):
         return False
     if not known:
         return status.state is LabelState.WAITING
+    if may_expire and status.state is LabelState.EXPIRED:
+        return True
     return 1 <= (status.first_trained_step or NEVER) <= last_step
 
 
-def differences(config: Config, other: Config) -> list[str]:
+def differences(config: Config, other: Config, trimmed: Trimmed | None = None) -> list[str]:
     """In what two learners of the same log ended apart: the name of each array, account, offset or label."""
     a, b = (load_newest(StatePaths(each.state.dir).checkpoints) for each in (config, other))
     assert a is not None, config.state.dir
@@ -239,7 +254,7 @@ def differences(config: Config, other: Config) -> list[str]:
         if left != right
     ]
     found += [name for name in a.arrays.keys() & b.arrays.keys() if _bits(a.arrays[name]) != _bits(b.arrays[name])]
-    logged, schema = read_log(config), config.schema_.build()
+    logged, schema = read_log(config, trimmed), config.schema_.build()
     with (
         closing(LedgerView(StatePaths(config.state.dir).store, schema)) as one,
         closing(LedgerView(StatePaths(other.state.dir).store, schema)) as two,

@@ -15,6 +15,7 @@ from support import until
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.state.points import VARIABLE
 from streamlearn.testing.damage import last_step
 from streamlearn.testing.nursery import Nursery
 from streamlearn.testing.soak import write_config
@@ -51,8 +52,14 @@ class Room:
                     log.append("labels", [codec.encode_label(f"s{number}", number % 4)])
         self.sent += samples
 
-    def start(self, *flags: str) -> int:
-        return self.nursery.start(["learn", "--config", str(self.folder / "shared.toml"), *flags], self.output)
+    def start(self, *flags: str, stopped_at: str | None = None) -> int:
+        """Its process id. `stopped_at`: a place where it stops itself."""
+        environ = {} if stopped_at is None else {VARIABLE: f"{stopped_at}:stop"}
+        return self.nursery.start(["learn", "--config", str(self.folder / "shared.toml"), *flags], self.output, environ)
+
+    @staticmethod
+    def stands_still(pid: int) -> bool:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def code(self, pid: int) -> int:
         until(lambda: self.nursery.poll(pid) is not None, "the end of a learner", 60.0)
@@ -102,6 +109,29 @@ def test_a_learner_that_wakes_up_after_its_successor_writes_nothing(room: Room) 
     assert "has taken this state folder over" in room.output.read_text()
     assert room.content() == before
     # What the successor left is whole: a third one reads on, and all is learned once.
+    assert room.code(room.start("--until-end")) == 0, room.output.read_text()
+    assert verify(room.config, []).told == []
+
+
+@pytest.mark.parametrize("stopped_at", ["ledger-flush.begin:4", "ledger-flush.begin:6", "journal-append.end:5"])
+def test_what_an_older_learner_has_not_flushed_yet_never_reaches_the_store(room: Room, stopped_at: str) -> None:
+    """It stops between the sync of its journal and the flush of its ledger, or in the middle of a step.
+
+    Steps are in its memory, and stay there, though it may read pages that are its successor's by now.
+    """
+    room.send(60)
+    older = room.start(stopped_at=stopped_at)
+    until(lambda: room.stands_still(older), "the first learner to stop", 60.0)
+    assert last_step(room.paths.journal) >= 1, "there is something to flush"
+    room.lose_locks()
+    room.send(40)
+    assert room.code(room.start("--until-end")) == 0, room.output.read_text()
+    before = room.content()
+
+    os.kill(older, signal.SIGCONT)
+
+    assert room.code(older) == REFUSED, room.output.read_text()
+    assert room.content() == before
     assert room.code(room.start("--until-end")) == 0, room.output.read_text()
     assert verify(room.config, []).told == []
 

@@ -1,4 +1,4 @@
-"""The short form of `make soak`: real processes, real SIGKILLs, and nothing is lost or learned twice.
+"""The short form of `make soak`: real processes, real SIGKILLs, bad disks, and nothing is lost or learned twice.
 
 Each of the kills is a SIGKILL to a real process: half of them at a named place around a durable operation, the rest at
 some time. Processes are forked from a warm one (`streamlearn.testing.nursery`), so a life costs a third of a second;
@@ -11,17 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from streamlearn.testing.soak import Report, soak
+from streamlearn.testing.report import Report
+from streamlearn.testing.soak import soak
 
-KILLS, SEED = 30, 3
+KILLS, SEED = 30, 250
+"""This seed's faults are of each kind that is asked for below, with a disk that can be filled and without."""
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 class TestKills:
     def test_nothing_is_lost_or_learned_twice_and_no_bit_differs(self, tmp_path: Path) -> None:
         """Against the log alone, and against a learner that was never killed, over the same cuts."""
-        report = soak(tmp_path, kills=KILLS, seed=SEED)
+        report = soak(tmp_path, kills=KILLS, seed=SEED, rate=80.0)
 
         assert report.verdict.told + report.different == [], f"seed {SEED}"
         assert report.formed_otherwise == 0, f"seed {SEED}"
@@ -34,5 +36,11 @@ class TestKills:
         assert report.points.total() >= KILLS / 3
         assert report.by["learner-kill"] > 0
         assert report.by["point-not-met"] <= 2
+        assert report.by["producer-hold"] > 0
+        assert report.by["damage-store-end"] > 0
+        assert report.by["damage-store-garbage"] > 0
+        assert report.by["damage-log-trim"] > 0
+        assert report.lost > 0
+        assert report.by["disk-fill"] > 0 or report.by["disk-cannot-be-filled"] > 0
         assert report.verdict.acknowledged > 500
         assert report.steps > 50

@@ -12,7 +12,7 @@ from streamlearn.daemon.wiring import StatePaths
 from streamlearn.records import TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of, save_checkpoint
 from streamlearn.state.journal import Journal, read_journal
-from streamlearn.testing.damage import damage, last_step
+from streamlearn.testing.damage import REFUSED, damage, last_step
 
 A = TopicPartition("samples", 0)
 
@@ -75,3 +75,35 @@ def test_a_damaged_checkpoint_is_no_file_less(paths: StatePaths) -> None:
     damage(paths, "checkpoint-end", Random(1))
 
     assert path_of(paths.checkpoints, 6).exists()
+
+
+def test_the_last_step_is_found_at_the_end_of_a_long_journal(paths: StatePaths) -> None:
+    """Only its end is read."""
+    journal = Journal(paths.journal, max_bytes=1 << 20)
+    journal.cut_after(8)
+    for step in range(9, 501):
+        journal.append(step, {A: step})
+    journal.close()
+
+    assert next(paths.journal.glob("*.log")).stat().st_size > 10_000
+    assert last_step(paths.journal) == 500
+
+
+def test_a_store_loses_its_end_or_a_page(paths: StatePaths) -> None:
+    """And nothing else."""
+    paths.store.mkdir()
+    data, content = paths.store / "data.mdb", bytes(10 * 4096)
+    data.write_bytes(content)
+
+    assert damage(paths, "store-garbage", Random(1))
+
+    found = data.read_bytes()
+    assert len(found) == len(content)
+    assert sum(found[at : at + 4096] != bytes(4096) for at in range(0, len(found), 4096)) == 1
+    assert damage(paths, "store-end", Random(1))
+    assert data.stat().st_size < len(content)
+
+
+def test_there_may_be_no_store(paths: StatePaths) -> None:
+    """A learner that died before it made one."""
+    assert not any(damage(paths, kind, Random(1)) for kind in REFUSED)

@@ -6,11 +6,11 @@ from itertools import islice
 
 from streamlearn.state.points import POINTS
 from streamlearn.testing.damage import KINDS
-from streamlearn.testing.plan import Fault, draw_faults
+from streamlearn.testing.plan import TRIM, Fault, draw_faults
 
 
-def faults(seed: int, count: int, *, broker: bool = False) -> list[Fault]:
-    return list(islice(draw_faults(seed, broker=broker), count))
+def faults(seed: int, count: int, *, broker: bool = False, disk: bool = False) -> list[Fault]:
+    return list(islice(draw_faults(seed, broker=broker, disk=disk), count))
 
 
 def test_a_seed_gives_the_same_faults() -> None:
@@ -30,7 +30,7 @@ def test_only_a_dead_learner_is_damaged() -> None:
     """A file that changes under a live process is another promise."""
     damaged = [fault for fault in faults(1, 1000) if fault.damage]
 
-    assert {fault.damage for fault in damaged} == set(KINDS)
+    assert {fault.damage for fault in damaged} == {*KINDS, TRIM}
     assert all(fault.victim == "learner" and fault.how in ("kill", "point") for fault in damaged)
 
 
@@ -38,3 +38,15 @@ def test_a_broker_is_struck_only_where_there_is_one() -> None:
     """An embedded log has none."""
     assert not any(fault.victim == "broker" for fault in faults(1, 300))
     assert any(fault.victim == "broker" for fault in faults(1, 300, broker=True))
+
+
+def test_the_log_of_a_broker_is_not_trimmed() -> None:
+    """Nobody but the broker can say what was in it."""
+    assert any(fault.damage == TRIM for fault in faults(1, 300))
+    assert not any(fault.damage == TRIM for fault in faults(1, 1000, broker=True))
+
+
+def test_a_disk_is_filled_only_where_there_is_a_small_one() -> None:
+    """Not that of whoever runs the tests."""
+    assert not any(fault.victim == "disk" for fault in faults(1, 300))
+    assert any(fault.victim == "disk" for fault in faults(1, 300, disk=True))
