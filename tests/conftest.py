@@ -1,6 +1,6 @@
 """Fixtures that many tests share, and the rule that a skipped test can be made a failure.
 
-STREAMLEARN_TEST_KAFKA=host:port names a broker to test against; without it one is started for the session.
+STREAMLEARN_TEST_KAFKA=host:port names a broker to test against; without it each process of the session starts one.
 STREAMLEARN_FORBID_SKIPS=1 fails the session when anything was skipped, and a test whose broker could not be had.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,11 @@ with warnings.catch_warnings():
 
 SKIPS_FORBIDDEN = os.environ.get("STREAMLEARN_FORBID_SKIPS") == "1"
 GOOD = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-SKIPPED = pytest.StashKey[list[str]]()
-NO_BROKER = pytest.StashKey[str]()
+NO_BROKER = "NO KAFKA: its tests did not run: "
 
 
 @pytest.fixture(scope="session")
-def kafka_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of a real Apache Kafka; tests of one session share it, so their topics need names of their own."""
     given = os.environ.get("STREAMLEARN_TEST_KAFKA")
     if given:
@@ -40,10 +39,9 @@ def kafka_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     try:
         broker.start()
     except (ConfigError, LogUnavailableError) as error:
-        request.config.stash[NO_BROKER] = str(error)
         if SKIPS_FORBIDDEN:
             pytest.fail(f"no Kafka to test against, and skips are forbidden: {error}")
-        pytest.skip(f"NO KAFKA, its tests do not run: {error}")
+        pytest.skip(f"{NO_BROKER}{error}")
     try:
         yield broker.bootstrap_servers
     finally:
@@ -62,42 +60,41 @@ def log_path(tmp_path: Path) -> Path:
     return tmp_path / "log" / "log.sqlite3"
 
 
+class Skips:
+    """What was skipped. It hears of tests by their reports, which pytest-xdist brings from its workers."""
+
+    def __init__(self) -> None:
+        self._skipped: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember what was skipped; an expected failure is none."""
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self._skipped[report.nodeid] = str(report.longrepr)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """The same for a file that is skipped whole."""
+        if report.skipped:
+            self._skipped[report.nodeid] = str(report.longrepr)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Where skips are forbidden, a skip is a failure."""
+        if SKIPS_FORBIDDEN and self._skipped and session.exitstatus in GOOD:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say loudly, at the end, what did not run."""
+        for reason in self._skipped.values():
+            if NO_BROKER in reason:
+                line = reason[reason.index(NO_BROKER) :].rstrip("')")
+                terminalreporter.write_line(line, red=True, bold=True)
+                break
+        if SKIPS_FORBIDDEN and self._skipped:
+            line = f"SKIPS ARE FORBIDDEN, and {len(self._skipped)} were skipped: {', '.join([*self._skipped][:5])}"
+            terminalreporter.write_line(line, red=True, bold=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the list of what was skipped."""
-    config.stash[SKIPPED] = []
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember what was skipped; an expected failure is none."""
-    report = yield
-    if report.skipped and not hasattr(report, "wasxfail"):
-        item.config.stash[SKIPPED].append(report.nodeid)
-    return report
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(
-    collector: pytest.Collector,
-) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """The same for a file that is skipped whole."""
-    report = yield
-    if report.skipped:
-        collector.config.stash[SKIPPED].append(report.nodeid)
-    return report
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Where skips are forbidden, a skip is a failure."""
-    if SKIPS_FORBIDDEN and session.config.stash[SKIPPED] and session.exitstatus in GOOD:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say loudly, at the end, what did not run."""
-    skipped = config.stash[SKIPPED]
-    if NO_BROKER in config.stash:
-        terminalreporter.write_line(f"NO KAFKA: its tests did not run: {config.stash[NO_BROKER]}", red=True, bold=True)
-    if SKIPS_FORBIDDEN and skipped:
-        line = f"SKIPS ARE FORBIDDEN, and {len(skipped)} were skipped: {', '.join(skipped[:5])}"
-        terminalreporter.write_line(line, red=True, bold=True)
+    """Listen where all reports come together."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Skips())

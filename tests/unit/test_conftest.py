@@ -21,21 +21,24 @@ CASES = {
 NO_BROKER = "import sys\nsys.modules['jgo'] = None\n"
 
 
-def run(folder: Path, case: str, *, forbidden: bool) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, case: str, *, forbidden: bool, jobs: int = 0) -> subprocess.CompletedProcess[str]:
     """Run one case under this project's conftest, where no broker can be had."""
     shutil.copy(CONFTEST, folder / "conftest.py")
     (folder / "conftest.py").write_text(CONFTEST.read_text() + NO_BROKER)
     (folder / "test_case.py").write_text(CASES[case])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMLEARN_")}
     environment |= {"STREAMLEARN_FORBID_SKIPS": "1"} if forbidden else {}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(jobs), str(folder)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
+@pytest.mark.parametrize("jobs", [0, 2])
 @pytest.mark.parametrize("case", ["skips", "skips at collection", "wants a broker"])
-def test_a_skip_is_a_failure_where_skips_are_forbidden(tmp_path: Path, case: str) -> None:
-    """Wherever it happens, and the summary says so."""
-    done = run(tmp_path, case, forbidden=True)
+def test_a_skip_is_a_failure_where_skips_are_forbidden(tmp_path: Path, case: str, jobs: int) -> None:
+    """Wherever it happens, in another process too, and the summary says so."""
+    done = run(tmp_path, case, forbidden=True, jobs=jobs)
 
     assert done.returncode == 1, done.stdout
     assert "FORBIDDEN" in done.stdout.upper()
@@ -47,9 +50,10 @@ def test_what_is_no_skip_passes_where_skips_are_forbidden(tmp_path: Path, case: 
     assert run(tmp_path, case, forbidden=True).returncode == 0
 
 
-def test_a_missing_broker_is_one_loud_line_where_skips_are_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_a_missing_broker_is_one_loud_line_where_skips_are_allowed(tmp_path: Path, jobs: int) -> None:
     """At the end, where it is seen, with the reason."""
-    done = run(tmp_path, "wants a broker", forbidden=False)
+    done = run(tmp_path, "wants a broker", forbidden=False, jobs=jobs)
 
     assert done.returncode == 0
     assert "1 skipped" in done.stdout
