@@ -137,7 +137,48 @@ class TestCompose:
 
         assert settings["cap_drop"] == ["ALL"]
         assert settings["security_opt"] == ["no-new-privileges:true"]
-        assert settings.get("read_only", False) is (settings["image"] == "streamlearn:latest")
+        assert settings.get("read_only", False) is (service != "kafka")
+
+    @pytest.mark.parametrize("service", sorted(SERVICES))
+    def test_no_service_takes_the_machine_with_it(self, service: str) -> None:
+        """Memory and processes are bounded, and so is what is written to memory as files."""
+        settings = SERVICES[service]
+
+        assert re.search(r"\d+g", settings["mem_limit"])
+        assert 0 < settings["pids_limit"] <= 1024
+        assert all(":size=" in mount for mount in settings.get("tmpfs", []))
+
+    @pytest.mark.parametrize("service", ["streamlearn", "simulate"])
+    def test_ours_run_as_the_user_of_the_image(self, service: str) -> None:
+        """Whatever image is named in its place."""
+        assert SERVICES[service]["user"] == "10001:10001"
+
+
+class TestSecrets:
+    def test_the_file_obeys_the_compose_specification(self) -> None:
+        """As the file that it stands beside."""
+        check(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.secrets.yml")
+
+    def test_each_role_has_its_token_and_none_stands_in_the_environment(self, tmp_path: Path) -> None:
+        """With both files' variables, and the secrets where compose mounts them, the config holds four tokens."""
+        secrets = yaml.safe_load((DEPLOY / "compose.secrets.yml").read_text())
+        service = secrets["services"]["streamlearn"]
+        environ = {**environment_of("streamlearn"), **service["environment"]}
+        mounted = {name: value for name, value in environ.items() if value.startswith("/run/secrets/")}
+        for value in mounted.values():
+            (tmp_path / Path(value).name).write_text(f"secret of {Path(value).name}\n")
+            environ |= {name: str(tmp_path / Path(path).name) for name, path in mounted.items()}
+
+        serve = load_config(CONTAINER_CONFIG, environ=environ).serve
+
+        assert (
+            sorted(service["secrets"]) == sorted(secrets["secrets"]) == sorted(Path(v).name for v in mounted.values())
+        )
+        assert not serve.insecure
+        tokens = {name: getattr(serve, name) for name in service["secrets"]}
+        assert {name: token.get_secret_value() for name, token in tokens.items()} == {
+            name: f"secret of {name}" for name in tokens
+        }
 
 
 class TestPrometheus:
@@ -187,6 +228,7 @@ ACCURACY = (
 SKIPPED = 'streamlearn_steps_skipped_total{instance="a", process="learner", reason="nonfinite"}'
 READ = 'streamlearn_records_read_total{instance="a", process="learner", topic="samples"}'
 DEAD = 'streamlearn_dead_letters_total{instance="a", process="learner", reason="bad_shape"}'
+THINNED = 'streamlearn_records_total{instance="a", process="learner", topic="samples", outcome="thinned"}'
 TRIMMED = 'streamlearn_trimmed_records_total{instance="a", process="learner", topic="samples"}'
 REQUESTS = 'streamlearn_http_request_duration_seconds_count{{instance="a", route="{}", status="{}"}}'
 PREDICT_OK, PREDICT_503 = REQUESTS.format("/predict", "200"), REQUESTS.format("/predict", "503")
@@ -238,6 +280,8 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
     "the learner has nothing to read": ({UP: "1x60", LAST_STEP: "0+60x30 1800x30", LAG: "0x60"}, []),
     "the learner falls behind": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+1000x60"}, ["StreamlearnLagGrowing"]),
     "a small lag grows": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+100x60"}, []),
+    "samples are passed by": ({UP: "1x60", THINNED: "0+600x60"}, ["StreamlearnSamplesThinned"]),
+    "some were once": ({UP: "1x60", THINNED: "0x10 600x50"}, []),
     "the learner catches up": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "200000-1000x60"}, []),
     "losses are not finite": ({UP: "1x60", SKIPPED: "0x50 5x10"}, ["StreamlearnNonFiniteSteps"]),
     "the world changes": ({UP: "1x60", ACCURACY: "0.9x35 0.5x25"}, ["StreamlearnAccuracyDropped"]),
