@@ -9,7 +9,7 @@ share of the largest class among held-out samples, of the classes that had label
     wrong-labels    40 % of the labels say another class
     no-labels       labels end, and 50,000 samples come without any
     nan-burst       NaN in binary and null in JSON, in a row; nothing but dead letters may come of it
-    wild-burst      finite floats of 1e30, with labels, that overflow inside a network without a normaliser
+    wild-burst      floats of 1e19, about the largest that a record may hold, with labels
     drifted-units   floats of 1e15, with labels: finite everywhere, and the end of plain running statistics
     constant        a quarter as usual, then one and the same input with the labels of what it should have been
 
@@ -111,8 +111,8 @@ def nan_burst(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
 
 
 def wild_burst(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """Every feature 1e30, of either sign."""
-    return _with_burst(data, rng, lengths, 1e30)
+    """Every feature 1e19, of either sign."""
+    return _with_burst(data, rng, lengths, 1e19)
 
 
 def drifted_units(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:

@@ -2,14 +2,21 @@
 
 A server process follows a published conv net; the clients are threads with kept-alive connections in this process, on
 the same cores. The limit measured in the same run is `/health/live`: what HTTP itself costs here.
+
+Then the same while another process saves checkpoints, one after the other, and publishes a new teacher five times a
+second, as a learner would that has nothing else to do: what that costs the slowest answers. The rounds alternate.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +27,8 @@ from streamlearn.broker import free_port
 from streamlearn.config import load_config
 from streamlearn.daemon.wiring import StatePaths, model_spec
 from streamlearn.models.build import build
+from streamlearn.records import Array
+from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
 from streamlearn.state.publish import Publisher
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 28, 28), dtype=np.uint8).tobytes()
@@ -56,26 +65,85 @@ def latencies_ms(port: int, route: str, *, clients: int, requests: int) -> tuple
     return round(float(p50), 3), round(float(p99), 3), round(rate)
 
 
+PUBLISHED_EVERY_S = 0.2
+COPIES, MEMORY_ROWS = 8, 5_000
+"""In a checkpoint: networks and moments of the optimizer; images of the labelled memory."""
+
+
+def make_publisher(path: Path) -> tuple[Publisher, dict[str, Array], dict[str, str]]:
+    """Who publishes for that config, with weights and header."""
+    config = load_config(path)
+    spec = model_spec(config)
+    weights: dict[str, Array] = {key: value.numpy() for key, value in build(spec).state_dict().items()}
+    publisher = Publisher(StatePaths(config.state.dir).published, keep=2, clock=time.time)
+    return publisher, weights, {"model_spec": spec.to_json()}
+
+
+def save_and_publish(path: Path) -> None:
+    """For ever, as a learner would that has nothing else to do."""
+    publisher, weights, header = make_publisher(path)
+    folder = StatePaths(load_config(path).state.dir).checkpoints
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {f"{n}.{name}": array for n in range(COPIES) for name, array in weights.items()}
+    arrays["memory.x"] = np.zeros((MEMORY_ROWS, 1, 28, 28), np.uint8)
+    step, published_at_s, saves = int(time.time() * 10), 0.0, 0
+    while True:
+        save_checkpoint(folder, Checkpoint(saves % 2, {}, arrays, {}))
+        saves += 1
+        if time.monotonic() - published_at_s >= PUBLISHED_EVERY_S:
+            step, published_at_s = step + 1, time.monotonic()
+            publisher.publish(step, weights, header)
+
+
+@contextlib.contextmanager
+def saving_and_publishing(path: Path) -> Iterator[None]:
+    """Another process does."""
+    with subprocess.Popen([sys.executable, __file__, "--save", str(path)]) as process:
+        try:
+            deadline = time.monotonic() + 120.0
+            folder = StatePaths(load_config(path).state.dir).checkpoints
+            began_s = time.time()
+            while not any(file.stat().st_mtime > began_s for file in folder.glob("*.ckpt")):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield
+        finally:
+            process.kill()
+
+
+def while_saving(path: Path, port: int, requests: int) -> dict[str, float]:
+    """The p99 of /predict, one client, in alternating rounds without and with saves and publications beside it."""
+    rounds: dict[bool, list[float]] = {False: [], True: []}
+    for saving in (False, True, False, True):
+        with saving_and_publishing(path) if saving else contextlib.nullcontext():
+            _, p99, rate = latencies_ms(port, "/predict", clients=1, requests=requests)
+        rounds[saving].append(p99)
+        tell(f"/predict, one client, {'saving and publishing' if saving else 'alone'}: p99 {p99} ms, {rate} a second")
+    alone, beside = (float(np.mean(rounds[saving])) for saving in (False, True))
+    return {"p99_alone_ms": alone, "p99_saving_ms": beside}
+
+
 def main() -> None:
-    """Print latencies and the ratio to the no-op."""
+    """Print latencies, and the ratios to the no-op and to p99 with nothing beside it."""
+    if "--save" in sys.argv:
+        save_and_publish(Path(sys.argv[-1]))
     requests = 800 if arguments(__doc__ or "").quick else 6_400
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         port = free_port("127.0.0.1")
         path = write_config(Path(name) / "streamlearn.toml", kind="embedded", port=port)
-        config = load_config(path)
-        spec = model_spec(config)
-        weights = {key: value.numpy() for key, value in build(spec).state_dict().items()}
-        publisher = Publisher(StatePaths(config.state.dir).published, keep=2, clock=time.time)
-        publisher.publish(1, weights, {"model_spec": spec.to_json()})
+        publisher, weights, header = make_publisher(path)
+        publisher.publish(1, weights, header)
         with running("serve", "--config", path, output=Path(name) / "server.log"):
-            wait_ready(f"http://127.0.0.1:{port}/health/ready?require_learner=false")
+            wait_ready(f"http://127.0.0.1:{port}/health/ready?require_learner=false", 300.0)
             found = {}
             for clients in (1, 16):
                 for route in ("/health/live", "/predict"):
                     latencies_ms(port, route, clients=clients, requests=160)
                     found[route, clients] = latencies_ms(port, route, clients=clients, requests=requests)
                     tell(f"{route} with {clients} clients: p50, p99 in ms and requests/s: {found[route, clients]}")
+            beside = while_saving(path, port, requests)
     figures(
         predict_p50_ms=found["/predict", 1][0],
         predict_p99_ms=found["/predict", 1][1],
@@ -83,6 +151,8 @@ def main() -> None:
         predict_p99_ms_16=found["/predict", 16][1],
         predict_over_noop_p50=round(found["/predict", 1][0] / found["/health/live", 1][0], 2),
         predict_over_noop_rate_16=round(found["/predict", 16][2] / found["/health/live", 16][2], 2),
+        predict_p99_ms_saving=round(beside["p99_saving_ms"], 3),
+        predict_p99_saving_over_alone=round(beside["p99_saving_ms"] / beside["p99_alone_ms"], 2),
     )
 
 
