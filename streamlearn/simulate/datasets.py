@@ -1,13 +1,16 @@
 """Labelled data sets that are at hand without a download, as arrays in the file's order.
 
 Sources: scikit-learn's digits and two moons; Fashion-MNIST from the files of Debian's package dataset-fashion-mnist;
-the Statlog shuttle (normal against anomalous) in river's wheel; any .npz file with `x` and `y`.
+the Statlog shuttle (normal against anomalous) in river's wheel; a drifting mixture that river generates, which wants
+the file's order; any .npz file with `x` and `y`.
 Libraries that only one data set needs are imported when it is asked for.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
+import itertools
 import math
 import struct
 import zipfile
@@ -43,6 +46,7 @@ DTYPES = ("uint8", "int8", "int16", "int32", "float16", "float32", "float64")
 """What a sample may be made of."""
 
 _SPLIT_SEED = 0
+_RBF_SAMPLES, _RBF_CENTROIDS, _RBF_SPEED = 30_000, 20, 7e-5
 _IDX_TYPES = {2049: 1, 2051: 3}
 
 
@@ -156,6 +160,28 @@ def _shuttle() -> Dataset:
     return Dataset(
         "shuttle", x, y, classes, suggested=_suggest(x, classes, model={"factory": "mlp", "normalise": True})
     )
+
+
+@functools.cache
+def _rbf_drift() -> Dataset:
+    """Gaussian clusters that move (MOA's RandomRBFDrift): 4 classes of some of 20 clusters, in the order of time."""
+    from river.datasets.synth import RandomRBFDrift  # noqa: PLC0415
+
+    clusters = RandomRBFDrift(
+        seed_model=_SPLIT_SEED,
+        seed_sample=_SPLIT_SEED,
+        n_classes=4,
+        n_features=20,
+        n_centroids=_RBF_CENTROIDS,
+        n_drift_centroids=_RBF_CENTROIDS,
+        change_speed=_RBF_SPEED,
+    )
+    rows = [(list(features.values()), y) for features, y in itertools.islice(clusters, _RBF_SAMPLES)]
+    x = np.array([features for features, _ in rows], np.float32)
+    y = np.array([y for _, y in rows], np.int64)
+    classes = tuple(str(n) for n in range(4))
+    suggested = _suggest(x, classes, model={"factory": "mlp", "normalise": True})
+    return Dataset("rbf-drift", x, y, classes, suggested=suggested)
 
 
 def _fashion_mnist(folder: Path | None) -> Dataset:
@@ -282,6 +308,11 @@ def _as_settings(table: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {value!r}" for key, value in table.items())
 
 
-_LOADERS: Mapping[str, Callable[[], Dataset]] = {"digits": _digits, "moons": _moons, "shuttle": _shuttle}
-NAMES = ("digits", "fashion-mnist", "shuttle", "moons")
+_LOADERS: Mapping[str, Callable[[], Dataset]] = {
+    "digits": _digits,
+    "moons": _moons,
+    "shuttle": _shuttle,
+    "rbf-drift": _rbf_drift,
+}
+NAMES = ("digits", "fashion-mnist", "shuttle", "moons", "rbf-drift")
 """Data sets that have a name."""

@@ -6,6 +6,7 @@ START (0 if not said) up to but without END (for ever if not said):
     rotate:90@30000             turn images by so many degrees, counter-clockwise
     noise:0.3@30000             add Gaussian noise; 1 is the data set's own standard deviation
     permute-labels@30000-60000  every class takes the place of another
+    prior:10@30000              samples are drawn anew with unequal classes: the commonest is 10 times the rarest
     none                        nothing
 
 A concept that comes back is a drift with an END.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from streamlearn.errors import ConfigError
@@ -28,15 +30,16 @@ from streamlearn.simulate.datasets import Classes, Dataset
 MAX_DRIFTS = 100
 
 _SPEC = re.compile(r"([a-z-]+?)(?::(-?[0-9]+(?:\.[0-9]+)?))?(?:@([0-9]{1,18})(?:-([0-9]{1,18}))?)?", re.ASCII)
-_VALUES = {"rotate": (-360.0, 360.0), "noise": (0.0, 100.0)}
-_WANTED = "wanted rotate:DEGREES, noise:STD, permute-labels or none, with @START or @START-END after it"
+_KINDS = ("rotate", "noise", "permute-labels", "prior")
+_VALUES = {"rotate": (-360.0, 360.0), "noise": (0.0, 100.0), "prior": (1.0, 1e6)}
+_WANTED = "wanted rotate:DEGREES, noise:STD, permute-labels, prior:RATIO or none, with @START or @START-END after it"
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
     """One change, of the samples numbered `start` up to but without `end`."""
 
-    kind: Literal["rotate", "noise", "permute-labels"]
+    kind: Literal["rotate", "noise", "permute-labels", "prior"]
     value: float = 0.0
     start: int = 0
     end: int | None = None
@@ -65,7 +68,7 @@ def _parse_one(text: str) -> Drift | None:
     kind, value, start, end = match.groups()
     if text == "none":
         return None
-    if kind not in ("rotate", "noise", "permute-labels") or (value is not None) != (kind in _VALUES):
+    if kind not in _KINDS or (value is not None) != (kind in _VALUES):
         raise ConfigError(f"drift {text!r:.80}: {_WANTED}")
     number = float(value or 0)
     low, high = _VALUES.get(kind, (0.0, 0.0))
@@ -101,14 +104,44 @@ class World:
                 x = rotate(x, drift.value)
             elif drift.kind == "noise":
                 x = self._with_noise(x, drift.value, index)
-            else:
+            elif drift.kind == "permute-labels":
                 y = int(self._permutation[y])
         return x, y
+
+    def rows(self, rows_N: npt.NDArray[np.int64], y: Classes, *, first: int) -> npt.NDArray[np.int64]:
+        """Which rows, of classes y, are shown as the samples numbered from `first` on: those given, or drawn anew.
+
+        Under `prior` a class is drawn by `prior_of`, then a row of it: with replacement, so that a sample may come
+        again, and a class without rows never comes.
+        """
+        shown_N = rows_N
+        for drift in self._drifts:
+            if drift.kind != "prior":
+                continue
+            generator = np.random.default_rng((self._seed, 103, first))
+            weight_C = prior_of(len(self._permutation), drift.value, seed=self._seed)
+            weight_M = weight_C[y] / np.bincount(y, minlength=len(weight_C))[y]
+            drawn_N = generator.choice(len(y), len(rows_N), p=weight_M / weight_M.sum())
+            numbers = np.arange(first, first + len(rows_N))
+            holds_N = (numbers >= drift.start) & (numbers < (np.inf if drift.end is None else drift.end))
+            shown_N = np.where(holds_N, drawn_N, shown_N)
+        return shown_N
 
     def _with_noise(self, x: Array, amount: float, index: int) -> Array:
         generator = np.random.default_rng((self._seed, 101, index))
         noisy = x.astype(np.float64) + generator.normal(0.0, amount * self._std, x.shape)
         return _as_dtype(noisy, x.dtype, self._low, self._high)
+
+
+def prior_of(classes: int, ratio: float, *, seed: int) -> npt.NDArray[np.float64]:
+    """Shares of C classes that fall geometrically from the commonest to the rarest, `ratio` times less.
+
+    The profile of long-tailed benchmarks (Cui et al. 2019). The seed says which class has which place.
+    """
+    places_C = np.random.default_rng((seed, 104)).permutation(classes)
+    weight_C = np.float64(ratio) ** (-places_C / max(classes - 1, 1))
+    shares_C: npt.NDArray[np.float64] = weight_C / weight_C.sum()
+    return shares_C
 
 
 def rotate(x: Array, degrees: float) -> Array:

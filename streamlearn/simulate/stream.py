@@ -141,7 +141,7 @@ class Stream:
         number = 0
         passes = itertools.count() if self._plan.passes == 0 else range(self._plan.passes)
         for turn in passes:
-            draws = self._draw(turn)
+            draws = self._draw(turn, first=number)
             for row, label_after, inside in zip(*(array.tolist() for array in draws), strict=True):
                 yield "sample", self._sample(number, row, label_after, inside=inside)
                 while self._waiting and self._waiting[0][0] <= number:
@@ -150,7 +150,9 @@ class Stream:
         while self._waiting and not self._plan.drop_pending:
             yield "label", self._label(number - 1)
 
-    def _draw(self, turn: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def _draw(
+        self, turn: int, *, first: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """One pass: the row of each sample, its label's delay (-1 is no label), and whether the label is inside.
 
         Each kind of draw has its own generator, so that changing one setting leaves the others' draws as they were.
@@ -162,6 +164,7 @@ class Stream:
             rows = order.permutation(count)
         elif plan.order == "class-sorted":
             rows = np.argsort(plan.dataset.y, kind="stable")
+        rows = self._world.rows(rows, plan.dataset.y, first=first)
         labelled = share.random(count) < plan.label_share
         delays = np.where(labelled, plan.delay.draw(count, delay, samples_per_s=self._rate), -1)
         return rows, delays, labelled & (inline.random(count) < plan.inline_share)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.neighbors import KNeighborsClassifier
 
 from streamlearn.config import SchemaConfig
 from streamlearn.errors import ConfigError
@@ -62,12 +64,23 @@ class TestNamed:
         assert (shuttle.x.shape, int(shuttle.y.sum()), shuttle.classes[1]) == ((49_097, 9), 3511, "anomaly")
         assert shuttle.x[0].tolist() == [50, 21, 77, 0, 28, 0, 27, 48, 22]
 
-    @pytest.mark.parametrize("name", ["digits", "moons", "shuttle"])
+    def test_rbf_drift_has_clusters_that_move(self) -> None:
+        """The nearest of the first thousand samples tells the class of the next thousand, and not of the last."""
+        drift, again = load("rbf-drift"), load("rbf-drift", limit=100)
+
+        assert (drift.x.shape, drift.x.dtype, len(drift.classes)) == ((30_000, 20), np.float32, 4)
+        assert np.array_equal(drift.x[:100], again.x)
+        nearest = KNeighborsClassifier(1).fit(drift.x[:1000], drift.y[:1000])
+        soon, late = (nearest.score(drift.x[part], drift.y[part]) for part in (slice(1000, 2000), slice(-1000, None)))
+        assert soon > 0.95 > late + 0.15
+
+    @pytest.mark.parametrize("name", ["digits", "moons", "shuttle", "rbf-drift"])
     def test_suggested_settings_are_the_schema_of_the_samples(self, name: str) -> None:
         """What is suggested is valid as configuration and builds the data set's own schema."""
         dataset = load(name, limit=10)
 
-        assert SchemaConfig(**dataset.suggested["schema"]).build() == dataset.schema
+        built = SchemaConfig(**dataset.suggested["schema"]).build()
+        assert replace(built, scale=1.0) == dataset.schema, "scaling is the network's"
 
     def test_limit_keeps_the_first_samples_and_the_whole_holdout(self) -> None:
         """A short stream is scored on the same held-out part as a long one."""
@@ -86,7 +99,7 @@ class TestNamed:
 
     def test_an_unknown_name_is_answered_with_the_known_ones(self) -> None:
         """The message lists what can be asked for."""
-        with pytest.raises(ConfigError, match=r"'mnist'.*digits, fashion-mnist, shuttle, moons, or a path"):
+        with pytest.raises(ConfigError, match=r"'mnist'.*digits, fashion-mnist, shuttle, moons, rbf-drift, or a path"):
             load("mnist")
 
 
@@ -186,7 +199,7 @@ class TestNpz:
         schema = load(path).schema
 
         assert (schema.dtype, schema.dtype.isnative, schema.shape) == (np.dtype(dtype), True, shape)
-        assert SchemaConfig(**load(path).suggested["schema"]).build() == schema
+        assert replace(SchemaConfig(**load(path).suggested["schema"]).build(), scale=1.0) == schema
 
     @pytest.mark.parametrize(
         "arrays",

@@ -7,7 +7,7 @@ import pytest
 
 from streamlearn.errors import ConfigError
 from streamlearn.simulate.datasets import Dataset
-from streamlearn.simulate.drift import Drift, World, parse_drift, rotate
+from streamlearn.simulate.drift import Drift, World, parse_drift, prior_of, rotate
 
 RNG = np.random.default_rng(0)
 IMAGES = Dataset("images", RNG.integers(0, 17, (50, 3, 6, 6), np.uint8), RNG.integers(0, 4, 50), ("a", "b", "c", "d"))
@@ -22,6 +22,7 @@ class TestGrammar:
             ("rotate:90@30000", (Drift("rotate", 90, 30_000),)),
             ("rotate:-22.5", (Drift("rotate", -22.5),)),
             ("permute-labels@5-10", (Drift("permute-labels", 0, 5, 10),)),
+            ("prior:20@7", (Drift("prior", 20, 7),)),
             ("noise:0.3@2, none,permute-labels", (Drift("noise", 0.3, 2), Drift("permute-labels"))),
         ],
     )
@@ -40,6 +41,8 @@ class TestGrammar:
             "noise:-1",
             "noise",
             "permute-labels:3",
+            "prior",
+            "prior:0.5",
             "melt:1",
             "none@5",
             "rotate:90@",
@@ -126,6 +129,53 @@ class TestWorld:
 
         with pytest.raises(ConfigError, match="drift rotate"):
             World(dataset, parse_drift("rotate:90"), seed=0)
+
+
+class TestPrior:
+    def test_shares_fall_geometrically_from_the_commonest_to_the_rarest(self) -> None:
+        """8, 4, 2 and 1 of 15, whichever class has which."""
+        shares = prior_of(4, 8.0, seed=3)
+
+        assert sorted(shares * 15) == pytest.approx([1, 2, 4, 8])
+
+    def test_the_seed_says_which_class_is_common(self) -> None:
+        """Or the first class would be in all of an experiment's runs."""
+        assert len({int(prior_of(10, 20.0, seed=seed).argmax()) for seed in range(20)}) > 5
+
+    def test_classes_have_the_shares_that_were_named(self) -> None:
+        """Though the data set's own are others."""
+        y = np.repeat(np.arange(4), [700, 100, 100, 100])
+        dataset = Dataset("d", np.zeros((1000, 1), np.float32), y, ("a", "b", "c", "d"))
+        world = World(dataset, parse_drift("prior:8"), seed=0)
+
+        shown = world.rows(np.tile(np.arange(1000), 7), y, first=0)
+
+        assert np.bincount(y[shown]) / 7000 == pytest.approx(prior_of(4, 8.0, seed=0), abs=0.02)
+
+    def test_it_holds_from_its_start_up_to_its_end_and_leaves_other_rows_alone(self) -> None:
+        """Where nearly all that is drawn is of one class, and all that was given of another."""
+        world = World(TABLE, parse_drift("prior:1000000@105-110"), seed=0)
+        common = prior_of(2, 1e6, seed=0).argmax()
+        given = np.flatnonzero(common != TABLE.y)[:20]
+
+        shown = world.rows(given, TABLE.y, first=100)
+
+        assert np.array_equal(np.flatnonzero(TABLE.y[shown] == common), np.arange(5, 10))
+        assert np.array_equal(np.delete(shown, np.s_[5:10]), np.delete(given, np.s_[5:10]))
+
+    def test_the_same_pass_is_drawn_alike_and_another_anew(self) -> None:
+        """A function of (seed, number)."""
+        y, given = TABLE.y, np.arange(400)
+        world = World(TABLE, parse_drift("prior:3"), seed=0)
+
+        assert np.array_equal(world.rows(given, y, first=0), world.rows(given, y, first=0))
+        assert not np.array_equal(world.rows(given, y, first=0), world.rows(given, y, first=400))
+
+    def test_neither_samples_nor_classes_are_changed(self) -> None:
+        """Only how often they come."""
+        x, y = World(TABLE, parse_drift("prior:3"), seed=0).show(7, TABLE.x[0], 1)
+
+        assert (x is TABLE.x[0] or np.array_equal(x, TABLE.x[0]), y) == (True, 1)
 
 
 class TestRotate:

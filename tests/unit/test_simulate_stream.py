@@ -116,6 +116,15 @@ class TestOrderOfRecords:
         assert told[-6:] == ["9", "(0)", "10", "(1)", "11", "(2)"]
         assert stream.pending == 9
 
+    def test_a_change_of_the_prior_draws_rows_anew_from_its_start_on(self) -> None:
+        """Counted over the passes: here it begins in the middle of the second."""
+        plain, changed = (
+            rows_of(events(passes=2, drifts=parse_drift(drift))) for drift in ("none", f"prior:1000000@{ROWS + 6}")
+        )
+
+        assert changed[: ROWS + 6] == plain[: ROWS + 6]
+        assert len({int(DATASET.y[row]) for row in changed[ROWS + 6 :]}) == 1
+
     def test_a_delay_in_time_is_counted_by_the_rate(self) -> None:
         """Half a second at four samples a second is two samples; without a rate it is refused at once."""
         assert story(events(rate=4.0, delay=parse_delay("0.5s"))) == story(events(delay=parse_delay("2")))
