@@ -169,7 +169,8 @@ def demo(
 @app.command()
 def simulate(
     dataset: Annotated[
-        str, typer.Argument(help="digits, fashion-mnist, shuttle, moons, or the path of an .npz with x and y.")
+        str,
+        typer.Argument(help="digits, fashion-mnist, shuttle, moons, rbf-drift, or the path of an .npz with x and y."),
     ],
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -181,7 +182,9 @@ def simulate(
     order: Annotated[str, typer.Option(help="shuffle, file, or class-sorted.")] = "shuffle",
     passes: Annotated[int, typer.Option(min=1, help="Times through the data set, each with ids of its own.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Samples of a pass, at most.")] = None,
-    drift: Annotated[str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N.")] = "none",
+    drift: Annotated[
+        str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N, prior:20@N.")
+    ] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same records.")] = 0,
     parent: ParentOption = None,
 ) -> None:
@@ -218,7 +221,8 @@ def simulate(
 @app.command()
 def evaluate(
     dataset: Annotated[
-        str, typer.Argument(help="digits, fashion-mnist, shuttle, moons, or the path of an .npz with x and y.")
+        str,
+        typer.Argument(help="digits, fashion-mnist, shuttle, moons, rbf-drift, or the path of an .npz with x and y."),
     ],
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -232,7 +236,9 @@ def evaluate(
         int, typer.Option(min=10, max=1_000_000, help="Samples between two points, and in a windowed score.")
     ] = 1000,
     order: Annotated[str, typer.Option(help="shuffle, file, or class-sorted.")] = "shuffle",
-    drift: Annotated[str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N.")] = "none",
+    drift: Annotated[
+        str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N, prior:20@N.")
+    ] = "none",
     limit: Annotated[int | None, typer.Option(min=1, help="Samples of a pass, at most.")] = None,
     passes: Annotated[
         int, typer.Option(min=1, help="Times through the data set. From the second on, samples were seen before.")
@@ -248,6 +254,11 @@ def evaluate(
         Path | None, typer.Option(help="Keep the learner's state here, log and all; else it is removed.")
     ] = None,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the curves; needs `streamlearn[plot]`.")] = True,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="No stream: epochs over the data set, as papers have it. See --labels.")
+    ] = False,
+    labels: Annotated[int, typer.Option(min=2, help="With --offline: labelled samples in all, of all classes.")] = 1000,
+    epochs: Annotated[int, typer.Option(min=1, help="With --offline: times through all samples.")] = 30,
 ) -> None:
     """Learn a labelled data set as a stream, offline, as fast as it goes; print the scores and plot the curves.
 
@@ -263,9 +274,12 @@ def evaluate(
         streamlearn evaluate fashion-mnist --label-probability 0.01 --delay geometric:5000 --drift rotate:90@30000
 
         streamlearn evaluate mine.npz --config streamlearn.toml --set learn.method=supervised --out baseline
+
+        streamlearn evaluate fashion-mnist --offline --labels 500 --epochs 20 --set learn.method=pi
     """
     from streamlearn.daemon.evaluating import EvaluationPlan
-    from streamlearn.daemon.reporting import quiet, run_evaluation
+    from streamlearn.daemon.offline import OfflinePlan
+    from streamlearn.daemon.reporting import quiet, run_evaluation, run_offline
     from streamlearn.daemon.wiring import die_loudly, set_up_logs, stop_signals
 
     loaded = quiet(_load(config, overrides))
@@ -283,6 +297,11 @@ def evaluate(
         seed=seed,
         rate=rate,
     )
+    if offline:
+        once = OfflinePlan(dataset=dataset, labels=labels, epochs=epochs, limit=limit, seed=seed)
+        with stop_signals() as stopping:
+            run_offline(loaded, once, stopping, out=out)
+        return
     with stop_signals() as stopping:
         run_evaluation(loaded, plan, stopping, out=out, keep_state=keep_state, plot=plot)
 

@@ -177,7 +177,7 @@ def evaluate(
             steps=parts.learner.step,
             curves=recorder.curves,
             scores={**parts.board.report(), **parts.guarding.report()},
-            test=_held_out(parts.learner, dataset, drifts, ended_at=counts.samples - 1, seed=plan.seed),
+            test=held_out(parts.learner, dataset, drifts, ended_at=counts.samples - 1, seed=plan.seed),
         )
 
 
@@ -187,12 +187,7 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
     Raises:
         ConfigError: a setting is out of bounds, or the data would not fit on the disk.
     """
-    tables = config.model_dump(by_alias=True, exclude_unset=True)
-    for table, suggested in dataset.suggested.items():
-        given = tables.setdefault(table, {})
-        fitting = {key: value for key, value in suggested.items() if _HANGS_ON.get(key) not in given}
-        tables[table] = fitting | given
-    tables["learn"] = {"seed": plan.seed} | tables.get("learn", {})
+    tables = fitting_tables(config, dataset, plan.seed)
     samples = len(dataset.y) * plan.passes
     size_bytes = samples * (_COPIES * dataset.schema.nbytes + _OVERHEAD_BYTES)
     free_bytes = shutil.disk_usage(folder).free
@@ -211,8 +206,20 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
     tables["labels"] = tables.get("labels", {}) | {"wanted_rows": 0}
     tables["score"] = tables.get("score", {}) | {"window": plan.window}
     tables["state"] = tables.get("state", {}) | {"dir": folder}
+    tables["twin"] = tables.get("twin", {}) | {"oracle": True}
     tables["metrics"] = {"port": 0}
     return load_config(None, overrides=tables, environ={})
+
+
+def fitting_tables(config: Config, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """What the config says, and for the rest what suits the data set; the seed where the config has none."""
+    tables = config.model_dump(by_alias=True, exclude_unset=True)
+    for table, suggested in dataset.suggested.items():
+        given = tables.setdefault(table, {})
+        fitting = {key: value for key, value in suggested.items() if _HANGS_ON.get(key) not in given}
+        tables[table] = fitting | given
+    tables["learn"] = {"seed": seed} | tables.get("learn", {})
+    return tables
 
 
 @dataclass(slots=True)
@@ -281,6 +288,7 @@ class Recorder:
     def _add(self, parts: Parts) -> None:
         since, report = self._since, parts.board.report()
         oracle, observed, at_label = report["oracle"], report["at_arrival"], report["at_label"]
+        twin = oracle["twin"] or {"twin": None, "cumulative": {"twin": None}}
         now, seen = oracle["windowed"], observed["windowed"]
         low, high = at_label["interval"] or (None, None)
         self.curves.append(
@@ -291,7 +299,9 @@ class Recorder:
                 "labelled_share": since.labels / since.samples,
                 "oracle": now["accuracy"]["teacher"],
                 "oracle_student": now["accuracy"]["student"],
+                "oracle_twin": twin["twin"],
                 "oracle_cumulative": oracle["cumulative"]["accuracy"]["teacher"],
+                "oracle_twin_cumulative": twin["cumulative"]["twin"],
                 "oracle_log_loss": now["log_loss"],
                 "oracle_ece": now["ece"],
                 "observed": seen["accuracy"]["teacher"],
@@ -349,7 +359,7 @@ def _write(config: Config, stream: Stream, total: int, stopping: threading.Event
     return Counts(samples, labels, stream.pending, stream.inline)
 
 
-def _held_out(
+def held_out(
     learner: Learner, dataset: Dataset, drifts: tuple[Drift, ...], *, ended_at: int, seed: int
 ) -> dict[str, float | int | None] | None:
     """Accuracy of each network on the held-out part, shown as the world was when the stream ended."""
@@ -358,9 +368,10 @@ def _held_out(
     lasting = [replace(drift, start=0, end=None) for drift in drifts if drift.holds_at(ended_at)]
     world = World(dataset, lasting, seed=seed)
     count = len(dataset.test_y)
+    held_out_N = world.rows(np.arange(count), dataset.test_y, first=0)
     right: dict[str, int | None] = {"teacher": 0, "student": 0, "twin": 0}
     for first in range(0, count, _TEST_ROWS):
-        rows = range(first, min(first + _TEST_ROWS, count))
+        rows = held_out_N[first : first + _TEST_ROWS].tolist()
         shown = [world.show(row, dataset.test_x[row], int(dataset.test_y[row])) for row in rows]
         x, y_B = np.stack([x for x, _ in shown]), np.array([y for _, y in shown])
         for network, answers_B in _answers(learner, x).items():
@@ -373,7 +384,7 @@ def _answers(learner: Learner, x: np.ndarray[Any, Any]) -> dict[str, Classes | N
     """The classes that each network gives to the same samples."""
     probabilities, classes = learner.predict(x), learner.classify(x)
     return {
-        "teacher": classes.teacher_B,
+        "teacher": probabilities.teacher_probs_BC.argmax(axis=1),  # the one that is served
         "student": probabilities.student_probs_BC.argmax(axis=1),
         "twin": classes.twin_B,
     }

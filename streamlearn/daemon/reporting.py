@@ -17,6 +17,7 @@ from rich.table import Table
 
 from streamlearn.config import Config
 from streamlearn.daemon.evaluating import Evaluation, EvaluationPlan, evaluate
+from streamlearn.daemon.offline import OfflineEvaluation, OfflinePlan, evaluate_offline
 from streamlearn.daemon.plotting import check_can_plot, draw
 from streamlearn.errors import ConfigError
 from streamlearn.simulate.drift import parse_drift
@@ -37,6 +38,7 @@ _SCORES = (
     ("Brier score", "brier"),
     ("ECE", "ece"),
 )
+_NETWORKS = {"teacher": "teacher", "student": "student", "twin": "label-only twin"}
 JSON_NAME, PLOT_NAME = "evaluation.json", "curves.png"
 
 
@@ -79,6 +81,30 @@ def run_evaluation(
     console.print(f"{evaluation.samples} samples in {duration_s:.1f} s: {evaluation.samples / duration_s:.0f} a second")
     for what, path in written.items():
         console.print(f"{what}: {escape(str(path))}")
+    return evaluation
+
+
+def run_offline(
+    config: Config, plan: OfflinePlan, stopping: threading.Event, *, out: Path | None = None
+) -> OfflineEvaluation:
+    """The same for epochs over a data set: the bar, a table of test accuracies by step, and the JSON file.
+
+    Raises:
+        ConfigError: as `evaluate_offline`; or nothing can be written there.
+    """
+    folder = out if out is not None else Path(f"evaluation-{Path(plan.dataset).stem}")
+    with _made(folder), _Bars() as bars:
+        evaluation = evaluate_offline(config, plan, stopping, progress=bars)
+        write_whole(folder / JSON_NAME, [orjson.dumps(evaluation.as_json(), option=orjson.OPT_INDENT_2)])
+    title = f"{escape(plan.dataset)}: {evaluation.labels} labels, {plan.epochs} epochs, {config.learn.method}"
+    shown = Table("step", *_NETWORKS.values(), title=title, title_justify="left", title_style="bold")
+    for point in evaluation.curve:
+        shown.add_row(str(point["step"]), *(_number(point[name]) for name in _NETWORKS))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(shown)
+    if not evaluation.complete:
+        console.print("[yellow]stopped before the last epoch ended[/]")
+    console.print(f"test accuracy by step: {escape(str(folder / JSON_NAME))}")
     return evaluation
 
 
@@ -183,7 +209,9 @@ def _label_time_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     low, high = at_label["interval"] or (None, None)
     gain = _signed(at_label["gain"]) + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
     count, paired = str(at_label["count"]), str(at_label["paired"])
+    twin = scores["oracle"]["twin"] or {"twin": None, "paired": 0}
     return [
+        ("oracle: label-only twin", _number(twin["twin"]), str(twin["paired"])),
         ("when the label comes: teacher", _number(at_label["teacher"]), count),
         ("when the label comes: label-only twin", _number(at_label["twin"]), paired),
         ("ssl_gain: teacher minus twin", gain, paired),
@@ -194,8 +222,7 @@ def _label_time_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _test_rows(test: Mapping[str, float | int | None] | None) -> list[tuple[str, str, str]]:
     if test is None:
         return [("held-out test", "there is none", "")]
-    networks = {"teacher": "teacher", "student": "student", "twin": "label-only twin"}
-    return [(f"held-out test: {told}", _number(test[name]), str(test["count"])) for name, told in networks.items()]
+    return [(f"held-out test: {told}", _number(test[name]), str(test["count"])) for name, told in _NETWORKS.items()]
 
 
 def picture(evaluation: Evaluation) -> bytes:

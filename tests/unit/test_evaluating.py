@@ -97,6 +97,25 @@ class TestProtocol:
         right = sum((point["observed_since"] or 0) * (point["scored_since"] or 0) for point in found.curves)
         assert right / 100 == pytest.approx(found.scores["at_arrival"]["cumulative"]["accuracy"]["teacher"])
 
+    def test_the_oracle_asks_the_twin_about_every_sample_too(self) -> None:
+        """With labels for all it is neither at chance nor the teacher itself."""
+        found = evaluated(limit=1000, window=200, delay="0")
+
+        twin = found.scores["oracle"]["twin"]["cumulative"]
+        assert twin["paired"] == 1000
+        assert twin["teacher"] == found.scores["oracle"]["cumulative"]["accuracy"]["teacher"]
+        assert 0.7 < twin["twin"] < 1.0
+        assert twin["twin"] != twin["teacher"]
+        assert found.curves[-1]["oracle_twin_cumulative"] == twin["twin"]
+        assert found.curves[-1]["oracle_twin"] > 0.85  # type: ignore[operator]
+
+    def test_a_learner_of_labels_alone_has_no_twin_to_ask(self) -> None:
+        """It is the twin."""
+        found = evaluated(settings={"learn.method": "supervised"})
+
+        assert found.scores["oracle"]["twin"] is None
+        assert found.curves[-1]["oracle_twin"] is None
+
     def test_it_learns(self) -> None:
         """A sanity check of the whole: two moons, all labels at once."""
         found = evaluated(limit=1000, window=200, delay="0")
@@ -119,6 +138,13 @@ class TestHeldOut:
 
         assert test is not None
         assert (test["teacher"] or 0) > 0.8
+
+    def test_its_classes_come_as_often_as_at_the_end(self) -> None:
+        """Where one class is a million times the other, whoever says so is right of nearly all."""
+        test = evaluated(limit=600, delay="0", drift="prior:1000000").test
+
+        assert test is not None
+        assert (test["teacher"] or 0) > 0.99
 
     def test_there_is_none_where_the_data_set_has_none(self, tmp_path: Path) -> None:
         """A file of x and y alone."""

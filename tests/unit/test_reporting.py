@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from streamlearn.cli import app
 from streamlearn.config import load_config
 from streamlearn.daemon.evaluating import Evaluation, EvaluationPlan
-from streamlearn.daemon.reporting import quiet, run_evaluation
+from streamlearn.daemon.offline import OfflinePlan
+from streamlearn.daemon.reporting import quiet, run_evaluation, run_offline
 from streamlearn.errors import ConfigError
 
 torch.set_num_threads(1)
@@ -36,6 +37,29 @@ def run(out: Path | None, stopping: threading.Event | None = None, *, plot: bool
 def row(shown: str, name: str) -> list[str]:
     (line,) = [line for line in shown.splitlines() if name in line]
     return [cell.strip() for cell in re.split("[│┃]", line)[2:-1]]
+
+
+class TestOffline:
+    def test_shows_every_point_and_writes_them(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A row for each time that the held-out part was asked."""
+        config = load_config(environ={}, overrides={"learn.threads": 1, "batch.fresh": 20})
+        plan = OfflinePlan(dataset="moons", limit=100, labels=10, epochs=2, points=2)
+
+        found = run_offline(config, plan, threading.Event(), out=tmp_path / "new")
+
+        shown = capsys.readouterr().out
+        assert "moons: 10 labels, 2 epochs, mean_teacher" in shown
+        assert f"│ 10   │ {found.test['teacher']:.4f}" in shown
+        assert json.loads((tmp_path / "new" / "evaluation.json").read_text())["curve"] == found.curve
+
+    def test_is_asked_for_at_the_command_line(self, tmp_path: Path) -> None:
+        """With the number of labels and of epochs, which a stream has not."""
+        wanted = ["evaluate", "moons", "--offline", "--labels", "10", "--epochs", "1", "--limit", "64"]
+
+        found = CliRunner().invoke(app, [*wanted, "--set", "learn.threads=1", "--out", str(tmp_path)])
+
+        assert found.exit_code == 0, found.output
+        assert json.loads((tmp_path / "evaluation.json").read_text())["protocol"]["labels"] == 10
 
 
 class TestTable:
@@ -61,6 +85,8 @@ class TestTable:
 
         low, high = at_label["interval"]
         assert test is not None
+        twin = found.scores["oracle"]["twin"]
+        assert row(shown, "oracle: label-only twin") == [f"{twin['twin']:.4f}", "50"]
         assert row(shown, "label comes: label-only twin") == [f"{at_label['twin']:.4f}", "50"]
         assert row(shown, "ssl_gain") == [f"{at_label['gain']:+.4f} [{low:+.4f}, {high:+.4f}]", "50"]
         assert row(shown, "test: teacher") == [f"{test['teacher']:.4f}", "2000"]
