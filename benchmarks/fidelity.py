@@ -1,0 +1,156 @@
+"""Are the methods those of their papers? Few labels, epochs over a fixed set, test accuracy: `evaluate --offline`.
+
+Fashion-MNIST, a 13-layer network scaled down, Adam, noise on the input, translation and flips, dropout, ramp-up over
+the first 27 % of the steps and ramp-down over the last quarter, and consistency against the mean cross-entropy of
+labelled rows as 100 to 1 (30 to 1 for Temporal Ensembling): the papers' settings, in far fewer steps.
+
+Expected of the papers, in the mean of seeds: supervised < Pi, Temporal Ensembling < Mean Teacher. `supervised` is
+without an average, as theirs is in Laine and Aila; its average stands beside it.
+
+One line of JSON for each run in benchmarks/results/fidelity.jsonl; a run that is there is not made again.
+
+Run: python benchmarks/fidelity.py [--quick] [--labels N ...] [--seeds N] [--limit N] [--epochs N] [--width X]
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from learning_report import mean
+from offline import in_pool
+from rich.console import Console
+from rich.table import Table
+
+from streamlearn.config import load_config
+from streamlearn.daemon.offline import OfflinePlan, evaluate_offline
+
+RESULTS = Path(__file__).parent / "results" / "fidelity.jsonl"
+METHODS = {"supervised": 0.0, "pi": 100.0, "temporal_ensembling": 30.0, "mean_teacher": 100.0}
+"""What consistency weighs against the mean cross-entropy of labelled rows."""
+FRESH, LABELLED = 64, 32
+RAMPUP, RAMPDOWN = 0.27, 0.25
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run to make."""
+
+    method: str
+    labels: int
+    seed: int
+    limit: int
+    epochs: int
+    width: float
+
+
+def play(case: Case) -> dict[str, Any]:
+    """Learn, and ask the test images."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    steps = case.epochs * -(-case.limit // FRESH)
+    overrides = {
+        "model.factory": "conv13",
+        "model.normalise": False,
+        "model.options": {"width": case.width},
+        "learn.method": case.method,
+        # Classification is summed over labelled rows and divided by all rows.
+        "learn.consistency_weight": METHODS[case.method] * LABELLED / (FRESH + LABELLED),
+        "learn.rampup_steps": round(RAMPUP * steps),
+        "learn.ema_decay": 0.99,
+        "learn.weight_decay": 0.0,
+        # Of inputs of unit variance, as the papers have them; pixels here have a standard deviation of .35.
+        "learn.pixel_noise_std": 0.05,
+        "learn.flip": True,
+        "learn.threads": 1,
+        "learn.device": "cpu",
+        "batch.fresh": FRESH,
+        "batch.labelled": LABELLED,
+        "twin.every": 0,
+    }
+    plan = OfflinePlan(
+        dataset="fashion-mnist",
+        labels=case.labels,
+        epochs=case.epochs,
+        limit=case.limit,
+        points=1,
+        rampdown=RAMPDOWN,
+        seed=case.seed,
+    )
+    began_s = time.process_time()
+    found = evaluate_offline(load_config(None, overrides=overrides, environ={}), plan, threading.Event())
+    return {**asdict(case), **found.test, "cpu_s": round(time.process_time() - began_s, 1)}
+
+
+def make(cases: Sequence[Case], path: Path | None, jobs: int) -> list[dict[str, Any]]:
+    """The lines of all cases; those that are in the file are taken from there."""
+    there = [json.loads(text) for text in path.read_text().splitlines()] if path and path.exists() else []
+    keys = {json.dumps(asdict(case), sort_keys=True): case for case in cases}
+    own = set(Case.__dataclass_fields__)
+    by_key = {json.dumps({k: line[k] for k in own}, sort_keys=True): line for line in there}
+    lines = [by_key[key] for key in keys if key in by_key]
+    missing = [case for key, case in keys.items() if key not in by_key]
+    for line in in_pool(play, missing, jobs) if missing else ():
+        lines.append(line)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    return lines
+
+
+def figures(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By labels and method, the mean over seeds: the network that is served; the student where labels are all."""
+    found: dict[str, dict[str, float]] = {}
+    for labels, method in itertools.product(sorted({line["labels"] for line in lines}), METHODS):
+        of = [line for line in lines if (line["labels"], line["method"]) == (labels, method)]
+        row = found.setdefault(str(labels), {})
+        for name, network in ((method, "teacher"), (f"{method}, unaveraged", "student")):
+            if (accuracy := mean([line[network] for line in of])) is not None:
+                row[name] = round(accuracy, 4)
+    return found
+
+
+def main() -> None:
+    """Print a table, and one JSON line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps, nothing kept")
+    parser.add_argument("--labels", type=int, nargs="+", default=[250, 500, 1000])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--limit", type=int, default=12_000, help="training images")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--width", type=float, default=0.125, help="of the 13-layer network, 1 is the paper's")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--nice", type=int, default=0)
+    options = parser.parse_args()
+    os.nice(options.nice)
+    if options.quick:
+        options.labels, options.seeds, options.limit, options.epochs, options.width = [250], 1, 640, 2, 0.0625
+    cases = [
+        Case(method, labels, seed, options.limit, options.epochs, options.width)
+        for seed, labels, method in itertools.product(range(options.seeds), options.labels, METHODS)
+    ]
+    lines = make(cases, None if options.quick else RESULTS, options.jobs)
+    found = figures(lines)
+    shown = Table("labels", "network", "test accuracy", "seeds")
+    for labels, row in found.items():
+        for name, accuracy in row.items():
+            method = name.partition(",")[0]
+            seeds = sum((line["labels"], line["method"]) == (int(labels), method) for line in lines)
+            shown.add_row(labels, name, f"{accuracy:.4f}", str(seeds))
+    Console(width=100).print(shown)
+    print(json.dumps({"fidelity": found, "runs": len(lines), "cpu_s": round(sum(line["cpu_s"] for line in lines), 1)}))
+
+
+if __name__ == "__main__":
+    main()

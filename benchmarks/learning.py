@@ -1,0 +1,387 @@
+"""Does a teacher earn its keep? Every cell of {data} x {label rate} x {label delay} x {seed}, learned by the real loop.
+
+    data    fashion      Fashion-MNIST, 20,000 images in random order
+            rotated      the same, turned by a quarter from the middle of the stream on
+            prior        the same; from the middle on the commonest class is 20 times the rarest
+            digits       1,297 images, then 19 epochs more of them under Gaussian noise
+            moons        two moons, 20,000 samples
+            shuttle      Statlog shuttle, normal against anomalous, all 49,097
+            rbf-drift    clusters in 20 features that move all the time, 30,000 samples in the order of time
+    labels  10 %, 1 %, 0.2 % of the samples
+    delay   none, or geometric with a mean of 5,000 samples
+    seeds   5: of the order, of which samples are labelled, of initial weights and of all noise
+
+Each cell and seed has two runs of `streamlearn evaluate`:
+
+    default the settings as shipped: teacher, student and twin. The twin is the honest rival: the same network and
+            average, the same noise on labelled rows and the same replay, without the unlabelled rows
+    plain   labels only, without average, mixup or label smoothing: the student of `learn.method = "supervised"`
+
+and each data set and seed has one of `full`: every label, at once, labels only, averaged: an upper bound.
+
+Every sample is predicted before it is learned and scored by its true class (`prequential`, over the whole stream;
+`last`, over its last 5,000 samples); `test` is on held-out samples at the end. What a run has come to is one line of
+JSON in benchmarks/results/learning.jsonl, with a hash of its settings (`recipe`). A run whose line is there is not
+made again, so the table may be completed over several sittings; after a change of a default its runs are made anew.
+
+Run: python benchmarks/learning.py [--jobs N] [--nice N] [--only TEXT ...] [--seeds N] [--quick]
+     python benchmarks/learning.py --report            docs/learning.md, .json and pictures, of the lines that are there
+     python benchmarks/learning.py --search "KEY=V1|V2 KEY=VALUE ..." [--search ...]
+                                                       each recipe on digits, moons, shuttle and two seeds of fashion;
+                                                       "" is the settings as shipped
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from learning_report import DOCS, Line, mean, recipes_table, summary, write_report
+from offline import in_pool
+from rich.console import Console
+
+from streamlearn.config import Config, load_config, settings
+from streamlearn.daemon.evaluating import Evaluation, EvaluationPlan, evaluate
+from streamlearn.simulate.drift import prior_of
+
+RESULTS = Path(__file__).parent / "results"
+LABELS = (0.1, 0.01, 0.002)
+DELAYS = ("0", "geometric:5000")
+SEEDS = 5
+WINDOW, LAST_WINDOWS = 1000, 5
+"""Samples of a point of the curves, and how many points are `last`."""
+DIGITS, FASHION = 1297, 20_000
+_NEVER_S = 3600.0
+_PRIOR = float(prior_of(10, 20.0, seed=0).max())
+
+IMAGES = {"model.factory": "convnet", "model.normalise": False, "model.options": {"widths": [16, 32, 64]}}
+TABLES = {"model.factory": "mlp", "model.normalise": True, "model.options": {"hidden": [64, 64]}}
+"""Networks so small that the table takes hours and not days."""
+HARNESS = {
+    "learn.threads": 1,
+    "learn.device": "cpu",
+    "state.checkpoint_every_s": _NEVER_S,
+    "state.publish_every_s": _NEVER_S,
+}
+"""What changes nothing of what is learned."""
+RUNS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "plain": {"learn.method": "supervised", "learn.mixup_beta": 0.0, "learn.label_smoothing": 0.0},
+    "full": {"learn.method": "supervised", "batch.labelled": 96},
+}
+"""By run; a key that this version does not know is left out. `full` has room for all new labels and for replay."""
+_NOT_RECIPE = {
+    "learn": {"seed", "threads", "device"},
+    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels"},
+    "twin": {"oracle"},
+}
+_RECIPE_TABLES = ("model", "learn", "batch", "twin", "bank", "guard", "drift")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stream to learn: what of which data set."""
+
+    dataset: str
+    samples: int
+    """Of one pass."""
+    chance: float
+    """Share of the largest class at the end of the stream."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    passes: int = 1
+    order: str = "shuffle"
+    drift: str = "none"
+
+
+SOURCES: Mapping[str, Source] = {
+    "fashion": Source("fashion-mnist", FASHION, 0.1, {**IMAGES, "learn.flip": True}),
+    "rotated": Source("fashion-mnist", FASHION, 0.1, {**IMAGES, "learn.flip": True}, drift=f"rotate:90@{FASHION // 2}"),
+    "prior": Source("fashion-mnist", FASHION, _PRIOR, {**IMAGES, "learn.flip": True}, drift=f"prior:20@{FASHION // 2}"),
+    "digits": Source("digits", DIGITS, 0.1016, IMAGES, passes=20, drift=f"noise:0.2@{DIGITS}"),
+    "moons": Source("moons", 20_000, 0.5, TABLES),
+    "shuttle": Source("shuttle", 49_097, 0.9285, TABLES),
+    "rbf-drift": Source("rbf-drift", 30_000, 0.3181, TABLES, order="file"),
+}
+SEARCHED = {"moons": 3, "shuttle": 3, "digits": 3, "fashion": 2}
+"""Seeds by data: settings are chosen on these alone."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run to make."""
+
+    source: str
+    labels: float
+    delay: str
+    run: str
+    seed: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that win over those of the run: of a search."""
+    quick: bool = False
+
+    @property
+    def cell(self) -> str:
+        """Its name in files: data, label rate, delay."""
+        return f"{self.source}/{self.labels:g}/{self.delay}"
+
+    @property
+    def plan(self) -> EvaluationPlan:
+        """Of the stream."""
+        source = SOURCES[self.source]
+        return EvaluationPlan(
+            dataset=source.dataset,
+            label_probability=self.labels,
+            delay=self.delay,
+            window=WINDOW,
+            order=source.order,
+            drift=source.drift,
+            limit=min(source.samples, 3000) if self.quick else source.samples,
+            passes=min(source.passes, 3) if self.quick else source.passes,
+            seed=self.seed,
+        )
+
+    @property
+    def config(self) -> Config:
+        """The shipped settings but for what the run changes."""
+        known = settings()
+        changed = {key: value for key, value in RUNS[self.run].items() if key in known}
+        own = SOURCES[self.source].settings
+        return load_config(None, overrides={**own, **HARNESS, **changed, **self.overrides}, environ={})
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Everything that a run depends on beside its cell and seed."""
+        config = self.config
+        tables: dict[str, Any] = {
+            name: config.model_dump(mode="json", include={name: True}, exclude={name: _NOT_RECIPE.get(name, set())})[
+                name
+            ]
+            for name in _RECIPE_TABLES
+        }
+        tables["labels"] = {"memory_rows": config.labels.memory_rows}
+        plan = self.plan
+        stream = {"limit": plan.limit, "passes": plan.passes, "order": plan.order, "drift": plan.drift}
+        return {"stream": {"dataset": plan.dataset, **stream}, "settings": tables}
+
+    @property
+    def recipe_hash(self) -> str:
+        """Short, and the same for the same recipe."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def all_cases(seeds: int, only: Sequence[str], *, quick: bool = False) -> list[Case]:
+    """The whole table, seed by seed, so that a part of it is of all cells."""
+    cells = list(itertools.product(SOURCES, LABELS, DELAYS))
+    cases = []
+    for seed in range(seeds):
+        cases += [Case(*cell, run, seed, quick=quick) for cell in cells for run in ("default", "plain")]
+        cases += [Case(source, 1.0, "0", "full", seed, quick=quick) for source in SOURCES]
+    wanted = [case for case in cases if not only or any(text in f"{case.cell}/{case.run}" for text in only)]
+    assert wanted, f"nothing is named like {only}"
+    return wanted
+
+
+def searched_cases(recipes: Iterable[Mapping[str, Any]], only: Sequence[str]) -> list[Case]:
+    """Each recipe on the data that settings may be chosen on, at 1 % and 0.2 % of labels."""
+    recipes = list(recipes)
+    cells = [
+        (seed, source, labels, delay)
+        for seed in range(max(SEARCHED.values()))
+        for source, seeds in SEARCHED.items()
+        if seed < seeds
+        for labels, delay in itertools.product(LABELS[1:], DELAYS)
+    ]
+    cases = [
+        Case(source, labels, delay, "default", seed, recipe)
+        for seed, source, labels, delay in cells
+        for recipe in recipes
+    ]
+    return [case for case in cases if not only or any(text in case.cell for text in only)]
+
+
+def play(case: Case) -> tuple[Case, Line | None, str]:
+    """Learn one stream; its line, or what went wrong."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    wall_s, cpu_s = time.monotonic(), time.process_time()
+    try:
+        found = evaluate(case.config, case.plan, threading.Event())
+    except Exception:  # told at the end, while the others go on
+        return case, None, traceback.format_exc()
+    line: Line = {
+        "cell": case.cell,
+        "run": case.run,
+        "seed": case.seed,
+        "recipe": case.recipe_hash,
+        **({"overrides": dict(case.overrides)} if case.overrides else {}),
+        **_figures(found),
+        "seconds": round(time.monotonic() - wall_s, 1),
+        "cpu_s": round(time.process_time() - cpu_s, 1),
+    }
+    return case, line, ""
+
+
+def _figures(found: Evaluation) -> dict[str, Any]:
+    """Accuracies by network and span, rounded to 1/100 of a point."""
+    assert found.complete
+    oracle, last = found.scores["oracle"], found.curves[-LAST_WINDOWS:]
+    prequential = {**oracle["cumulative"]["accuracy"]}
+    recent = {"teacher": _mean_of(last, "oracle"), "student": _mean_of(last, "oracle_student")}
+    if oracle["twin"] is not None:
+        prequential["twin"] = oracle["twin"]["cumulative"]["twin"]
+        recent["twin"] = _mean_of(last, "oracle_twin")
+    curve = {name: [point[key] for point in found.curves] for name, key in _CURVES.items()}
+    return {
+        "samples": found.samples,
+        "labels": found.labels,
+        "steps": found.steps,
+        "prequential": _rounded(prequential),
+        "last": _rounded(recent),
+        "test": None if found.test is None else _rounded(found.test),
+        "guard": {name: count for name, count in found.scores["guard"]["actions"].items() if count},
+        "curve": {name: [_round(value) for value in values] for name, values in curve.items()},
+    }
+
+
+_CURVES = {"teacher": "oracle", "twin": "oracle_twin"}
+
+
+def _mean_of(points: Sequence[Mapping[str, float | int | None]], name: str) -> float | None:
+    return mean([value for point in points if (value := point[name]) is not None])
+
+
+def _rounded(values: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
+    return {name: _round(value) for name, value in values.items()}
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+class Results:
+    """A file of lines: one for each run, and one for each recipe that says what its hash stands for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[Line] = []
+        self._recipes: set[str] = set()
+        for text in path.read_text().splitlines() if path.exists() else ():
+            line = json.loads(text)
+            if "run" in line:
+                self.lines.append(line)
+            else:
+                self._recipes.add(line["recipe"])
+
+    def has(self, case: Case) -> bool:
+        """Whether this very run was made."""
+        key = (case.cell, case.run, case.seed, case.recipe_hash)
+        return any((line["cell"], line["run"], line["seed"], line["recipe"]) == key for line in self.lines)
+
+    def of(self, cases: Iterable[Case]) -> list[Line]:
+        """The lines of these runs, made with the settings that they have now."""
+        wanted = {(case.cell, case.run, case.seed, case.recipe_hash) for case in cases}
+        return [line for line in self.lines if (line["cell"], line["run"], line["seed"], line["recipe"]) in wanted]
+
+    def append(self, case: Case, line: Line) -> None:
+        """Write one run down."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            if line["recipe"] not in self._recipes:
+                self._recipes.add(line["recipe"])
+                file.write(json.dumps({"recipe": line["recipe"], **case.recipe}) + "\n")
+            file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
+
+
+def make(cases: Sequence[Case], results: Results, jobs: int) -> list[str]:
+    """Make the runs that are not there; what went wrong."""
+    missing, failures = [case for case in cases if not results.has(case)], []
+    for case, line, failure in in_pool(play, missing, jobs) if missing else ():
+        if line is None:
+            failures.append(f"{case.cell} {case.run} seed {case.seed}: {failure}")
+        else:
+            results.append(case, line)
+    return failures
+
+
+def grid(text: str) -> Iterator[dict[str, Any]]:
+    """Every combination of a text like `learn.method=ict batch.steps=1|4`; a value is JSON, or else itself."""
+    named = [part.partition("=") for part in text.split()]
+    for values in itertools.product(*(choices.split("|") for _, _, choices in named)):
+        yield {key: _value(value) for (key, _, _), value in zip(named, values, strict=True)}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def main() -> None:
+    """Make what is missing, or the report; print one JSON line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, two cells, short streams, a file of their own")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--nice", type=int, default=0, help="lower the priority of them all")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cells with TEXT in cell/run")
+    parser.add_argument("--report", action="store_true", help="write docs/learning.*, and run nothing")
+    parser.add_argument("--search", action="append", default=[], metavar="'KEY=V1|V2 ...'", help="recipes to compare")
+    options = parser.parse_args()
+    os.nice(options.nice)
+    if options.search:
+        _search(options)
+        return
+    if options.quick:
+        cases = all_cases(1, options.only or ["digits/0.01/0/", "moons/0.01/0/", "s/1/0/full"], quick=True)
+        with tempfile.TemporaryDirectory(prefix="bench-learning-") as folder:
+            _finish(cases, Results(Path(folder) / "learning.jsonl"), options)
+        return
+    _finish(all_cases(options.seeds, options.only), Results(RESULTS / "learning.jsonl"), options)
+
+
+def _finish(cases: Sequence[Case], results: Results, options: argparse.Namespace) -> None:
+    failures = [] if options.report else make(cases, results, options.jobs)
+    chances = {name: source.chance for name, source in SOURCES.items()}
+    lines = results.of(cases)
+    if options.report:
+        write_report(lines, chances, DOCS)
+    for failure in failures:
+        Console(stderr=True).print(failure, markup=False)
+    told = {name: value for name, value in summary(lines, chances).items() if name != "table"}
+    print(json.dumps({**told, "runs": len(lines), "runs_wanted": len(cases), "failed": len(failures)}))
+    if failures:
+        raise SystemExit(1)
+
+
+def _search(options: argparse.Namespace) -> None:
+    """The recipes of all searches, while their settings mean what they meant."""
+    results = Results(RESULTS / "search.jsonl")
+    recipes = [recipe for text in options.search for recipe in grid(text)]
+    failures = make(searched_cases(recipes, options.only), results, options.jobs)
+    made = {json.dumps(line.get("overrides", {})): line.get("overrides", {}) for line in results.lines}
+    found = recipes_table(results.of(searched_cases(made.values(), options.only)))
+    Console(width=200).print(found.shown)
+    for failure in failures:
+        Console(stderr=True).print(failure, markup=False)
+    print(json.dumps({"recipes": found.figures, "failed": len(failures)}))
+    if failures:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""What the lines of `learning.py` come to: means over seeds, gains, the table and pictures of docs/learning.md.
+
+A gain is of one seed's teacher over the same seed's rival, in points: hundredths of accuracy on all samples of the
+stream, each predicted before it is learned.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from rich.table import Table
+
+Line: TypeAlias = dict[str, Any]
+DOCS = Path(__file__).parent.parent / "docs"
+BEGIN, END = "<!-- table: begin, by `python benchmarks/learning.py --report` -->", "<!-- table: end -->"
+FEW_LABELS = 0.01
+"""Cells with at most such a share of labels are those that unlabelled samples are for."""
+LAST_SAMPLES = 5000
+NETWORKS = ("teacher", "student", "twin", "plain", "majority", "no_change", "full")
+_SPANS = ("prequential", "last", "test")
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def summary(lines: Sequence[Line], chances: Mapping[str, float]) -> dict[str, Any]:
+    """Every figure of docs/learning.json. `chances` are shares of the largest class by data."""
+    table = {cell: _cell(cell, lines) for cell in _cells(lines)}
+    found: dict[str, Any] = {
+        "cells": len(table),
+        "cells_of_5_seeds": sum(cell["seeds"] >= 5 for cell in table.values()),
+        "runs_at_chance": sum(at_chance(line, chances) for line in lines if line["run"] == "default"),
+    }
+    for span in ("prequential", "last"):
+        suffix = "" if span == "prequential" else f"_{span}"
+        over_twin = {cell: found_of["gain_over_twin"][span]["mean"] for cell, found_of in table.items()}
+        points = {cell: value for cell, value in over_twin.items() if value is not None}
+        found[f"worst_cell_points{suffix}"] = min(points.values(), default=None)
+        found[f"worst_cell{suffix}"] = min(points, key=points.__getitem__, default=None)
+        for rival in ("twin", "plain"):
+            gains = [
+                gain
+                for cell, found_of in table.items()
+                if _labels(cell) <= FEW_LABELS and (gain := found_of[f"gain_over_{rival}"][span]["mean"]) is not None
+            ]
+            gain = mean(gains)
+            found[f"gain_over_{rival}_le_1pct{suffix}"] = None if gain is None else round(gain, 3)
+    return {**found, "table": table}
+
+
+def at_chance(line: Line, chances: Mapping[str, float]) -> bool:
+    """Whether the teacher ends no better than by always saying the commonest class, and three standard errors."""
+    largest = chances[line["cell"].partition("/")[0]]
+    count = min(LAST_SAMPLES, line["samples"])
+    bound = largest + 3.0 * math.sqrt(largest * (1.0 - largest) / count)
+    return bool(line["last"]["teacher"] <= bound)
+
+
+def _labels(cell: str) -> float:
+    return float(cell.split("/")[1])
+
+
+def _cells(lines: Sequence[Line]) -> list[str]:
+    """Those with a run by default, in the order in which they came."""
+    return list(dict.fromkeys(line["cell"] for line in lines if line["run"] == "default"))
+
+
+def _cell(cell: str, lines: Sequence[Line]) -> dict[str, Any]:
+    """Means, deviations, gains and wins of one cell."""
+    by_seed = {line["seed"]: line for line in lines if (line["cell"], line["run"]) == (cell, "default")}
+    plain = {line["seed"]: line for line in lines if (line["cell"], line["run"]) == (cell, "plain")}
+    full_cell = f"{cell.partition('/')[0]}/1/0"
+    full = {line["seed"]: line for line in lines if (line["cell"], line["run"]) == (full_cell, "full")}
+    found: dict[str, Any] = {"seeds": len(by_seed)}
+    for span in _SPANS:
+        accuracies: dict[str, dict[int, float]] = {
+            name: _of(by_seed, span, name) for name in ("teacher", "student", "twin", "majority", "no_change")
+        }
+        accuracies["plain"], accuracies["full"] = _of(plain, span, "student"), _of(full, span, "teacher")
+        found[span] = {name: _spread(list(accuracies[name].values()), digits=4) for name in NETWORKS}
+        for rival in ("twin", "plain"):
+            gains = [
+                100.0 * (accuracies["teacher"][seed] - accuracies[rival][seed])
+                for seed in sorted(accuracies["teacher"].keys() & accuracies[rival].keys())
+            ]
+            told = found.setdefault(f"gain_over_{rival}", {})
+            told[span] = {**_spread(gains, digits=3), "wins": sum(gain > 0 for gain in gains), "of": len(gains)}
+            told[span]["by_seed"] = [round(gain, 3) for gain in gains]
+    return found
+
+
+def _of(lines: Mapping[int, Line], span: str, network: str) -> dict[int, float]:
+    """By seed, where there is one."""
+    return {
+        seed: value for seed, line in lines.items() if line[span] and (value := line[span].get(network)) is not None
+    }
+
+
+def _spread(values: Sequence[float], *, digits: int) -> dict[str, float | None]:
+    """Mean and standard deviation of a sample; None where there are too few."""
+    middle = mean(values)
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {
+        "mean": None if middle is None else round(middle, digits),
+        "std": None if spread is None else round(spread, digits),
+    }
+
+
+def write_report(lines: Sequence[Line], chances: Mapping[str, float], folder: Path) -> None:
+    """docs/learning.json, two pictures, and the part of docs/learning.md between its marks; the text around it stays.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    found = summary(lines, chances)
+    (folder / "learning.json").write_text(json.dumps(found, indent=1) + "\n")
+    page = folder / "learning.md"
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        msg = f"{page}: wanted the lines {BEGIN} and {END}, between which the table stands"
+        raise ValueError(msg)
+    page.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{after}")
+    _draw_gains(found["table"], folder / "learning-gain.svg")
+    _draw_curves(lines, folder / "learning-curves.svg")
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The summary and two tables."""
+    told = [
+        "",
+        f"{found['cells']} of 42 cells have a run, {found['cells_of_5_seeds']} of them 5 seeds.",
+        "",
+        "| | all samples | last 5,000 |",
+        "|---|---|---|",
+        "| worst cell, teacher minus twin, points | "
+        + " | ".join(f"{_points(found[f'worst_cell_points{s}'])} ({found[f'worst_cell{s}']})" for s in ("", "_last"))
+        + " |",
+        *(
+            f"| cells of at most 1 % labels, mean gain over {rival}, points"
+            f" | {_points(found[f'gain_over_{rival}_le_1pct'])} | {_points(found[f'gain_over_{rival}_le_1pct_last'])} |"
+            for rival in ("twin", "plain")
+        ),
+        f"| runs at chance | | {found['runs_at_chance']} |",
+        "",
+        "Accuracy in percent on all samples, each before it is learned: mean ± standard deviation over seeds.",
+        "`gain`: teacher minus twin in points, and in how many seeds it is above 0.",
+        "",
+        "| cell | teacher | student | twin | plain | majority | no-change | full | gain | wins |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell, row in found["table"].items():
+        accuracies = " | ".join(_percent(row["prequential"][name]) for name in NETWORKS)
+        gain = row["gain_over_twin"]["prequential"]
+        told.append(f"| {cell} | {accuracies} | {_points(gain['mean'])} | {gain['wins']} of {gain['of']} |")
+    told += [
+        "",
+        "The same over the last 5,000 samples, and on held-out samples at the end, where there are any.",
+        "",
+        "| cell | last: teacher | twin | plain | full | gain | test: teacher | twin | plain | full | gain |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell, row in found["table"].items():
+        columns = []
+        for span in ("last", "test"):
+            columns += [_percent(row[span][name]) for name in ("teacher", "twin", "plain", "full")]
+            columns.append(_points(row["gain_over_twin"][span]["mean"]))
+        told.append(f"| {cell} | {' | '.join(columns)} |")
+    return "\n".join([*told, ""])
+
+
+def _percent(spread: Mapping[str, float | None]) -> str:
+    if spread["mean"] is None:
+        return "–"
+    deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.1f}"
+    return f"{100 * spread['mean']:.1f}{deviation}"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> Any:
+    """A figure, the same bytes for the same lines."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "learning"
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    path.write_text(re.sub(r"[ \t]+$", "", path.read_text(), flags=re.MULTILINE))
+
+
+def _draw_gains(table: Mapping[str, Any], path: Path) -> None:
+    """Teacher minus twin: a dot for each seed, a bar at their mean."""
+    figure, axes = _figure(1, 1, 8.0, 0.6 + 0.2 * max(len(table), 1))
+    axis = axes[0, 0]
+    for y, row in enumerate(reversed(table.values())):
+        gain = row["gain_over_twin"]["prequential"]
+        colour = "tab:green" if (gain["mean"] or 0.0) >= 0 else "tab:red"
+        axis.plot(gain["by_seed"], [y] * len(gain["by_seed"]), "o", ms=3, color="grey", alpha=0.6)
+        if gain["mean"] is not None:
+            axis.plot([gain["mean"]], [y], "|", ms=12, mew=2.5, color=colour)
+    axis.axvline(0.0, color="black", lw=0.7)
+    axis.axvline(-0.5, color="tab:red", lw=0.7, ls=":")
+    axis.set_yticks(range(len(table)), labels=reversed(table), fontsize=7)
+    axis.set_xlabel("teacher minus label-only twin, points; dots are seeds, the dotted line is the bound of the goal")
+    _save(figure, path)
+
+
+def _draw_curves(lines: Sequence[Line], path: Path) -> None:
+    """Windowed accuracy along the stream at 1 % of labels without delay, mean of the seeds."""
+    drawn = [line for line in lines if line["run"] == "default" and line["cell"].endswith("/0.01/0")]
+    names = list(dict.fromkeys(line["cell"].partition("/")[0] for line in drawn)) or ["none"]
+    columns = min(4, len(names))
+    figure, axes = _figure(-(-len(names) // columns), columns, 2.6 * columns, 2.2 * -(-len(names) // columns))
+    for axis in axes.ravel()[len(names) :]:
+        axis.axis("off")
+    for axis, name in zip(axes.ravel(), names, strict=False):
+        for network, style in (("teacher", "-"), ("twin", "--")):
+            curves = [line["curve"][network] for line in drawn if line["cell"].startswith(f"{name}/")]
+            if curves and all(None not in curve for curve in curves):
+                middle = np.mean([curve[: min(map(len, curves))] for curve in curves], axis=0)
+                axis.plot(np.arange(1, len(middle) + 1), middle, style, label=network, lw=1.2)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=6)
+        axis.set_xlabel("1,000 samples", fontsize=6)
+    if drawn:
+        axes[0, 0].legend(fontsize=6)
+    _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """What a search came to."""
+
+    shown: Table
+    figures: list[dict[str, Any]]
+
+
+def recipes_table(lines: Sequence[Line]) -> Recipes:
+    """Each recipe's mean teacher and twin and its gains, over all data and by data; the best teacher first."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(json.dumps(line.get("overrides", {}), sort_keys=True), []).append(line)
+    data = list(dict.fromkeys(line["cell"].partition("/")[0] for line in lines))
+    figures = []
+    for recipe, of in groups.items():
+        found: dict[str, Any] = {"recipe": json.loads(recipe), "runs": len(of)}
+        for span in ("prequential", "last"):
+            means = [_mean_by_data(of, data, span, network) for network in ("teacher", "twin")]
+            found[span] = {
+                "teacher": means[0],
+                "twin": means[1],
+                "gain": {name: round(100 * (means[0][name] - means[1][name]), 2) for name in means[0]},
+            }
+        figures.append(found)
+    figures.sort(key=lambda found: -np.mean(list(found["last"]["teacher"].values())))
+    shown = Table("recipe", "runs")
+    for name in data:
+        shown.add_column(f"{name}: teacher\nall / last", justify="right")
+        shown.add_column("gain\nall / last", justify="right")
+    for found in figures:
+        row = [json.dumps(found["recipe"]) if found["recipe"] else "as shipped", str(found["runs"])]
+        for name in data:
+            if name not in found["last"]["teacher"]:
+                row += ["–", "–"]
+                continue
+            row.append(" / ".join(f"{100 * found[span]['teacher'][name]:.1f}" for span in ("prequential", "last")))
+            row.append(" / ".join(f"{found[span]['gain'][name]:+.2f}" for span in ("prequential", "last")))
+        shown.add_row(*row)
+    return Recipes(shown, figures)
+
+
+def _mean_by_data(lines: Sequence[Line], data: Sequence[str], span: str, network: str) -> dict[str, float]:
+    found = {}
+    for name in data:
+        values = [line[span][network] for line in lines if line["cell"].startswith(f"{name}/")]
+        if (middle := mean(values)) is not None:
+            found[name] = round(middle, 5)
+    return found
