@@ -418,10 +418,12 @@ class Soak:
 
     def _lives(self) -> bool:
         """Whether the learner does; one that found its broker away is started again, as a supervisor would."""
-        if self._learner.poll() == LOG_AWAY and self._broker is not None:
-            self._report.by["learner-ended-without-log"] += 1
-            self._learner = self._start_learner(self._later)
-        return self._learner.poll() is None
+        code = self._learner.poll()  # once: it may end at any moment
+        if code != LOG_AWAY or self._broker is None:
+            return code is None
+        self._report.by["learner-ended-without-log"] += 1
+        self._learner = self._start_learner(self._later)
+        return True
 
     def _recover(self) -> None:
         """Wait for the learner's next step.
