@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from streamlearn.broker import Broker
 from streamlearn.errors import ConfigError, LogUnavailableError
@@ -46,6 +47,13 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield broker.bootstrap_servers
     finally:
         broker.stop()
+
+
+@pytest.fixture(autouse=True)
+def logs_go_to_the_console() -> Iterator[None]:
+    """A command that a test runs in this process sends its log to the test's own streams, which are closed after it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Literal
 
 import structlog
 
-from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError, RecordError, StreamlearnError
+from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError, RecordError
 from streamlearn.log.base import Log, Reader
 from streamlearn.records import BadRecord, Gap, Item, Label, Offsets, Position, Record, Sample, TopicPartition
 
@@ -48,7 +48,7 @@ class Feed:
         self._wanted: set[TopicPartition] = set(next_offsets)
         self._changed = threading.Event()
         self._stopping = threading.Event()
-        self._error: StreamlearnError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
 
     def start(self) -> None:
@@ -63,7 +63,7 @@ class Feed:
         """Wait until more was read, at most so long.
 
         Raises:
-            StreamlearnError: what stopped the reading.
+            Exception: what stopped the reading.
         """
         self._changed.wait(timeout_s)
         self._changed.clear()
@@ -100,7 +100,7 @@ class Feed:
                 self.available = False
                 self._stopping.wait(retry_s)
                 retry_s = min(2 * retry_s, _RETRY_S[1])
-            except StreamlearnError as error:
+            except Exception as error:  # a bug too: a learner whose feed is dead would wait for ever
                 self._error = error
                 self._changed.set()
                 return

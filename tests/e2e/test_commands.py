@@ -561,7 +561,9 @@ class TestReadme:
         for _, name, *arguments in ours:
             COMMANDS[name].make_context(name, arguments)
 
-    @pytest.mark.parametrize(("target", "ends"), [("demo", "bin/streamlearn demo"), ("test", "bin/python -m pytest")])
+    @pytest.mark.parametrize(
+        ("target", "ends"), [("demo", "bin/streamlearn demo"), ("test", "bin/python -m pytest -n 2 --dist loadfile")]
+    )
     def test_what_make_runs_is_what_is_tested(self, target: str, ends: str) -> None:
         """The last of its commands, after the installation."""
         # These tests may run under make themselves: its variables must not reach the one that is asked here.

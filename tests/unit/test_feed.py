@@ -28,13 +28,12 @@ def filled(samples: int, labels: int = 0) -> MemoryLog:
 
 
 def feed_of(log: MemoryLog, **settings: object) -> Feed:
-    chosen = {"max_records": 1000, "on_trimmed": "stop"} | settings
+    decoders = {"decode_sample": CODEC.decode_sample, "decode_label": CODEC.decode_label}
+    chosen = {"max_records": 1000, "on_trimmed": "stop", **decoders} | settings
     return Feed(
         log,
         {S: 0, L: 0},
         sample_topic="samples",
-        decode_sample=CODEC.decode_sample,
-        decode_label=CODEC.decode_label,
         **chosen,  # type: ignore[arg-type]
     )
 
@@ -144,3 +143,23 @@ class TestTrimmed:
             wait(feed, lambda: False)
 
         feed.close()
+
+
+def test_a_bug_in_reading_ends_the_learner_too() -> None:
+    """What kills the thread is raised in the learner's, whatever it is; it would wait for ever otherwise."""
+
+    def decode(_record: object) -> Sample:
+        raise ZeroDivisionError("a bug")
+
+    feed = feed_of(filled(1), decode_sample=decode)
+    feed.start()
+    try:
+        with pytest.raises(ZeroDivisionError, match="a bug"):
+            until_raised(feed)
+    finally:
+        feed.close()
+
+
+def until_raised(feed: Feed) -> None:
+    for _ in range(100):
+        feed.wait(0.1)

@@ -313,6 +313,17 @@ class TestTemporalEnsembling:
         unknown = method.costs(made.student, made.teacher, rows(keys_B=torch.arange(100, 109)))
         assert unknown.consistency.item() == 0.0
 
+    def test_of_no_rows_to_compare_is_zero(self):
+        """Mixed labelled rows alone."""
+        made, method = pair(), self.method()
+        of = rows(fresh=0, augment=Augment(no_noise, no_noise, mixup_beta=0.5), keys_B=torch.arange(3))
+
+        costs = method.costs(made.student, made.teacher, of)
+        method.settle(NO)
+
+        assert costs.consistency.item() == 0.0
+        assert (method.tensors()["keys_N"] == -1).all()
+
     def test_a_skipped_step_is_not_entered(self):
         """I4."""
         made, method = pair(), self.method()

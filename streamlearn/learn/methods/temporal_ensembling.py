@@ -66,6 +66,8 @@ class TemporalEnsembling(Method):
 
 def _last_of_each(slots_B: Tensor) -> Tensor:
     """Of equal slots the last place only: writing twice to one place has no order on a GPU."""
+    if not len(slots_B):
+        return slots_B
     places_B = torch.arange(len(slots_B), device=slots_B.device)
     same_BB = slots_B[:, None] == slots_B[None, :]
     return places_B[torch.where(same_BB, places_B[None, :], -1).amax(dim=1) == places_B]
