@@ -123,15 +123,17 @@ class TestThin:
         """`GET /label/{id}` names its place, and no class that nobody predicted."""
         config = config_in(tmp_path)
 
-        learn(config, filled(config))
+        thinned = learn(config, filled(config)).extra["accounts"]["samples_thinned"]
 
         with closing(LedgerView(StatePaths(tmp_path).store, config.schema_.build())) as view:
-            (passed, learned) = (view.get("s0"), view.get(f"s{SAMPLES - 1}"))
-        assert passed is not None
-        assert learned is not None
-        assert (passed.state, passed.predicted_class, passed.model_version) == (LabelState.TRAINED, None, None)
-        assert (passed.scored, passed.sample_position is None) == (False, False)
-        assert (learned.scored, learned.predicted_class is None) == (True, False)
+            found = [view.get(f"s{n}") for n in range(SAMPLES)]  # which of them, the clock decides
+        told = [status for status in found if status is not None]
+        passed = [status for status in told if status.predicted_class is None]
+        assert len(told) == SAMPLES
+        assert len(passed) == thinned >= 200
+        assert {(s.state, s.model_version, s.scored) for s in passed} == {(LabelState.TRAINED, None, False)}
+        assert all(status.sample_position is not None for status in passed)
+        assert all(status.scored for status in told if status.predicted_class is not None)
 
     def test_journaled_steps_are_thinned_again_as_they_were(self, tmp_path: Path) -> None:
         """Whatever waits in the log now: the same cuts over the same records give the same bits (I3)."""
