@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +198,10 @@ class Client(threading.Thread):
 
 
 def children(pid: int) -> dict[str, int]:
-    """The processes of a supervisor by name, itself among them."""
+    """The processes of a supervisor by name, itself among them. While others end, the kernel may leave one out."""
     found = {"supervisor": pid}
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+    listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    for child in chain.from_iterable(listed):
         arguments = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
         if "--name" in arguments:
             found[arguments[arguments.index("--name") + 1]] = int(child)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import until
 
 from streamlearn.testing.hour import HourError, Report, Seen, children, disk_use_mb, look, memory_mb, soak
 
@@ -76,7 +77,7 @@ class TestLook:
         program = "import time; time.sleep(60)"
         with subprocess.Popen([sys.executable, "-c", program, "serve", "--name", "server-3"]) as child:
             try:
-                assert children(os.getpid())["server-3"] == child.pid
+                until(lambda: children(os.getpid()).get("server-3") == child.pid, "the child is found")
             finally:
                 child.kill()
 
