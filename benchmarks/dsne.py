@@ -11,7 +11,7 @@ itself, micro-batch by micro-batch, the same number of steps for each:
     d-SNE          the source, the 100 labels and the unlabelled rows of the target: `dsne`
 
 Accuracy of the averaged teacher on the held-out target digits, mean and standard deviation over seeds (of weights, of
-which digits have a label, of noise). Wanted: d-SNE above source only and above target only.
+which digits have a label, of noise). Wanted: d-SNE above source only and above target only; not shown yet.
 
 Run: python benchmarks/dsne.py [--quick] [--seeds N] [--steps N]. The last line is JSON. Wants mlxtend.
 """

@@ -563,6 +563,7 @@ class Config(_Section):
             )
             raise ValueError(msg)
         self._check_labels()
+        self._check_method()
         return self
 
     def _check_labels(self) -> None:
@@ -579,6 +580,19 @@ class Config(_Section):
             raise ValueError(msg)
         if labels.unknown_class == "grow" and not self.schema_.max_classes:
             msg = 'labels.unknown_class = "grow" wants schema.max_classes, the room to grow into'
+            raise ValueError(msg)
+
+    def _check_method(self) -> None:
+        """Settings under which a method would hold the student against nothing."""
+        learn, batch = self.learn, self.batch
+        if learn.method == "dsne" and (not learn.source_path or learn.mixup_beta):
+            msg = 'learn.method = "dsne" wants learn.source_path, and learn.mixup_beta = 0: a mixed row has no class'
+            raise ValueError(msg)
+        if learn.method == "temporal_ensembling" and learn.mixup_beta and batch.steps == 1 and not batch.idle_steps:
+            msg = (
+                'learn.method = "temporal_ensembling" compares rows that come again: labelled ones are left out with '
+                "learn.mixup_beta, so it wants batch.steps > 1 or batch.idle_steps"
+            )
             raise ValueError(msg)
 
 

@@ -16,6 +16,9 @@ StreamlearnError
 Anything outside the tree is a bug in this package and must reach the top.
 """
 
+ANEW = "begin anew: move all but log/ out of state.dir, and what the log still holds is learned again"
+"""The way out of a state that cannot be gone on with. An embedded log lies in state.dir too, and must stay."""
+
 
 class StreamlearnError(Exception):
     """Root of the tree; `exit_code` is what the command line returns for it."""

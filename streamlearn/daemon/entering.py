@@ -8,12 +8,11 @@ from typing import Any
 
 from streamlearn.config import Config
 from streamlearn.daemon.wiring import StatePaths, model_spec
-from streamlearn.errors import CheckpointError, ConfigError, StateError
+from streamlearn.errors import ANEW, CheckpointError, ConfigError, StateError
 from streamlearn.log.base import Log
 from streamlearn.records import Array, Offsets
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
 
-ANEW = "begin anew in another state.dir, which learns what the log still holds, from log.start"
 _SETTINGS = {
     "model.shape": "schema.shape",
     "model.scale": "schema.scale",
@@ -119,6 +118,6 @@ def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
             if partition.topic == topic and ends.get(partition, 0) < offset:
                 msg = (
                     f"{topic}[{partition.partition}] ends at {ends.get(partition, 0)}, and {offset} records of it were "
-                    "learned: this is another log, or it lost records; restore it, or begin anew in another state.dir"
+                    f"learned: this is another log, or it lost records; restore it, or {ANEW}"
                 )
                 raise StateError(msg)

@@ -36,7 +36,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal
 
-from streamlearn.errors import StoreError
+from streamlearn.errors import ANEW, StoreError
 from streamlearn.labels import Arrival, LabelState, LedgerCounts, Scored
 from streamlearn.labels.baselines import Baselines
 from streamlearn.labels.held import HeldLabels
@@ -51,7 +51,7 @@ from streamlearn.labels.rows import (
     trained_in,
 )
 from streamlearn.labels.samples import Known, Samples, Topics
-from streamlearn.labels.store import ANEW, Store, number
+from streamlearn.labels.store import Store, number
 from streamlearn.records import UNLABELLED, Array, Example, Label, Position, Prediction, Sample, Schema
 
 JOINED = LabelState.JOINED

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeAlias
 
 import lmdb
 
-from streamlearn.errors import StateError, StateLockedError, StoreError
+from streamlearn.errors import ANEW, StateError, StateLockedError, StoreError
 from streamlearn.labels.whole import damaged, missing_bytes, remove_stump
 
 Get: TypeAlias = Callable[[str, bytes], bytes | None]
@@ -42,8 +42,6 @@ _DATABASES = 16
 _CHANGE = struct.Struct(">BHi")
 """Of one undone change: table, key bytes, value bytes (ABSENT: there was no such key). Key and value follow."""
 _ABSENT = -1
-ANEW = "begin anew in another state.dir, which learns what the log still holds, from log.start"
-"""The way out where a store and a checkpoint do not go together. Neither was changed."""
 
 
 def number(value: int) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lmdb
 
-from streamlearn.errors import StoreError
+from streamlearn.errors import ANEW, StoreError
 
 MOST_BYTES = 4 << 30
 """A larger store is not walked, since a learner that starts should not wait for minutes."""
@@ -54,11 +54,7 @@ def remove_stump(path: Path) -> None:
 
 def damaged(path: Path, why: str) -> StoreError:
     """What to say of a store that cannot be trusted."""
-    msg = (
-        f"{path}: the store is damaged ({why}); restore {path.parent} from a backup, or begin anew: move all but "
-        f"log/ out of {path.parent}, and what the log still holds is learned again"
-    )
-    return StoreError(msg)
+    return StoreError(f"{path}: the store is damaged ({why}); restore {path.parent} from a backup, or {ANEW}")
 
 
 def missing_bytes(path: Path, env: lmdb.Environment) -> int:

@@ -99,6 +99,10 @@ class Guarding:
             event = "publication_frozen" if self._guard.frozen else "publication_resumed"
             _log.warning(event, step=step, reasons=list(verdict.reasons))
 
+    def another_answers(self) -> None:
+        """Another network is served from here on: what the one before said is no measure for what this one says."""
+        self._drift.forget_answers()
+
     def report(self) -> dict[str, Any]:
         """Ready for JSON: what the guard and the drift monitor have seen and done."""
         return {"guard": self._guard.report(), "drift": self._drift.report()}

@@ -344,7 +344,10 @@ class Pipeline:
             if parts.election is not None:
                 parts.election.update(found.candidates_KB[:, n] == arrival.class_index)
         if parts.election is not None:
-            parts.learner.serve(parts.election.winner(parts.learner.served))
+            winner = parts.election.winner(parts.learner.served)
+            if winner != parts.learner.served:
+                parts.learner.serve(winner)
+                parts.guarding.another_answers()
 
     def _learn_of(self, arrival: Arrival) -> None:
         """What one label changes in memory and scores."""

@@ -24,7 +24,7 @@ import structlog
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from streamlearn.errors import CheckpointError, CheckpointFormatError, StateError
+from streamlearn.errors import ANEW, CheckpointError, CheckpointFormatError, StateError
 from streamlearn.records import Array, Offsets, TopicPartition
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
@@ -105,8 +105,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if blob[len(MAGIC) - 1] != MAGIC[-1]:
         msg = (
             f"{path} is a checkpoint of format {blob[len(MAGIC) - 1]}, and this version of streamlearn reads format "
-            f"{MAGIC[-1]}: go on with the version that saved it, or begin anew in another state.dir, which learns what "
-            "the log still holds"
+            f"{MAGIC[-1]}: go on with the version that saved it, or {ANEW}"
         )
         raise CheckpointFormatError(msg)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,17 @@ def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
         config = load_config(environ={}, overrides={"serve.host": "0.0.0.0", **allowed})
 
         assert config.serve.host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learn.method": "dsne"}, "wants learn.source_path"),
+        ({"learn.method": "dsne", "learn.source_path": "x.npz", "learn.mixup_beta": 0.5}, "learn.mixup_beta = 0"),
+        ({"learn.method": "temporal_ensembling", "learn.mixup_beta": 0.5}, "wants batch.steps > 1"),
+    ],
+)
+def test_a_method_that_would_compare_nothing_is_refused(settings: dict[str, object], said: str) -> None:
+    """Before anything is opened; a cost of zero would pass for agreement."""
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(None, overrides=settings, environ={})

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from streamlearn.errors import StateLockedError, StoreError
-from streamlearn.labels.store import ANEW, FORMAT, Store, StoreView, number
+from streamlearn.errors import ANEW, StateLockedError, StoreError
+from streamlearn.labels.store import FORMAT, Store, StoreView, number
 
 
 def open_store(path: Path, map_size: int = 1 << 30) -> Store:

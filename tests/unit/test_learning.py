@@ -349,3 +349,27 @@ class TestRefusals:
 
         with pytest.raises(ConfigError, match="2 partitions and labels has 1"):
             learn(config_in(tmp_path), log)
+
+
+class TestElection:
+    def test_who_is_served_next_is_not_measured_by_what_the_one_before_said(self, tmp_path: Path) -> None:
+        """At each change the drift monitor is told to forget the answers, and at no other step."""
+        config = config_in(tmp_path, **{"bank.z": 0.0, "bank.least": 1, "bank.window": 10, "bank.decays": [0.5, 0.9]})
+        served, forgotten = [0], []
+
+        def look(parts: Parts, report: StepReport) -> None:
+            served.append(parts.learner.served)
+            if report.step == 1:
+                forget = parts.guarding.another_answers
+
+                def note() -> None:
+                    forgotten.append(parts.learner.step + 1)
+                    forget()
+
+                parts.guarding.another_answers = note  # type: ignore[method-assign]
+
+        learning.learn(config, threading.Event(), until_end=True, opened=filled(config, 2000), watching=look)
+
+        changed = [step for step in range(2, len(served)) if served[step] != served[step - 1]]
+        assert len(changed) >= 2
+        assert forgotten == changed
