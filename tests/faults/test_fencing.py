@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,9 @@ from streamlearn.testing.soak import write_config
 from streamlearn.testing.verify import verify
 
 REFUSED = 3
+NO_COMMIT = {"STREAMLEARN_STATE__CHECKPOINT_EVERY_STEPS": "1000"}
+"""Of a learner that is going to be stopped: a commit of offsets follows a checkpoint in a thread of its own, and a
+process that is stopped in the middle of it holds the log's write lock for as long as it stands."""
 
 
 @dataclass
@@ -52,10 +55,9 @@ class Room:
                     log.append("labels", [codec.encode_label(f"s{number}", number % 4)])
         self.sent += samples
 
-    def start(self, *flags: str, stopped_at: str | None = None) -> int:
-        """Its process id. `stopped_at`: a place where it stops itself."""
-        environ = {} if stopped_at is None else {VARIABLE: f"{stopped_at}:stop"}
-        return self.nursery.start(["learn", "--config", str(self.folder / "shared.toml"), *flags], self.output, environ)
+    def start(self, *flags: str, environ: Mapping[str, str] | None = None) -> int:
+        """Its process id."""
+        return self.nursery.start(["learn", "--config", str(self.folder / "shared.toml"), *flags], self.output, dict(environ or {}))
 
     @staticmethod
     def stands_still(pid: int) -> bool:
@@ -94,7 +96,7 @@ def room(tmp_path: Path, nursery: Nursery) -> Room:
 def test_a_learner_that_wakes_up_after_its_successor_writes_nothing(room: Room) -> None:
     """SIGSTOP, the locks lost, another learner started and ended; then SIGCONT: exit code 3, and no byte changed."""
     room.send(60)
-    older = room.start()
+    older = room.start(environ=NO_COMMIT)
     until(lambda: last_step(room.paths.journal) >= 4, "the first learner to learn", 60.0)
     os.kill(older, signal.SIGSTOP)
     room.lose_locks()
@@ -120,7 +122,7 @@ def test_what_an_older_learner_has_not_flushed_yet_never_reaches_the_store(room:
     Steps are in its memory, and stay there, though it may read pages that are its successor's by now.
     """
     room.send(60)
-    older = room.start(stopped_at=stopped_at)
+    older = room.start(environ={**NO_COMMIT, VARIABLE: f"{stopped_at}:stop"})
     until(lambda: room.stands_still(older), "the first learner to stop", 60.0)
     assert last_step(room.paths.journal) >= 1, "there is something to flush"
     room.lose_locks()
