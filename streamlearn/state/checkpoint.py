@@ -1,7 +1,8 @@
 """Save and load the whole learner as one file, so weights and offsets never part (I1).
 
-Layout: 8 bytes of magic and format, 32 bytes of SHA-256 over the payload, then the payload; so in every format, since
-that tells another format, which is refused, from a corrupt file, which is set aside. The payload is one safetensors
+Layout: 8 bytes of magic and format, 32 bytes of SHA-256 over these and the payload, then the payload; so in every
+format, since that tells another format, which is refused, from a corrupt file, which is set aside. (The first version's
+digest was of the payload alone, and is still read.) The payload is one safetensors
 blob whose header carries the JSON part (step, next_offsets, counters). Written aside, synced, renamed, the folder
 synced: a crash at any instant leaves the old checkpoint or the new one, whole. A corrupt newest falls back to the one
 before, loudly.
@@ -80,7 +81,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Files = DISK) -
     }
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     payload = save(arrays, metadata={"streamlearn": json.dumps(meta)})
-    digest = hashlib.sha256(payload).digest()
+    digest = _digest(MAGIC, payload)
     reached("checkpoint", "begin")
     write_whole(path_of(folder, checkpoint.step), [MAGIC, digest, payload], files, name="checkpoint")
     reached("checkpoint", "end")
@@ -98,8 +99,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if blob[: len(MAGIC) - 1] != MAGIC[:-1]:
         msg = f"{path}: not a checkpoint: it begins with {blob[:8]!r}"
         raise CheckpointError(msg)
-    digest, payload = blob[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES], blob[len(MAGIC) + _DIGEST_BYTES :]
-    if hashlib.sha256(payload).digest() != digest:
+    head, payload = blob[: len(MAGIC)], blob[len(MAGIC) + _DIGEST_BYTES :]
+    digest = blob[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES]
+    if digest != _digest(head, payload) and not (head == MAGIC and digest == _digest(b"", payload)):
         msg = f"{path}: torn or corrupt: its digest does not fit its {len(payload)} bytes"
         raise CheckpointError(msg)
     if blob[len(MAGIC) - 1] != MAGIC[-1]:
@@ -116,6 +118,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         msg = f"{path}: its digest fits, and yet it cannot be read: {error!r}"
         raise CheckpointError(msg) from error
+
+
+def _digest(head: bytes, payload: bytes) -> bytes:
+    """Over both, without a copy of the large one."""
+    digest = hashlib.sha256(head)
+    digest.update(payload)
+    return digest.digest()
 
 
 def _meta(payload: bytes) -> dict[str, Any]:

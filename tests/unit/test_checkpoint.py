@@ -59,16 +59,17 @@ class TestRoundTrip:
 
 
 class TestCorruption:
-    @pytest.mark.parametrize("at", [0, 9, 60, -1])
+    @pytest.mark.parametrize("at", [0, 7, 9, 60, -1])
     def test_one_flipped_bit_is_found(self, tmp_path: Path, at: int) -> None:
-        """In the magic, the digest, the header or the last weight."""
+        """In the magic, the format, the digest, the header or the last weight; it is never another format."""
         save_checkpoint(tmp_path, checkpoint(1))
         blob = bytearray(path_of(tmp_path, 1).read_bytes())
         blob[at] ^= 1
         path_of(tmp_path, 1).write_bytes(blob)
 
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError) as caught:
             load_checkpoint(path_of(tmp_path, 1))
+        assert caught.type is CheckpointError
 
     def test_the_one_before_is_taken_loudly(self, tmp_path: Path) -> None:
         """A torn newest is set aside and named in the log."""

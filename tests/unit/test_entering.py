@@ -85,7 +85,9 @@ def write_by_hand(
         {name: np.asarray(array, order="C") for name, array in arrays.items()}, {"streamlearn": json.dumps(meta)}
     )
     path = path_of(folder, checkpoint.step)
-    path.write_bytes(b"SLCKPT\x00" + bytes([format_]) + hashlib.sha256(payload).digest() + payload)
+    head = b"SLCKPT\x00" + bytes([format_])
+    digested = payload if format_ == 1 else head + payload
+    path.write_bytes(head + hashlib.sha256(digested).digest() + payload)
     return path
 
 
