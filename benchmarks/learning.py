@@ -68,9 +68,19 @@ DIGITS, FASHION = 1297, 20_000
 _NEVER_S = 3600.0
 _PRIOR = float(prior_of(10, 20.0, seed=0).max())
 
-IMAGES = {"model.factory": "convnet", "model.normalise": False, "model.options": {"widths": [16, 32, 64]}}
-TABLES = {"model.factory": "mlp", "model.normalise": True, "model.options": {"hidden": [64, 64]}}
-"""Networks so small that the table takes hours and not days."""
+IMAGES = {
+    "learn.recipe": "image",
+    "model.factory": "convnet",
+    "model.normalise": False,
+    "model.options": {"widths": [8, 16, 32]},
+}
+TABLES = {
+    "learn.recipe": "table",
+    "model.factory": "mlp",
+    "model.normalise": True,
+    "model.options": {"hidden": [64, 64]},
+}
+"""The recipe that `auto` comes to, and networks so small that the table takes hours and not days."""
 HARNESS = {
     "learn.threads": 1,
     "learn.device": "cpu",
@@ -84,9 +94,11 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "full": {"learn.method": "supervised", "batch.labelled": 96},
 }
 """By run; a key that this version does not know is left out. `full` has room for all new labels and for replay."""
+_OF_LABELLED_ROWS = ("mixup_beta", "label_smoothing", "ema_share")
+"""Settings of [learn] that `full` has as `default` has them, though the method's recipe is not its own."""
 _NOT_RECIPE = {
     "learn": {"seed", "threads", "device"},
-    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels"},
+    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels", "idle_steps"},
     "twin": {"oracle"},
 }
 _RECIPE_TABLES = ("model", "learn", "batch", "twin", "bank", "guard", "drift")
@@ -160,6 +172,9 @@ class Case:
         known = settings()
         changed = {key: value for key, value in RUNS[self.run].items() if key in known}
         own = SOURCES[self.source].settings
+        if self.run == "full":
+            learn = load_config(None, overrides=own, environ={}).learn
+            changed |= {f"learn.{name}": getattr(learn, name) for name in _OF_LABELLED_ROWS}
         return load_config(None, overrides={**own, **HARNESS, **changed, **self.overrides}, environ={})
 
     @property

@@ -32,7 +32,7 @@ WARM_UP = 20
 def bare(config: Config, steps: int) -> dict[str, float]:
     """Samples a second of predict + learn, and of learn alone, on arrays in memory."""
     data = load("fashion-mnist", limit=20_000)
-    learner = Learner(model_spec(config), LearnSettings(**config.learn.model_dump()))
+    learner = Learner(model_spec(config), LearnSettings(**config.learn.model_dump(exclude={"recipe"})))
     rng = np.random.default_rng(0)
     fresh, labelled = config.batch.fresh, config.batch.labelled
     spent = {"predict": 0.0, "learn": 0.0}

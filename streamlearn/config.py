@@ -220,6 +220,9 @@ class ModelConfig(_Section):
 class LearnConfig(_Section):
     """[learn]: method, costs, optimizer, noise."""
 
+    recipe: Literal["auto", "image", "table", "none"] = "auto"
+    """Defaults that were found to fit: those of images for 3-d shapes, else of tables. Each of its settings gives way
+    to one that is set, and all of them where another `method` is. docs/learning.md says what they are worth."""
     method: Literal["mean_teacher", "ict", "pi", "temporal_ensembling", "dsne", "supervised"] = "mean_teacher"
     """mean_teacher; ict (interpolation consistency: its noise is a mix of samples); pi (the student is its own
     teacher); temporal_ensembling (its past is); dsne (a labelled source domain beside the stream); supervised."""
@@ -304,6 +307,30 @@ class LearnConfig(_Section):
     """Intra-op CPU threads of the learner; 0 leaves torch's own choice. Bit-equal restarts need the same number."""
 
 
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "image": {
+        "method": "ict",
+        "consistency": "kl",
+        "consistency_weight": 1.0,
+        "align": "labels",
+        "rampup_steps": 0,
+        "rampup_labels": 100,
+        "ema_share": 0.1,
+        "mixup_beta": 0.5,
+    },
+    "table": {
+        "method": "mean_teacher",
+        "consistency": "mse",
+        "consistency_weight": 5.0,
+        "rampup_steps": 0,
+        "rampup_labels": 100,
+        "ema_share": 0.1,
+    },
+    "none": {},
+}
+"""Settings of [learn] by recipe: searched on a few data sets, then held against all (`benchmarks/learning.py`)."""
+
+
 class BatchConfig(_Section):
     """[batch]: how a micro-batch is formed."""
 
@@ -311,13 +338,13 @@ class BatchConfig(_Section):
     """Fresh samples of a micro-batch."""
     labelled: int = Field(32, ge=1, le=65_536)
     """Labelled rows beside them: new labels first, then replay from the labelled memory."""
-    steps: int = Field(1, ge=1, le=1000)
-    """Steps for each micro-batch: those after the first have no records, and learn from labelled and recent samples
-    once more."""
+    steps: int = Field(4, ge=1, le=1000)
+    """Steps for each micro-batch, as far as there is time: those after the first have no records, learn from labelled
+    and recent samples once more, and are left out while another whole micro-batch waits."""
     idle_steps: int = Field(0, ge=0, le=100_000)
     """So many more at most while no record comes, as the clock allows. The journal knows how many there were."""
     recent_rows: int = Field(2048, ge=1, le=1_000_000)
-    """Newest samples that are kept for these steps, in memory and in the checkpoint."""
+    """Newest samples that are kept for these steps, in memory and in the checkpoint; of large ones 64 MiB."""
     max_age_s: float = Field(0.5, ge=0.001, le=3600.0)
     """Longest wait of the first record of a micro-batch before it is closed."""
     max_labels: int = Field(1024, ge=1, le=1_000_000)
@@ -550,6 +577,24 @@ class Config(_Section):
     serve: ServeConfig = ServeConfig()
     metrics: MetricsConfig = MetricsConfig()
     run: RunConfig = RunConfig()
+
+    @property
+    def learn_recipe(self) -> str:
+        """Whose defaults [learn] has: a name of `RECIPES`."""
+        learn, name = self.learn, self.learn.recipe
+        if name == "auto":
+            name = "image" if len(self.schema_.shape) == 3 else "table"
+        others = "method" in learn.model_fields_set and learn.method != RECIPES[name].get("method")
+        return "none" if others else name
+
+    @model_validator(mode="after")
+    def _follow_recipe(self) -> Config:
+        """What is not set in [learn] is as the recipe has it; it still counts as not set."""
+        learn = self.learn
+        values = {**dict(learn), **RECIPES[self.learn_recipe], **learn.model_dump(exclude_unset=True)}
+        followed = LearnConfig.model_construct(_fields_set=learn.model_fields_set, **values)
+        object.__setattr__(self, "learn", followed)  # frozen, but not built yet
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Config:

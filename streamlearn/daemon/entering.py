@@ -20,7 +20,6 @@ _SETTINGS = {
     "model.spare": "schema.max_classes (is there room)",
     "classes": "schema.classes",
     "dtype": "schema.dtype",
-    "method": "learn.method",
     "optimizer": "learn.optimizer",
     "topics": "log.topics (samples, labels)",
 }
@@ -38,7 +37,6 @@ def identity(config: Config) -> dict[str, Any]:
         "model": model,
         "classes": list(config.schema_.build().classes),
         "dtype": config.schema_.dtype,
-        "method": config.learn.method,
         "optimizer": config.learn.optimizer,
         "topics": [topics.samples, topics.labels],
     }
@@ -61,7 +59,9 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
     Raises:
         ConfigError: a setting that the saved state depends on was changed.
     """
-    saved, wanted = checkpoint.extra.get("identity", {}), json.loads(json.dumps(identity(config)))
+    wanted = json.loads(json.dumps(identity(config)))
+    # What only another version asked for (the method) does not matter to this one.
+    saved = {name: value for name, value in checkpoint.extra.get("identity", {}).items() if name in wanted}
     # Classes may be named at the end, in the room that was left for them: the network is the same then.
     wanted["classes"] = wanted["classes"][: len(saved.get("classes", ()))]
     if changed := list(_differences(saved, wanted)):

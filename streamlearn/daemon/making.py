@@ -23,6 +23,9 @@ from streamlearn.pipeline import Cadence
 from streamlearn.pipeline.guarding import Guarding, WatchSettings
 from streamlearn.records import Offsets
 
+MOST_RECENT_BYTES = 64 << 20
+"""Of recent samples: they are saved with every checkpoint."""
+
 
 def make_ledger(
     config: Config, paths: StatePaths, log: Log, codec: Codec, patience: Patience, *, may_write: Callable[[], None]
@@ -63,7 +66,9 @@ def make_batcher(config: Config, next_offsets: Offsets) -> Batcher:
 def make_learner(config: Config) -> Learner:
     """Student, teacher, bank and twin at step 0."""
     decays = config.bank.decays if config.bank.serve == "elected" else ()
-    settings = LearnSettings(**config.learn.model_dump(), twin_every=config.twin.every, bank_decays=decays)
+    settings = LearnSettings(
+        **config.learn.model_dump(exclude={"recipe"}), twin_every=config.twin.every, bank_decays=decays
+    )
     return Learner(model_spec(config), settings)
 
 
@@ -80,7 +85,9 @@ def make_recent(config: Config) -> RecentSamples | None:
     batch = config.batch
     if batch.steps == 1 and not batch.idle_steps:
         return None
-    return RecentSamples(batch.recent_rows, config.schema_.build(), config.learn.seed)
+    schema = config.schema_.build()
+    rows = min(batch.recent_rows, max(batch.fresh, MOST_RECENT_BYTES // schema.nbytes))
+    return RecentSamples(rows, schema, config.learn.seed)
 
 
 def make_memory(config: Config) -> LabelledMemory:

@@ -30,6 +30,11 @@ class RecentSamples:
     def __len__(self) -> int:
         return self._held
 
+    @property
+    def capacity(self) -> int:
+        """Most that are held."""
+        return len(self._x)
+
     def add(self, x: Array, keys: npt.NDArray[np.int64] | None = None) -> None:
         """Hold (n, *shape) samples in place of the oldest."""
         capacity = len(self._x)

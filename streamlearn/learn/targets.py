@@ -26,6 +26,9 @@ from streamlearn.learn.rows import Rows
 _SOFTMATCH_N = 2.0
 _LEAST_SHARE = 1e-4
 """No class of the teacher is taken for rarer than this, or a class that it has not said yet would weigh thousands."""
+_PRIOR_LABELS = 10.0
+"""Labels of each class that are taken to have come before the first: the classes of a few labels are mostly chance, and
+aligned to these a teacher was worse than with even classes."""
 _LABEL_FADING = 0.999
 """Of the class counts of labels, for each new label: a horizon of a thousand of them."""
 
@@ -51,8 +54,7 @@ class Targets:
         if align != "none":
             self._kept["model_C"] = uniform.clone()
         if align == "labels":
-            # One of each class to begin with: the first label must not be taken for all there is.
-            self._kept["label_counts_C"] = torch.ones_like(uniform)
+            self._kept["label_counts_C"] = torch.full_like(uniform, _PRIOR_LABELS)
         if gate == "freematch":
             self._kept["gated_C"] = uniform.clone()
         if gate in {"freematch", "softmatch"}:

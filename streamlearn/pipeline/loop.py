@@ -84,13 +84,20 @@ class Pipeline:
         return count
 
     def run(self, stopping: threading.Event, *, until_end: bool = False) -> None:
-        """Learn until told to stop (or, with `until_end`, until all that the log holds is learned)."""
+        """Learn until told to stop (or, with `until_end`, until all that the log holds is learned).
+
+        Further steps are taken as far as no whole micro-batch waits for them; all of them with `until_end`, where
+        nothing but the end is waited for.
+        """
         parts = self.parts
         while not stopping.is_set():
             source = parts.source
-            draft = parts.batcher.nothing() if self._further_steps else None
+            waiting = self._samples_waiting()
+            draft = None
+            if self._further_steps and (until_end or waiting < self._cadence.fresh):
+                draft = parts.batcher.nothing()
             if draft is None:
-                overloaded = self._overloaded()
+                overloaded = self._cadence.thin_above is not None and waiting > self._cadence.thin_above
                 draft = parts.batcher.fill(source.queues, source.behind, self._clock(), overloaded=overloaded)
             if draft is None and self._owes_a_step(until_end=until_end):
                 draft = parts.batcher.close_now()
@@ -247,12 +254,10 @@ class Pipeline:
                     fresh[item.sample_id] = item
         return list(fresh.values()), duplicates
 
-    def _overloaded(self) -> bool:
-        """So many samples wait in the log that some are to be passed by (`log.overload`)."""
-        if self._cadence.thin_above is None:
-            return False
+    def _samples_waiting(self) -> int:
+        """In the log, and in no step yet."""
         topic, lag = self.parts.batcher.sample_topic, self.parts.source.lag()
-        return sum(records for partition, records in lag.items() if partition.topic == topic) > self._cadence.thin_above
+        return sum(records for partition, records in lag.items() if partition.topic == topic)
 
     def _thin(self, fresh: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """What of a wide batch is learned, and what is passed by: by the batch and the settings alone."""

@@ -144,7 +144,7 @@ class Cadence:
     checkpoint_every_s: float
     checkpoint_every_steps: int
     steps: int = 1
-    """Of each micro-batch: those after the first have no records."""
+    """Of each micro-batch, at most: those after the first have no records, and make no micro-batch wait."""
     idle_steps: int = 0
     """And so many more at most, while nothing else is to be done."""
     thin_above: int | None = None

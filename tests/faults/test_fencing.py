@@ -57,7 +57,9 @@ class Room:
 
     def start(self, *flags: str, environ: Mapping[str, str] | None = None) -> int:
         """Its process id."""
-        return self.nursery.start(["learn", "--config", str(self.folder / "shared.toml"), *flags], self.output, dict(environ or {}))
+        return self.nursery.start(
+            ["learn", "--config", str(self.folder / "shared.toml"), *flags], self.output, dict(environ or {})
+        )
 
     @staticmethod
     def stands_still(pid: int) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from streamlearn.config import load_config
+from streamlearn.config import RECIPES, LearnConfig, load_config
 from streamlearn.errors import ConfigError
 
 
@@ -115,10 +116,56 @@ def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
     [
         ({"learn.method": "dsne"}, "wants learn.source_path"),
         ({"learn.method": "dsne", "learn.source_path": "x.npz", "learn.mixup_beta": 0.5}, "learn.mixup_beta = 0"),
-        ({"learn.method": "temporal_ensembling", "learn.mixup_beta": 0.5}, "wants batch.steps > 1"),
+        ({"learn.method": "temporal_ensembling", "learn.mixup_beta": 0.5, "batch.steps": 1}, "wants batch.steps > 1"),
     ],
 )
 def test_a_method_that_would_compare_nothing_is_refused(settings: dict[str, object], said: str) -> None:
     """Before anything is opened; a cost of zero would pass for agreement."""
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_config(None, overrides=settings, environ={})
+
+
+class TestRecipe:
+    IMAGE: ClassVar[dict[str, object]] = {"schema.shape": [1, 8, 8], "schema.dtype": "uint8"}
+
+    @pytest.mark.parametrize(
+        ("settings", "recipe"),
+        [
+            ({}, "table"),
+            ({"schema.shape": [5, 7]}, "table"),
+            (IMAGE, "image"),
+            ({"learn.recipe": "image"}, "image"),
+            (IMAGE | {"learn.recipe": "table"}, "table"),
+            (IMAGE | {"learn.method": RECIPES["image"]["method"]}, "image"),
+        ],
+    )
+    def test_it_fits_the_shape_or_is_named(self, settings: dict[str, object], recipe: str) -> None:
+        """Images are three-dimensional; everything else is a table."""
+        learn = load_config(environ={}, overrides=settings).learn
+
+        assert {name: getattr(learn, name) for name in RECIPES[recipe]} == RECIPES[recipe]
+
+    def test_what_is_set_wins_over_it(self) -> None:
+        """Each setting by itself."""
+        learn = load_config(environ={}, overrides=self.IMAGE | {"learn.mixup_beta": 0.0, "learn.seed": 3}).learn
+
+        wanted = RECIPES["image"] | {"mixup_beta": 0.0, "seed": 3}
+        assert {name: getattr(learn, name) for name in wanted} == wanted
+
+    @pytest.mark.parametrize("settings", [{"learn.recipe": "none"}, {"learn.method": "pi"}])
+    def test_another_method_has_none(self, settings: dict[str, object]) -> None:
+        """Half a recipe is none: a weight for one method is no weight for another."""
+        learn = load_config(environ={}, overrides=self.IMAGE | settings).learn
+
+        assert learn == LearnConfig(**{name.removeprefix("learn."): value for name, value in settings.items()})
+
+    def test_it_counts_as_not_set(self) -> None:
+        """`evaluate` builds the config anew with the data set's own shape, and only what was set may go along."""
+        config = load_config(environ={}, overrides={"learn.seed": 3})
+
+        assert config.model_dump(exclude_unset=True) == {"learn": {"seed": 3}}
+
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_each_is_made_of_settings_in_their_bounds(self, recipe: str) -> None:
+        """They pass by validation, which is done here."""
+        LearnConfig(**RECIPES[recipe])

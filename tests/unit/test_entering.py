@@ -117,6 +117,21 @@ class TestOtherSettings:
         ]
         assert way_out == f"set them back; or {ANEW}"
 
+    @pytest.mark.parametrize("method", ["supervised", "ict", "pi"])
+    def test_another_method_goes_on_with_the_weights(self, tmp_path: Path, log: MemoryLog, method: str) -> None:
+        """As the runbook has it for a bad night, and back again; a checkpoint that names its method is read."""
+        before = load_newest(StatePaths(tmp_path).checkpoints)
+        assert before is not None
+        extra = {**before.extra, "identity": before.extra["identity"] | {"method": "mean_teacher"}}
+        write_by_hand(StatePaths(tmp_path).checkpoints, before, arrays=before.arrays, extra=extra)
+
+        steps = [before.step]
+        for settings in ({"learn.method": method}, {}):
+            more(log, config_in(tmp_path))
+            steps.append(learn(config_in(tmp_path, **settings), log).step)
+
+        assert steps == sorted(set(steps))
+
     def test_an_option_that_came_or_went_is_a_difference(self, tmp_path: Path, log: MemoryLog) -> None:
         """It stands on one side only."""
         checkpoint = load_newest(StatePaths(tmp_path).checkpoints)
@@ -175,7 +190,7 @@ class TestOtherVersions:
         extra = {name: value for name, value in saved.extra.items() if name != "identity"}
         write_by_hand(folder, saved, arrays=saved.arrays, extra=extra)
 
-        with pytest.raises(ConfigError, match=r"learn\.method: checkpoint not there → config"):
+        with pytest.raises(ConfigError, match=r"schema\.dtype: checkpoint not there → config"):
             learn(config, log)
 
     @pytest.mark.parametrize("group", ["board.gain.", "memory.", "guard."])

@@ -17,6 +17,7 @@ import torch
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon import adapters, learning
+from streamlearn.daemon.making import MOST_RECENT_BYTES, make_recent
 from streamlearn.daemon.wiring import StatePaths, make_codec, state_lock
 from streamlearn.errors import (
     ConfigError,
@@ -47,6 +48,7 @@ def config_in(folder: Path, **overrides: Any) -> Config:
         "batch.fresh": 8,
         "batch.labelled": 4,
         "batch.max_age_s": 3600.0,
+        "batch.steps": 1,
         "learn.threads": 1,
         "metrics.port": 0,
     }
@@ -373,3 +375,43 @@ class TestElection:
         changed = [step for step in range(2, len(served)) if served[step] != served[step - 1]]
         assert len(changed) >= 2
         assert forgotten == changed
+
+
+class TestFurtherSteps:
+    """Steps of a micro-batch after its first, which have no records (`batch.steps`)."""
+
+    def learned(self, config: Config, samples: int, *, until_end: bool) -> list[int]:
+        """Fresh samples of each step, until as many further steps as one micro-batch has were taken at the end."""
+        fresh: list[int] = []
+        stopping = threading.Event()
+
+        def look(_: Parts, report: StepReport) -> None:
+            fresh.append(report.fresh)
+            if not until_end and sum(fresh) == samples and fresh[-3:] == [0, 0, 0]:
+                stopping.set()
+
+        learning.learn(config, stopping, until_end=until_end, opened=filled(config, samples), watching=look)
+        return fresh
+
+    def test_each_micro_batch_has_them_where_nothing_but_the_end_is_waited_for(self, tmp_path: Path) -> None:
+        """So that `evaluate` does the same every time."""
+        config = config_in(tmp_path, **{"batch.steps": 4, "batch.fresh": 8})
+
+        fresh = self.learned(config, 32, until_end=True)
+
+        assert fresh == [8, 0, 0, 0] * 4 + [0] * 4, "the last one is of the label that was left"
+
+    def test_none_are_taken_while_another_micro_batch_waits(self, tmp_path: Path) -> None:
+        """A stream that is faster than four steps is no reason to fall behind."""
+        config = config_in(tmp_path, **{"batch.steps": 4, "batch.fresh": 8, "batch.max_labels": 1000})
+
+        assert self.learned(config, 64, until_end=False) == [8] * 8 + [0, 0, 0]
+
+
+def test_recent_samples_are_bounded_in_bytes() -> None:
+    """They are in every checkpoint: of large images a few must do, but no fewer than a micro-batch."""
+    image = {"schema.shape": [3, 1024, 1024], "schema.dtype": "uint8", "batch.fresh": 4}
+    recent = make_recent(load_config(environ={}, overrides=image))
+
+    assert recent is not None
+    assert 4 <= recent.capacity == MOST_RECENT_BYTES // (3 << 20)

@@ -95,7 +95,7 @@ class TestTable:
         """Samples, labels, their share, and what came of them."""
         run(tmp_path)
 
-        assert capsys.readouterr().out.startswith("moons: 200 samples, 100 labels (50.0 %), 100 not due, 21 steps")
+        assert capsys.readouterr().out.startswith("moons: 200 samples, 100 labels (50.0 %), 100 not due, 84 steps")
 
     def test_shows_what_is_not_known_as_a_dash(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Without any label there is only the oracle."""
