@@ -1,6 +1,7 @@
 """When the world changes and labels are late: how much earlier do the label-free alarms ring, and how often in vain?
 
-Each run is a whole learner, as configured by default, on one stream of small tables that changes once, in the middle:
+Each run is a whole learner, as configured by default but for one step a micro-batch, on one stream of small tables that
+changes once, in the middle:
 
     permute     every feature takes the place of another
     rotate      images, a quarter turn
@@ -12,10 +13,7 @@ Each run is a whole learner, as configured by default, on one stream of small ta
 5 % of the samples get a label, 5,000 or 9,600 samples later (156 or 300 steps), always or in the mean (geometric, so
 that the first ones come soon). `after` is the step of the first alarm since the change, counted from it; lead is that
 of `error` minus the first of the label-free ones, and negative where the errors knew first. A source that has no alarm
-until the end missed it.
-
-Then the reactions to an alarm, on the same streams: samples until the windowed accuracy over all of them is back at
-95 % of what it was before the change, for `alarm` (nothing), `ramp` and `horizon`.
+until the end missed it. What comes after an alarm, and how soon accuracy is back, is the question of `recovery.py`.
 
 Prediction, written before the first run with `inputs` among the sources, on seeds that chose nothing: with a constant
 delay label-free leads by that delay but for 10 steps, by about 100 where it is geometric, and is never last but for
@@ -49,15 +47,9 @@ CHANGE_STEP, STEPS = 1000, 1800
 QUICK_CHANGE_STEP, QUICK_STEPS = 800, 1400
 POLL_STEPS = 20
 LABEL_FREE: tuple[Source, ...] = ("inputs", "disagreement", "uncertainty")
-BACK_AT, WINDOW = 0.95, 1000
 PRIOR = 0.9
 DATA = ("digits", "segments", "moons")
-REACTIONS = ("alarm", "ramp", "horizon")
-REACTED, REACTED_DATA = ("permute", "labels"), ("digits", "segments")
-"""The changes and data sets with which the reactions are compared."""
-
 DELAYS = ("5000", "geometric:5000", "9600", "geometric:9600")
-REACTED_DELAY = "geometric:9600"
 Change = Literal["permute", "rotate", "noise", "prior", "labels", "stationary"]
 INPUTS_CHANGE: tuple[Change, ...] = ("permute", "rotate", "noise")
 """What a label-free alarm can be expected to see."""
@@ -65,14 +57,13 @@ Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
-class Case:
-    """One run to make."""
+class Stream:
+    """One that changes once."""
 
     data: str
     change: Change
     delay: str
     """Of labels, in samples."""
-    reaction: str
     seed: int
     change_step: int
     steps: int
@@ -82,20 +73,14 @@ class Case:
 class Result:
     """What one run has come to."""
 
-    case: Case
+    stream: Stream
     alarms: dict[Source, list[int]]
     """Steps of all of them."""
-    before: float
-    """Accuracy over the window that ends with the change, of all samples."""
-    lowest: float
-    """Over windows after it."""
-    back_after: int | None
-    """Samples from the change until a window, wholly after it, is back at 95 % of `before`; None: not until the end."""
 
     def after(self, sources: Iterable[Source]) -> int | None:
         """Steps from the change to the first alarm of any of these."""
-        steps = [step for source in sources for step in self.alarms[source] if step > self.case.change_step]
-        return min(steps) - self.case.change_step if steps else None
+        steps = [step for source in sources for step in self.alarms[source] if step > self.stream.change_step]
+        return min(steps) - self.stream.change_step if steps else None
 
     @property
     def lead(self) -> int | None:
@@ -104,17 +89,17 @@ class Result:
         return None if error is None or free is None else error - free
 
 
-def events(case: Case, data: Data) -> Iterator[Event]:
-    """The stream of one run."""
-    rng = np.random.default_rng((case.seed, 12, DELAYS.index(case.delay)))
-    change, rename = _change(case.change, data, rng)
-    count, at = case.steps * FRESH, case.change_step * FRESH
-    delays = parse_delay(case.delay).draw(count, rng).tolist()
+def events(stream: Stream, data: Data) -> Iterator[Event]:
+    """Its samples."""
+    rng = np.random.default_rng((stream.seed, 12, DELAYS.index(stream.delay)))
+    change, rename = _change(stream.change, data, rng)
+    count, at = stream.steps * FRESH, stream.change_step * FRESH
+    delays = parse_delay(stream.delay).draw(count, rng).tolist()
     usual, of_one = rng.integers(0, len(data.y), count), np.flatnonzero(data.y == int(rng.integers(data.classes)))
     for number in range(count):
         changed = number >= at
         row = int(usual[number])
-        if changed and case.change == "prior" and rng.random() < PRIOR:
+        if changed and stream.change == "prior" and rng.random() < PRIOR:
             row = int(rng.choice(of_one))
         x, y = data.x[row], int(data.y[row])
         if changed:
@@ -141,69 +126,49 @@ def _change(kind: Change, data: Data, rng: Rng) -> tuple[Callable[[Floats], Floa
 
 
 class Following:
-    """Collects alarms and the windowed accuracy while the stream runs."""
+    """Collects alarms while the stream runs."""
 
-    def __init__(self, case: Case) -> None:
-        self._case = case
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
         self._alarms: dict[Source, set[int]] = {source: set() for source in SOURCES}
-        self._before, self._lowest = 0.0, 1.0
-        self._back_after: int | None = None
-        self._first_whole = case.change_step + -(-WINDOW // FRESH)
 
     def __call__(self, parts: Parts, report: StepReport, _folder: Path) -> None:
         """After each step."""
-        step = report.step
-        if step % POLL_STEPS == 0 or step == self._case.steps:
+        if report.step % POLL_STEPS == 0 or report.step == self._stream.steps:
             told = parts.guarding.report()["drift"]
             for source, alarms in self._alarms.items():
                 alarms.update(told[source]["last_alarm_steps"])
-        accuracy = parts.board.oracle.windowed("teacher") or 0.0
-        if step == self._case.change_step:
-            self._before = accuracy
-        if step >= self._first_whole and report.fresh:
-            self._lowest = min(self._lowest, accuracy)
-            if self._back_after is None and accuracy >= BACK_AT * self._before:
-                self._back_after = (step - self._case.change_step) * FRESH
 
     def result(self) -> Result:
         """Of the whole stream."""
-        alarms = {source: sorted(steps) for source, steps in self._alarms.items()}
-        return Result(self._case, alarms, self._before, self._lowest, self._back_after)
+        return Result(self._stream, {source: sorted(steps) for source, steps in self._alarms.items()})
 
 
-def play(case: Case) -> Result:
+def play(stream: Stream) -> Result:
     """One learner on one stream."""
-    data, following = read(case.data, case.seed), Following(case)
-    learning = Learning(
-        data,
-        case.seed,
-        fresh=FRESH,
-        settings={"drift": {"reaction": case.reaction}, "score": {"window": WINDOW}},
-    )
-    with run(learning, events(case, data), following):
+    data, following = read(stream.data, stream.seed), Following(stream)
+    learning = Learning(data, stream.seed, fresh=FRESH)
+    with run(learning, events(stream, data), following):
         return following.result()
 
 
-def cases(seeds: Sequence[int], change_step: int, steps: int, *, quick: bool) -> list[Case]:
-    """All runs: every change with reaction `alarm`, and some of them with the other reactions too."""
-    wanted: list[Case] = []
+def streams(seeds: Sequence[int], change_step: int, steps: int, *, quick: bool) -> list[Stream]:
+    """All runs."""
+    wanted: list[Stream] = []
     for seed in seeds:
         for data in DATA[:1] if quick else DATA:
             changes: list[Change] = ["permute", "noise", "prior", "labels", "stationary"]
             changes += ["rotate"] if data == "digits" else []
             for change in changes:
                 delays = DELAYS[:2] if quick else DELAYS
-                wanted += [Case(data, change, delay, "alarm", seed, change_step, steps) for delay in delays]
-                if change in REACTED and data in REACTED_DATA and not quick:
-                    others = REACTIONS[1:]
-                    wanted += [Case(data, change, REACTED_DELAY, other, seed, change_step, steps) for other in others]
+                wanted += [Stream(data, change, delay, seed, change_step, steps) for delay in delays]
     return wanted
 
 
 def lead_table(results: Sequence[Result]) -> Table:
     """A row for each change and delay: steps from the change to each source's first alarm, medians over seeds."""
     shown = Table("data", "change", "labels after", *SOURCES, "lead, steps", "lead, samples", title="First alarms")
-    for key, some in _grouped(results, lambda case: (case.data, case.change, case.delay)).items():
+    for key, some in _grouped(results).items():
         if key[1] == "stationary":
             continue
         lead = median([result.lead for result in some])
@@ -222,61 +187,29 @@ def _told(steps: Sequence[int | None]) -> str:
     )
 
 
-def reaction_table(results: Sequence[Result]) -> Table:
-    """A row for each change: how long until most of the accuracy is back, by reaction; means over seeds."""
-    shown = Table("data", "change", "before", "lowest", *REACTIONS, title="Samples until 95 % of the accuracy is back")
-    compared = {(result.case.data, result.case.change) for result in results if result.case.reaction != "alarm"}
-    of_one_delay = [result for result in results if result.case.delay == REACTED_DELAY]
-    for key, some in _grouped(of_one_delay, lambda case: (case.data, case.change)).items():
-        if key not in compared:
-            continue
-        columns = [_back([result for result in some if result.case.reaction == name]) for name in REACTIONS]
-        before, lowest = (np.mean([getattr(result, name) for result in some]) for name in ("before", "lowest"))
-        shown.add_row(*key, f"{before:.3f}", f"{lowest:.3f}", *columns)
-    return shown
-
-
-def _back(results: Sequence[Result]) -> str:
-    never = sum(result.back_after is None for result in results)
-    return f"{_samples_back(results):.0f}" + (f" ({never} never)" if never else "")
-
-
-def _samples_back(results: Sequence[Result]) -> float:
-    """Mean; a stream that ended before is counted with all of its samples."""
-    rest = [(result.case.steps - result.case.change_step) * FRESH for result in results]
-    ends = [all_of_it if r.back_after is None else r.back_after for r, all_of_it in zip(results, rest, strict=True)]
-    return float(np.mean(ends))
-
-
-def _grouped(results: Sequence[Result], key: Callable[[Case], tuple[str, ...]]) -> dict[tuple[str, ...], list[Result]]:
-    grouped: dict[tuple[str, ...], list[Result]] = {}
+def _grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
+    grouped: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
-        grouped.setdefault(key(result.case), []).append(result)
+        stream = result.stream
+        grouped.setdefault((stream.data, stream.change, stream.delay), []).append(result)
     return dict(sorted(grouped.items()))
 
 
 def summary(results: Sequence[Result]) -> dict[str, object]:
-    """The last line; of the runs with reaction `alarm`, but for `samples_until_back`."""
-    plain = [result for result in results if result.case.reaction == "alarm"]
-    still = [result for result in plain if result.case.change == "stationary"]
-    moved = [result for result in plain if result.case.change != "stationary"]
-    steps = sum(result.case.steps for result in still)
+    """The last line."""
+    still = [result for result in results if result.stream.change == "stationary"]
+    moved = [result for result in results if result.stream.change != "stationary"]
+    steps = sum(result.stream.steps for result in still)
     seen: dict[str, tuple[Source, ...]] = {source: (source,) for source in SOURCES}
     seen["label_free"] = LABEL_FREE
     leads = [result.lead for result in moved]
-    compared = {(result.case.data, result.case.change) for result in results if result.case.reaction != "alarm"}
-    reacted = [
-        result
-        for result in results
-        if result.case.delay == REACTED_DELAY and (result.case.data, result.case.change) in compared
-    ]
     return {
         "changes": len(moved),
         "median_lead_steps": median(leads),
         "median_lead_steps_by_delay": {
-            delay: median([result.lead for result in moved if result.case.delay == delay]) for delay in DELAYS
+            delay: median([result.lead for result in moved if result.stream.delay == delay]) for delay in DELAYS
         },
-        "median_lead_steps_where_inputs_change": median([r.lead for r in moved if r.case.change in INPUTS_CHANGE]),
+        "median_lead_steps_where_inputs_change": median([r.lead for r in moved if r.stream.change in INPUTS_CHANGE]),
         "label_free_first": sum(lead is not None and lead > 0 for lead in leads),
         "label_free_only": sum(r.after(LABEL_FREE) is not None and r.after(["error"]) is None for r in moved),
         "error_first_or_only": sum(
@@ -286,18 +219,13 @@ def summary(results: Sequence[Result]) -> dict[str, object]:
         "missed": {name: sum(r.after(sources) is None for r in moved) for name, sources in seen.items()},
         "control_steps": steps,
         "false_alarms": {source: sum(len(result.alarms[source]) for result in still) for source in SOURCES},
-        "samples_until_back": {
-            name: round(_samples_back([result for result in reacted if result.case.reaction == name]))
-            for name in REACTIONS
-            if reacted
-        },
     }
 
 
 def main() -> None:
-    """Print two tables, and one JSON line."""
+    """Print a table, and one JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed of digits, shorter, and no reactions")
+    parser.add_argument("--quick", action="store_true", help="one seed of digits, shorter, with two delays")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
@@ -305,11 +233,8 @@ def main() -> None:
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
     change_step, steps = (QUICK_CHANGE_STEP, QUICK_STEPS) if options.quick else (CHANGE_STEP, STEPS)
 
-    results = list(in_pool(play, cases(seeds, change_step, steps, quick=options.quick), options.jobs))
-    console = Console(width=160)
-    console.print(lead_table([result for result in results if result.case.reaction == "alarm"]))
-    if not options.quick:
-        console.print(reaction_table(results))
+    results = list(in_pool(play, streams(seeds, change_step, steps, quick=options.quick), options.jobs))
+    Console(width=160).print(lead_table(results))
     print(json.dumps(summary(results)))
 
 

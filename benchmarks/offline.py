@@ -1,7 +1,7 @@
 """The whole learner on a stream in memory: the daemon's own loop, and the teacher that a server would really load.
 
-What `hostile.py` and `drift.py` share: small data sets as tables, a stream as events, one run. Nothing is stood in for
-but the broker, by the package's own log in memory.
+What `hostile.py`, `drift.py` and `recovery.py` share: small data sets as tables, a stream as events, one run. Nothing
+is stood in for but the broker, by the package's own log in memory.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Event(NamedTuple):
 
 
 Hook = Callable[[Parts, StepReport, Path], None]
-"""Is called after each step in the learner's thread, with the state folder, and must change nothing."""
+"""Is called after each step in the learner's thread, with the state folder. It changes nothing but what a benchmark
+is about: `recovery.py` puts earlier weights back."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class Learning:
             },
             "model": {"factory": "mlp", "options": {"hidden": [64, 64]}, "normalise": data.normalise},
             "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
-            "batch": {"fresh": self.fresh, "max_age_s": _NEVER_S, "merge_wait_s": 60.0},
+            # A learner that has no time for further steps: the streams of these benchmarks are fast, and cheap so.
+            "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S, "merge_wait_s": 60.0},
             "labels": {"wanted_rows": 0, "memory_rows": 1000},
             "state": {"dir": folder, "checkpoint_every_s": _NEVER_S, "publish_every_s": PUBLISH_EVERY_S},
             "metrics": {"port": 0},

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from streamlearn.config import settings
+from streamlearn.config import RECIPES, settings
 
 HEAD = """\
 # Every setting of streamlearn, with its default. Copy what you change into a file of your own:
@@ -24,9 +24,20 @@ def main() -> None:
         table, _, name = key.rpartition(".")
         lines = tables.setdefault(table, [])
         lines += textwrap.wrap(" ".join(text.split()), 116, initial_indent="# ", subsequent_indent="# ")
-        lines.append(f'# {name} = ""   # not set' if default is None else f"{name} = {toml(default)}")
+        lines.append(line(table, name, default))
     body = "\n\n".join(f"[{table}]\n" + "\n".join(lines) for table, lines in tables.items())
     Path(__file__).with_name("streamlearn.example.toml").write_text(f"{HEAD}\n{body}\n")
+
+
+def line(table: str, name: str, default: Any) -> str:
+    """A setting and its value; commented out where it has none, or where it is for a recipe to say."""
+    if default is None:
+        return f'# {name} = ""   # not set'
+    of_recipes = {recipe: values[name] for recipe, values in RECIPES.items() if table == "learn" and name in values}
+    if not of_recipes:
+        return f"{name} = {toml(default)}"
+    told = ", ".join(f"{recipe} {toml(value)}" for recipe, value in of_recipes.items())
+    return f"# {name} = {toml(default)}   # by recipe: {told}"
 
 
 def toml(value: Any) -> str:

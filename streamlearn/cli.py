@@ -41,7 +41,8 @@ SetOption = Annotated[
 
 
 def _load(config: Path | None, overrides: list[str] | None) -> Config:
-    from streamlearn.config import from_text, load_config
+    from streamlearn.config import load_config
+    from streamlearn.sources import from_text
 
     pairs: dict[str, Any] = {}
     for override in overrides or []:

@@ -1,18 +1,13 @@
-"""Every setting, its default and its bound. No other module takes a setting from the environment.
+"""Every setting, its default and its bound. How file and environment are read and merged is in `sources.py`.
 
 Sources, the later wins: defaults here, the TOML file, the environment (`STREAMLEARN_SERVE__PORT=8000` sets
 `serve.port`), then what the command line names. All errors are reported at once, each with key, value, bound and
 source, before anything is opened. Below the wiring nobody knows that a config exists: parts get plain values.
-
-Variables of our prefix that are no settings are `NOT_SETTINGS`, and read by whom they are for: `STREAMLEARN_CRASH_AT`,
-by which the fault harness has the learner killed, in `state.points`.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,19 +28,7 @@ from pydantic import (
 
 from streamlearn.errors import ConfigError
 from streamlearn.records import Schema
-
-ENV_PREFIX = "STREAMLEARN_"
-_SECRET = re.compile(r"^serve$|kafka\.options|tok|secret|passw|pwd|key|credential|auth", re.IGNORECASE)
-"""In the name of a setting or table, misspelt ones too: its value is not shown in an error."""
-NOT_SETTINGS = (
-    "STREAMLEARN_TEST_KAFKA",
-    "STREAMLEARN_FORBID_SKIPS",
-    "STREAMLEARN_SOAK_EXAMPLES",
-    "STREAMLEARN_LONG_FAULTS",
-    "STREAMLEARN_CRASH_AT",
-    "STREAMLEARN_CONFIG",
-)
-"""Variables of this package that are no settings: the tests' own, and the file's path."""
+from streamlearn.sources import explain, merged, read_layers
 
 
 def _import_path_or_name(value: str) -> str:
@@ -641,9 +624,6 @@ class Config(_Section):
             raise ValueError(msg)
 
 
-Tree = dict[str, Any]
-
-
 def load_config(
     path: Path | None = None, *, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
 ) -> Config:
@@ -652,96 +632,11 @@ def load_config(
     Raises:
         ConfigError: with every error there is, each naming its key, value, bound and source.
     """
-    environment = os.environ if environ is None else environ
-    layers: list[tuple[str, Tree]] = []
-    if path is not None:
-        layers.append((str(path), _read_file(path)))
-    layers.append(("environment", _read_environment(environment)))
-    layers.append(("command line", _nest(overrides or {})))
-    merged: Tree = {}
-    for _, layer in layers:
-        _merge(merged, layer)
+    layers = read_layers(path, os.environ if environ is None else environ, overrides or {})
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate(merged(layers))
     except ValidationError as error:
-        raise ConfigError(_explain(error, layers)) from error
-
-
-def _read_file(path: Path) -> Tree:
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        msg = f"{path}: {error.strerror or error}; name an existing TOML file with --config"
-        raise ConfigError(msg) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"{path}: not TOML: {error}"
-        raise ConfigError(msg) from error
-
-
-def _read_environment(environ: Mapping[str, str]) -> Tree:
-    dotted = {
-        name.removeprefix(ENV_PREFIX).lower().replace("__", "."): from_text(value)
-        for name, value in environ.items()
-        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS
-    }
-    return _nest(dotted)
-
-
-def from_text(value: str) -> Any:
-    """Lists and tables as TOML reads them; all else stays text for pydantic to cast, so a token of digits stays one."""
-    if not value.lstrip().startswith(("[", "{")):
-        return value
-    try:
-        return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return value
-
-
-def _nest(dotted: Mapping[str, Any]) -> Tree:
-    tree: Tree = {}
-    for key, value in dotted.items():
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
-
-
-def _merge(into: Tree, layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, dict) else value
-
-
-def _explain(error: ValidationError, layers: list[tuple[str, Tree]]) -> str:
-    """One line an error: key, what is wrong, the value, and where it came from."""
-    lines = []
-    for detail in error.errors(include_url=False):
-        keys = tuple(part for part in detail["loc"] if part not in ("schema_",))
-        shown = ".".join(map(str, keys)) or "settings"
-        sources = [name for name, layer in layers if _has(layer, keys)]
-        source = sources[-1] if sources and keys else "default"
-        got = "a value that is not shown" if _SECRET.search(shown) else f"{detail['input']!r:.80}"
-        value = "" if detail["type"] == "value_error" and not keys else f" (got {got}, from {source})"
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            message = "there is no such setting"
-        lines.append(f"  {shown}: {message}{value}")
-    count = f"{len(lines)} settings are wrong" if len(lines) > 1 else "a setting is wrong"
-    return "\n".join([f"{count}:", *lines])
-
-
-def _has(tree: Any, keys: tuple[int | str, ...]) -> bool:
-    for key in keys:
-        if not (isinstance(tree, dict) and key in tree):
-            return False
-        tree = tree[key]
-        if not isinstance(tree, dict):
-            return True
-    return True
+        raise ConfigError(explain(error, layers)) from error
 
 
 def settings() -> dict[str, tuple[Any, str]]:

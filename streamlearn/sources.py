@@ -1,0 +1,130 @@
+"""Where settings come from: a TOML file, the environment, the command line; merged, and named in errors.
+
+`STREAMLEARN_SERVE__PORT=8000` sets `serve.port`. Variables of our prefix that are no settings are `NOT_SETTINGS`, and
+read by whom they are for: `STREAMLEARN_CRASH_AT`, by which the fault harness has the learner killed, in `state.points`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from streamlearn.errors import ConfigError
+
+ENV_PREFIX = "STREAMLEARN_"
+_SECRET = re.compile(r"^serve$|kafka\.options|tok|secret|passw|pwd|key|credential|auth", re.IGNORECASE)
+"""In the name of a setting or table, misspelt ones too: its value is not shown in an error."""
+NOT_SETTINGS = (
+    "STREAMLEARN_TEST_KAFKA",
+    "STREAMLEARN_FORBID_SKIPS",
+    "STREAMLEARN_SOAK_EXAMPLES",
+    "STREAMLEARN_LONG_FAULTS",
+    "STREAMLEARN_CRASH_AT",
+    "STREAMLEARN_CONFIG",
+)
+"""Variables of this package that are no settings: the tests' own, and the file's path."""
+
+Tree = dict[str, Any]
+"""Tables within tables."""
+Layers = list[tuple[str, Tree]]
+"""Each source by its name, the one that wins last."""
+
+
+def read_layers(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Layers:
+    """What each source says. `overrides` are by dotted keys.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not TOML.
+    """
+    file = [] if path is None else [(str(path), _read_file(path))]
+    return [*file, ("environment", _read_environment(environ)), ("command line", _nest(overrides))]
+
+
+def merged(layers: Layers) -> Tree:
+    """One tree of all."""
+    tree: Tree = {}
+    for _, layer in layers:
+        _merge(tree, layer)
+    return tree
+
+
+def _read_file(path: Path) -> Tree:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}; name an existing TOML file with --config"
+        raise ConfigError(msg) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{path}: not TOML: {error}"
+        raise ConfigError(msg) from error
+
+
+def _read_environment(environ: Mapping[str, str]) -> Tree:
+    dotted = {
+        name.removeprefix(ENV_PREFIX).lower().replace("__", "."): from_text(value)
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS
+    }
+    return _nest(dotted)
+
+
+def from_text(value: str) -> Any:
+    """Lists and tables as TOML reads them; all else stays text for pydantic to cast, so a token of digits stays one."""
+    if not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def _nest(dotted: Mapping[str, Any]) -> Tree:
+    tree: Tree = {}
+    for key, value in dotted.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _merge(into: Tree, layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, dict) else value
+
+
+def explain(error: ValidationError, layers: Layers) -> str:
+    """One line an error: key, what is wrong, the value, and where it came from."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        keys = tuple(part for part in detail["loc"] if part not in ("schema_",))
+        shown = ".".join(map(str, keys)) or "settings"
+        sources = [name for name, layer in layers if _has(layer, keys)]
+        source = sources[-1] if sources and keys else "default"
+        got = "a value that is not shown" if _SECRET.search(shown) else f"{detail['input']!r:.80}"
+        value = "" if detail["type"] == "value_error" and not keys else f" (got {got}, from {source})"
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = "there is no such setting"
+        lines.append(f"  {shown}: {message}{value}")
+    count = f"{len(lines)} settings are wrong" if len(lines) > 1 else "a setting is wrong"
+    return "\n".join([f"{count}:", *lines])
+
+
+def _has(tree: Any, keys: tuple[int | str, ...]) -> bool:
+    for key in keys:
+        if not (isinstance(tree, dict) and key in tree):
+            return False
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            return True
+    return True
