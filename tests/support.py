@@ -36,6 +36,7 @@ ema_decay = 0.98
 [batch]
 fresh = 32
 labelled = 16
+steps = 1
 max_age_s = {max_age_s}
 merge_wait_s = {merge_wait_s}
 
