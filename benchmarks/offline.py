@@ -49,10 +49,13 @@ ResultT = TypeVar("ResultT")
 
 Floats = npt.NDArray[np.float32]
 
+MLP = {"factory": "mlp", "options": {"hidden": [64, 64]}}
+CONVNET = {"factory": "convnet", "options": {"widths": [16, 32]}}
+
 
 @dataclass(frozen=True)
 class Data:
-    """Samples x (N, F) with their classes y (N,), and a part held out; `scale` makes inputs about one."""
+    """Samples x (N, *shape) with their classes y (N,), and a part held out; `scale` makes inputs about one."""
 
     name: str
     x: Floats
@@ -70,26 +73,25 @@ class Data:
 
 
 def read(name: str, seed: int) -> Data:
-    """A data set as a table, with a held-out part that is drawn anew for each seed.
+    """A data set as a table, or `digit-images` as images, with a held-out part that is drawn anew for each seed.
 
     Raises:
         ConfigError: its library is not installed.
     """
+    images = name == "digit-images"
     if name == "segments":
         x, y = _segments()
     else:
-        loaded = load(name)
+        loaded = load("digits" if images else name)
         x, y = np.asarray(loaded.x, np.float64), loaded.y
         if loaded.test_x is not None and loaded.test_y is not None:
             x, y = np.concatenate([x, loaded.test_x]), np.concatenate([y, loaded.test_y])
     order = np.random.default_rng((seed, 7)).permutation(len(x))
     held_out = min(_MOST_TEST, round(_TEST_SHARE * len(x)))
     test, train = order[:held_out], order[held_out:]
-    flat = x.reshape(len(x), -1).astype(np.float32)
-    pixels = name == "digits"
-    return Data(
-        name, flat[train], y[train], flat[test], y[test], int(y.max()) + 1, 1 / 16 if pixels else 1.0, not pixels
-    )
+    x = (x if images else x.reshape(len(x), -1)).astype(np.float32)
+    pixels = images or name == "digits"
+    return Data(name, x[train], y[train], x[test], y[test], int(y.max()) + 1, 1 / 16 if pixels else 1.0, not pixels)
 
 
 def _segments() -> tuple[npt.NDArray[np.float64], Classes]:
@@ -105,7 +107,7 @@ class Event(NamedTuple):
     """One sample of a stream."""
 
     x: Floats | bytes
-    """(F,), or the bytes of a record that is no sample."""
+    """As the data's shape has it, or the bytes of a record that is no sample."""
     true_class: int
     label: int | None
     """What the learner is told, `delay` samples later; None is nothing."""
@@ -138,7 +140,7 @@ class Learning:
                 "payload": "raw",
                 "scale": data.scale,
             },
-            "model": {"factory": "mlp", "options": {"hidden": [64, 64]}, "normalise": data.normalise},
+            "model": {"normalise": data.normalise, **(CONVNET if data.x.ndim == 4 else MLP)},
             "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
             # A learner that has no time for further steps: the streams of these benchmarks are fast, and cheap so.
             "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S, "merge_wait_s": 60.0},
