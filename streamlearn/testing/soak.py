@@ -55,6 +55,7 @@ threads = 1
 [batch]
 fresh = 8
 labelled = 8
+steps = 2  # some without records; more would only make the learner that is never killed take as many times longer
 max_age_s = 0.05
 merge_wait_s = 0.05
 [labels]
