@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from harness import arguments, broker, figures, finish, heartbeat, running, tell, wait_ready, write_config
+from harness import SHIPPED, arguments, broker, figures, finish, heartbeat, running, tell, wait_ready, write_config
 
 from streamlearn.broker import free_port
 from streamlearn.records import Array
@@ -83,29 +83,29 @@ def main() -> None:
     plan = ("fashion-mnist", "--limit", samples, "--label-share", 0.01, "--label-delay", "geometric:5000")
     with tempfile.TemporaryDirectory() as name, broker(Path(name) / "kafka") as bootstrap:
         results = {}
-        for method in ("mean_teacher", "supervised"):
+        for method in (SHIPPED, "supervised"):
             folder = Path(name) / method
             port = free_port("127.0.0.1")
             settings = {"bootstrap": bootstrap, "method": method, "port": port}
             config = write_config(folder / "streamlearn.toml", **settings)
             (folder / "port.json").write_text(str(port))
-            if method == "mean_teacher":
+            if method == SHIPPED:
                 finish("simulate", *plan, "--config", config)
                 produce_with_kcat(bootstrap, load("fashion-mnist"))
             tell(f"learning: {method}")
             results[method] = learn_all(config, folder, samples + FOREIGN)
-    said = results["mean_teacher"]["said"]
+    said = results[SHIPPED]["said"]
     assert isinstance(said, dict)
     accounts, ledger = said["accounts"], said["ledger"]
     read = accounts["samples_read"]
     accounted = accounts["samples_learned"] + accounts["samples_duplicate_id"] + accounts["samples_dead_lettered"]
     label_ends = sum(ledger[state] for state in ("joined", "waiting", "duplicate", "corrected", "expired", "orphan"))
     figures(
-        test_accuracy=results["mean_teacher"]["test_accuracy"],
+        test_accuracy=results[SHIPPED]["test_accuracy"],
         test_accuracy_label_only=results["supervised"]["test_accuracy"],
         prequential=said["accuracy"]["prequential"]["teacher"],
         oracle=said["accuracy"]["oracle"]["teacher"],
-        model_version=results["mean_teacher"]["model_version"],
+        model_version=results[SHIPPED]["model_version"],
         records_unaccounted=(samples + FOREIGN - read) + (read - accounted) + (accounts["labels_read"] - label_ends),
         accounts=accounts,
         labels=ledger,

@@ -64,6 +64,7 @@ def play(case: Case) -> dict[str, Any]:
         "model.normalise": False,
         "model.options": {"width": case.width},
         "learn.method": case.method,
+        "learn.recipe": "none",
         # Classification is summed over labelled rows and divided by all rows.
         "learn.consistency_weight": METHODS[case.method] * LABELLED / (FRESH + LABELLED),
         "learn.rampup_steps": round(RAMPUP * steps),

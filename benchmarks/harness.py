@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from streamlearn.broker import Broker
+from streamlearn.config import RECIPES
 
+SHIPPED = RECIPES["image"]["method"]
 FASHION = """
 [schema]
 shape = [1, 28, 28]
@@ -36,6 +38,7 @@ threads = {threads}
 
 [batch]
 max_age_s = 1.0
+steps = {steps}
 
 [log]
 kind = "{kind}"
@@ -69,7 +72,8 @@ def arguments(description: str) -> argparse.Namespace:
 def write_config(path: Path, **settings: Any) -> Path:
     """A config for Fashion-MNIST."""
     defaults = {
-        "method": "mean_teacher",
+        "method": SHIPPED,
+        "steps": 4,
         "threads": 0,
         "kind": "kafka",
         "partitions": 2,

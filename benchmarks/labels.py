@@ -450,6 +450,7 @@ def measure(folder: Path, ids: int) -> dict[str, Any]:
     cpu_us: list[float] = []
     for numbers in rounds_of(ids, min(ids // 2, LABELS)):
         for kind, side in sides.items():
+            os.sync()  # or the pages of the side before would be written in the time of this one
             last[kind] = side.ask("join", numbers)
             rates[kind].append(last[kind]["per_s"])
         cpu_us.append(last["ledger"]["cpu_us"])

@@ -72,7 +72,7 @@ IMAGES = {
     "learn.recipe": "image",
     "model.factory": "convnet",
     "model.normalise": False,
-    "model.options": {"widths": [8, 16, 32]},
+    "model.options": {"widths": [16, 32, 64]},
 }
 TABLES = {
     "learn.recipe": "table",
@@ -94,8 +94,6 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "full": {"learn.method": "supervised", "batch.labelled": 96},
 }
 """By run; a key that this version does not know is left out. `full` has room for all new labels and for replay."""
-_OF_LABELLED_ROWS = ("mixup_beta", "label_smoothing", "ema_share")
-"""Settings of [learn] that `full` has as `default` has them, though the method's recipe is not its own."""
 _NOT_RECIPE = {
     "learn": {"seed", "threads", "device"},
     "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels", "idle_steps"},
@@ -172,9 +170,6 @@ class Case:
         known = settings()
         changed = {key: value for key, value in RUNS[self.run].items() if key in known}
         own = SOURCES[self.source].settings
-        if self.run == "full":
-            learn = load_config(None, overrides=own, environ={}).learn
-            changed |= {f"learn.{name}": getattr(learn, name) for name in _OF_LABELLED_ROWS}
         return load_config(None, overrides={**own, **HARNESS, **changed, **self.overrides}, environ={})
 
     @property

@@ -4,7 +4,7 @@
 memory, in a process that does nothing else. The daemon reads the same samples from a log that was filled before,
 decodes, joins labels, keeps store, ledger and journal, publishes each second, checkpoints, exports metrics, with a
 server process beside it. Ratios are samples a second of the daemon over samples a second of the bare step, of one run
-on one machine.
+on one machine. Both take one step for each micro-batch, as the daemon does when more waits.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     samples = 6_400 if quick else 30_000
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        embedded = write_config(folder / "embedded" / "streamlearn.toml", kind="embedded")
+        embedded = write_config(folder / "embedded" / "streamlearn.toml", kind="embedded", steps=1)
         plan = ("fashion-mnist", "--limit", samples, "--label-share", 0.01, "--label-delay", "geometric:2000")
         before = bare_in_its_own_process(embedded, samples // 128)
         tell(f"bare step: {before['step']:.0f} samples/s, learning alone {before['learn']:.0f}")
@@ -87,7 +87,7 @@ def main() -> None:
         rate_embedded = daemon(embedded, folder / "embedded")
         tell(f"daemon on the embedded log: {rate_embedded:.0f} samples/s")
         with broker(folder / "kafka") as bootstrap:
-            kafka = write_config(folder / "on-kafka" / "streamlearn.toml", bootstrap=bootstrap)
+            kafka = write_config(folder / "on-kafka" / "streamlearn.toml", bootstrap=bootstrap, steps=1)
             finish("simulate", *plan, "--config", kafka)
             rate_kafka = daemon(kafka, folder / "on-kafka")
         tell(f"daemon on Kafka: {rate_kafka:.0f} samples/s")

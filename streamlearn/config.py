@@ -204,8 +204,8 @@ class LearnConfig(_Section):
     """[learn]: method, costs, optimizer, noise."""
 
     recipe: Literal["auto", "image", "table", "none"] = "auto"
-    """Defaults that were found to fit: those of images for 3-d shapes, else of tables. Each of its settings gives way
-    to one that is set, and all of them where another `method` is. docs/learning.md says what they are worth."""
+    """Defaults that were found to fit: those of images for 3-d shapes, else of tables. Each gives way to a setting that
+    is set; with another `method` than its own, those of labelled rows alone hold. docs/learning.md has the evidence."""
     method: Literal["mean_teacher", "ict", "pi", "temporal_ensembling", "dsne", "supervised"] = "mean_teacher"
     """mean_teacher; ict (interpolation consistency: its noise is a mix of samples); pi (the student is its own
     teacher); temporal_ensembling (its past is); dsne (a labelled source domain beside the stream); supervised."""
@@ -226,7 +226,8 @@ class LearnConfig(_Section):
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     """So much of a label's weight goes to all classes alike."""
     align: Literal["none", "uniform", "labels"] = "none"
-    """Move the teacher's answers towards even classes, or towards the classes of the labels that have come."""
+    """Move the teacher's answers towards even classes, or towards the classes of the labels that have come: only where
+    labels are drawn as the samples are, or it ruins the teacher."""
     gate: Literal["none", "fixed", "freematch", "softmatch"] = "none"
     """Which rows the student is held against the teacher on: all, or those that it is sure of (0 or 1 by a fixed or a
     moving threshold, or a weight between)."""
@@ -295,7 +296,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "method": "ict",
         "consistency": "kl",
         "consistency_weight": 1.0,
-        "align": "labels",
+        "align": "uniform",
         "rampup_steps": 0,
         "rampup_labels": 100,
         "ema_share": 0.1,
@@ -311,7 +312,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     },
     "none": {},
 }
-"""Settings of [learn] by recipe: searched on a few data sets, then held against all (`benchmarks/learning.py`)."""
+"""Settings of [learn] by recipe, searched on a few data sets (docs/learning.md)."""
+OF_LABELLED_ROWS = ("mixup_beta", "ema_share")
+"""Settings of a recipe that fit every method, but for mixup with the two that do not take mixed rows."""
+_NO_MIXUP = ("dsne", "temporal_ensembling")
 
 
 class BatchConfig(_Section):
@@ -327,7 +331,8 @@ class BatchConfig(_Section):
     idle_steps: int = Field(0, ge=0, le=100_000)
     """So many more at most while no record comes, as the clock allows. The journal knows how many there were."""
     recent_rows: int = Field(2048, ge=1, le=1_000_000)
-    """Newest samples that are kept for these steps, in memory and in the checkpoint; of large ones 64 MiB."""
+    """Newest samples that are kept for these steps, in memory and in the checkpoint; of large ones 64 MiB, or a
+    micro-batch where that is more."""
     max_age_s: float = Field(0.5, ge=0.001, le=3600.0)
     """Longest wait of the first record of a micro-batch before it is closed."""
     max_labels: int = Field(1024, ge=1, le=1_000_000)
@@ -564,17 +569,24 @@ class Config(_Section):
     @property
     def learn_recipe(self) -> str:
         """Whose defaults [learn] has: a name of `RECIPES`."""
-        learn, name = self.learn, self.learn.recipe
-        if name == "auto":
-            name = "image" if len(self.schema_.shape) == 3 else "table"
-        others = "method" in learn.model_fields_set and learn.method != RECIPES[name].get("method")
-        return "none" if others else name
+        if self.learn.recipe != "auto":
+            return self.learn.recipe
+        return "image" if len(self.schema_.shape) == 3 else "table"
+
+    @property
+    def is_whole_recipe(self) -> bool:
+        """Whether all of its settings hold, or those of labelled rows alone: the method is another."""
+        return bool(self.learn.method == RECIPES[self.learn_recipe].get("method", self.learn.method))
 
     @model_validator(mode="after")
     def _follow_recipe(self) -> Config:
         """What is not set in [learn] is as the recipe has it; it still counts as not set."""
-        learn = self.learn
-        values = {**dict(learn), **RECIPES[self.learn_recipe], **learn.model_dump(exclude_unset=True)}
+        learn, recipe = self.learn, dict(RECIPES[self.learn_recipe])
+        if "method" in learn.model_fields_set and not self.is_whole_recipe:
+            recipe = {name: recipe[name] for name in OF_LABELLED_ROWS if name in recipe}
+            if learn.method in _NO_MIXUP:
+                recipe.pop("mixup_beta", None)
+        values = {**dict(learn), **recipe, **learn.model_dump(exclude_unset=True)}
         followed = LearnConfig.model_construct(_fields_set=learn.model_fields_set, **values)
         object.__setattr__(self, "learn", followed)  # frozen, but not built yet
         return self
@@ -613,6 +625,9 @@ class Config(_Section):
     def _check_method(self) -> None:
         """Settings under which a method would hold the student against nothing."""
         learn, batch = self.learn, self.batch
+        if learn.logit_distance is not None and learn.method != "mean_teacher":
+            msg = f'learn.logit_distance is of learn.method = "mean_teacher", and the method is "{learn.method}"'
+            raise ValueError(msg)
         if learn.method == "dsne" and (not learn.source_path or learn.mixup_beta):
             msg = 'learn.method = "dsne" wants learn.source_path, and learn.mixup_beta = 0: a mixed row has no class'
             raise ValueError(msg)

@@ -51,9 +51,10 @@ def _model(config: Config) -> Iterator[Finding]:
     else:
         shape = "x".join(map(str, spec.shape))
         yield Finding("ok", "model", f"{spec.factory}: {shape} to {spec.classes} classes, {parameters:,} parameters")
-    learn, recipe = config.learn, config.learn_recipe
+    learn = config.learn
     weight = "" if learn.method == "supervised" else f", {learn.consistency} with weight {learn.consistency_weight:g}"
-    yield Finding("ok", "method", f"{learn.method}{weight}; defaults of recipe {recipe}, learn.recipe = {learn.recipe}")
+    of_which = "" if config.is_whole_recipe else ", of labelled rows alone"
+    yield Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
     cuda = torch.cuda.is_available()
     if config.learn.device.startswith("cuda") and not cuda:
         yield Finding("error", "device", f"learn.device = {config.learn.device!r}, and torch sees no CUDA device")

@@ -37,6 +37,7 @@ def identity(config: Config) -> dict[str, Any]:
         "model": model,
         "classes": list(config.schema_.build().classes),
         "dtype": config.schema_.dtype,
+        "method": config.learn.method,
         "optimizer": config.learn.optimizer,
         "topics": [topics.samples, topics.labels],
     }
@@ -59,9 +60,8 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
     Raises:
         ConfigError: a setting that the saved state depends on was changed.
     """
-    wanted = json.loads(json.dumps(identity(config)))
-    # What only another version asked for (the method) does not matter to this one.
-    saved = {name: value for name, value in checkpoint.extra.get("identity", {}).items() if name in wanted}
+    saved, wanted = checkpoint.extra.get("identity", {}), json.loads(json.dumps(identity(config)))
+    wanted["method"] = saved.get("method")  # the weights are of use to another one too: `Learner.load_state`
     # Classes may be named at the end, in the room that was left for them: the network is the same then.
     wanted["classes"] = wanted["classes"][: len(saved.get("classes", ()))]
     if changed := list(_differences(saved, wanted)):

@@ -211,6 +211,10 @@ class _Wired:
         reached("restore", "begin")
         check_arrays(self.pipeline.arrays(), checkpoint)
         self.pipeline.restore(checkpoint.step, checkpoint.arrays, checkpoint.extra)
+        was, now = checkpoint.extra["identity"]["method"], self._config.learn.method
+        if was != now:
+            _log.warning("method_changed", was=was, now=now, step=checkpoint.step)
+            self.pipeline.another_method()
         reached("restore", "end")
 
     def _may_flush(self) -> None:

@@ -81,9 +81,9 @@ def make_election(config: Config, learner: Learner) -> Election | None:
 
 
 def make_recent(config: Config) -> RecentSamples | None:
-    """Samples to learn from once more; None where every step has records of its own."""
+    """Samples to learn from once more; None where every step has records of its own, or learns from labels alone."""
     batch = config.batch
-    if batch.steps == 1 and not batch.idle_steps:
+    if (batch.steps == 1 and not batch.idle_steps) or config.learn.method == "supervised":
         return None
     schema = config.schema_.build()
     rows = min(batch.recent_rows, max(batch.fresh, MOST_RECENT_BYTES // schema.nbytes))

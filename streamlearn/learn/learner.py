@@ -313,11 +313,13 @@ class Learner:
         """Go on from what `state` returned.
 
         A twin that was not there before begins as the student is now, and other averages as the teacher is. What
-        another method remembered is not for this one, which begins with nothing.
+        another method remembered is not for this one, which begins with nothing. `supervised` is what the twin was
+        all along, and goes on from it.
 
         Raises:
             CheckpointError: names, shapes or dtypes are not those of this model and optimizer; nothing was changed.
         """
+        state = _seen_by(self.settings.method, state)
         generations = {int(name.split(".")[1]) for name in state if name.startswith("good.")}
         has_twin = any(name.startswith("twin.") for name in state)
         self._good = [self._copy_of_teacher() for _ in generations]
@@ -486,6 +488,19 @@ def _make_twin(spec: ModelSpec, settings: LearnSettings, device: torch.device, t
     for network in (twin.student, twin.teacher):
         network.normalise = trainee.student.normalise
     return Twin(twin, every=settings.twin_every)
+
+
+def _seen_by(method: str, state: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The state as it is; for `supervised` with the twin, where there is one, as student and teacher."""
+    twin = {name.removeprefix("twin."): array for name, array in state.items() if name.startswith("twin.")}
+    if method != "supervised" or not twin:
+        return state
+    others = {name: array for name, array in state.items() if not name.startswith(("twin.", "bank.", "method."))}
+    updates, averaged_at = state["learner.twin_updates"], state["learner.twin_averaged_at"]
+    # The ramp begins anew where another method comes back: it is counted by updates, of which these are others.
+    counts = {"updates": updates, "averaged_at": averaged_at, "ramped_at": updates}
+    counts |= {"ramped_at_label": state["learner.labels"], "served": np.array(0, dtype=np.int64)}
+    return others | twin | {f"learner.{name}": array for name, array in counts.items()}
 
 
 def _to_array(tensor: Tensor) -> Array:

@@ -54,7 +54,7 @@ class Targets:
         if align != "none":
             self._kept["model_C"] = uniform.clone()
         if align == "labels":
-            self._kept["label_counts_C"] = torch.full_like(uniform, _PRIOR_LABELS)
+            self._kept["label_counts_C"] = torch.zeros_like(uniform)
         if gate == "freematch":
             self._kept["gated_C"] = uniform.clone()
         if gate in {"freematch", "softmatch"}:
@@ -101,8 +101,8 @@ class Targets:
                 counts_C = counts_C * _LABEL_FADING ** len(new_N)
                 counts_C = counts_C + torch.nn.functional.one_hot(new_N, len(counts_C)).sum(dim=0)
                 self._next["label_counts_C"] = counts_C
-            # Never rarer than a hundredth of an even share: a class may come back.
-            label_C = torch.maximum(counts_C / counts_C.sum(), 0.01 * rows.uniform_C) * (rows.uniform_C > 0)
+            label_C = (counts_C + _PRIOR_LABELS) * (rows.uniform_C > 0)
+            label_C = label_C / label_C.sum()
         q_BC = q_BC * (label_C / model_C.clamp_min(_LEAST_SHARE))
         return q_BC / q_BC.sum(dim=1, keepdim=True)
 

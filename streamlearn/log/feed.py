@@ -73,8 +73,7 @@ class Feed:
     def lag(self) -> Offsets:
         """Records of each partition that are in the log and not yet in a step."""
         return {
-            # What was read since the end was asked for is in the queue.
-            tp: max(len(queue), self._ends[tp] - (queue[0].position.offset if queue else self._read_to[tp]))
+            tp: max(0, self._ends[tp] - (queue[0].position.offset if queue else self._read_to[tp]))
             for tp, queue in self.queues.items()
         }
 

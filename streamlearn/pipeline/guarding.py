@@ -99,6 +99,11 @@ class Guarding:
             event = "publication_frozen" if self._guard.frozen else "publication_resumed"
             _log.warning(event, step=step, reasons=list(verdict.reasons))
 
+    def another_learns(self) -> None:
+        """Another method learns from here on: what was gained before is no measure for it."""
+        self._board.gain.restart()
+        self._drift.forget_answers()
+
     def another_answers(self) -> None:
         """Another network is served from here on: what the one before said is no measure for what this one says."""
         self._drift.forget_answers()

@@ -86,22 +86,22 @@ class Pipeline:
     def run(self, stopping: threading.Event, *, until_end: bool = False) -> None:
         """Learn until told to stop (or, with `until_end`, until all that the log holds is learned).
 
-        Further steps are taken as far as no whole micro-batch waits for them; all of them with `until_end`, where
+        Further steps are taken as far as no micro-batch can be closed instead; all of them with `until_end`, where
         nothing but the end is waited for.
         """
+        # Of a checkpoint that was made with other settings. A replay is over by now: it was formed as it had been.
+        self._further_steps = min(self._further_steps, self._cadence.steps - 1)
+        self._idle_steps = min(self._idle_steps, self._cadence.idle_steps)
         parts = self.parts
         while not stopping.is_set():
             source = parts.source
-            waiting = self._samples_waiting()
-            draft = None
-            if self._further_steps and (until_end or waiting < self._cadence.fresh):
-                draft = parts.batcher.nothing()
+            draft = parts.batcher.nothing() if until_end and self._further_steps else None
             if draft is None:
-                overloaded = self._cadence.thin_above is not None and waiting > self._cadence.thin_above
+                overloaded = self._overloaded()
                 draft = parts.batcher.fill(source.queues, source.behind, self._clock(), overloaded=overloaded)
             if draft is None and self._owes_a_step(until_end=until_end):
                 draft = parts.batcher.close_now()
-            if draft is None and self._idle_steps and not until_end:
+            if draft is None and (self._further_steps or self._idle_steps) and not until_end:
                 draft = parts.batcher.nothing()
             if draft is not None:
                 self.step(draft, journaled=False)
@@ -236,6 +236,12 @@ class Pipeline:
         self._saved_step = self._published_step = self._shown_step = step
         self._check()
 
+    def another_method(self) -> None:
+        """What was restored was learned by another method: what was counted to judge that one by is forgotten."""
+        self.parts.guarding.another_learns()
+        if self.parts.election is not None:
+            self.parts.election.restart()
+
     def _check(self) -> None:
         """Assert I7: what was read is what became of it."""
         self.parts.accounts.check()
@@ -254,10 +260,12 @@ class Pipeline:
                     fresh[item.sample_id] = item
         return list(fresh.values()), duplicates
 
-    def _samples_waiting(self) -> int:
-        """In the log, and in no step yet."""
+    def _overloaded(self) -> bool:
+        """So many samples wait in the log that some are to be passed by (`log.overload`)."""
+        if self._cadence.thin_above is None:
+            return False
         topic, lag = self.parts.batcher.sample_topic, self.parts.source.lag()
-        return sum(records for partition, records in lag.items() if partition.topic == topic)
+        return sum(records for partition, records in lag.items() if partition.topic == topic) > self._cadence.thin_above
 
     def _thin(self, fresh: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """What of a wide batch is learned, and what is passed by: by the batch and the settings alone."""
@@ -389,7 +397,9 @@ class Pipeline:
         new_ids = parts.memory.draw_into(labelled_x, labelled_y, step)
         drawn = cadence.labelled if len(parts.memory) else 0
         count, wants_keys = len(fresh), parts.learner.wants_keys
-        keys_U = np.array([sample_key(s.sample_id) for s in fresh] if wants_keys else [0] * count, np.int64)
+        # Recent samples outlive a change of the method, so they have their keys whether this one asks for them or not.
+        keyed = wants_keys or parts.recent is not None
+        keys_U = np.array([sample_key(s.sample_id) for s in fresh] if keyed else [0] * count, np.int64)
         if again and parts.recent is not None and len(parts.recent):
             keys_U = parts.recent.draw_into(fresh_x, step)
             count = len(keys_U)

@@ -1,8 +1,8 @@
 """Save and load the whole learner as one file, so weights and offsets never part (I1).
 
-Layout: 8 bytes of magic and format, 32 bytes of SHA-256 over these and the payload, then the payload; so in every
-format, since that tells another format, which is refused, from a corrupt file, which is set aside. (The first version's
-digest was of the payload alone, and is still read.) The payload is one safetensors
+Layout: 8 bytes of magic and format, 32 bytes of SHA-256 over the payload, then the payload; so in every format, since
+that tells another format, which is refused, from a corrupt file, which is set aside. The JSON part names the format
+once more, under the digest: a byte that flipped is no other format. The payload is one safetensors
 blob whose header carries the JSON part (step, next_offsets, counters). Written aside, synced, renamed, the folder
 synced: a crash at any instant leaves the old checkpoint or the new one, whole. A corrupt newest falls back to the one
 before, loudly.
@@ -78,10 +78,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Files = DISK) -
         "next_offsets": [[tp.topic, tp.partition, offset] for tp, offset in sorted(checkpoint.next_offsets.items())],
         "extra": checkpoint.extra,
         "epoch": checkpoint.epoch,
+        "format": MAGIC[-1],
     }
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     payload = save(arrays, metadata={"streamlearn": json.dumps(meta)})
-    digest = _digest(MAGIC, payload)
+    digest = hashlib.sha256(payload).digest()
     reached("checkpoint", "begin")
     write_whole(path_of(folder, checkpoint.step), [MAGIC, digest, payload], files, name="checkpoint")
     reached("checkpoint", "end")
@@ -99,12 +100,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if blob[: len(MAGIC) - 1] != MAGIC[:-1]:
         msg = f"{path}: not a checkpoint: it begins with {blob[:8]!r}"
         raise CheckpointError(msg)
-    head, payload = blob[: len(MAGIC)], blob[len(MAGIC) + _DIGEST_BYTES :]
-    digest = blob[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES]
-    if digest != _digest(head, payload) and not (head == MAGIC and digest == _digest(b"", payload)):
+    digest, payload = blob[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES], blob[len(MAGIC) + _DIGEST_BYTES :]
+    if hashlib.sha256(payload).digest() != digest:
         msg = f"{path}: torn or corrupt: its digest does not fit its {len(payload)} bytes"
         raise CheckpointError(msg)
     if blob[len(MAGIC) - 1] != MAGIC[-1]:
+        if _format_in(payload) == MAGIC[-1]:
+            msg = f"{path}: corrupt: it says to be of format {blob[len(MAGIC) - 1]}, and is of {MAGIC[-1]}"
+            raise CheckpointError(msg)
         msg = (
             f"{path} is a checkpoint of format {blob[len(MAGIC) - 1]}, and this version of streamlearn reads format "
             f"{MAGIC[-1]}: go on with the version that saved it, or {ANEW}"
@@ -120,18 +123,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(msg) from error
 
 
-def _digest(head: bytes, payload: bytes) -> bytes:
-    """Over both, without a copy of the large one."""
-    digest = hashlib.sha256(head)
-    digest.update(payload)
-    return digest.digest()
-
-
 def _meta(payload: bytes) -> dict[str, Any]:
     """The JSON part, of a payload that may end after its header."""
     header_bytes = int.from_bytes(payload[:8], "little")
     meta: dict[str, Any] = json.loads(json.loads(payload[8 : 8 + header_bytes])["__metadata__"]["streamlearn"])
     return meta
+
+
+def _format_in(payload: bytes) -> int | None:
+    """What the JSON part says; None where there is none that could."""
+    try:
+        return int(_meta(payload).get("format", 0))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _epoch_of(path: Path) -> int | None:

@@ -115,6 +115,7 @@ def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
     ("settings", "said"),
     [
         ({"learn.method": "dsne"}, "wants learn.source_path"),
+        ({"learn.method": "ict", "learn.logit_distance": 1.0}, "learn.logit_distance is of"),
         ({"learn.method": "dsne", "learn.source_path": "x.npz", "learn.mixup_beta": 0.5}, "learn.mixup_beta = 0"),
         ({"learn.method": "temporal_ensembling", "learn.mixup_beta": 0.5, "batch.steps": 1}, "wants batch.steps > 1"),
     ],
@@ -152,12 +153,26 @@ class TestRecipe:
         wanted = RECIPES["image"] | {"mixup_beta": 0.0, "seed": 3}
         assert {name: getattr(learn, name) for name in wanted} == wanted
 
-    @pytest.mark.parametrize("settings", [{"learn.recipe": "none"}, {"learn.method": "pi"}])
-    def test_another_method_has_none(self, settings: dict[str, object]) -> None:
-        """Half a recipe is none: a weight for one method is no weight for another."""
+    def test_another_method_has_those_of_labelled_rows_alone(self) -> None:
+        """Half a recipe is none: a weight for one method is no weight for another. Mixed rows are mixed for all."""
+        learn = load_config(environ={}, overrides=self.IMAGE | {"learn.method": "pi"}).learn
+
+        image = RECIPES["image"]
+        assert learn == LearnConfig(method="pi", mixup_beta=image["mixup_beta"], ema_share=image["ema_share"])
+
+    @pytest.mark.parametrize("method", ["temporal_ensembling", "dsne"])
+    def test_a_method_that_takes_no_mixed_rows_gets_none(self, method: str) -> None:
+        """Or it would be refused for what nobody has set."""
+        settings = {"learn.method": method, "learn.source_path": "x.npz", "batch.steps": 1}
         learn = load_config(environ={}, overrides=self.IMAGE | settings).learn
 
-        assert learn == LearnConfig(**{name.removeprefix("learn."): value for name, value in settings.items()})
+        assert learn == LearnConfig(method=method, source_path="x.npz", ema_share=RECIPES["image"]["ema_share"])
+
+    def test_none_leaves_the_settings_own_defaults(self) -> None:
+        """Those of the paper's method."""
+        learn = load_config(environ={}, overrides=self.IMAGE | {"learn.recipe": "none"}).learn
+
+        assert learn == LearnConfig(recipe="none")
 
     def test_it_counts_as_not_set(self) -> None:
         """`evaluate` builds the config anew with the data set's own shape, and only what was set may go along."""

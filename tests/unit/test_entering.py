@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import threading
@@ -85,9 +86,7 @@ def write_by_hand(
         {name: np.asarray(array, order="C") for name, array in arrays.items()}, {"streamlearn": json.dumps(meta)}
     )
     path = path_of(folder, checkpoint.step)
-    head = b"SLCKPT\x00" + bytes([format_])
-    digested = payload if format_ == 1 else head + payload
-    path.write_bytes(head + hashlib.sha256(digested).digest() + payload)
+    path.write_bytes(b"SLCKPT\x00" + bytes([format_]) + hashlib.sha256(payload).digest() + payload)
     return path
 
 
@@ -125,12 +124,25 @@ class TestOtherSettings:
         extra = {**before.extra, "identity": before.extra["identity"] | {"method": "mean_teacher"}}
         write_by_hand(StatePaths(tmp_path).checkpoints, before, arrays=before.arrays, extra=extra)
 
-        steps = [before.step]
+        found = [before]
         for settings in ({"learn.method": method}, {}):
             more(log, config_in(tmp_path))
-            steps.append(learn(config_in(tmp_path, **settings), log).step)
+            found.append(learn(config_in(tmp_path, **settings), log))
 
-        assert steps == sorted(set(steps))
+        names = [name for name in before.arrays if name.startswith("learner.teacher.net.")]
+        assert [c.step for c in found] == sorted({c.step for c in found})
+        for earlier, later in itertools.pairwise(found):
+            moved = max(np.abs(later.arrays[name] - earlier.arrays[name]).max() for name in names)
+            assert 0.0 < moved < 0.1, "a few steps on from the weights before"
+
+    def test_steps_that_are_still_due_are_those_of_the_settings_of_now(self, tmp_path: Path, log: MemoryLog) -> None:
+        """A checkpoint of a learner that had many of them owes none to one that wants none."""
+        before = load_newest(StatePaths(tmp_path).checkpoints)
+        assert before is not None
+        extra = before.extra | {"further_steps": 900, "idle_steps": 900}
+        write_by_hand(StatePaths(tmp_path).checkpoints, before, arrays=before.arrays, extra=extra)
+
+        assert learn(config_in(tmp_path, **{"batch.steps": 1}), log).step == before.step
 
     def test_an_option_that_came_or_went_is_a_difference(self, tmp_path: Path, log: MemoryLog) -> None:
         """It stands on one side only."""

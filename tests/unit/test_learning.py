@@ -380,32 +380,40 @@ class TestElection:
 class TestFurtherSteps:
     """Steps of a micro-batch after its first, which have no records (`batch.steps`)."""
 
-    def learned(self, config: Config, samples: int, *, until_end: bool) -> list[int]:
-        """Fresh samples of each step, until as many further steps as one micro-batch has were taken at the end."""
-        fresh: list[int] = []
+    def records(self, config: Config, samples: int, *, until_end: bool) -> list[int]:
+        """How many each step had, until as many further steps as one micro-batch has were taken at the end."""
+        found: list[int] = []
         stopping = threading.Event()
 
-        def look(_: Parts, report: StepReport) -> None:
-            fresh.append(report.fresh)
-            if not until_end and sum(fresh) == samples and fresh[-3:] == [0, 0, 0]:
+        def look(parts: Parts, report: StepReport) -> None:
+            found.append(report.samples + report.labels)
+            if not until_end and parts.accounts.samples_read == samples and found[-3:] == [0, 0, 0]:
                 stopping.set()
 
         learning.learn(config, stopping, until_end=until_end, opened=filled(config, samples), watching=look)
-        return fresh
+        return found
 
     def test_each_micro_batch_has_them_where_nothing_but_the_end_is_waited_for(self, tmp_path: Path) -> None:
         """So that `evaluate` does the same every time."""
-        config = config_in(tmp_path, **{"batch.steps": 4, "batch.fresh": 8})
+        found = self.records(config_in(tmp_path, **{"batch.steps": 4, "batch.fresh": 8}), 32, until_end=True)
 
-        fresh = self.learned(config, 32, until_end=True)
+        assert [bool(count) for count in found] == [True, False, False, False] * 5, "the last has a label that was left"
 
-        assert fresh == [8, 0, 0, 0] * 4 + [0] * 4, "the last one is of the label that was left"
+    @pytest.mark.parametrize("max_labels", [1000, 2])
+    def test_none_are_taken_while_another_micro_batch_waits(self, tmp_path: Path, max_labels: int) -> None:
+        """A stream that is faster than four steps is no reason to fall behind, nor are labels that come in a row."""
+        settings = {"batch.steps": 4, "batch.fresh": 8, "batch.max_labels": max_labels, "batch.max_age_s": 0.05}
+        found = self.records(config_in(tmp_path, **settings), 64, until_end=False)
 
-    def test_none_are_taken_while_another_micro_batch_waits(self, tmp_path: Path) -> None:
-        """A stream that is faster than four steps is no reason to fall behind."""
-        config = config_in(tmp_path, **{"batch.steps": 4, "batch.fresh": 8, "batch.max_labels": 1000})
+        further = found.index(0)
+        assert sum(found[:further]) >= 64 + 30 - 7 - max_labels, "all that fills a micro-batch comes first"
+        assert found[-3:] == [0, 0, 0]
 
-        assert self.learned(config, 64, until_end=False) == [8] * 8 + [0, 0, 0]
+    def test_recent_samples_have_their_keys_whatever_the_method(self, tmp_path: Path) -> None:
+        """Or another method, for which they are remembered by their keys, would take them all for one."""
+        keys = learn(config_in(tmp_path, **{"batch.steps": 2}), filled(config_in(tmp_path))).arrays["recent.keys"]
+
+        assert len(set(keys.tolist())) == len(keys) == 40
 
 
 def test_recent_samples_are_bounded_in_bytes() -> None:

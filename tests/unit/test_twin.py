@@ -47,6 +47,21 @@ class TestTwin:
 
         assert changed == [False, False, True, False, False, True]
 
+    def test_goes_on_as_the_student_where_the_method_becomes_supervised(self):
+        """What the twin knows is what `supervised` would know, and the student may be what somebody flees from."""
+        before = after(PLAIN, settings(twin_every=1, noise="none"), batches(PLAIN, 1, 14))
+        learner = Learner(PLAIN, settings(method="supervised", noise="none"))
+        rival = after(PLAIN, settings(method="supervised", noise="none"), batches(PLAIN, 1, 14))
+
+        learner.load_state(before.state())
+        for number in range(14, 20):
+            learner.learn(batch(PLAIN, number))
+            rival.learn(batch(PLAIN, number))
+
+        assert np.array_equal(learner.classify(X).teacher_B, rival.classify(X).teacher_B)
+        for group in ("student.net.", "teacher.net.", "optimizer.net."):
+            assert differing(part(learner.state(), group), part(rival.state(), group)) == []
+
     def test_is_off_where_the_student_itself_knows_labels_only(self):
         """A network beside its own copy says nothing."""
         learner = after(TABLE, settings(method="supervised", twin_every=1), batches(TABLE, 1, 2))
