@@ -43,7 +43,6 @@ normalise = false
 
 [learn]
 shift_pixels = 1
-rampup_steps = 500
 ema_decay = 0.98
 threads = 1
 
