@@ -20,7 +20,7 @@ import numpy as np
 from harness import arguments, broker, command, figures, finish, heartbeat, running, tell, write_config
 
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.wiring import model_spec
+from streamlearn.daemon.network import model_spec
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.making import LearnSettings
 from streamlearn.records import MicroBatch

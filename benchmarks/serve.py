@@ -25,7 +25,8 @@ from harness import arguments, figures, running, tell, wait_ready, write_config
 
 from streamlearn.broker import free_port
 from streamlearn.config import load_config
-from streamlearn.daemon.wiring import StatePaths, model_spec
+from streamlearn.daemon.network import model_spec
+from streamlearn.daemon.wiring import StatePaths
 from streamlearn.models.build import build
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint

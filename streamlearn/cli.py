@@ -137,8 +137,8 @@ def serve(
 
         streamlearn serve --config streamlearn.toml --set serve.port=8081 --name server-1
     """
-    from streamlearn.daemon.serving import listen
     from streamlearn.daemon.serving import serve as run_server
+    from streamlearn.daemon.wiring import listen
 
     loaded = _start(config, overrides, parent=parent)
     listener = socket.socket(fileno=fd) if fd is not None else listen(loaded)

@@ -34,6 +34,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/learn/methods/temporal_ensembling.py": "tests/unit/test_methods.py",
     "streamlearn/learn/rows.py": "tests/unit/test_methods.py",
     "streamlearn/learn/targets.py": "tests/unit/test_methods.py",
+    "streamlearn/daemon/network.py": "tests/unit/test_wiring.py",
     "streamlearn/sources.py": "tests/unit/test_config.py",
     "streamlearn/models/build.py": "tests/unit/test_models.py",
     "streamlearn/models/conv13.py": "tests/unit/test_models.py",

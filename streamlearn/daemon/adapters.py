@@ -16,8 +16,9 @@ import structlog
 
 from streamlearn import __version__
 from streamlearn.config import Config
+from streamlearn.daemon.network import model_spec
 from streamlearn.daemon.watching import Watch
-from streamlearn.daemon.wiring import StatePaths, model_spec
+from streamlearn.daemon.wiring import StatePaths
 from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError, RecordError
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec, dead_letter

@@ -14,8 +14,8 @@ import torch
 
 from streamlearn.config import Config
 from streamlearn.daemon.entering import check_model
-from streamlearn.daemon.serving import listen
-from streamlearn.daemon.wiring import StatePaths, log_exists, model_spec, open_log
+from streamlearn.daemon.network import model_spec
+from streamlearn.daemon.wiring import StatePaths, listen, log_exists, open_log
 from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.log.base import Log
 from streamlearn.models.build import build

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from streamlearn.config import Config
-from streamlearn.daemon.wiring import StatePaths, model_spec
+from streamlearn.daemon.network import model_spec
+from streamlearn.daemon.wiring import StatePaths
 from streamlearn.errors import ANEW, CheckpointError, ConfigError, StateError
 from streamlearn.log.base import Log
 from streamlearn.records import Array, Offsets

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from streamlearn.config import Config
 from streamlearn.daemon.adapters import Patience, read_back_from
-from streamlearn.daemon.wiring import StatePaths, model_spec
+from streamlearn.daemon.network import model_spec
+from streamlearn.daemon.wiring import StatePaths
 from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.election import Election
 from streamlearn.judge.guard import GuardSettings

@@ -23,7 +23,7 @@ from streamlearn import __version__
 from streamlearn.config import Config
 from streamlearn.daemon.connections import BoundedProtocol, limits_of_process
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log, stop_signals
-from streamlearn.errors import ConfigError, LogUnavailableError
+from streamlearn.errors import LogUnavailableError
 from streamlearn.labels.view import LedgerView
 from streamlearn.labels.wanted_file import WantedQueue
 from streamlearn.log.base import Log
@@ -37,25 +37,6 @@ from streamlearn.state.status import read_status
 
 _log = structlog.get_logger(__name__)
 _NOWHERE = "http://127.0.0.1:0/metrics"
-
-
-def listen(config: Config) -> socket.socket:
-    """Bind the public port; server processes share the socket.
-
-    Raises:
-        ConfigError: the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.serve.host, config.serve.port))
-    except OSError as error:
-        listener.close()
-        msg = f"serve.host = {config.serve.host!r}, serve.port = {config.serve.port}: {error.strerror}; choose another"
-        raise ConfigError(msg) from error
-    listener.listen(2048)
-    return listener
 
 
 def serve(config: Config, *, name: str, listener: socket.socket) -> None:

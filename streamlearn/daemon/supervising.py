@@ -21,8 +21,7 @@ from pathlib import Path
 import structlog
 
 from streamlearn.config import Config
-from streamlearn.daemon.serving import listen
-from streamlearn.daemon.wiring import StatePaths
+from streamlearn.daemon.wiring import StatePaths, listen
 from streamlearn.errors import ConfigError
 
 _log = structlog.get_logger(__name__)

@@ -1,4 +1,7 @@
-"""What the processes have in common: the log, the codec, the layout of the state folder, log lines, signals."""
+"""What the processes have in common: the log, the codec, the layout of the state folder, port, log lines, signals.
+
+No torch: the supervisor needs all of this, and lives as long as they all do.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,7 +27,6 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.log.kafka import KafkaLog
-from streamlearn.models.build import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -148,18 +151,23 @@ def make_codec(config: Config) -> Codec:
     )
 
 
-def model_spec(config: Config) -> ModelSpec:
-    """The network that the config names; published with its weights."""
-    schema = config.schema_.build()
-    return ModelSpec(
-        factory=config.model.factory,
-        options=config.model.build_options(),
-        shape=schema.shape,
-        classes=schema.capacity,
-        spare=schema.spare,
-        normalise=config.model.normalise,
-        scale=config.schema_.scale,
-    )
+def listen(config: Config) -> socket.socket:
+    """Bind the public port; server processes share the socket.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in config.serve.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.serve.host, config.serve.port))
+    except OSError as error:
+        listener.close()
+        msg = f"serve.host = {config.serve.host!r}, serve.port = {config.serve.port}: {error.strerror}; choose another"
+        raise ConfigError(msg) from error
+    listener.listen(2048)
+    return listener
 
 
 def set_up_logs(config: Config) -> None:

@@ -15,8 +15,7 @@ import torch
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.checking import Finding, check
 from streamlearn.daemon.entering import identity
-from streamlearn.daemon.serving import listen
-from streamlearn.daemon.wiring import StatePaths, open_log
+from streamlearn.daemon.wiring import StatePaths, listen, open_log
 from streamlearn.log.base import Log
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, path_of, save_checkpoint

@@ -19,8 +19,8 @@ import torch
 from support import ask, until
 
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.serving import _registered, _settings, _siblings, listen, serve
-from streamlearn.daemon.wiring import StatePaths
+from streamlearn.daemon.serving import _registered, _settings, _siblings, serve
+from streamlearn.daemon.wiring import StatePaths, listen
 from streamlearn.errors import ConfigError
 from streamlearn.state.status import write_status
 

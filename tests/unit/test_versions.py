@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from streamlearn.cli import app
 from streamlearn.config import Config, load_config
 from streamlearn.daemon import versions
-from streamlearn.daemon.wiring import StatePaths, model_spec
+from streamlearn.daemon.network import model_spec
+from streamlearn.daemon.wiring import StatePaths
 from streamlearn.errors import ConfigError, StateError
 from streamlearn.models.build import build
 from streamlearn.state.publish import PIN, POINTER, PublishedDir, Publisher

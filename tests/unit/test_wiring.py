@@ -15,12 +15,12 @@ import pytest
 import structlog
 
 from streamlearn.config import Config, load_config
+from streamlearn.daemon.network import model_spec
 from streamlearn.daemon.wiring import (
     THREAD_DIED,
     StatePaths,
     log_exists,
     make_topics,
-    model_spec,
     open_log,
     set_up_logs,
     state_lock,
