@@ -4,8 +4,10 @@ Input statistics move only in `observe`, never in `forward`: predicting is pure,
 observed. The merge of a batch into them is Chan, Golub and LeVeque (1979); the count is capped, so that old rows fade.
 
 A value that is wildly far away counts as `FURTHEST` deviations, so that one reading of 1e15 is not the deviation for
-the next ten thousand rows. A change of scale or place that lasts is followed all the same: each batch of it makes the
-deviation, and with it the bound, larger by a factor, of two with 32 rows against the full horizon.
+the next ten thousand rows. A whole batch of them counts as one whose deviation is `WIDEST` of those before: a burst of
+500 rows makes it 1.8 times as large, where without that bound it was 2,000 times, and took the horizon fifteen times to
+be forgotten. A change of scale or place that lasts is followed all the same, each batch making the deviation larger by
+a factor: a change of scale by a thousand within the horizon.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ LIMIT = 10.0
 """Standardised values are cut here, in standard deviations: one wild reading must not be the whole gradient."""
 FURTHEST = 30.0
 """Deviations from the mean at which a value's part in the statistics is cut."""
+WIDEST = 5.0
+"""Deviations, in the root mean square about the mean, at which a whole batch's part in them is cut."""
 FIRST_ROWS = 100
 """Before so many there is no deviation to cut by."""
 RELATIVE_FLOOR = 1e-6
@@ -67,6 +71,8 @@ class RunningNorm(nn.Module):
         total = self.count + n_valid
         share = n_valid / total
         delta = mean_batch - self.mean
+        less = self._less_of(var_batch + delta.square())
+        delta, var_batch = less.sqrt() * delta, less * var_batch
         mean = self.mean + share * delta
         var = (1.0 - share) * (self.var + share * delta.square()) + share * var_batch
 
@@ -79,6 +85,12 @@ class RunningNorm(nn.Module):
         """Of each feature, and whether it is nothing but rounding."""
         deviation = self.var.sqrt()
         return deviation, deviation <= self.mean.abs() * RELATIVE_FLOOR
+
+    def _less_of(self, spread: Tensor) -> Tensor:
+        """The share of a batch's mean square distance that may enter the statistics: at most 1."""
+        _, constant = self._deviation()
+        share = WIDEST**2 * self.var / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+        return torch.where(constant | (self.count < FIRST_ROWS), 1.0, share.clamp_max(1.0))
 
     def _cut(self, x: Tensor) -> Tensor:
         """As much of each value as may enter the statistics. Features that were constant so far have no bound."""

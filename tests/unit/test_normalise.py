@@ -96,15 +96,27 @@ class TestRunningNorm:
         assert norm.var.sqrt().tolist() == pytest.approx([3.0, 3.0], rel=0.7)
         assert norm(torch.tensor([[109.0, 109.0]])).min().item() > 1.5
 
+    def test_a_burst_of_wild_rows_is_soon_forgotten(self):
+        """A twentieth of the horizon, all of it wild: what comes after is still told apart."""
+        norm = RunningNorm((1,))
+        for seed in range(400):
+            norm.observe(rows(32, 1, seed=seed), 32)
+
+        for seed in range(16):
+            norm.observe(torch.full((32, 1), 1e15) * torch.sign(rows(32, 1, seed=seed) - 100.0), 32)
+
+        assert 1.0 < norm.var.sqrt().item() / 3.0 < 2.5
+        assert norm.mean.item() == pytest.approx(100.0, abs=5.0)
+
     @pytest.mark.parametrize("factor", [10.0, 100.0, 1e6])
     @pytest.mark.parametrize("place", [0.0, 1.0])
     def test_a_change_of_scale_or_place_that_lasts_is_followed(self, factor, place):
-        """Within a hundred batches, three horizons, the new rows are the usual ones, though each value was cut."""
+        """Within 150 batches, five horizons, the new rows are the usual ones, though each batch was cut."""
         norm = RunningNorm((1,), horizon_rows=1000)
         for seed in range(50):
             norm.observe(rows(32, 1, seed=seed), 32)
 
-        changed = [rows(32, 1, seed=seed) * (1.0 if place else factor) + place * 3.0 * factor for seed in range(100)]
+        changed = [rows(32, 1, seed=seed) * (1.0 if place else factor) + place * 3.0 * factor for seed in range(150)]
         for x_BF in changed:
             norm.observe(x_BF, 32)
 
