@@ -28,10 +28,13 @@ system's cache and leave when it wants them; they are `mapped_mb`.
 `restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
 system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
 
-Wanted: 50,000 joins a second. Not shown yet, for want of a quiet machine: `--quick` at this state, under a load average
-of 40 on two cores, made 4,394 joins a second, .63 of LMDB and 1.44 of SQLite in the same rounds (23.4 us of processor
-time a join where LMDB took 13, 46 MB anonymous). Before labels were taken together it made 34,814 under a load of 4,
-.40 of LMDB and 1.31 of SQLite (20.4 us, 88 MB), and on an almost quiet machine 37,306. Ten million were not run.
+Wanted: 50,000 joins a second with ten million ids. With one million (`--quick`, a quiet machine of two cores) 60,815,
+.43 of LMDB and 1.32 of SQLite in the same rounds (15.6 us of processor time a join where LMDB took 6, 80 MB anonymous).
+With ten million 36,700, .54 of LMDB and 1.03 of SQLite (23.3 us where LMDB took 12, 260 MB; the five rounds 30,671 to
+39,455): **not reached**. What grows with the ids is the wait for memory, of the limit as of the ledger: each of four
+walks through a tree ends in a page that no cache holds, and is 1.5 us longer. Labels in the order in which delays bring
+them (geometric, a tenth of the ids in the mean) cost no less than labels drawn from all: keys are hashes. Without the
+garbage collector a join takes .97. The way on would be to keep prediction and payload in one row, a walk less.
 
 What taking them together brings (`Ledger.labels_arrived`): processor time of a join without its commit, as a ratio,
 medians of 30 to 50 rounds in turns, 300,000 ids, load 10 to 50. Predicted .6, from half of the Python; got .68.
