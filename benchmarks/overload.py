@@ -9,6 +9,7 @@ after the first third, times what is left; stores and rings are so small that th
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from harness import arguments, figures, heartbeat, running, tell, write_config
+from harness import figures, heartbeat, running, tell, write_config
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.wiring import make_codec, make_topics, open_log
@@ -148,14 +149,18 @@ def growth(looks: list[Look], kind: str) -> float:
 
 def main() -> None:
     """Print lag and memory of both policies."""
-    quick = arguments(__doc__ or "").quick
-    seconds = 20.0 if quick else 180.0
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="twenty seconds of each")
+    parser.add_argument("--seconds", type=float, default=180.0, help="of the stream, for each policy")
+    parser.add_argument("--policy", choices=("keep", "thin"), action="append", help="both, if left out")
+    options = parser.parse_args()
+    quick, seconds = options.quick, 20.0 if options.quick else options.seconds
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         own = speed(Path(name) / "speed", 10.0 if quick else 30.0)
         tell(f"the learner's own speed: {own:.0f} samples/s")
         bound = round(THIN_ABOVE_S * own)
-        for policy in ("keep", "thin"):
+        for policy in options.policy or ("keep", "thin"):
             run = overload(Path(name) / policy, policy, bound, TIMES * own, seconds)
             accounts, after = run.said["accounts"], run.looks[len(run.looks) // 3 :]
             found |= {
