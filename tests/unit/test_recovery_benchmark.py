@@ -47,7 +47,7 @@ def case(bench: ModuleType, contender: str = "constant", *, seed: int = 0, reset
 
 def learning_of(bench: ModuleType, contender: str) -> Any:
     data = bench.read("digits", 0)
-    return bench.Learning(data, 0, fresh=bench.FRESH, settings={**bench.BUSY, **bench.CONTENDERS[contender]})
+    return bench.Learning(data, 0, fresh=bench.FRESH, settings=bench.CONTENDERS[contender])
 
 
 def learner_of(bench: ModuleType) -> Learner:
