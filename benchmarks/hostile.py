@@ -25,7 +25,8 @@ Prediction, written before the first run: none served at chance with the guard; 
 Digits come as a table and as images, since the recipes differ: Mean Teacher for tables, interpolation consistency for
 images, whose streams are those without a burst.
 
-Run: python benchmarks/hostile.py [--quick] [--guarded] [--seeds N] [--first-seed N] [--jobs N] [--stream NAME ...]
+Run: python benchmarks/hostile.py [--quick] [--guarded] [--steps N] [--seeds N] [--first-seed N] [--jobs N]
+    [--stream NAME ...]
 The last line is JSON.
 """
 
@@ -185,6 +186,8 @@ class Case:
     seed: int
     guard: bool
     lengths: Lengths
+    steps: int = 1
+    """Of each micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -226,9 +229,10 @@ class Result:
 class Looking:
     """Looks at the served teacher while the stream runs, and at the end."""
 
-    def __init__(self, data: Data, fresh: int) -> None:
+    def __init__(self, data: Data, fresh: float) -> None:
+        """`fresh`: samples that a step has in the mean."""
         self._data, self._fresh = data, fresh
-        self._at_chance = self.longest_at_chance = 0
+        self._at_chance = self.longest_at_chance = 0.0
         self.skipped_steps = 0
         self._labelled: set[int] = set()
 
@@ -240,7 +244,7 @@ class Looking:
             return
         seen = self.compare(parts, folder)
         behind = seen.twin > seen.chance >= seen.served
-        self._at_chance = self._at_chance + LOOK_EVERY_STEPS * self._fresh if behind else 0
+        self._at_chance = self._at_chance + LOOK_EVERY_STEPS * self._fresh if behind else 0.0
         self.longest_at_chance = max(self.longest_at_chance, self._at_chance)
 
     def compare(self, parts: Parts, folder: Path) -> Seen:
@@ -257,9 +261,9 @@ class Looking:
 def play(case: Case) -> Result:
     """One learner on one stream."""
     data, rng = read(case.data, case.seed), np.random.default_rng((case.seed, 11))
-    settings = {"guard": {"on": case.guard}, "learn": CONDITIONS[case.condition]}
+    settings = {"guard": {"on": case.guard}, "learn": CONDITIONS[case.condition], "batch": {"steps": case.steps}}
     learning = Learning(data, case.seed, settings=settings)
-    looking = Looking(data, learning.fresh)
+    looking = Looking(data, learning.fresh / case.steps)
     with run(learning, STREAMS[case.stream](data, rng, case.lengths), looking) as (parts, folder):
         accounts = parts.accounts
         if case.stream == "nan-burst":
@@ -269,17 +273,19 @@ def play(case: Case) -> Result:
             seen=looking.compare(parts, folder),
             step=parts.learner.step,
             skipped_steps=looking.skipped_steps,
-            longest_at_chance=looking.longest_at_chance,
+            longest_at_chance=round(looking.longest_at_chance),
             actions=parts.guarding.report()["guard"]["actions"],
         )
 
 
-def cases(seeds: Sequence[int], lengths: Lengths, streams: Sequence[str], *, guards: Sequence[bool]) -> list[Case]:
+def cases(
+    seeds: Sequence[int], lengths: Lengths, streams: Sequence[str], *, guards: Sequence[bool], steps: int
+) -> list[Case]:
     """All runs."""
     sent = [("digits", stream) for stream in STREAMS]
     sent += [(data, stream) for data, some in ELSEWHERE.items() for stream in some]
     return [
-        Case(data, stream, condition, seed, guard, lengths)
+        Case(data, stream, condition, seed, guard, lengths, steps)
         for guard, seed, (data, stream), condition in itertools.product(guards, seeds, sent, CONDITIONS)
         if stream in streams
     ]
@@ -342,6 +348,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="of each micro-batch: 4 is what ships, where there is time"
+    )
     parser.add_argument("--guarded", action="store_true", help="no run without the guard")
     parser.add_argument("--stream", choices=sorted(STREAMS), action="append", help="all, if left out")
     options = parser.parse_args()
@@ -349,7 +358,8 @@ def main() -> None:
     lengths = Lengths(QUICK_LENGTH, QUICK_DROUGHT) if options.quick else Lengths(LENGTH, DROUGHT)
     guards = [True] if options.quick or options.guarded else [True, False]
 
-    results = list(in_pool(play, cases(seeds, lengths, options.stream or list(STREAMS), guards=guards), options.jobs))
+    wanted = cases(seeds, lengths, options.stream or list(STREAMS), guards=guards, steps=options.steps)
+    results = list(in_pool(play, wanted, options.jobs))
     Console(width=180).print(table(results))
     for result in results:
         if result.at_chance and result.case.guard:
