@@ -497,6 +497,20 @@ class TestInTheLearner:
         assert weights[-1] == 2.0
         assert weights == sorted(weights)
 
+    def test_before_the_first_label_nothing_is_held_against_a_teacher(self):
+        """It knows nothing, and what students said until then is no part of it afterwards, nor is it of the twin."""
+        learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0, "ema_share": 0.5})
+        weights = []
+        for step in range(1, 9):
+            batch = self.batch(step)
+            learner.learn(batch if step > 5 else replace(batch, labelled_count=0, trained_ids=[]))
+            weights.append(learner.read_costs().consistency_weight)
+
+        assert weights[:5] == [0.0] * 5
+        assert min(weights[5:]) > 0.0
+        state = learner.state()
+        assert (state["learner.averaged_at"], state["learner.updates"]) == (5, 8)
+
 
 def test_a_network_without_a_linear_end_is_named(monkeypatch):
     """Methods that need an embedding say so when they are made."""
