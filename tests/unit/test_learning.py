@@ -356,7 +356,16 @@ class TestRefusals:
 class TestElection:
     def test_who_is_served_next_is_not_measured_by_what_the_one_before_said(self, tmp_path: Path) -> None:
         """At each change the drift monitor is told to forget the answers, and at no other step."""
-        config = config_in(tmp_path, **{"bank.z": 0.0, "bank.least": 1, "bank.window": 10, "bank.decays": [0.5, 0.9]})
+        config = config_in(
+            tmp_path,
+            **{
+                "bank.z": 0.0,
+                "bank.least": 1,
+                "bank.window": 10,
+                "bank.decays": [0.5, 0.9],
+                "learn.learning_rate": 0.1,
+            },
+        )
         served, forgotten = [0], []
 
         def look(parts: Parts, report: StepReport) -> None:
