@@ -15,6 +15,7 @@ from support import until
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.state.journal import parse_line, read_journal
 from streamlearn.state.points import VARIABLE
 from streamlearn.testing.damage import last_step
 from streamlearn.testing.nursery import Nursery
@@ -22,9 +23,11 @@ from streamlearn.testing.soak import write_config
 from streamlearn.testing.verify import verify
 
 REFUSED = 3
-NO_COMMIT = {"STREAMLEARN_STATE__CHECKPOINT_EVERY_STEPS": "1000"}
-"""Of a learner that is going to be stopped: a commit of offsets follows a checkpoint in a thread of its own, and a
-process that is stopped in the middle of it holds the log's write lock for as long as it stands."""
+ONE_THREAD = {"STREAMLEARN_STATE__CHECKPOINT_EVERY_STEPS": "1000", "STREAMLEARN_STATE__PUBLISH_EVERY_S": "1000"}
+"""Of a learner that is going to be stopped at a named point: no other thread of its may stand in the middle of a write
+then, or of a commit of offsets, which follows a checkpoint and holds the log's write lock."""
+FLUSHES = {**ONE_THREAD, "STREAMLEARN_STATE__PUBLISH_EVERY_S": "0.05"}
+"""The ledger is flushed before each publication; the one before has long been written by then."""
 
 
 @dataclass
@@ -77,10 +80,19 @@ class Room:
             path.unlink()
 
     def content(self) -> dict[str, bytes]:
-        """All that only a learner writes: not the log, nor what is wanted, which SQLite tidies up when it is closed."""
+        """All that only a learner writes: not the log, nor what is wanted, which SQLite tidies up when it is closed.
+
+        Of the journal the steps that a reader believes: a learner that is stopped between its look at the fence and
+        its write appends one line when it wakes up, and that line's epoch is too old.
+        """
         files = [path for path in sorted(self.paths.root.rglob("*")) if path.is_file()]
-        shared = [path for path in files if self.paths.log.parent in path.parents or path.name.startswith("wanted")]
-        return {str(path): path.read_bytes() for path in files if path not in shared}
+        apart = [self.paths.log.parent, self.paths.journal]
+        own = [path for path in files if not {*apart} & {*path.parents} and not path.name.startswith("wanted")]
+        steps = repr(list(read_journal(self.paths.journal, 0))).encode()
+        return {"journal": steps} | {str(path): path.read_bytes() for path in own}
+
+    def journal_bytes(self) -> bytes:
+        return b"".join(path.read_bytes() for path in sorted(self.paths.journal.iterdir()))
 
 
 @pytest.fixture(scope="module")
@@ -95,47 +107,56 @@ def room(tmp_path: Path, nursery: Nursery) -> Room:
     return Room(tmp_path, nursery)
 
 
-def test_a_learner_that_wakes_up_after_its_successor_writes_nothing(room: Room) -> None:
-    """SIGSTOP, the locks lost, another learner started and ended; then SIGCONT: exit code 3, and no byte changed."""
-    room.send(60)
-    older = room.start(environ=NO_COMMIT)
-    until(lambda: last_step(room.paths.journal) >= 4, "the first learner to learn", 60.0)
-    os.kill(older, signal.SIGSTOP)
-    room.lose_locks()
-    room.send(40)
-    assert room.code(room.start("--until-end")) == 0, room.output.read_text()
-    before = room.content()
+@pytest.mark.parametrize(
+    ("stopped_at", "environ"),
+    [("ledger-flush.begin:4", FLUSHES), ("ledger-flush.begin:6", FLUSHES), ("journal-append.end:5", ONE_THREAD)],
+)
+def test_a_learner_that_wakes_up_after_its_successor_writes_nothing(
+    room: Room, stopped_at: str, environ: dict[str, str]
+) -> None:
+    """The locks lost, another learner started and ended, the older one woken up: exit code 3, and no byte changed.
 
-    room.send(40)
-    os.kill(older, signal.SIGCONT)
-
-    assert room.code(older) == REFUSED, room.output.read_text()
-    assert "has taken this state folder over" in room.output.read_text()
-    assert room.content() == before
-    # What the successor left is whole: a third one reads on, and all is learned once.
-    assert room.code(room.start("--until-end")) == 0, room.output.read_text()
-    assert verify(room.config, []).told == []
-
-
-@pytest.mark.parametrize("stopped_at", ["ledger-flush.begin:4", "ledger-flush.begin:6", "journal-append.end:5"])
-def test_what_an_older_learner_has_not_flushed_yet_never_reaches_the_store(room: Room, stopped_at: str) -> None:
-    """It stops between the sync of its journal and the flush of its ledger, or in the middle of a step.
-
+    It stands between the sync of its journal and the flush of its ledger, or in the middle of a step.
     Steps are in its memory, and stay there, though it may read pages that are its successor's by now.
     """
     room.send(60)
-    older = room.start(environ={**NO_COMMIT, VARIABLE: f"{stopped_at}:stop"})
+    older = room.start(environ={**environ, VARIABLE: f"{stopped_at}:stop"})
     until(lambda: room.stands_still(older), "the first learner to stop", 60.0)
     assert last_step(room.paths.journal) >= 1, "there is something to flush"
     room.lose_locks()
     room.send(40)
     assert room.code(room.start("--until-end")) == 0, room.output.read_text()
-    before = room.content()
+    before = room.content(), room.journal_bytes()
+
+    os.kill(older, signal.SIGCONT)
+
+    assert room.code(older) == REFUSED, room.output.read_text()
+    assert "has taken this state folder over" in room.output.read_text()
+    assert (room.content(), room.journal_bytes()) == before
+    # What the successor left is whole: a third one reads on, and all is learned once.
+    room.send(40)
+    assert room.code(room.start("--until-end")) == 0, room.output.read_text()
+    assert verify(room.config, []).told == []
+
+
+def test_a_line_that_an_older_learner_was_about_to_write_is_passed_by(room: Room) -> None:
+    """It stops after its look at the fence: what it writes late has an epoch that is too old, and nothing follows."""
+    room.send(60)
+    older = room.start(environ={**ONE_THREAD, VARIABLE: "journal-append.begin:5:stop"})
+    until(lambda: room.stands_still(older), "the first learner to stop", 60.0)
+    room.lose_locks()
+    room.send(40)
+    assert room.code(room.start("--until-end")) == 0, room.output.read_text()
+    before, journal = room.content(), room.journal_bytes()
 
     os.kill(older, signal.SIGCONT)
 
     assert room.code(older) == REFUSED, room.output.read_text()
     assert room.content() == before
+    late = parse_line(room.journal_bytes().removeprefix(journal))
+    assert late is not None, "it was in the middle of a write"
+    assert (late.step, late.epoch) == (5, 1)
+    room.send(40)
     assert room.code(room.start("--until-end")) == 0, room.output.read_text()
     assert verify(room.config, []).told == []
 
