@@ -217,6 +217,9 @@ class LearnConfig(_Section):
     """Steps until w(t) is at its peak: w(t) = peak * exp(-5 (1 - t/T)^2)."""
     rampup_labels: int = Field(0, ge=0)
     """The same by labels that have come: the lower of both is taken. 0: by steps alone."""
+    fade_labels: int = Field(0, ge=0)
+    """Past so many labels w(t) falls again, as 1 over their number: the more labels, the less is gained from samples
+    without. 0: it stays."""
     ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
     """alpha: the teacher keeps min(1 - c/(t+c), alpha) of itself, c = 1/ema_share. Its horizon is 1/(1-alpha) steps."""
     ema_share: float = Field(1.0, gt=0.0, le=1.0)
@@ -297,8 +300,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "consistency": "kl",
         "consistency_weight": 1.0,
         "align": "uniform",
-        "rampup_steps": 0,
-        "rampup_labels": 100,
+        "rampup_steps": 500,
+        "rampup_labels": 50,
+        "fade_labels": 100,
         "ema_share": 0.1,
         "mixup_beta": 0.5,
     },
@@ -308,12 +312,13 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "consistency_weight": 5.0,
         "rampup_steps": 0,
         "rampup_labels": 100,
+        "ema_decay": 0.8,
         "ema_share": 0.1,
     },
     "none": {},
 }
 """Settings of [learn] by recipe, searched on a few data sets (docs/learning.md)."""
-OF_LABELLED_ROWS = ("mixup_beta", "ema_share")
+OF_LABELLED_ROWS = ("mixup_beta", "ema_decay", "ema_share")
 """Settings of a recipe that fit every method, but for mixup with the two that do not take mixed rows."""
 _NO_MIXUP = ("dsne", "temporal_ensembling")
 

@@ -52,7 +52,7 @@ START_MS = 1_700_000_000_000
 """When the first sample comes, by the stream's clock; any fixed time would do."""
 MOST_SAMPLES = 1_000_000_000
 _APPEND_RECORDS = 1000
-_TEST_ROWS = 1024
+_TEST_ROWS = 128
 _OVERHEAD_BYTES = 2048
 """Of a sample beside its payload, with its label, in the log and in the sample store; generous."""
 _COPIES = 4

@@ -193,6 +193,8 @@ class Learner:
         if self._labels == 0 and batch.trained_ids:
             # What students said before the first label is no part of a teacher; nor has the twin any of it.
             self._averaged_at = self._updates
+            if self.settings.rampup_labels:
+                self._ramped_at = self._updates
         self._labels += len(batch.trained_ids)
         t, alpha = self._updates + 1, self.settings.ema_decay
         self._factors = (weight_factor, learning_rate_factor)
@@ -391,9 +393,11 @@ class Learner:
     def _consistency_weight(self, update: int) -> float:
         peak, ramp = self.settings.consistency_weight, schedules.consistency_weight
         by_steps = ramp(update - self._ramped_at, peak=peak, rampup_steps=self.settings.rampup_steps)
-        by_labels = ramp(self._labels - self._ramped_at_label, peak=peak, rampup_steps=self.settings.rampup_labels)
-        # Before the first label a teacher knows nothing to be held against.
-        return min(by_steps, by_labels) if self._labels or not self.settings.rampup_labels else 0.0
+        labels = self._labels - self._ramped_at_label
+        by_labels = ramp(labels, peak=peak, rampup_steps=self.settings.rampup_labels)
+        if self._labels == 0 and self.settings.rampup_labels:
+            return 0.0  # before the first label a teacher knows nothing to be held against
+        return min(by_steps, by_labels) * schedules.label_fading(labels, fade_labels=self.settings.fade_labels)
 
     def _learning_rate(self, update: int) -> float:
         peak, warmup_steps = self.settings.learning_rate, self.settings.warmup_steps

@@ -46,6 +46,7 @@ class LearnSettings(NoiseSettings):
     threads: int
     ema_share: float = 1.0
     rampup_labels: int = 0
+    fade_labels: int = 0
     mixup_beta: float = 0.0
     label_smoothing: float = 0.0
     interpolation_beta: float = 0.5

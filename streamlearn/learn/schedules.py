@@ -15,6 +15,14 @@ def consistency_weight(step: int, *, peak: float, rampup_steps: int) -> float:
     return peak * math.exp(-5.0 * (1.0 - step / rampup_steps) ** 2)
 
 
+def label_fading(labels: int, *, fade_labels: int) -> float:
+    """min(1, n/labels): unlabelled rows weigh as n labels do, however many there are; 1 always where n is 0.
+
+    A cost of N labels is a mean, so each weighs 1/N in it, and consistency of a fixed weight as many labels as came.
+    """
+    return fade_labels / labels if 0 < fade_labels < labels else 1.0
+
+
 def ema_decay(step: int, *, alpha: float, share: float = 1.0) -> float:
     """min(1 - c/(t+c), alpha) with c = 1/share: until the window is full, the horizon is that share of all steps.
 

@@ -497,6 +497,30 @@ class TestInTheLearner:
         assert weights[-1] == 2.0
         assert weights == sorted(weights)
 
+    def test_weight_fades_as_labels_come(self):
+        """One new label a step: from the third on each takes its part."""
+        learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0, "rampup_labels": 1})
+        fading = self.learner(
+            {"method": "mean_teacher", "consistency_weight": 2.0, "rampup_labels": 1, "fade_labels": 2}
+        )
+        found = []
+        for step in range(1, 5):
+            for one in (learner, fading):
+                one.learn(self.batch(step))
+            found.append(fading.read_costs().consistency_weight / learner.read_costs().consistency_weight)
+
+        assert found == pytest.approx([1.0, 1.0, 2 / 3, 2 / 4])
+
+    def test_the_ramp_by_steps_begins_with_the_first_label(self):
+        """Steps without a label are none in which the teacher could have become good."""
+        options = {"method": "mean_teacher", "consistency_weight": 2.0, "rampup_labels": 1, "rampup_steps": 10}
+        learner = self.learner(options)
+        for step in range(1, 9):
+            batch = self.batch(step)
+            learner.learn(batch if step > 5 else replace(batch, labelled_count=0, trained_ids=[]))
+
+        assert learner.read_costs().consistency_weight == pytest.approx(2.0 * math.exp(-5 * (1 - 3 / 10) ** 2))
+
     def test_before_the_first_label_nothing_is_held_against_a_teacher(self):
         """It knows nothing, and what students said until then is no part of it afterwards, nor is it of the twin."""
         learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0, "ema_share": 0.5})

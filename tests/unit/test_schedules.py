@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from streamlearn.learn.schedules import buffer_decay, consistency_weight, ema_decay, learning_rate
+from streamlearn.learn.schedules import (
+    buffer_decay,
+    consistency_weight,
+    ema_decay,
+    label_fading,
+    learning_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +27,17 @@ def test_consistency_weight_rises_along_the_bell_and_stays(step, weight):
 def test_consistency_weight_without_a_rampup_is_at_its_peak_at_once():
     """T = 0 divides by nothing."""
     assert consistency_weight(0, peak=3.0, rampup_steps=0) == 3.0
+
+
+@pytest.mark.parametrize(("labels", "share"), [(0, 1.0), (99, 1.0), (100, 1.0), (200, 0.5), (1000, 0.1)])
+def test_label_fading_gives_unlabelled_rows_the_weight_of_so_many_labels(labels, share):
+    """With 100: the first hundred labels take nothing from them, then each takes its part."""
+    assert label_fading(labels, fade_labels=100) == pytest.approx(share)
+
+
+def test_label_fading_is_off_at_zero():
+    """As `learn.fade_labels` is unless a recipe has it."""
+    assert label_fading(10**9, fade_labels=0) == 1.0
 
 
 @pytest.mark.parametrize(
