@@ -10,7 +10,7 @@ payload by the key, writes the label, notes that it is learned; commits and sync
 when it publishes.
 
     ledger   all of that, with states, counters, scores' inputs, and how to undo each step; a checkpoint each 30 s
-    lmdb     the limit: the four gets and one put that a join cannot do without, nothing decoded, nothing undone
+    lmdb     the limit: the three gets and one put that a join cannot do without, nothing decoded, nothing undone
     sqlite   the rival: the same rows in three tables; one prepared three-way SELECT a label, decoded into what is
              learned and scored; an executemany to write a step's labels, one to note them as learned, and a row that
              says which keys to remove to undo it; WAL, synchronous=FULL, everything mapped. It has no states, no
@@ -28,19 +28,22 @@ system's cache and leave when it wants them; they are `mapped_mb`.
 `restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
 system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
 
-Wanted: 50,000 joins a second with ten million ids. With one million (`--quick`, a quiet machine of two cores) 60,815,
-.43 of LMDB and 1.32 of SQLite in the same rounds (15.6 us of processor time a join where LMDB took 6, 80 MB anonymous).
-With ten million 36,700, .54 of LMDB and 1.03 of SQLite (23.3 us where LMDB took 12, 260 MB; the five rounds 30,671 to
-39,455): **not reached**. What grows with the ids is the wait for memory, of the limit as of the ledger: each of four
-walks through a tree ends in a page that no cache holds, and is 1.5 us longer. Labels in the order in which delays bring
-them (geometric, a tenth of the ids in the mean) cost no less than labels drawn from all: keys are hashes. Without the
-garbage collector a join takes .97. The way on would be to keep prediction and payload in one row, a walk less.
+Wanted: 50,000 joins a second with ten million ids. With one million (`--quick`, a quiet machine of two cores) 62,387,
+.37 of LMDB and 1.31 of SQLite in the same rounds (15.2 us of processor time a join, 82 MB anonymous). With ten million
+41,874, .58 of LMDB and 1.08 of SQLite (20.4 us where LMDB took 10, 280 MB; the five rounds 38,581 to 44,958): **not
+reached**. What grows with the ids is the wait for memory, of the limit as of the ledger: each of three walks through a
+tree ends in a page that no cache holds. 3.5 us of a join are waits for the disk at commits (23.9 of wall time, 20.4 of
+processor time). Labels in the order in which delays bring them (geometric, a tenth of the ids in the mean) cost no less
+than labels drawn from all: keys are hashes. Without the garbage collector a join takes .97.
+
+Prediction and payload in one row, a walk fewer, brought .88 of the processor time (300,000 ids, three rounds in turns),
+hashes kept until the step ends .95 of that. Before both, on another machine: 36,700 with ten million.
 
 What taking them together brings (`Ledger.labels_arrived`): processor time of a join without its commit, as a ratio,
 medians of 30 to 50 rounds in turns, 300,000 ids, load 10 to 50. Predicted .6, from half of the Python; got .68.
 With it tried, and left out: ids' hashes in an LRU cache 1.06, puts in the order of their keys 1.02, LMDB's `getmulti`
-in the order of the keys 1.2 of its gets, one row after another instead of database after database 1.1, hashes
-remembered in a dict until the step ends .97, named tuples made by `tuple.__new__` .97.
+in the order of the keys 1.2 of its gets, one row after another instead of database after database 1.1, named tuples
+made by `tuple.__new__` .97.
 
 Tried before, on a million ids under load, and left out: label rows kept as objects until the step ends 1.08, row
 numbers kept as the bytes of their keys .99 (now so, since it is simpler). A quiet machine may order these otherwise.
@@ -196,24 +199,22 @@ class LedgerSide:
 
 
 class LmdbSide:
-    """Four gets and a put: label, id, sample and payload are looked up, the label is written once."""
+    """Three gets and a put: label, id, and sample with its payload are looked up, the label is written once."""
 
     def __init__(self, folder: Path, ids: int) -> None:
         del ids
-        self._env = lmdb.open(str(folder), map_size=64 << 30, max_dbs=4, readahead=False)
-        names = (b"ids", b"samples", b"payloads", b"labels")
-        self._ids, self._samples, self._payloads, self._labels = (self._env.open_db(name) for name in names)
+        self._env = lmdb.open(str(folder), map_size=64 << 30, max_dbs=3, readahead=False)
+        self._ids, self._samples, self._labels = (self._env.open_db(name) for name in (b"ids", b"samples", b"labels"))
         self._txn: Any = self._env.begin(write=True)
 
     def fill(self, numbers: range) -> None:
-        """Three puts each."""
+        """Two puts each."""
         put = self._txn.put
         for number in numbers:
             key, row = key_of(sample_id(number)), number.to_bytes(8, "big")
-            sample = ROW.pack(key, number, number / 1000, 0, class_of(number), 0, -1, -1) + PREDICTED_C.tobytes()
+            sample = ROW.pack(key, number, number / 1000, 0, class_of(number), 0, -1, -1) + payload(number)
             put(key, row, overwrite=False, db=self._ids)
-            put(row, sample, append=True, db=self._samples)
-            put(row, payload(number), append=True, db=self._payloads)
+            put(row, sample + PREDICTED_C.tobytes(), append=True, db=self._samples)
 
     def prepare(self, numbers: list[int]) -> list[tuple[str, bytes]]:
         """The label's row is ready to be written."""
@@ -222,13 +223,12 @@ class LmdbSide:
     def join(self, labels: list[tuple[str, bytes]]) -> None:
         """The least that a join can be."""
         get, put = self._txn.get, self._txn.put
-        ids, samples, payloads, mine = self._ids, self._samples, self._payloads, self._labels
+        ids, samples, mine = self._ids, self._samples, self._labels
         for name, label in labels:
             key = key_of(name)
             assert get(key, None, mine) is None
             row = get(key, None, ids)
             assert get(row, None, samples) is not None
-            assert get(row, None, payloads) is not None
             put(key, label, db=mine)
 
     def commit(self) -> None:

@@ -106,7 +106,7 @@ class Ledger:
         self._store = Store(
             path,
             tables=("counts", "topics", "ids", "labels", "queue", "held", "held_of", "held_names", "grown"),
-            rings=("samples", "payloads"),
+            rings=("samples", "bare"),
             map_size=map_size,
             may_write=may_write,
         )
@@ -123,6 +123,8 @@ class Ledger:
         except StoreError:
             self._store.close()
             raise
+        self._hashed: dict[str, bytes] = {}
+        """Keys of the labels that came last by their ids: most of them are learned in the same step."""
         self._load()
 
     # -- steps
@@ -222,6 +224,7 @@ class Ledger:
         c, place, put, received = self._c, self._topics.place, self._labels.put, self._baselines.received
         arrivals: list[Arrival] = []
         keys = [key_of(label.sample_id) for label in labels]
+        self._hashed = {label.sample_id: key for label, key in zip(labels, keys, strict=True)}
         rows = self._labels.fetch(keys)
         for key, label, known in zip(keys, labels, self._samples.fetch(keys), strict=True):
             class_index, at_s = label.class_index, label.timestamp_s
@@ -276,8 +279,8 @@ class Ledger:
 
     def trained(self, sample_ids: Iterable[str]) -> None:
         """These samples' labels are learned by the open step. Only the first time counts."""
-        step, put = self._store.step, self._labels.put
-        keys = [key_of(sample_id) for sample_id in sample_ids]
+        step, put, hashed = self._store.step, self._labels.put, self._hashed.get
+        keys = [hashed(sample_id) or key_of(sample_id) for sample_id in sample_ids]
         rows = self._labels.fetch(keys)
         for key in keys:
             row = rows[key]

@@ -25,6 +25,9 @@ _STATES = (LabelState.WAITING, LabelState.JOINED, LabelState.EXPIRED, LabelState
 _NUMBERS = {state: number for number, state in enumerate(_STATES)}
 _JOINED = _NUMBERS[LabelState.JOINED]
 _SAMPLE = struct.Struct("<16sHiqdqiiiiH")
+PAYLOAD_AT = _SAMPLE.size
+"""Where the payload begins in a row: at a multiple of 16 bytes, so that no array is unaligned."""
+assert PAYLOAD_AT % 16 == 0, PAYLOAD_AT
 _PROBABILITY = np.dtype("<f4")
 _ARRIVED = struct.Struct("<16s14xd")
 _PREDICTED = struct.Struct("<30xdqiiiiH")
@@ -78,7 +81,7 @@ class Counters:
 
 
 class SampleRow(NamedTuple):
-    """What is known of a sample besides its payload. In the row follow probabilities as float32[C], and the id."""
+    """The head of a sample's row. The payload follows, unless it has left; probabilities as float32[C]; the id."""
 
     key: bytes
     topic: int
@@ -229,35 +232,41 @@ def trained_in(row: bytes, step: int) -> tuple[bytes, bool] | None:
     return head + row[_ROW.size :], not flags & EVER_TRAINED
 
 
-def pack_sample(row: SampleRow, probabilities_C: Array, sample_id: str) -> bytes:
+def pack_sample(row: SampleRow, x: Array, probabilities_C: Array, sample_id: str) -> bytes:
     """The row of `samples`."""
     encoded = _encoded(sample_id)
     probabilities = probabilities_C.astype(_PROBABILITY, copy=False).tobytes()
-    return b"".join((_SAMPLE.pack(*row, len(encoded)), probabilities, encoded))
+    return b"".join((_SAMPLE.pack(*row, len(encoded)), np.ascontiguousarray(x).data, probabilities, encoded))
+
+
+def without_payload(data: bytes, payload_bytes: int) -> bytes:
+    """The row of `bare`, of that of `samples`."""
+    return data[:PAYLOAD_AT] + data[PAYLOAD_AT + payload_bytes :]
 
 
 def unpack_sample(data: bytes) -> SampleRow:
-    """The row of `samples`, without the probabilities."""
+    """The head of a row of `samples` or `bare`."""
     return SampleRow._make(_SAMPLE.unpack_from(data)[:-1])
 
 
-def unpack_predicted(data: bytes) -> tuple[float, int, Prediction, int, int]:
-    """Of the row of `samples`: when it arrived, student, prediction, and what the baselines said."""
+def unpack_predicted(data: bytes, payload_bytes: int) -> tuple[float, int, Prediction, int, int]:
+    """Of such a row, with so much payload in it: when it came, student, prediction, and what the baselines said."""
     arrived_s, version, predicted, student, majority, no_change, id_bytes = _PREDICTED.unpack_from(data)
-    count = (len(data) - _SAMPLE.size - id_bytes) // _PROBABILITY.itemsize
+    start = PAYLOAD_AT + payload_bytes
+    count = (len(data) - start - id_bytes) // _PROBABILITY.itemsize
     # The constructor itself: half of what `frombuffer` costs.
-    probabilities_C: Probabilities = np.ndarray((count,), _PROBABILITY, data, _SAMPLE.size)
+    probabilities_C: Probabilities = np.ndarray((count,), _PROBABILITY, data, start)
     return arrived_s, student, Prediction(predicted, probabilities_C, version), majority, no_change
 
 
 def unpack_id(data: bytes) -> str:
-    """Of the row of `samples`, the sample's id."""
+    """Of such a row, the sample's id."""
     *_, id_bytes = _SAMPLE.unpack_from(data)
     return data[len(data) - id_bytes :].decode("utf-8", "surrogatepass")
 
 
 def unpack_arrival(data: bytes) -> tuple[bytes, float]:
-    """Of the row of `samples`, its key and when it arrived."""
+    """Of such a row, its key and when it arrived."""
     key, arrived_s = _ARRIVED.unpack_from(data)
     return key, arrived_s
 

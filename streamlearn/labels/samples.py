@@ -2,7 +2,9 @@
 
     topics   number → topic name
     ids      hash of a sample id → its row
-    samples  ring of SampleRow                payloads ring of payload bytes, under the same row numbers
+    samples  ring of rows with payloads      bare   ring of those whose payload has left, under the same numbers
+
+Prediction and payload lie in one row, since a join wants both and each walk to a random row waits for memory.
 
 An id is taken once while it is known: the same id again is refused by the caller. One id stands in one partition, where
 records keep their order, so which of two is the first does not depend on how partitions are read.
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streamlearn.labels.rows import (
+    PAYLOAD_AT,
     Counters,
     SampleRow,
     pack_sample,
@@ -23,6 +26,7 @@ from streamlearn.labels.rows import (
     unpack_id,
     unpack_predicted,
     unpack_sample,
+    without_payload,
 )
 from streamlearn.labels.store import Store, Table, number
 from streamlearn.records import Array, Position, Prediction, Sample, Schema
@@ -70,7 +74,7 @@ class Known(NamedTuple):
     majority_class: int
     no_change_class: int
     x: Array | None = None
-    """The payload, where it has just come."""
+    """The payload, where it is in the ring or has just come."""
 
 
 class Samples:
@@ -82,7 +86,7 @@ class Samples:
         self.counters = Counters()
         self._topics, self._schema, self._read_back = topics, schema, read_back
         self._ids = store.tables["ids"]
-        self._rows, self._payloads = store.rings["samples"], store.rings["payloads"]
+        self._rows, self._bare = store.rings["samples"], store.rings["bare"]
 
     def has(self, key: bytes) -> bool:
         """Whether the sample is known."""
@@ -99,13 +103,12 @@ class Samples:
         place = self._topics.place(sample.position)
         row = SampleRow(key, *place, arrived_s, version, class_index, student_class, *baselines)
         self._ids.insert(key, row_number)
-        self._rows.append(row_number, pack_sample(row, probabilities_C, sample.sample_id))
-        self._payloads.append(row_number, np.ascontiguousarray(x).data)
+        self._rows.append(row_number, pack_sample(row, x, probabilities_C, sample.sample_id))
         c.high += 1
         return Known(row_number, arrived_s, student_class, prediction, *baselines, x)
 
     def find(self, key: bytes) -> Known | None:
-        """A known sample and its prediction, without its payload."""
+        """A known sample, its prediction, and its payload where that has not left the ring."""
         row_number = self._ids.get(key)
         return None if row_number is None else self.at(row_number)
 
@@ -113,18 +116,23 @@ class Samples:
         """Many samples with their payloads, from the ring; None where either is not there."""
         ids, low = self._ids.fetch(keys), number(self.counters.payload_low)
         numbers = [row if (row := ids[key]) is not None and row >= low else _NO_ROW for key in keys]
-        shape, dtype = self._schema.shape, self._schema.dtype
-        found = zip(numbers, self._rows.fetch(numbers), self._payloads.fetch(numbers), strict=True)
+        shape, dtype, nbytes = self._schema.shape, self._schema.dtype, self._schema.nbytes
         return [
             None
-            if data is None or payload is None
-            else Known(row, *unpack_predicted(data), np.ndarray(shape, dtype, payload))
-            for row, data, payload in found
+            if data is None
+            else Known(row, *unpack_predicted(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
+            for row, data in zip(numbers, self._rows.fetch(numbers), strict=True)
         ]
 
     def at(self, row_number: bytes) -> Known:
-        """The sample of a row."""
-        return Known(row_number, *unpack_predicted(self._row(row_number)))
+        """The sample of a row, with its payload where that has not left the ring."""
+        data = self._rows.get(row_number)
+        if data is None:
+            return Known(row_number, *unpack_predicted(self._row(row_number), 0))
+        schema, x = self._schema, None
+        if row_number >= number(self.counters.payload_low):
+            x = np.ndarray(schema.shape, schema.dtype, data, PAYLOAD_AT)
+        return Known(row_number, *unpack_predicted(data, schema.nbytes), x)
 
     def id_of(self, row_number: bytes) -> str:
         """The id of the sample of a row."""
@@ -135,7 +143,7 @@ class Samples:
         return unpack_arrival(self._row(row_number))
 
     def _row(self, row_number: bytes) -> bytes:
-        data = self._rows.get(row_number)
+        data = self._rows.get(row_number) or self._bare.get(row_number)
         assert data is not None, "a sample left before its time"
         return data
 
@@ -147,12 +155,8 @@ class Samples:
         """
         if known.x is not None:
             return known.x
-        schema = self._schema
-        if known.number >= number(self.counters.payload_low):
-            payload = self._payloads.get(known.number)
-            assert payload is not None, "a payload left before its time"
-            return np.ndarray(schema.shape, schema.dtype, payload)
-        row = unpack_sample(self._row(known.number))
+        assert known.number < number(self.counters.payload_low), "a payload left before its time"
+        row, schema = unpack_sample(self._row(known.number)), self._schema
         x = self._read_back(Position(self._topics.name(row.topic), row.partition, row.offset))
         assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "read back wrongly"
         return x
@@ -185,9 +189,9 @@ class Samples:
     def cut(self) -> None:
         """Remove rows that a rewind has unmade."""
         self._rows.cut(self.counters.high)
-        self._payloads.cut(self.counters.high)
 
     def trim(self, then: Counters) -> None:
-        """Remove from the disk the rows that were let go when the counters stood like this."""
-        self._payloads.trim(then.payload_low)
+        """Remove from the disk the rows and payloads that were let go when the counters stood like this."""
         self._rows.trim(then.id_low)
+        self._bare.trim(then.id_low)
+        self._rows.move(then.payload_low, self._bare, lambda row: without_payload(row, self._schema.nbytes))

@@ -5,7 +5,7 @@ before (`undo`, one row a step), and `rewind` puts it back:
 
     Table   a map that steps change; every change of a kept step can be undone
     Ring    rows that are appended under growing numbers and never changed; too large to be written twice. Its ends
-            are numbers that the caller keeps in a table, undone with it; rows leave the disk in `trim` and `cut`
+            are numbers that the caller keeps in a table, undone with it; rows leave it in `trim`, `move` and `cut`
 
 Steps gather in one write transaction that `flush` commits and syncs, so kill -9 leaves the whole state of an earlier
 step. That transaction belongs to the thread that made the store: no other may touch the store. Other processes read
@@ -32,7 +32,7 @@ Get: TypeAlias = Callable[[str, bytes], bytes | None]
 """`get(database, key)` of a view."""
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
-FORMAT = 2
+FORMAT = 3
 MAX_READERS = 512
 LOCK_BYTES = 64 * MAX_READERS + 128
 """Of LMDB's lock file: a line of the cache for each reader, and what the writers share."""
@@ -210,6 +210,17 @@ class Ring(_Database):
                 more = cursor.delete() and bool(cursor.key())
                 removed += 1
         return removed
+
+    def move(self, low: int, to: Ring, rest: Callable[[bytes], bytes]) -> int:
+        """Remove rows below `low`, and append to another ring what `rest` leaves of each. As `trim` in all else."""
+        moved, end = 0, number(low)
+        with _WRITING, self._txn.cursor(self._handle) as cursor:
+            more = cursor.first()
+            while more and (row := cursor.key()) < end:
+                to.append(row, rest(cursor.value()))
+                more = cursor.delete() and bool(cursor.key())
+                moved += 1
+        return moved
 
     def cut(self, high: int) -> int:
         """Remove rows from `high` on, which a rewind has unmade; how many there were."""

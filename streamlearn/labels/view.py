@@ -9,7 +9,7 @@ import numpy as np
 
 from streamlearn.labels import LabelState, LabelStatus
 from streamlearn.labels.held import HeldRow, newest_held
-from streamlearn.labels.rows import CORRECTED, SCORED, LabelRow, key_of, unpack_sample
+from streamlearn.labels.rows import CORRECTED, PAYLOAD_AT, SCORED, LabelRow, key_of, unpack_sample
 from streamlearn.labels.store import Get, StoreView, number
 from streamlearn.records import Array, Position, Schema
 
@@ -35,7 +35,7 @@ class LedgerView:
             if get is None:
                 return None
             label, row_number = get("labels", key), get("ids", key)
-            sample = None if row_number is None else get("samples", row_number)
+            sample = None if row_number is None else get("samples", row_number) or get("bare", row_number)
             held = newest_held(get, key) if label is None else None
             if label is not None:
                 status = _label_status(get, label)
@@ -58,8 +58,8 @@ class LedgerView:
         """The payload of a sample, read-only, while the store keeps it."""
         with self._view.read() as get:
             row_number = None if get is None else get("ids", key_of(sample_id))
-            data = None if get is None or row_number is None else get("payloads", row_number)
-        return None if data is None else np.frombuffer(data, self._schema.dtype).reshape(self._schema.shape)
+            data = None if get is None or row_number is None else get("samples", row_number)
+        return None if data is None else np.ndarray(self._schema.shape, self._schema.dtype, data, PAYLOAD_AT)
 
     def close(self) -> None:
         """Let go. May be called twice."""

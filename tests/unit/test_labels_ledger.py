@@ -395,19 +395,22 @@ class TestPayloads:
         assert book.counts("read", "joined") == {"read": 1, "joined": 1}
 
     def test_leave_the_disk_only_when_no_rewind_can_need_them(self, book):
-        """The ring's low mark moves at once, the rows go with `prune`, as the mark stood at that step."""
+        """The ring's low mark moves at once, payloads go with `prune`, as the mark stood then; the rest stays."""
         book.bounds["payload_max_bytes"] = 2 * SCHEMA.nbytes
         ledger = book.ledger
         for i in range(6):
             book.sample(sample(f"s{i}", offset=i))
             book.next_step()
-        on_disk = lambda: [i for i in range(6) if ledger._samples._payloads.get(number(i)) is not None]  # noqa: E731
+        on_disk = lambda ring: [i for i in range(6) if ring.get(number(i)) is not None]  # noqa: E731
+        whole, bare = ledger._samples._rows, ledger._samples._bare
         ledger.end()
 
-        before = on_disk()
+        before = on_disk(whole), on_disk(bare)
         ledger.prune(4)  # row 3 is step 4's: the ring then held rows 2 and 3
 
-        assert (before, on_disk()) == ([0, 1, 2, 3, 4, 5], [2, 3, 4, 5])
+        assert before == ([0, 1, 2, 3, 4, 5], [])
+        assert (on_disk(whole), on_disk(bare)) == ([2, 3, 4, 5], [0, 1])
+        assert [ledger._samples.id_of(number(i)) for i in range(6)] == [f"s{i}" for i in range(6)]
 
 
 class TestBounds:
