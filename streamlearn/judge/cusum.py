@@ -18,7 +18,7 @@ import numpy as np
 from streamlearn.records import Array
 
 STEPS_OF_A_VALUE = 4
-FIRST_VALUES = 32
+FIRST_VALUES = 16
 """They are the first level and deviation, and raise no alarm."""
 _RATE = 1 / 64
 """Of one value, in the running level and deviation."""
@@ -27,7 +27,8 @@ _SLACK = 2.0
 _THRESHOLD = 20.0
 """h, in deviations."""
 _FURTHEST = 6.0
-"""In deviations: a value further away counts as this far, so that one wild value is no alarm."""
+"""In deviations: a value further above counts as this far, so that one wild value is no alarm. Nor is it any part of
+level and deviation: a jump would else become usual before it has added up."""
 _LEAST_DEVIATION = 0.05
 """As a share of the level. With k it means: less than a tenth more is no rise, however steady."""
 _TINY = 1e-9
@@ -70,14 +71,17 @@ class Cusum:
         if self._values >= FIRST_VALUES:
             deviation = max(self._variance**0.5, _LEAST_DEVIATION * abs(self._level), _TINY)
             reach = _FURTHEST * deviation
-            away, moved = min(max(away, -reach), reach), min(moved, reach)
+            if away > reach:
+                self._sum += _FURTHEST - _SLACK
+                return self._sum >= _THRESHOLD
+            away, moved = max(away, -reach), min(moved, reach)
             self._sum = max(0.0, self._sum + away / deviation - _SLACK)
         self._level += max(1 / (self._values + 1), _RATE) * away
         if self._values:
             self._variance += max(1 / self._values, _RATE) * (0.5 * moved**2 - self._variance)
         self._last = value
         self._values += 1
-        return self._sum > _THRESHOLD
+        return self._sum >= _THRESHOLD
 
     def state(self) -> Array:
         """A copy, as seven numbers."""
