@@ -220,6 +220,8 @@ class LearnConfig(_Section):
     fade_labels: int = Field(0, ge=0)
     """Past so many labels w(t) falls again, as 1 over their number: the more labels, the less is gained from samples
     without. 0: it stays."""
+    trust_labels: int = Field(10, ge=0, le=10_000)
+    """w(t) falls while the teacher is less often right on so many labels than it was on ten times as many. 0: never."""
     ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
     """alpha: the teacher keeps min(1 - c/(t+c), alpha) of itself, c = 1/ema_share. Its horizon is 1/(1-alpha) steps."""
     ema_share: float = Field(1.0, gt=0.0, le=1.0)
@@ -445,8 +447,9 @@ class GuardConfig(_Section):
 class DriftConfig(_Section):
     """[drift]: what to do when the world changes."""
 
-    reaction: Literal["alarm", "ramp", "horizon"] = "alarm"
-    """Say so only; ramp the consistency weight up anew; or shorten the teacher's horizon and let it grow again."""
+    reaction: Literal["alarm", "renew"] = "renew"
+    """Say so only; or shorten the teacher's horizon and let it grow again, and do not believe it until labels of new
+    samples say that it is right (learn.trust_labels)."""
     delta: float = Field(0.002, gt=0.0, lt=1.0)
     """Of the ADWIN that watches errors: smaller is slower and surer."""
 

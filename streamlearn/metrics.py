@@ -166,6 +166,7 @@ LEARNER_METRICS = (
         _each(*GUARD_REASONS),
     ),
     Metric("guard_actions_total", "counter", "What the guard has done.", ("action",), _each(*GUARD_ACTIONS)),
+    Metric("teacher_trust_ratio", "gauge", "How far labels say that the teacher may be believed: a factor of w(t)."),
     Metric("drift_alarms_total", "counter", "Drift alarms by what raised them.", ("source",), _each(*DRIFTS)),
     Metric("labelled_predictions_total", "counter", "Predictions scored by a label."),
     Metric("label_delay_seconds", "histogram", "From a sample to its label, stream time.", buckets=DELAY_BUCKETS_S),
@@ -359,6 +360,10 @@ class LearnerMetrics(_Metrics):
     def guard_acted(self, action: str, times: int) -> None:
         """The guard did something."""
         self._get(Counter, "guard_actions_total", action).inc(times)
+
+    def trust(self, factor: float) -> None:
+        """How far the teacher is believed."""
+        self._get(Gauge, "teacher_trust_ratio").set(factor)
 
     def drifted(self, source: str, times: int) -> None:
         """A drift alarm was raised."""

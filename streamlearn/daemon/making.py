@@ -68,7 +68,7 @@ def make_learner(config: Config) -> Learner:
     """Student, teacher, bank and twin at step 0."""
     decays = config.bank.decays if config.bank.serve == "elected" else ()
     settings = LearnSettings(
-        **config.learn.model_dump(exclude={"recipe"}), twin_every=config.twin.every, bank_decays=decays
+        **config.learn.model_dump(exclude={"recipe", "trust_labels"}), twin_every=config.twin.every, bank_decays=decays
     )
     return Learner(model_spec(config), settings)
 
@@ -109,6 +109,7 @@ def make_guarding(config: Config, learner: Learner, memory: LabelledMemory, boar
         guard=GuardSettings(**config.guard.model_dump()),
         drift_delta=config.drift.delta,
         drift_reaction=config.drift.reaction,
+        trust_labels=config.learn.trust_labels,
     )
     return Guarding(learner, memory, board, settings)
 

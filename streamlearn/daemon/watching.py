@@ -234,6 +234,7 @@ class Watch:
         )
         bank = self._bank(parts)
         metrics.guard(frozen=guard["frozen"], reasons=guard["reasons"])
+        metrics.trust(guarding["trust"]["factor"])
         for name, count in self._events(guarding).items():
             if (more := count - self._counted[name]) > 0:
                 (metrics.guard_acted if name in GUARD_ACTIONS else metrics.drifted)(name, more)

@@ -119,7 +119,7 @@ class Learner:
         self._sums = torch.zeros(5, device=self._device)
         self._skipped_in_a_row = torch.zeros((), device=self._device)
         self._steps_read = 0
-        # The updates at which the ramp and the average began anew, as after a drift.
+        # The updates at which the ramp and the average began anew, as after another method, or after a drift.
         self._ramped_at = self._averaged_at = 0
         # Labels learned for the first time, and how many there were when the ramp began anew.
         self._labels = self._ramped_at_label = 0
@@ -252,10 +252,6 @@ class Learner:
         self._twin.lend_to(self._trainee)
         self._mended()
         return True
-
-    def restart_ramp(self) -> None:
-        """The consistency weight begins at its foot again."""
-        self._ramped_at, self._ramped_at_label = self._updates, self._labels
 
     def restart_average(self) -> None:
         """The teacher is again the mean of few students: a short horizon, which grows to its length."""

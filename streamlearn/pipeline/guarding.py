@@ -6,7 +6,7 @@ same, and does the same (I3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,13 +17,13 @@ import structlog
 from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.drift import DriftMonitor, Source
 from streamlearn.judge.guard import Action, Factors, Guard, GuardSettings, Signals
+from streamlearn.judge.trust import Trust
 from streamlearn.labels.memory import LabelledMemory
 from streamlearn.learn.learner import Learner, Predictions
 from streamlearn.records import Array
 
-REACTED_TO: tuple[Source, ...] = ("uncertainty", "error")
-"""Student and teacher may disagree for many reasons, and inputs may change where the model knows them well; what the
-teacher says of itself, and its errors, are about it."""
+REACTED_TO: tuple[Source, ...] = ("inputs", "uncertainty", "error")
+"""Student and teacher may disagree for many reasons."""
 REACTION_RESTS_STEPS = 500
 """One change of the world raises several alarms, one for each source and as the model learns it."""
 PROBE_ROWS = 64
@@ -37,7 +37,8 @@ class WatchSettings:
 
     guard: GuardSettings
     drift_delta: float
-    drift_reaction: Literal["alarm", "ramp", "horizon"]
+    drift_reaction: Literal["alarm", "renew"]
+    trust_labels: int
 
 
 class Guarding:
@@ -47,12 +48,9 @@ class Guarding:
         self._learner, self._memory, self._board, self._settings = learner, memory, board, settings
         self._guard = Guard(settings.guard)
         self._drift = DriftMonitor(settings.drift_delta)
+        self._trust = Trust(settings.trust_labels)
         self._mended_step = -1
         self._reacted_step: int | None = None
-        self._reactions: dict[str, Callable[[], None]] = {
-            "ramp": learner.restart_ramp,
-            "horizon": learner.restart_average,
-        }
 
     @property
     def may_publish(self) -> bool:
@@ -66,7 +64,8 @@ class Guarding:
 
     def factors(self, step: int) -> Factors:
         """By what the consistency weight and the learning rate of a step are multiplied."""
-        return self._guard.factors(step)
+        weight, rate = self._guard.factors(step)
+        return Factors(weight * self._trust.factor, rate)
 
     def arrived(self, x: Array, answers: Predictions) -> None:
         """Fresh samples x (B, *shape) were answered: they, and what both networks say of themselves, are watched."""
@@ -86,6 +85,10 @@ class Guarding:
         step = self._learner.step + 1
         if self._drift.error(wrong, step):
             self._drifted("error", step)
+
+    def compared(self, *, right: bool, version: int) -> None:
+        """A label came: whether the teacher, asked now, is right; its sample was answered after step `version`."""
+        self._trust.update(right=right, version=version)
 
     def look(self, step: int) -> None:
         """Look at the model after step `step`, where it is time to, and mend it where it must be."""
@@ -109,20 +112,26 @@ class Guarding:
         self._drift.forget_answers()
 
     def report(self) -> dict[str, Any]:
-        """Ready for JSON: what the guard and the drift monitor have seen and done."""
-        return {"guard": self._guard.report(), "drift": self._drift.report()}
+        """Ready for JSON: what guard and drift monitor have seen and done, and how far the teacher is believed."""
+        return {"guard": self._guard.report(), "drift": self._drift.report(), "trust": self._trust.report()}
 
     def state(self) -> dict[str, Array]:
         """Copies of all of it."""
-        guard = {f"guard.{name}": array for name, array in self._guard.state().items()}
         reacted = {} if self._reacted_step is None else {"reacted_step": np.array(self._reacted_step)}
-        return guard | reacted | {f"drift.{name}": array for name, array in self._drift.state().items()}
+        return reacted | {
+            f"{name}.{key}": array for name, part in self._parts.items() for key, array in part.state().items()
+        }
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Become what `state` saved."""
         self._reacted_step = int(state["reacted_step"]) if "reacted_step" in state else None
-        for name, part in (("guard.", self._guard), ("drift.", self._drift)):
-            part.load({key.removeprefix(name): array for key, array in state.items() if key.startswith(name)})
+        for name, part in self._parts.items():
+            prefix = f"{name}."
+            part.load({key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)})
+
+    @property
+    def _parts(self) -> dict[str, Guard | DriftMonitor | Trust]:
+        return {"guard": self._guard, "drift": self._drift, "trust": self._trust}
 
     def _act(self, action: Action) -> None:
         if action is Action.KEEP_GOOD:
@@ -160,8 +169,9 @@ class Guarding:
         rests = self._reacted_step is not None and step - self._reacted_step < REACTION_RESTS_STEPS
         reaction = "alarm" if rests or source not in REACTED_TO else self._settings.drift_reaction
         _log.warning("drift_detected", source=source, reaction=reaction, step=step)
-        if reaction in self._reactions:
-            self._reactions[reaction]()
+        if reaction == "renew":
+            self._learner.restart_average()
+            self._trust.lose(step)
             self._reacted_step = step
 
 

@@ -354,6 +354,10 @@ class Pipeline:
                 None if found.twin_B is None else int(found.twin_B[n]),
                 first_class=arrival.scored.prediction.class_index,
             )
+            parts.guarding.compared(
+                right=bool(found.teacher_B[n] == arrival.class_index),
+                version=arrival.scored.prediction.model_version,
+            )
             if parts.election is not None:
                 parts.election.update(found.candidates_KB[:, n] == arrival.class_index)
         if parts.election is not None:

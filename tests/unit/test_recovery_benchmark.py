@@ -156,7 +156,7 @@ class TestContenders:
             assert not made[name].guard.on
             assert made[name].bank.serve == "teacher"
         assert made["bank"].bank.decays == (0.9, 0.97)
-        assert [made[name].drift.reaction for name in ("constant", "ramp", "horizon")] == ["alarm", "ramp", "horizon"]
+        assert [made[name].drift.reaction for name in ("constant", "alarm", "shipped")] == ["alarm", "alarm", "renew"]
 
     @pytest.mark.parametrize("quick", [False, True])
     def test_all_learn_the_same_streams(self, bench: ModuleType, quick: bool) -> None:

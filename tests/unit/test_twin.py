@@ -76,7 +76,6 @@ class TestTwin:
         of = settings(twin_every=2)
         whole = after(spec, of, batches(spec, 1, 6))
         whole.keep_good()
-        whole.restart_ramp()
         whole.restart_average()
         restarted = Learner(spec, of)
         restarted.load_state(whole.state())
@@ -183,16 +182,6 @@ class TestMending:
 
         costs = learner.read_costs()
         assert (costs.consistency_weight, costs.learning_rate) == (2.5, 3e-3 / 4)
-
-    def test_a_ramp_that_begins_anew_begins_at_its_foot(self):
-        """The consistency weight of the first update."""
-        learner = after(TABLE, settings(), batches(TABLE, 1, 40))
-        assert learner.read_costs().consistency_weight == 5.0
-
-        learner.restart_ramp()
-        learner.learn(batch(TABLE, 41))
-
-        assert learner.read_costs().consistency_weight < 0.1
 
 
 class TestSpareClasses:
