@@ -26,12 +26,15 @@ from streamlearn.records import Array
 _USUAL = 10
 """So many times as many labels are what is usual."""
 _POWER = 4
-_NAMES = ("labels", "usual", "counted", "recent", "since_step")
+_MOST_PASSED = 100
+"""So many times h older labels are passed by after an alarm; then all count. A server that is pinned to an old version
+answers what is new with it, and nobody would be believed again."""
+_NAMES = ("labels", "usual", "counted", "recent", "since_step", "passed")
 _NEVER = -1
 
 
 class Trust:
-    """Fed one label at a time, in the order of the log. All of its state is saved: five numbers."""
+    """Fed one label at a time, in the order of the log. All of its state is saved: six numbers."""
 
     def __init__(self, horizon_labels: int) -> None:
         """`horizon_labels` is h; 0: the factor is always 1."""
@@ -39,7 +42,7 @@ class Trust:
         self._horizon = horizon_labels
         self._labels, self._usual = 0, 0.0
         self._counted, self._recent = 0, 0.0
-        self._since_step = _NEVER
+        self._since_step, self._passed = _NEVER, 0
 
     def lose(self, step: int) -> None:
         """The world has changed at this step: labels of samples that came before say nothing of the teacher now.
@@ -47,7 +50,8 @@ class Trust:
         Before the first labels there is nothing to lose: what is right was never usual.
         """
         if self._labels >= self._horizon:
-            self._counted, self._recent, self._since_step = 0, 0.0, step
+            self._counted, self._recent = 0, 0.0
+            self._since_step, self._passed = step, 0
 
     def update(self, *, right: bool, version: int) -> None:
         """A label came: whether the teacher, asked now, is right; its sample was answered after step `version`."""
@@ -55,7 +59,9 @@ class Trust:
             return
         self._labels += 1
         self._usual += max(1 / self._labels, 1 / (_USUAL * self._horizon)) * (right - self._usual)
-        if version >= self._since_step:
+        if version < self._since_step and self._passed < _MOST_PASSED * self._horizon:
+            self._passed += 1
+        else:
             self._counted += 1
             self._recent += max(1 / self._counted, 1 / self._horizon) * (right - self._recent)
 
@@ -79,10 +85,11 @@ class Trust:
 
     def state(self) -> dict[str, Array]:
         """Each a 0-d array."""
-        values = (self._labels, self._usual, self._counted, self._recent, self._since_step)
+        values = (self._labels, self._usual, self._counted, self._recent, self._since_step, self._passed)
         return {name: np.array(value) for name, value in zip(_NAMES, values, strict=True)}
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Become what `state` saved."""
-        self._labels, self._counted, self._since_step = (int(state[n]) for n in ("labels", "counted", "since_step"))
+        self._labels, self._counted = int(state["labels"]), int(state["counted"])
         self._usual, self._recent = float(state["usual"]), float(state["recent"])
+        self._since_step, self._passed = int(state["since_step"]), int(state["passed"])

@@ -66,6 +66,14 @@ class TestAWorldThatChanges:
         assert fed(trust, 3, 1.0, version=70).factor == 1.0
         assert fed(trust, 10, 0.2, version=75).factor < 0.2
 
+    def test_of_inputs_is_forgotten_where_no_newer_answer_ever_comes(self):
+        """A pinned server answers by the version of long ago: a thousand labels are passed by, and no more."""
+        trust = fed(Trust(10), 100, 0.9)
+        trust.lose(70)
+
+        assert fed(trust, 1000, 0.9, version=5).factor == 0.0
+        assert fed(trust, 10, 1.0, version=5).factor == 1.0
+
     def test_costs_nothing_before_the_first_labels(self):
         """There was nothing to believe, and nothing was lost."""
         trust = fed(Trust(10), 9, 0.5)
