@@ -73,6 +73,8 @@ class TestAWorldThatChanges:
 
         assert fed(trust, 1000, 0.9, version=5).factor == 0.0
         assert fed(trust, 10, 1.0, version=5).factor == 1.0
+        trust.lose(2000)
+        assert fed(trust, 1000, 1.0, version=5).factor == 0.0
 
     def test_costs_nothing_before_the_first_labels(self):
         """There was nothing to believe, and nothing was lost."""
