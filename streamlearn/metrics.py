@@ -259,6 +259,7 @@ class LearnerMetrics(_Metrics):
             "oracle_accuracy_ratio",
             "score",
             "label_time_accuracy_ratio",
+            "teacher_trust_ratio",
         )
         unknown += ("ssl_gain_ratio", "labelled_share_ratio", "label_confidence_gap_ratio")
         unknown += ("label_class_mix_distance_ratio", "prediction_entropy_ratio")

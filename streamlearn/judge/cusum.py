@@ -1,6 +1,6 @@
 """Page's cumulative sum (Page, 1954, Biometrika 41): has the level of a noisy value risen?
 
-S = max(0, S + z - k), and an alarm where S > h; z is the value in deviations from what it was a moment ago. The level
+S = max(0, S + z - k), and an alarm where S >= h; z is the value in deviations from what it was a moment ago. The level
 and the deviation are not known beforehand and move while a model learns, so both are running ones. The deviation is
 that of neighbours (von Neumann et al., 1941: half the mean squared difference), which neither a slow fall nor one jump
 makes larger.

@@ -10,8 +10,8 @@ standard error of the first if nothing has changed: luck alone lowers the weight
 least b and the factor 1, however bad the teacher is: it teaches what it knows, as early in a stream. The fourth power
 makes a half of the usual accuracy next to nothing.
 
-Labels come late, alarms about inputs at once. After one nothing is believed until labels of samples come that the
-teacher answered since, and then they alone count for a.
+Labels come late, alarms without labels at once. After one nothing is believed until labels of samples come that were
+answered since, and then they alone count for a. It is the average that is asked, whatever a method's targets are.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ class Trust:
     def lose(self, step: int) -> None:
         """The world has changed at this step: labels of samples that came before say nothing of the teacher now.
 
-        Before the first labels there is nothing to lose: what is right was never usual.
+        Before the first labels there is nothing to lose: what is right was never usual. Nor is there while it is lost,
+        or alarms that come faster than labels would keep it so for ever.
         """
-        if self._labels >= self._horizon:
+        if self._labels >= self._horizon and self._counted:
             self._counted, self._recent = 0, 0.0
             self._since_step, self._passed = step, 0
 
@@ -68,7 +69,7 @@ class Trust:
     @property
     def factor(self) -> float:
         """From 0 to 1. Of the first h labels each is too large a share for them to disagree."""
-        if self._labels < max(1, self._horizon):
+        if not self._horizon or self._labels < self._horizon:
             return 1.0
         if self._counted == 0:
             return 0.0

@@ -119,7 +119,7 @@ class Learner:
         self._sums = torch.zeros(5, device=self._device)
         self._skipped_in_a_row = torch.zeros((), device=self._device)
         self._steps_read = 0
-        # The updates at which the ramp and the average began anew, as after another method, or after a drift.
+        # The updates at which the ramp and the average began anew: after another method, and the average after drift.
         self._ramped_at = self._averaged_at = 0
         # Labels learned for the first time, and how many there were when the ramp began anew.
         self._labels = self._ramped_at_label = 0

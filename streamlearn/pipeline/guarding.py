@@ -25,7 +25,8 @@ from streamlearn.records import Array
 REACTED_TO: tuple[Source, ...] = ("inputs", "uncertainty", "error")
 """Student and teacher may disagree for many reasons."""
 REACTION_RESTS_STEPS = 500
-"""One change of the world raises several alarms, one for each source and as the model learns it."""
+"""One change of the world raises several alarms, one for each source and as the model learns it: an average that began
+anew at each of them would stay short."""
 PROBE_ROWS = 64
 """Rows of the labelled memory that the networks are asked about at each look."""
 _log = structlog.get_logger(__name__)
@@ -166,12 +167,14 @@ class Guarding:
         )
 
     def _drifted(self, source: Source, step: int) -> None:
-        rests = self._reacted_step is not None and step - self._reacted_step < REACTION_RESTS_STEPS
-        reaction = "alarm" if rests or source not in REACTED_TO else self._settings.drift_reaction
+        reaction = self._settings.drift_reaction if source in REACTED_TO else "alarm"
         _log.warning("drift_detected", source=source, reaction=reaction, step=step)
-        if reaction == "renew":
-            self._learner.restart_average()
+        if reaction == "alarm":
+            return
+        if source != "error":  # that is the very labels that trust follows by itself
             self._trust.lose(step)
+        if self._reacted_step is None or step - self._reacted_step >= REACTION_RESTS_STEPS:
+            self._learner.restart_average()
             self._reacted_step = step
 
 

@@ -38,6 +38,21 @@ class TestARise:
         """Each counts as 6 deviations, less the slack of 2: five of them pass 20, and the first may hold old steps."""
         assert 1000 < alarms(noisy((1000, 0.1), (24, 0.5)))[0] <= 1000 + 6 * STEPS_OF_A_VALUE
 
+    def test_of_many_deviations_is_seen_as_soon_when_little_was_seen_before(self):
+        """A jump is no part of the deviation that it is measured in, which few values have made."""
+        found = alarms(noisy((FIRST_STEPS + 2 * STEPS_OF_A_VALUE, 0.1), (6 * STEPS_OF_A_VALUE, 0.5)))
+
+        assert len(found) == 1
+
+    def test_that_passes_is_not_learned_from(self):
+        """Three values far above, and those after are measured as those before."""
+        parts = ((1000, 0.1), (3 * STEPS_OF_A_VALUE, 0.5), (100, 0.1))
+        jumped, plain = Cusum(), Cusum()
+        assert alarms(noisy(*parts), jumped) == []
+        alarms([*noisy(*parts)[:1000], *noisy(*parts)[1000 + 3 * STEPS_OF_A_VALUE :]], plain)
+
+        assert jumped.level == plain.level
+
     def test_of_two_deviations_is_seen_within_a_hundred_steps(self):
         """Of one step: that is four of a value."""
         found = alarms(noisy((1000, 0.1), (100, 0.12)))

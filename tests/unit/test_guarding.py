@@ -158,17 +158,22 @@ class TestDrift:
         teacher_BC = np.tile(np.array([0.9, 0.05, 0.05], np.float32), (4, 1))
         return Predictions(teacher_BC, teacher_BC + np.array([-apart, apart, 0], np.float32))
 
-    @pytest.mark.parametrize(("reaction", "averaged_at", "factor"), [("alarm", 0, 1.0), ("renew", 50, 0.0)])
-    def test_does_what_the_setting_says(self, reaction, averaged_at, factor):
-        """Labels begin to contradict: the alarm is told, or the average begins anew and the teacher is not believed."""
-        loop = Loop(reaction=reaction).run(50).labels(20, right=True)
-        for wrong in (False, True):
+    @pytest.mark.parametrize(("reaction", "averaged_at"), [("alarm", 0), ("renew", 50)])
+    @pytest.mark.parametrize("source", ["inputs", "error"])
+    def test_does_what_the_setting_says(self, reaction, averaged_at, source):
+        """The alarm is told, or the average begins anew; the teacher loses trust where no labels say how much."""
+        loop, rng = Loop(reaction=reaction).run(50).labels(20, right=True), np.random.default_rng(0)
+        for changed in (False, True):
             for _ in range(300):
-                loop.guarding.scored(wrong=wrong)
+                if source == "error":
+                    loop.guarding.scored(wrong=changed)
+                else:
+                    loop.guarding.arrived(rng.normal(5.0 * changed, size=(4, 2)), self.answers(0.05))
 
-        assert loop.guarding.report()["drift"]["error"]["alarms"] >= 1
+        assert loop.guarding.report()["drift"][source]["alarms"] >= 1
         assert int(loop.learner.state()["learner.averaged_at"]) == averaged_at
-        assert loop.guarding.factors(51).consistency_weight == factor
+        lost = (reaction, source) == ("renew", "inputs")
+        assert loop.guarding.factors(51).consistency_weight == (0.0 if lost else 1.0)
 
     def test_is_over_when_labels_of_new_samples_say_that_the_teacher_is_right(self):
         """Those of samples that came before say nothing of what comes now."""

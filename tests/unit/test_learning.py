@@ -28,6 +28,7 @@ from streamlearn.errors import (
     StateLockedError,
 )
 from streamlearn.log.codec import read_dead_letter
+from streamlearn.pipeline.guarding import Guarding
 from streamlearn.pipeline.parts import Parts, StepReport
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
@@ -149,6 +150,23 @@ class TestAccounts:
         assert (status["ledger"]["held"], status["held_classes"]) == (0, {})
         assert status["ledger"]["joined"] == 19
         assert status["ledger"]["trained"] == 19
+
+    def test_trust_hears_of_every_label_of_a_known_sample(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the version that answered its sample, which is older than the label."""
+        heard: list[tuple[int, int]] = []
+
+        def compared(self: Guarding, *, right: bool, version: int) -> None:
+            assert isinstance(right, bool)
+            heard.append((version, self._learner.step))
+
+        monkeypatch.setattr(Guarding, "compared", compared)
+        learn(config_in(tmp_path, **{"batch.fresh": 2}), filled(config_in(tmp_path)))
+
+        assert len(heard) == 18
+        assert all(0 <= version <= step for version, step in heard)
+        assert len({version for version, _ in heard}) > 5
 
     def test_a_head_grows_by_the_labels_it_is_sent(self, tmp_path: Path) -> None:
         """With `grow` the name takes a spare class at once, and is published; a restart knows it too."""

@@ -36,12 +36,17 @@ class TestAWorldThatStays:
 
         assert factors == [1.0] * 8
 
-    def test_nothing_lowers_where_it_is_off(self):
-        """`trust_labels = 0`."""
-        trust = fed(fed(Trust(0), 100, 1.0), 100, 0.0)
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_nothing_lowers_where_it_is_off(self, lost):
+        """`trust_labels = 0`, also after a restart of a learner that had it on."""
+        before, trust = fed(Trust(10), 100, 0.5), Trust(0)
+        if lost:
+            before.lose(5)
+        trust.load(before.state())
+        fed(trust, 100, 0.0)
         trust.lose(5)
 
-        assert trust.factor == 1.0
+        assert (fed(Trust(0), 100, 0.0).factor, trust.factor) == (1.0, 1.0)
 
 
 class TestAWorldThatChanges:
@@ -75,6 +80,15 @@ class TestAWorldThatChanges:
         assert fed(trust, 10, 1.0, version=5).factor == 1.0
         trust.lose(2000)
         assert fed(trust, 1000, 1.0, version=5).factor == 0.0
+
+    def test_again_before_any_newer_label_came_prolongs_nothing(self):
+        """Alarms that come faster than labels would keep the weight at 0 for ever."""
+        trust = fed(Trust(10), 100, 0.9)
+        for step in range(100, 1000, 100):
+            trust.lose(step)
+            fed(trust, 1, 1.0, version=step - 150)
+
+        assert fed(trust, 3, 1.0, version=800).factor == 1.0
 
     def test_costs_nothing_before_the_first_labels(self):
         """There was nothing to believe, and nothing was lost."""
