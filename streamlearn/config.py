@@ -448,8 +448,8 @@ class DriftConfig(_Section):
     """[drift]: what to do when the world changes."""
 
     reaction: Literal["alarm", "renew"] = "renew"
-    """Say so only; or shorten the teacher's horizon and let it grow again, and do not believe it until labels of new
-    samples say that it is right (learn.trust_labels)."""
+    """Say so only; or shorten the teacher's horizon and let it grow again, and after an alarm without labels do not
+    believe it until labels of new samples say that it is right (learn.trust_labels)."""
     delta: float = Field(0.002, gt=0.0, lt=1.0)
     """Of the ADWIN that watches errors: smaller is slower and surer."""
 

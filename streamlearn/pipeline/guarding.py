@@ -64,7 +64,7 @@ class Guarding:
         return self._mended_step == self._learner.step > 0
 
     def factors(self, step: int) -> Factors:
-        """By what the consistency weight and the learning rate of a step are multiplied."""
+        """By what the consistency weight (0 while the teacher is not believed) and the learning rate are multiplied."""
         weight, rate = self._guard.factors(step)
         return Factors(weight * self._trust.factor, rate)
 
