@@ -63,6 +63,18 @@ def answer(student: Classifier, view_B: Tensor) -> Tensor:
     return logits_BC
 
 
+def answer_apart(student: Classifier, view_B: Tensor) -> Tensor:
+    """The same of rows that are no rows of the stream: buffers stay as they were.
+
+    Batch statistics are of the batch, so a second domain in it has its own; those that are kept are what the teacher
+    serves with, and must be of what it is asked about (French et al., 2018).
+    """
+    set_training(student, len(view_B) >= 2)
+    thrown_away = {name: buffer.clone() for name, buffer in student.net.named_buffers()}
+    logits_BC: Tensor = torch.func.functional_call(student.net, thrown_away, (view_B,))
+    return logits_BC
+
+
 def set_training(module: nn.Module, training: bool) -> None:
     """`module.train(training)`, without the walk over all layers where it is so already."""
     if module.training != training:

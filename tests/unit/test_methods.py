@@ -410,6 +410,25 @@ class TestDSne:
         assert costs.classification.item() == pytest.approx((0.75 * ce + 0.25 * apart).item(), rel=1e-4)
         assert costs.consistency.item() == pytest.approx(alone.consistency.item(), rel=1e-4)
 
+    def test_what_is_served_knows_the_statistics_of_the_stream_alone(self):
+        """Those of the source, far away, are used for its own rows and not kept; gradients of both domains flow."""
+        spec = replace(MLP, options={"hidden": [8], "dropout": 0.0, "norm": "batch"})
+        of = rows()
+        trainees = [make_trainee(spec, settings(), CPU) for _ in range(2)]
+        far = Source(100.0 + torch.randn((20, 5)), torch.arange(20) % 3, rows=8)
+        embedding = Embedding(trainees[0].student.net, classes=3, method="dsne")
+        dsne = DSne(mse_consistency, plain_targets(), embedding, far, weight=0.25, margin=1.0)
+
+        costs = dsne.costs(trainees[0].student, trainees[0].teacher, of)
+        MeanTeacher(mse_consistency, plain_targets()).costs(trainees[1].student, trainees[1].teacher, of)
+        (costs.classification + costs.consistency).backward()
+
+        kept, wanted = (dict(trainee.student.net.named_buffers()) for trainee in trainees)
+        assert kept
+        for name, buffer in kept.items():
+            assert torch.equal(buffer, wanted[name]), name
+        assert all(torch.isfinite(p.grad).all() for p in trainees[0].student.net.parameters())
+
     @pytest.mark.parametrize(
         ("arrays", "said"),
         [

@@ -9,9 +9,9 @@ so the farthest of its own class must be nearer than the nearest of any other. T
     (1 - w) (cross-entropy of source rows + cross-entropy of labelled target rows) + w E L(a)  +  consistency
 
 where consistency is Mean Teacher's, on the target rows. An anchor without a source row of its class, or of another,
-costs nothing. Source and target go through the student as two batches, with statistics of their own (French et al.,
-2018). The reference takes two optimizer steps, one for each domain, and evaluates the student; here it is one step, and
-the teacher is served.
+costs nothing. Source and target go through the student as two batches, with statistics of their own, and only the
+target's are averaged into what is served (French et al., 2018). The reference takes two optimizer steps, one for each
+domain, and evaluates the student; here it is one step, and the teacher is served.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.losses import Distance
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.rows import Rows
-from streamlearn.learn.step import StepCosts, answer
+from streamlearn.learn.step import StepCosts, answer, answer_apart
 from streamlearn.learn.targets import Targets
 from streamlearn.models.build import Classifier, ModelSpec
 
@@ -88,7 +88,7 @@ class DSne(MeanTeacher):
         raw_S, labels_S = self._source.draw(rows.generator)
         with torch.no_grad():
             view_S = rows.augment.weak(student.prepare(raw_S), rows.generator)
-        source_SC, embedded_SD = self._embedding.read(lambda: answer(student, view_S))
+        source_SC, embedded_SD = self._embedding.read(lambda: answer_apart(student, view_S))
         view = rows.student_view()
         logits_BC, embedded_BD = self._embedding.read(lambda: answer(student, view.x_B))
         costs = self._compare(teacher, rows, logits_BC, logits_BC[: view.compared], view.targets_LC)
