@@ -231,8 +231,8 @@ class LearnConfig(_Section):
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     """So much of a label's weight goes to all classes alike."""
     align: Literal["none", "uniform", "labels"] = "none"
-    """Move the teacher's answers towards even classes, or towards the classes of the labels that have come: only where
-    labels are drawn as the samples are, or it ruins the teacher."""
+    """Move the teacher's answers towards even classes; or towards those that labels, held against what the teacher says
+    of the same samples, let expect of all: even while labels are few."""
     gate: Literal["none", "fixed", "freematch", "softmatch"] = "none"
     """Which rows the student is held against the teacher on: all, or those that it is sure of (0 or 1 by a fixed or a
     moving threshold, or a weight between)."""
@@ -301,7 +301,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "method": "ict",
         "consistency": "kl",
         "consistency_weight": 1.0,
-        "align": "uniform",
+        "align": "labels",
         "rampup_steps": 500,
         "rampup_labels": 50,
         "fade_labels": 100,

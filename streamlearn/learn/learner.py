@@ -180,14 +180,15 @@ class Learner:
         self._reseed()
         self._trainee.undo.remember()
         raw = self._to_device(np.concatenate((batch.fresh_x[:fresh], batch.labelled_x[:labelled])))
+        x_B = self._observe_and_prepare(raw, 0 if batch.seen_before else fresh)
         rows = Rows(
-            x_B=self._observe_and_prepare(raw, 0 if batch.seen_before else fresh),
+            x_B=x_B,
             labels_B=self._to_device(labels_B),
             labelled_count=labelled,
             augment=self._augment,
             generator=self._generator,
             uniform_C=self._uniform_C,
-            new_count=len(batch.trained_ids),
+            said_NC=self._said(x_B[fresh:][: len(batch.trained_ids)]) if self.settings.align == "labels" else None,
             keys_B=None if batch.keys is None else self._to_device(batch.keys),
         )
         if self._labels == 0 and batch.trained_ids:
@@ -417,6 +418,11 @@ class Learner:
         with torch.no_grad():
             prepared: Tensor = student.normalise(x_B)
         return prepared
+
+    def _said(self, x_N: Tensor) -> Tensor | None:
+        """The teacher's probabilities (N, C) for clean rows; None of none."""
+        with torch.no_grad():
+            return self._trainee.teacher.net(x_N).softmax(dim=1) if len(x_N) else None
 
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -2,8 +2,14 @@
 
 In this order:
 
-    align    q ~ p * p(label) / p(teacher): the classes that the teacher says too often count for less (distribution
+    align    q ~ p * wanted / p(teacher): the classes that the teacher says too often count for less (distribution
              alignment of ReMixMatch, Berthelot et al., 2020; with moving averages as in SoftMatch)
+             uniform    wanted is even
+             labels     wanted = (n r + k C even) / (n + k C), of n labels and C classes; r ~ p(teacher) (y + k)/(s + k)
+                        with y the labels of a class, and s what the teacher said of these very samples before it
+                        learned them. It is the ratio estimate of the classes of all samples (Cochran, Sampling
+                        Techniques, 1977, chapter 6): a teacher that favours a class hardly moves it, nor does
+                        whoever labels some classes more often than others. Few labels say little: even classes hold
     gate     a weight for each row, by the confidence max q:
              fixed      1 where it is above the threshold, else 0 (FixMatch, Sohn et al., 2020)
              freematch  1 where it is above tau * p_c / max p, for the row's class c; tau and p are moving averages of
@@ -26,11 +32,10 @@ from streamlearn.learn.rows import Rows
 _SOFTMATCH_N = 2.0
 _LEAST_SHARE = 1e-4
 """No class of the teacher is taken for rarer than this, or a class that it has not said yet would weigh thousands."""
-_PRIOR_LABELS = 10.0
-"""Labels of each class that are taken to have come before the first: the classes of a few labels are mostly chance, and
-aligned to these a teacher was worse than with even classes."""
-_LABEL_FADING = 0.999
-"""Of the class counts of labels, for each new label: a horizon of a thousand of them."""
+_PRIOR_LABELS = 5.0
+"""k: labels of each class that are taken to have come before the first, and that the teacher was right about."""
+_LABEL_FADING = 0.99
+"""Of the class counts of labels, for each new label: a horizon of a hundred of them."""
 
 
 class Targets:
@@ -54,7 +59,7 @@ class Targets:
         if align != "none":
             self._kept["model_C"] = uniform.clone()
         if align == "labels":
-            self._kept["label_counts_C"] = torch.zeros_like(uniform)
+            self._kept |= {"label_counts_C": torch.zeros_like(uniform), "said_counts_C": torch.zeros_like(uniform)}
         if gate == "freematch":
             self._kept["gated_C"] = uniform.clone()
         if gate in {"freematch", "softmatch"}:
@@ -93,18 +98,23 @@ class Targets:
     def _aligned(self, q_BC: Tensor, rows: Rows) -> Tensor:
         fresh = rows.fresh_count
         model_C = self._moved("model_C", q_BC[:fresh].detach().mean(dim=0) if fresh else None)
-        label_C = rows.uniform_C
-        if self._align == "labels":
-            counts_C = self._kept["label_counts_C"]
-            new_N = rows.labels_B[fresh : fresh + rows.new_count]
-            if len(new_N):
-                counts_C = counts_C * _LABEL_FADING ** len(new_N)
-                counts_C = counts_C + torch.nn.functional.one_hot(new_N, len(counts_C)).sum(dim=0)
-                self._next["label_counts_C"] = counts_C
-            label_C = (counts_C + _PRIOR_LABELS) * (rows.uniform_C > 0)
-            label_C = label_C / label_C.sum()
-        q_BC = q_BC * (label_C / model_C.clamp_min(_LEAST_SHARE))
+        model_C = model_C.clamp_min(_LEAST_SHARE)
+        wanted_C = rows.uniform_C if self._align == "uniform" else self._classes_of_all(model_C, rows)
+        q_BC = q_BC * (wanted_C / model_C)
         return q_BC / q_BC.sum(dim=1, keepdim=True)
+
+    def _classes_of_all(self, model_C: Tensor, rows: Rows) -> Tensor:
+        labels_C, said_C = self._kept["label_counts_C"], self._kept["said_counts_C"]
+        if rows.said_NC is not None:
+            new_N = rows.labels_B[rows.fresh_count :][: len(rows.said_NC)]
+            fading = _LABEL_FADING ** len(new_N)
+            labels_C = labels_C * fading + torch.nn.functional.one_hot(new_N, len(labels_C)).sum(dim=0)
+            said_C = said_C * fading + rows.said_NC.sum(dim=0)
+            self._next |= {"label_counts_C": labels_C, "said_counts_C": said_C}
+        even_C = rows.uniform_C
+        ratio_C = model_C * (labels_C + _PRIOR_LABELS) / (said_C + _PRIOR_LABELS) * (even_C > 0)
+        labels, prior_labels = labels_C.sum(), _PRIOR_LABELS * (even_C > 0).sum()
+        return (labels * ratio_C / ratio_C.sum() + prior_labels * even_C) / (labels + prior_labels)
 
     def _weights(self, q_BC: Tensor, fresh: int) -> Tensor:
         confidence_B, class_B = q_BC.max(dim=1)

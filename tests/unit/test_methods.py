@@ -154,16 +154,43 @@ class TestTargets:
         wanted = p * (1 / 3) / model
         np.testing.assert_allclose(made, wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
 
-    def test_alignment_to_labels_counts_those_that_are_new(self):
-        """Replayed labels are balanced by the memory and say nothing of how common a class is."""
-        targets = Targets(classes=3, device=CPU, align="labels", momentum=1.0)
-        of = rows(fresh=3, labelled=3, new_count=1)  # labels 0, 1, 2, of which the first is new
+    def test_alignment_to_labels_is_a_ratio_estimate_of_the_classes_of_all(self):
+        """Of new labels against what the teacher said of the same rows; five of each class came before, even ones."""
+        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.9)
+        said = torch.tensor([[0.5, 0.25, 0.25], [0.6, 0.2, 0.2]])
+        of = rows(fresh=3, labelled=3, said_NC=said)  # labels 0, 1, 2, of which the first two are new
 
         made, _ = targets.make(self.LOGITS, of)
 
-        counts = np.full(3, 10.0) + np.array([1.0, 0.0, 0.0])
-        wanted = _softmax(self.LOGITS.numpy().astype(float)) * (counts / counts.sum()) * 3
+        p = _softmax(self.LOGITS.numpy().astype(float))
+        model = 0.9 / 3 + 0.1 * p[:3].mean(axis=0)
+        ratio = model * np.array([6.0, 6.0, 5.0]) / np.array([6.1, 5.45, 5.45])
+        expected = (2 * ratio / ratio.sum() + 15 / 3) / 17
+        wanted = p * expected / model
         np.testing.assert_allclose(made.numpy(), wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
+
+    @pytest.mark.parametrize("labelled_shares", [[0.6, 0.3, 0.1], [0.1, 0.1, 0.8]])
+    @pytest.mark.parametrize("favoured", [1.0, 2.0])
+    def test_alignment_finds_the_classes_of_all_whoever_favours_some(self, labelled_shares, favoured):
+        """The teacher says class 0 too often, the labels are of class 2: neither is taken for how common it is."""
+        rng = np.random.default_rng(0)
+        shares = np.array([0.6, 0.3, 0.1])
+        says_CC = torch.full((3, 3), 0.02) + 0.94 * torch.eye(3)  # of each true class
+        says_CC[:, 0] *= favoured
+        says_CC /= says_CC.sum(1, keepdim=True)
+        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.99)
+
+        for _ in range(500):
+            y_F, y_L = (torch.from_numpy(rng.choice(3, 64, p=p)) for p in (shares, labelled_shares))
+            of = rows(fresh=64, labelled=64, said_NC=says_CC[y_L])
+            of.labels_B[64:] = y_L
+            made, _ = targets.make(says_CC[y_F].log(), of)
+            targets.settle(NO)
+
+        wanted = (made / says_CC[y_F]).mean(0) * targets.tensors()[
+            "model_C"
+        ]  # what they are aligned to, up to a factor
+        assert np.abs((wanted / wanted.sum()).numpy() - shares).max() < 0.08
 
     def test_sharpening_is_a_power_of_the_probabilities(self):
         """q^(1/T), normalised: the softmax of logits/T."""
