@@ -11,7 +11,8 @@ itself, micro-batch by micro-batch, the same number of steps for each:
     d-SNE          the source, the 100 labels and the unlabelled rows of the target: `dsne`
 
 Accuracy of the averaged teacher on the held-out target digits, mean and standard deviation over seeds (of weights, of
-which digits have a label, of noise). Wanted: d-SNE above source only and above target only; not shown yet.
+which digits have a label, of noise). Wanted: d-SNE above source only and above target only. Of 5 seeds .933 (deviation
+.007), where source only has .269, target only .880 (.011), both .891 and Mean Teacher .916: reached.
 
 Run: python benchmarks/dsne.py [--quick] [--seeds N] [--steps N]. The last line is JSON. Wants mlxtend.
 """
