@@ -304,7 +304,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "align": "labels",
         "rampup_steps": 500,
         "rampup_labels": 50,
-        "fade_labels": 100,
+        "fade_labels": 50,
         "ema_share": 0.1,
         "mixup_beta": 0.5,
     },

@@ -11,7 +11,8 @@ least b and the factor 1, however bad the teacher is: it teaches what it knows, 
 makes a half of the usual accuracy next to nothing.
 
 Labels come late, alarms without labels at once. After one nothing is believed until labels of samples come that were
-answered since, and then they alone count for a. It is the average that is asked, whatever a method's targets are.
+answered since, and then they alone count for a, behind two that were wrong, so that a lucky one is no proof. It is the
+average that is asked, whatever a method's targets are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _POWER = 4
 _MOST_PASSED = 100
 """So many times h older labels are passed by after an alarm; then all count. A server that is pinned to an old version
 answers what is new with it, and nobody would be believed again."""
+_WRONG_BEFORE = 2
+"""Labels that the teacher is taken to have been wrong about since the alarm, before the first."""
 _NAMES = ("labels", "usual", "counted", "recent", "since_step", "passed")
 _NEVER = -1
 
@@ -64,7 +67,8 @@ class Trust:
             self._passed += 1
         else:
             self._counted += 1
-            self._recent += max(1 / self._counted, 1 / self._horizon) * (right - self._recent)
+            before = 0 if self._since_step == _NEVER else _WRONG_BEFORE
+            self._recent += max(1 / (self._counted + before), 1 / self._horizon) * (right - self._recent)
 
     @property
     def factor(self) -> float:

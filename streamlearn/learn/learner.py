@@ -255,8 +255,12 @@ class Learner:
         return True
 
     def restart_average(self) -> None:
-        """The teacher is again the mean of few students: a short horizon, which grows to its length."""
+        """The teacher is again the mean of few students: a short horizon, which grows to its length.
+
+        What its targets were made by begins anew as well.
+        """
         self._averaged_at = self._updates
+        self._trainee.method.forget()
         if self._twin is not None:
             self._twin.averaged_at = self._twin.updates
 
@@ -380,6 +384,7 @@ class Learner:
     def _mended(self) -> None:
         """What was measured and averaged before is not of these weights."""
         self._skipped_in_a_row.zero_()
+        self._trainee.method.forget()
         self._bank.begin_anew()
         self.served = 0
 

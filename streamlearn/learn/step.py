@@ -44,6 +44,10 @@ class Method(Protocol):
         """The step of the last costs is over; with `skipped`, a 0-d bool on the device, as if it had not been."""
         return
 
+    def forget(self) -> None:
+        """What it remembers was of weights that are gone, or of a world that has changed: it begins anew."""
+        return
+
     def tensors(self) -> dict[str, Tensor]:
         """What it remembers from step to step, live, by name: part of the checkpoint."""
         return {}

@@ -32,7 +32,7 @@ from streamlearn.learn.rows import Rows
 _SOFTMATCH_N = 2.0
 _LEAST_SHARE = 1e-4
 """No class of the teacher is taken for rarer than this, or a class that it has not said yet would weigh thousands."""
-_PRIOR_LABELS = 5.0
+_PRIOR_LABELS = 10.0
 """k: labels of each class that are taken to have come before the first, and that the teacher was right about."""
 _LABEL_FADING = 0.99
 """Of the class counts of labels, for each new label: a horizon of a hundred of them."""
@@ -66,7 +66,13 @@ class Targets:
             self._kept["confidence"] = torch.tensor(1.0 / classes, device=device)
         if gate == "softmatch":
             self._kept["variance"] = torch.ones((), device=device)
+        self._at_first = {name: tensor.clone() for name, tensor in self._kept.items()}
         self._next: dict[str, Tensor] = {}
+
+    def forget(self) -> None:
+        """Begin anew: what was seen is of a teacher that is gone."""
+        for name, tensor in self._kept.items():
+            tensor.copy_(self._at_first[name])
 
     def make(self, teacher_logits_BC: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Targets (B, C) and the weights (B,) of their rows, None where all weigh 1.

@@ -144,6 +144,7 @@ class Guarding:
         assert mend(), f"{action}: the guard counts on what the learner does not have"
         self._board.gain.restart()
         self._drift.forget_answers()
+        self._trust.lose(self._learner.step)
         self._mended_step = self._learner.step
 
     def _signals(self, step: int) -> Signals:

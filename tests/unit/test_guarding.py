@@ -184,9 +184,10 @@ class TestDrift:
 
         loop.labels(20, right=True, version=50)
         before = loop.guarding.factors(51).consistency_weight
-        loop.labels(5, right=True, version=51)
+        loop.labels(20, right=True, version=51)
 
-        assert (before, loop.guarding.factors(51).consistency_weight) == (0.0, 1.0)
+        assert before == 0.0
+        assert loop.guarding.factors(51).consistency_weight > 0.9
 
     def test_is_reacted_to_once_for_the_several_alarms_it_raises(self):
         """An average that begins anew at each of them would stay short."""

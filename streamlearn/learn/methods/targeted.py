@@ -19,6 +19,10 @@ class TargetedMethod(Method):
         """Keep the averages of the targets."""
         self._targets.settle(skipped)
 
+    def forget(self) -> None:
+        """Averages anew."""
+        self._targets.forget()
+
     def tensors(self) -> dict[str, Tensor]:
         """The averages of the targets."""
         return self._targets.tensors()

@@ -59,6 +59,11 @@ class TemporalEnsembling(Method):
         self._sums_NC[slots] = torch.where(skipped, self._sums_NC[slots], sums)
         self._answered = None
 
+    def forget(self) -> None:
+        """No row has a history."""
+        self._sums_NC.zero_()
+        self._keys_N.fill_(_NO_KEY)
+
     def tensors(self) -> dict[str, Tensor]:
         """The table: sums (N, C), keys (N,)."""
         return {"sums_NC": self._sums_NC, "keys_N": self._keys_N}
