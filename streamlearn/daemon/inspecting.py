@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from streamlearn.config import Config
@@ -12,7 +12,7 @@ from streamlearn.errors import ConfigError, RecordError, StateError
 from streamlearn.log.codec import read_dead_letter
 from streamlearn.records import Record, TopicPartition
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
-from streamlearn.state.publish import PublishedDir
+from streamlearn.state.publish import PublishedDir, PublishedModel
 from streamlearn.state.status import read_status
 
 
@@ -20,25 +20,32 @@ def state(config: Config) -> dict[str, Any]:
     """Heartbeat, checkpoints, published teacher: all as plain values."""
     paths = StatePaths(config.state.dir)
     folder = PublishedDir(paths.published)
-    published, pinned = folder.newest(), folder.pinned()
     return {
         "state_dir": str(paths.root),
         "learner": read_status(paths.heartbeat),
-        "published": published and {"step": published.step, "published_at_s": published.published_at_s},
-        "pinned": pinned and {"step": pinned.step, "published_at_s": pinned.published_at_s},
+        "published": _published(folder.newest),
+        "pinned": _published(folder.pinned),
         "checkpoints": [_checkpoint(paths, step) for step in steps_in(paths.checkpoints)],
     }
+
+
+def _published(read: Callable[[], PublishedModel | None]) -> dict[str, Any] | None:
+    try:
+        model = read()
+    except (StateError, OSError) as error:
+        return {"error": str(error)}
+    return None if model is None else {"step": model.step, "published_at_s": model.published_at_s}
 
 
 def _checkpoint(paths: StatePaths, step: int) -> dict[str, Any]:
     path = path_of(paths.checkpoints, step)
     try:
-        checkpoint = load_checkpoint(path)
-    except StateError as error:
+        checkpoint, size_bytes = load_checkpoint(path), path.stat().st_size
+    except (StateError, OSError) as error:  # a learner that lives may have removed it meanwhile
         return {"step": step, "error": str(error)}
     return {
         "step": step,
-        "size_bytes": path.stat().st_size,
+        "size_bytes": size_bytes,
         "next_offsets": {f"{tp.topic}[{tp.partition}]": offset for tp, offset in checkpoint.next_offsets.items()},
         "accounts": checkpoint.extra.get("accounts"),
     }

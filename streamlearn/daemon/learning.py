@@ -215,6 +215,8 @@ class _Wired:
         if was != now:
             _log.warning("method_changed", was=was, now=now, step=checkpoint.step)
             self.pipeline.another_method()
+        if self.parts.election is None:
+            self.parts.learner.serve(0)  # an election was held before, and none is now
         reached("restore", "end")
 
     def _may_flush(self) -> None:
@@ -231,7 +233,12 @@ class _Wired:
 
     def publish_if_behind(self) -> None:
         """Servers may hold an older teacher than we do, or none, where the folder of teachers was lost."""
-        newest, step = PublishedDir(self._paths.published).newest(), self.parts.learner.step
+        step = self.parts.learner.step
+        try:
+            newest = PublishedDir(self._paths.published).newest()
+        except StateError as error:
+            _log.warning("published_unreadable", error=str(error), step=step)
+            newest = None  # which is mended by publishing
         if step > 0 and (newest is None or newest.step != step) and self.parts.guarding.may_publish:
             self.pipeline.publish()
 

@@ -264,6 +264,10 @@ class Learner:
         if self._twin is not None:
             self._twin.averaged_at = self._twin.updates
 
+    def another_method(self) -> None:
+        """What was loaded was learned by another method: what its targets were made by is not for this one."""
+        self._trainee.method.forget()
+
     def admit(self, classes: int) -> None:
         """The first so many classes have names now; what was spare among them is answered and learned from here on."""
         assert classes <= self.spec.classes, (classes, self.spec.classes)
@@ -319,8 +323,8 @@ class Learner:
         """Go on from what `state` returned.
 
         A twin that was not there before begins as the student is now, and other averages as the teacher is. What
-        another method remembered is not for this one, which begins with nothing. `supervised` is what the twin was
-        all along, and goes on from it.
+        another method remembered is left behind where it does not fit; see `another_method` for where it does.
+        `supervised` is what the twin was all along, and goes on from it.
 
         Raises:
             CheckpointError: names, shapes or dtypes are not those of this model and optimizer; nothing was changed.

@@ -238,6 +238,7 @@ class Pipeline:
 
     def another_method(self) -> None:
         """What was restored was learned by another method: what was counted to judge that one by is forgotten."""
+        self.parts.learner.another_method()
         self.parts.guarding.another_learns()
         if self.parts.election is not None:
             self.parts.election.restart()

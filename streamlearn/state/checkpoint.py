@@ -171,7 +171,7 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
     """The newest whole checkpoint; a corrupt one is set aside as `.corrupt`, loudly, and the one before it is taken.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them is whole.
+        CheckpointError: there are checkpoints, or were, and none of them is whole.
         CheckpointFormatError: the newest whole one is of another format; it is left where it is.
     """
     wanted = [step for step in steps_in(folder) if at_most is None or step <= at_most]
@@ -187,10 +187,9 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
                 if earlier.name < aside.name:  # of an incident before this one; what is set aside now stays, all of it
                     earlier.unlink()
             path.replace(aside)
-    if steps:
-        way_out = "restore one from a backup, or start afresh in an empty folder"
-        msg = f"{folder}: none of {len(steps)} checkpoints is whole; {way_out}"
-        raise CheckpointError(msg)
+    # Not at the first start alone: the next one would find no checkpoint, and begin at step 0 without a word.
+    if steps or (at_most is None and any(folder.glob("*.corrupt"))):
+        raise CheckpointError(f"{folder}: no checkpoint is whole; restore a backup, or {ANEW}")
     return None
 
 

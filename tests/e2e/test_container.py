@@ -225,6 +225,7 @@ MODEL = 'streamlearn_model_timestamp_seconds{instance="a", process="server-0"}'
 ACCURACY = (
     'streamlearn_prequential_accuracy_ratio{instance="a", process="learner", network="teacher", window="windowed"}'
 )
+STARTED = 'process_start_time_seconds{job="streamlearn", instance="a", process="learner"}'
 SKIPPED = 'streamlearn_steps_skipped_total{instance="a", process="learner", reason="nonfinite"}'
 READ = 'streamlearn_records_read_total{instance="a", process="learner", topic="samples"}'
 DEAD = 'streamlearn_dead_letters_total{instance="a", process="learner", reason="bad_shape"}'
@@ -285,6 +286,16 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
     "the learner catches up": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "200000-1000x60"}, []),
     "losses are not finite": ({UP: "1x60", SKIPPED: "0x50 5x10"}, ["StreamlearnNonFiniteSteps"]),
     "the world changes": ({UP: "1x60", ACCURACY: "0.9x35 0.5x25"}, ["StreamlearnAccuracyDropped"]),
+    "the world changes after a restart without a figure": (
+        {UP: "1x60", ACCURACY: 5 * "NaN " + "0.9x30 0.5x25"},
+        ["StreamlearnAccuracyDropped"],
+    ),
+    "there is no figure yet": ({UP: "1x60", ACCURACY: 60 * "NaN "}, []),
+    "the learner dies every five minutes": (
+        {UP: "1x60", STARTED: "0x4 300x4 600x4 900x4 1200x4 1500x4 1800x4 2100x4 2400x4 2700x4 3000x4 3300x6"},
+        ["StreamlearnRestarting"],
+    ),
+    "it was deployed twice": ({UP: "1x60", STARTED: "0x40 2400x10 3000x10"}, []),
     "a producer sends the wrong shape": (
         {UP: "1x60", READ: "0+6000x60", DEAD: "0+120x60"},
         ["StreamlearnRecordsDeadLettered"],

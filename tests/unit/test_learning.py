@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from streamlearn.config import Config, load_config
-from streamlearn.daemon import adapters, learning
+from streamlearn.daemon import adapters, inspecting, learning
 from streamlearn.daemon.making import MOST_RECENT_BYTES, make_recent
 from streamlearn.daemon.wiring import StatePaths, make_codec, state_lock
 from streamlearn.errors import (
@@ -300,6 +300,46 @@ class TestRestart:
 
         assert published is not None
         assert published.step == step
+
+    def test_a_pointer_that_cannot_be_read_is_written_anew(self, tmp_path: Path) -> None:
+        """It says only what is published, and the learner is the one who knows."""
+        config = config_in(tmp_path)
+        log = filled(config, 16)
+        step = learn(config, log).step
+        (StatePaths(tmp_path).published / "current.json").write_text("{")
+        assert "wanted the pointer" in inspecting.state(config)["published"]["error"]
+
+        learn(config, log)
+
+        assert inspecting.state(config)["published"]["step"] == step
+
+    def test_no_election_serves_the_teacher_whoever_was_elected_before(self, tmp_path: Path) -> None:
+        """`bank.serve = "teacher"` says so, and nobody would ever elect another."""
+        log, served = filled(config_in(tmp_path), 16), []
+
+        def elect(parts: Parts, _: StepReport) -> None:
+            served.append(parts.learner.served)
+            parts.learner.serve(1)
+
+        for n, bank in enumerate(("elected", "elected", "teacher")):
+            config = config_in(tmp_path, **{"bank.serve": bank})
+            log.append("samples", [make_codec(config).encode_sample(f"more{n}", np.ones(4, np.float32))])
+            learning.learn(config, threading.Event(), until_end=True, opened=log, watching=elect)
+            log._shared.closed = False
+
+        assert served == [0, 1, 1, 1, 0]
+
+    def test_checkpoints_that_are_all_corrupt_are_refused_at_every_start(self, tmp_path: Path) -> None:
+        """The second start finds none, and must not take that for a first one."""
+        config = config_in(tmp_path)
+        log = filled(config, 16)
+        learn(config, log)
+        for path in StatePaths(tmp_path).checkpoints.glob("*.ckpt"):
+            path.write_bytes(b"nothing")
+
+        for _ in range(2):
+            with pytest.raises(StateError, match="no checkpoint is whole; restore a backup, or begin anew"):
+                learn(config, log)
 
     def test_journaled_steps_are_formed_again_whatever_the_batch_size_is_now(self, tmp_path: Path) -> None:
         """A smaller `batch.fresh` after a crash is no reason to crash again, and the result is the same."""

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.log.codec import Codec
-from streamlearn.metrics import LearnerMetrics, start_http
+from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
 from streamlearn.records import UNLABELLED, Label, Position, Record, Sample, Schema
 from streamlearn.serve import schemas
 from streamlearn.serve.api import create_app
@@ -1083,6 +1083,26 @@ class TestMetricsRoute:
         assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert 'streamlearn_steps_total{process="learner"} 1.0' in reply.text
         assert 'streamlearn_scrape_failed{process="server-0",target="learner"} 0.0' in reply.text
+
+    def test_whom_a_sibling_could_not_reach_long_ago_is_not_told(self, client, served):
+        """Else a learner that is back would be away for as long as no scrape comes to that other server again."""
+        other = ServerMetrics(version="1")
+        other.scraped("learner", failed=True)
+        learner, learner_port = start_http(LearnerMetrics(version="1").registry, "127.0.0.1", 0)
+        sibling, port = start_http(other.registry, "127.0.0.1", 0)
+        served.siblings = {
+            "learner": f"http://127.0.0.1:{learner_port}/metrics",
+            "server-1": f"http://127.0.0.1:{port}/metrics",
+        }
+        try:
+            told = [line for line in client.get("/metrics").text.splitlines() if "scrape_failed{" in line]
+        finally:
+            learner.close()
+            sibling.close()
+
+        assert sorted(told) == [
+            f'streamlearn_scrape_failed{{process="server-0",target="{target}"}} 0.0' for target in served.siblings
+        ]
 
     def test_a_sibling_that_is_gone_or_foreign_is_left_out_and_told(self, client, served):
         """Nobody listens; another program listens; the URL is none of HTTP."""
