@@ -13,11 +13,14 @@ from typing import Literal
 import torch
 
 from streamlearn.config import Config
-from streamlearn.daemon.entering import check_model
+from streamlearn.daemon.entering import check_log_reaches, check_model
+from streamlearn.daemon.making import make_learner
 from streamlearn.daemon.network import model_spec
-from streamlearn.daemon.wiring import StatePaths, listen, log_exists, open_log
+from streamlearn.daemon.wiring import StatePaths, expose, listen, log_exists, open_log
 from streamlearn.errors import ConfigError, LogError, StateError
+from streamlearn.learn.making import find_device
 from streamlearn.log.base import Log
+from streamlearn.metrics import LearnerMetrics
 from streamlearn.models.build import build
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
 
@@ -54,13 +57,19 @@ def _model(config: Config) -> Iterator[Finding]:
     learn = config.learn
     weight = "" if learn.method == "supervised" else f", {learn.consistency} with weight {learn.consistency_weight:g}"
     of_which = "" if config.is_whole_recipe else ", of labelled rows alone"
-    yield Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
-    cuda = torch.cuda.is_available()
-    if config.learn.device.startswith("cuda") and not cuda:
-        yield Finding("error", "device", f"learn.device = {config.learn.device!r}, and torch sees no CUDA device")
+    try:
+        # On the CPU: whoever checks may do so beside a learner that fills the GPU.
+        make_learner(config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})}))
+    except ConfigError as error:
+        yield Finding("error", "method", str(error))
     else:
-        device = "cuda" if cuda and config.learn.device != "cpu" else "cpu"
-        yield Finding("ok", "device", f"{device}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+        yield Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
+    try:
+        device = find_device(learn.device)
+    except ConfigError as error:
+        yield Finding("error", "device", str(error))
+    else:
+        yield Finding("ok", "device", f"{device.type}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
 
 
 def _log(config: Config) -> Iterator[Finding]:
@@ -117,7 +126,8 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
     yield Finding("ok", "checkpoint", f"step {checkpoint.step}, {len(steps)} kept, digest fits")
     try:
         check_model(config, checkpoint)
-    except ConfigError as error:
+        check_log_reaches(log, config, checkpoint.next_offsets)
+    except (ConfigError, StateError) as error:
         yield Finding("error", "checkpoint", str(error))
     for topic in (config.log.topics.samples, config.log.topics.labels):
         for tp, beginning in log.beginning_offsets(topic).items():
@@ -154,3 +164,7 @@ def _port(config: Config) -> Iterator[Finding]:
         tokens = (serve.token, serve.predict_token, serve.label_token, serve.admin_token)
         token = "with a token" if any(tokens) else "without a token"
         yield Finding("ok", "port", f"{config.serve.host}:{config.serve.port} is free, {token}")
+    try:
+        expose(config, LearnerMetrics(version="check"))[0].close()
+    except ConfigError as error:
+        yield Finding("warning", "metrics port", f"{error} (or it is already running)")

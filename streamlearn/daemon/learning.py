@@ -40,13 +40,13 @@ from streamlearn.daemon.making import (
 from streamlearn.daemon.watching import Watch, Watching
 from streamlearn.daemon.wiring import (
     StatePaths,
+    expose,
     make_codec,
     make_topics,
     open_log,
     state_lock,
 )
 from streamlearn.errors import (
-    ConfigError,
     LogError,
     OffsetOutOfRangeError,
     StateError,
@@ -56,7 +56,7 @@ from streamlearn.labels.ledger import Ledger
 from streamlearn.labels.whole import check_whole
 from streamlearn.log.base import Log
 from streamlearn.log.feed import Feed
-from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
+from streamlearn.metrics import LearnerMetrics
 from streamlearn.pipeline import Parts, Pipeline
 from streamlearn.records import Offsets
 from streamlearn.state import checkpoint as checkpoints
@@ -147,7 +147,7 @@ class _Wired:
         patience = Patience(stopping)
         self._ends = contextlib.ExitStack()
         self.metrics = LearnerMetrics(version=__version__)
-        self._server, port = _expose(config, self.metrics)
+        self._server, port = expose(config, self.metrics)
         self._ends.callback(self._server.close)
         self.feed = Feed(
             log,
@@ -268,20 +268,6 @@ class _Wired:
         self.saver.close(max(0.1, deadline - time.monotonic()))
         self.watch.look("stopped")
         _log.info("learner_stopped", step=self.parts.learner.step, **self.parts.accounts.as_dict())
-
-
-def _expose(config: Config, metrics: LearnerMetrics) -> tuple[MetricsServer, int]:
-    """The learner's own /metrics, and its port.
-
-    Raises:
-        ConfigError: the address cannot be had.
-    """
-    host, port = config.metrics.host, config.metrics.port
-    try:
-        return start_http(metrics.registry, host, port)
-    except OSError as error:
-        msg = f"metrics.host = {host!r}, metrics.port = {port}: {error.strerror or error}; choose another, or 0"
-        raise ConfigError(msg) from error
 
 
 def _replay(wired: _Wired, journaled: Sequence[tuple[int, Offsets]], config: Config, stopping: threading.Event) -> None:

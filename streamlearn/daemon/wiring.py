@@ -27,6 +27,7 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.log.kafka import KafkaLog
+from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,20 @@ def listen(config: Config) -> socket.socket:
         raise ConfigError(msg) from error
     listener.listen(2048)
     return listener
+
+
+def expose(config: Config, metrics: LearnerMetrics) -> tuple[MetricsServer, int]:
+    """The learner's own /metrics, and its port.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    host, port = config.metrics.host, config.metrics.port
+    try:
+        return start_http(metrics.registry, host, port)
+    except OSError as error:
+        msg = f"metrics.host = {host!r}, metrics.port = {port}: {error.strerror or error}; choose another, or 0"
+        raise ConfigError(msg) from error
 
 
 def set_up_logs(config: Config) -> None:

@@ -98,6 +98,20 @@ class TestModel:
 
         assert finding.verdict == ("ok" if torch.cuda.is_available() else "error")
 
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"learn.noise": "no.such:thing"}, "no.such"),
+            ({"learn.method": "dsne", "learn.source_path": "nowhere.npz", "learn.mixup_beta": 0}, "nowhere.npz"),
+        ],
+    )
+    def test_what_the_method_wants_is_looked_for(self, tmp_path: Path, settings: dict[str, object], said: str) -> None:
+        """Else the learner is the one to find out."""
+        finding = found(config_in(tmp_path, **settings))["method"]
+
+        assert finding.verdict == "error"
+        assert said in finding.text
+
 
 class TestLog:
     def test_topics_are_told_with_what_they_hold(self, tmp_path: Path) -> None:
@@ -196,6 +210,17 @@ class TestCheckpoint:
         assert "torn or corrupt" in finding.text
         assert newest.exists()
 
+    def test_another_log_than_it_was_learned_from_is_an_error(self, tmp_path: Path) -> None:
+        """It ends before what was learned."""
+        config = config_in(tmp_path)
+        with_topics(config).close()
+        save(config, 5, 3)
+
+        finding = found(config)["checkpoint"]
+
+        assert finding.verdict == "error"
+        assert "samples[0] ends at 0, and 3 records of it were learned" in finding.text
+
     @pytest.mark.parametrize(("policy", "verdict"), [("stop", "error"), ("skip", "warning")])
     def test_records_trimmed_after_it_are_told(self, tmp_path: Path, policy: str, verdict: str) -> None:
         """How many, of which partition; an error where the learner would stop."""
@@ -257,6 +282,16 @@ class TestMachine:
 
         assert finding.verdict == "warning"
         assert f"serve.port = {port}" in finding.text
+
+    def test_a_taken_port_of_the_learners_metrics_is_a_warning(self, tmp_path: Path) -> None:
+        """The learner would end at its start, and all servers with it."""
+        with listen(config_in(tmp_path)) as taken:
+            port = taken.getsockname()[1]
+
+            findings = found(config_in(tmp_path, **{"metrics.port": port, "metrics.host": "127.0.0.1"}))
+
+        assert findings["metrics port"].verdict == "warning"
+        assert f"metrics.port = {port}" in findings["metrics port"].text
 
     def test_it_is_told_whether_a_token_guards_the_port(self, tmp_path: Path) -> None:
         """The token itself is not shown."""
