@@ -391,7 +391,7 @@ class TestTrouble:
         log_path.parent.mkdir()
         log_path.write_bytes(b"not a database, but somebody's notes" * 100)
 
-        with pytest.raises(LogError, match="not a log, or damaged: move it"):
+        with pytest.raises(LogError, match="not a log, or damaged: restore it"):
             EmbeddedLog(log_path, max_age_s=1.0, max_bytes=1 << 20)
 
         assert log_path.read_bytes().startswith(b"not a database")

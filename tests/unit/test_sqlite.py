@@ -103,7 +103,7 @@ def test_what_may_pass_is_unavailable_and_says_what_to_do(tmp_path: Path, code: 
 
 def test_a_damaged_file_is_no_passing_trouble(tmp_path: Path) -> None:
     """A retry would only go on with it."""
-    with pytest.raises(LogError, match="move it") as raised, translated(tmp_path / "log", "read"):
+    with pytest.raises(LogError, match="restore it") as raised, translated(tmp_path / "log", "read"):
         raise error_with(sqlite3.SQLITE_CORRUPT)
 
     assert not isinstance(raised.value, LogUnavailableError)
