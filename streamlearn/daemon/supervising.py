@@ -1,7 +1,8 @@
 """The parent of everything: starts a learner and some servers, starts again what dies, stops all within one deadline.
 
 A dead learner leaves the servers up, each answer with its honest age. A process that exits with 2 (a setting is wrong)
-is not started again: nothing would change, so all is stopped and 2 is returned.
+at its first start is not started again: nothing would change, so all is stopped and 2 is returned. One that has run
+before found something that others have changed since (a port that is taken, a topic): that is a death as any other.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Child:
     started_at_s: float = 0.0
     start_at_s: float = 0.0
     wait_s: float = _RESTART_S[0]
+    has_run: bool = False
+    """Its settings were taken once."""
 
     def start(self, now_s: float) -> None:
         """Start it. In a session of its own, so that a Ctrl-C reaches the supervisor alone, which asks in order."""
@@ -62,6 +65,8 @@ class Child:
         self.process = None
         if now_s - self.started_at_s >= _STEADY_S:
             self.wait_s = _RESTART_S[0]
+            self.has_run = True
+        self.has_run |= code != ConfigError.exit_code
         self.start_at_s = now_s + self.wait_s
         self.wait_s = min(2 * self.wait_s, _RESTART_S[1])
         return code
@@ -112,7 +117,7 @@ class Supervisor:
         now_s = self._clock()
         for child in self.children:
             code = child.died(now_s)
-            if code == ConfigError.exit_code:
+            if code == ConfigError.exit_code and not child.has_run:
                 msg = f"{child.name} refused its settings; see above"
                 raise ConfigError(msg)
             if code is not None:

@@ -77,7 +77,8 @@ def translated(path: Path, doing: str) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         advice = _ADVICE.get(error_code(error))
         if advice is None:
-            msg = f"{path}: {doing}: {error}; not a log, or damaged: restore it; or move all of state.dir aside and start anew"
+            way_out = "restore it; or move all of state.dir aside and start anew"
+            msg = f"{path}: {doing}: {error}; not a log, or damaged: {way_out}"
             raise LogError(msg) from error
         msg = f"{path}: {doing}: {error}; {advice}"
         raise LogUnavailableError(msg) from error

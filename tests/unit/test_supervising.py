@@ -133,6 +133,41 @@ class TestRestart:
         assert lives.process is not None
         assert lives.process.pid != first
 
+    def test_settings_that_were_taken_before_stop_nothing(
+        self, supervise: Callable[..., Supervisor], clock: ManualClock, tmp_path: Path
+    ) -> None:
+        """A learner that ran, died, and meets a port that is taken meanwhile: predictions must go on."""
+        ran = tmp_path / "ran"
+        program = (
+            f"import pathlib; p = pathlib.Path({str(ran)!r}); code = 2 if p.exists() else 1; p.touch(); exit(code)"
+        )
+        dies, lives = Child("learner", [sys.executable, "-c", program]), child("server-0", OBEYS + STAYS)
+        supervisor = supervise(dies, lives)
+        supervisor.look()
+
+        for _ in range(3):
+            die(supervisor, dies)
+            clock.advance(60.0)
+            supervisor.look()
+
+        assert lives.process is not None
+        assert lives.process.poll() is None
+
+    def test_a_long_life_shows_that_settings_were_taken(
+        self, supervise: Callable[..., Supervisor], clock: ManualClock
+    ) -> None:
+        """Whatever it ends with."""
+        dies = child("learner", "raise SystemExit(2)")
+        supervisor = supervise(dies)
+        supervisor.look()
+        assert dies.process is not None
+        dies.process.wait(10)
+
+        clock.advance(60.0)
+        supervisor.look()
+
+        assert dies.has_run
+
 
 class TestStop:
     def test_refused_settings_stop_everything(self, supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
