@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -139,6 +141,23 @@ class TestMending:
         assert np.abs(answers.teacher_probs_BC - good).max() < 0.05
         assert np.array_equal(answers.teacher_probs_BC, answers.student_probs_BC)
         assert not any(array.any() for array in part(learner.state(), "optimizer.").values())
+
+    @pytest.mark.parametrize("mend", ["roll_back", "adopt_twin", "restart_average", "another_method"])
+    @pytest.mark.parametrize(
+        "method", [{"align": "labels", "gate": "softmatch"}, {"method": "temporal_ensembling", "ensemble_slots": 16}]
+    )
+    def test_what_targets_were_made_by_is_forgotten_with_what_made_them(self, mend, method):
+        """Else the mended student is held against what the collapsed teacher said, or against another world."""
+        learner = Learner(TABLE, settings(twin_every=1, **method))
+        first = part(learner.state(), "method.")
+        learner.keep_good()
+        for number in range(1, 6):
+            learner.learn(replace(batch(TABLE, number), keys=np.arange(9), trained_ids=["one"]))
+        assert differing(first, part(learner.state(), "method."))
+
+        getattr(learner, mend)()
+
+        assert differing(first, part(learner.state(), "method.")) == []
 
     def test_without_a_good_copy_nothing_is_rolled_back(self):
         """And it says so."""
