@@ -5,14 +5,11 @@ In this order:
     align    q ~ p * wanted / p(teacher): the classes that the teacher says too often count for less (distribution
              alignment of ReMixMatch, Berthelot et al., 2020; with moving averages as in SoftMatch)
              uniform    wanted is even
-             labels     wanted = (1 - w) even + w r, with r ~ p(teacher) (y + k) / (s + k), of y the labels of a class,
-                        and s what the teacher said of these very samples before it learned them. r is the ratio
-                        estimate of the classes of all samples (Cochran, Sampling Techniques, 1977, chapter 6): a
-                        teacher that favours a class hardly moves it, nor does whoever labels some classes more often
-                        than others. w shrinks it towards even classes, as far as chance alone makes labels uneven:
-                        w = n u / (n u + C - 1), with n labels, C classes, u = (u0 + X2 - (C - 1)) / (m + n), X2 their
-                        chi-squared against even classes (empirical Bayes: Efron and Morris, 1973; n u is what X2 is
-                        expected to have above its C - 1)
+             labels     wanted = (n r + k C even) / (n + k C), of n labels and C classes; r ~ p(teacher) (y + k)/(s + k)
+                        with y the labels of a class, and s what the teacher said of these very samples before it
+                        learned them. It is the ratio estimate of the classes of all samples (Cochran, Sampling
+                        Techniques, 1977, chapter 6): a teacher that favours a class hardly moves it, nor does
+                        whoever labels some classes more often than others. Few labels say little: even classes hold
     gate     a weight for each row, by the confidence max q:
              fixed      1 where it is above the threshold, else 0 (FixMatch, Sohn et al., 2020)
              freematch  1 where it is above tau * p_c / max p, for the row's class c; tau and p are moving averages of
@@ -37,8 +34,6 @@ _LEAST_SHARE = 1e-4
 """No class of the teacher is taken for rarer than this, or a class that it has not said yet would weigh thousands."""
 _PRIOR_LABELS = 10.0
 """k: labels of each class that are taken to have come before the first, and that the teacher was right about."""
-_UNEVEN, _UNEVEN_OF = 5.0, 50.0
-"""u0 and m: so uneven so many labels were that are taken to have come before: classes are never wholly even."""
 _LABEL_FADING = 0.99
 """Of the class counts of labels, for each new label: a horizon of a hundred of them."""
 
@@ -123,17 +118,9 @@ class Targets:
             said_C = said_C * fading + rows.said_NC.sum(dim=0)
             self._next |= {"label_counts_C": labels_C, "said_counts_C": said_C}
         even_C = rows.uniform_C
-        named_C = even_C > 0
-        ratio_C = model_C * (labels_C + _PRIOR_LABELS) / (said_C + _PRIOR_LABELS) * named_C
-        labels, freedom = labels_C.sum(), named_C.sum() - 1
-        # Faded labels are as good as so many that are not: the square of their sum over the sum of their squares.
-        alike = labels * (1.0 + _LABEL_FADING) / (2.0 - labels * (1.0 - _LABEL_FADING))
-        off_even_C = labels_C / labels.clamp_min(1e-9) - even_C
-        chi_squared = alike * (freedom + 1) * (off_even_C.square() * named_C).sum()
-        seen = torch.where(labels > 0, chi_squared - freedom, 0.0)
-        uneven = ((_UNEVEN + seen) / (_UNEVEN_OF + alike)).clamp_min(0.0)
-        weight = alike * uneven / (alike * uneven + freedom).clamp_min(1e-9)
-        return torch.lerp(even_C, ratio_C / ratio_C.sum(), weight)
+        ratio_C = model_C * (labels_C + _PRIOR_LABELS) / (said_C + _PRIOR_LABELS) * (even_C > 0)
+        labels, prior_labels = labels_C.sum(), _PRIOR_LABELS * (even_C > 0).sum()
+        return (labels * ratio_C / ratio_C.sum() + prior_labels * even_C) / (labels + prior_labels)
 
     def _weights(self, q_BC: Tensor, fresh: int) -> Tensor:
         confidence_B, class_B = q_BC.max(dim=1)
