@@ -54,22 +54,25 @@ def _model(config: Config) -> Iterator[Finding]:
     else:
         shape = "x".join(map(str, spec.shape))
         yield Finding("ok", "model", f"{spec.factory}: {shape} to {spec.classes} classes, {parameters:,} parameters")
-    learn = config.learn
-    weight = "" if learn.method == "supervised" else f", {learn.consistency} with weight {learn.consistency_weight:g}"
-    of_which = "" if config.is_whole_recipe else ", of labelled rows alone"
+        yield _method(config)
     try:
-        # On the CPU: whoever checks may do so beside a learner that fills the GPU.
-        make_learner(config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})}))
-    except ConfigError as error:
-        yield Finding("error", "method", str(error))
-    else:
-        yield Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
-    try:
-        device = find_device(learn.device)
+        device = find_device(config.learn.device)
     except ConfigError as error:
         yield Finding("error", "device", str(error))
     else:
         yield Finding("ok", "device", f"{device.type}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+
+
+def _method(config: Config) -> Finding:
+    learn = config.learn
+    try:
+        # On the CPU: whoever checks may do so beside a learner that fills the GPU.
+        make_learner(config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})}))
+    except ConfigError as error:
+        return Finding("error", "method", str(error))
+    weight = "" if learn.method == "supervised" else f", {learn.consistency} with weight {learn.consistency_weight:g}"
+    of_which = "" if config.is_whole_recipe else ", of labelled rows alone"
+    return Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
 
 
 def _log(config: Config) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from streamlearn.metrics import ServerMetrics
 
 TIMEOUT_S = 1.0
 MAX_BYTES = 8 << 20
-SCRAPE_FAILED = "streamlearn_scrape_failed{"
+_SCRAPE_FAILED = "streamlearn_scrape_failed{"
 
 _COMMENT = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.*)", re.DOTALL)
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+(?: -?\d+)?)", re.DOTALL)
@@ -80,4 +80,4 @@ async def merged(name: str, metrics: ServerMetrics, siblings: Mapping[str, str])
 
 def _without_scrapes(text: str) -> str:
     """A sibling's text without whom it could not reach when it was last asked itself: that may be long over."""
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(SCRAPE_FAILED))
+    return "\n".join(line for line in text.split("\n") if not line.startswith(_SCRAPE_FAILED))
