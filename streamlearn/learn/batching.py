@@ -121,6 +121,8 @@ class Batcher:
         heap = [(queue[0].timestamp_s, tp.topic != self.sample_topic, tp) for tp, queue in queues.items() if queue]
         heapq.heapify(heap)
         blocked = any(not queues[tp] for tp in lagging)
+        if not blocked:
+            self._blocked_since_s = None  # here, since a batch that closes by count never comes to the end
         while heap and not (blocked and self._must_wait(now_s)):
             _, rank, partition = heap[0]
             queue = queues[partition]
@@ -132,8 +134,6 @@ class Batcher:
             else:
                 heapq.heappop(heap)
                 blocked = blocked or partition in lagging
-        if not blocked:
-            self._blocked_since_s = None
         if self._opened_at_s is not None and now_s - self._opened_at_s >= self._max_age_s:
             return self._close()
         return None

@@ -143,6 +143,18 @@ class TestMerge:
 
         assert [where(draft)[0] for draft in drafts] == ["samples[1]@0", "samples[1]@3", "samples[1]@6"]
 
+    def test_waits_anew_after_batches_that_closed_by_count(self) -> None:
+        """A learner that catches up closes each batch by count, and its next blockage is a new one."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(), S1: deque([sample(S1, 0, 5.0)])}
+        fills = batcher(S0, S1, merge_wait_s=1.0)
+        assert fills.fill(queues, lambda tp: tp == S0, 0.0) is None
+        queues[S0].extend(sample(S0, n, float(n) / 10) for n in range(3))
+        assert where(fills.fill(queues, lambda tp: tp == S0, 0.5)) == [f"samples[0]@{n}" for n in range(3)]
+
+        assert fills.fill(queues, lambda tp: tp == S0, 2.0) is None
+        assert fills.opened_at_s is None, "taken without waiting"
+        assert len(queues[S1]) == 1
+
     def test_a_clock_that_jumps_back_keeps_offsets_in_order(self) -> None:
         """Timestamps order partitions against each other, never a partition in itself."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, t) for n, t in enumerate((9.0, 1.0, 5.0)))}
