@@ -2,8 +2,9 @@
 
 One SQLite database in WAL mode. The learner writes what waits (`wanted.WantedWriter`), any number of servers hand out,
 and each hand-out is one write transaction, so no two get the same sample. A row of `samples` without a `turn` waits;
-`turn` counts hand-outs. `spent` is the budget, by the second; `taken` is how often each predicted class was handed out
-lately; `writer` is the learner's own.
+`turn` counts hand-outs, and `turns` holds the last: the learner reads on from there, and rows of labelled samples go.
+`spent` is the budget, by the second; `taken` is how often each predicted class was handed out lately; `writer` is the
+learner's own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TURNS_REMEMBERED = 16
 WAIT_S = 5.0
 """A server waits so long for another that hands out."""
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = (
     """CREATE TABLE samples (
         id TEXT PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL, record_offset INTEGER NOT NULL,
@@ -34,6 +35,8 @@ _SCHEMA = (
         disagreement REAL NOT NULL, offered_at_s REAL NOT NULL, handed_at_s REAL, turn INTEGER
     ) WITHOUT ROWID""",
     "CREATE INDEX samples_by_turn ON samples (turn)",
+    "CREATE TABLE turns (last INTEGER NOT NULL)",
+    "INSERT INTO turns VALUES (0)",
     "CREATE TABLE spent (second INTEGER PRIMARY KEY, samples INTEGER NOT NULL)",
     "CREATE TABLE taken (class INTEGER PRIMARY KEY, samples REAL NOT NULL)",
     "CREATE TABLE writer (labels INTEGER NOT NULL, rated INTEGER NOT NULL, typical REAL NOT NULL)",
@@ -173,7 +176,8 @@ def _mark(db: sqlite3.Connection, chosen: list[Wanted], now_s: float) -> None:
     total, classes = db.execute("SELECT sum(samples), count(*) FROM taken").fetchone()
     if total > (most := TURNS_REMEMBERED * classes):
         db.execute("UPDATE taken SET samples = samples * ?", (most / total,))
-    (last,) = db.execute("SELECT coalesce(max(turn), 0) FROM samples").fetchone()
+    (last,) = db.execute("SELECT last FROM turns").fetchone()
+    db.execute("UPDATE turns SET last = ?", (last + len(chosen),))
     marks = [(now_s, last + place, wanted.sample_id) for place, wanted in enumerate(chosen, start=1)]
     db.executemany("UPDATE samples SET handed_at_s = ?, turn = ? WHERE id = ?", marks)
 

@@ -256,6 +256,21 @@ class TestLeaving:
         assert room == 0
         assert waiting(path) == {"b"}
 
+    def test_hand_outs_are_seen_after_those_before_were_labelled(self, path):
+        """Rows of labelled samples leave the file, and no hand-out may look like one that was seen."""
+        writer = WantedWriter(path, 4)
+        for step in range(3):
+            offer(writer, names(f"{step}-", 4))
+            writer.flush()
+            taken = take(path, 4)
+            writer.flush()
+            room = len(writer)
+            writer.labelled(taken)
+            writer.flush()
+
+            assert sorted(taken) == sorted(names(f"{step}-", 4))
+            assert room == 0
+
     def test_what_was_handed_out_is_remembered_within_a_bound(self, path):
         """The oldest are forgotten, in memory and in the file."""
         writer = WantedWriter(path, 2)

@@ -242,5 +242,5 @@ class TestFile:
             db.execute("CREATE TABLE samples (id)")
         db.close()
 
-        with pytest.raises(sqlite3.DatabaseError, match="version 1"):
+        with pytest.raises(sqlite3.DatabaseError, match="wanted version 2"):
             connect(path, wait_s=1.0, create=True)
