@@ -266,7 +266,11 @@ class _Watched:
         self._model: PublishedModel | None = None
 
     def get(self) -> PublishedModel | None:
-        """What it says; None where it is not there."""
+        """What it says; None where it is not there.
+
+        Raises:
+            StateError: it cannot be read, or is nothing that was published.
+        """
         try:
             stat = self._path.stat()
             seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
@@ -275,6 +279,9 @@ class _Watched:
                 self._seen = seen
         except FileNotFoundError:
             self._seen = self._model = None
+        except OSError as error:  # a stale handle, no descriptor left: it may pass
+            msg = f"{self._path}: cannot read: {error}"
+            raise StateError(msg) from error
         return self._model
 
 

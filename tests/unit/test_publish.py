@@ -88,6 +88,21 @@ def test_a_pointer_that_cannot_be_read_is_an_error(tmp_path: Path, content: byte
         PublishedDir(tmp_path).newest()
 
 
+def test_a_disk_that_cannot_be_read_for_a_while_is_an_error_of_ours(tmp_path: Path) -> None:
+    """Whoever follows it goes on with what it has; nothing else of it would reach them."""
+    pointer, newest = tmp_path / POINTER, PublishedDir(tmp_path)
+    published = publisher(tmp_path).publish(1, arrays(1), {})
+    pointer.rename(tmp_path / "away")
+    pointer.mkdir()  # EISDIR stands for EIO, ESTALE and EMFILE
+
+    with pytest.raises(StateError, match="cannot read"):
+        newest.newest()
+
+    pointer.rmdir()
+    (tmp_path / "away").rename(pointer)
+    assert newest.newest() == published
+
+
 def test_the_pointer_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     """A path in it counts by its last part only."""
     (tmp_path / POINTER).write_text('{"file": "../../etc/passwd", "step": 1, "published_at_s": 1, "metadata": {}}')
