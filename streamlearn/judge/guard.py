@@ -172,6 +172,8 @@ class _Memory:
     seen_updates: int = 0
     best_entropy: float = 0.0
     """Highest of the teacher's probe; 0 until it was probed for a whole stretch."""
+    accepted_entropy: float = math.inf
+    """Of the teacher's probe where a collapse was accepted beside a twin, and what it has risen to since."""
     usual_distance: float = 0.0
     """Running mean over healthy looks; 0 before the first."""
 
@@ -297,6 +299,8 @@ class Guard:
         if entropy is None or of_labels is None or signals.updates < self._settings.keep_good_every_steps:
             return False
         possible = self._memory.best_entropy if of_twin is None else of_twin
+        if not self._twin_is_well(signals):
+            possible = min(possible, self._memory.accepted_entropy)
         ratio = self._settings.entropy_ratio
         if self._state is State.SUSPECT:
             ratio = min(1.0, _WELL_AGAIN * ratio)
@@ -366,7 +370,7 @@ class Guard:
     def _accept(self, signals: Signals) -> Action:
         """It is not the weights' doing. The brakes did not help, so they are let go."""
         if "collapsed" in self._reasons and signals.probe_entropy is not None:
-            self._memory.best_entropy = signals.probe_entropy
+            self._memory.best_entropy = self._memory.accepted_entropy = signals.probe_entropy
         if "exploded" in self._reasons:
             self._memory.usual_distance = signals.distance
         self._weight.release()
@@ -401,6 +405,7 @@ class Guard:
         memory, entropy = self._memory, signals.probe_entropy
         if entropy is not None and memory.step - memory.probed_since >= self._settings.keep_good_every_steps:
             memory.best_entropy = max(memory.best_entropy, entropy)
+            memory.accepted_entropy = max(memory.accepted_entropy, entropy)
         if signals.distance > 0.0 and not self._resting:
             usual = memory.usual_distance or signals.distance
             memory.usual_distance = usual + _USUAL_RATE * (signals.distance - usual)

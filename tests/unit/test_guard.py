@@ -258,6 +258,26 @@ class TestCollapse:
 
         assert [action for action in actions if action is not NO] == [TWIN, TWIN, ACCEPT]
 
+    def test_that_was_accepted_beside_an_ill_twin_is_not_treated_again(self):
+        """Nothing was cured by the remedies, and nothing will be by more of them: a freeze ends."""
+        watch = Watch(keep_good_every_steps=60)
+        watch.looks(11, twin_probe_entropy=0.6, probe_entropy=0.1)
+
+        actions = watch.looks(40, twin_probe_entropy=0.6, probe_entropy=0.1)
+
+        assert set(actions) <= {NO, KEEP}
+        assert not watch.guard.frozen
+
+    @pytest.mark.parametrize("later", [{"twin_probe_entropy": 0.6, "probe_entropy": 0.01}, WITH_TWIN | COLLAPSED])
+    def test_is_treated_after_another_was_accepted(self, later):
+        """Where it goes further down, or where the twin, by now, shows that it need not be."""
+        watch = Watch(keep_good_every_steps=60)
+        watch.looks(11, twin_probe_entropy=0.6, probe_entropy=0.1)
+
+        actions = watch.looks(5, **later)
+
+        assert {BACK, TWIN} & set(actions)
+
     def test_that_comes_back_brakes_harder_each_time(self):
         """Three collapses with a healthy look between."""
         watch = well_for_long(**WITH_TWIN)
