@@ -71,8 +71,9 @@ class Guarding:
     def arrived(self, x: Array, answers: Predictions) -> None:
         """Fresh samples x (B, *shape) were answered: they, and what both networks say of themselves, are watched."""
         teacher_BC, student_BC = answers.teacher_probs_BC, answers.student_probs_BC
-        apart_B = 0.5 * np.abs(teacher_BC - student_BC).sum(axis=1, dtype=np.float64)
-        unsure_B = 1.0 - teacher_BC.max(axis=1).astype(np.float64)
+        # An answer that is no number agrees with none and is sure of nothing: a mean must not become NaN for ever.
+        apart_B = np.nan_to_num(0.5 * np.abs(teacher_BC - student_BC).sum(axis=1, dtype=np.float64), nan=1.0)
+        unsure_B = np.nan_to_num(1.0 - teacher_BC.max(axis=1).astype(np.float64), nan=1.0)
         step = self._learner.step + 1
         if self._drift.inputs(x, step):
             self._drifted("inputs", step)

@@ -58,6 +58,8 @@ class Pipeline:
         self._published_step = self._shown_step = self._saved_step = parts.learner.step
         self._published_at_s = self._shown_at_s = self._saved_at_s = clock()
         self._stepped_at_s = clock()
+        self._nothing_said = Prediction(UNLABELLED, np.zeros(parts.schema.capacity, np.float32), 0)
+        """Of a sample that got no answer."""
         self._pruned_step = 0
         self._admitted = 0
         self._learned_offsets: Offsets = parts.batcher.next_offsets
@@ -133,8 +135,7 @@ class Pipeline:
         phases.end("assemble")
 
         predictions = self._predict(fresh)
-        nothing_said = Prediction(UNLABELLED, np.zeros(parts.schema.capacity, np.float32), 0)
-        predictions |= {sample.sample_id: (nothing_said, UNLABELLED) for sample in thinned}
+        predictions |= {sample.sample_id: (self._nothing_said, UNLABELLED) for sample in thinned}
         phases.end("predict")
 
         arrivals = self._join(items, predictions)
@@ -284,12 +285,17 @@ class Pipeline:
         twin_B = parts.learner.classify(x).twin_B if parts.oracle_asks_twin else None
         teacher_B = answers.teacher_probs_BC.argmax(axis=1).tolist()
         student_B = answers.student_probs_BC.argmax(axis=1).tolist()
+        # A value may be too much for a network; a server refuses to answer it, and here it is as if it was not asked.
+        answered_B = np.isfinite(answers.teacher_probs_BC).all(axis=1)
         majority, no_change = parts.ledger.baselines
         predictions: dict[str, tuple[Prediction, int]] = {}
         for n, sample in enumerate(fresh):
             own = Prediction(teacher_B[n], answers.teacher_probs_BC[n], version)
-            predictions[sample.sample_id] = (sample.answer or own, student_B[n])
-            if sample.true_label is not None:
+            predictions[sample.sample_id] = (
+                sample.answer or (own if answered_B[n] else self._nothing_said),
+                student_B[n],
+            )
+            if sample.true_label is not None and answered_B[n]:
                 parts.board.oracle.update(
                     true_class=sample.true_label,
                     teacher_class=teacher_B[n],
@@ -300,7 +306,7 @@ class Pipeline:
                 )
                 if twin_B is not None:
                     parts.board.oracle_gain.update(sample.true_label, teacher_B[n], int(twin_B[n]))
-        parts.board.traffic.arrived(answers.teacher_probs_BC)
+        parts.board.traffic.arrived(answers.teacher_probs_BC[answered_B])
         parts.guarding.arrived(x, answers)
         if parts.wanted is not None:
             ids, positions = [sample.sample_id for sample in fresh], [sample.position for sample in fresh]

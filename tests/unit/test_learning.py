@@ -248,6 +248,33 @@ class TestFaults:
 
         assert len(log.records("dead-letters")) == 1
 
+    def test_a_sample_that_a_network_has_no_answer_to_is_not_scored(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The step that it is in is skipped; its label, when it comes, must not end the learner at every start."""
+        (tmp_path / "of_counts.py").write_text(
+            "import torch\n"
+            "class Net(torch.nn.Module):\n"
+            "    def __init__(self):\n        super().__init__(); self.inner = torch.nn.Linear(4, 3)\n"
+            "    def forward(self, x):\n        return self.inner(torch.log1p(x))\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        overrides = {"model.factory": "of_counts:Net", "model.options": {}, "model.normalise": False}
+        config = config_in(tmp_path / "state", **overrides, **{"learn.noise": "none"})
+        log, codec = MemoryLog(clock=itertools.count(int(time.time()) - 60, 1 / 256).__next__), make_codec(config)
+        log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+        for n in range(24):
+            x = np.full(4, -2.0 if n == 9 else n / 24, np.float32)
+            log.append("samples", [codec.encode_sample(f"s{n}", x, true_label=n % 3)])
+        log.append("labels", [codec.encode_label(f"s{n}", n % 3) for n in range(24)])
+
+        learn(config, log)
+        status = read_status(StatePaths(config.state.dir).heartbeat)
+
+        assert status is not None
+        assert (status["ledger"]["joined"], status["ledger"]["scored"]) == (24, 23)
+        assert status["accounts"]["samples_learned"] == 24
+
 
 class TestRestart:
     def test_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
