@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, NoReturn, cast
@@ -185,7 +186,7 @@ class Codec:
         try:
             value = self._value(record)
             fields = _json_object(value) if value.lstrip()[:1] == b"{" else {"label": self._bare_class(value)}
-            class_index, class_name = self._label_class(fields)
+            class_index, class_name = self.class_of(fields)
             return Label(
                 position=record.position,
                 timestamp_s=record.timestamp_ms / 1000.0,
@@ -211,7 +212,12 @@ class Codec:
                 raise
             return UNLABELLED, _text(value, "label")
 
-    def _label_class(self, fields: dict[str, Any]) -> tuple[int, str | None]:
+    def class_of(self, fields: Mapping[str, Any]) -> tuple[int, str | None]:
+        """The class of a label's JSON, as `label_class` gives it.
+
+        Raises:
+            RecordError: as there; `no_class` where none is named, or two that differ.
+        """
         found = {self.label_class(fields[name]) for name in ("label", "class") if fields.get(name) is not None}
         if len(found) != 1:
             got = "two that differ" if found else "none"

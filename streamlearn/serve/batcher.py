@@ -97,7 +97,7 @@ class Batcher(Generic[M]):
         with self._changed:
             if self._stopping or self._thread is None:
                 raise retry_later(503, "stopping", "The server is stopping; another one will answer.")
-            # One request always fits, however many rows it has: the body limit bounds it.
+            # One request always fits, however many rows it has: `Bodies` bounds what came and what was stored.
             full = len(self._queue) >= self._max_requests or (self._queue and self._rows + rows > self._max_rows)
             if full:
                 self._metrics.rejected("queue_full")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -110,12 +110,33 @@ class Bodies:
         message = f"The body is larger than the {self._max_bytes} bytes that this server takes; send fewer at a time."
         return RequestError(413, "body_too_large", message, headers={"connection": "close"})
 
-    async def decoded(self, body: bytes, decode: Callable[[], T]) -> T:
-        """Run a decoder of `body`, beside the event loop where the body is large."""
-        if len(body) <= INLINE_BYTES:
+    async def decoded(self, size_bytes: int, decode: Callable[[], T]) -> T:
+        """Run what takes so many bytes apart, or makes them; beside the event loop where they are many."""
+        if size_bytes <= INLINE_BYTES:
             return decode()
         async with self._large:
             return await run_in_threadpool(decode)
+
+    @contextmanager
+    def room(self, size_bytes: int) -> Iterator[None]:
+        """Count bytes that did not come in a body but are made for a request, against those that all may hold.
+
+        Raises:
+            RequestError: 413 more than a body may have; 429 too much held.
+        """
+        if size_bytes > self._max_bytes:
+            self._metrics.rejected("body_too_large")
+            message = (
+                f"The samples have {size_bytes} bytes, more than the {self._max_bytes} that this server takes at once;"
+                " ask for fewer at a time."
+            )
+            raise RequestError(413, "body_too_large", message)
+        self._held += size_bytes
+        try:
+            self._check(0)
+            yield
+        finally:
+            self._held -= size_bytes
 
     # POST /predict
 
@@ -205,10 +226,7 @@ class Bodies:
 
     def _label(self, fields: Mapping[str, Any]) -> NewRecord:
         _only(fields, ("id", "label", "class", "time", "source"))
-        name = fields.get("label", fields.get("class"))
-        if name is None:
-            raise RecordError("no_class", 'expected a class in "label", got none')
-        class_index, class_name = self._codec.label_class(name)
+        class_index, class_name = self._codec.class_of(fields)
         # encode_label checks id, time and source as it would those of a record that it reads.
         return self._codec.encode_label(
             fields.get("id", ""),
@@ -266,8 +284,8 @@ class Bodies:
             shown = str(told)[:80] if isinstance(told, str | int) else None
             return Item(shown, None, from_domain(error))
         assert record.key is not None
-        named = fields.get("label", fields.get("class"))
-        return Item(record.key.decode(), record, None, None if named is None else self._codec.label_class(named)[1])
+        named = any(fields.get(name) is not None for name in ("label", "class"))
+        return Item(record.key.decode(), record, None, self._codec.class_of(fields)[1] if named else None)
 
     def _list(self, value: object, name: str) -> list[Any]:
         if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:

@@ -36,7 +36,7 @@ def add_append_routes(
         """Labels may come late, early, twice or corrected. 202 once the good ones are durable; 422 if none is."""
         async with bodies.read(request) as body:
             content_type = request.headers.get("content-type", "")
-            items = await bodies.decoded(body, lambda: bodies.labels(body, content_type))
+            items = await bodies.decoded(len(body), lambda: bodies.labels(body, content_type))
             return await _append(inlet, "labels", settings.labels_topic, items, parts)
 
     @router.post(
@@ -57,7 +57,7 @@ def add_append_routes(
         """Samples without an id get one. 202 once the good ones are durable; 422 if none is."""
         async with bodies.read(request) as body:
             content_type = request.headers.get("content-type", "")
-            items = await bodies.decoded(body, lambda: bodies.samples(body, content_type, name or []))
+            items = await bodies.decoded(len(body), lambda: bodies.samples(body, content_type, name or []))
             return await _append(inlet, "samples", settings.samples_topic, items, parts)
 
 

@@ -143,11 +143,15 @@ def add_predict_route(
         learned = after_of(after or [], topics, most=settings.max_instances)
         async with bodies.read(request) as body:
             content_type = request.headers.get("content-type", "")
-            asked = await bodies.decoded(body, lambda: bodies.predict(body, content_type, name or [], learn=learn))
-            x = asked.x if asked.x is not None else flow.stored(asked.ids or [])
+            asked = await bodies.decoded(len(body), lambda: bodies.predict(body, content_type, name or [], learn=learn))
             freshness = Freshness(min_version, max_age_s, learned)
             await flow.wait_for(freshness)
-            probs_BC, model = await batcher.predict(x, settings.timeout_s)
+            # After the wait: a few bytes of ids may stand for megabytes, which nothing that waits should hold.
+            stored = asked.ids or [] if asked.x is None else []
+            stored_bytes = len(stored) * parts.codec.schema.nbytes
+            with bodies.room(stored_bytes):
+                x = await bodies.decoded(stored_bytes, lambda: flow.stored(stored)) if asked.x is None else asked.x
+                probs_BC, model = await batcher.predict(x, settings.timeout_s)
             flow.check(freshness, model, probs_BC)
             if not asked.learn:
                 return flow.reply(asked.ids, probs_BC, model)

@@ -247,7 +247,7 @@ _HINTS = {
     403: "The token does not open this route, or the server has no admin token.",
     404: "Unknown id.",
     408: "The body came too slowly.",
-    413: "The body is larger than the server takes.",
+    413: "The body, or what its ids stand for, is larger than the server takes.",
     415: "The content type is none that this route takes.",
     422: "The request is understood, and wrong; the message says where.",
     429: "A bounded queue is full; Retry-After says when to come back.",

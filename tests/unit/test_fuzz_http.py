@@ -149,7 +149,7 @@ def test_no_more_than_two_large_bodies_are_decoded_at_once(tmp_path: Path) -> No
 
     async def all_at_once() -> None:
         bodies = Bodies(served.codec, served.metrics, max_bytes=1 << 20, max_items=8, timeout_s=1.0)
-        await asyncio.gather(*(bodies.decoded(bytes(1 << 17), decode) for _ in range(8)))
+        await asyncio.gather(*(bodies.decoded(1 << 17, decode) for _ in range(8)))
 
     asyncio.run(all_at_once())
 

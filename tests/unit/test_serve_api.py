@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogError, LogUnavailableError
+from streamlearn.labels.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
 from streamlearn.records import UNLABELLED, Label, Position, Record, Sample, Schema
@@ -160,6 +161,33 @@ class TestPredict:
         assert [one["id"] for one in reply.json()["predictions"]] == ["b", "a", "b"]
         found = np.float32([one["probabilities"] for one in reply.json()["predictions"]])
         np.testing.assert_allclose(found, served.expected(7, [1, 2, 3, 4], X, [1, 2, 3, 4]), rtol=1e-6)
+
+    def test_what_ids_stand_for_is_bounded_as_a_body_is(self, tmp_path):
+        """A few bytes of ids may stand for many of payload, and all that requests hold is counted together."""
+        served = Served(tmp_path, max_body_bytes=100, max_instances=100)
+        served.publish(7)
+        store(served, "a", X)
+        with client_of(served) as client:
+            many = client.post("/predict", json={"ids": ["a"] * 7})
+            few = [client.post("/predict", json={"ids": ["a"] * 6}) for _ in range(30)]
+        served.view.close()
+
+        assert "112 bytes, more than the 100" in error_of(many, 413, "body_too_large").message
+        assert [reply.status_code for reply in few] == [200] * 30, "bytes are not given back"
+
+    def test_nothing_is_read_from_the_store_before_the_model_is_fresh(self, client, served, monkeypatch):
+        """Whatever waits holds ids alone."""
+        store(served, "a", X)
+        asked = []
+        payload = LedgerView.payload
+        monkeypatch.setattr(LedgerView, "payload", lambda view, name: asked.append(name) or payload(view, name))
+
+        error_of(client.post("/predict?min_version=99", json={"ids": ["a"]}), 503, "model_not_fresh")
+        waited = list(asked)
+        client.post("/predict?min_version=7", json={"ids": ["a"]})
+
+        assert waited == []
+        assert asked == ["a"]
 
     def test_unknown_ids_are_named(self, client, served):
         """404, and which of them are missing."""
@@ -617,6 +645,27 @@ class TestLabel:
         for reply in (labels, samples):
             assert [item["state"] for item in reply.json()["items"]] == ["accepted", told, "accepted"]
         served.view.close()
+
+    @pytest.mark.parametrize(
+        ("named", "told"),
+        [
+            ({"label": "cat", "class": "dog"}, "two that differ"),
+            ({"label": None, "class": None}, "got none"),
+            ({}, "got none"),
+        ],
+    )
+    def test_a_class_is_named_once(self, refusing, named, told):
+        """As of a record that comes by Kafka: which of two was meant is not for us to say."""
+        error = error_of(refusing.post("/label", json={"id": "a"} | named), 422, "no_class")
+
+        assert told in error.message
+
+    @pytest.mark.parametrize("named", [{"label": None, "class": "dog"}, {"label": "dog", "class": 1}])
+    def test_label_and_class_are_one_name(self, client, served, named):
+        """Either, or both where they agree."""
+        assert client.post("/label", json={"id": "a"} | named).status_code == 202
+
+        assert served.codec.decode_label(served.records("truths")[0]).class_index == 1
 
     def test_two_labels_of_one_sample_keep_their_order(self, client, served):
         """A correction in the same request is legal: the ledger takes the later one."""
