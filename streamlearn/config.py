@@ -472,7 +472,8 @@ class StateConfig(_Section):
     keep_history: int = Field(10, ge=0, le=10_000)
     """Older ones kept besides, further and further apart, to roll back to."""
     journal_max_bytes: int = Field(1 << 30, ge=1 << 16)
-    """Past it the oldest part of the journal is removed; what is older than all checkpoints is not needed."""
+    """Past it the oldest part of the journal is removed, but never of its two newest parts of 8 MB: a restart goes on
+    from them."""
 
 
 class ServeConfig(_Section):
