@@ -40,6 +40,11 @@ class Checkpoints:
     def __init__(self, saver: Saver, paths: StatePaths, identity: Mapping[str, Any]) -> None:
         self._saver, self._paths, self._identity = saver, paths, identity
 
+    @property
+    def busy(self) -> bool:
+        """See `pipeline.Checkpoints.busy`."""
+        return self._saver.busy
+
     def save(self, step: int, next_offsets: Offsets, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> bool:
         """See `pipeline.Checkpoints.save`."""
         return self._saver.submit(Checkpoint(step, next_offsets, arrays, {**extra, "identity": self._identity}))

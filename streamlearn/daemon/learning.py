@@ -287,5 +287,6 @@ def _replay(wired: _Wired, journaled: Sequence[tuple[int, Offsets]], config: Con
         wired.journal.cut_after(wired.parts.learner.step)
     else:
         duration_s = round(time.monotonic() - started, 3)
-        _log.info("journal_replayed", steps=count, step=wired.parts.learner.step, duration_s=duration_s)
+        told = {"steps": count, "of": len(journaled), "step": wired.parts.learner.step}
+        _log.info("journal_replayed", **told, duration_s=duration_s)
     reached("replay", "end")

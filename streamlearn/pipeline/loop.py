@@ -60,6 +60,8 @@ class Pipeline:
         self._stepped_at_s = clock()
         self._nothing_said = Prediction(UNLABELLED, np.zeros(parts.schema.capacity, np.float32), 0)
         """Of a sample that got no answer."""
+        self._behind_journal = False
+        """A replay was stopped before its end."""
         self._pruned_step = 0
         self._admitted = 0
         self._learned_offsets: Offsets = parts.batcher.next_offsets
@@ -70,16 +72,24 @@ class Pipeline:
         self._further_steps = self._idle_steps = 0
 
     def replay(self, journaled: Iterator[tuple[int, Offsets]], stopping: threading.Event) -> int:
-        """Form the steps that the journal knows, exactly as they were; returns how many."""
+        """Form the steps that the journal knows, exactly as they were; returns how many.
+
+        Told to stop, it ends between two of them: they may be as many as were not saved yet.
+        """
         count, watcher = 0, self.parts.watcher
         for step, next_offsets in journaled:
             assert step == self.parts.learner.step + 1, (
                 f"the journal goes on at {step}, the learner at {self.parts.learner.step}"
             )
-            while (draft := self.parts.batcher.take_exactly(self.parts.source.queues, next_offsets)) is None:
-                if stopping.is_set():
-                    return count
+            draft = None
+            while not stopping.is_set():
+                draft = self.parts.batcher.take_exactly(self.parts.source.queues, next_offsets)
+                if draft is not None:
+                    break
                 self.parts.source.wait(0.1)
+            if draft is None:
+                self._behind_journal = True
+                return count
             self.step(draft, journaled=True)
             watcher.came_round()
             count += 1
@@ -179,7 +189,9 @@ class Pipeline:
 
     def close(self) -> None:
         """Publish and save what was learned since the last time. The save goes on in the background."""
-        if self.parts.learner.step > self._published_step and self.parts.guarding.may_publish:
+        if self._behind_journal:
+            pass  # what is shown is newer than this
+        elif self.parts.learner.step > self._published_step and self.parts.guarding.may_publish:
             self.publish()
         elif self.parts.learner.step > self._shown_step:
             self._show()
@@ -286,7 +298,7 @@ class Pipeline:
         teacher_B = answers.teacher_probs_BC.argmax(axis=1).tolist()
         student_B = answers.student_probs_BC.argmax(axis=1).tolist()
         # A value may be too much for a network; a server refuses to answer it, and here it is as if it was not asked.
-        answered_B = np.isfinite(answers.teacher_probs_BC).all(axis=1)
+        answered_B = np.isfinite(answers.teacher_probs_BC.sum(axis=1))
         majority, no_change = parts.ledger.baselines
         predictions: dict[str, tuple[Prediction, int]] = {}
         for n, sample in enumerate(fresh):
@@ -485,7 +497,9 @@ class Pipeline:
             with self._timed("publish"):
                 self._show()
         by_steps = cadence.checkpoint_every_steps and step - self._saved_step >= cadence.checkpoint_every_steps
-        if step > self._saved_step and (by_steps or now - self._saved_at_s >= cadence.checkpoint_every_s):
+        by_time = now - self._saved_at_s >= cadence.checkpoint_every_s
+        # A disk slower than that must not have all state copied at each turn, to learn that it is still at the last.
+        if step > self._saved_step and (by_steps or by_time) and not self.parts.checkpoints.busy:
             with self._timed("save"):
                 self._save()
 

@@ -55,6 +55,11 @@ class Journal(Protocol):
 class Checkpoints(Protocol):
     """Saves in the background."""
 
+    @property
+    def busy(self) -> bool:
+        """A save is under way."""
+        ...
+
     def save(self, step: int, next_offsets: Offsets, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> bool:
         """Begin to save; False while a save is under way."""
         ...

@@ -380,6 +380,44 @@ class TestRestart:
         assert again.step == whole.step
         assert all(np.array_equal(again.arrays[name], whole.arrays[name]) for name in whole.arrays)
 
+    def test_stops_in_the_middle_of_a_replay(self, tmp_path: Path) -> None:
+        """A replay may take longer than a supervisor waits. What it came to is saved; what is shown is newer."""
+        overrides = {"state.checkpoint_every_s": 3600.0, "state.publish_every_s": 0.01}
+        whole, config = config_in(tmp_path / "whole", **overrides), config_in(tmp_path / "killed", **overrides)
+        log, stopping, steps = filled(whole, 400), threading.Event(), list[int]()
+        expected = learn(whole, log)
+
+        class Killed(BaseException):
+            pass
+
+        def kill(_: Parts, report: StepReport) -> None:
+            if report.step == 20:
+                raise Killed
+
+        def stop(_: Parts, report: StepReport) -> None:
+            steps.append(report.step)
+            if report.step == 5:
+                stopping.set()
+
+        for watching, event in ((kill, threading.Event()), (stop, stopping)):
+            copy = MemoryLog()
+            copy._shared = log._shared
+            with contextlib.suppress(Killed):
+                learning.learn(config, event, until_end=True, opened=copy, watching=watching)
+            log._shared.closed = False
+            shown = PublishedDir(StatePaths(config.state.dir).published).newest()
+            assert shown is not None
+            assert shown.step > 10
+        saved = load_newest(StatePaths(config.state.dir).checkpoints)
+        found = learn(config, log)
+
+        assert steps == [1, 2, 3, 4, 5]
+        assert saved is not None
+        assert saved.step == 5
+        assert found.step == expected.step
+        assert found.arrays.keys() == expected.arrays.keys()
+        assert all(np.array_equal(found.arrays[name], expected.arrays[name]) for name in expected.arrays)
+
     def test_begins_at_the_end_where_that_is_set(self, tmp_path: Path) -> None:
         """`log.start = "latest"` is decided once, and remembered."""
         config = config_in(tmp_path, **{"log.start": "latest"})

@@ -105,8 +105,10 @@ class Remembered(Checkpoints):
     """Keeps what it was handed for the first save."""
 
     first: Checkpoint | None = None
+    asked = 0
 
     def save(self, step: int, next_offsets: Offsets, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> bool:
+        self.asked += 1
         if self.first is None:
             self.first = Checkpoint(step, next_offsets, arrays, {**extra, "identity": self._identity})
         return super().save(step, next_offsets, arrays, extra)
@@ -130,6 +132,7 @@ class TestUnderLoad:
             taken = wired.parts.learner.step
             assert disk.waiting.is_set()
             assert steps_in(paths.checkpoints) == []
+            assert remembered.asked == 1, "all state was copied for a save that could not begin"
             disk.go.set()
             saver.close(60.0)
         (saved,) = steps_in(paths.checkpoints)
