@@ -26,6 +26,10 @@ HORIZON_STEPS = 256
 """Memory of the running mean and variance: long beside the time in which a change is seen."""
 FIRST_STEPS = 16
 """Before these there is no distance."""
+_WILD = 1000.0
+"""In deviations: where one is met before the first distance, what was seen with it is forgotten, or it would be usual
+for as long as its square takes to fade. Not within `_TOO_FEW_STEPS`, whose deviation says nothing yet."""
+_TOO_FEW_STEPS = 4
 _FURTHEST = 6.0
 """In deviations. What is further away counts as this far: a wild value is forgotten, and a lasting one is followed
 all the same, since the deviation grows by an eighth with each such step."""
@@ -63,6 +67,9 @@ class InputDistance:
         if ready:
             reach_K = np.where(moving_K, _FURTHEST * deviation_K, np.inf)
             away_K = np.clip(away_K, -reach_K, reach_K)
+        elif self._steps > _TOO_FEW_STEPS and (np.abs(away_K) > _WILD * deviation_K)[moving_K].any():
+            self.begin()
+            return None
         distance_K = np.square(away_K[moving_K] / deviation_K[moving_K])
         rate = max(1 / self._steps, 1 / HORIZON_STEPS)
         self._mean = self._mean + rate * away_K

@@ -99,6 +99,17 @@ class TestDistance:
         assert np.mean(found[250:]) == pytest.approx(1.0, abs=0.3)
         assert min(seen(batches(5, 8, 4, seed=1)[..., ::-1], distance)) > max(found[250:])
 
+    @pytest.mark.parametrize("wild", [1e6, 1.8e19])
+    def test_forgets_what_it_saw_where_a_wild_value_comes_before_the_first_distance(self, wild):
+        """Or that value would be usual, and nothing else ever far."""
+        x = batches(200, 32, 6)
+        x[9, 0] = wild
+
+        found = [value for value in seen(x)[100:] if value is not None]
+
+        assert len(found) == 100
+        assert np.mean(found) == pytest.approx(1.0, abs=0.2)
+
     def test_of_batches_of_any_size_is_in_deviations_of_that_size(self):
         """A mean of four samples is further off than one of 64, by chance."""
         few, many = batches(1000, 4, 4), batches(1000, 64, 4, seed=1)
