@@ -22,8 +22,8 @@ from pathlib import Path
 import structlog
 
 from streamlearn.config import Config
-from streamlearn.daemon.wiring import StatePaths, listen
-from streamlearn.errors import ConfigError
+from streamlearn.daemon.wiring import StatePaths, listen, state_lock
+from streamlearn.errors import ConfigError, StreamlearnError
 
 _log = structlog.get_logger(__name__)
 _RESTART_S = (0.5, 60.0)
@@ -78,11 +78,23 @@ class Supervisor:
     def __init__(
         self, config: Config, arguments: Sequence[str], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`arguments` are what makes a child read the same config: `--config FILE --set key=value …`."""
+        """`arguments` are what makes a child read the same config: `--config FILE --set key=value …`.
+
+        Raises:
+            ConfigError: the port is taken, or the state folder cannot be written.
+            StateLockedError: another daemon works on the state folder.
+        """
         self._config, self._clock = config, clock
         self.listener: socket.socket = listen(config)
-        # The port is ours, so no other supervisor of this config runs, whose cards these would be.
-        for card in StatePaths(config.state.dir).processes.glob("*.json"):
+        paths = StatePaths(config.state.dir)
+        self._owned = contextlib.ExitStack()
+        try:
+            self._owned.enter_context(state_lock(paths, "daemon"))
+        except StreamlearnError:
+            self.listener.close()
+            raise
+        # The folder is ours, so no other daemon runs whose cards these would be.
+        for card in paths.processes.glob("*.json"):
             card.unlink()  # of processes that were killed; their ids may be others' now
         program = [sys.executable, "-m", "streamlearn"]
         arguments = [*arguments, "--parent", str(os.getpid())]
@@ -143,3 +155,4 @@ class Supervisor:
                 child.process.kill()
                 child.process.wait()
         self.listener.close()
+        self._owned.close()

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import structlog
 
@@ -249,16 +250,16 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def state_lock(paths: StatePaths) -> Iterator[None]:
-    """Own the state folder.
+def state_lock(paths: StatePaths, owner: Literal["learner", "daemon"] = "learner") -> Iterator[None]:
+    """Own the state folder, as its one learner or as the one daemon whose processes work on it.
 
     Raises:
         ConfigError: it cannot be made or written.
-        StateLockedError: another learner owns it.
+        StateLockedError: another one owns it.
     """
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
-        opened = (paths.root / "lock").open("a+")
+        opened = (paths.root / ("lock" if owner == "learner" else f"{owner}.lock")).open("a+")
     except OSError as error:
         msg = f"state.dir = {str(paths.root)!r}: {error.strerror or error}; name a folder that can be written"
         raise ConfigError(msg) from error
@@ -267,9 +268,8 @@ def state_lock(paths: StatePaths) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            msg = (
-                f"{paths.root}: the learner with pid {file.read().strip() or '?'} owns this state folder; stop it first"
-            )
+            pid = file.read().strip() or "?"
+            msg = f"{paths.root}: the {owner} with pid {pid} owns this state folder; stop it first"
             raise StateLockedError(msg) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -18,7 +18,7 @@ from support import until
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.supervising import Child, Supervisor
 from streamlearn.daemon.wiring import StatePaths, stop_signals
-from streamlearn.errors import ConfigError
+from streamlearn.errors import ConfigError, StateLockedError
 from streamlearn.testing import ManualClock
 
 OBEYS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True)"
@@ -307,6 +307,22 @@ class TestCards:
         Supervisor(config_in(tmp_path), []).listener.close()
 
         assert list(cards.iterdir()) == []
+
+    def test_those_of_a_running_daemon_stay_when_a_second_one_has_another_port(self, tmp_path: Path) -> None:
+        """Two learners of one folder would be refused one by one; two daemons are, at once."""
+        first = Supervisor(config_in(tmp_path), [])
+        cards = StatePaths(tmp_path).processes
+        cards.mkdir(parents=True)
+        (cards / "server-0.json").write_text("{}")
+
+        with pytest.raises(StateLockedError, match=f"the daemon with pid {os.getpid()} owns"):
+            Supervisor(config_in(tmp_path), [])
+        kept = (cards / "server-0.json").exists()
+        first.stop()
+        second = Supervisor(config_in(tmp_path), [])
+        second.stop()
+
+        assert kept
 
     def test_those_of_a_running_daemon_stay_when_a_second_one_is_refused(self, tmp_path: Path) -> None:
         """Its port is taken, so its cards are its own."""
