@@ -73,6 +73,11 @@ class Record:
     headers: Headers = ()
 
 
+def is_whole(text: str) -> bool:
+    """Whether a class of this name is called by a number, as an index is."""
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """What a sample is: shape and dtype of its payload, and the classes a label may name."""
@@ -101,22 +106,25 @@ class Schema:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def class_index(self, value: object) -> int:
-        """The index of a class given by name or by index.
+        """The index of a class given by name or by index; by name alone where a class is called by a number.
 
-        A name wins over an index, so classes that are called "3" mean what they say.
+        Of classes "1", "2" and "3" the number 1 is the first, as text or as JSON has it, and 0 is none.
 
         Raises:
             RecordError: `unknown_class`, with the classes there are.
         """
-        if isinstance(value, str) and value in self.classes:
-            return self.classes.index(value)
-        is_index = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
-            value, is_index = int(value), True
-        if is_index and isinstance(value, int) and 0 <= value < len(self.classes):
-            return value
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(text, str) and text in self.classes:
+            return self.classes.index(text)
+        if isinstance(text, str) and is_whole(text) and not self.numbered and int(text) < len(self.classes):
+            return int(text)
         shown = ", ".join(self.classes[:12]) + (", …" if len(self.classes) > 12 else "")
         raise RecordError("unknown_class", f"class {value!r:.80} is none of {len(self.classes)}: {shown}")
+
+    @property
+    def numbered(self) -> bool:
+        """Some class is called by a number, so that a number is a name and no index."""
+        return any(is_whole(name) for name in self.classes)
 
 
 class Prediction(NamedTuple):

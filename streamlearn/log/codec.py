@@ -323,7 +323,9 @@ class Codec:
         return class_name
 
     def _class_name(self, class_index: int) -> str:
-        return self.schema.classes[self.schema.class_index(int(class_index))]
+        if not 0 <= class_index < len(self.schema.classes):
+            raise RecordError("unknown_class", f"class {class_index} is none of {len(self.schema.classes)}")
+        return self.schema.classes[class_index]
 
     def _answer(self, fields: object) -> Prediction | None:
         """What a client says it was told. Checked whole, since a forged answer would be scored."""

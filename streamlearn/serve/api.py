@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from streamlearn.serve.batcher import Batcher
 from streamlearn.serve.bodies import Bodies
 from streamlearn.serve.edge import Edge
+from streamlearn.serve.failures import RequestError
 from streamlearn.serve.inlet import Inlet
 from streamlearn.serve.parts import ServerParts, ServeSettings
 from streamlearn.serve.predictor import LoadedModel
@@ -40,6 +41,15 @@ Ask a model that learns from a stream while it answers, and tell it what was rig
 Every answer names its teacher (`model_version`) and its age. Every error has one shape,
 `{"error": {"code", "message", "details", "request_id"}}`.
 """
+
+
+async def _known_parameters(request: Request) -> None:
+    """Refuse what a route has no use for: with `?lern=true` a sample would be answered, and never learned."""
+    route = request.scope["route"]
+    names = {parameter.alias for parameter in route.dependant.query_params}
+    if names and (unknown := sorted(request.query_params.keys() - names)):
+        message = f"unknown parameter {unknown[0]:.80}: expected {', '.join(sorted(names))}."
+        raise RequestError(422, "invalid_parameter", message)
 
 
 def create_app(parts: ServerParts, settings: ServeSettings) -> FastAPI:
@@ -80,7 +90,10 @@ def create_app(parts: ServerParts, settings: ServeSettings) -> FastAPI:
     add_error_handlers(app)
     # The edge checks tokens; this only has OpenAPI say so.
     bearer = [Depends(HTTPBearer(auto_error=False))]
-    guarded = APIRouter(dependencies=bearer, responses=responses(401, 403)) if settings.wants_tokens else APIRouter()
+    known = Depends(_known_parameters)
+    guarded = APIRouter(dependencies=[known])
+    if settings.wants_tokens:
+        guarded = APIRouter(dependencies=[*bearer, known], responses=responses(401, 403))
     add_predict_route(guarded, parts, settings, bodies=bodies, batcher=batcher, inlet=inlet)
     add_append_routes(guarded, parts, settings, bodies=bodies, inlet=inlet)
     add_wanted_routes(guarded, parts)

@@ -186,6 +186,8 @@ class Bodies:
     def _instances(self, rows: list[Any]) -> Array:
         x = np.empty((len(rows), *self._schema.shape), dtype=self._schema.dtype)
         for index, row in enumerate(rows):
+            if isinstance(row, dict):
+                raise _invalid(f'instances[{index}]: expected the payload alone; names stand beside it, in "ids".')
             try:
                 x[index] = self._codec.payload_from_json(row)
             except RecordError as error:
@@ -244,6 +246,8 @@ class Bodies:
             RecordError: the payload of a binary body is wrong.
         """
         if _essence(content_type) == JSON:
+            if names:
+                raise _invalid("id: of a JSON body, ids stand inside it.")
             items = [self._item(fields, self._sample) for fields in self._many(_json_object(body), "samples")]
         else:
             asked = self.predict(body, content_type, names)
@@ -270,6 +274,9 @@ class Bodies:
 
     def _many(self, fields: Mapping[str, Any], name: str) -> list[Any]:
         if name not in fields:
+            for other, value in fields.items():
+                if isinstance(value, list) and value and isinstance(value[0], dict):
+                    raise _invalid(f"unknown field {other}: expected several items in {name}, or one without a list.")
             return [fields]
         _only(fields, (name,))
         return self._list(fields[name], name)

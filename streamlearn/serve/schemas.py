@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from streamlearn.log.codec import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
-from streamlearn.records import Schema
+from streamlearn.records import Schema, is_whole
 
 LARGEST_EXAMPLE = 1024
 """Numbers in an example; a larger sample is shown as a binary body only."""
@@ -332,17 +332,21 @@ _TIME = {
         {"type": "number", "minimum": 0, "exclusiveMaximum": MAX_TIME_S},
         {"type": "string", "format": "date-time"},
     ],
-    "description": "Seconds since the epoch, or ISO 8601 with a zone.",
+    "description": "Seconds since the epoch, or ISO 8601 with a zone. It stays with the record; order, delay and age "
+    "go by the time at which the log took it.",
 }
 _TEXT = {"type": "string", "maxLength": MAX_TEXT_BYTES}
 
 
 def _class_of(schema: Schema, description: str, *, any_name: bool = False) -> dict[str, Any]:
-    """A class by name or by index; the names are listed where they are few, and all there can be."""
+    """A class by name, or by index where no class is called by a number; names are listed where they are few."""
     name: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_BYTES}
     if not any_name and len(schema.classes) <= LISTED_CLASSES:
         name = {"type": "string", "enum": list(schema.classes)}
-    index = {"type": "integer", "minimum": 0, "maximum": len(schema.classes) - 1}
+    index: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": len(schema.classes) - 1}
+    if schema.numbered:
+        index = {"type": "integer", "enum": [int(name) for name in schema.classes if is_whole(name)]}
+        description += " Classes are called by numbers here, so a number is a name and no index."
     return {"anyOf": [name, index], "description": description}
 
 
@@ -376,7 +380,7 @@ def predict_body(schema: Schema, *, most: int) -> dict[str, Any]:
 
 def label_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
     """OpenAPI of the body of POST /label, of at most so many; with `any_name`, also of classes that are not known."""
-    label = _class_of(schema, "The class by name, or by index.", any_name=any_name)
+    label = _class_of(schema, "The class by its name or index.", any_name=any_name)
     one = _object({"id": _ID, "label": label, "time": _TIME, "source": _TEXT}, ("id", "label"))
     many = _object({"labels": _list(one, 1, most)}, ("labels",))
     first, last = schema.classes[0], schema.classes[-1]

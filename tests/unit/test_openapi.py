@@ -69,8 +69,11 @@ class Api:
 def is_sensible(case: Any) -> bool:
     """Whether a body that obeys the schema also obeys what JSON Schema cannot say; what does not may be refused."""
     body = case.body
-    if {"after", "id"} & (case.query or {}).keys():
-        return False  # a topic of this server; ids of a binary body
+    query = case.query or {}
+    if {"after", "id", "min_version", "max_age_s"} & query.keys():
+        return False  # a topic of this server; ids of a binary body; what does not come in time is a 503
+    if "learn" in query and isinstance(case.body, dict) and not {"x", "instances"} & case.body.keys():
+        return False  # stored samples were learned when they came
     if not isinstance(body, dict):
         return case.media_type is None  # a tensor has its size
     if "version" in body:

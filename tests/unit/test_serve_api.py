@@ -189,6 +189,37 @@ class TestPredict:
         assert waited == []
         assert asked == ["a"]
 
+    @pytest.mark.parametrize(
+        ("method", "path", "known"),
+        [
+            ("post", "/predict?lern=true", "learn"),
+            ("post", "/sample?ids=a", "id"),
+            ("get", "/label/wanted?count=3", "n, peek"),
+            ("get", "/label/a?wait=3", "wait_s"),
+        ],
+    )
+    def test_a_misspelt_parameter_is_refused(self, refusing, method, path, known):
+        """A sample would be answered and not learned; nothing else would tell."""
+        body = {"json": {"x": X}} if method == "post" else {}
+
+        error = error_of(getattr(refusing, method)(path, **body), 422, "invalid_parameter")
+
+        assert error.message.startswith("unknown parameter ")
+        assert known in error.message
+
+    @pytest.mark.parametrize(
+        ("path", "body", "told"),
+        [
+            ("/sample", {"items": [{"id": "a", "x": X}]}, "expected several items in samples"),
+            ("/label", {"items": [{"id": "a", "label": "cat"}]}, "expected several items in labels"),
+            ("/sample?id=a", {"x": X}, "ids stand inside it"),
+            ("/predict", {"instances": [{"id": "a", "x": X}]}, 'in "ids"'),
+        ],
+    )
+    def test_a_body_of_another_form_is_told_the_right_one(self, refusing, path, body, told):
+        """By the name of the field that was meant."""
+        assert told in error_of(refusing.post(path, json=body), 422, "invalid_body").message
+
     def test_unknown_ids_are_named(self, client, served):
         """404, and which of them are missing."""
         store(served, "a", X)
