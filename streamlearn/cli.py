@@ -187,6 +187,9 @@ def simulate(
         str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N, prior:20@N.")
     ] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same records.")] = 0,
+    id_prefix: Annotated[
+        str | None, typer.Option(help="Before each sample's number in its id; by default data set, seed and drift.")
+    ] = None,
     parent: ParentOption = None,
 ) -> None:
     """Send a labelled data set as a stream: samples, and some of their labels, later.
@@ -216,6 +219,7 @@ def simulate(
             limit=limit,
             drift=drift,
             seed=seed,
+            id_prefix=id_prefix,
         )
 
 

@@ -95,6 +95,16 @@ class TopicsConfig(_Section):
     dead_letters: str = Field("dead-letters", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
     """Topic of records that could not be read, with the reason in their headers."""
 
+    @model_validator(mode="after")
+    def _check(self) -> TopicsConfig:
+        if len({self.samples, self.labels, self.dead_letters}) < 3:
+            msg = (
+                f"samples = {self.samples!r}, labels = {self.labels!r} and dead_letters = {self.dead_letters!r} must be"
+                " three topics: what is in one would be read as the other"
+            )
+            raise ValueError(msg)
+        return self
+
 
 class KafkaConfig(_Section):
     """[log.kafka]: how to reach Kafka."""
@@ -128,7 +138,7 @@ class LogConfig(_Section):
     """Samples come faster than they are learned: let them wait, or pass by those without a label, evenly."""
     thin_above_records: int = Field(10_000, ge=1)
     """Samples that wait in the log, above which `thin` passes some by."""
-    embedded_max_age_s: float = Field(7 * 86400.0, ge=1.0)
+    embedded_max_age_s: float = Field(30 * 86400.0, ge=1.0)
     """Embedded log: records older than this may be trimmed."""
     embedded_max_bytes: int = Field(4 << 30, ge=1 << 20)
     """Embedded log: the oldest records of a topic are trimmed past this size."""
@@ -355,7 +365,7 @@ class LabelsConfig(_Section):
 
     payload_max_bytes: int = Field(1 << 30, ge=1 << 16)
     """Payloads kept in the sample store; past it a late label's payload is read back from the log."""
-    payload_max_age_s: float = Field(7 * 86400.0, ge=1.0)
+    payload_max_age_s: float = Field(30 * 86400.0, ge=1.0)
     """The same by age."""
     horizon_s: float = Field(30 * 86400.0, ge=1.0)
     """How long a sample's id, and a label without a sample, are remembered."""

@@ -26,8 +26,9 @@ NOT_SETTINGS = (
     "STREAMLEARN_LONG_FAULTS",
     "STREAMLEARN_CRASH_AT",
     "STREAMLEARN_CONFIG",
+    "STREAMLEARN_MEMORY",
 )
-"""Variables of this package that are no settings: the tests' own, and the file's path."""
+"""Variables of this package that are no settings: the tests' own, the file's path, and the compose file's."""
 
 Tree = dict[str, Any]
 """Tables within tables."""
@@ -115,6 +116,10 @@ def explain(error: ValidationError, layers: Layers) -> str:
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
             message = "there is no such setting"
+            if source == "environment" and len(keys) == 1 and "_" in shown:
+                message += "; in a variable two underscores stand for the dot, as in STREAMLEARN_SERVE__PORT"
+        elif detail["type"] == "tuple_type":
+            message = "wanted a list, such as [6] or [1, 28, 28]" if keys[-1:] == ("shape",) else "wanted a list"
         lines.append(f"  {shown}: {message}{value}")
     count = f"{len(lines)} settings are wrong" if len(lines) > 1 else "a setting is wrong"
     return "\n".join([f"{count}:", *lines])

@@ -77,6 +77,7 @@ def _method(config: Config) -> Finding:
 
 def _log(config: Config) -> Iterator[Finding]:
     yield from _retention(config)
+    yield from _record_size(config)
     if not log_exists(config):
         yield Finding("ok", "log", f"{StatePaths(config.state.dir).log} is not there yet; will be created")
         return
@@ -103,6 +104,13 @@ def _topics(config: Config, log: Log) -> Iterator[Finding]:
     if counts[topics.samples] and counts[topics.labels] and counts[topics.samples] != counts[topics.labels]:
         text = "samples and labels must have as many partitions: a label must be in the same one as its sample"
         yield Finding("error", "topics", text)
+
+
+def _record_size(config: Config) -> Iterator[Finding]:
+    payload, sample_bytes, most = config.schema_.payload, config.schema_.build().nbytes, config.log.max_record_bytes
+    if sample_bytes > most and payload != "image":
+        text = f"a sample has {sample_bytes} bytes, more than log.max_record_bytes = {most}: such records are refused"
+        yield Finding("warning" if payload == "json" else "error", "record size", text)
 
 
 def _retention(config: Config) -> Iterator[Finding]:
@@ -157,6 +165,9 @@ def _state(config: Config) -> Iterator[Finding]:
 
 
 def _port(config: Config) -> Iterator[Finding]:
+    if config.serve.port == config.metrics.port != 0:
+        yield Finding("error", "port", f"serve.port and metrics.port are both {config.serve.port}: each wants its own")
+        return
     try:
         listener: socket.socket = listen(config)
     except ConfigError as error:

@@ -64,7 +64,8 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
     saved, wanted = checkpoint.extra.get("identity", {}), json.loads(json.dumps(identity(config)))
     wanted["method"] = saved.get("method")  # the weights are of use to another one too: `Learner.load_state`
     # Classes may be named at the end, in the room that was left for them: the network is the same then.
-    wanted["classes"] = wanted["classes"][: len(saved.get("classes", ()))]
+    if wanted["classes"][: len(saved.get("classes", ()))] == saved.get("classes"):
+        wanted["classes"] = saved["classes"]
     if changed := list(_differences(saved, wanted)):
         head = f"the checkpoint of step {checkpoint.step} was made with other settings:"
         raise ConfigError("\n".join([head, *changed, f"set them back; or {ANEW}"]))

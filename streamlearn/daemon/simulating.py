@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any
+import zlib
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,7 +15,7 @@ from streamlearn.daemon.wiring import make_topics, open_log
 from streamlearn.simulate.datasets import load
 from streamlearn.simulate.delays import parse_delay
 from streamlearn.simulate.drift import parse_drift
-from streamlearn.simulate.stream import Counts, StreamPlan, simulate
+from streamlearn.simulate.stream import Counts, Order, StreamPlan, simulate
 
 
 def run_simulation(
@@ -26,6 +27,9 @@ def run_simulation(
     label_delay: str,
     drift: str,
     limit: int | None,
+    order: str,
+    seed: int,
+    id_prefix: str | None = None,
     **plan: Any,
 ) -> Counts:
     """Stream until the data set ends or the event is set; what was appended is printed."""
@@ -36,6 +40,9 @@ def run_simulation(
         schema=schema,
         delay=parse_delay(label_delay),
         drifts=parse_drift(drift),
+        order=cast(Order, order),  # the plan checks it
+        seed=seed,
+        id_prefix=_prefix(loaded.name, order, drift, seed) if id_prefix is None else id_prefix,
         **plan,
     )
     console = Console(stderr=True)
@@ -49,6 +56,12 @@ def run_simulation(
     )
     with contextlib.closing(open_log(config)) as log, Progress(*columns, console=console) as bar:
         make_topics(log, config)
+        if there := sum(log.end_offsets(config.log.topics.samples).values()):
+            console.print(
+                f"{config.log.topics.samples} holds {there} records already: where one has the same id "
+                f"({stream.id_prefix}0, …) it is not learned again, and labels are of it; --id-prefix gives others",
+                highlight=False,
+            )
         task = bar.add_task(f"{dataset} to the {config.log.kind} log", total=total)
         counts = simulate(
             log,
@@ -63,3 +76,11 @@ def run_simulation(
         highlight=False,
     )
     return counts
+
+
+def _prefix(name: str, order: str, drift: str, seed: int) -> str:
+    """Of ids, which are the numbers of samples: another seed, order or drift sends other rows under each number."""
+    changed = [f"seed{seed}"] if seed else []
+    if (order, drift) != ("shuffle", "none"):
+        changed.append(f"{zlib.crc32(f'{order} {drift}'.encode()):08x}")
+    return "".join(f"{part}-" for part in (name, *changed))

@@ -187,6 +187,16 @@ class TestLog:
 
 
 class TestCheckpoint:
+    @pytest.mark.parametrize(("payload", "verdict"), [("raw", "error"), ("json", "warning")])
+    def test_a_sample_that_is_larger_than_a_record_is_told(self, tmp_path: Path, payload: str, verdict: str) -> None:
+        """Every one would be refused."""
+        told = found(
+            config_in(tmp_path, **{"schema.payload": payload, "log.max_record_bytes": 64, "schema.shape": [17]})
+        )
+
+        assert told["record size"].verdict == verdict
+        assert "log.max_record_bytes = 64" in told["record size"].text
+
     def test_a_whole_one_within_the_log_is_fine(self, tmp_path: Path) -> None:
         """Its step and how many are kept."""
         config = config_in(tmp_path)
@@ -282,6 +292,10 @@ class TestMachine:
 
         assert finding.verdict == "warning"
         assert f"serve.port = {port}" in finding.text
+
+    def test_one_port_for_two_is_an_error(self, tmp_path: Path) -> None:
+        """Each is free by itself."""
+        assert found(config_in(tmp_path, **{"serve.port": 19999, "metrics.port": 19999}))["port"].verdict == "error"
 
     def test_a_taken_port_of_the_learners_metrics_is_a_warning(self, tmp_path: Path) -> None:
         """The learner would end at its start, and all servers with it."""

@@ -52,6 +52,7 @@ class TestPrecedence:
     def test_the_tests_own_variables_are_no_settings(self) -> None:
         """STREAMLEARN_TEST_KAFKA and its like pass by."""
         own = {"STREAMLEARN_TEST_KAFKA": "x", "STREAMLEARN_FORBID_SKIPS": "1", "STREAMLEARN_CONFIG": "y"}
+        own |= {"STREAMLEARN_MEMORY": "12g"}  # of the compose file
 
         assert load_config(environ=own) == load_config(environ={})
 
@@ -74,6 +75,9 @@ class TestErrors:
             ({"schema.classes": ("a", "a")}, "names must differ"),
             ({"schema.payload": "image"}, "shape [1 or 3, height, width]"),
             ({"schema.shape": []}, "at least 1 item"),
+            ({"schema.shape": 6}, "schema.shape: wanted a list, such as [6]"),
+            ({"log.topics.labels": "samples"}, "must be three topics"),
+            ({"log.topics.dead_letters": "labels"}, "must be three topics"),
             ({"model.factory": "os:system; rm"}, "import path"),
             ({"model.norm": "loud"}, "'batch', 'robust_batch', 'group', 'layer' or 'none'"),
             ({"model.norm": "group", "model.factory": "a:b"}, "norm: is of built-in networks"),
@@ -89,6 +93,10 @@ class TestErrors:
         """One table of wrong settings."""
         with pytest.raises(ConfigError, match=wanted.replace("[", r"\[").replace("]", r"\]")):
             load_config(environ={}, overrides=overrides)
+
+    def test_a_variable_with_one_underscore_is_told_how_it_is_written(self) -> None:
+        """A table and its key are parted by two."""
+        assert "STREAMLEARN_SERVE__PORT" in message({"STREAMLEARN_SERVE_PORT": "3"})
 
     def test_a_secret_is_never_shown(self) -> None:
         """An error beside a token does not print it."""

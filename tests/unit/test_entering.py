@@ -158,6 +158,8 @@ class TestOtherSettings:
             ConfigError, match=r'schema\.classes: checkpoint \["0", "1", "2"\] → config \["1", "0", "2"\]'
         ):
             learn(config_in(tmp_path, **{"schema.classes": ["1", "0", "2"]}), log)
+        with pytest.raises(ConfigError, match=r'→ config \["a", "b", "c", "d"\]'):  # all of them
+            learn(config_in(tmp_path, **{"schema.classes": ["a", "b", "c", "d"]}), log)
 
     def test_nothing_was_touched(self, tmp_path: Path, log: MemoryLog) -> None:
         """After the refusal the old settings go on as if nothing had been."""

@@ -13,6 +13,7 @@ from streamlearn.config import Config, load_config
 from streamlearn.daemon.simulating import run_simulation
 from streamlearn.daemon.wiring import open_log
 from streamlearn.errors import ConfigError
+from streamlearn.records import TopicPartition
 from streamlearn.simulate.stream import Counts
 
 
@@ -102,3 +103,30 @@ def test_a_data_set_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> N
         run(config_in(tmp_path, **{"schema.shape": [3, 5]}))
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_are_others_where_other_rows_are_sent(tmp_path: Path) -> None:
+    """An id is the number of a sample; under another seed, order or drift that is another row, whose label it is."""
+    plans: list[dict[str, Any]] = [{}, {"seed": 7}, {"seed": 8}, {"drift": "prior:5@9"}, {"order": "file"}]
+    plans += [{"order": "file", "drift": "prior:5@9"}, {"id_prefix": "mine-"}]
+    config = config_in(tmp_path)
+
+    for plan in plans:
+        run(config, limit=2, passes=1, **{"seed": 0} | plan)
+
+    with contextlib.closing(open_log(config)) as log:
+        ids = [str(record.key and record.key.decode()) for record in log.read(TopicPartition("samples", 0), 0, 100)]
+    assert len(set(ids)) == len(ids) == 14
+    assert [*ids[:4], *ids[-2:]] == ["digits-0", "digits-1", "digits-seed7-0", "digits-seed7-1", "mine-0", "mine-1"]
+
+
+def test_a_log_that_holds_records_already_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same ids once more are duplicates, which nothing else here would say."""
+    config = config_in(tmp_path)
+
+    run(config)
+    first = capsys.readouterr().err
+    run(config)
+
+    assert "already" not in first
+    assert "samples holds 80 records already" in " ".join(capsys.readouterr().err.split())
