@@ -29,6 +29,10 @@ app = typer.Typer(
     ),
 )
 
+DATA_HELP = (
+    "digits, fashion-mnist, shuttle, moons, rbf-drift, or the path of an .npz with x and y, and perhaps test_x, test_y "
+    "and classes, the names."
+)
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", envvar="STREAMLEARN_CONFIG", help="TOML file; see deploy/streamlearn.example.toml."),
@@ -171,7 +175,7 @@ def demo(
 def simulate(
     dataset: Annotated[
         str,
-        typer.Argument(help="digits, fashion-mnist, shuttle, moons, rbf-drift, or the path of an .npz with x and y."),
+        typer.Argument(help=DATA_HELP),
     ],
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -227,7 +231,7 @@ def simulate(
 def evaluate(
     dataset: Annotated[
         str,
-        typer.Argument(help="digits, fashion-mnist, shuttle, moons, rbf-drift, or the path of an .npz with x and y."),
+        typer.Argument(help=DATA_HELP),
     ],
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -360,14 +364,17 @@ def inspect(
     partition: Annotated[int, typer.Option(min=0)] = 0,
     offset: Annotated[int | None, typer.Option(min=0, help="First record; else the last ones.")] = None,
     count: Annotated[int, typer.Option(min=1, max=10_000)] = 10,
+    whole: Annotated[bool, typer.Option("--whole", help="All bytes of long values, not the first 200.")] = False,
 ) -> None:
     """Look into the state folder, or at the records of a topic, as JSON. Safe while everything runs.
+
+    Bytes that are no text are in base64.
 
     Examples:
 
         streamlearn inspect --config streamlearn.toml
 
-        streamlearn inspect dead-letters --config streamlearn.toml --count 3
+        streamlearn inspect dead-letters --config streamlearn.toml --count 3 --whole
     """
     import orjson
 
@@ -378,7 +385,7 @@ def inspect(
         typer.echo(orjson.dumps(inspecting.state(loaded), option=orjson.OPT_INDENT_2).decode())
         return
     for record in inspecting.records(loaded, topic, partition=partition, offset=offset, count=count):
-        typer.echo(orjson.dumps(inspecting.described(loaded, record)).decode())
+        typer.echo(orjson.dumps(inspecting.described(loaded, record, whole=whole)).decode())
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import codecs
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +16,9 @@ from streamlearn.records import Record, TopicPartition
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
 from streamlearn.state.publish import PublishedDir, PublishedModel
 from streamlearn.state.status import read_status
+
+_SHOWN_BYTES = 200
+"""Of a value or header, unless all are asked for."""
 
 
 def state(config: Config) -> dict[str, Any]:
@@ -73,18 +78,33 @@ def records(config: Config, topic: str, *, partition: int, offset: int | None, c
         yield from log.read(tp, begin if offset is None else offset, count)
 
 
-def described(config: Config, record: Record) -> dict[str, Any]:
-    """One record as plain values; a dead letter with its reason."""
+def described(config: Config, record: Record, *, whole: bool = False) -> dict[str, Any]:
+    """One record as plain values; a dead letter with its reason. Of long bytes the first, unless the `whole` is wanted.
+
+    What is no UTF-8 is `{"base64": …}`.
+    """
+    value = record.value
     shown: dict[str, Any] = {
         "position": str(record.position),
         "timestamp_ms": record.timestamp_ms,
-        "key": None if record.key is None else record.key.decode(errors="replace"),
-        "value_bytes": None if record.value is None else len(record.value),
-        "value": None if record.value is None else record.value[:200].decode(errors="replace"),
-        "headers": {name: content[:200].decode(errors="replace") for name, content in record.headers},
+        "key": None if record.key is None else _readable(record.key),
+        "value_bytes": None if value is None else len(value),
+        "value": None if value is None else _readable(value, whole=whole),
+        "headers": {name: _readable(content, whole=whole) for name, content in record.headers},
     }
+    if value is not None and len(value) > _SHOWN_BYTES and not whole:
+        shown["value_shown_bytes"] = _SHOWN_BYTES
     if record.position.topic == config.log.topics.dead_letters:
         with contextlib.suppress(RecordError):  # whoever wrote it, it is shown as it is
             letter = read_dead_letter(record)
             shown |= {"reason": letter.reason, "message": letter.message, "was": str(letter.record.position)}
     return shown
+
+
+def _readable(data: bytes, *, whole: bool = True) -> str | dict[str, str]:
+    """As text, where it is some; its last character may be cut."""
+    shown = data if whole else data[:_SHOWN_BYTES]
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(shown, final=len(shown) == len(data))
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(shown).decode()}

@@ -97,10 +97,15 @@ def make_memory(config: Config) -> LabelledMemory:
 
 
 def make_board(config: Config) -> Scoreboard:
-    """The scores, none yet. Spare classes count as classes that never came."""
+    """The scores, none yet."""
     schema, score = config.schema_.build(), config.score
-    names = [*schema.classes, *(f"spare {n}" for n in range(schema.spare or 0))]
-    return Scoreboard(names, window=score.window, fading=score.fading, bins=score.calibration_bins)
+    return Scoreboard(
+        schema.classes,
+        window=score.window,
+        spare=schema.spare or 0,
+        fading=score.fading,
+        bins=score.calibration_bins,
+    )
 
 
 def make_guarding(config: Config, learner: Learner, memory: LabelledMemory, board: Scoreboard) -> Guarding:

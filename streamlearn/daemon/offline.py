@@ -124,7 +124,10 @@ def evaluate_offline(
 
 def _check(plan: OfflinePlan, dataset: Dataset) -> None:
     if dataset.test_y is None or not len(dataset.test_y):
-        raise ConfigError(f"data set {dataset.name!r} has no held-out part, and offline that is all there is to tell")
+        raise ConfigError(
+            f"data set {dataset.name!r} has no held-out part, and offline that is all there is to tell: an .npz holds"
+            " one as test_x and test_y"
+        )
     if not len(dataset.classes) <= plan.labels <= len(dataset.y):
         bounds = f"{len(dataset.classes)}, one of each class, to {len(dataset.y)}, all samples"
         raise ConfigError(f"labels: wanted {bounds}, got {plan.labels}")

@@ -30,14 +30,24 @@ class Scoreboard:
         traffic: labelled samples beside all.
     """
 
-    def __init__(self, classes: Sequence[str], *, window: int, fading: float = 0.999, bins: int = 15) -> None:
+    def __init__(
+        self, classes: Sequence[str], *, window: int, spare: int = 0, fading: float = 0.999, bins: int = 15
+    ) -> None:
+        """`spare` classes more may get a name; until then they count as classes that never came."""
         self.window = window
-        self._classes = list(classes)
-        self.prequential = Prequential(len(classes), window, fading=fading, bins=bins)
-        self.oracle = Prequential(len(classes), window, fading=fading, bins=bins)
+        self._named = len(classes)
+        self._classes = [*classes, *(f"spare {n}" for n in range(spare))]
+        capacity = len(self._classes)
+        self.prequential = Prequential(capacity, window, fading=fading, bins=bins)
+        self.oracle = Prequential(capacity, window, fading=fading, bins=bins)
         self.oracle_gain = TwinGain(window)
         self.gain = TwinGain(window)
-        self.traffic = Traffic(len(classes), window)
+        self.traffic = Traffic(capacity, window)
+
+    def name(self, classes: Sequence[str]) -> None:
+        """Spare classes have names by now: all that there are, in their order."""
+        self._classes[: len(classes)] = classes
+        self._named = len(classes)
 
     def report(self) -> dict[str, Any]:
         """Every score by name, ready for JSON; None where one is not defined, `oracle` where there is no truth."""
@@ -47,7 +57,7 @@ class Scoreboard:
             "at_arrival": self.prequential.report(),
             "at_label": at_label,
             "first_minus_at_label": at_label.pop("first_minus_at_label"),
-            "traffic": self.traffic.report(),
+            "traffic": self.traffic.report(self._named),
             "oracle": self._oracle() if self.oracle.scored else None,
         }
 

@@ -138,9 +138,12 @@ def paired_difference(first_only: int, second_only: int, count: int, z: float = 
     return [max(centre - half, -1.0), min(centre + half, 1.0)]
 
 
-def normalised_entropy(counts_C: Counts) -> float | None:
-    """-sum_c q_c ln q_c / ln C (Shannon 1948, Pielou 1966): 0 is one class alone, 1 is all alike."""
-    count, classes = float(counts_C.sum()), len(counts_C)
+def normalised_entropy(counts_C: Counts, classes: int | None = None) -> float | None:
+    """-sum_c q_c ln q_c / ln C (Shannon 1948, Pielou 1966): 0 is one class alone, 1 is all alike.
+
+    `classes` where fewer than there are counts can be meant.
+    """
+    count, classes = float(counts_C.sum()), len(counts_C) if classes is None else classes
     if count <= 0.0 or classes < 2:
         return None
     q = counts_C[counts_C > 0.0] / count

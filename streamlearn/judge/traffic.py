@@ -50,8 +50,8 @@ class Traffic:
         self._labels.append(predicted_class, confidence, delay_s)
         self._labelled += 1
 
-    def report(self) -> dict[str, Any]:
-        """Ready for JSON; None where nothing came yet.
+    def report(self, named: int | None = None) -> dict[str, Any]:
+        """Ready for JSON; None where nothing came yet. `named`: so many classes have a name, and can be answered.
 
         Returns:
             labelled_share: labels scored while the remembered arrivals came, to these arrivals, and the same of all
@@ -80,7 +80,7 @@ class Traffic:
             "confidence_gap": gap,
             "class_mix_distance": scores.total_variation(labelled_mix_C, mix_C),
             "class_mix_by_chance": scores.total_variation_by_chance(mix_C, len(labels["class"])),
-            "class_entropy": scores.normalised_entropy(mix_C),
+            "class_entropy": scores.normalised_entropy(mix_C, named),
         }
 
     def state(self) -> dict[str, Array]:

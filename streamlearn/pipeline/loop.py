@@ -353,10 +353,11 @@ class Pipeline:
 
     def _admit(self) -> None:
         """Classes that have a name since a moment ago, or since the config names them, are learned from here on."""
-        names = len(self.parts.ledger.class_names)
-        if names > self._admitted:
-            self.parts.learner.admit(names)
-            self._admitted = names
+        names = self.parts.ledger.class_names
+        if len(names) > self._admitted:
+            self.parts.learner.admit(len(names))
+            self.parts.board.name(names)
+            self._admitted = len(names)
 
     def _compare_now(self, arrivals: Sequence[Arrival]) -> None:
         """Ask all that could be served once more, now that the label is here and before it is learned."""

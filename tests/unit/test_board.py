@@ -54,6 +54,20 @@ class TestReport:
         assert report["oracle"]["cumulative"]["count"] == 2
         assert report["oracle"]["twin"]["cumulative"] == {"paired": 2, "teacher": 0.5, "twin": 0.5}
 
+    def test_classes_that_have_no_name_yet_are_no_part_of_the_entropy(self) -> None:
+        """Nobody can be answered with them. Once named they are; and the list has the name."""
+        scoreboard = Scoreboard(CLASSES, window=4, spare=2)
+        for p_C in ([0.9, 0.1, 0, 0], [0.1, 0.9, 0, 0]):
+            scoreboard.traffic.arrived(np.array([p_C], np.float32))
+        before = scoreboard.report()
+        scoreboard.name([*CLASSES, "crab"])
+        after = scoreboard.report()
+
+        assert before["classes"] == ["ant", "bee", "spare 0", "spare 1"]
+        assert before["traffic"]["class_entropy"] == pytest.approx(1.0)
+        assert after["classes"] == ["ant", "bee", "crab", "spare 1"]
+        assert after["traffic"]["class_entropy"] == pytest.approx(np.log(2) / np.log(3))
+
     def test_has_no_oracle_of_a_twin_that_was_not_asked(self) -> None:
         """Whoever does not pay for its answers has none."""
         scoreboard = board()

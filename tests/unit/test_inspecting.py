@@ -15,7 +15,7 @@ from streamlearn.daemon import inspecting
 from streamlearn.daemon.learning import learn
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log
 from streamlearn.errors import ConfigError, OffsetOutOfRangeError
-from streamlearn.records import NewRecord
+from streamlearn.records import NewRecord, Position, Record
 from streamlearn.state.checkpoint import path_of, steps_in
 
 torch.set_num_threads(1)
@@ -145,7 +145,7 @@ class TestDescribed:
         assert "reason" not in shown
 
     def test_a_dead_letter_is_shown_with_its_reason_and_where_it_was(self, learned: Config) -> None:
-        """Bytes that are no text are marked, long ones cut; their size is told."""
+        """Bytes that are no text are in base64, long ones cut; their size is told."""
         letters = [
             inspecting.described(learned, record)
             for record in inspecting.records(learned, "dead-letters", partition=0, offset=None, count=10)
@@ -154,8 +154,27 @@ class TestDescribed:
 
         assert {letter["reason"] for letter in letters} == {"bad_content_type", "unknown_class"}
         assert "text/html" in bad["message"]
-        assert (bad["key"], bad["value_bytes"], len(bad["value"])) == ("bad\ufffd", 500, 200)
+        assert (bad["key"], bad["value_bytes"]) == ({"base64": "YmFk/w=="}, 500)
+        assert (len(bad["value"]), bad["value_shown_bytes"]) == (200, 200)
         assert bad["headers"]["content-type"] == "text/html"
+
+    @pytest.mark.parametrize(
+        ("value", "whole", "shown"),
+        [
+            ("ä".encode() * 150, False, "ä" * 100),
+            (b"x" + "ä".encode() * 150, False, "x" + "ä" * 99),
+            ("ä".encode() * 150, True, "ä" * 150),
+            (b"\xff" * 3, False, {"base64": "////"}),
+            (b"\xff" * 300, True, {"base64": "////" * 100}),
+        ],
+    )
+    def test_bytes_are_shown_so_that_they_can_be_had_again(
+        self, tmp_path: Path, value: bytes, whole: bool, shown: object
+    ) -> None:
+        """Text as text, cut between characters; anything else in base64."""
+        record = Record(Position("samples", 0, 1), 5, b"k", value)
+
+        assert inspecting.described(config_in(tmp_path), record, whole=whole)["value"] == shown
 
     def test_a_foreign_record_among_dead_letters_is_shown_as_it_is(self, tmp_path: Path) -> None:
         """Anybody may write to a topic; a tombstone has no value."""
