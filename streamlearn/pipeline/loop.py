@@ -46,6 +46,10 @@ from streamlearn.records import (
     sample_key,
 )
 
+_MOST_AHEAD_S = 86_400.0
+"""A record that is further ahead of the stream is taken to be so far ahead."""
+_MANY_CLOCKS = 3
+"""The median of so many records is not of one producer's clock alone."""
 MOST_UNLEARNED_STEPS = 4096
 """So many steps are told apart where labels come faster than they are learned; those after them, with a later one."""
 
@@ -136,9 +140,7 @@ class Pipeline:
             parts.dead_letters(bad)
         if not journaled:
             parts.journal.append(t, draft.next_offsets)
-        # The median, so that one producer whose clock is years ahead does not make everything expire.
-        times = [item.timestamp_s for item in items] or [0.0]
-        parts.stream_time_s = max(parts.stream_time_s, statistics.median_low(times))
+        self._pass_time(items)
         parts.ledger.begin(t, parts.stream_time_s)
         fresh, duplicates = self._fresh(items)
         fresh, thinned = self._thin(fresh)
@@ -216,6 +218,7 @@ class Pipeline:
         return {
             "accounts": self.parts.accounts.as_dict(),
             "stream_time_s": self.parts.stream_time_s,
+            "claimed_time_s": self.parts.claimed_time_s,
             "learned_offsets": _as_json(self._learned_offsets),
             "further_steps": self._further_steps,
             "idle_steps": self._idle_steps,
@@ -242,6 +245,7 @@ class Pipeline:
             parts.recent.load(groups["recent"])
         parts.accounts = Accounts(**extra["accounts"])
         parts.stream_time_s = float(extra["stream_time_s"])
+        parts.claimed_time_s = float(extra.get("claimed_time_s", 0.0))
         self._learned_offsets = _from_json(extra["learned_offsets"])
         # A checkpoint of the first version knew of no such steps.
         self._further_steps, self._idle_steps = extra.get("further_steps", 0), extra.get("idle_steps", 0)
@@ -280,6 +284,26 @@ class Pipeline:
             return False
         topic, lag = self.parts.batcher.sample_topic, self.parts.source.lag()
         return sum(records for partition, records in lag.items() if partition.topic == topic) > self._cadence.thin_above
+
+    def _pass_time(self, items: Sequence[Item]) -> None:
+        """Let the stream's time go on, and cut what is far ahead of it: producers' clocks are not ours.
+
+        The median counts, so that one clock that is years ahead does not make everything expire; of one or two records
+        that may be this very clock's, so it counts once another record has come as far. And a sample of the far future
+        would stand before all that came after it, since what expires does so in the order in which it came.
+        """
+        parts = self.parts
+        if not items:
+            return
+        newest_s = statistics.median_low([item.timestamp_s for item in items])
+        if len(items) < _MANY_CLOCKS:
+            newest_s, parts.claimed_time_s = min(newest_s, parts.claimed_time_s), max(newest_s, parts.claimed_time_s)
+        parts.stream_time_s = max(parts.stream_time_s, newest_s)
+        if parts.stream_time_s > 0.0:
+            latest_s = parts.stream_time_s + _MOST_AHEAD_S
+            for item in items:
+                if isinstance(item, (Sample, Label)) and item.timestamp_s > latest_s:
+                    item.timestamp_s = latest_s
 
     def _thin(self, fresh: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """What of a wide batch is learned, and what is passed by: by the batch and the settings alone."""

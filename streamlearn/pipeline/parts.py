@@ -182,3 +182,5 @@ class Parts:
     """Where a simulation tells the truth on arrival, the twin answers too: one more forward pass of fresh rows."""
     accounts: Accounts = field(default_factory=Accounts)
     stream_time_s: float = 0.0
+    claimed_time_s: float = 0.0
+    """The furthest that a step of few records has come; it becomes the stream's time with the next one."""

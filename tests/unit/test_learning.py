@@ -275,6 +275,27 @@ class TestFaults:
         assert (status["ledger"]["joined"], status["ledger"]["scored"]) == (24, 23)
         assert status["accounts"]["samples_learned"] == 24
 
+    @pytest.mark.parametrize("fresh", [1, 8])
+    def test_one_clock_that_is_years_ahead_stops_nothing(self, tmp_path: Path, fresh: int) -> None:
+        """Alone in its step or among others: nothing expires by it, and what came after it has its turn."""
+        settings = {"labels.implied_class": "0", "labels.implied_after_s": 10.0, "labels.horizon_s": 1000.0}
+        config = config_in(tmp_path, **settings, **{"batch.fresh": fresh})
+        log, codec = MemoryLog(), make_codec(config)
+        log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+        for n in range(64):
+            at_s = 1_700_000_000 + n + (3e8 if n == 20 else 0)
+            log.append(
+                "samples", [codec.encode_sample(f"s{n}", np.zeros(4, np.float32), timestamp_ms=int(at_s * 1000))]
+            )
+
+        found = learn(config, log)
+        status = read_status(StatePaths(tmp_path).heartbeat)
+
+        assert status is not None
+        assert found.extra["stream_time_s"] < 1_700_000_064
+        assert status["ledger"]["samples"] == 64
+        assert status["ledger"]["implied"] == 20, "all that are older than ten seconds, but for those behind the one"
+
 
 class TestRestart:
     def test_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
