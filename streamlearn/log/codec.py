@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 
 from streamlearn.errors import RecordError
-from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
+from streamlearn.log.payload import FILL_IN, TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
 from streamlearn.records import UNLABELLED, Array, Label, NewRecord, Position, Prediction, Record, Sample, Schema
 
 MAX_ID_BYTES = 512
@@ -393,11 +393,16 @@ def read_dead_letter(record: Record) -> DeadLetter:
     return DeadLetter(reason, message, original)
 
 
+def hint_of_json(value: bytes) -> str:
+    """What may be wrong with a text that is not JSON: many a library writes numbers that JSON does not have."""
+    return f"; JSON has no NaN: {FILL_IN}" if b"NaN" in value or b"Infinity" in value else ""
+
+
 def _json_object(value: bytes) -> dict[str, Any]:
     try:
         fields = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        raise RecordError("not_json", f"expected a JSON object: {error}") from None
+        raise RecordError("not_json", f"expected a JSON object: {error}{hint_of_json(value)}") from None
     if not isinstance(fields, dict):
         raise RecordError("not_json", f"expected a JSON object, got a JSON {json_type(fields)}")
     return fields

@@ -21,6 +21,8 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from streamlearn.errors import RecordError
 from streamlearn.records import Array, Schema
 
+FILL_IN = "fill missing values in before they are sent"
+"""What a network cannot do for whoever sends."""
 Payload: TypeAlias = Literal["json", "raw", "npy", "image"]
 
 _NPY_HEADER_BYTES = 4096
@@ -82,6 +84,8 @@ class Tensors:
         except TypeError as error:
             if any(isinstance(item, list) for item in flat):
                 raise self._bad_shape("lists nested unevenly or too deep") from None
+            if None in flat:
+                raise RecordError("bad_dtype", f"expected numbers, got null: {FILL_IN}") from None
             raise RecordError("bad_dtype", f"expected numbers: {error}") from None
         except OverflowError:
             raise RecordError("bad_dtype", f"expected {self.schema.dtype} numbers, got a larger one") from None
@@ -201,7 +205,9 @@ class Tensors:
         if -self._largest <= smallest and largest <= self._largest:
             return
         if not np.isfinite(cast(Any, x)).all():
-            raise RecordError("not_finite", f"expected finite {self.schema.dtype} numbers, got NaN or infinity")
+            place = np.argwhere(~np.isfinite(cast(Any, x)))[0].tolist()
+            found = f"NaN or infinity at {place}: {FILL_IN}"
+            raise RecordError("not_finite", f"expected finite {self.schema.dtype} numbers, got {found}")
         got = smallest if -smallest > largest else largest
         wanted = f"expected numbers up to {self._largest:.2g}, whose square is finite in float32"
         raise RecordError("not_finite", f"{wanted}, got {got:.3g}")

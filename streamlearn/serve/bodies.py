@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from streamlearn.errors import RecordError
-from streamlearn.log.codec import MAX_ID_BYTES, Codec, checked_id
+from streamlearn.log.codec import MAX_ID_BYTES, Codec, checked_id, hint_of_json
 from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord
@@ -336,7 +336,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:  # also NaN, lone surrogates, and nesting that would exhaust the stack
-        raise _invalid(f"The body is not JSON: {error}.", "not_json") from None
+        raise _invalid(f"The body is not JSON: {error}{hint_of_json(body)}.", "not_json") from None
     if not isinstance(fields, dict):
         raise _invalid("The body is JSON, but not an object.", "not_json")
     return fields

@@ -669,6 +669,30 @@ class TestImage:
         assert reason_of(Codec(TABLE).decode_payload, image_bytes(), "image/png") == "bad_content_type"
 
 
+@pytest.mark.parametrize(
+    ("value", "reason", "told"),
+    [
+        (b'{"id": "a", "x": [1, NaN, 3, 4]}', "not_json", "JSON has no NaN: fill missing values in"),
+        (b'{"id": "a", "x": [1, null, 3, 4]}', "bad_dtype", "got null: fill missing values in"),
+    ],
+)
+def test_a_missing_value_in_json_is_told_as_one(value: bytes, reason: str, told: str) -> None:
+    """It is the commonest fault of a table."""
+    with pytest.raises(RecordError, match=told) as caught:
+        Codec(TABLE).decode_sample(record(value))
+
+    assert caught.value.reason == reason
+
+
+def test_a_missing_value_in_a_tensor_is_told_with_its_place() -> None:
+    """Row and feature, where there are several."""
+    x = np.zeros((3, 4), np.float32)
+    x[1, 2] = np.nan
+
+    with pytest.raises(RecordError, match=r"NaN or infinity at \[1, 2\]: fill missing values in"):
+        Codec(Schema((3, 4), np.dtype("float32"), CLASSES)).decode_payload(x.tobytes(), "application/octet-stream")
+
+
 class TestLabel:
     @pytest.mark.parametrize(
         ("value", "wanted"),
