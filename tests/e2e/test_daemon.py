@@ -101,7 +101,7 @@ def test_learns_answers_takes_labels_and_accounts_for_everything(daemon: Running
     status, first = ask(f"{daemon.url}/predict", {"instances": [x[0].ravel().tolist()]})
     assert status == 200
     assert sum(first["predictions"][0]["probabilities"]) == pytest.approx(1.0, abs=1e-3)
-    finish("simulate", *plan, "--seed", 5, "--config", daemon.config, "--passes", 2)
+    finish("simulate", *plan, "--seed", 5, "--id-prefix", "digits-", "--config", daemon.config, "--passes", 2)
     until(lambda: daemon.learned(640 + 640), "duplicates to be read")
 
     def served() -> Any:
