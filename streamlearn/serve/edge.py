@@ -144,6 +144,7 @@ _UNAUTHORISED = RequestError(
 _NO_ADMIN = RequestError(
     403,
     "admin_token_not_set",
-    "What is served can be changed over HTTP only with an admin token, and this server has none: set serve.admin_token "
-    "(STREAMLEARN_SERVE__ADMIN_TOKEN) and restart it, or use `streamlearn rollback` on its machine.",
+    "Versions are shown and changed over HTTP only with an admin token, and this server has none: set "
+    "serve.admin_token (STREAMLEARN_SERVE__ADMIN_TOKEN) and restart it, or use `streamlearn models`, `rollback` and "
+    "`promote` on its machine.",
 )
