@@ -118,7 +118,8 @@ def _make_folder(folder: Path, port: int) -> Path:
         if not (config_path.is_file() and config_path.read_text(errors="replace").startswith(_MARK)):
             msg = f"--state {folder}: not empty, and not made by a demo; name another folder"
             raise ConfigError(msg)
-        with state_lock(StatePaths(folder)):  # a learner that still runs keeps its folder
+        paths = StatePaths(folder)
+        with state_lock(paths, "daemon"), state_lock(paths):  # a daemon or a learner that still runs keeps its folder
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config_path.write_text(_CONFIG.format(folder=folder.absolute(), port=port))

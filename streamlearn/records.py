@@ -123,8 +123,8 @@ class Schema:
 
     @property
     def numbered(self) -> bool:
-        """Some class is called by a number, so that a number is a name and no index."""
-        return any(is_whole(name) for name in self.classes)
+        """Some class is called by a number that is not its index, so that a number is a name and no index."""
+        return any(is_whole(name) and name != str(index) for index, name in enumerate(self.classes))
 
 
 class Prediction(NamedTuple):

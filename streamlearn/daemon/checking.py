@@ -165,8 +165,9 @@ def _state(config: Config) -> Iterator[Finding]:
 
 
 def _port(config: Config) -> Iterator[Finding]:
-    if config.serve.port == config.metrics.port != 0:
-        yield Finding("error", "port", f"serve.port and metrics.port are both {config.serve.port}: each wants its own")
+    serve, metrics = config.serve, config.metrics
+    if serve.port == metrics.port != 0 and serve.host == metrics.host:
+        yield Finding("error", "port", f"serve.port and metrics.port are both {serve.port}: each wants its own")
         return
     try:
         listener: socket.socket = listen(config)
@@ -174,7 +175,6 @@ def _port(config: Config) -> Iterator[Finding]:
         yield Finding("warning", "port", f"{error} (or it is already running)")
     else:
         listener.close()
-        serve = config.serve
         tokens = (serve.token, serve.predict_token, serve.label_token, serve.admin_token)
         token = "with a token" if any(tokens) else "without a token"
         yield Finding("ok", "port", f"{config.serve.host}:{config.serve.port} is free, {token}")

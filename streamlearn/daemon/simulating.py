@@ -56,9 +56,10 @@ def run_simulation(
     )
     with contextlib.closing(open_log(config)) as log, Progress(*columns, console=console) as bar:
         make_topics(log, config)
-        if there := sum(log.end_offsets(config.log.topics.samples).values()):
+        samples = config.log.topics.samples
+        if there := sum(log.end_offsets(samples).values()) - sum(log.beginning_offsets(samples).values()):
             console.print(
-                f"{config.log.topics.samples} holds {there} records already: where one has the same id "
+                f"{samples} holds {there} records already: where one has the same id "
                 f"({stream.id_prefix}0, …) it is not learned again, and labels are of it; --id-prefix gives others",
                 highlight=False,
             )

@@ -30,6 +30,7 @@ _WILD = 1000.0
 """In deviations: where one is met before the first distance, what was seen with it is forgotten, or it would be usual
 for as long as its square takes to fade. Not within `_TOO_FEW_STEPS`, whose deviation says nothing yet."""
 _TOO_FEW_STEPS = 4
+_ROUNDING = 1e-9
 _FURTHEST = 6.0
 """In deviations. What is further away counts as this far: a wild value is forgotten, and a lasting one is followed
 all the same, since the deviation grows by an eighth with each such step."""
@@ -44,6 +45,8 @@ class InputDistance:
     def begin(self) -> None:
         """As if no batch had been seen: the next ones are what is usual."""
         self._steps = 0
+        self._begun_again = False
+        """After a wild value; once, since where these are common they are what is usual."""
         self._mean: npt.NDArray[np.float64] = np.zeros(0)
         self._variance: npt.NDArray[np.float64] = np.zeros(0)
 
@@ -67,8 +70,9 @@ class InputDistance:
         if ready:
             reach_K = np.where(moving_K, _FURTHEST * deviation_K, np.inf)
             away_K = np.clip(away_K, -reach_K, reach_K)
-        elif self._steps > _TOO_FEW_STEPS and (np.abs(away_K) > _WILD * deviation_K)[moving_K].any():
+        elif self._steps > _TOO_FEW_STEPS and not self._begun_again and self._is_wild(away_K, deviation_K):
             self.begin()
+            self._begun_again = True
             return None
         distance_K = np.square(away_K[moving_K] / deviation_K[moving_K])
         rate = max(1 / self._steps, 1 / HORIZON_STEPS)
@@ -76,13 +80,23 @@ class InputDistance:
         self._variance = (1.0 - rate) * (self._variance + rate * rows * np.square(away_K))
         return float(distance_K.mean()) if ready and len(distance_K) else None
 
+    def _is_wild(self, away_K: npt.NDArray[np.float64], deviation_K: npt.NDArray[np.float64]) -> bool:
+        """The deviation of a constant is rounding; nothing is far from that."""
+        moving_K = deviation_K > _ROUNDING * np.abs(self._mean)
+        return bool((np.abs(away_K) > _WILD * deviation_K)[moving_K].any())
+
     def state(self) -> dict[str, Array]:
         """Copies."""
-        return {"steps": np.array(self._steps), "mean": self._mean.copy(), "variance": self._variance.copy()}
+        return {
+            "steps": np.array(self._steps),
+            "begun_again": np.array(self._begun_again),
+            "mean": self._mean.copy(),
+            "variance": self._variance.copy(),
+        }
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Become what `state` saved."""
-        self._steps = int(state["steps"])
+        self._steps, self._begun_again = int(state["steps"]), bool(state["begun_again"])
         self._mean, self._variance = state["mean"].astype(np.float64), state["variance"].astype(np.float64)
 
 

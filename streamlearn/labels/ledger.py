@@ -257,9 +257,9 @@ class Ledger:
                 break
             row_number = number(c.implied_low)
             key, arrived_s = samples.arrived(row_number)
-            if arrived_s >= oldest_s:
+            if samples.is_young(arrived_s, oldest_s):
                 break
-            if self._labels.get(key) is None and not self._held.of(key):
+            if arrived_s < oldest_s and self._labels.get(key) is None and not self._held.of(key):
                 arrivals.append(self._imply(key, samples.id_of(row_number), samples.at(row_number)))
             c.implied_low += 1
         return arrivals

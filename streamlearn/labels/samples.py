@@ -31,6 +31,8 @@ from streamlearn.labels.rows import (
 from streamlearn.labels.store import Store, Table, number
 from streamlearn.records import Array, Position, Prediction, Sample, Schema
 
+FAR_AHEAD_S = 30 * 86_400.0
+"""No clock that is right is so far ahead of the stream."""
 _NO_ROW = b"-"
 """A key that no row has."""
 
@@ -161,12 +163,19 @@ class Samples:
         assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "read back wrongly"
         return x
 
+    def is_young(self, arrived_s: float, oldest_s: float) -> bool:
+        """Whether a sample that is the oldest by its row is not old by its time.
+
+        One of a clock that is far ahead goes with those before it, or all that came after it would wait for that time.
+        """
+        return oldest_s <= arrived_s <= self.counters.now_s + FAR_AHEAD_S
+
     def expire_payloads(self, limit: int, *, most: int, oldest_s: float) -> None:
         """Let the ring lose what is too many or too old; at most `limit` rows by age."""
         c = self.counters
         c.payload_low = max(c.payload_low, c.high - most)
         for _ in range(limit):
-            if c.payload_low == c.high or self.arrived(number(c.payload_low))[1] >= oldest_s:
+            if c.payload_low == c.high or self.is_young(self.arrived(number(c.payload_low))[1], oldest_s):
                 break
             c.payload_low += 1
 
@@ -177,7 +186,7 @@ class Samples:
             if c.id_low == c.high:
                 break
             key, arrived_s = self.arrived(number(c.id_low))
-            if c.high - c.id_low <= most and arrived_s >= oldest_s:
+            if c.high - c.id_low <= most and self.is_young(arrived_s, oldest_s):
                 break
             self._ids.delete(key)
             forgotten.append(key)

@@ -25,7 +25,18 @@ import orjson
 
 from streamlearn.errors import RecordError
 from streamlearn.log.payload import FILL_IN, TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
-from streamlearn.records import UNLABELLED, Array, Label, NewRecord, Position, Prediction, Record, Sample, Schema
+from streamlearn.records import (
+    UNLABELLED,
+    Array,
+    Label,
+    NewRecord,
+    Position,
+    Prediction,
+    Record,
+    Sample,
+    Schema,
+    is_whole,
+)
 
 MAX_ID_BYTES = 512
 MAX_TEXT_BYTES = 256
@@ -78,6 +89,7 @@ class Codec:
         self.max_record_bytes = max_record_bytes
         self._tensors = Tensors(schema)
         self._names = {name: index for index, name in enumerate(schema.classes)}
+        self._numbered = schema.numbered
 
     # Samples
 
@@ -208,9 +220,12 @@ class Codec:
         try:
             return self._class_index(value), None
         except RecordError:
-            if not self.takes_any_name or not isinstance(value, str) or not value.strip() or _is_number(value):
+            name = str(value) if type(value) is int and self._numbered else value
+            if not self.takes_any_name or not isinstance(name, str) or not name.strip():
                 raise
-            return UNLABELLED, _text(value, "label")
+            if _is_number(name) and not (self._numbered and is_whole(name)):
+                raise
+            return UNLABELLED, _text(name, "label")
 
     def class_of(self, fields: Mapping[str, Any]) -> tuple[int, str | None]:
         """The class of a label's JSON, as `label_class` gives it.
@@ -305,6 +320,8 @@ class Codec:
         return record
 
     def _class_index(self, value: object) -> int:
+        if type(value) is int and not self._numbered and 0 <= value < len(self._names):
+            return value
         if isinstance(value, str) and (index := self._names.get(value)) is not None:
             return index
         if not isinstance(value, (str, int)):

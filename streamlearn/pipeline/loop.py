@@ -46,10 +46,8 @@ from streamlearn.records import (
     sample_key,
 )
 
-_MOST_AHEAD_S = 86_400.0
-"""A record that is further ahead of the stream is taken to be so far ahead."""
-_MANY_CLOCKS = 3
-"""The median of so many records is not of one producer's clock alone."""
+_JUMP_S, _MANY_RECORDS = 86_400.0, 3
+"""So far must fewer records than these not take the stream's time by themselves."""
 MOST_UNLEARNED_STEPS = 4096
 """So many steps are told apart where labels come faster than they are learned; those after them, with a later one."""
 
@@ -286,24 +284,20 @@ class Pipeline:
         return sum(records for partition, records in lag.items() if partition.topic == topic) > self._cadence.thin_above
 
     def _pass_time(self, items: Sequence[Item]) -> None:
-        """Let the stream's time go on, and cut what is far ahead of it: producers' clocks are not ours.
+        """Let the stream's time go on; it never goes back, so what takes it far ahead must be of more than one clock.
 
-        The median counts, so that one clock that is years ahead does not make everything expire; of one or two records
-        that may be this very clock's, so it counts once another record has come as far. And a sample of the far future
-        would stand before all that came after it, since what expires does so in the order in which it came.
+        The median counts, so that one producer whose clock is years ahead does not make everything expire. Of one or
+        two records that may be this very clock's: where they are more than a day ahead, the next step must be as well.
+        The first step of all is believed.
         """
         parts = self.parts
         if not items:
             return
-        newest_s = statistics.median_low([item.timestamp_s for item in items])
-        if len(items) < _MANY_CLOCKS:
-            newest_s, parts.claimed_time_s = min(newest_s, parts.claimed_time_s), max(newest_s, parts.claimed_time_s)
+        newest_s, claimed_s = statistics.median_low([item.timestamp_s for item in items]), 0.0
+        if len(items) < _MANY_RECORDS and 0.0 < parts.stream_time_s < newest_s - _JUMP_S:
+            newest_s, claimed_s = min(newest_s, parts.claimed_time_s), newest_s
+        parts.claimed_time_s = claimed_s
         parts.stream_time_s = max(parts.stream_time_s, newest_s)
-        if parts.stream_time_s > 0.0:
-            latest_s = parts.stream_time_s + _MOST_AHEAD_S
-            for item in items:
-                if isinstance(item, (Sample, Label)) and item.timestamp_s > latest_s:
-                    item.timestamp_s = latest_s
 
     def _thin(self, fresh: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """What of a wide batch is learned, and what is passed by: by the batch and the settings alone."""

@@ -183,4 +183,4 @@ class Parts:
     accounts: Accounts = field(default_factory=Accounts)
     stream_time_s: float = 0.0
     claimed_time_s: float = 0.0
-    """The furthest that a step of few records has come; it becomes the stream's time with the next one."""
+    """What the step before said of the stream's time, where its few records do not count by themselves; else 0."""

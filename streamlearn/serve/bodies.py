@@ -226,17 +226,18 @@ class Bodies:
             raise _bad_type(content_type, JSON)
         return [self._item(fields, self._label) for fields in self._many(_json_object(body), "labels")]
 
-    def _label(self, fields: Mapping[str, Any]) -> NewRecord:
+    def _label(self, fields: Mapping[str, Any]) -> tuple[NewRecord, str | None]:
         _only(fields, ("id", "label", "class", "time", "source"))
         class_index, class_name = self._codec.class_of(fields)
         # encode_label checks id, time and source as it would those of a record that it reads.
-        return self._codec.encode_label(
+        record = self._codec.encode_label(
             fields.get("id", ""),
             class_index,
             class_name=class_name,
             event_time_s=fields.get("time"),
             source=fields.get("source"),
         )
+        return record, class_name
 
     def samples(self, body: bytes, content_type: str, names: Sequence[str]) -> list[Item]:
         """The samples in a /sample body, each with its record or its error; `names` as in `predict`.
@@ -256,14 +257,14 @@ class Bodies:
             items = [Item(name, self._codec.encode_sample(name, x)) for name, x in zip(ids, asked.x, strict=True)]
         return _refuse_repeated(items)
 
-    def _sample(self, fields: Mapping[str, Any]) -> NewRecord:
+    def _sample(self, fields: Mapping[str, Any]) -> tuple[NewRecord, str | None]:
         _only(fields, ("id", "x", "label", "time", "domain"))
         if fields.get("x") is None:
             raise RecordError("no_value", 'expected the payload in "x", got none')
         x = self._codec.payload_from_json(fields["x"])
         label, class_name = (None, None) if fields.get("label") is None else self._codec.label_class(fields["label"])
         sample_id = new_id() if fields.get("id") is None else fields["id"]
-        return self._codec.encode_sample(
+        record = self._codec.encode_sample(
             sample_id,
             x,
             label=label,
@@ -271,6 +272,7 @@ class Bodies:
             event_time_s=fields.get("time"),
             domain=fields.get("domain"),
         )
+        return record, class_name
 
     def _many(self, fields: Mapping[str, Any], name: str) -> list[Any]:
         if name not in fields:
@@ -281,18 +283,17 @@ class Bodies:
         _only(fields, (name,))
         return self._list(fields[name], name)
 
-    def _item(self, fields: object, encode: Callable[[Mapping[str, Any]], NewRecord]) -> Item:
+    def _item(self, fields: object, encode: Callable[[Mapping[str, Any]], tuple[NewRecord, str | None]]) -> Item:
         if not isinstance(fields, dict):
             return Item(None, None, _invalid("expected a JSON object for each item."))
         try:
-            record = encode(fields)
+            record, class_name = encode(fields)
         except (RecordError, RequestError) as error:
             told = fields.get("id")
             shown = str(told)[:80] if isinstance(told, str | int) else None
             return Item(shown, None, from_domain(error))
         assert record.key is not None
-        named = any(fields.get(name) is not None for name in ("label", "class"))
-        return Item(record.key.decode(), record, None, self._codec.class_of(fields)[1] if named else None)
+        return Item(record.key.decode(), record, None, class_name)
 
     def _list(self, value: object, name: str) -> list[Any]:
         if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:

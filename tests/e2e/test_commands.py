@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import click
 import pytest
@@ -452,11 +452,14 @@ class TestDemoFolder:
         assert str(path) in err
         assert path.read_text() == "mine"
 
-    def test_one_whose_learner_still_runs_is_left_alone(self, run: Run, tmp_path: Path) -> None:
-        """Exit code 3; a second `make demo` must not pull the ground from under the first."""
+    @pytest.mark.parametrize("owner", ["learner", "daemon"])
+    def test_one_that_still_runs_is_left_alone(
+        self, run: Run, tmp_path: Path, owner: Literal["learner", "daemon"]
+    ) -> None:
+        """Exit code 3, also while its learner is started anew; a second `make demo` must not pull the ground from under the first."""
         (tmp_path / "streamlearn.toml").write_text(OF_A_DEMO)
 
-        with state_lock(StatePaths(tmp_path)):
+        with state_lock(StatePaths(tmp_path), owner):
             code, _, err = run("demo", "--for", "1s", "--port", 0, "--state", tmp_path)
 
         assert code == 3

@@ -722,6 +722,13 @@ class TestLabel:
         """As text or as JSON has it: whoever sends y of a table as it is means the class of that name."""
         assert Codec(TABLE).decode_label(record(value)).class_index == wanted
 
+    @pytest.mark.parametrize("value", [b"7", b'{"label": 7}', b'{"label": "7"}'])
+    def test_a_number_may_be_a_class_to_come_where_a_class_is_called_by_one(self, value: bytes) -> None:
+        """It is held by its name, as any other name that is not known."""
+        label = Codec(TABLE, unknown_class="hold").decode_label(record(value))
+
+        assert (label.class_index, label.class_name) == (UNLABELLED, "7")
+
     @pytest.mark.parametrize("value", [b"1", b'{"label": 1}', b'{"label": "2"}'])
     def test_a_number_is_no_index_where_a_class_is_called_by_one(self, value: bytes) -> None:
         """It may be meant as a name, and would be learned as another class."""
@@ -776,8 +783,6 @@ class TestLabel:
     @pytest.mark.parametrize(
         ("value", "reason"),
         [
-            (b"4", "unknown_class"),
-            (b'{"label": "17"}', "unknown_class"),
             (b'{"label": "-1"}', "unknown_class"),
             (b'{"label": "1.5"}', "unknown_class"),
             (b'{"label": "nan"}', "unknown_class"),
@@ -789,8 +794,9 @@ class TestLabel:
         ],
     )
     def test_that_gives_no_name_is_refused_all_the_same(self, value: bytes, reason: str) -> None:
-        """A number that is no index is a mistake, not a class to come."""
+        """Neither is a number that is no index, where no class is called by one."""
         assert reason_of(Codec(TABLE, unknown_class="hold").decode_label, record(value)) == reason
+        assert reason_of(Codec(NAMED, unknown_class="hold").decode_label, record(b"4")) == "unknown_class"
 
     @pytest.mark.parametrize(
         ("time", "wanted"),

@@ -110,6 +110,17 @@ class TestDistance:
         assert len(found) == 100
         assert np.mean(found) == pytest.approx(1.0, abs=0.2)
 
+    @pytest.mark.parametrize("constant", [False, True])
+    def test_begins_where_wild_values_are_common(self, constant):
+        """Many features of which one or another is wild at any time, or constants whose deviation is rounding."""
+        rng = np.random.default_rng(0)
+        x = np.full((200, 64, 100), 0.1) if constant else rng.normal(size=(200, 64, 100)) * 1e-3
+        x[rng.random(x.shape) < 1e-3] = 100.0
+
+        found = seen([batch[: rng.integers(20, 65)] for batch in x])
+
+        assert None not in found[2 * FIRST_STEPS + 1 :]
+
     def test_of_batches_of_any_size_is_in_deviations_of_that_size(self):
         """A mean of four samples is further off than one of 64, by chance."""
         few, many = batches(1000, 4, 4), batches(1000, 64, 4, seed=1)

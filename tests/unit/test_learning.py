@@ -277,13 +277,13 @@ class TestFaults:
 
     @pytest.mark.parametrize("fresh", [1, 8])
     def test_one_clock_that_is_years_ahead_stops_nothing(self, tmp_path: Path, fresh: int) -> None:
-        """Alone in its step or among others: nothing expires by it, and what came after it has its turn."""
+        """Alone in its step or among others, twice: nothing expires by it, and what came after it has its turn."""
         settings = {"labels.implied_class": "0", "labels.implied_after_s": 10.0, "labels.horizon_s": 1000.0}
         config = config_in(tmp_path, **settings, **{"batch.fresh": fresh})
         log, codec = MemoryLog(), make_codec(config)
         log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
         for n in range(64):
-            at_s = 1_700_000_000 + n + (3e8 if n == 20 else 0)
+            at_s = 1_700_000_000 + n + (3e8 if n in {20, 40} else 0)
             log.append(
                 "samples", [codec.encode_sample(f"s{n}", np.zeros(4, np.float32), timestamp_ms=int(at_s * 1000))]
             )
@@ -292,9 +292,38 @@ class TestFaults:
         status = read_status(StatePaths(tmp_path).heartbeat)
 
         assert status is not None
-        assert found.extra["stream_time_s"] < 1_700_000_064
+        now_s = found.extra["stream_time_s"]
+        assert 1_700_000_050 < now_s < 1_700_000_064
         assert status["ledger"]["samples"] == 64
-        assert status["ledger"]["implied"] == 20, "all that are older than ten seconds, but for those behind the one"
+        assert status["ledger"]["implied"] == now_s - 1_700_000_000 - 10 - 2, "all older than 10 s but the two"
+
+    @pytest.mark.parametrize("fresh", [1, 8])
+    def test_after_days_of_silence_times_are_as_they_are(self, tmp_path: Path, fresh: int) -> None:
+        """What comes then is young, and its labels are as late as they are."""
+        settings = {"labels.implied_class": "0", "labels.implied_after_s": 3600.0, "log.start": "earliest"}
+        config = config_in(tmp_path, **settings, **{"batch.fresh": fresh})
+        log, codec = MemoryLog(), make_codec(config)
+        log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+        start = 1_700_000_000
+        for n, at_s in enumerate([*range(start, start + 12), *range(start + 5 * 86_400, start + 5 * 86_400 + 12)]):
+            log.append("samples", [codec.encode_sample(f"s{n}", np.zeros(4, np.float32), timestamp_ms=at_s * 1000)])
+        for n in range(12, 24):
+            log.append("labels", [codec.encode_label(f"s{n}", 1, timestamp_ms=(start + 5 * 86_400 + 60 + n) * 1000)])
+        delays = list[float]()
+
+        def hear(_: Parts, report: StepReport) -> None:
+            delays.extend(
+                arrival.scored.delay_s for arrival in report.arrivals if arrival.scored and not arrival.implied
+            )
+
+        copy = MemoryLog()
+        copy._shared = log._shared
+        learning.learn(config, threading.Event(), until_end=True, opened=copy, watching=hear)
+        status = read_status(StatePaths(tmp_path).heartbeat)
+
+        assert status is not None
+        assert (status["ledger"]["joined"], status["ledger"]["implied"]) == (12, 12)
+        assert delays == [72.0] * 12
 
 
 class TestRestart:
