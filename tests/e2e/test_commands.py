@@ -456,7 +456,7 @@ class TestDemoFolder:
     def test_one_that_still_runs_is_left_alone(
         self, run: Run, tmp_path: Path, owner: Literal["learner", "daemon"]
     ) -> None:
-        """Exit code 3, also while its learner is started anew; a second `make demo` must not pull the ground from under the first."""
+        """Exit code 3, also while its learner is started anew: the ground is not pulled from under the first."""
         (tmp_path / "streamlearn.toml").write_text(OF_A_DEMO)
 
         with state_lock(StatePaths(tmp_path), owner):
