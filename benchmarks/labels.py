@@ -45,8 +45,8 @@ With it tried, and left out: ids' hashes in an LRU cache 1.06, puts in the order
 in the order of the keys 1.2 of its gets, one row after another instead of database after database 1.1, named tuples
 made by `tuple.__new__` .97.
 
-Tried later, on a million ids under load, and left out: the label in the row of its id, a walk fewer, .99 of the join and
-much more to write at commits, since labels then change pages of the larger tree; predictions of a step decoded in
+Tried later, on a million ids under load, and left out: the label in the row of its id, a walk fewer, .99 of the join,
+and much more to write at commits, since labels then change pages of the larger tree; predictions of a step decoded in
 columns, counters once a step, .98. Not tried in the ledger: rows of samples in a flat file beside LMDB, gathered by
 numpy. Ten million of 168 bytes, a thousand at random: .6 us each with all of their fields, where the get alone is 2.2.
 
