@@ -29,10 +29,13 @@ app = typer.Typer(
     ),
 )
 
-DATA_HELP = (
-    "digits, fashion-mnist, shuttle, moons, rbf-drift, or the path of an .npz with x and y, and perhaps test_x, test_y "
-    "and classes, the names."
-)
+DatasetArgument = Annotated[
+    str,
+    typer.Argument(
+        help="digits, fashion-mnist, shuttle, moons, rbf-drift, or the path of an .npz with x and y, and perhaps "
+        "test_x, test_y and classes, the names."
+    ),
+]
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", envvar="STREAMLEARN_CONFIG", help="TOML file; see deploy/streamlearn.example.toml."),
@@ -173,10 +176,7 @@ def demo(
 
 @app.command()
 def simulate(
-    dataset: Annotated[
-        str,
-        typer.Argument(help=DATA_HELP),
-    ],
+    dataset: DatasetArgument,
     config: ConfigOption = None,
     overrides: SetOption = None,
     rate: Annotated[float, typer.Option(help="Samples a second; 0 is as fast as the log takes them.")] = 0.0,
@@ -192,7 +192,8 @@ def simulate(
     ] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same records.")] = 0,
     id_prefix: Annotated[
-        str | None, typer.Option(help="Before each sample's number in its id; by default data set, seed and drift.")
+        str | None,
+        typer.Option(help="Before each sample's number in its id; default: data set, seed, order, drift."),
     ] = None,
     parent: ParentOption = None,
 ) -> None:
@@ -229,10 +230,7 @@ def simulate(
 
 @app.command()
 def evaluate(
-    dataset: Annotated[
-        str,
-        typer.Argument(help=DATA_HELP),
-    ],
+    dataset: DatasetArgument,
     config: ConfigOption = None,
     overrides: SetOption = None,
     label_probability: Annotated[

@@ -31,6 +31,7 @@ _WILD = 1000.0
 for as long as its square takes to fade. Not within `_TOO_FEW_STEPS`, whose deviation says nothing yet."""
 _TOO_FEW_STEPS = 4
 _ROUNDING = 1e-9
+"""Of the mean: a smaller deviation is that of a constant, summed in another order."""
 _FURTHEST = 6.0
 """In deviations. What is further away counts as this far: a wild value is forgotten, and a lasting one is followed
 all the same, since the deviation grows by an eighth with each such step."""

@@ -320,6 +320,7 @@ class Codec:
         return record
 
     def _class_index(self, value: object) -> int:
+        # As `Schema.class_index` has it, which goes through all names.
         if type(value) is int and not self._numbered and 0 <= value < len(self._names):
             return value
         if isinstance(value, str) and (index := self._names.get(value)) is not None:
