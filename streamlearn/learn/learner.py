@@ -188,7 +188,7 @@ class Learner:
             augment=self._augment,
             generator=self._generator,
             uniform_C=self._uniform_C,
-            said_NC=self._said(x_B[fresh:][: len(batch.trained_ids)]) if self.settings.align == "labels" else None,
+            said_BC=self._said(x_B[: fresh + len(batch.trained_ids)]) if self.settings.align == "labels" else None,
             keys_B=None if batch.keys is None else self._to_device(batch.keys),
         )
         if self._labels == 0 and batch.trained_ids:
@@ -428,10 +428,11 @@ class Learner:
             prepared: Tensor = student.normalise(x_B)
         return prepared
 
-    def _said(self, x_N: Tensor) -> Tensor | None:
-        """The teacher's probabilities (N, C) for clean rows; None of none."""
+    def _said(self, x_B: Tensor) -> Tensor | None:
+        """Probabilities (B, C) for clean rows by who knows labels alone, the twin, or else by the teacher."""
+        witness = (self._trainee if self._twin is None else self._twin.trainee).teacher
         with torch.no_grad():
-            return self._trainee.teacher.net(x_N).softmax(dim=1) if len(x_N) else None
+            return witness.net(x_B).softmax(dim=1) if len(x_B) else None
 
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -74,9 +74,9 @@ class Rows:
     generator: Generator
     uniform_C: Tensor
     """1/n for each of the n classes that have a name, 0 for the others."""
-    said_NC: Tensor | None = None
-    """What the teacher says of the N labelled rows, the first of them, that are learned for the first time; None where
-    there are none, or the targets do not ask."""
+    said_BC: Tensor | None = None
+    """What the witness, the twin or else the teacher, says of the first rows: all fresh ones, and of the labelled ones
+    those that are learned for the first time. None where there are none, or the targets do not ask."""
     keys_B: Tensor | None = None
     """int64, the same for the same sample at any time; None where the method does not ask."""
 

@@ -5,11 +5,17 @@ In this order:
     align    q ~ p * wanted / p(teacher): the classes that the teacher says too often count for less (distribution
              alignment of ReMixMatch, Berthelot et al., 2020; with moving averages as in SoftMatch)
              uniform    wanted is even
-             labels     wanted = (n r + k C even) / (n + k C), of n labels and C classes; r ~ p(teacher) (y + k)/(s + k)
-                        with y the labels of a class, and s what the teacher said of these very samples before it
-                        learned them. It is the ratio estimate of the classes of all samples (Cochran, Sampling
-                        Techniques, 1977, chapter 6): a teacher that favours a class hardly moves it, nor does
-                        whoever labels some classes more often than others. Few labels say little: even classes hold
+             labels     wanted = w r + (1 - w) even: classes as they are in all samples, so far as labels say it.
+                        A witness that no aligned target has pulled (`Rows.said_BC`) says of all samples p, of the
+                        labelled ones before it learns them s, and the labels themselves y, all sums over classes:
+                        r ~ p (y + k)/(s + k), the ratio estimate (Cochran, Sampling Techniques, 1977, chapter 6).
+                        w = max(0, 1 - max(1, R/2) V / D) shrinks it to even classes by as much as it could be
+                        uneven by chance (positive-part James and Stein, 1961): D = |r - even|^2, and V is what D
+                        would be of even classes, the sum over classes of (p / (s + k))^2 (e + k), e the squared
+                        errors of s. R is how far the labelled samples are from being drawn as all are, about 1 if
+                        they are: the mean over classes of z^2, z the deviation of their mean log p from that of
+                        fresh ones in standard errors. Whoever labels one class more often than others so says
+                        little of how common it is
     gate     a weight for each row, by the confidence max q:
              fixed      1 where it is above the threshold, else 0 (FixMatch, Sohn et al., 2020)
              freematch  1 where it is above tau * p_c / max p, for the row's class c; tau and p are moving averages of
@@ -32,8 +38,12 @@ from streamlearn.learn.rows import Rows
 _SOFTMATCH_N = 2.0
 _LEAST_SHARE = 1e-4
 """No class of the teacher is taken for rarer than this, or a class that it has not said yet would weigh thousands."""
-_PRIOR_LABELS = 10.0
+_PRIOR_LABELS = 1.0
 """k: labels of each class that are taken to have come before the first, and that the teacher was right about."""
+_USUAL_SELECTION = 2.0
+"""R that is no sign yet of labels that are drawn otherwise than samples."""
+_LEAST_SAID = 1e-6
+"""No probability is taken for smaller than this in its logarithm: one answer would outweigh all others."""
 _LABEL_FADING = 0.99
 """Of the class counts of labels, for each new label: a horizon of a hundred of them."""
 
@@ -59,7 +69,11 @@ class Targets:
         if align != "none":
             self._kept["model_C"] = uniform.clone()
         if align == "labels":
-            self._kept |= {"label_counts_C": torch.zeros_like(uniform), "said_counts_C": torch.zeros_like(uniform)}
+            sums = ("label_counts_C", "said_counts_C", "squared_errors_C", "deviations_C")
+            self._kept |= {name: torch.zeros_like(uniform) for name in sums}
+            self._kept["squared_weights"] = torch.zeros((), device=device)
+            self._kept["witness_C"] = uniform.clone()
+            self._kept |= {"log_mean_C": uniform.log(), "log_variance_C": torch.ones_like(uniform)}
         if gate == "freematch":
             self._kept["gated_C"] = uniform.clone()
         if gate in {"freematch", "softmatch"}:
@@ -104,23 +118,48 @@ class Targets:
     def _aligned(self, q_BC: Tensor, rows: Rows) -> Tensor:
         fresh = rows.fresh_count
         model_C = self._moved("model_C", q_BC[:fresh].detach().mean(dim=0) if fresh else None)
-        model_C = model_C.clamp_min(_LEAST_SHARE)
-        wanted_C = rows.uniform_C if self._align == "uniform" else self._classes_of_all(model_C, rows)
-        q_BC = q_BC * (wanted_C / model_C)
+        wanted_C = rows.uniform_C if self._align == "uniform" else self._classes_of_all(rows)
+        q_BC = q_BC * (wanted_C / model_C.clamp_min(_LEAST_SHARE))
         return q_BC / q_BC.sum(dim=1, keepdim=True)
 
-    def _classes_of_all(self, model_C: Tensor, rows: Rows) -> Tensor:
-        labels_C, said_C = self._kept["label_counts_C"], self._kept["said_counts_C"]
-        if rows.said_NC is not None:
-            new_N = rows.labels_B[rows.fresh_count :][: len(rows.said_NC)]
-            fading = _LABEL_FADING ** len(new_N)
-            labels_C = labels_C * fading + torch.nn.functional.one_hot(new_N, len(labels_C)).sum(dim=0)
-            said_C = said_C * fading + rows.said_NC.sum(dim=0)
-            self._next |= {"label_counts_C": labels_C, "said_counts_C": said_C}
-        even_C = rows.uniform_C
-        ratio_C = model_C * (labels_C + _PRIOR_LABELS) / (said_C + _PRIOR_LABELS) * (even_C > 0)
-        labels, prior_labels = labels_C.sum(), _PRIOR_LABELS * (even_C > 0).sum()
-        return (labels * ratio_C / ratio_C.sum() + prior_labels * even_C) / (labels + prior_labels)
+    def _classes_of_all(self, rows: Rows) -> Tensor:
+        if rows.said_BC is not None:
+            said_FC, said_NC = rows.said_BC[: rows.fresh_count], rows.said_BC[rows.fresh_count :]
+            if len(said_FC):
+                self._moved("witness_C", said_FC.mean(dim=0))
+                log_FC = said_FC.clamp_min(_LEAST_SAID).log()
+                self._next["log_mean_C"] = log_FC.mean(dim=0)
+                self._moved("log_variance_C", log_FC.var(dim=0, unbiased=False))
+            if len(said_NC):
+                self._count_labels(said_NC, rows.labels_B[rows.fresh_count :][: len(said_NC)])
+        labels_C, said_C, errors_C = (self._now(f"{of}_C") for of in ("label_counts", "said_counts", "squared_errors"))
+        even_C, k = rows.uniform_C, _PRIOR_LABELS
+        named_C = even_C > 0
+        share_C = self._now("witness_C").clamp_min(_LEAST_SHARE) / (said_C + k) * named_C
+        ratio_C = share_C * (labels_C + k)
+        total = ratio_C.sum()
+        spread = (ratio_C / total - even_C).square().sum()
+        by_chance = (share_C / total).square() @ (errors_C + k)
+        weights = self._now("squared_weights").clamp_min(1.0)
+        selection = (self._now("deviations_C").square() * named_C).sum() / named_C.sum() / weights
+        by_chance = by_chance * (selection / _USUAL_SELECTION).clamp_min(1.0)
+        trust = (1.0 - by_chance / spread.clamp_min(1e-12)).clamp_min(0.0)
+        return torch.lerp(even_C, ratio_C / total, trust)
+
+    def _count_labels(self, said_NC: Tensor, labels_N: Tensor) -> None:
+        """Add what was said of new labelled rows, and what they are, to the sums, in which older ones fade."""
+        fading = _LABEL_FADING ** len(labels_N)
+        one_hot_NC = torch.nn.functional.one_hot(labels_N, said_NC.shape[1]).to(said_NC.dtype)
+        deviations_NC = said_NC.clamp_min(_LEAST_SAID).log() - self._now("log_mean_C")
+        scale_C = self._now("log_variance_C").sqrt().clamp_min(_LEAST_SAID)
+        for name, value, fade in (
+            ("label_counts_C", one_hot_NC.sum(dim=0), fading),
+            ("said_counts_C", said_NC.sum(dim=0), fading),
+            ("deviations_C", deviations_NC.sum(dim=0) / scale_C, fading),
+            ("squared_errors_C", (one_hot_NC - said_NC).square().sum(dim=0), fading**2),
+            ("squared_weights", torch.full_like(self._kept["squared_weights"], len(labels_N)), fading**2),
+        ):
+            self._next[name] = self._kept[name] * fade + value
 
     def _weights(self, q_BC: Tensor, fresh: int) -> Tensor:
         confidence_B, class_B = q_BC.max(dim=1)
@@ -134,6 +173,10 @@ class Targets:
         variance = self._moved("variance", seen_F.var(unbiased=fresh > 1) if fresh else None)
         below_B = (confidence_B - mean).clamp_max(0.0)
         return torch.exp(-(below_B**2) * _SOFTMATCH_N**2 / (2.0 * variance.clamp_min(1e-12)))
+
+    def _now(self, name: str) -> Tensor:
+        """What is kept under a name, as this step has made it."""
+        return self._next.get(name, self._kept[name])
 
     def _moved(self, name: str, towards: Tensor | None) -> Tensor:
         """The average one step on; as it is where nothing was seen."""

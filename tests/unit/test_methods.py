@@ -154,47 +154,93 @@ class TestTargets:
         wanted = p * (1 / 3) / model
         np.testing.assert_allclose(made, wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
 
-    def test_alignment_to_labels_is_a_ratio_estimate_of_the_classes_of_all(self):
-        """Of new labels against what the teacher said of the same rows; ten of each class came before, even ones."""
+    @pytest.mark.parametrize("steps", [1, 60])
+    def test_alignment_to_labels_is_a_ratio_estimate_shrunk_by_what_chance_would_do(self, steps):
+        """Against the same formulas, with the weight of each label worked out from its age."""
         targets = Targets(classes=3, device=CPU, align="labels", momentum=0.9)
-        said = torch.tensor([[0.5, 0.25, 0.25], [0.6, 0.2, 0.2]])
-        of = rows(fresh=3, labelled=3, said_NC=said)  # labels 0, 1, 2, of which the first two are new
+        rng = np.random.default_rng(1)
+        y_N = rng.choice(3, steps * 2, p=[0.7, 0.2, 0.1])
+        said_N3 = rng.dirichlet([1.0, 1.0, 1.0], len(y_N)) * 0.3 + 0.7 * np.eye(3)[y_N]
+        fresh_SF3 = rng.dirichlet([2.8, 0.8, 0.4], (steps, 5))
+        teacher_SF3 = rng.dirichlet([1.0, 1.0, 2.0], (steps, 5))
 
-        made, _ = targets.make(self.LOGITS, of)
+        for step in range(steps):
+            new = slice(2 * step, 2 * step + 2)
+            of = rows(fresh=5, labelled=3, said_BC=torch.from_numpy(np.vstack((fresh_SF3[step], said_N3[new]))).float())
+            of.labels_B[5:7] = torch.from_numpy(y_N[new])  # the third is learned again
+            made, _ = targets.make(torch.from_numpy(teacher_SF3[step]).float().log(), of)
+            targets.settle(NO)
 
-        p = _softmax(self.LOGITS.numpy().astype(float))
-        model = 0.9 / 3 + 0.1 * p[:3].mean(axis=0)
-        ratio = model * np.array([11.0, 11.0, 10.0]) / np.array([11.1, 10.45, 10.45])
-        expected = (2 * ratio / ratio.sum() + 30 / 3) / 32
-        wanted = p * expected / model
-        np.testing.assert_allclose(made.numpy(), wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
+        age_N = 2 * (steps - 1 - np.arange(len(y_N)) // 2)
+        weight_N1 = (0.99**age_N)[:, None]
+        model, witness, variance, z_N3 = np.full(3, 1 / 3), np.full(3, 1 / 3), np.ones(3), np.zeros_like(said_N3)
+        for step, fresh in enumerate(fresh_SF3):
+            model = 0.9 * model + 0.1 * teacher_SF3[step].mean(0)
+            witness = 0.9 * witness + 0.1 * fresh.mean(0)
+            variance = 0.9 * variance + 0.1 * np.log(fresh).var(0)
+            new = slice(2 * step, 2 * step + 2)
+            z_N3[new] = (np.log(said_N3[new]) - np.log(fresh).mean(0)) / np.sqrt(variance)
+        y, said = (weight_N1 * np.eye(3)[y_N]).sum(0), (weight_N1 * said_N3).sum(0)
+        ratio = witness * (y + 1) / (said + 1)
+        spread = ((ratio / ratio.sum() - 1 / 3) ** 2).sum()
+        errors = (weight_N1**2 * (np.eye(3)[y_N] - said_N3) ** 2).sum(0)
+        chance = ((witness / (said + 1) / ratio.sum()) ** 2 * (errors + 1)).sum()
+        selection = ((weight_N1 * z_N3).sum(0) ** 2 / (weight_N1**2).sum()).mean()
+        trust = max(0.0, 1 - chance * max(1.0, selection / 2) / spread)
+        expected = trust * ratio / ratio.sum() + (1 - trust) / 3
+        wanted = teacher_SF3[-1] * expected / model
+        np.testing.assert_allclose(made.numpy(), wanted / wanted.sum(1, keepdims=True), rtol=2e-4)
+        assert (trust > 0.5) == (steps > 1), "a case that is to show both"
 
-    @pytest.mark.parametrize("labelled_shares", [[0.6, 0.3, 0.1], [0.1, 0.1, 0.8]])
-    @pytest.mark.parametrize("favoured", [1.0, 2.0])
-    def test_alignment_finds_the_classes_of_all_whoever_favours_some(self, labelled_shares, favoured):
-        """The teacher says class 0 too often, the labels are of class 2: neither is taken for how common it is."""
+    SHARES = np.array([0.6, 0.3, 0.1])
+
+    def classes_found(
+        self, *, labelled_shares: object, steps: int, accuracy: float, favoured: float = 1.0
+    ) -> np.ndarray:
+        """What targets are aligned to, where samples are of `SHARES`."""
         rng = np.random.default_rng(0)
-        shares = np.array([0.6, 0.3, 0.1])
-        says_CC = torch.full((3, 3), 0.02) + 0.94 * torch.eye(3)  # of each true class
+        says_CC = torch.full((3, 3), (1 - accuracy) / 2) + (1.5 * accuracy - 0.5) * torch.eye(3)  # of each true class
         says_CC[:, 0] *= favoured
         says_CC /= says_CC.sum(1, keepdim=True)
         targets = Targets(classes=3, device=CPU, align="labels", momentum=0.99)
-
-        for _ in range(500):
-            y_F, y_L = (torch.from_numpy(rng.choice(3, 64, p=p)) for p in (shares, labelled_shares))
-            of = rows(fresh=64, labelled=64, said_NC=says_CC[y_L])
+        for _ in range(steps):
+            y_F, y_L = (torch.from_numpy(rng.choice(3, 64, p=p)) for p in (self.SHARES, labelled_shares))
+            of = rows(fresh=64, labelled=64, said_BC=says_CC[torch.cat((y_F, y_L))])
             of.labels_B[64:] = y_L
             made, _ = targets.make(says_CC[y_F].log(), of)
             targets.settle(NO)
-
         towards = (made / says_CC[y_F]).mean(0) * targets.tensors()["model_C"]  # up to a factor
-        assert np.abs((towards / towards.sum()).numpy() - shares).max() < 0.1
+        return (towards / towards.sum()).numpy()
+
+    @pytest.mark.parametrize("favoured", [1.0, 2.0])
+    def test_alignment_finds_the_classes_of_all_where_labels_are_drawn_as_samples_are(self, favoured):
+        """A teacher that says one class too often does not make it commoner."""
+        found = self.classes_found(labelled_shares=self.SHARES, steps=500, accuracy=0.9, favoured=favoured)
+
+        assert np.abs(found - self.SHARES).max() < 0.05
+
+    def test_alignment_is_to_even_classes_where_labels_are_drawn_otherwise(self):
+        """Nine of ten labels of one class are no sign that samples are, nor is it a teacher that says so."""
+        found = self.classes_found(labelled_shares=[0.05, 0.05, 0.9], steps=500, accuracy=0.5, favoured=1.0)
+
+        assert np.abs(found - 1 / 3).max() < 0.02
+
+    def test_alignment_is_to_even_classes_before_there_are_labels(self):
+        """Whatever an untrained teacher says."""
+        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.5)
+
+        made, _ = targets.make(self.LOGITS, rows(fresh=3, labelled=1))
+
+        p = _softmax(self.LOGITS.numpy().astype(float))
+        wanted = p / (0.5 / 3 + 0.5 * p[:3].mean(axis=0))
+        np.testing.assert_allclose(made.numpy(), wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
 
     def test_what_was_seen_is_forgotten_with_the_teacher_that_said_it(self):
         """After a rollback, or a change of the world: as at first."""
         targets = Targets(classes=3, device=CPU, align="labels", gate="softmatch", momentum=0.9)
         first = {name: tensor.clone() for name, tensor in targets.tensors().items()}
-        targets.make(self.LOGITS, rows(fresh=3, labelled=3, said_NC=torch.tensor([[0.5, 0.25, 0.25]])))
+        said_BC = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.6, 0.1, 0.3]])
+        targets.make(self.LOGITS, rows(fresh=3, labelled=3, said_BC=said_BC))
         targets.settle(NO)
         assert not any(torch.equal(tensor, first[name]) for name, tensor in targets.tensors().items())
 
