@@ -37,9 +37,9 @@ from streamlearn.learn.rows import Rows
 
 _SOFTMATCH_N = 2.0
 _LEAST_SHARE = 1e-4
-"""No class of the teacher is taken for rarer than this, or a class that it has not said yet would weigh thousands."""
+"""No class is taken to be said more rarely, or one that a network has not said yet would weigh thousands."""
 _PRIOR_LABELS = 1.0
-"""k: labels of each class that are taken to have come before the first, and that the teacher was right about."""
+"""k: labels of each class that are taken to have come before the first, and that the witness was right about."""
 _USUAL_SELECTION = 2.0
 """R that is no sign yet of labels that are drawn otherwise than samples."""
 _LEAST_SAID = 1e-6
