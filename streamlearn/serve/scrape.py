@@ -15,6 +15,8 @@ from streamlearn.metrics import ServerMetrics
 TIMEOUT_S = 1.0
 MAX_BYTES = 8 << 20
 _SCRAPE_FAILED = "streamlearn_scrape_failed{"
+# Whom we ask is on this machine. By default urllib asks HTTP_PROXY even for loopback, and a proxy knows no learner.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 _COMMENT = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.*)", re.DOTALL)
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+(?: -?\d+)?)", re.DOTALL)
@@ -58,7 +60,7 @@ def fetch(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
     if not url.startswith("http://"):
         return None
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as reply:  # noqa: S310  the scheme is checked above
+        with _open(url, timeout=timeout_s) as reply:
             body: bytes = reply.read(MAX_BYTES + 1)
         text = body.decode()
         merge({"": text})

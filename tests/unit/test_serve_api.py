@@ -1164,6 +1164,21 @@ class TestMetricsRoute:
         assert 'streamlearn_steps_total{process="learner"} 1.0' in reply.text
         assert 'streamlearn_scrape_failed{process="server-0",target="learner"} 0.0' in reply.text
 
+    def test_a_proxy_is_not_asked_for_them(self, client, served, monkeypatch):
+        """They are on this machine, whatever way out of it the environment names."""
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:1")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        server, port = start_http(LearnerMetrics(version="1").registry, "127.0.0.1", 0)
+        served.siblings = {"learner": f"http://127.0.0.1:{port}/metrics"}
+        try:
+            told = client.get("/metrics").text
+        finally:
+            server.close()
+
+        assert 'streamlearn_scrape_failed{process="server-0",target="learner"} 0.0' in told
+
     def test_whom_a_sibling_could_not_reach_long_ago_is_not_told(self, client, served):
         """Else a learner that is back would be away for as long as no scrape comes to that other server again."""
         other = ServerMetrics(version="1")
