@@ -29,6 +29,8 @@ NOT_SETTINGS = (
     "STREAMLEARN_MEMORY",
 )
 """Variables of this package that are no settings: the tests' own, the file's path, and the compose file's."""
+_OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
+"""What it gives every pod where a Service is called streamlearn; a setting has two underscores after its table."""
 
 Tree = dict[str, Any]
 """Tables within tables."""
@@ -69,7 +71,7 @@ def _read_environment(environ: Mapping[str, str]) -> Tree:
     dotted = {
         name.removeprefix(ENV_PREFIX).lower().replace("__", "."): from_text(value)
         for name, value in environ.items()
-        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS
+        if name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS and not _OF_KUBERNETES.fullmatch(name)
     }
     return _nest(dotted)
 

@@ -56,6 +56,22 @@ class TestPrecedence:
 
         assert load_config(environ=own) == load_config(environ={})
 
+    def test_what_kubernetes_gives_a_pod_is_no_setting(self) -> None:
+        """Where a Service is called streamlearn, with a named and an unnamed port."""
+        given = {
+            "STREAMLEARN_SERVICE_HOST": "10.0.0.7",
+            "STREAMLEARN_SERVICE_PORT": "8080",
+            "STREAMLEARN_SERVICE_PORT_HTTP": "8080",
+            "STREAMLEARN_PORT": "tcp://10.0.0.7:8080",
+            "STREAMLEARN_PORT_8080_TCP": "tcp://10.0.0.7:8080",
+            "STREAMLEARN_PORT_8080_TCP_PROTO": "tcp",
+            "STREAMLEARN_PORT_8080_TCP_PORT": "8080",
+            "STREAMLEARN_PORT_8080_TCP_ADDR": "10.0.0.7",
+        }
+
+        assert load_config(environ=given) == load_config(environ={})
+        assert "serve_port: there is no such setting" in message({"STREAMLEARN_SERVE_PORT": "1"})
+
 
 class TestErrors:
     def test_all_come_at_once_with_key_value_bound_and_source(self) -> None:
