@@ -301,6 +301,27 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         ["StreamlearnRecordsDeadLettered"],
     ),
     "retention overtakes the reader": ({UP: "1x60", TRIMMED: "0x50 700x10"}, ["StreamlearnRecordsTrimmed"]),
+    "a learner is back and its first figures tell it all": (
+        {
+            UP: "1x60",
+            TRIMMED: "_x50 700x10",
+            SKIPPED: "_x50 5x10",
+            ACTED.format("roll_back"): "_x50 1x10",
+            DRIFT: "_x50 1x10",
+        },
+        ["StreamlearnRecordsTrimmed", "StreamlearnNonFiniteSteps", "StreamlearnGuardActed", "StreamlearnDrift"],
+    ),
+    "a learner is back and has lost nothing": (
+        {
+            UP: "1x60",
+            TRIMMED: "_x50 0x10",
+            SKIPPED: "_x50 0x10",
+            ACTED.format("keep_good"): "_x50 3x10",
+            DRIFT: "_x50 0x10",
+        },
+        [],
+    ),
+    "what a learner found when it was back is long over": ({UP: "1x60", SKIPPED: "_x10 5x50"}, []),
     "the disk is full": ({UP: "1x60", STEPS: "0+600x60", CHECKPOINT: "0+60x30 1800x30"}, ["StreamlearnCheckpointOld"]),
     "an idle learner saves nothing": ({UP: "1x60", STEPS: "600x60", CHECKPOINT: "60x60"}, []),
     "one of two servers keeps its old teacher": (
