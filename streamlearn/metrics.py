@@ -175,6 +175,7 @@ LEARNER_METRICS = (
     Metric("store_payload_bytes", "gauge", "Payloads in the sample store, in bytes."),
     Metric("memory_rows", "gauge", "Rows of the labelled memory."),
     Metric("consumer_lag_records", "gauge", "Records in the log that are not read yet.", ("topic", "partition")),
+    Metric("log_available", "gauge", "0 while the log cannot be read; NaN before the first look."),
     Metric("published_step", "gauge", "Step of the published teacher; 0 before the first."),
     Metric("published_timestamp_seconds", "gauge", "When it was published, since the epoch; 0 before the first."),
     Metric("checkpoint_duration_seconds", "histogram", "Time to save a checkpoint.", buckets=SAVE_BUCKETS_S),
@@ -260,6 +261,7 @@ class LearnerMetrics(_Metrics):
             "score",
             "label_time_accuracy_ratio",
             "teacher_trust_ratio",
+            "log_available",
         )
         unknown += ("ssl_gain_ratio", "labelled_share_ratio", "label_confidence_gap_ratio")
         unknown += ("label_class_mix_distance_ratio", "prediction_entropy_ratio")
@@ -389,6 +391,10 @@ class LearnerMetrics(_Metrics):
     def lag(self, topic: str, partition: int, records: int) -> None:
         """Records of one partition that are not read yet; `topic` is its name in the log."""
         self._get(Gauge, "consumer_lag_records", topic, str(partition)).set(records)
+
+    def log_available(self, *, available: bool) -> None:
+        """Whether the log can be read: lag does not tell, since nobody counts what an absent log holds."""
+        self._get(Gauge, "log_available").set(available)
 
     def published(self, step: int, published_at_s: float) -> None:
         """A teacher became what servers answer with."""

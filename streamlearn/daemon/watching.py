@@ -154,6 +154,8 @@ class Watch:
         lag = self._feed.lag()
         for partition, records in lag.items():
             metrics.lag(partition.topic, partition.partition, records)
+        available = self._feed.available
+        metrics.log_available(available=available)
         accuracy = {
             "prequential": self._accuracy(parts.board.prequential, metrics.accuracy),
             "oracle": self._accuracy(parts.board.oracle, metrics.oracle_accuracy),
@@ -161,7 +163,7 @@ class Watch:
         guarding = self._judge(parts)
         self._snapshot = {
             **self._snapshot,
-            "state": state if self._feed.available else "log unavailable",
+            "state": state if available else "log unavailable",
             "time_s": time.time(),
             "step": parts.learner.step,
             "published_step": self._published_step,

@@ -190,9 +190,11 @@ def _learner_lacking(status: Mapping[str, Any] | None, now_s: float, stale_after
 
 
 def _notes(parts: ServerParts, status: Mapping[str, Any] | None) -> list[str]:
-    """What to know that takes no readiness away: that a version is pinned, and what the learner's guard has found."""
+    """What to know that takes no readiness away: a pinned version, a log that is away, what the guard has found."""
     guard = None if status is None else status.get("guard")
     notes = parts.predictor.notes()
+    if status is not None and status.get("state") == "log unavailable":
+        notes.append("the learner cannot read the log, and learns nothing until it is back")
     if isinstance(guard, dict):
         if reasons := [str(reason) for reason in guard.get("reasons", ())]:
             notes.append(f"the learner's guard finds the model {', '.join(reasons)}")

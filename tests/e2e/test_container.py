@@ -220,6 +220,7 @@ UP = 'up{job="streamlearn", instance="a"}'
 STEPS = 'streamlearn_steps_total{instance="a", process="learner"}'
 LAST_STEP = 'streamlearn_last_step_timestamp_seconds{instance="a", process="learner"}'
 LAG = 'streamlearn_consumer_lag_records{instance="a", process="learner", topic="samples", partition="0"}'
+LOG = 'streamlearn_log_available{instance="a", process="learner"}'
 CHECKPOINT = 'streamlearn_checkpoint_last_success_timestamp_seconds{instance="a", process="learner"}'
 MODEL = 'streamlearn_model_timestamp_seconds{instance="a", process="server-0"}'
 ACCURACY = (
@@ -249,6 +250,7 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
             STEPS: "0+600x60",
             LAST_STEP: "0+60x60",
             LAG: "20000x60",
+            LOG: "1x60",
             CHECKPOINT: "0+60x60",
             MODEL: "0+60x60",
             PINNED: "0x60",
@@ -279,6 +281,12 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         ["StreamlearnLearningStalled"],
     ),
     "the learner has nothing to read": ({UP: "1x60", LAST_STEP: "0+60x30 1800x30", LAG: "0x60"}, []),
+    "the log is away from a learner that had caught up": (
+        {UP: "1x60", LAST_STEP: "0+60x30 1800x30", LAG: "0x60", LOG: "1x30 0x30"},
+        ["StreamlearnLogAway"],
+    ),
+    "the log was away for a moment": ({UP: "1x60", LOG: "1x50 0x3 1x7"}, []),
+    "a learner restores its state": ({UP: "1x60", LOG: 60 * "NaN "}, []),
     "the learner falls behind": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+1000x60"}, ["StreamlearnLagGrowing"]),
     "a small lag grows": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+100x60"}, []),
     "samples are passed by": ({UP: "1x60", THINNED: "0+600x60"}, ["StreamlearnSamplesThinned"]),
@@ -332,7 +340,7 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
     "the model has collapsed and nothing helps": ({UP: "1x60", FROZEN: "0x40 1x20"}, ["StreamlearnPublicationFrozen"]),
     "the twin was adopted": ({UP: "1x60", ACTED.format("adopt_twin"): "0x50 1x10"}, ["StreamlearnGuardActed"]),
     "the errors have changed": ({UP: "1x60", DRIFT: "0x50 1x10"}, ["StreamlearnDrift"]),
-    "the log is away": ({UP: "1x60", PREDICT_OK: "0+6000x60", PREDICT_503: "0+120x60"}, ["StreamlearnRequestsFailing"]),
+    "appends fail": ({UP: "1x60", PREDICT_OK: "0+6000x60", PREDICT_503: "0+120x60"}, ["StreamlearnRequestsFailing"]),
     "more is asked than can be answered": ({UP: "1x60", REJECTED: "0+60x60"}, ["StreamlearnRequestsRejected"]),
 }
 

@@ -39,6 +39,7 @@ def busy_learner() -> LearnerMetrics:
     metrics.ledger({"waiting": 3, "joined": 5}, samples=9, payload_bytes=700)
     metrics.memory(6)
     metrics.lag("clicks", 3, 12)
+    metrics.log_available(available=True)
     metrics.published(40, 1001.0)
     metrics.checkpoint_saved(39, duration_s=0.1, size_bytes=123, now_s=1002.0)
     return metrics

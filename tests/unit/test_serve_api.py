@@ -983,6 +983,13 @@ class TestModelAndHealth:
                 ["learner not seen for 61 s (last state: stopped)"],
             ),
             (True, {"time_s": 1_000_000.0 - 61.0}, "?require_learner=false", 200, ["learner not seen for 61 s"]),
+            (
+                True,
+                {"time_s": 1_000_000.0, "state": "log unavailable"},
+                "",
+                200,
+                ["the learner cannot read the log, and learns nothing until it is back"],
+            ),
             (True, None, "", 503, ["no learner has been seen"]),
             (True, {"time_s": "then"}, "", 503, ["no learner has been seen"]),
             (False, {"time_s": 1_000_000.0}, "", 503, ["no teacher is published yet"]),

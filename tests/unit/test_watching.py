@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -237,6 +238,7 @@ class TestHeartbeat:
 
         assert (said["pid"], said["state"], said["step"], said["published_step"]) == (os.getpid(), "learning", 0, 0)
         assert said["metrics_port"] > 0
+        assert learner.metric("log_available") == 1
         assert said["accounts"] == learner.parts.accounts.as_dict()
         assert said["ledger"]["joined"] == 0
         assert said["memory_rows"] == 0
@@ -264,12 +266,16 @@ class TestHeartbeat:
         assert [(line["event"], line["step"], line["size_bytes"]) for line in lines] == [("checkpoint_saved", 40, 1000)]
 
     def test_says_that_the_log_is_away(self, learner: Learning) -> None:
-        """While it is; the loop goes on coming round."""
+        """While it is; the loop goes on coming round. A learner that had caught up has no lag that would grow."""
+        before = learner.metric("log_available")
         learner.log.fail("poll", LogUnavailableError("away"), times=1000)
         learner.wired.start()
         until(lambda: not learner.wired.feed.available, "the log to be missed", 5.0)
 
         learner.watch.look()
+        assert (learner.metric("log_available"), learner.watch._snapshot["lag_records"]) == (0, 0)
+        assert before is not None
+        assert math.isnan(before)
         learner.watch.stop("stopped")
 
         assert learner.watch._snapshot["state"] == "stopped"
