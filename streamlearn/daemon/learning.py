@@ -164,6 +164,7 @@ class _Wired:
             paths.heartbeat,
             paths.scores,
             self.feed,
+            metrics_host=config.metrics.host,
             metrics_port=port,
             watching=watching,
             files=FencedFiles(fence),

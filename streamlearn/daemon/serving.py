@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import json
 import os
 import socket
@@ -153,8 +154,20 @@ def _siblings(paths: StatePaths, own_name: str) -> dict[str, str]:
     for name, path in sorted(cards.items()):
         status = read_status(path)
         if status is not None and _is_alive(status.get("pid")) and status.get("metrics_port"):
-            found[name] = f"http://127.0.0.1:{int(status['metrics_port'])}/metrics"
+            found[name] = f"http://{_to_ask(status.get('metrics_host'))}:{int(status['metrics_port'])}/metrics"
     return found
+
+
+def _to_ask(host: object) -> str:
+    """The address, as a URL has it, of who listens on `host`: a server's card names none, and is on loopback."""
+    if not isinstance(host, str) or not host:
+        return "127.0.0.1"
+    with contextlib.suppress(ValueError):  # else it is a name
+        address = ipaddress.ip_address(host)
+        if address.is_unspecified:  # listens on every address, and is none to ask itself
+            return "127.0.0.1" if address.version == 4 else "[::1]"
+    # A link-local address names its interface after a %, which begins an escape in a URL.
+    return f"[{host.replace('%', '%25')}]" if ":" in host else host
 
 
 def _is_alive(pid: object) -> bool:

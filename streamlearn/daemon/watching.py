@@ -44,6 +44,7 @@ class Watch:
         scores: Path,
         feed: Feed,
         *,
+        metrics_host: str,
         metrics_port: int,
         watching: Watching | None = None,
         files: Files = DISK,
@@ -56,7 +57,8 @@ class Watch:
         self._parts: Parts | None = None
         self._slow_at_s = float("-inf")
         self._counted: Counter[str] = Counter()
-        self._snapshot: dict[str, Any] = {"pid": os.getpid(), "metrics_port": metrics_port, "state": "starting"}
+        exposed = {"metrics_host": metrics_host, "metrics_port": metrics_port}
+        self._snapshot: dict[str, Any] = {"pid": os.getpid(), **exposed, "state": "starting"}
         self._scores: dict[str, Any] = {}
         self._windows_told = 0
         self._saved: Saved | None = None

@@ -54,7 +54,7 @@ class ServerParts:
     learner_status: Callable[[], Mapping[str, Any] | None]
     """The learner's heartbeat (`state.status.read_status`); None where none was ever seen."""
     siblings: Callable[[], Mapping[str, str]] = dict
-    """Process name to the URL of its own bare /metrics on loopback (`metrics.start_http`), never a merged one."""
+    """Process name to the URL of its own bare /metrics on this machine (`metrics.start_http`), never a merged one."""
     scores: Callable[[], Mapping[str, Any] | None] = lambda: None
     """What the learner says of how good the model is; None before it has said anything."""
     wanted: WantedSource | None = None

@@ -22,6 +22,8 @@ from streamlearn.config import Config, load_config
 from streamlearn.daemon.serving import _registered, _settings, _siblings, serve
 from streamlearn.daemon.wiring import StatePaths, listen
 from streamlearn.errors import ConfigError
+from streamlearn.metrics import LearnerMetrics, start_http
+from streamlearn.serve.scrape import fetch
 from streamlearn.state.status import write_status
 
 torch.set_num_threads(1)
@@ -97,6 +99,36 @@ class TestSiblings:
             "learner": "http://127.0.0.1:9109/metrics",
             "server-1": "http://127.0.0.1:1001/metrics",
         }
+
+    @pytest.mark.parametrize(
+        ("host", "asked"),
+        [
+            ("10.0.0.7", "10.0.0.7"),
+            ("0.0.0.0", "127.0.0.1"),
+            ("::", "[::1]"),
+            ("::1", "[::1]"),
+            ("fe80::7%eth0", "[fe80::7%25eth0]"),
+            ("localhost", "localhost"),
+            ("", "127.0.0.1"),
+        ],
+    )
+    def test_a_learner_is_asked_where_it_listens(self, tmp_path: Path, host: str, asked: str) -> None:
+        """Whatever `metrics.host` is; one that listens everywhere is asked on loopback of that family."""
+        paths = StatePaths(tmp_path)
+        write_status(paths.heartbeat, {"pid": os.getpid(), "metrics_host": host, "metrics_port": 9109})
+
+        assert _siblings(paths, "server-0") == {"learner": f"http://{asked}:9109/metrics"}
+
+    def test_a_learner_beside_loopback_answers(self, tmp_path: Path) -> None:
+        """It listens on an address that is not 127.0.0.1, and on that one alone."""
+        paths = StatePaths(tmp_path)
+        exposed, port = start_http(LearnerMetrics(version="1").registry, "127.0.0.2", 0)
+        with contextlib.closing(exposed):
+            write_status(paths.heartbeat, {"pid": os.getpid(), "metrics_host": "127.0.0.2", "metrics_port": port})
+            text = fetch(_siblings(paths, "server-0")["learner"])
+
+        assert text is not None
+        assert "streamlearn_steps_total 0.0" in text
 
     def test_a_dead_learner_is_asked_where_nobody_answers(self, tmp_path: Path) -> None:
         """Its heartbeat outlives it; its port may be another's now, and its absence must show as a failed scrape."""

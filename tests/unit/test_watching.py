@@ -237,6 +237,7 @@ class TestHeartbeat:
         said = until(learner.status, "a heartbeat", 5.0)
 
         assert (said["pid"], said["state"], said["step"], said["published_step"]) == (os.getpid(), "learning", 0, 0)
+        assert said["metrics_host"] == "127.0.0.1"
         assert said["metrics_port"] > 0
         assert learner.metric("log_available") == 1
         assert said["accounts"] == learner.parts.accounts.as_dict()
