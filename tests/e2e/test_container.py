@@ -65,6 +65,12 @@ class TestImage:
         assert re.search(r'^ENTRYPOINT \["streamlearn"\]$', final, re.M)
         assert re.search(r'^CMD \["run", ', final, re.M)
 
+    def test_numpy_starts_no_thread_for_each_core(self) -> None:
+        """Learner, supervisor and servers together would pass the bound on processes on a machine of many."""
+        final = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+
+        assert re.search(r"^ENV OPENBLAS_NUM_THREADS=1$", final, re.M)
+
     def test_all_that_is_copied_is_sent_to_the_engine(self) -> None:
         """Each source of a COPY from the context is let through by .dockerignore, and nothing else is."""
         copied = {
