@@ -374,19 +374,15 @@ class EmbeddedReader:
         self._turn += 1
         order = order[self._turn % len(order) :] + order[: self._turn % len(order)] if order else order
         records: list[Record] = []
-        for left, partition in zip(range(len(order), 0, -1), order, strict=True):
-            records += self._read(partition, -(-(max_records - len(records)) // left))
-        for partition in order:
-            if len(records) < max_records:
-                records += self._read(partition, max_records - len(records))
-        return records
-
-    def _read(self, partition: TopicPartition, max_records: int) -> list[Record]:
-        if max_records <= 0:
-            return []
-        number = self._numbers[partition]
-        records = read_records(self._db, partition, number, self._next_offsets[partition], max_records)
-        self._next_offsets[partition] += len(records)
+        read_to = dict(self._next_offsets)
+        shares = [*zip(range(len(order), 0, -1), order, strict=True), *((1, partition) for partition in order)]
+        for left, partition in shares:
+            if (wanted_here := -(-(max_records - len(records)) // left)) > 0:
+                number = self._numbers[partition]
+                found = read_records(self._db, partition, number, read_to[partition], wanted_here)
+                read_to[partition] += len(found)
+                records += found
+        self._next_offsets = read_to  # not before: what was taken is lost where a later partition cannot be read
         return records
 
     def seek(self, partition: TopicPartition, offset: int) -> None:

@@ -462,3 +462,39 @@ def test_a_poll_shares_its_records_among_partitions(log_path: Path) -> None:
 
     counts = [sum(record.position.partition == partition for record in records) for partition in (0, 1)]
     assert counts == [50, 50]
+
+
+@pytest.mark.parametrize("skipping", [True, False])
+def test_a_partition_that_cannot_be_read_takes_nothing_from_the_others(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch, *, skipping: bool
+) -> None:
+    """Trimmed under the reader, or an error of the disk: what was taken before it in that poll comes again."""
+    both = [TopicPartition("t", 0), TopicPartition("t", 1)]
+    with closing(EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)) as log:
+        log.create_topics({"t": 2})
+        log.append("t", [NewRecord(str(i).encode(), b"v") for i in range(200)])
+        reader = log.reader(dict.fromkeys(both, 0))
+        if skipping:
+            reader.seek(both[0], 10_000)  # out of range, as a trimmed one is
+            with pytest.raises(OffsetOutOfRangeError):
+                reader.poll(both, 1000, 1.0)
+            with pytest.raises(OffsetOutOfRangeError):
+                reader.poll(both, 1000, 1.0)
+            reader.seek(both[0], 0)
+        else:
+            read, calls = embedded.read_records, []
+
+            def fails_once(*asked: object) -> object:
+                calls.append(asked)
+                if len(calls) == 2:
+                    raise sqlite3.OperationalError("disk I/O error")
+                return read(*asked)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(embedded, "read_records", fails_once)
+            with pytest.raises(LogError):
+                reader.poll(both, 1000, 1.0)
+
+        records = reader.poll(both, 1000, 1.0)
+        reader.close()
+
+    assert sorted(record.key or b"" for record in records) == sorted(str(i).encode() for i in range(200))
