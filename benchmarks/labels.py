@@ -148,7 +148,7 @@ class LedgerSide:
         self._ledger = Ledger(
             folder,
             schema=Schema((PAYLOAD_BYTES,), np.dtype(np.uint8), names),
-            read_back=lambda _position: None,
+            read_back=lambda *_: None,
             payload_max_bytes=ids * PAYLOAD_BYTES,
             payload_max_age_s=1e9,
             horizon_s=1e9,

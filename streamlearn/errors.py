@@ -66,6 +66,10 @@ class LogUnavailableError(LogError):
     """The log is away for now; nothing was acknowledged."""
 
 
+class RecordsUnreadableError(LogError):
+    """The log has records there that nobody can decode, now or later: it, or who wrote them, is to be mended."""
+
+
 class OffsetOutOfRangeError(LogError):
     """The offset was trimmed by retention, or was never written."""
 

@@ -91,7 +91,7 @@ class Served:
         return Ledger(
             self.folder / "store",
             schema=self.schema,
-            read_back=lambda _: None,
+            read_back=lambda *_: None,
             payload_max_bytes=1 << 20,
             payload_max_age_s=1e6,
             horizon_s=1e6,

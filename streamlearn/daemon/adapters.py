@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -19,10 +20,10 @@ from streamlearn.config import Config
 from streamlearn.daemon.network import model_spec
 from streamlearn.daemon.watching import Watch
 from streamlearn.daemon.wiring import StatePaths
-from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError, RecordError
+from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError, RecordError, RecordsUnreadableError
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec, dead_letter
-from streamlearn.records import Array, BadRecord, Offsets, Position
+from streamlearn.records import Array, BadRecord, NewRecord, Offsets, Position
 from streamlearn.state.checkpoint import Checkpoint, Saver, steps_in
 from streamlearn.state.fence import Fence
 from streamlearn.state.points import reached
@@ -80,35 +81,60 @@ class Teachers:
 
 
 class DeadLetters:
-    """Writes bad records aside; tries for a minute, then stops the learner rather than lose one."""
+    """Writes bad records aside; tries for a minute, then stops the learner rather than lose one.
+
+    One that the log refuses is written without its contents, with the reason and where it stands: else it would end
+    the learner at every start.
+    """
 
     def __init__(self, log: Log, topic: str, patience: Patience) -> None:
         self._log, self._topic, self._patience = log, topic, patience
 
     def __call__(self, bad: Sequence[BadRecord]) -> None:
         """See `pipeline.DeadLetters`."""
-        letters = [dead_letter(item.record, item.error) for item in bad]
         reached("dead-letters", "begin")
         try:
-            self._patience.ask("dead_letters", lambda: self._log.append(self._topic, letters))
+            self._write(bad)
         except LogUnavailableError as error:
-            msg = f"{len(letters)} dead letters cannot be written, and will not be dropped: {error}"
+            msg = f"{len(bad)} dead letters cannot be written, and will not be dropped: {error}"
             raise LogError(msg) from error
         reached("dead-letters", "end")
 
+    def _write(self, bad: Sequence[BadRecord]) -> None:
+        letters = [dead_letter(item.record, item.error) for item in bad]
+        try:
+            self._append(letters)
+        except LogUnavailableError:
+            raise
+        except LogError:
+            if len(bad) > 1:
+                for item in bad:
+                    self._write([item])
+                return
+            (item,) = bad
+            _log.error("dead_letter_cut", position=str(item.record.position), reason=item.error.reason)
+            self._append([dead_letter(replace(item.record, key=None, value=None, headers=()), item.error)])
 
-def read_back_from(log: Log, codec: Codec, patience: Patience) -> Callable[[Position], Array | None]:
-    """The payload of a sample by its position in the log; None once it has left the log."""
+    def _append(self, letters: Sequence[NewRecord]) -> None:
+        self._patience.ask("dead_letters", lambda: self._log.append(self._topic, letters))
 
-    def read_back(position: Position) -> Array | None:
+
+def read_back_from(log: Log, codec: Codec, patience: Patience) -> Callable[[Position, str], Array | None]:
+    """The payload of a sample by its position in the log and its id; None once it has left the log.
+
+    Another sample may stand there by now, where a topic was made anew: its payload is not for this one's label.
+    """
+
+    def read_back(position: Position, sample_id: str) -> Array | None:
         try:
             ask = functools.partial(log.read, position.topic_partition, position.offset, 1)
             records = patience.ask("read_back", ask)
             if not records or records[0].position != position:
                 return None
-            return codec.decode_sample(records[0]).x
-        except (OffsetOutOfRangeError, RecordError):
+            sample = codec.decode_sample(records[0])
+        except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError):
             return None
+        return sample.x if sample.sample_id == sample_id else None
 
     return read_back
 

@@ -75,7 +75,7 @@ class Ledger:
         path: Path,
         *,
         schema: Schema,
-        read_back: Callable[[Position], Array | None],
+        read_back: Callable[[Position, str], Array | None],
         payload_max_bytes: int,
         payload_max_age_s: float,
         horizon_s: float,

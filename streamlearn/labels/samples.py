@@ -83,7 +83,7 @@ class Samples:
     """Ids, predictions and payloads in the store of the ledger. `counters` are the ledger's, set anew when it loads."""
 
     def __init__(
-        self, store: Store, topics: Topics, schema: Schema, read_back: Callable[[Position], Array | None]
+        self, store: Store, topics: Topics, schema: Schema, read_back: Callable[[Position, str], Array | None]
     ) -> None:
         self.counters = Counters()
         self._topics, self._schema, self._read_back = topics, schema, read_back
@@ -158,8 +158,9 @@ class Samples:
         if known.x is not None:
             return known.x
         assert known.number < number(self.counters.payload_low), "a payload left before its time"
-        row, schema = unpack_sample(self._row(known.number)), self._schema
-        x = self._read_back(Position(self._topics.name(row.topic), row.partition, row.offset))
+        data, schema = self._row(known.number), self._schema
+        row = unpack_sample(data)
+        x = self._read_back(Position(self._topics.name(row.topic), row.partition, row.offset), unpack_id(data))
         assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "read back wrongly"
         return x
 

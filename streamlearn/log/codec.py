@@ -376,7 +376,10 @@ class Codec:
 
 
 def dead_letter(record: Record, error: RecordError) -> NewRecord:
-    """The record as it was, with the reason and where it stood as six more headers."""
+    """The record as it was, with the reason and where it stood as six more headers.
+
+    One with neither key nor value, which a log takes from others and not from us, gets an empty value.
+    """
     contents = (
         error.reason,
         str(error)[:1000],
@@ -386,7 +389,8 @@ def dead_letter(record: Record, error: RecordError) -> NewRecord:
         str(record.timestamp_ms),
     )
     added = zip(_DEAD_LETTER_HEADERS, (text.encode("utf-8", "replace") for text in contents), strict=True)
-    return NewRecord(record.key, record.value, (*record.headers, *added))
+    value = b"" if record.key is None and record.value is None else record.value
+    return NewRecord(record.key, value, (*record.headers, *added))
 
 
 def read_dead_letter(record: Record) -> DeadLetter:

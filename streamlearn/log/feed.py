@@ -20,6 +20,9 @@ from streamlearn.records import BadRecord, Gap, Item, Label, Offsets, Position, 
 _log = structlog.get_logger(__name__)
 _POLL_RECORDS = 512
 _POLL_S = 0.2
+_BAD_BYTES = 64 << 20
+"""Of records that are no sample and no label, in each queue: they are kept as they were, however large."""
+_JOIN_S = 30.0
 _RETRY_S = (0.1, 5.0)
 """First and longest wait between tries while the log is away."""
 
@@ -46,6 +49,8 @@ class Feed:
         self._read_to: Offsets = dict(next_offsets)
         self._ends: Offsets = dict.fromkeys(next_offsets, -1)
         self._wanted: set[TopicPartition] = set(next_offsets)
+        self._bad_bytes: dict[TopicPartition, int] = dict.fromkeys(next_offsets, 0)
+        """Of bad records that came since the queue was empty."""
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._error: Exception | None = None
@@ -85,7 +90,10 @@ class Feed:
         """Stop reading."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_JOIN_S)
+            if self._thread.is_alive():  # it ends with the process; to wait for it would end that by SIGKILL
+                _log.error("feed_does_not_end", after_s=_JOIN_S)
+                return
         self._reader.close()
 
     def _work(self) -> None:
@@ -116,7 +124,10 @@ class Feed:
             self._skip_gap(reader, error)
             return
         for record in records:
-            self.queues[record.position.topic_partition].append(self._decode(record))
+            tp, item = record.position.topic_partition, self._decode(record)
+            if isinstance(item, BadRecord):
+                self._bad_bytes[tp] += len(record.key or b"") + len(record.value or b"")
+            self.queues[tp].append(item)
         self._read_to.update(reader.next_offsets())
         self._ends.update(reader.end_offsets())
         self._changed.set()
@@ -124,7 +135,9 @@ class Feed:
     def _choose(self) -> None:
         """Stop asking for a partition whose queue is full; ask again once it is half empty, since a change costs."""
         for tp, queue in self.queues.items():
-            if len(queue) >= self._max_records:
+            if not queue:
+                self._bad_bytes[tp] = 0
+            if len(queue) >= self._max_records or self._bad_bytes[tp] >= _BAD_BYTES:
                 self._wanted.discard(tp)
             elif 2 * len(queue) <= self._max_records:
                 self._wanted.add(tp)

@@ -25,7 +25,13 @@ from kafka import TopicPartition as KafkaPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 
-from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.errors import (
+    ConfigError,
+    LogError,
+    LogUnavailableError,
+    OffsetOutOfRangeError,
+    RecordsUnreadableError,
+)
 from streamlearn.log.lazy import OnFirstUse
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 
@@ -79,6 +85,9 @@ _OWN_OPTIONS = frozenset(
 """What a user may not set: the promises of this module rest on them."""
 
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+_UNREADABLE = (kafka_errors.CorruptRecordError, kafka_errors.UnsupportedCodecError)
+"""Errors of reading, after which the consumer must not be asked again: kafka-python 3.0.12 would never answer, since it
+goes on with the batch that it could not decode."""
 _REFUSED = (
     kafka_errors.AuthorizationError,
     kafka_errors.InvalidRecordError,
@@ -164,8 +173,9 @@ class KafkaLog:
         self._fetch_bytes = max(1 << 20, fetch_bytes + FRAMING_BYTES)
         self._counts: dict[str, int] = {}
         self._producer = OnFirstUse(self._make_producer, _end_producer)
-        self._failing: tuple[KafkaProducer, float] | None = None
-        """The producer that failed, and when the first of its appends began that did, with none acknowledged since."""
+        self._failing: tuple[KafkaProducer, float, float] | None = None
+        """The producer that failed, when the first of its appends began that did, none acknowledged since, and when the
+        last one failed."""
         self._admin = OnFirstUse(self._make_admin, KafkaAdminClient.close)
         self._by_position = OnFirstUse(
             lambda timeout_s: self._make_consumer(READ_FETCH_WAIT_MS, timeout_s), _end_consumer
@@ -336,18 +346,21 @@ class KafkaLog:
 
     def _working_producer(self, deadline: float) -> KafkaProducer:
         producer = self._producer.get(deadline - time.monotonic())
-        failing, since_s = self._failing or (None, 0.0)  # read once: other threads write it
-        silent_s = time.monotonic() - since_s
-        if failing is not producer or silent_s < DELIVERY_TIMEOUT_MS / 1000:
-            return producer
+        failing, since_s, last_s = self._failing or (None, 0.0, 0.0)  # read once: other threads write it
+        now_s, patience_s = time.monotonic(), DELIVERY_TIMEOUT_MS / 1000
+        silent_s = now_s - since_s
+        if failing is not producer or silent_s < patience_s or now_s - last_s > patience_s:
+            return producer  # a failure that none followed for so long is over, or nothing was appended since
         log.warning("producer_given_up", silent_s=round(silent_s, 1))
         self._producer.drop(producer)
         return self._producer.get(deadline - time.monotonic())
 
     def _note_failure(self, producer: KafkaProducer, began_s: float) -> None:
-        failing, _ = self._failing or (None, 0.0)
-        if failing is not producer:
-            self._failing = producer, began_s
+        failing, since_s, last_s = self._failing or (None, 0.0, 0.0)
+        now_s = time.monotonic()
+        if failing is not producer or now_s - last_s > DELIVERY_TIMEOUT_MS / 1000:
+            since_s = began_s
+        self._failing = producer, since_s, now_s
 
     def _check_record(self, topic: str, record: NewRecord) -> None:
         if record.key is None and record.value is None:
@@ -387,7 +400,11 @@ class KafkaLog:
             consumer.seek(there, offset)
             while (left := max_records - len(records)) > 0:
                 wait_ms = max(0.0, deadline - time.monotonic()) * 1000
-                got = consumer.poll(min(wait_ms, 10 * READ_FETCH_WAIT_MS), max_records=left).get(there, [])
+                try:
+                    got = consumer.poll(min(wait_ms, 10 * READ_FETCH_WAIT_MS), max_records=left).get(there, [])
+                except _UNREADABLE as error:
+                    self._by_position.spoilt()
+                    raise RecordsUnreadableError(f"{doing}: {error!r}") from error
                 records += map(_to_record, got)
                 end = consumer.highwater(there)
                 if end is not None and consumer.position(there, timeout_ms=wait_ms) >= end:
@@ -460,9 +477,14 @@ class KafkaReader:
 
     def poll(self, wanted: Collection[TopicPartition], max_records: int, timeout_s: float) -> list[Record]:
         """See `Reader.poll`."""
-        with _translated(f"read {', '.join(f'{topic}[{index}]' for topic, index in sorted(wanted))}"):
+        doing = f"read {', '.join(f'{topic}[{index}]' for topic, index in sorted(wanted))}"
+        with _translated(doing):
             self._assign(set(wanted))
-            got = self._consumer.poll(timeout_s * 1000, max_records=max_records)
+            try:
+                got = self._consumer.poll(timeout_s * 1000, max_records=max_records)
+            except _UNREADABLE as error:
+                asked = ", ".join(str(Position(*tp, offset)) for tp, offset in sorted(self.next_offsets().items()))
+                raise RecordsUnreadableError(f"{doing}: {error!r}; next to be read: {asked}") from error
         now_s = time.monotonic()
         if got:
             self._heard_s = now_s

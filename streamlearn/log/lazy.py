@@ -48,6 +48,13 @@ class OnFirstUse(Generic[ClientT]):
         finally:
             self._lock.release()
 
+    def spoilt(self) -> None:
+        """Have a new one made next time; said inside `alone`, whose client must not be asked again."""
+        assert self._lock.locked()
+        client, self._client = self._client, None
+        if client is not None:
+            self._end(client)
+
     def drop(self, client: ClientT) -> None:
         """Have a new one made next time."""
         with self._lock:

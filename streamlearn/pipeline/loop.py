@@ -30,7 +30,7 @@ from streamlearn.judge.accounts import Accounts
 from streamlearn.judge.board import Scoreboard
 from streamlearn.labels import Arrival
 from streamlearn.learn.batching import Draft, thin
-from streamlearn.pipeline.parts import Cadence, Parts, StepReport
+from streamlearn.pipeline.parts import Cadence, Claim, Parts, StepReport
 from streamlearn.records import (
     UNLABELLED,
     Array,
@@ -46,8 +46,8 @@ from streamlearn.records import (
     sample_key,
 )
 
-_JUMP_S, _MANY_RECORDS = 86_400.0, 3
-"""So far must fewer records than these not take the stream's time by themselves."""
+_JUMP_S, _CONFIRMING = 86_400.0, 8
+"""So far must fewer samples than these not take the stream's time."""
 MOST_UNLEARNED_STEPS = 4096
 """So many steps are told apart where labels come faster than they are learned; those after them, with a later one."""
 
@@ -216,7 +216,7 @@ class Pipeline:
         return {
             "accounts": self.parts.accounts.as_dict(),
             "stream_time_s": self.parts.stream_time_s,
-            "claimed_time_s": self.parts.claimed_time_s,
+            "claimed": list(self.parts.claimed),
             "learned_offsets": _as_json(self._learned_offsets),
             "further_steps": self._further_steps,
             "idle_steps": self._idle_steps,
@@ -243,7 +243,7 @@ class Pipeline:
             parts.recent.load(groups["recent"])
         parts.accounts = Accounts(**extra["accounts"])
         parts.stream_time_s = float(extra["stream_time_s"])
-        parts.claimed_time_s = float(extra.get("claimed_time_s", 0.0))
+        parts.claimed = Claim(*extra.get("claimed", ()))
         self._learned_offsets = _from_json(extra["learned_offsets"])
         # A checkpoint of the first version knew of no such steps.
         self._further_steps, self._idle_steps = extra.get("further_steps", 0), extra.get("idle_steps", 0)
@@ -286,17 +286,24 @@ class Pipeline:
     def _pass_time(self, items: Sequence[Item]) -> None:
         """Let the stream's time go on; it never goes back, so what takes it far ahead must be of more than one clock.
 
-        The median counts, so that one producer whose clock is years ahead does not make everything expire. Of one or
-        two records that may be this very clock's: where they are more than a day ahead, the next step must be as well.
-        The first step of all is believed.
+        The median counts, so that one producer whose clock is years ahead does not make everything expire. A step may
+        be of that very producer alone: what is more than a day ahead must be said by `_CONFIRMING` samples, in at least
+        two steps in a row. Labels do not count there, since one who labels may send hundreds at once. The first step of
+        all is believed.
         """
         parts = self.parts
         if not items:
             return
-        newest_s, claimed_s = statistics.median_low([item.timestamp_s for item in items]), 0.0
-        if len(items) < _MANY_RECORDS and 0.0 < parts.stream_time_s < newest_s - _JUMP_S:
-            newest_s, claimed_s = min(newest_s, parts.claimed_time_s), newest_s
-        parts.claimed_time_s = claimed_s
+        newest_s = statistics.median_low([item.timestamp_s for item in items])
+        if 0.0 < parts.stream_time_s < newest_s - _JUMP_S:
+            claimed, samples = parts.claimed, sum(isinstance(item, Sample) for item in items)
+            parts.claimed = Claim(
+                min(newest_s, claimed.time_s or newest_s), claimed.samples + samples, claimed.steps + 1
+            )
+            if parts.claimed.steps < 2 or parts.claimed.samples < _CONFIRMING:
+                return
+            newest_s = parts.claimed.time_s
+        parts.claimed = Claim()
         parts.stream_time_s = max(parts.stream_time_s, newest_s)
 
     def _thin(self, fresh: list[Sample]) -> tuple[list[Sample], list[Sample]]:

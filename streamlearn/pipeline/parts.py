@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from streamlearn.judge.accounts import Accounts
 from streamlearn.judge.board import Scoreboard
@@ -156,6 +156,15 @@ class Cadence:
     """Samples that wait in the log, above which some are passed by; None: none ever are."""
 
 
+class Claim(NamedTuple):
+    """How far ahead the last steps in a row say that the stream's time is, where it does not follow them yet."""
+
+    time_s: float = 0.0
+    """The least that they said."""
+    samples: int = 0
+    steps: int = 0
+
+
 @dataclass
 class Parts:
     """Everything the loop moves."""
@@ -182,5 +191,4 @@ class Parts:
     """Where a simulation tells the truth on arrival, the twin answers too: one more forward pass of fresh rows."""
     accounts: Accounts = field(default_factory=Accounts)
     stream_time_s: float = 0.0
-    claimed_time_s: float = 0.0
-    """What the step before said of the stream's time, where its few records do not count by themselves; else 0."""
+    claimed: Claim = field(default_factory=Claim)

@@ -66,7 +66,7 @@ class Run:
         return Ledger(
             self.path,
             schema=SCHEMA,
-            read_back=lambda _: None,
+            read_back=lambda *_: None,
             payload_max_bytes=1 << 16,
             payload_max_age_s=1e6,
             horizon_s=1e6,

@@ -55,7 +55,7 @@ def stream(seed: int, steps: int) -> list[Step]:
     return made
 
 
-def read_back(position: Position) -> Array | None:
+def read_back(position: Position, _sample_id: str) -> Array | None:
     """A log that has forgotten half of its records, always the same half."""
     return np.full(SCHEMA.shape, position.offset % 256, np.uint8) if position.offset % 2 else None
 

@@ -946,6 +946,12 @@ class TestHostileBytes:
 
 
 class TestDeadLetter:
+    def test_of_nothing_is_an_empty_value(self) -> None:
+        """Kafka takes a record with neither key nor value; a dead letter like it would be refused, for ever."""
+        letter = dead_letter(record(None, None), RecordError("no_value", "samples[3]@1042"))
+
+        assert (letter.key, letter.value) == (None, b"")
+
     def test_keeps_the_bytes_and_says_why_and_where(self) -> None:
         """Key, value and headers are untouched; six headers follow them, and the log stamps it anew."""
         bad = record(b"\x00\xff", b"k\xff", (("content-type", b"x"),))
@@ -968,8 +974,8 @@ class TestDeadLetter:
     def test_reads_back_as_the_record_that_it_was(
         self, value: bytes | None, key: bytes | None, headers: Headers, message: str
     ) -> None:
-        """Position, time and all bytes return, so that a tool can send it again."""
-        bad = record(value, key, headers)
+        """Position, time and all bytes return, so that a tool can send it again; no value at all as an empty one."""
+        bad = record(b"" if value is None and key is None else value, key, headers)
         letter = dead_letter(bad, RecordError("bad_shape", message))
 
         read = read_dead_letter(Record(Position("dead-letters", 0, 7), 9, letter.key, letter.value, letter.headers))

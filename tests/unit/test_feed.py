@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError
 from streamlearn.log.codec import Codec
 from streamlearn.log.feed import Feed
-from streamlearn.records import BadRecord, Gap, Label, NewRecord, Position, Sample, Schema, TopicPartition
+from streamlearn.records import BadRecord, Gap, Label, NewRecord, Position, Record, Sample, Schema, TopicPartition
 from streamlearn.testing import MemoryLog
 
 SCHEMA = Schema((2,), np.dtype(np.float32), ("a", "b"))
@@ -85,6 +87,50 @@ def test_a_full_queue_is_not_read_on() -> None:
     feed.queues[S].clear()
     wait(feed, lambda: len(feed.queues[S]) >= 100)
     feed.close()
+
+
+def test_large_bad_records_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept as they came, so their number alone bounds nothing; taken, they make room again."""
+    monkeypatch.setattr("streamlearn.log.feed._BAD_BYTES", 50_000)
+    monkeypatch.setattr("streamlearn.log.feed._POLL_RECORDS", 16)
+    log = filled(0, 10)
+    log.append("samples", [NewRecord(b"k", b"x" * 1000) for _ in range(300)])
+    feed = feed_of(log)
+    feed.start()
+
+    wait(feed, lambda: len(feed.queues[S]) >= 50 and len(feed.queues[L]) == 10)
+    time.sleep(0.1)
+
+    assert len(feed.queues[S]) <= 50 + 16
+    assert feed.behind(S)
+    taken = 0
+    while taken < 300:
+        wait(feed, lambda: len(feed.queues[S]) > 0)
+        taken += len(feed.queues[S]) and bool(feed.queues[S].popleft())
+    feed.close()
+
+
+def test_a_client_that_never_answers_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stops a learner waits for the thread so long and no longer; the thread ends with the process."""
+    monkeypatch.setattr("streamlearn.log.feed._JOIN_S", 0.1)
+    feed, hangs, released = feed_of(filled(0)), threading.Event(), threading.Event()
+
+    def poll(*_: object) -> list[Record]:
+        hangs.set()
+        released.wait(30)
+        return []
+
+    monkeypatch.setattr(feed._reader, "poll", poll)
+    feed.start()
+    assert hangs.wait(8)
+    began = time.monotonic()
+
+    with capture_logs() as lines:
+        feed.close()
+
+    assert time.monotonic() - began < 5.0
+    assert [line["event"] for line in lines] == ["feed_does_not_end"]
+    released.set()
 
 
 def test_a_log_that_is_away_is_waited_for() -> None:

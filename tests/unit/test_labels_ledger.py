@@ -45,7 +45,7 @@ class Book:
 
     def __init__(self, path: Path, *, together: bool) -> None:
         self.path, self.together = path, together
-        self.read_back: Callable[[Position], Array | None] = lambda _: None
+        self.read_back: Callable[[Position, str], Array | None] = lambda *_: None
         self.bounds = {"payload_max_bytes": 1 << 20, "payload_max_age_s": 1e6, "horizon_s": 1e6, "max_ids": 1000}
         self.corrections = "last"
         self.more: dict[str, Any] = {}
@@ -329,7 +329,7 @@ class TestPayloads:
     def test_past_the_bytes_are_read_back_from_the_log(self, book):
         """The ring forgets the oldest; its position finds it in the log."""
         asked = []
-        book.read_back = lambda position: asked.append(position) or payload("s0")
+        book.read_back = lambda *asked_for: asked.append(asked_for) or payload("s0")
         book.bounds["payload_max_bytes"] = 2 * SCHEMA.nbytes
         for i in range(3):
             book.sample(sample(f"s{i}", offset=i))
@@ -338,7 +338,7 @@ class TestPayloads:
         arrivals = [book.label(label(f"s{i}", 0, offset=i)) for i in range(3)]
 
         assert [a.state for a in arrivals] == [LabelState.JOINED] * 3
-        assert asked == [Position("samples", 1, 0)]
+        assert asked == [(Position("samples", 1, 0), "s0")]
         assert book.ledger.counts().payload_bytes == 2 * SCHEMA.nbytes
 
     def test_past_the_age_and_gone_from_the_log_let_the_label_expire(self, book):
@@ -359,7 +359,7 @@ class TestPayloads:
         """The label is expired no more, and what the correction brings is learned."""
         log: list[Array] = []
         book.bounds["payload_max_bytes"] = 1
-        book.read_back = lambda _: log[0] if log else None
+        book.read_back = lambda *_: log[0] if log else None
         for i in range(2):
             book.sample(sample(f"s{i}", offset=i))
         book.next_step()
@@ -377,7 +377,7 @@ class TestPayloads:
         """The log is away: the same label may be shown again, and is then taken as new."""
         away = [True]
 
-        def read_back(_: Position) -> Array | None:
+        def read_back(_position: Position, _sample_id: str) -> Array | None:
             if away:
                 raise LogUnavailableError
             return payload("s0")
@@ -834,7 +834,7 @@ class TestReopening:
         book.close()
         book._ledger = None
 
-        ledger = Ledger(book.path, schema=SCHEMA, read_back=lambda _: None, **book.bounds)
+        ledger = Ledger(book.path, schema=SCHEMA, read_back=lambda *_: None, **book.bounds)
         counts, step = ledger.counts(), ledger.step
         ledger.begin(2, 130.0)
         (waited,) = ledger.sample_arrived(sample("w", 1), prediction(), 0)
@@ -862,7 +862,7 @@ class TestReopening:
         book.close()
 
         with pytest.raises(StoreError, match="another schema"):
-            Ledger(book.path, schema=schema, read_back=lambda _: None, **book.bounds)
+            Ledger(book.path, schema=schema, read_back=lambda *_: None, **book.bounds)
 
     def test_with_more_classes_goes_on(self, book):
         """Classes added at the end change the meaning of none."""
@@ -871,7 +871,7 @@ class TestReopening:
         book.close()
 
         more = Schema(SCHEMA.shape, SCHEMA.dtype, (*SCHEMA.classes, "dog"))
-        ledger = Ledger(book.path, schema=more, read_back=lambda _: None, **book.bounds)
+        ledger = Ledger(book.path, schema=more, read_back=lambda *_: None, **book.bounds)
         ledger.begin(2, 130.0)
         assert ledger.label_arrived(label("s", 3)).state is LabelState.CORRECTED
         ledger.close()

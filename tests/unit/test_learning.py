@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from streamlearn.errors import (
 from streamlearn.log.codec import read_dead_letter
 from streamlearn.pipeline.guarding import Guarding
 from streamlearn.pipeline.parts import Parts, StepReport
-from streamlearn.records import NewRecord, TopicPartition
+from streamlearn.records import NewRecord, Position, Record, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.publish import PublishedDir
 from streamlearn.state.status import read_status
@@ -236,6 +237,46 @@ class TestFaults:
         assert accounts["samples_dead_lettered"] == 1
         assert len(log.records("dead-letters")) == 1
 
+    def test_a_record_of_neither_key_nor_value_is_passed_by(self, tmp_path: Path) -> None:
+        """Other clients may write one, and nothing of it can be written back as it was."""
+        config = config_in(tmp_path)
+        log = filled(config, 8)
+        held = log._shared.partition(TopicPartition("samples", 0))
+        held.records.append(Record(Position("samples", 0, len(held.records)), 1_700_000_000_000, None, None))
+
+        accounts = learn(config, log).extra["accounts"]
+
+        assert accounts["samples_dead_lettered"] == 1
+        (letter,) = [read_dead_letter(record) for record in log.records("dead-letters")]
+        assert (letter.reason, letter.record.value) == ("no_value", b"")
+
+    def test_a_dead_letter_that_is_refused_for_good_leaves_its_contents_behind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One too large for the topic would end the learner at every start; the others of its step are whole."""
+        config = config_in(tmp_path)
+        log = filled(config, 8)
+        log.append("samples", [NewRecord(b"k", b"junk"), NewRecord(b"l", b"x" * 5000), NewRecord(b"m", b"junk")])
+        append = MemoryLog.append
+
+        def small(self: MemoryLog, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
+            if topic == "dead-letters" and any(len(record.value or b"") > 1000 for record in records):
+                raise LogError("too large")
+            return append(self, topic, records, timeout_s)
+
+        monkeypatch.setattr(MemoryLog, "append", small)
+
+        accounts = learn(config, log).extra["accounts"]
+
+        assert accounts["samples_dead_lettered"] == 3
+        letters = [read_dead_letter(record) for record in log.records("dead-letters")]
+        assert [(letter.record.key, letter.record.value) for letter in letters] == [
+            (b"k", b"junk"),
+            (None, b""),
+            (b"m", b"junk"),
+        ]
+        assert str(letters[1].record.position) == "samples[0]@9"
+
     def test_a_short_absence_is_waited_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The letter is written at the next try."""
         monkeypatch.setattr(adapters, "TRIES_S", (0.0, 0.0))
@@ -296,6 +337,35 @@ class TestFaults:
         assert 1_700_000_050 < now_s < 1_700_000_064
         assert status["ledger"]["samples"] == 64
         assert status["ledger"]["implied"] == now_s - 1_700_000_000 - 10 - 2, "all older than 10 s but the two"
+
+    @pytest.mark.parametrize("labels", [3, 40])
+    def test_labels_alone_take_the_time_nowhere(self, tmp_path: Path, labels: int) -> None:
+        """One who labels by a clock that is a year ahead, many at once: what is known stays, and what comes joins."""
+        config = config_in(tmp_path, **{"batch.fresh": 8, "batch.max_labels": 8})
+        log, codec = MemoryLog(), make_codec(config)
+        log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+        start_s = 1_700_000_000
+
+        def sample(n: int, at_s: float) -> None:
+            log.append(
+                "samples", [codec.encode_sample(f"s{n}", np.zeros(4, np.float32), timestamp_ms=int(at_s * 1000))]
+            )
+
+        for n in range(64):
+            sample(n, start_s + n)
+        for n in range(labels):
+            log.append("labels", [codec.encode_label(f"s{n}", 1, timestamp_ms=int((start_s + 3e7) * 1000))])
+        learn(config, log)
+        for n in range(64, 96):
+            sample(n, start_s + n)
+        log.append("labels", [codec.encode_label("s80", 1, timestamp_ms=(start_s + 90) * 1000)])
+
+        found = learn(config, log)
+        status = read_status(StatePaths(tmp_path).heartbeat)
+
+        assert status is not None
+        assert found.extra["stream_time_s"] < start_s + 100
+        assert (status["ledger"]["samples"], status["ledger"]["joined"]) == (96, labels + 1)
 
     @pytest.mark.parametrize("fresh", [1, 8])
     def test_after_days_of_silence_times_are_as_they_are(self, tmp_path: Path, fresh: int) -> None:

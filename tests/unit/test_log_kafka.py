@@ -20,9 +20,16 @@ from kafka import errors as kafka_errors
 from structlog.testing import capture_logs
 
 from streamlearn.broker import Broker, java_command
-from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.errors import (
+    ConfigError,
+    LogError,
+    LogUnavailableError,
+    OffsetOutOfRangeError,
+    RecordsUnreadableError,
+)
 from streamlearn.log import kafka as kafka_log
-from streamlearn.log.kafka import KafkaLog
+from streamlearn.log.kafka import DELIVERY_TIMEOUT_MS, KafkaLog
+from streamlearn.log.lazy import OnFirstUse
 from streamlearn.records import NewRecord, Position, Record, TopicPartition
 
 NOWHERE = "127.0.0.1:1"
@@ -128,13 +135,35 @@ def test_errors_become_ours(error: kafka_errors.KafkaError, becomes: type[LogErr
     assert type(kafka_log._translate(error, "append")) is becomes
 
 
+def test_a_producer_is_given_up_for_failures_in_a_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failure, and nothing to append for an hour, is no producer that is silent for an hour."""
+    log = KafkaLog(NOWHERE, group_id="g", max_record_bytes=1 << 20)
+    made = OnFirstUse[Any](lambda _timeout_s: object(), lambda _: None)
+    monkeypatch.setattr(log, "_producer", made)
+    now_s = 1e6
+    monkeypatch.setattr(kafka_log.time, "monotonic", lambda: now_s)
+    producer = log._working_producer(now_s + 10.0)
+
+    log._note_failure(producer, now_s)
+    now_s += 3600.0
+    assert log._working_producer(now_s + 10.0) is producer
+    for _ in range(2 + DELIVERY_TIMEOUT_MS // 1000):
+        log._note_failure(producer, now_s)
+        now_s += 1.0
+    with capture_logs() as lines:
+        assert log._working_producer(now_s + 10.0) is not producer
+
+    assert [line["event"] for line in lines] == ["producer_given_up"]
+
+
 @pytest.mark.kafka
 class TestBroker:
     """Against the shared broker."""
 
-    def test_an_option_goes_to_the_clients_that_know_it(self, open_log: Callable[..., KafkaLog]) -> None:
-        """`compression_type` is the producer's alone; the consumer reads it all the same."""
-        log = open_log(options={"compression_type": "lz4", "client_id": "streamlearn-test"})
+    @pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+    def test_an_option_goes_to_the_clients_that_know_it(self, open_log: Callable[..., KafkaLog], codec: str) -> None:
+        """`compression_type` is the producer's alone; the consumer reads it all the same, whichever others use."""
+        log = open_log(options={"compression_type": codec, "client_id": "streamlearn-test"})
         topic = topic_of(log)
 
         (position,) = log.append(topic, [NewRecord(b"k", bytes(100_000))])
@@ -234,6 +263,32 @@ class TestBroker:
         (record,) = log.read(TopicPartition(topic, 0), 0, 10)
 
         assert record == Record(Position(topic, 0, 0), 1234, None, b"value", (("a", b"1"),))
+
+    def test_a_record_that_nobody_can_decode_is_said_and_hangs_nothing(
+        self, open_log: Callable[..., KafkaLog], kafka_broker: str
+    ) -> None:
+        """Kafka takes a header whose name is no text; kafka-python would never answer that consumer again."""
+
+        class Latin1(str):
+            __slots__ = ()
+
+            def encode(self, *_: object) -> bytes:
+                return b"gr\xf6\xdfe"
+
+        log = open_log()
+        bad, good = topic_of(log), topic_of(log)
+        with KafkaProducer(bootstrap_servers=kafka_broker) as producer:
+            producer.send(bad, b"value", headers=[(Latin1("x"), b"1")]).get(timeout=20)
+        log.append(good, [NewRecord(b"k", b"v")])
+        there = TopicPartition(bad, 0)
+
+        with closing(log.reader({there: 0})) as reader, pytest.raises(RecordsUnreadableError, match=rf"{bad}\[0\]@0"):
+            poll_until(lambda: reader.poll([there], 10, 1.0), 1)
+        for _ in range(2):
+            with pytest.raises(RecordsUnreadableError):
+                log.read(there, 0, 1)
+
+        assert log.read(TopicPartition(good, 0), 0, 1)[0].value == b"v"
 
 
 def poll_until(poll: Callable[[], list[Record]], count: int) -> list[Record]:
