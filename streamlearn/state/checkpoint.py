@@ -10,6 +10,7 @@ before, loudly.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import queue
@@ -93,10 +94,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        CheckpointError: torn or corrupt.
+        CheckpointError: torn or corrupt, or on a bad sector of the disk.
         CheckpointFormatError: whole, and of another format.
     """
-    blob = path.read_bytes()
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if blob[: len(MAGIC) - 1] != MAGIC[:-1]:
         msg = f"{path}: not a checkpoint: it begins with {blob[:8]!r}"
         raise CheckpointError(msg)

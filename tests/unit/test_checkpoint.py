@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import threading
 from collections.abc import Iterable
@@ -82,6 +83,24 @@ class TestCorruption:
 
         assert same(found, checkpoint(1))
         assert [(line["event"], line["step"]) for line in lines] == [("checkpoint_corrupt", 2)]
+        assert steps_in(tmp_path) == [1]
+
+    def test_the_one_before_is_taken_where_the_disk_cannot_read_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A bad sector is an error of reading, and no other bytes."""
+        save_checkpoint(tmp_path, checkpoint(1))
+        save_checkpoint(tmp_path, checkpoint(2))
+        read = Path.read_bytes
+
+        def bad_sector(path: Path) -> bytes:
+            if path == path_of(tmp_path, 2):
+                raise OSError(errno.EIO, "Input/output error")
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", bad_sector)
+
+        assert same(load_newest(tmp_path), checkpoint(1))
         assert steps_in(tmp_path) == [1]
 
     def test_all_that_is_set_aside_now_is_kept_to_be_looked_into(self, tmp_path: Path) -> None:
