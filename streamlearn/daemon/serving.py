@@ -12,7 +12,7 @@ import ipaddress
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +24,13 @@ from streamlearn import __version__
 from streamlearn.config import Config
 from streamlearn.daemon.connections import BoundedProtocol, limits_of_process
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log, stop_signals
-from streamlearn.errors import LogUnavailableError
+from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.labels.view import LedgerView
 from streamlearn.labels.wanted_file import WantedQueue
-from streamlearn.log.base import Log
+from streamlearn.log.base import Appends, Log
+from streamlearn.log.lazy import OnFirstUse
 from streamlearn.metrics import ServerMetrics, start_http
+from streamlearn.records import NewRecord, Position
 from streamlearn.serve.api import create_app
 from streamlearn.serve.parts import ServerParts, ServeSettings
 from streamlearn.serve.predictor import Predictor
@@ -37,6 +39,7 @@ from streamlearn.state.publish import PublishedDir
 from streamlearn.state.status import read_status
 
 _log = structlog.get_logger(__name__)
+_OPEN_S = 10.0
 _NOWHERE = "http://127.0.0.1:0/metrics"
 
 
@@ -47,9 +50,9 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
         _log.warning("token_file_open", path=str(path), wanted="mode 0400, or 0440 with a group of its own")
     # uvicorn sends itself the signal that ended it once more: by default that would end us here and now, with the card
     # still there and the log still open.
-    with stop_signals() as stopping, contextlib.closing(open_log(config)) as log:
+    with stop_signals() as stopping, contextlib.closing(_LateLog(config)) as log:
         try:
-            make_topics(log, config)
+            make_topics(log.opened(_OPEN_S), config)
         except LogUnavailableError as error:
             # Predictions need no log; /label answers 503 until it is back.
             _log.warning("log_unavailable", during="start", error=str(error))
@@ -77,7 +80,30 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
             _log.info("server_stopped", name=name)
 
 
-def _parts(config: Config, paths: StatePaths, log: Log, metrics: ServerMetrics, name: str) -> ServerParts:
+class _LateLog:
+    """The log of the config, opened when it can be: an embedded one cannot on a full disk."""
+
+    def __init__(self, config: Config) -> None:
+        self._log = OnFirstUse[Log](lambda _timeout_s: open_log(config), lambda log: log.close())
+        self.close = self._log.close
+
+    def opened(self, timeout_s: float) -> Log:
+        """The log.
+
+        Raises:
+            LogUnavailableError: it cannot be opened, for now or before it is mended.
+        """
+        try:
+            return self._log.get(timeout_s)
+        except LogError as error:
+            raise LogUnavailableError(str(error)) from error  # no label is refused for good for that
+
+    def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
+        """See `Appends.append`."""
+        return self.opened(timeout_s).append(topic, records, timeout_s)
+
+
+def _parts(config: Config, paths: StatePaths, log: Appends, metrics: ServerMetrics, name: str) -> ServerParts:
     schema = config.schema_.build()
     return ServerParts(
         schema=schema,

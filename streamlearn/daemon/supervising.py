@@ -67,9 +67,13 @@ class Child:
             self.wait_s = _RESTART_S[0]
             self.has_run = True
         self.has_run |= code != ConfigError.exit_code
+        self.wait(now_s)
+        return code
+
+    def wait(self, now_s: float) -> None:
+        """Have the next start wait, twice as long as the last."""
         self.start_at_s = now_s + self.wait_s
         self.wait_s = min(2 * self.wait_s, _RESTART_S[1])
-        return code
 
 
 class Supervisor:
@@ -137,10 +141,16 @@ class Supervisor:
                     "process_died", name=child.name, exit_code=code, restart_s=round(child.start_at_s - now_s, 3)
                 )
             if child.process is None and now_s >= child.start_at_s:
-                child.start(now_s)
+                try:
+                    child.start(now_s)
+                except OSError as error:  # no process or memory left for now: the others must not stop for that
+                    child.wait(now_s)
+                    restart_s = round(child.start_at_s - now_s, 3)
+                    _log.error("process_not_started", name=child.name, error=str(error), restart_s=restart_s)
 
     def stop(self) -> None:
         """SIGTERM to all, then SIGKILL to what is left at the deadline."""
+        self.listener.close()  # else connections are taken, and answered by nobody, while the slowest child ends
         running = [child for child in self.children if child.process is not None]
         for child in running:
             assert child.process is not None
@@ -154,5 +164,4 @@ class Supervisor:
                 _log.error("process_killed", name=child.name, after_s=self._config.run.shutdown_s)
                 child.process.kill()
                 child.process.wait()
-        self.listener.close()
         self._owned.close()

@@ -43,7 +43,22 @@ class Reader(Protocol):
         ...
 
 
-class Log(Protocol):
+class Appends(Protocol):
+    """What takes records; any thread may call it."""
+
+    def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
+        """Append, and return each record's position once all are durable (Kafka: acks=all; embedded: fsync).
+
+        Records with equal keys land in one partition, in order.
+
+        Raises:
+            LogUnavailableError: not acknowledged in time; some may be in the log all the same.
+            LogError: refused for good (too large, no such topic).
+        """
+        ...
+
+
+class Log(Appends, Protocol):
     """A durable, partitioned, append-only log. `append` and `read` may be called by any thread."""
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
@@ -56,17 +71,6 @@ class Log(Protocol):
 
     def partition_count(self, topic: str) -> int:
         """How many partitions a topic has; 0 where there is no such topic."""
-        ...
-
-    def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
-        """Append, and return each record's position once all are durable (Kafka: acks=all; embedded: fsync).
-
-        Records with equal keys land in one partition, in order.
-
-        Raises:
-            LogUnavailableError: not acknowledged in time; some may be in the log all the same.
-            LogError: refused for good (too large, no such topic).
-        """
         ...
 
     def reader(self, next_offsets: Offsets) -> Reader:

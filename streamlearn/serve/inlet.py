@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from streamlearn.errors import LogUnavailableError
-from streamlearn.log.base import Log
+from streamlearn.log.base import Appends
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import NewRecord, Position
 from streamlearn.serve.failures import overloaded
@@ -25,7 +25,7 @@ class Inlet:
 
     def __init__(
         self,
-        log: Log,
+        log: Appends,
         metrics: ServerMetrics,
         *,
         queue: int,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from streamlearn.labels import LabelStatus
 from streamlearn.labels.wanted_file import HandedOut
-from streamlearn.log.base import Log
+from streamlearn.log.base import Appends
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, Schema
@@ -47,7 +47,7 @@ class ServerParts:
 
     schema: Schema
     codec: Codec
-    log: Log
+    log: Appends
     predictor: Predictor
     ledger: LedgerReader
     metrics: ServerMetrics

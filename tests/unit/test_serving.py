@@ -20,7 +20,7 @@ from support import ask, until
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.serving import _registered, _settings, _siblings, serve
-from streamlearn.daemon.wiring import StatePaths, listen
+from streamlearn.daemon.wiring import StatePaths, listen, make_topics, open_log
 from streamlearn.errors import ConfigError
 from streamlearn.metrics import LearnerMetrics, start_http
 from streamlearn.serve.scrape import fetch
@@ -221,3 +221,37 @@ def answered(url: str) -> int:
         return ask(url)[0]
     except OSError:
         return 0
+
+
+def test_a_log_that_cannot_be_opened_yet_keeps_no_prediction(tmp_path: Path) -> None:
+    """A full disk, or a damaged one: /predict answers all the same, and /label once it can be opened."""
+    config = config_in(tmp_path)
+    listener = listen(config)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    log = StatePaths(tmp_path).log
+    log.mkdir(parents=True)  # SQLite cannot open a folder
+    told: dict[str, Any] = {}
+
+    def client() -> None:
+        try:
+            told["live"] = until(lambda: answered(f"{url}/health/live"), "an answer", 20.0)
+            told["predict"] = ask(f"{url}/predict", {"instances": [[0, 0, 0, 0]]})[0]
+            told["before"] = ask(f"{url}/label", {"id": "a", "label": "1"})[0]
+            log.rmdir()
+            with contextlib.closing(open_log(config)) as opened:
+                make_topics(opened, config)  # as the learner does at its start
+            told["after"] = ask(f"{url}/label", {"id": "a", "label": "1"})[0]
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=client)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        thread.start()
+        serve(config, name="server-0", listener=listener)
+        thread.join(30)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert told["live"] is not None
+    assert (told["predict"], told["before"], told["after"]) == (503, 503, 202), "there is no teacher yet"

@@ -86,6 +86,33 @@ class TestRestart:
         assert [line["restart_s"] for line in lines] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
         assert {(line["event"], line["name"], line["exit_code"]) for line in lines} == {("process_died", "learner", 3)}
 
+    def test_a_process_that_cannot_be_started_now_is_tried_again(
+        self, supervise: Callable[..., Supervisor], clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No process or no memory is left for a moment: the others go on, and it has its turn later."""
+        dies, lives = child("learner", OBEYS + STAYS), child("server-0", OBEYS + STAYS)
+        supervisor = supervise(dies, lives)
+        start = Child.start
+
+        def refused(self: Child, now_s: float) -> None:
+            if self is dies:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            start(self, now_s)
+
+        monkeypatch.setattr(Child, "start", refused)
+        with capture_logs() as lines:
+            supervisor.look()
+            supervisor.look()
+
+        assert [(line["event"], line["name"], line["restart_s"]) for line in lines] == [
+            ("process_not_started", "learner", 0.5)
+        ]
+        assert lives.process is not None
+        monkeypatch.setattr(Child, "start", start)
+        clock.advance(0.5)
+        supervisor.look()
+        assert dies.process is not None
+
     def test_a_long_life_begins_the_waits_anew(self, supervise: Callable[..., Supervisor], clock: ManualClock) -> None:
         """What ran for a minute was well; its next death is a new story."""
         dies = child("learner", "raise SystemExit(1)")
