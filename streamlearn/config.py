@@ -242,7 +242,7 @@ class LearnConfig(_Section):
     """So much of a label's weight goes to all classes alike."""
     align: Literal["none", "uniform", "labels"] = "none"
     """Move the teacher's answers towards even classes; or towards those that labels, held against what the twin says of
-    the same samples, let expect of all: even ones while that could be chance, or labels are not drawn as samples are."""
+    the same samples, let expect of all: even ones while that may be chance, or labels are not drawn as samples are."""
     gate: Literal["none", "fixed", "freematch", "softmatch"] = "none"
     """Which rows the student is held against the teacher on: all, or those that it is sure of (0 or 1 by a fixed or a
     moving threshold, or a weight between)."""
