@@ -333,6 +333,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 OF_LABELLED_ROWS = ("mixup_beta", "ema_decay", "ema_share")
 """Settings of a recipe that fit every method, but for mixup with the two that do not take mixed rows."""
 _NO_MIXUP = ("dsne", "temporal_ensembling")
+_OF_ANSWERS = ("align", "gate", "gate_threshold", "temperature", "target_momentum")
+"""Settings of [learn] that change what a network says of a sample before the student is held against it."""
 
 
 class BatchConfig(_Section):
@@ -642,8 +644,17 @@ class Config(_Section):
             raise ValueError(msg)
 
     def _check_method(self) -> None:
-        """Settings under which a method would hold the student against nothing."""
+        """Settings that a method does not know, or under which it would hold the student against nothing."""
         learn, batch = self.learn, self.batch
+        # As they are by default they may stand there, as in a copy of the example. So they may with "supervised", which
+        # has no use for anything about samples without a label, and is what one changes to for a night.
+        changed = [name for name in _OF_ANSWERS if getattr(learn, name) != LearnConfig.model_fields[name].default]
+        if learn.method == "temporal_ensembling" and changed:
+            msg = (
+                f"{', '.join(f'learn.{name}' for name in changed)}: has no effect with learn.method = "
+                '"temporal_ensembling", which holds a sample against its own past as it is; leave it out'
+            )
+            raise ValueError(msg)
         if learn.logit_distance is not None and learn.method != "mean_teacher":
             msg = f'learn.logit_distance is of learn.method = "mean_teacher", and the method is "{learn.method}"'
             raise ValueError(msg)

@@ -135,6 +135,24 @@ def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
         assert config.serve.host == "0.0.0.0"
 
 
+@pytest.mark.parametrize("recipe", ["auto", *RECIPES])
+@pytest.mark.parametrize("method", ["mean_teacher", "ict", "pi", "temporal_ensembling", "supervised"])
+def test_no_recipe_and_no_default_is_refused_with_any_method(method: str, recipe: str) -> None:
+    """Nobody has set what a recipe brings; and a copy of the example sets all to what it is."""
+    asked = {"learn.method": method, "learn.recipe": recipe, "schema.shape": [1, 8, 8]}
+    copied = {f"learn.{name}": LearnConfig.model_fields[name].default for name in ("align", "gate", "temperature")}
+
+    for settings in (asked, asked | copied):
+        assert load_config(environ={}, overrides=settings).learn.method == method
+
+
+def test_a_learner_may_change_to_labels_alone_and_leave_its_other_settings() -> None:
+    """The runbook has it so, for a night."""
+    settings = {"learn.method": "supervised", "learn.align": "labels", "learn.gate": "softmatch"}
+
+    assert load_config(environ={}, overrides=settings).learn.method == "supervised"
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -142,6 +160,12 @@ def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
         ({"learn.method": "ict", "learn.logit_distance": 1.0}, "learn.logit_distance is of"),
         ({"learn.method": "dsne", "learn.source_path": "x.npz", "learn.mixup_beta": 0.5}, "learn.mixup_beta = 0"),
         ({"learn.method": "temporal_ensembling", "learn.mixup_beta": 0.5, "batch.steps": 1}, "wants batch.steps > 1"),
+        (
+            {"learn.method": "temporal_ensembling", "learn.align": "labels", "learn.gate": "freematch"},
+            'learn.align, learn.gate: has no effect with learn.method = "temporal_ensembling"',
+        ),
+        ({"learn.method": "temporal_ensembling", "learn.gate_threshold": 0.9}, "learn.gate_threshold: has no effect"),
+        ({"learn.method": "temporal_ensembling", "learn.temperature": 0.5}, "learn.temperature: has no effect"),
     ],
 )
 def test_a_method_that_would_compare_nothing_is_refused(settings: dict[str, object], said: str) -> None:
