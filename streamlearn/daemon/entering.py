@@ -9,9 +9,18 @@ from typing import Any
 from streamlearn.config import Config
 from streamlearn.daemon.network import model_spec
 from streamlearn.daemon.wiring import StatePaths
-from streamlearn.errors import ANEW, CheckpointError, ConfigError, StateError
+from streamlearn.errors import (
+    ANEW,
+    CheckpointError,
+    ConfigError,
+    OffsetOutOfRangeError,
+    RecordError,
+    RecordsUnreadableError,
+    StateError,
+)
 from streamlearn.log.base import Log
-from streamlearn.records import Array, Offsets
+from streamlearn.log.codec import Codec
+from streamlearn.records import Array, Offsets, Position
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
 
 _SETTINGS = {
@@ -106,6 +115,28 @@ def with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offs
     for topic in (config.log.topics.samples, config.log.topics.labels):
         found.update(log.beginning_offsets(topic))
     return found | next_offsets
+
+
+def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None) -> None:
+    """Refuse a log that has another sample where the last one stood: a topic made anew, or of another cluster.
+
+    It would be gone on from where the old one was left, and all before that passed by. `last`: position and id of a
+    sample that was learned; where it has left the log, or nobody can read it, nothing is known.
+
+    Raises:
+        StateError: naming the position.
+    """
+    if last is None:
+        return
+    position, sample_id = last
+    try:
+        records = log.read(position.topic_partition, position.offset, 1)
+        found = codec.decode_sample(records[0]).sample_id if records and records[0].position == position else sample_id
+    except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError):
+        return
+    if found != sample_id:
+        msg = f"{position} holds the sample {found!r:.80}, and {sample_id!r:.80} was learned from there"
+        raise StateError(f"{msg}: this is another log, or its topics were made anew; restore it, or {ANEW}")
 
 
 def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:

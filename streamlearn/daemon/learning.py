@@ -21,6 +21,7 @@ from streamlearn.daemon.entering import (
     check_arrays,
     check_log_reaches,
     check_model,
+    check_same_log,
     first_checkpoint,
     identity,
     with_new_partitions,
@@ -109,6 +110,7 @@ def _learn(
         try:
             with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching, fence=fence) as wired:
                 wired.restore(checkpoint)
+                check_same_log(log, make_codec(config), wired.parts.ledger.newest_sample())
                 wired.start()
                 _replay(wired, journaled, config, stopping)
                 if not stopping.is_set():

@@ -311,6 +311,10 @@ class Ledger:
         """By index: the schema's, and those that took a spare class since."""
         return list(self._classes)
 
+    def newest_sample(self) -> tuple[Position, str] | None:
+        """Where the last sample stands in the log, and its id; None where none is known."""
+        return self._samples.newest()
+
     def held(self) -> dict[str, int]:
         """Names of unknown classes, and how many labels of each are held; the commonest first, `held.NAMES_TOLD`."""
         return self._held.names()

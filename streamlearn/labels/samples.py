@@ -140,6 +140,14 @@ class Samples:
         """The id of the sample of a row."""
         return unpack_id(self._row(row_number))
 
+    def newest(self) -> tuple[Position, str] | None:
+        """Where the last sample stands in the log, and its id; None where none is known."""
+        if self.counters.high == self.counters.id_low:
+            return None
+        data = self._row(number(self.counters.high - 1))
+        row = unpack_sample(data)
+        return Position(self._topics.name(row.topic), row.partition, row.offset), unpack_id(data)
+
     def arrived(self, row_number: bytes) -> tuple[bytes, float]:
         """Key and time of the sample of a row."""
         return unpack_arrival(self._row(row_number))

@@ -568,6 +568,20 @@ class TestRefusals:
         with pytest.raises(StateError, match=r"samples\[0\] ends at 8"):
             learn(config, filled(config, 8))
 
+    def test_a_log_that_was_made_anew_and_has_grown_since_is_refused(self, tmp_path: Path) -> None:
+        """It would be gone on from the old one's end; the same one, restored by other means, is taken."""
+        config = config_in(tmp_path)
+        learn(config, filled(config, 16))
+        other = MemoryLog()
+        other.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+        codec = make_codec(config)
+        other.append("samples", [codec.encode_sample(f"other{n}", np.zeros(4, np.float32)) for n in range(40)])
+        other.append("labels", [codec.encode_label(f"other{n}", 1) for n in range(40)])
+
+        with pytest.raises(StateError, match=r"samples\[0\]@15 holds the sample 'other15', and 's15' was learned"):
+            learn(config, other)
+        learn(config, filled(config, 24))
+
     def test_trimmed_records_stop_it_unless_skipping_is_set(self, tmp_path: Path) -> None:
         """Loud by default; counted where accepted."""
         config = config_in(tmp_path)
