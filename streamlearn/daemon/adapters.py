@@ -112,8 +112,8 @@ class DeadLetters:
                     self._write([item])
                 return
             (item,) = bad
-            _log.error("dead_letter_cut", position=str(item.record.position), reason=item.error.reason)
             self._append([dead_letter(replace(item.record, key=None, value=None, headers=()), item.error)])
+            _log.error("dead_letter_cut", position=str(item.record.position), reason=item.error.reason)
 
     def _append(self, letters: Sequence[NewRecord]) -> None:
         self._patience.ask("dead_letters", lambda: self._log.append(self._topic, letters))

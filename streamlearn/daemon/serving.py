@@ -52,7 +52,7 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
     # still there and the log still open.
     with stop_signals() as stopping, contextlib.closing(_LateLog(config)) as log:
         try:
-            make_topics(log.opened(_OPEN_S), config)
+            log.opened(_OPEN_S)
         except LogUnavailableError as error:
             # Predictions need no log; /label answers 503 until it is back.
             _log.warning("log_unavailable", during="start", error=str(error))
@@ -81,10 +81,17 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
 
 
 class _LateLog:
-    """The log of the config, opened when it can be: an embedded one cannot on a full disk."""
+    """The log of the config with its topics, opened when it can be: an embedded one cannot on a full disk."""
 
     def __init__(self, config: Config) -> None:
-        self._log = OnFirstUse[Log](lambda _timeout_s: open_log(config), lambda log: log.close())
+        def make(_timeout_s: float) -> Log:
+            with contextlib.ExitStack() as ends:
+                log = ends.enter_context(contextlib.closing(open_log(config)))
+                make_topics(log, config)  # else a label would be refused for good for want of them
+                ends.pop_all()
+            return log
+
+        self._log = OnFirstUse[Log](make, lambda log: log.close())
         self.close = self._log.close
 
     def opened(self, timeout_s: float) -> Log:
@@ -92,11 +99,12 @@ class _LateLog:
 
         Raises:
             LogUnavailableError: it cannot be opened, for now or before it is mended.
+            ConfigError: its topics are not those of the config.
         """
         try:
             return self._log.get(timeout_s)
         except LogError as error:
-            raise LogUnavailableError(str(error)) from error  # no label is refused for good for that
+            raise LogUnavailableError(str(error)) from error
 
     def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
         """See `Appends.append`."""

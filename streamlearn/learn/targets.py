@@ -13,9 +13,9 @@ In this order:
                         uneven by chance (positive-part James and Stein, 1961): D = |r - even|^2, and V is what D
                         would be of even classes, the sum over classes of (p / (s + k))^2 (e + k), e the squared
                         errors of s. R is how far the labelled samples are from being drawn as all are, about 1 if
-                        they are: the mean over classes of z^2, z the deviation of their mean log p from that of
-                        fresh ones in standard errors. Whoever labels one class more often than others so says
-                        little of how common it is
+                        they are, and few beside the fresh ones: the mean over classes of z^2, z the deviation of their
+                        mean log p from that of fresh ones in standard errors. Whoever labels one class more often than
+                        others so says little of how common it is
     gate     a weight for each row, by the confidence max q:
              fixed      1 where it is above the threshold, else 0 (FixMatch, Sohn et al., 2020)
              freematch  1 where it is above tau * p_c / max p, for the row's class c; tau and p are moving averages of
@@ -44,6 +44,8 @@ _USUAL_SELECTION = 2.0
 """R that is no sign yet of labels that are drawn otherwise than samples."""
 _LEAST_SAID = 1e-6
 """No probability is taken for smaller than this in its logarithm: one answer would outweigh all others."""
+_ENOUGH_ROWS = 16
+"""Fresh rows whose mean log p needs no rows of earlier steps; those are of a network that knew less."""
 _LABEL_FADING = 0.99
 """Of the class counts of labels, for each new label: a horizon of a hundred of them."""
 
@@ -128,8 +130,10 @@ class Targets:
             if len(said_FC):
                 self._moved("witness_C", said_FC.mean(dim=0))
                 log_FC = said_FC.clamp_min(_LEAST_SAID).log()
-                self._next["log_mean_C"] = log_FC.mean(dim=0)
-                self._moved("log_variance_C", log_FC.var(dim=0, unbiased=False))
+                kept = max(0.0, 1.0 - len(log_FC) / _ENOUGH_ROWS)
+                mean_C = torch.lerp(log_FC.mean(dim=0), self._kept["log_mean_C"], kept)
+                self._next["log_mean_C"] = mean_C
+                self._moved("log_variance_C", (log_FC - mean_C).square().mean(dim=0))
             if len(said_NC):
                 self._count_labels(said_NC, rows.labels_B[rows.fresh_count :][: len(said_NC)])
         labels_C, said_C, errors_C = (self._now(f"{of}_C") for of in ("label_counts", "said_counts", "squared_errors"))

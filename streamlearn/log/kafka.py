@@ -173,9 +173,9 @@ class KafkaLog:
         self._fetch_bytes = max(1 << 20, fetch_bytes + FRAMING_BYTES)
         self._counts: dict[str, int] = {}
         self._producer = OnFirstUse(self._make_producer, _end_producer)
-        self._failing: tuple[KafkaProducer, float, float] | None = None
-        """The producer that failed, when the first of its appends began that did, none acknowledged since, and when the
-        last one failed."""
+        self._failing: tuple[KafkaProducer, float, int] | None = None
+        """The producer that failed, when the first of its appends began that did, and how many did with none
+        acknowledged between."""
         self._admin = OnFirstUse(self._make_admin, KafkaAdminClient.close)
         self._by_position = OnFirstUse(
             lambda timeout_s: self._make_consumer(READ_FETCH_WAIT_MS, timeout_s), _end_consumer
@@ -346,21 +346,18 @@ class KafkaLog:
 
     def _working_producer(self, deadline: float) -> KafkaProducer:
         producer = self._producer.get(deadline - time.monotonic())
-        failing, since_s, last_s = self._failing or (None, 0.0, 0.0)  # read once: other threads write it
-        now_s, patience_s = time.monotonic(), DELIVERY_TIMEOUT_MS / 1000
-        silent_s = now_s - since_s
-        if failing is not producer or silent_s < patience_s or now_s - last_s > patience_s:
-            return producer  # a failure that none followed for so long is over, or nothing was appended since
+        failing, since_s, failures = self._failing or (None, 0.0, 0)  # read once: other threads write it
+        silent_s = time.monotonic() - since_s
+        if failing is not producer or failures < 2 or silent_s < DELIVERY_TIMEOUT_MS / 1000:
+            return producer
         log.warning("producer_given_up", silent_s=round(silent_s, 1))
         self._producer.drop(producer)
         return self._producer.get(deadline - time.monotonic())
 
     def _note_failure(self, producer: KafkaProducer, began_s: float) -> None:
-        failing, since_s, last_s = self._failing or (None, 0.0, 0.0)
-        now_s = time.monotonic()
-        if failing is not producer or now_s - last_s > DELIVERY_TIMEOUT_MS / 1000:
-            since_s = began_s
-        self._failing = producer, since_s, now_s
+        failing, since_s, failures = self._failing or (None, 0.0, 0)
+        # One failure is none: there may have been nothing to append since, for hours.
+        self._failing = (producer, since_s, failures + 1) if failing is producer else (producer, began_s, 1)
 
     def _check_record(self, topic: str, record: NewRecord) -> None:
         if record.key is None and record.value is None:

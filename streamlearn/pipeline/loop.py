@@ -289,20 +289,25 @@ class Pipeline:
         The median counts, so that one producer whose clock is years ahead does not make everything expire. A step may
         be of that very producer alone: what is more than a day ahead must be said by `_CONFIRMING` samples, in at least
         two steps in a row. Labels do not count there, since one who labels may send hundreds at once. The first step of
-        all is believed.
+        all is believed. So the time of a stream of less than a sample a day is that of up to twice as many ago.
         """
         parts = self.parts
         if not items:
             return
-        newest_s = statistics.median_low([item.timestamp_s for item in items])
-        if 0.0 < parts.stream_time_s < newest_s - _JUMP_S:
-            claimed, samples = parts.claimed, sum(isinstance(item, Sample) for item in items)
-            parts.claimed = Claim(
-                min(newest_s, claimed.time_s or newest_s), claimed.samples + samples, claimed.steps + 1
-            )
-            if parts.claimed.steps < 2 or parts.claimed.samples < _CONFIRMING:
+        newest_s, ahead_s = statistics.median_low([item.timestamp_s for item in items]), parts.stream_time_s + _JUMP_S
+        if parts.stream_time_s > 0.0 and newest_s > ahead_s:
+            times_s = [item.timestamp_s for item in items if isinstance(item, Sample)]
+            if not times_s:
                 return
-            newest_s = parts.claimed.time_s
+            newest_s = statistics.median_low(times_s)
+            if newest_s > ahead_s:
+                before = parts.claimed
+                parts.claimed = Claim(
+                    newest_s, before.samples + sum(at_s > ahead_s for at_s in times_s), before.steps + 1
+                )
+                if parts.claimed.steps < 2 or parts.claimed.samples < _CONFIRMING:
+                    return
+                newest_s = min(newest_s, before.time_s)
         parts.claimed = Claim()
         parts.stream_time_s = max(parts.stream_time_s, newest_s)
 

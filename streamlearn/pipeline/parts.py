@@ -157,11 +157,12 @@ class Cadence:
 
 
 class Claim(NamedTuple):
-    """How far ahead the last steps in a row say that the stream's time is, where it does not follow them yet."""
+    """How far ahead samples of the last steps in a row say that the stream is, whose time does not follow them yet."""
 
     time_s: float = 0.0
-    """The least that they said."""
+    """What the last of these steps said."""
     samples: int = 0
+    """That said so."""
     steps: int = 0
 
 

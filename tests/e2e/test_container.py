@@ -340,6 +340,7 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         },
         [],
     ),
+    "a scrape failed long after a skipped step": ({UP: "1x60", SKIPPED: "5x43 stale stale stale 5x13"}, []),
     "what a learner found when it was back is long over": ({UP: "1x60", SKIPPED: "_x10 5x50"}, []),
     "the disk is full": ({UP: "1x60", STEPS: "0+600x60", CHECKPOINT: "0+60x30 1800x30"}, ["StreamlearnCheckpointOld"]),
     "an idle learner saves nothing": ({UP: "1x60", STEPS: "600x60", CHECKPOINT: "60x60"}, []),

@@ -339,9 +339,13 @@ class TestFaults:
         assert status["ledger"]["implied"] == now_s - 1_700_000_000 - 10 - 2, "all older than 10 s but the two"
 
     @pytest.mark.parametrize("labels", [3, 40])
-    def test_labels_alone_take_the_time_nowhere(self, tmp_path: Path, labels: int) -> None:
-        """One who labels by a clock that is a year ahead, many at once: what is known stays, and what comes joins."""
-        config = config_in(tmp_path, **{"batch.fresh": 8, "batch.max_labels": 8})
+    @pytest.mark.parametrize("among", [False, True])
+    def test_labels_take_the_time_nowhere(self, tmp_path: Path, labels: int, *, among: bool) -> None:
+        """One who labels by a clock that is a year ahead, many at once, alone in a step or more than its samples are.
+
+        What is known stays, and what comes joins.
+        """
+        config = config_in(tmp_path, **{"batch.fresh": 4, "batch.max_labels": 8})
         log, codec = MemoryLog(), make_codec(config)
         log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
         start_s = 1_700_000_000
@@ -353,7 +357,10 @@ class TestFaults:
 
         for n in range(64):
             sample(n, start_s + n)
-        for n in range(labels):
+            if among and n < labels:
+                log.append("labels", [codec.encode_label(f"s{n}", 1, timestamp_ms=int((start_s + 3e7) * 1000))])
+        learn(config, log)
+        for n in range(0 if among else labels):
             log.append("labels", [codec.encode_label(f"s{n}", 1, timestamp_ms=int((start_s + 3e7) * 1000))])
         learn(config, log)
         for n in range(64, 96):
@@ -375,9 +382,9 @@ class TestFaults:
         log, codec = MemoryLog(), make_codec(config)
         log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
         start = 1_700_000_000
-        for n, at_s in enumerate([*range(start, start + 12), *range(start + 5 * 86_400, start + 5 * 86_400 + 12)]):
+        for n, at_s in enumerate([*range(start, start + 12), *range(start + 5 * 86_400, start + 5 * 86_400 + 20)]):
             log.append("samples", [codec.encode_sample(f"s{n}", np.zeros(4, np.float32), timestamp_ms=at_s * 1000)])
-        for n in range(12, 24):
+        for n in range(12, 32):
             log.append("labels", [codec.encode_label(f"s{n}", 1, timestamp_ms=(start + 5 * 86_400 + 60 + n) * 1000)])
         delays = list[float]()
 
@@ -392,8 +399,8 @@ class TestFaults:
         status = read_status(StatePaths(tmp_path).heartbeat)
 
         assert status is not None
-        assert (status["ledger"]["joined"], status["ledger"]["implied"]) == (12, 12)
-        assert delays == [72.0] * 12
+        assert (status["ledger"]["joined"], status["ledger"]["implied"]) == (20, 12)
+        assert delays == [72.0] * 20
 
 
 class TestRestart:
