@@ -5,7 +5,7 @@ In this order:
     align    q ~ p * wanted / p(teacher): the classes that the teacher says too often count for less (distribution
              alignment of ReMixMatch, Berthelot et al., 2020; with moving averages as in SoftMatch)
              uniform    wanted is even
-             labels     wanted = w r + (1 - w) even: classes as they are in all samples, so far as labels say it.
+             labels     wanted ~ w_c r_c + (1 - w_c) even: classes as they are in all samples, so far as labels say it.
                         A witness that no aligned target has pulled (`Rows.said_BC`) says of all samples p, of the
                         labelled ones before it learns them s, and the labels themselves y, all sums over classes:
                         r ~ p (y + k)/(s + k), the ratio estimate (Cochran, Sampling Techniques, 1977, chapter 6).
@@ -15,7 +15,9 @@ In this order:
                         errors of s. R is how far the labelled samples are from being drawn as all are, about 1 if
                         they are, and few beside the fresh ones: the mean over classes of z^2, z the deviation of their
                         mean log p from that of fresh ones in standard errors. Whoever labels one class more often than
-                        others so says little of how common it is
+                        others so says little of how common it is.
+                        w_c = w n_c / (n_c + h), of n_c labels that came so far: of a class that nobody has shown yet,
+                        a network says nothing, however common it is
     gate     a weight for each row, by the confidence max q:
              fixed      1 where it is above the threshold, else 0 (FixMatch, Sohn et al., 2020)
              freematch  1 where it is above tau * p_c / max p, for the row's class c; tau and p are moving averages of
@@ -40,6 +42,8 @@ _LEAST_SHARE = 1e-4
 """No class is taken to be said more rarely, or one that a network has not said yet would weigh thousands."""
 _PRIOR_LABELS = 1.0
 """k: labels of each class that are taken to have come before the first, and that the witness was right about."""
+_HALF_KNOWN_LABELS = 5.0
+"""h: labels of a class with which it is half believed to be as rare, or as common, as they say."""
 _USUAL_SELECTION = 2.0
 """R that is no sign yet of labels that are drawn otherwise than samples."""
 _LEAST_SAID = 1e-6
@@ -71,7 +75,7 @@ class Targets:
         if align != "none":
             self._kept["model_C"] = uniform.clone()
         if align == "labels":
-            sums = ("label_counts_C", "said_counts_C", "squared_errors_C", "deviations_C")
+            sums = ("label_counts_C", "said_counts_C", "squared_errors_C", "deviations_C", "labels_so_far_C")
             self._kept |= {name: torch.zeros_like(uniform) for name in sums}
             self._kept["squared_weights"] = torch.zeros((), device=device)
             self._kept["witness_C"] = uniform.clone()
@@ -148,7 +152,9 @@ class Targets:
         selection = (self._now("deviations_C").square() * named_C).sum() / named_C.sum() / weights
         by_chance = by_chance * (selection / _USUAL_SELECTION).clamp_min(1.0)
         trust = (1.0 - by_chance / spread.clamp_min(1e-12)).clamp_min(0.0)
-        return torch.lerp(even_C, ratio_C / total, trust)
+        so_far_C = self._now("labels_so_far_C")
+        wanted_C = torch.lerp(even_C, ratio_C / total, trust * so_far_C / (so_far_C + _HALF_KNOWN_LABELS))
+        return wanted_C / wanted_C.sum()
 
     def _count_labels(self, said_NC: Tensor, labels_N: Tensor) -> None:
         """Add what was said of new labelled rows, and what they are, to the sums, in which older ones fade."""
@@ -158,6 +164,7 @@ class Targets:
         scale_C = self._now("log_variance_C").sqrt().clamp_min(_LEAST_SAID)
         for name, value, fade in (
             ("label_counts_C", one_hot_NC.sum(dim=0), fading),
+            ("labels_so_far_C", one_hot_NC.sum(dim=0), 1.0),
             ("said_counts_C", said_NC.sum(dim=0), fading),
             ("deviations_C", deviations_NC.sum(dim=0) / scale_C, fading),
             ("squared_errors_C", (one_hot_NC - said_NC).square().sum(dim=0), fading**2),

@@ -189,7 +189,10 @@ class TestTargets:
         chance = ((witness / (said + 1) / ratio.sum()) ** 2 * (errors + 1)).sum()
         selection = ((weight_N1 * z_N3).sum(0) ** 2 / (weight_N1**2).sum()).mean()
         trust = max(0.0, 1 - chance * max(1.0, selection / 2) / spread)
-        expected = trust * ratio / ratio.sum() + (1 - trust) / 3
+        so_far = np.bincount(y_N, minlength=3)
+        trust_3 = trust * so_far / (so_far + 5)
+        expected = trust_3 * ratio / ratio.sum() + (1 - trust_3) / 3
+        expected /= expected.sum()
         wanted = teacher_SF3[-1] * expected / model
         np.testing.assert_allclose(made.numpy(), wanted / wanted.sum(1, keepdims=True), rtol=2e-4)
         assert (trust > 0.5) == (steps > 1), "a case that is to show both"
