@@ -20,8 +20,12 @@ what the baselines knew when a sample came; the step that learned a label; and o
 of one sample, how the middle ones divide into duplicates and corrections. What depends on the stream's clock (horizon,
 implied class) depends on when that has passed.
 
-    labels   hash of a sample id → LabelRow   queue    number → hash of an id whose label waits, oldest first
+    labels   row of a sample → LabelRow; hash of an id → LabelRow of a label whose sample is not known
+    queue    number → hash of an id whose label waits, oldest first
     counts   one row of counters, and what the baselines know     grown    class index → name that took a spare class
+
+Labels lie by their sample's row and not by its hash, since those that come in one second are mostly of samples that
+came near each other: so they share pages, and a commit has few to write.
 
 Samples and topics are in `samples`, labels of unknown classes in `held`, labels by class in `baselines`; the rows are
 laid out in `rows`.
@@ -46,6 +50,7 @@ from streamlearn.labels.rows import (
     Counters,
     LabelRecord,
     LabelRow,
+    Said,
     key_of,
     pack_joined,
     trained_in,
@@ -123,8 +128,8 @@ class Ledger:
         except StoreError:
             self._store.close()
             raise
-        self._hashed: dict[str, bytes] = {}
-        """Keys of the labels that came last by their ids: most of them are learned in the same step."""
+        self._joined: dict[str, bytes] = {}
+        """Rows of samples that labels joined in this step, by their ids: most of them are learned in it too."""
         self._load()
 
     # -- steps
@@ -150,6 +155,7 @@ class Ledger:
         self._store.begin(step)
         self._c.now_s = max(self._c.now_s, now_s)
         self._began_at_row = self._c.high
+        self._joined.clear()
 
     def end(self) -> None:
         """Let go of what is past its bounds, write the counters, close the step."""
@@ -157,8 +163,8 @@ class Ledger:
         limit, oldest_s = self._limit(), c.now_s - self._horizon_s
         payload_s = c.now_s - self._payload_max_age_s
         self._samples.expire_payloads(limit, most=self._payload_rows, oldest_s=payload_s)
-        for key in self._samples.expire_ids(limit, most=self._max_ids, oldest_s=oldest_s):
-            self._labels.delete(key)
+        for row_number in self._samples.expire_ids(limit, most=self._max_ids, oldest_s=oldest_s):
+            self._labels.delete(row_number)
         self._expire_queue(limit, oldest_s)
         self._held.drop(limit, oldest_s=oldest_s)
         first = c.joined + c.waiting + c.expired + c.orphan
@@ -196,7 +202,7 @@ class Ledger:
         """Remember a new sample and what was said about it; what its labels did: those that waited, one inside."""
         key, arrivals = key_of(sample.sample_id), []
         known = self._samples.append(key, sample, prediction, student_class)
-        if self._c.queued and (waited := self._label_row(key)) is not None:
+        if self._c.queued and (waited := self._row_at(key)) is not None:
             arrivals += self._join_waiting(key, waited, sample.sample_id, known)
         if (inside := sample.inside) is not None:
             arrivals.append(self._take(key, inside, known))
@@ -224,20 +230,27 @@ class Ledger:
         c, place, put, received = self._c, self._topics.place, self._labels.put, self._baselines.received
         arrivals: list[Arrival] = []
         keys = [key_of(label.sample_id) for label in labels]
-        self._hashed = {label.sample_id: key for label, key in zip(labels, keys, strict=True)}
-        rows = self._labels.fetch(keys)
-        for key, label, known in zip(keys, labels, self._samples.fetch(keys), strict=True):
+        found = self._samples.fetch(keys)
+        rows = self._labels.fetch([known[0] for known in found if known is not None])
+        joined = self._joined
+        for key, label, known in zip(keys, labels, found, strict=True):
             class_index, at_s = label.class_index, label.timestamp_s
-            if known is None or rows[key] is not None or class_index == UNLABELLED or (c.held and self._held.of(key)):
+            if (
+                known is None
+                or class_index == UNLABELLED
+                or rows[known[0]] is not None
+                or (c.held and self._held.of(key))
+            ):
                 arrivals.append(self.label_arrived(label))
                 continue
-            assert known.x is not None
-            scored = self._score(known, class_index, at_s) if at_s >= known.arrived_s else None
-            put(key, pack_joined(*place(label.position), at_s, class_index, scored=scored is not None))
+            row_number, said, x = known
+            scored = self._score(said, class_index, at_s) if at_s >= said[0] else None
+            put(row_number, pack_joined(*place(label.position), at_s, class_index, scored=scored is not None))
+            joined[label.sample_id] = row_number
             c.read += 1
             c.joined += 1
             received(class_index)
-            example = Example(label.sample_id, known.x, class_index, at_s)
+            example = Example(label.sample_id, x, class_index, at_s)
             arrivals.append(Arrival(JOINED, label.sample_id, class_index, example, scored, False, at_s))
         return arrivals
 
@@ -259,8 +272,8 @@ class Ledger:
             key, arrived_s = samples.arrived(row_number)
             if samples.is_young(arrived_s, oldest_s):
                 break
-            if arrived_s < oldest_s and self._labels.get(key) is None and not self._held.of(key):
-                arrivals.append(self._imply(key, samples.id_of(row_number), samples.at(row_number)))
+            if arrived_s < oldest_s and self._labels.get(row_number) is None and not self._held.of(key):
+                arrivals.append(self._imply(samples.id_of(row_number), samples.at(row_number)))
             c.implied_low += 1
         return arrivals
 
@@ -279,13 +292,14 @@ class Ledger:
 
     def trained(self, sample_ids: Iterable[str]) -> None:
         """These samples' labels are learned by the open step. Only the first time counts."""
-        step, put, hashed = self._store.step, self._labels.put, self._hashed.get
-        keys = [hashed(sample_id) or key_of(sample_id) for sample_id in sample_ids]
-        rows = self._labels.fetch(keys)
-        for key in keys:
-            row = rows[key]
+        step, put, joined, row_of = self._store.step, self._labels.put, self._joined.get, self._samples.row_of
+        found = [joined(sample_id) or row_of(key_of(sample_id)) for sample_id in sample_ids]
+        numbers = [row_number for row_number in found if row_number is not None]
+        rows = self._labels.fetch(numbers)
+        for row_number in numbers:
+            row = rows[row_number]
             if row is not None and (trained := trained_in(row, step)) is not None:
-                put(key, trained[0])
+                put(row_number, trained[0])
                 self._c.trained += trained[1]
 
     # -- for whoever asks
@@ -337,13 +351,13 @@ class Ledger:
     def _label(self, key: bytes, label: Label, known: Known | None) -> Arrival:
         """Find the disposition of one label record. `known`: its sample, where that has just come."""
         record = LabelRecord(label.timestamp_s, *self._topics.place(label.position), label.class_index)
-        row = self._label_row(key)
+        found = known or self._samples.find(key)
+        row = self._row_at(key if found is None else found.number)
         if (row is not None and row.holds(record.place)) or (self._c.held and self._held.has(key, record.place)):
             return self._unchanged(label, row)
         if row is not None and row.state is LabelState.ORPHAN:
             self._forget(key, row)  # counted already; this record starts anew
             row = None
-        found = known or self._samples.find(key)
         if row is not None:
             return self._further(key, row, record, label.sample_id, found)
 
@@ -353,12 +367,12 @@ class Ledger:
             self._c.waiting += 1
             arrival = Arrival(LabelState.WAITING, label.sample_id, label.class_index)
         else:
-            arrival = self._join(key, row, label.sample_id, found)
+            arrival = self._join(row, label.sample_id, found)
         self._c.read += 1
         self._baselines.received(row.class_index)
         return arrival
 
-    def _join(self, key: bytes, row: LabelRow, sample_id: str, known: Known) -> Arrival:
+    def _join(self, row: LabelRow, sample_id: str, known: Known) -> Arrival:
         """Label and sample are together for the first time."""
         x = self._samples.payload(known)
         deciding = row.deciding
@@ -366,7 +380,7 @@ class Ledger:
         if x is None:
             row.state = LabelState.EXPIRED
             self._c.expired += 1
-            self._labels.put(key, row.pack())
+            self._labels.put(known.number, row.pack())
             return Arrival(row.state, sample_id, row.class_index)
         row.state = LabelState.JOINED
         self._c.joined += 1
@@ -376,18 +390,17 @@ class Ledger:
                 scored = self._score_row(row, known, record.time_s)
                 break
         example = Example(sample_id, x, row.class_index, deciding.time_s)
-        self._labels.put(key, row.pack())
+        self._labels.put(known.number, row.pack())
         return Arrival(row.state, sample_id, row.class_index, example, scored, labelled_at_s=deciding.time_s)
 
     def _join_waiting(self, key: bytes, row: LabelRow, sample_id: str, known: Known) -> list[Arrival]:
         """The sample of a waiting label has come."""
+        self._forget(key, row)
         if row.state is LabelState.ORPHAN:
-            self._forget(key, row)
             return []
         assert row.state is LabelState.WAITING, row.state
-        self._dequeue(row)
         self._c.waiting -= 1
-        return [self._join(key, row, sample_id, known)]
+        return [self._join(row, sample_id, known)]
 
     def _further(self, key: bytes, row: LabelRow, record: LabelRecord, sample_id: str, known: Known | None) -> Arrival:
         """A further label record of a sample, or the first after the implied class."""
@@ -414,7 +427,7 @@ class Ledger:
         c.corrected += placed.corrections
         if changed:
             self._baselines.received(row.class_index, was=was_class)
-        self._labels.put(key, row.pack())
+        self._labels.put(key if known is None else known.number, row.pack())
         deciding = row.deciding
         assert deciding is not None
         return Arrival(
@@ -437,7 +450,7 @@ class Ledger:
         row.state = LabelState.JOINED
         return Example(sample_id, x, row.class_index, deciding.time_s)
 
-    def _imply(self, key: bytes, sample_id: str, known: Known) -> Arrival:
+    def _imply(self, sample_id: str, known: Known) -> Arrival:
         """Give a sample the implied class, as of the moment when its time for a label was over."""
         assert self._implied_class is not None
         assert self._implied_after_s is not None
@@ -449,30 +462,30 @@ class Ledger:
             scored = self._score_row(row, known, at_s)
         self._c.implied += 1
         self._baselines.received(row.class_index)
-        self._labels.put(key, row.pack())
+        self._labels.put(known.number, row.pack())
         labelled_at_s = None if x is None else at_s
         return Arrival(
             row.state, sample_id, row.class_index, example, scored, labelled_at_s=labelled_at_s, implied=True
         )
 
-    def _score(self, known: Known, class_index: int, label_s: float) -> Scored | None:
+    def _score(self, said: Said, class_index: int, label_s: float) -> Scored | None:
         """Hold the prediction against the class that counts now. `label_s`: when the label in time was given."""
-        if known.prediction.class_index == UNLABELLED:
+        arrived_s, student_class, prediction, majority, no_change = said
+        if prediction.class_index == UNLABELLED:
             return None  # passed by under overload
         self._c.scored += 1
-        majority, no_change = known.majority_class, known.no_change_class
         return Scored(
-            known.prediction,
-            known.student_class,
+            prediction,
+            student_class,
             class_index,
-            label_s - known.arrived_s,
+            label_s - arrived_s,
             majority if majority >= 0 else None,
             no_change if no_change >= 0 else None,
         )
 
     def _score_row(self, row: LabelRow, known: Known, label_s: float) -> Scored | None:
         """The same of a row, which remembers it: a sample is scored once."""
-        scored = self._score(known, row.class_index, label_s)
+        scored = self._score(known.said, row.class_index, label_s)
         if scored is not None:
             row.flags |= SCORED
         return scored
@@ -509,7 +522,12 @@ class Ledger:
         return record.time_s, self._topics.name(record.topic), record.partition, record.offset
 
     def _label_row(self, key: bytes) -> LabelRow | None:
-        row = self._labels.get(key)
+        """The label of the sample that has this hash, whether that is known or not."""
+        return self._row_at(self._samples.row_of(key) or key)
+
+    def _row_at(self, at: bytes) -> LabelRow | None:
+        """The label at a sample's row, or at the hash of an unknown one."""
+        row = self._labels.get(at)
         return None if row is None else LabelRow.unpack(row)
 
     # -- the queue of those that wait
@@ -543,7 +561,7 @@ class Ledger:
             crowded = c.queued > self._max_ids
             if not crowded and queued_s >= oldest_s:
                 break
-            row = self._label_row(key)
+            row = self._row_at(key)
             assert row is not None, "a queued label has no row"
             was_waiting = row.state is LabelState.WAITING
             if was_waiting:

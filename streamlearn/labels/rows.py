@@ -33,9 +33,13 @@ _ARRIVED = struct.Struct("<16s14xd")
 _PREDICTED = struct.Struct("<30xdqiiiiH")
 """What a join reads of a sample: all but the key and the place."""
 _RECORD = struct.Struct("<dHiqi")
-_ROW = struct.Struct("<BBBiqq")
-_ROW_OF_ONE = struct.Struct("<BBBiqqdHiqi")
-"""A LabelRow with its only record, as almost all are: one call instead of three."""
+_HEAD = struct.Struct("<BBq")
+"""What every LabelRow begins with: state, flags, trained_step."""
+_ROW = struct.Struct("<BBqBiq")
+_ROW_OF_ONE = struct.Struct("<BBqdHiqi")
+"""A LabelRow with its only record and not in the queue, as almost all are. Each byte of it is written anew with its
+page: labels come for samples far apart, so a commit writes about a page for every label or two."""
+assert (_ROW_OF_ONE.size - _ROW.size) % _RECORD.size, "the two are told apart by their size"
 
 
 @dataclass(slots=True)
@@ -111,6 +115,9 @@ class LabelRecord(NamedTuple):
         return self.topic, self.partition, self.offset
 
 
+Said: TypeAlias = tuple[float, int, Prediction, int, int]
+"""When a sample came, and what was said of it then: time, student's class, teacher's answer, majority's class and
+no-change's. A plain tuple: one is made of every label, and one with names costs seven times as much."""
 Order: TypeAlias = Callable[[LabelRecord], tuple[float, str, int, int]]
 """What label records are sorted by: time and position, the topic by its name."""
 
@@ -144,20 +151,21 @@ class LabelRow:
 
     def pack(self) -> bytes:
         """The row of `labels`."""
-        head = (_NUMBERS[self.state], self.flags, self.counting, self.class_index, self.queue_row, self.trained_step)
-        if len(self.records) == 1:
+        head = (_NUMBERS[self.state], self.flags, self.trained_step)
+        if len(self.records) == 1 and self.queue_row < 0:
             return _ROW_OF_ONE.pack(*head, *self.records[0])
-        return b"".join((_ROW.pack(*head), *[_RECORD.pack(*record) for record in self.records]))
+        row = _ROW.pack(*head, self.counting, self.class_index, self.queue_row)
+        return b"".join((row, *[_RECORD.pack(*record) for record in self.records]))
 
     @classmethod
     def unpack(cls, row: bytes) -> LabelRow:
         """From the row of `labels`."""
         if len(row) == _ROW_OF_ONE.size:
-            state, flags, counting, class_index, queue_row, trained_step, *record = _ROW_OF_ONE.unpack(row)
-            records = [LabelRecord._make(record)]
-        else:
-            state, flags, counting, class_index, queue_row, trained_step = _ROW.unpack_from(row)
-            records = [LabelRecord._make(fields) for fields in _RECORD.iter_unpack(row[_ROW.size :])]
+            state, flags, trained_step, *fields = _ROW_OF_ONE.unpack(row)
+            record = LabelRecord._make(fields)
+            return cls(_STATES[state], record.class_index, [record], flags, trained_step=trained_step)
+        state, flags, trained_step, counting, class_index, queue_row = _ROW.unpack_from(row)
+        records = [LabelRecord._make(fields) for fields in _RECORD.iter_unpack(row[_ROW.size :])]
         return cls(_STATES[state], class_index, records, flags, counting, queue_row, trained_step)
 
     @property
@@ -215,9 +223,7 @@ class LabelRow:
 
 def pack_joined(topic: int, partition: int, offset: int, time_s: float, class_index: int, *, scored: bool) -> bytes:
     """The row of a label that its only record has joined with its sample."""
-    return _ROW_OF_ONE.pack(
-        _JOINED, SCORED if scored else 0, 0, class_index, -1, 0, time_s, topic, partition, offset, class_index
-    )
+    return _ROW_OF_ONE.pack(_JOINED, SCORED if scored else 0, 0, time_s, topic, partition, offset, class_index)
 
 
 def trained_in(row: bytes, step: int) -> tuple[bytes, bool] | None:
@@ -225,11 +231,10 @@ def trained_in(row: bytes, step: int) -> tuple[bytes, bool] | None:
 
     The records are not looked at, since every label passes here.
     """
-    state, flags, counting, class_index, queue_row, trained_step = _ROW.unpack_from(row)
-    if _STATES[state] is not LabelState.JOINED or trained_step:
+    state, flags, trained_step = _HEAD.unpack_from(row)
+    if state != _JOINED or trained_step:
         return None
-    head = _ROW.pack(state, flags | EVER_TRAINED, counting, class_index, queue_row, step)
-    return head + row[_ROW.size :], not flags & EVER_TRAINED
+    return _HEAD.pack(state, flags | EVER_TRAINED, step) + row[_HEAD.size :], not flags & EVER_TRAINED
 
 
 def pack_sample(row: SampleRow, x: Array, probabilities_C: Array, sample_id: str) -> bytes:
@@ -249,8 +254,8 @@ def unpack_sample(data: bytes) -> SampleRow:
     return SampleRow._make(_SAMPLE.unpack_from(data)[:-1])
 
 
-def unpack_predicted(data: bytes, payload_bytes: int) -> tuple[float, int, Prediction, int, int]:
-    """Of such a row, with so much payload in it: when it came, student, prediction, and what the baselines said."""
+def unpack_said(data: bytes, payload_bytes: int) -> Said:
+    """Of such a row, with so much payload in it."""
     arrived_s, version, predicted, student, majority, no_change, id_bytes = _PREDICTED.unpack_from(data)
     start = PAYLOAD_AT + payload_bytes
     count = (len(data) - start - id_bytes) // _PROBABILITY.itemsize

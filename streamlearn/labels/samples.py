@@ -20,11 +20,12 @@ import numpy as np
 from streamlearn.labels.rows import (
     PAYLOAD_AT,
     Counters,
+    Said,
     SampleRow,
     pack_sample,
     unpack_arrival,
     unpack_id,
-    unpack_predicted,
+    unpack_said,
     unpack_sample,
     without_payload,
 )
@@ -66,17 +67,18 @@ class Topics:
 
 
 class Known(NamedTuple):
-    """A known sample, and what was said of it when it came."""
+    """A known sample."""
 
     number: bytes
     """Its row."""
-    arrived_s: float
-    student_class: int
-    prediction: Prediction
-    majority_class: int
-    no_change_class: int
+    said: Said
     x: Array | None = None
     """The payload, where it is in the ring or has just come."""
+
+    @property
+    def arrived_s(self) -> float:
+        """When it came."""
+        return self.said[0]
 
 
 class Samples:
@@ -92,7 +94,7 @@ class Samples:
 
     def has(self, key: bytes) -> bool:
         """Whether the sample is known."""
-        return self._ids.get(key) is not None
+        return self.row_of(key) is not None
 
     def append(self, key: bytes, sample: Sample, prediction: Prediction, student_class: int) -> Known:
         """Remember a new sample, under the hash of its id."""
@@ -107,22 +109,24 @@ class Samples:
         self._ids.insert(key, row_number)
         self._rows.append(row_number, pack_sample(row, x, probabilities_C, sample.sample_id))
         c.high += 1
-        return Known(row_number, arrived_s, student_class, prediction, *baselines, x)
+        return Known(row_number, (arrived_s, student_class, prediction, *baselines), x)
+
+    def row_of(self, key: bytes) -> bytes | None:
+        """The row of a known sample."""
+        return self._ids.get(key)
 
     def find(self, key: bytes) -> Known | None:
         """A known sample, its prediction, and its payload where that has not left the ring."""
         row_number = self._ids.get(key)
         return None if row_number is None else self.at(row_number)
 
-    def fetch(self, keys: Sequence[bytes]) -> list[Known | None]:
-        """Many samples with their payloads, from the ring; None where either is not there."""
+    def fetch(self, keys: Sequence[bytes]) -> list[tuple[bytes, Said, Array] | None]:
+        """Many samples, as `Known`, with their payloads, from the ring; None where either is not there."""
         ids, low = self._ids.fetch(keys), number(self.counters.payload_low)
         numbers = [row if (row := ids[key]) is not None and row >= low else _NO_ROW for key in keys]
         shape, dtype, nbytes = self._schema.shape, self._schema.dtype, self._schema.nbytes
         return [
-            None
-            if data is None
-            else Known(row, *unpack_predicted(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
+            None if data is None else (row, unpack_said(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
             for row, data in zip(numbers, self._rows.fetch(numbers), strict=True)
         ]
 
@@ -130,11 +134,11 @@ class Samples:
         """The sample of a row, with its payload where that has not left the ring."""
         data = self._rows.get(row_number)
         if data is None:
-            return Known(row_number, *unpack_predicted(self._row(row_number), 0))
+            return Known(row_number, unpack_said(self._row(row_number), 0))
         schema, x = self._schema, None
         if row_number >= number(self.counters.payload_low):
             x = np.ndarray(schema.shape, schema.dtype, data, PAYLOAD_AT)
-        return Known(row_number, *unpack_predicted(data, schema.nbytes), x)
+        return Known(row_number, unpack_said(data, schema.nbytes), x)
 
     def id_of(self, row_number: bytes) -> str:
         """The id of the sample of a row."""
@@ -189,16 +193,17 @@ class Samples:
             c.payload_low += 1
 
     def expire_ids(self, limit: int, *, most: int, oldest_s: float) -> list[bytes]:
-        """Forget the oldest samples that are too many or too old, at most `limit`; their keys."""
+        """Forget the oldest samples that are too many or too old, at most `limit`; their rows."""
         c, forgotten = self.counters, []
         for _ in range(limit):
             if c.id_low == c.high:
                 break
-            key, arrived_s = self.arrived(number(c.id_low))
+            row_number = number(c.id_low)
+            key, arrived_s = self.arrived(row_number)
             if c.high - c.id_low <= most and self.is_young(arrived_s, oldest_s):
                 break
             self._ids.delete(key)
-            forgotten.append(key)
+            forgotten.append(row_number)
             c.id_low += 1
         c.payload_low = max(c.payload_low, c.id_low)
         c.implied_low = max(c.implied_low, c.id_low)

@@ -32,7 +32,7 @@ Get: TypeAlias = Callable[[str, bytes], bytes | None]
 """`get(database, key)` of a view."""
 Transaction: TypeAlias = "lmdb.Transaction[bytes]"
 
-FORMAT = 3
+FORMAT = 4
 MAX_READERS = 512
 LOCK_BYTES = 64 * MAX_READERS + 128
 """Of LMDB's lock file: a line of the cache for each reader, and what the writers share."""

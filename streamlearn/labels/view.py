@@ -34,7 +34,8 @@ class LedgerView:
         with self._view.read() as get:
             if get is None:
                 return None
-            label, row_number = get("labels", key), get("ids", key)
+            row_number = get("ids", key)
+            label = get("labels", row_number or key)
             sample = None if row_number is None else get("samples", row_number) or get("bare", row_number)
             held = newest_held(get, key) if label is None else None
             if label is not None:

@@ -16,7 +16,15 @@ import pytest
 from streamlearn.errors import LogUnavailableError, StoreError
 from streamlearn.labels import Arrival, LabelState
 from streamlearn.labels.ledger import Ledger
-from streamlearn.labels.rows import key_of
+from streamlearn.labels.rows import (
+    EVER_TRAINED,
+    KEPT_RECORDS,
+    SCORED,
+    LabelRecord,
+    LabelRow,
+    key_of,
+    trained_in,
+)
 from streamlearn.labels.store import number
 from streamlearn.labels.view import LedgerView
 from streamlearn.records import UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
@@ -203,6 +211,7 @@ class TestALabelBeforeItsSample:
         assert arrival.example is not None
         assert arrival.example.class_index == 2
         assert book.counts("read", "waiting", "joined", "scored") == {"read": 1, "waiting": 0, "joined": 1, "scored": 0}
+        assert len(book.ledger._labels.items()) == 1, "it has moved to its sample"
 
     def test_scores_where_it_is_younger_and_was_only_read_first(self, book):
         """Nothing can be learned of a label without its payload, so the prediction did not know it."""
@@ -424,6 +433,7 @@ class TestBounds:
 
         assert [book.ledger.is_known(name) for name in ("old", "new")] == [False, True]
         assert book.ledger.counts().samples == 1
+        assert not book.ledger._labels.items(), "a label that nobody can ask for any more"
         assert book.label(label("old", 0, at_s=121.0)).state is LabelState.WAITING
 
     def test_payloads_are_not_kept_longer_than_their_ids(self, book):
@@ -781,6 +791,52 @@ class TestTrained:
         assert status is not None
         assert (status.state, status.first_trained_step, status.corrected) == (LabelState.TRAINED, 3, True)
         assert status.label_position == Position("labels", 1, 0), "of the label that counts"
+
+    def test_is_of_the_sample_that_has_the_id_now(self, book):
+        """An id that was forgotten comes anew: its label of before has gone with its sample."""
+        book.bounds["horizon_s"] = 20.0
+        book.sample(sample("s", at_s=100.0))
+        book.label(label("s", 0, at_s=101.0))
+        book.ledger.trained(["s"])
+        for _ in range(2):
+            book.next_step(now_s=121.0)
+        book.sample(sample("s", offset=1, at_s=121.0, label=1))
+        book.ledger.trained(["s"])
+
+        assert book.counts("joined", "trained") == {"joined": 2, "trained": 2}
+        view = book.view()
+        status = view.get("s")
+        view.close()
+        assert status is not None
+        assert (status.class_index, status.first_trained_step) == (1, 3)
+
+
+RECORD = LabelRecord(130.5, 1, 2, 1 << 40, 7)
+
+
+class TestRows:
+    """Of labels: the common one is packed shorter."""
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            LabelRow(LabelState.JOINED, 7, [RECORD], SCORED, trained_step=1 << 50),
+            LabelRow(LabelState.EXPIRED, 7, [RECORD]),
+            LabelRow(LabelState.WAITING, 7, [RECORD], queue_row=1 << 60),
+            LabelRow(LabelState.ORPHAN, 7, [RECORD], queue_row=0),
+            LabelRow(LabelState.JOINED, 7),
+            *[LabelRow(LabelState.JOINED, 7, [RECORD] * many, counting=many - 1) for many in (2, KEPT_RECORDS)],
+        ],
+    )
+    def test_come_back_as_they_were(self, row):
+        """Whatever the number of records, in the queue or not."""
+        assert LabelRow.unpack(row.pack()) == row
+
+        learned, first = trained_in(replace(row, state=LabelState.JOINED, trained_step=0).pack(), 9)
+        assert first
+        assert LabelRow.unpack(learned) == replace(
+            row, state=LabelState.JOINED, trained_step=9, flags=row.flags | EVER_TRAINED
+        )
 
 
 class TestBaselines:
