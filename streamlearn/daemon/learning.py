@@ -53,6 +53,7 @@ from streamlearn.errors import (
     StateError,
     StateLockedError,
 )
+from streamlearn.garbage import rare_collections
 from streamlearn.labels.ledger import Ledger
 from streamlearn.labels.whole import check_whole
 from streamlearn.log.base import Log
@@ -86,7 +87,8 @@ def learn(
     step, in the loop's thread, and must change nothing.
     """
     try:
-        _learn(config, stopping, until_end=until_end, opened=opened, watching=watching)
+        with rare_collections():
+            _learn(config, stopping, until_end=until_end, opened=opened, watching=watching)
     except OSError as error:
         # Of the state folder: the log's errors are LogErrors. What was acknowledged is in the log or in a checkpoint.
         msg = f"{config.state.dir}: {error}; free space or repair the disk, then start again: nothing is lost"
