@@ -4,10 +4,11 @@ Run: python benchmarks/labels.py [--quick] [--dir FOLDER]. FOLDER should lie on 
 10 GB free; `--quick` takes a tenth of the ids and of the space. Linux only: memory is read from /proc.
 
 Each side lives in a process of its own and keeps the same N samples of 64 bytes, under 128-bit keys. Then a million
-labels come (half of that with `--quick`) for samples drawn from all, so that a label finds nothing where the last one
-was. The sides take turns, round after round. Each joins in steps of 1,024 labels: it finds sample, prediction and
-payload by the key, writes the label, notes that it is learned; commits and syncs once a second, as the pipeline does
-when it publishes.
+labels come (a quarter of the ids with `--quick`) that are `late`: the ages of their samples are geometric, with a mean
+of a tenth of the ids, in any order. After them as many come for samples drawn from all (`_scattered`), so that a label
+finds nothing where the last one was: the worst that can be, and no stream. The sides take turns, round after round.
+Each joins in steps of 1,024 labels: it finds sample, prediction and payload by the key, writes the label, notes that it
+is learned; commits and syncs once a second, as the pipeline does when it publishes.
 
     ledger   all of that, with states, counters, scores' inputs, and how to undo each step; a checkpoint each 30 s
     lmdb     the limit: the three gets and one put that a join cannot do without, nothing decoded, nothing undone
@@ -28,13 +29,19 @@ system's cache and leave when it wants them; they are `mapped_mb`.
 `restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
 system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
 
-Wanted: 50,000 joins a second with ten million ids. With one million (`--quick`, a quiet machine of two cores) 62,387,
-.37 of LMDB and 1.31 of SQLite in the same rounds (15.2 us of processor time a join, 82 MB anonymous). With ten million
-41,874, .58 of LMDB and 1.08 of SQLite (20.4 us where LMDB took 10, 280 MB; the five rounds 38,581 to 44,958): **not
-reached**. What grows with the ids is the wait for memory, of the limit as of the ledger: each of three walks through a
-tree ends in a page that no cache holds. 3.5 us of a join are waits for the disk at commits (23.9 of wall time, 20.4 of
-processor time). Labels in the order in which delays bring them (geometric, a tenth of the ids in the mean) cost no less
-than labels drawn from all: keys are hashes. Without the garbage collector a join takes .97.
+Wanted: 50,000 joins a second with ten million ids. **Reached for labels that are late**: 55,541, .49 of LMDB and 1.34
+of SQLite in the same rounds (16.7 us of processor time a join; the rounds 51,630 to 58,323; 232 MB anonymous, a
+restart 4.6 ms). **Not for labels scattered over all**: 31,182, .62 of LMDB (itself at 30,000 to 70,000) and .96 of
+SQLite. There a commit writes nearly every page of the tree of labels anew, and each of three walks ends in a page that
+no cache holds. With one million (`--quick`) 61,544 and 47,846, before the changes of the fast path and the collector.
+In a stream whose samples and labels come in turns, 200,000 and 50,000, joins alone had 41,934 (.54 of LMDB, 1.31 of
+SQLite; a script that was not kept): samples change almost every page of the tree of ids. All of these on a noisy
+machine; on a quiet one, and before what follows, scattered labels had 41,874, where LMDB had 72,000.
+
+Labels by the row of their sample and not by the hash of its id, in rows of 36 bytes where they had 49, the collector at
+50,000 objects, and no named tuples on the way: together .84 of the processor time (a million ids, three runs in turns;
+of it .91 the collector). Not worth it: lookups through a read transaction, which need not search the list of changed
+pages, save .15 us of 1.6 each.
 
 Prediction and payload in one row, a walk fewer, brought .88 of the processor time (300,000 ids, three rounds in turns),
 hashes kept until the step ends .95 of that. Before both, on another machine: 36,700 with ten million.
@@ -67,7 +74,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -77,6 +84,7 @@ import numpy as np
 import numpy.typing as npt
 from harness import figures, tell
 
+from streamlearn.garbage import rare_collections
 from streamlearn.labels import Arrival, LabelState, Scored
 from streamlearn.labels.ledger import Ledger
 from streamlearn.records import Example, Label, Position, Prediction, Sample, Schema
@@ -223,18 +231,17 @@ class LmdbSide:
 
     def prepare(self, numbers: list[int]) -> list[tuple[str, bytes]]:
         """The label's row is ready to be written."""
-        return [(sample_id(n), bytes(34) + n.to_bytes(14, "big")) for n in numbers]
+        return [(sample_id(n), bytes(22) + n.to_bytes(14, "big")) for n in numbers]
 
     def join(self, labels: list[tuple[str, bytes]]) -> None:
         """The least that a join can be."""
         get, put = self._txn.get, self._txn.put
         ids, samples, mine = self._ids, self._samples, self._labels
         for name, label in labels:
-            key = key_of(name)
-            assert get(key, None, mine) is None
-            row = get(key, None, ids)
+            row = get(key_of(name), None, ids)
+            assert get(row, None, mine) is None
             assert get(row, None, samples) is not None
-            put(key, label, db=mine)
+            put(row, label, db=mine)
 
     def commit(self) -> None:
         """One sync."""
@@ -263,8 +270,8 @@ class SqliteSide:
         columns = "row INTEGER PRIMARY KEY, sample BLOB, payload BLOB"
         self._db.execute("CREATE TABLE IF NOT EXISTS ids (key BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
         self._db.execute(f"CREATE TABLE IF NOT EXISTS samples ({columns})")
-        labels = "key BLOB PRIMARY KEY, label BLOB, trained_step INTEGER"
-        self._db.execute(f"CREATE TABLE IF NOT EXISTS labels ({labels}) WITHOUT ROWID")
+        labels = "row INTEGER PRIMARY KEY, label BLOB, trained_step INTEGER"
+        self._db.execute(f"CREATE TABLE IF NOT EXISTS labels ({labels})")
         self._db.execute("CREATE TABLE IF NOT EXISTS undo (step INTEGER PRIMARY KEY, keys BLOB)")
         self._db.execute("BEGIN")
 
@@ -281,28 +288,27 @@ class SqliteSide:
 
     def prepare(self, numbers: list[int]) -> list[tuple[str, int, bytes]]:
         """The label's row is ready to be written."""
-        return [(sample_id(n), class_of(n), bytes(34) + n.to_bytes(14, "big")) for n in numbers]
+        return [(sample_id(n), class_of(n), bytes(22) + n.to_bytes(14, "big")) for n in numbers]
 
     def join(self, labels: list[tuple[str, int, bytes]]) -> None:
         """One SELECT a label, two statements for all labels of the step, and how to undo it."""
         query = (
-            "SELECT samples.sample, samples.payload, labels.label FROM ids JOIN samples ON samples.row = ids.row "
-            "LEFT JOIN labels ON labels.key = ids.key WHERE ids.key = ?"
+            "SELECT ids.row, samples.sample, samples.payload, labels.label FROM ids JOIN samples ON samples.row = "
+            "ids.row LEFT JOIN labels ON labels.row = ids.row WHERE ids.key = ?"
         )
         rows, arrivals = [], []
         for name, class_index, label in labels:
-            key = key_of(name)
-            sample, found, before = self._db.execute(query, (key,)).fetchone()
+            number, sample, found, before = self._db.execute(query, (key_of(name),)).fetchone()
             assert before is None
             _, _, arrived_s, version, predicted, student, majority, last = ROW.unpack_from(sample)
             prediction = Prediction(predicted, np.frombuffer(sample, np.float32, offset=ROW.size), version)
             scored = Scored(prediction, student, class_index, 1e6 - arrived_s, majority, last)
             example = Example(name, np.frombuffer(found, np.uint8), class_index)
             arrivals.append(Arrival(LabelState.JOINED, name, class_index, example, scored))
-            rows.append((key, label))
+            rows.append((number, label))
         self._db.executemany("INSERT INTO labels VALUES (?, ?, NULL)", rows)
-        self._db.executemany("UPDATE labels SET trained_step = 1 WHERE key = ?", [row[:1] for row in rows])
-        self._db.execute("INSERT INTO undo VALUES (NULL, ?)", (b"".join(key for key, _ in rows),))
+        self._db.executemany("UPDATE labels SET trained_step = 1 WHERE row = ?", [row[:1] for row in rows])
+        self._db.execute("INSERT INTO undo VALUES (NULL, ?)", (b"".join(row.to_bytes(8, "big") for row, _ in rows),))
 
     def commit(self) -> None:
         """One sync."""
@@ -410,11 +416,12 @@ def resident(kind: str) -> float:
 
 def _serve(kind: str, folder: Path, ids: int, pipe: Connection) -> None:  # pragma: no cover - child process
     worker = Worker(kind, folder, ids)
-    while True:
-        name, arguments = pipe.recv()
-        pipe.send(getattr(worker, name)(*arguments))
-        if name == "close":
-            return
+    with rare_collections():  # as the learner does
+        while True:
+            name, arguments = pipe.recv()
+            pipe.send(getattr(worker, name)(*arguments))
+            if name == "close":
+                return
 
 
 class Remote:
@@ -436,48 +443,80 @@ class Remote:
         return result
 
 
-def rounds_of(ids: int, count: int) -> Iterator[list[int]]:
-    """Numbers of the labels' samples: `count` different ones of all, in parts, after those that restarts use."""
-    numbers = 2 * RESTARTS + np.random.default_rng(0).choice(ids - 2 * RESTARTS, count, replace=False)
-    return (part.tolist() for part in np.array_split(numbers, ROUNDS))
+def rounds_of(ids: int, count: int) -> dict[str, list[list[int]]]:
+    """Numbers of the labels' samples, in rounds; none of them twice, nor one that restarts use.
+
+    `late`: the ages of the samples are geometric with a mean of a tenth of the ids. `scattered`: drawn from all.
+    """
+    rng = np.random.default_rng(0)
+    ages = np.unique(rng.geometric(10 / ids, 4 * count))
+    late = ids - rng.permutation(ages[ages <= ids - 2 * RESTARTS])[:count]
+    left = np.ones(ids, bool)
+    left[late] = left[: 2 * RESTARTS] = False
+    scattered = rng.choice(np.flatnonzero(left), count, replace=False)
+    return {
+        how: [part.tolist() for part in np.array_split(numbers, ROUNDS)]
+        for how, numbers in (("late", late), ("scattered", scattered))
+    }
+
+
+class Rounds:
+    """The sides join the same labels, one after the other."""
+
+    def __init__(self, sides: dict[str, Remote]) -> None:
+        self._sides = sides
+        self._rates: dict[str, list[float]] = {kind: [] for kind in sides}
+        self._cpu_us: list[float] = []
+
+    def join(self, numbers: list[int], how: str) -> dict[str, Result]:
+        """One round."""
+        found = {}
+        for kind, side in self._sides.items():
+            os.sync()  # or the pages of the side before would be written in the time of this one
+            found[kind] = side.ask("join", numbers)
+            self._rates[kind].append(found[kind]["per_s"])
+        self._cpu_us.append(found["ledger"]["cpu_us"])
+        rates = ", ".join(f"{kind} {result['per_s']:,.0f}" for kind, result in found.items())
+        tell(f"joins a second, {how}: {rates}")
+        return found
+
+    def figures(self) -> dict[str, float]:
+        """The ledger's rate over all rounds, and over those of the others."""
+        mine = self._rates["ledger"]
+        ratios = {kind: float(np.median(np.divide(mine, rates))) for kind, rates in self._rates.items()}
+        return {
+            "joins_per_s": round(statistics.harmonic_mean(mine)),
+            "joins_over_lmdb": round(ratios["lmdb"], 3),
+            "joins_over_sqlite": round(ratios["sqlite"], 3),
+            "join_cpu_us": round(statistics.mean(self._cpu_us), 1),
+        }
 
 
 def measure(folder: Path, ids: int) -> dict[str, Any]:
-    """All figures; one line of progress for each thing done."""
+    """All figures; a line of progress now and then."""
     sides = {kind: Remote(kind, folder, ids) for kind in SIDES}
-    fills: dict[str, Result] = {}
     tenth, restarts = ids // 10, {kind: {"tenth": 0.0, "all": 0.0} for kind in SIDES}
+    fills: dict[str, Result] = {}
     for kind, side in sides.items():
         first = side.ask("fill", 0, tenth)
         restarts[kind]["tenth"] = side.ask("restart", list(range(RESTARTS)))["ms"]
         fills[kind] = side.ask("fill", tenth, ids)
         said = f"then {fills[kind]['per_s']:,.0f}; anonymous {fills[kind]['anonymous_mb']:.0f} MB"
         tell(f"{kind:6} kept {ids:,} samples: a tenth at {first['per_s']:,.0f} a second, {said}")
-    rates: dict[str, list[float]] = {kind: [] for kind in SIDES}
-    last: dict[str, Result] = {}
-    cpu_us: list[float] = []
-    for numbers in rounds_of(ids, min(ids // 2, LABELS)):
-        for kind, side in sides.items():
-            os.sync()  # or the pages of the side before would be written in the time of this one
-            last[kind] = side.ask("join", numbers)
-            rates[kind].append(last[kind]["per_s"])
-        cpu_us.append(last["ledger"]["cpu_us"])
-        tell("joins a second: " + ", ".join(f"{kind} {rate[-1]:,.0f}" for kind, rate in rates.items()))
+    joins = {}
+    for how, parts in rounds_of(ids, min(ids // 4, LABELS)).items():
+        joins[how] = Rounds(sides)
+        for numbers in parts:
+            last = joins[how].join(numbers, how)
     for kind, side in sides.items():
         restarts[kind]["all"] = side.ask("restart", list(range(RESTARTS, 2 * RESTARTS)))["ms"]
         last[kind] |= side.ask("close")
         shown = ", ".join(f"{name} {value:,.0f}" for name, value in {**last[kind], **restarts[kind]}.items())
         tell(f"{kind:6} {shown} (restart in ms with a tenth, with all)")
-    over = {
-        kind: statistics.median(mine / theirs for mine, theirs in zip(rates["ledger"], rates[kind], strict=True))
-        for kind in ("lmdb", "sqlite")
-    }
     return {
         "ids": ids,
-        "joins_per_s": round(statistics.harmonic_mean(rates["ledger"])),
-        "joins_over_lmdb": round(over["lmdb"], 3),
-        "joins_over_sqlite": round(over["sqlite"], 3),
-        "join_cpu_us": round(statistics.mean(cpu_us), 1),
+        **joins["late"].figures(),
+        **{f"{name}_scattered": value for name, value in joins["scattered"].figures().items()},
         "rss_growth_mb": round(last["ledger"]["anonymous_mb"], 1),
         "mapped_mb": round(last["ledger"]["mapped_mb"]),
         "disk_mb": round(last["ledger"]["disk_mb"]),

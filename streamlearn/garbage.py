@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 EVERY_OBJECTS = 50_000
 """So many more made than freed, and the collector looks. Python's own 700 are a hundred labels: it would go through
-those of one step ten times over (benchmarks/labels.py: a join takes .92 of the processor time). Ten steps at most."""
+those of one step ten times over (a join takes .91 of the processor time without). Ten steps at most."""
 
 
 @contextlib.contextmanager
