@@ -37,14 +37,14 @@ SQLite in the same rounds (16.7 us of processor time a join; the rounds 51,630 t
 on a quiet machine where LMDB had 72,000, 41,874. There a commit writes nearly every page of the tree of labels anew,
 and each of three walks ends in a page that no cache holds. In a stream whose samples and labels come in turns, 200,000
 and 50,000, joins alone had 41,934 (.54 of LMDB, 1.31 of SQLite; a script that was not kept): samples change almost
-every page of the tree of ids. With one million (`--quick`) 61,544 and 47,846, before the fast path. All but the one on
-a noisy machine.
+every page of the tree of ids. With one million (`--quick`, in a quieter hour) 77,870 late, .45 of LMDB and 1.41 of
+SQLite, and 63,583 scattered, .52 and 1.29. The others on a noisy machine, but for the 41,874.
 
-Labels by the row of their sample and not by the hash of its id, in rows of 36 bytes where they had 49, the collector at
-50,000 objects, and no named tuples on the way: together .86 of the processor time for late
-labels (a million ids, three runs in turns: .86, .91, .84; of it .91 the collector), and nothing certain for scattered
-ones (.78, .98, 1.20). Not worth it: lookups through a read transaction, which need not search the list of changed
-pages, save .15 us of 1.6 each.
+Labels by the row of their sample and not by the hash of its id, in rows of 36 bytes where they had 49, the collector
+at 50,000 objects, and no named tuples on the way: together .86 of the processor time for late labels (a million ids,
+three runs in turns: .86, .91, .84; of it .91 the collector), and nothing certain for scattered ones (.78, .98, 1.20).
+Not worth it: lookups through a read transaction, which need not search the list of changed pages, save .01 to .19 us
+of 1.5 to 1.8 each.
 
 Prediction and payload in one row, a walk fewer, brought .88 of the processor time (300,000 ids, three rounds in turns),
 hashes kept until the step ends .95 of that. Before both, on another machine: 36,700 with ten million.

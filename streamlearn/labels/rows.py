@@ -37,8 +37,8 @@ _HEAD = struct.Struct("<BBq")
 """What every LabelRow begins with: state, flags, trained_step."""
 _ROW = struct.Struct("<BBqBiq")
 _ROW_OF_ONE = struct.Struct("<BBqdHiqi")
-"""A LabelRow with its only record and not in the queue, as almost all are. Each byte of it is written anew with its
-page: labels come for samples far apart, so a commit writes about a page for every label or two."""
+"""A LabelRow with its only record and not in the queue, as almost all are. Short, since labels come for samples
+far apart, and a commit writes whole pages of them."""
 assert (_ROW_OF_ONE.size - _ROW.size) % _RECORD.size, "the two are told apart by their size"
 
 
@@ -117,7 +117,7 @@ class LabelRecord(NamedTuple):
 
 Said: TypeAlias = tuple[float, int, Prediction, int, int]
 """When a sample came, and what was said of it then: time, student's class, teacher's answer, majority's class and
-no-change's. A plain tuple: one is made of every label, and one with names costs seven times as much."""
+no-change's. A plain tuple: one is made for every label, and one with names costs several times as much."""
 Order: TypeAlias = Callable[[LabelRecord], tuple[float, str, int, int]]
 """What label records are sorted by: time and position, the topic by its name."""
 
