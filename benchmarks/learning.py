@@ -99,6 +99,8 @@ _NOT_RECIPE = {
     "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels", "idle_steps"},
     "twin": {"oracle"},
 }
+_LATER = (("learn", "teacher_mode"),)
+"""Settings that came when lines were there: no part of a recipe that leaves them as they are by default."""
 _RECIPE_TABLES = ("model", "learn", "batch", "twin", "bank", "guard", "drift")
 
 
@@ -182,6 +184,9 @@ class Case:
             ]
             for name in _RECIPE_TABLES
         }
+        for name, setting in _LATER:
+            if tables[name][setting] == type(getattr(config, name)).model_fields[setting].default:
+                del tables[name][setting]
         tables["labels"] = {"memory_rows": config.labels.memory_rows}
         plan = self.plan
         stream = {"limit": plan.limit, "passes": plan.passes, "order": plan.order, "drift": plan.drift}

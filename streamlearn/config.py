@@ -236,6 +236,9 @@ class LearnConfig(_Section):
     """alpha: the teacher keeps min(1 - c/(t+c), alpha) of itself, c = 1/ema_share. Its horizon is 1/(1-alpha) steps."""
     ema_share: float = Field(1.0, gt=0.0, le=1.0)
     """Until that horizon is reached, it is this share of the steps so far. 1: the plain mean of all students."""
+    teacher_mode: Literal["eval", "train"] = "eval"
+    """How the teacher answers the student: as it is served; or as the student does, with dropout and the statistics of
+    the batch (the papers' way). Not of pi and temporal_ensembling, which ask no teacher."""
     mixup_beta: float = Field(0.0, ge=0.0, le=100.0)
     """Labelled rows are mixed in pairs, and their labels with them, with shares from Beta(b, b); 0 is off."""
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
@@ -654,6 +657,9 @@ class Config(_Section):
                 f"{', '.join(f'learn.{name}' for name in changed)}: has no effect with learn.method = "
                 '"temporal_ensembling", which holds a sample against its own past as it is; leave it out'
             )
+            raise ValueError(msg)
+        if learn.method in ("pi", "temporal_ensembling") and learn.teacher_mode != "eval":
+            msg = f'learn.teacher_mode: has no effect with learn.method = "{learn.method}", which asks no teacher'
             raise ValueError(msg)
         if learn.logit_distance is not None and learn.method != "mean_teacher":
             msg = f'learn.logit_distance is of learn.method = "mean_teacher", and the method is "{learn.method}"'

@@ -45,6 +45,7 @@ class LearnSettings(NoiseSettings):
     device: str
     threads: int
     ema_share: float = 1.0
+    teacher_mode: str = "eval"
     rampup_labels: int = 0
     fade_labels: int = 0
     mixup_beta: float = 0.0
@@ -107,6 +108,7 @@ def make_method(spec: ModelSpec, settings: LearnSettings, student: Classifier) -
         threshold=settings.gate_threshold,
         temperature=settings.temperature,
         momentum=settings.target_momentum,
+        teacher_mode=settings.teacher_mode,
     )
     made: Method
     match name:

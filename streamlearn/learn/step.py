@@ -67,15 +67,15 @@ def answer(student: Classifier, view_B: Tensor) -> Tensor:
     return logits_BC
 
 
-def answer_apart(student: Classifier, view_B: Tensor) -> Tensor:
-    """The same of rows that are no rows of the stream: buffers stay as they were.
+def answer_apart(network: Classifier, view_B: Tensor) -> Tensor:
+    """The same of either network, and buffers stay as they were; its mode does not.
 
-    Batch statistics are of the batch, so a second domain in it has its own; those that are kept are what the teacher
-    serves with, and must be of what it is asked about (French et al., 2018).
+    For rows that are no rows of the stream: batch statistics are of the batch, so a second domain in it has its own;
+    those that are kept are what the teacher serves with, and must be of what it is asked about (French et al., 2018).
     """
-    set_training(student, len(view_B) >= 2)
-    thrown_away = {name: buffer.clone() for name, buffer in student.net.named_buffers()}
-    logits_BC: Tensor = torch.func.functional_call(student.net, thrown_away, (view_B,))
+    set_training(network, len(view_B) >= 2)
+    thrown_away = {name: buffer.clone() for name, buffer in network.net.named_buffers()}
+    logits_BC: Tensor = torch.func.functional_call(network.net, thrown_away, (view_B,))
     return logits_BC
 
 

@@ -67,7 +67,10 @@ class Targets:
         threshold: float = 0.95,
         temperature: float = 1.0,
         momentum: float = 0.99,
+        teacher_mode: str = "eval",
     ) -> None:
+        self.teacher_mode = teacher_mode
+        """In which mode the teacher is asked: eval, or train."""
         self._align, self._gate = align, gate
         self._threshold, self._temperature, self._momentum = threshold, temperature, momentum
         uniform = torch.full((classes,), 1.0 / classes, device=device)

@@ -166,6 +166,7 @@ def test_a_learner_may_change_to_labels_alone_and_leave_its_other_settings() -> 
         ),
         ({"learn.method": "temporal_ensembling", "learn.gate_threshold": 0.9}, "learn.gate_threshold: has no effect"),
         ({"learn.method": "temporal_ensembling", "learn.temperature": 0.5}, "learn.temperature: has no effect"),
+        ({"learn.method": "pi", "learn.teacher_mode": "train"}, "learn.teacher_mode: has no effect"),
     ],
 )
 def test_a_method_that_would_compare_nothing_is_refused(settings: dict[str, object], said: str) -> None:

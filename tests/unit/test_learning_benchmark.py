@@ -163,6 +163,16 @@ class TestResults:
         assert one.recipe_hash == other.recipe_hash
         assert "seed" not in one.recipe["settings"]["learn"]
 
+    def test_a_later_setting_is_part_of_a_recipe_where_it_is_not_the_default(self, bench: ModuleType) -> None:
+        """Lines that were there before it came stay those of their recipe."""
+        plain, same, other = (
+            bench.Case("moons", 0.01, "0", "default", 0, overrides)
+            for overrides in ({}, {"learn.teacher_mode": "eval"}, {"learn.teacher_mode": "train"})
+        )
+
+        assert "teacher_mode" not in plain.recipe["settings"]["learn"]
+        assert plain.recipe_hash == same.recipe_hash != other.recipe_hash
+
     def test_the_whole_table_is_455_runs_seed_by_seed(self, bench: ModuleType) -> None:
         """7 data sets, 3 rates, 2 delays and 5 seeds, twice; and the upper bounds."""
         cases = bench.all_cases(5, [])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -377,6 +379,56 @@ class TestInterpolationConsistency:
         assert costs.classification.item() == pytest.approx(cross_entropy, rel=1e-4)
 
 
+class TestTeacherMode:
+    """The papers' teacher answers in train mode; by default ours does as it is served."""
+
+    SPEC: ClassVar[ModelSpec] = replace(MLP, options={"hidden": [8], "dropout": 0.5, "norm": "batch"})
+
+    @pytest.mark.parametrize("method", [{"method": "mean_teacher"}, {"method": "ict"}], ids=lambda c: c["method"])
+    @pytest.mark.parametrize("mode", ["eval", "train"])
+    def test_the_teacher_answers_in_the_mode_that_is_set(self, method, mode):
+        """In train mode each asking is another dropout and the batch's own statistics; in eval mode neither."""
+        made = make_trainee(self.SPEC, settings(teacher_mode=mode, noise="none", **method), CPU)
+        with torch.no_grad():
+            for name, buffer in made.teacher.net.named_buffers():
+                if name.endswith("running_mean"):
+                    buffer.add_(3.0)
+        before = {name: buffer.clone() for name, buffer in made.teacher.net.named_buffers()}
+        of = rows()
+
+        asked = [made.method._ask(made.teacher, of, 6)[0] for _ in range(2)]
+
+        served = made.teacher.net(of.view(6)).softmax(1)
+        assert torch.equal(asked[0], asked[1]) == (mode == "eval")
+        assert torch.equal(asked[0], served) == (mode == "eval")
+        assert not any(module.training for module in made.teacher.modules())
+        assert before
+        for name, buffer in made.teacher.net.named_buffers():
+            assert torch.equal(buffer, before[name]), name
+
+    def test_in_train_mode_batch_statistics_are_those_of_the_rows(self):
+        """Without dropout: the answer is that of the same network with the mean and variance of what it sees."""
+        spec = replace(MLP, options={"hidden": [8], "dropout": 0.0, "norm": "batch"})
+        made = make_trainee(spec, settings(teacher_mode="train", noise="none"), CPU)
+        of = rows()
+        with torch.no_grad():
+            for name, buffer in made.teacher.net.named_buffers():
+                if name.endswith("running_mean"):
+                    buffer.add_(3.0)
+
+        asked = made.method._ask(made.teacher, of, 6)[0]
+
+        copied = copy.deepcopy(made.teacher.net).train()
+        assert torch.allclose(asked, copied(of.x_B[:6]).softmax(1))
+
+    def test_one_row_alone_is_answered_in_eval_mode(self):
+        """It has no batch statistics."""
+        made = make_trainee(self.SPEC, settings(teacher_mode="train", noise="none"), CPU)
+        of = rows(fresh=1, labelled=0)
+
+        assert torch.equal(made.method._ask(made.teacher, of, 1)[0], made.teacher.net(of.view(1)).softmax(1))
+
+
 class TestTemporalEnsembling:
     def method(self, slots: int = 64) -> TemporalEnsembling:
         return TemporalEnsembling(mse_consistency, slots=slots, classes=3, momentum=0.6, device=CPU)
@@ -552,6 +604,7 @@ EVERY = [
     {"method": "mean_teacher", "align": "labels", "gate": "softmatch"},
     {"method": "mean_teacher", "logit_distance": 0.01, "optimizer": "adamw"},
     {"method": "ict", "align": "uniform", "gate": "freematch", "temperature": 0.5, "mixup_beta": 0.5},
+    {"method": "mean_teacher", "teacher_mode": "train"},
     {"method": "pi"},
     {"method": "temporal_ensembling", "ensemble_slots": 32},
     {"method": "supervised", "mixup_beta": 0.5, "label_smoothing": 0.1},

@@ -10,7 +10,6 @@ only; targets are aligned, gated and sharpened before they are mixed.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from streamlearn.learn.losses import Distance, classification_loss
 from streamlearn.learn.methods.targeted import TargetedMethod
@@ -33,10 +32,8 @@ class InterpolationConsistency(TargetedMethod):
         labelled_L, targets_LC = rows.labelled_view()
         mix = draw_mix(fresh, self._beta, rows.generator)
         logits_BC = answer(student, torch.cat((mix.of(rows.strong_view()), labelled_L)))
-        with torch.no_grad():
-            teacher_logits_FC: Tensor = teacher.net(rows.view(fresh))
-            targets_FC, weights_F = self._targets.make(teacher_logits_FC, rows)
-            mixed_F = None if weights_F is None else mix.of(weights_F)
+        targets_FC, weights_F = self._ask(teacher, rows, fresh)
+        mixed_F = None if weights_F is None else mix.of(weights_F)
         return StepCosts(
             classification=classification_loss(logits_BC[fresh:], targets_LC, len(logits_BC)),
             consistency=self._distance(logits_BC[:fresh], mix.of(targets_FC), mixed_F),

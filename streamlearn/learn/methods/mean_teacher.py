@@ -2,9 +2,8 @@
 
     J(theta) = E || f(x, theta', eta') - f(x, theta, eta) ||^2        theta' = the average of theta
 
-The teacher answers in eval mode with averaged batch statistics, where the paper's is in train mode. So the target
-is the very network that is served, one row is enough for it, and the statistics of a correlated batch do not enter it.
-Dropout is then noise of the student alone; eta and eta' of the input are sampled apart as in the paper.
+eta and eta' of the input are sampled apart. The paper's teacher answers in train mode, ours where it is asked to: see
+`learn/methods/targeted.py`.
 
 With a logit distance the student has two heads (their section 3.2): g, which is served and learns from labels, and h,
 which is held against the teacher's g. An extra cost, distance * ||g - h||^2 / C, ties them loosely, so that
@@ -15,7 +14,6 @@ With a gate, alignment or a temperature this is the confidence-gated teacher: se
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from streamlearn.learn.embedding import Embedding
@@ -39,9 +37,7 @@ class MeanTeacher(TargetedMethod):
     def _compare(
         self, teacher: Classifier, rows: Rows, logits_BC: Tensor, compared_BC: Tensor, targets_LC: Tensor
     ) -> StepCosts:
-        with torch.no_grad():
-            teacher_logits_BC: Tensor = teacher.net(rows.view(len(compared_BC)))
-            targets_BC, weights_B = self._targets.make(teacher_logits_BC, rows)
+        targets_BC, weights_B = self._ask(teacher, rows, len(compared_BC))
         return StepCosts(
             classification=classification_loss(logits_BC[rows.fresh_count :], targets_LC, len(logits_BC)),
             consistency=self._distance(compared_BC, targets_BC, weights_B),
