@@ -6,9 +6,10 @@ Run: python benchmarks/labels.py [--quick] [--dir FOLDER]. FOLDER should lie on 
 Each side lives in a process of its own and keeps the same N samples of 64 bytes, under 128-bit keys. Then a million
 labels come (a quarter of the ids with `--quick`) that are `late`: the ages of their samples are geometric, with a mean
 of a tenth of the ids, in any order. After them as many come for samples drawn from all (`_scattered`), so that a label
-finds nothing where the last one was: the worst that can be, and no stream. The sides take turns, round after round.
-Each joins in steps of 1,024 labels: it finds sample, prediction and payload by the key, writes the label, notes that it
-is learned; commits and syncs once a second, as the pipeline does when it publishes.
+finds nothing where the last one was: the worst that can be, and no stream. Last, late labels in turns with new samples,
+256 after each 1,024 (`_stream`): samples change almost every page of the tree of ids. The sides take turns, round after
+round. Each joins in steps of 1,024 labels (`_stream`: 256): it finds sample, prediction and payload by the key, writes
+the label, notes that it is learned; commits and syncs once a second, as the pipeline does when it publishes.
 
     ledger   all of that, with states, counters, scores' inputs, and how to undo each step; a checkpoint each 30 s
     lmdb     the limit: the three gets and one put that a join cannot do without, nothing decoded, nothing undone
@@ -17,9 +18,9 @@ is learned; commits and syncs once a second, as the pipeline does when it publis
              says which keys to remove to undo it; WAL, synchronous=FULL, everything mapped. It has no states, no
              counters, no second label of a sample.
 
-Time is that of joins and commits; the records are made before the clock starts. `joins_per_s` is the ledger's over all
-rounds, ratios are medians over rounds; `join_cpu_us` is processor time alone, which a busy machine or a slow disk
-changes little.
+Time is that of joins and commits (`_stream`: of joins alone, since commits are the samples' too); the records are made
+before the clock starts. `joins_per_s` is the ledger's over all rounds, ratios are medians over rounds; `join_cpu_us` is
+processor time alone, which a busy machine or a slow disk changes little.
 
 `rss_growth_mb` is the anonymous memory (RssAnon) of the ledger's process at its highest, over what it was before the
 store was opened. In it are the pages that were changed since the last commit, about one for each random key; LMDB holds
@@ -29,16 +30,18 @@ system's cache and leave when it wants them; they are `mapped_mb`.
 `restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
 system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
 
-Wanted: 50,000 joins a second with ten million ids. **Reached in one of three patterns that were measured**, and that
-one was chosen as `joins_per_s` after the others had fallen short. `late`, in bulk: 55,541, .49 of LMDB and 1.34 of
-SQLite in the same rounds (16.7 us of processor time a join; the rounds 51,630 to 58,323; 232 MB anonymous, a restart
-4.6 ms); 48,719 in a run before the fast path made no named tuples. Scattered over all, which was `joins_per_s` before:
-31,182, .62 of LMDB (itself at 30,000 to 70,000) and .96 of SQLite; in that earlier run 34,247, and before all changes,
-on a quiet machine where LMDB had 72,000, 41,874. There a commit writes nearly every page of the tree of labels anew,
-and each of three walks ends in a page that no cache holds. In a stream whose samples and labels come in turns, 200,000
-and 50,000, joins alone had 41,934 (.54 of LMDB, 1.31 of SQLite; a script that was not kept): samples change almost
-every page of the tree of ids. With one million (`--quick`, in a quieter hour) 77,870 late, .45 of LMDB and 1.41 of
-SQLite, and 63,583 scattered, .52 and 1.29. The others on a noisy machine, but for the 41,874.
+Wanted: 50,000 joins a second with ten million ids. **Reached in two of three patterns**, two runs on one day, the
+second in a quieter hour, after which each figure stands in parentheses:
+
+    late        55,333 (54,490)   .49 (.50) of LMDB, 1.36 (1.33) of SQLite, 17 us of processor time a join
+    stream      48,984 (55,449)   .58 (.48), 1.27 (1.24), 20 (18) us
+    scattered   37,766 (34,447)   .58 (.64), 1.11 (.99), 22 (23) us
+
+with 249 (247) MB of anonymous memory, a restart in 4.4 (3.5) ms where it is 4.0 (3.3) with a tenth of the ids. LMDB
+itself had 45,600 to 71,300 of scattered labels in the first run: a commit writes nearly all pages of the tree of labels
+anew, and each of three walks ends in a page that no cache holds. (`late` was made the headline after `scattered`, which
+it had been before, fell short; `stream` came later still, and is what the daemon does.) With one million (`--quick`):
+71,476 late, 74,481 as a stream, 64,114 scattered.
 
 Labels by the row of their sample and not by the hash of its id, in rows of 36 bytes where they had 49, the collector
 at 50,000 objects, and no named tuples on the way: together .86 of the processor time for late labels (a million ids,
@@ -59,6 +62,11 @@ Tried later, on a million ids under load, and left out: the label in the row of 
 and much more to write at commits, since labels then change pages of the larger tree; predictions of a step decoded in
 columns, counters once a step, .98. Not tried in the ledger: rows of samples in a flat file beside LMDB, gathered by
 numpy. Ten million of 168 bytes, a thousand at random: .6 us each with all of their fields, where the get alone is 2.2.
+
+Tried last, with four million ids on a quiet machine, three pairs, and left out: what steps change held in memory until
+the commit, and written then in the order of the keys, so that joins meet no page that was changed: .92 to .96 of a late
+join, 1.02 to 1.07 with its commits, 1.07 to 1.14 of a stream's samples, joins and commits. LMDB's `writemap`, a million
+ids: no difference that two pairs could show. Shorter Python (a call less here and there): .2 us of 14.
 
 Tried before, on a million ids under load, and left out: label rows kept as objects until the step ends 1.08, row
 numbers kept as the bytes of their keys .99 (now so, since it is simpler). A quiet machine may order these otherwise.
@@ -97,6 +105,11 @@ CLASSES = 10
 SAMPLES_PER_STEP, LABELS_PER_STEP = 256, 1024
 PUBLISH_EVERY_S, CHECKPOINT_EVERY_S, KEEP_CHECKPOINTS = 1.0, 30.0, 3
 LABELS, ROUNDS, RESTARTS = 1_000_000, 5, 3
+SAMPLES_PER_TURN, LABELS_PER_TURN = 1024, 256
+TURNS = 40
+"""Of a round of the stream."""
+STREAMED = ROUNDS * TURNS * SAMPLES_PER_TURN
+"""Samples that come beside the ids, in all."""
 MEGABYTE = 1 << 20
 PREDICTED_C = np.full(CLASSES, 1 / CLASSES, np.float32)
 ROW = struct.Struct("<16sqdqiiii")
@@ -160,10 +173,10 @@ class LedgerSide:
             folder,
             schema=Schema((PAYLOAD_BYTES,), np.dtype(np.uint8), names),
             read_back=lambda *_: None,
-            payload_max_bytes=ids * PAYLOAD_BYTES,
+            payload_max_bytes=(ids + STREAMED) * PAYLOAD_BYTES,
             payload_max_age_s=1e9,
             horizon_s=1e9,
-            max_ids=ids,
+            max_ids=ids + STREAMED,
         )
         self._ledger.rewind(self._ledger.step)
         self._labels = self._ledger.counts().read
@@ -365,6 +378,24 @@ class Worker:
         wall_s, cpu_s = (spent + clocks() - began).tolist()
         return {"per_s": len(numbers) / wall_s, "cpu_us": cpu_s / len(numbers) * 1e6, **self._memory()}
 
+    def stream(self, first: int, turns: list[list[int]]) -> Result:
+        """Samples and labels in turns, the labels of one after so many samples; what joins alone took."""
+        spent, labels = np.zeros(2), 0
+        for turn, numbers in enumerate(turns):
+            start = first + turn * SAMPLES_PER_TURN
+            for number in range(start, start + SAMPLES_PER_TURN, SAMPLES_PER_STEP):
+                self._side.fill(range(number, number + SAMPLES_PER_STEP))
+                self._keep()
+            prepared = self._side.prepare(numbers)
+            began = clocks()
+            self._side.join(prepared)
+            spent += clocks() - began
+            labels += len(numbers)
+            self._keep()
+        self._commit()
+        wall_s, cpu_s = spent.tolist()
+        return {"per_s": labels / wall_s, "cpu_us": cpu_s / labels * 1e6, **self._memory()}
+
     def restart(self, numbers: list[int]) -> Result:
         """Close, forget the file's pages, open, join one label; once for each of these samples. The median counts."""
         spent_s = []
@@ -463,6 +494,21 @@ def rounds_of(ids: int, count: int) -> dict[str, list[list[int]]]:
     }
 
 
+def turns_of(ids: int, taken: set[int]) -> list[list[list[int]]]:
+    """The same of samples that come while labels do, which are late: by round and turn, the labels' samples."""
+    rng, rounds, first = np.random.default_rng(1), [], ids
+    for _ in range(ROUNDS):
+        turns = []
+        for _ in range(TURNS):
+            first += SAMPLES_PER_TURN
+            drawn = (first - rng.geometric(10 / ids, 4 * LABELS_PER_TURN)).tolist()
+            fresh = [number for number in dict.fromkeys(drawn) if number >= 2 * RESTARTS and number not in taken]
+            turns.append(fresh[:LABELS_PER_TURN])
+            taken.update(turns[-1])
+        rounds.append(turns)
+    return rounds
+
+
 class Rounds:
     """The sides join the same labels, one after the other."""
 
@@ -471,12 +517,12 @@ class Rounds:
         self._rates: dict[str, list[float]] = {kind: [] for kind in sides}
         self._cpu_us: list[float] = []
 
-    def join(self, numbers: list[int], how: str) -> dict[str, Result]:
+    def play(self, how: str, method: str, *arguments: object) -> dict[str, Result]:
         """One round."""
         found = {}
         for kind, side in self._sides.items():
             os.sync()  # or the pages of the side before would be written in the time of this one
-            found[kind] = side.ask("join", numbers)
+            found[kind] = side.ask(method, *arguments)
             self._rates[kind].append(found[kind]["per_s"])
         self._cpu_us.append(found["ledger"]["cpu_us"])
         rates = ", ".join(f"{kind} {result['per_s']:,.0f}" for kind, result in found.items())
@@ -507,10 +553,15 @@ def measure(folder: Path, ids: int) -> dict[str, Any]:
         said = f"then {fills[kind]['per_s']:,.0f}; anonymous {fills[kind]['anonymous_mb']:.0f} MB"
         tell(f"{kind:6} kept {ids:,} samples: a tenth at {first['per_s']:,.0f} a second, {said}")
     joins = {}
-    for how, parts in rounds_of(ids, min(ids // 4, LABELS)).items():
+    bulk = rounds_of(ids, min(ids // 4, LABELS))
+    for how, parts in bulk.items():
         joins[how] = Rounds(sides)
         for numbers in parts:
-            last = joins[how].join(numbers, how)
+            joins[how].play(how, "join", numbers)
+    joins["stream"], first = Rounds(sides), ids
+    for turns in turns_of(ids, {number for parts in bulk.values() for part in parts for number in part}):
+        last = joins["stream"].play("as a stream", "stream", first, turns)
+        first += TURNS * SAMPLES_PER_TURN
     for kind, side in sides.items():
         restarts[kind]["all"] = side.ask("restart", list(range(RESTARTS, 2 * RESTARTS)))["ms"]
         last[kind] |= side.ask("close")
@@ -519,7 +570,7 @@ def measure(folder: Path, ids: int) -> dict[str, Any]:
     return {
         "ids": ids,
         **joins["late"].figures(),
-        **{f"{name}_scattered": value for name, value in joins["scattered"].figures().items()},
+        **{f"{name}_{how}": value for how in ("scattered", "stream") for name, value in joins[how].figures().items()},
         "rss_growth_mb": round(last["ledger"]["anonymous_mb"], 1),
         "mapped_mb": round(last["ledger"]["mapped_mb"]),
         "disk_mb": round(last["ledger"]["disk_mb"]),
