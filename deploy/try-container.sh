@@ -114,6 +114,7 @@ logged() { docker compose logs --no-log-prefix streamlearn | grep "\"event\": \"
 step_of() { logged "$1" | tail -1 | .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["step"])'; }
 trained() { ask "$URL/label/$1" | grep -q '"state":"trained"'; }
 past() { [ "$(version)" -gt "$1" ]; }
+resumed() { [ "$(step_of learner_started)" -gt 0 ]; }
 scraped() { ask "http://127.0.0.1:${PROMETHEUS_PORT:-9090}/api/v1/query?query=streamlearn_steps_total" | grep -q '"process":"learner"'; }
 
 try() {
@@ -148,7 +149,8 @@ try() {
     docker compose up --detach
     until_true 120 past "$before"
     until_true 60 trained try-1
-    [ "$(step_of learner_started)" -gt 0 ]
+    # Servers are there before the learner is, and answer with what was published between `before` and the kill.
+    until_true 60 resumed
     say "SIGTERM: it saves and exits with 0, and the next start begins at the step that it stopped at"
     docker compose stop streamlearn
     [ "$(docker inspect --format '{{.State.ExitCode}}' "$(docker compose ps --all --quiet streamlearn)")" = 0 ]

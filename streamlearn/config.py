@@ -336,8 +336,17 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 OF_LABELLED_ROWS = ("mixup_beta", "ema_decay", "ema_share")
 """Settings of a recipe that fit every method, but for mixup with the two that do not take mixed rows."""
 _NO_MIXUP = ("dsne", "temporal_ensembling")
-_OF_ANSWERS = ("align", "gate", "gate_threshold", "temperature", "target_momentum")
-"""Settings of [learn] that change what a network says of a sample before the student is held against it."""
+_ONLY_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
+    (("align", "gate", "temperature", "target_momentum"), "method", ("mean_teacher", "ict", "pi", "dsne")),
+    (("teacher_mode",), "method", ("mean_teacher", "ict", "dsne")),
+    (("logit_distance",), "method", ("mean_teacher",)),
+    (("interpolation_beta",), "method", ("ict",)),
+    (("ensemble_momentum", "ensemble_slots"), "method", ("temporal_ensembling",)),
+    (("source_path", "source_rows", "source_weight", "source_margin"), "method", ("dsne",)),
+    (("gate_threshold",), "gate", ("fixed",)),
+    (("momentum", "nesterov"), "optimizer", ("sgd",)),
+)
+"""Settings of [learn] that have an effect with some values of another one alone: names, that setting, its values."""
 
 
 class BatchConfig(_Section):
@@ -649,20 +658,18 @@ class Config(_Section):
     def _check_method(self) -> None:
         """Settings that a method does not know, or under which it would hold the student against nothing."""
         learn, batch = self.learn, self.batch
-        # As they are by default they may stand there, as in a copy of the example. So they may with "supervised", which
-        # has no use for anything about samples without a label, and is what one changes to for a night.
-        changed = [name for name in _OF_ANSWERS if getattr(learn, name) != LearnConfig.model_fields[name].default]
-        if learn.method == "temporal_ensembling" and changed:
-            msg = (
-                f"{', '.join(f'learn.{name}' for name in changed)}: has no effect with learn.method = "
-                '"temporal_ensembling", which holds a sample against its own past as it is; leave it out'
-            )
-            raise ValueError(msg)
-        if learn.method in ("pi", "temporal_ensembling") and learn.teacher_mode != "eval":
-            msg = f'learn.teacher_mode: has no effect with learn.method = "{learn.method}", which asks no teacher'
-            raise ValueError(msg)
-        if learn.logit_distance is not None and learn.method != "mean_teacher":
-            msg = f'learn.logit_distance is of learn.method = "mean_teacher", and the method is "{learn.method}"'
+        # As they are by default they may stand there, as in a copy of the example. So may those of samples without a
+        # label with "supervised", which has no use for any, and is what one changes to for a night.
+        fields, idle = LearnConfig.model_fields, []
+        for names, setting, values in _ONLY_WITH:
+            found = getattr(learn, setting)
+            if found in values or (learn.method == "supervised" and setting != "optimizer"):
+                continue
+            if changed := [f"learn.{name}" for name in names if getattr(learn, name) != fields[name].default]:
+                wanted = " or ".join(f'"{value}"' for value in values)
+                idle.append(f'{", ".join(changed)}: no effect with learn.{setting} = "{found}", only with {wanted}')
+        if idle:
+            msg = "; ".join(idle) + "; leave it out"
             raise ValueError(msg)
         if learn.method == "dsne" and (not learn.source_path or learn.mixup_beta):
             msg = 'learn.method = "dsne" wants learn.source_path, and learn.mixup_beta = 0: a mixed row has no class'

@@ -32,7 +32,7 @@ SETTINGS = ServeSettings(
     max_instances=8,
     queue=16,
     batch=4,
-    timeout_s=2.0,
+    timeout_s=20.0,
     stale_after_s=60.0,
 )
 X = [0.5, -1.0, 2.0, 0.25]

@@ -157,16 +157,24 @@ def test_a_learner_may_change_to_labels_alone_and_leave_its_other_settings() -> 
     ("settings", "said"),
     [
         ({"learn.method": "dsne"}, "wants learn.source_path"),
-        ({"learn.method": "ict", "learn.logit_distance": 1.0}, "learn.logit_distance is of"),
+        ({"learn.method": "ict", "learn.logit_distance": 1.0}, "learn.logit_distance: no effect"),
         ({"learn.method": "dsne", "learn.source_path": "x.npz", "learn.mixup_beta": 0.5}, "learn.mixup_beta = 0"),
         ({"learn.method": "temporal_ensembling", "learn.mixup_beta": 0.5, "batch.steps": 1}, "wants batch.steps > 1"),
         (
             {"learn.method": "temporal_ensembling", "learn.align": "labels", "learn.gate": "freematch"},
-            'learn.align, learn.gate: has no effect with learn.method = "temporal_ensembling"',
+            'learn.align, learn.gate: no effect with learn.method = "temporal_ensembling"',
         ),
-        ({"learn.method": "temporal_ensembling", "learn.gate_threshold": 0.9}, "learn.gate_threshold: has no effect"),
-        ({"learn.method": "temporal_ensembling", "learn.temperature": 0.5}, "learn.temperature: has no effect"),
-        ({"learn.method": "pi", "learn.teacher_mode": "train"}, "learn.teacher_mode: has no effect"),
+        ({"learn.gate_threshold": 0.9}, 'learn.gate_threshold: no effect with learn.gate = "none", only with "fixed"'),
+        ({"learn.method": "temporal_ensembling", "learn.temperature": 0.5}, "learn.temperature: no effect"),
+        ({"learn.method": "pi", "learn.teacher_mode": "train"}, "learn.teacher_mode: no effect"),
+        ({"learn.method": "pi", "learn.interpolation_beta": 1.0}, "learn.interpolation_beta: no effect"),
+        ({"learn.source_path": "x.npz"}, 'no effect with learn.method = "mean_teacher", only with "dsne"'),
+        ({"learn.ensemble_slots": 9}, "learn.ensemble_slots: no effect"),
+        ({"learn.nesterov": False, "learn.method": "supervised"}, 'learn.optimizer = "adamw", only with "sgd"'),
+        (
+            {"learn.momentum": 0.5, "learn.logit_distance": 1.0, "learn.method": "pi"},
+            'only with "mean_teacher"; learn.momentum: no effect',
+        ),
     ],
 )
 def test_a_method_that_would_compare_nothing_is_refused(settings: dict[str, object], said: str) -> None:
@@ -209,13 +217,13 @@ class TestRecipe:
         image = RECIPES["image"]
         assert learn == LearnConfig(method="pi", mixup_beta=image["mixup_beta"], ema_share=image["ema_share"])
 
-    @pytest.mark.parametrize("method", ["temporal_ensembling", "dsne"])
-    def test_a_method_that_takes_no_mixed_rows_gets_none(self, method: str) -> None:
+    @pytest.mark.parametrize("asked", [{"method": "temporal_ensembling"}, {"method": "dsne", "source_path": "x.npz"}])
+    def test_a_method_that_takes_no_mixed_rows_gets_none(self, asked: dict[str, object]) -> None:
         """Or it would be refused for what nobody has set."""
-        settings = {"learn.method": method, "learn.source_path": "x.npz", "batch.steps": 1}
+        settings = {f"learn.{name}": value for name, value in asked.items()} | {"batch.steps": 1}
         learn = load_config(environ={}, overrides=self.IMAGE | settings).learn
 
-        assert learn == LearnConfig(method=method, source_path="x.npz", ema_share=RECIPES["image"]["ema_share"])
+        assert learn == LearnConfig(**asked, ema_share=RECIPES["image"]["ema_share"])
 
     def test_none_leaves_the_settings_own_defaults(self) -> None:
         """Those of the paper's method."""

@@ -175,16 +175,19 @@ class TestPredict:
         assert "112 bytes, more than the 100" in error_of(many, 413, "body_too_large").message
         assert [reply.status_code for reply in few] == [200] * 30, "bytes are not given back"
 
-    def test_nothing_is_read_from_the_store_before_the_model_is_fresh(self, client, served, monkeypatch):
+    def test_nothing_is_read_from_the_store_before_the_model_is_fresh(self, tmp_path, monkeypatch):
         """Whatever waits holds ids alone."""
+        served = Served(tmp_path, timeout_s=2.0)
+        served.publish(7)
         store(served, "a", X)
         asked = []
         payload = LedgerView.payload
         monkeypatch.setattr(LedgerView, "payload", lambda view, name: asked.append(name) or payload(view, name))
 
-        error_of(client.post("/predict?min_version=99", json={"ids": ["a"]}), 503, "model_not_fresh")
-        waited = list(asked)
-        client.post("/predict?min_version=7", json={"ids": ["a"]})
+        with client_of(served) as client:
+            error_of(client.post("/predict?min_version=99", json={"ids": ["a"]}), 503, "model_not_fresh")
+            waited = list(asked)
+            client.post("/predict?min_version=7", json={"ids": ["a"]})
 
         assert waited == []
         assert asked == ["a"]
