@@ -14,15 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from harness import arguments, broker, command, figures, finish, heartbeat, running, tell, write_config
 
 from streamlearn.config import Config, load_config
+from streamlearn.daemon.making import learn_settings
 from streamlearn.daemon.network import model_spec
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.making import LearnSettings
 from streamlearn.records import MicroBatch
 from streamlearn.simulate.datasets import load
 
@@ -32,7 +33,7 @@ WARM_UP = 20
 def bare(config: Config, steps: int) -> dict[str, float]:
     """Samples a second of predict + learn, and of learn alone, on arrays in memory."""
     data = load("fashion-mnist", limit=20_000)
-    learner = Learner(model_spec(config), LearnSettings(**config.learn.model_dump(exclude={"recipe"})))
+    learner = Learner(model_spec(config), replace(learn_settings(config), twin_every=0, bank_decays=()))
     rng = np.random.default_rng(0)
     fresh, labelled = config.batch.fresh, config.batch.labelled
     spent = {"predict": 0.0, "learn": 0.0}

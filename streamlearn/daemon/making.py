@@ -64,13 +64,16 @@ def make_batcher(config: Config, next_offsets: Offsets) -> Batcher:
     )
 
 
+def learn_settings(config: Config) -> LearnSettings:
+    """How to learn, as [learn], [bank] and [twin] have it."""
+    learn = config.learn.model_dump(exclude={"recipe", "trust_labels"})
+    decays = config.bank.decays if config.bank.serve == "elected" else ()
+    return LearnSettings(**learn, twin_every=config.twin.every, bank_decays=decays)
+
+
 def make_learner(config: Config) -> Learner:
     """Student, teacher, bank and twin at step 0."""
-    decays = config.bank.decays if config.bank.serve == "elected" else ()
-    settings = LearnSettings(
-        **config.learn.model_dump(exclude={"recipe", "trust_labels"}), twin_every=config.twin.every, bank_decays=decays
-    )
-    return Learner(model_spec(config), settings)
+    return Learner(model_spec(config), learn_settings(config))
 
 
 def make_election(config: Config, learner: Learner) -> Election | None:
