@@ -8,12 +8,15 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import logging
+import math
 import os
+import re
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,8 +189,40 @@ def expose(config: Config, metrics: LearnerMetrics) -> tuple[MetricsServer, int]
         raise ConfigError(msg) from error
 
 
+class Seldom(logging.Filter):
+    """Lets each message of a library through once in `every_s`, then with how many like it were left out.
+
+    kafka-python writes some 650 lines a minute while its broker is away, most of them one and the same but for numbers:
+    a night of that fills a disk. Messages are alike by logger, level, template and kind of exception.
+    """
+
+    def __init__(self, every_s: float = 60.0, *, most: int = 1000, now_s: Callable[[], float] = time.monotonic) -> None:
+        """At most so many messages are remembered."""
+        super().__init__()
+        self._every_s, self._most, self._now_s = every_s, most, now_s
+        self._seen: dict[tuple[str, int, str, str], tuple[float, int]] = {}
+        """When it was let through, and how many were not since."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it goes through."""
+        error = record.exc_info[0] if record.exc_info else None
+        template = re.sub(r"\d+", "0", str(record.msg))
+        key = (record.name, record.levelno, template, error.__name__ if error else "")
+        now_s = self._now_s()
+        said_s, left_out = self._seen.get(key, (-math.inf, 0))
+        if now_s - said_s < self._every_s:
+            self._seen[key] = (said_s, left_out + 1)
+            return False
+        if len(self._seen) >= self._most:
+            self._seen.clear()
+        self._seen[key] = (now_s, 0)
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {left_out} more like it since)", None
+        return True
+
+
 def set_up_logs(config: Config) -> None:
-    """Structured lines on stderr, libraries' own lines too: for people on a terminal, JSON elsewhere."""
+    """Structured lines on stderr, libraries' own lines too, seldom: for people on a terminal, JSON elsewhere."""
     to_terminal = config.run.log_format == "console" or (config.run.log_format == "auto" and sys.stderr.isatty())
     renderer = structlog.dev.ConsoleRenderer() if to_terminal else structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
@@ -202,6 +237,7 @@ def set_up_logs(config: Config) -> None:
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Seldom())
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove_meta, *rendered])

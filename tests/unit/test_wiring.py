@@ -18,6 +18,7 @@ from streamlearn.config import Config, load_config
 from streamlearn.daemon.network import model_spec
 from streamlearn.daemon.wiring import (
     THREAD_DIED,
+    Seldom,
     StatePaths,
     log_exists,
     make_topics,
@@ -296,6 +297,55 @@ class TestLogLines:
 
         assert "checkpoint_saved" in line
         assert not line.startswith("{")
+
+
+class TestSeldom:
+    """A library that says the same thing hundreds of times a minute."""
+
+    def said(self, seldom: Seldom, name: str, message: str, *args: object, error: Exception | None = None) -> str:
+        """What of it is shown."""
+        exc_info = (type(error), error, None) if error else None
+        record = logging.LogRecord(name, logging.WARNING, "", 0, message, args, exc_info)
+        return record.getMessage() if seldom.filter(record) else ""
+
+    def test_a_message_goes_through_once_a_minute_with_how_many_were_left_out(self) -> None:
+        """Alike but for numbers, whether these are arguments or stand in the text."""
+        now = [5.0]
+        seldom = Seldom(60.0, now_s=lambda: now[0])
+
+        assert self.said(seldom, "kafka", "node %s: timeout 17", 1) == "node 1: timeout 17"
+        assert [self.said(seldom, "kafka", f"node %s: timeout {n}", n) for n in range(3)] == ["", "", ""]
+        now[0] = 65.0
+        assert self.said(seldom, "kafka", "node %s: timeout 9", 4) == "node 4: timeout 9 (and 3 more like it since)"
+        now[0] = 125.0
+        assert self.said(seldom, "kafka", "node %s: timeout 9", 4) == "node 4: timeout 9"
+
+    def test_others_are_not_held_up_by_it(self) -> None:
+        """Another text, another logger, another error under the same text."""
+        seldom = Seldom(60.0)
+        first = [("a", "x", None), ("a", "y", None), ("b", "x", None), ("a", "x", OSError()), ("a", "x", KeyError())]
+
+        assert all(self.said(seldom, name, text, error=error) for name, text, error in first)
+        assert not any(self.said(seldom, name, text, error=error) for name, text, error in first)
+
+    def test_what_it_remembers_is_bounded(self) -> None:
+        """A text that is never the same twice."""
+        seldom = Seldom(60.0, most=10)
+
+        assert all(self.said(seldom, "a", "x" * n) for n in range(1, 100))
+        assert len(seldom._seen) <= 10
+
+    @pytest.mark.usefixtures("logs_as_before")
+    def test_it_is_asked_about_the_lines_of_libraries(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """And not about our own, each of which says something."""
+        set_up_logs(config())
+
+        for _ in range(3):
+            logging.getLogger("kafka.cluster").error("No node available for metadata refresh")
+            structlog.get_logger().warning("ours")
+
+        events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+        assert sorted(events) == ["No node available for metadata refresh", "ours", "ours", "ours"]
 
 
 def test_an_error_that_ends_a_thread_ends_the_process() -> None:
