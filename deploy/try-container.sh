@@ -60,8 +60,10 @@ EOF
 #!/bin/bash
 set -e
 export CLUSTER_ID=${CLUSTER_ID:-5L6g3nShT-eMCtK--X86sw}
-java -cp '/opt/kafka/libs/*' kafka.docker.KafkaDockerWrapper setup --default-configs-dir /etc/kafka/docker \
-    --mounted-configs-dir /mnt/shared/config --final-configs-dir /opt/kafka/config
+# As the real image has it: a volume that was formatted by an earlier start is no error.
+result=$(java -cp '/opt/kafka/libs/*' kafka.docker.KafkaDockerWrapper setup --default-configs-dir /etc/kafka/docker \
+    --mounted-configs-dir /mnt/shared/config --final-configs-dir /opt/kafka/config 2>&1) \
+    || grep --quiet "already formatted" <<<"$result" || { echo "$result"; exit 1; }
 exec java ${KAFKA_HEAP_OPTS:--Xms1G -Xmx1G} -cp '/opt/kafka/libs/*' kafka.Kafka /opt/kafka/config/server.properties
 EOF
     printf '#!/bin/bash\nexec java -cp "/opt/kafka/libs/*" org.apache.kafka.tools.ConsoleProducer "$@"\n' \
