@@ -30,8 +30,8 @@ system's cache and leave when it wants them; they are `mapped_mb`.
 `restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
 system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
 
-Wanted: 50,000 joins a second with ten million ids. **Reached in two of three patterns**, two runs on one day, the
-second in a quieter hour, after which each figure stands in parentheses:
+Wanted: 50,000 joins a second with ten million ids. **Reached by `late`, and by `stream` in one run of two.** Both on
+one day; figures of the second, in a quieter hour, are in parentheses:
 
     late        55,333 (54,490)   .49 (.50) of LMDB, 1.36 (1.33) of SQLite, 17 us of processor time a join
     stream      48,984 (55,449)   .58 (.48), 1.27 (1.24), 20 (18) us
