@@ -656,7 +656,7 @@ class Config(_Section):
             raise ValueError(msg)
 
     def _check_method(self) -> None:
-        """Settings that a method does not know, or under which it would hold the student against nothing."""
+        """Settings that have no effect, or under which a method would hold the student against nothing."""
         learn, batch = self.learn, self.batch
         # As they are by default they may stand there, as in a copy of the example. So may those of samples without a
         # label with "supervised", which has no use for any, and is what one changes to for a night.

@@ -177,7 +177,7 @@ def test_a_learner_may_change_to_labels_alone_and_leave_its_other_settings() -> 
         ),
     ],
 )
-def test_a_method_that_would_compare_nothing_is_refused(settings: dict[str, object], said: str) -> None:
+def test_what_would_have_no_effect_or_compare_nothing_is_refused(settings: dict[str, object], said: str) -> None:
     """Before anything is opened; a cost of zero would pass for agreement."""
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_config(None, overrides=settings, environ={})
