@@ -7,7 +7,7 @@ makes larger.
 
 Values are means of a few steps, since one step resembles the next. k and h are far above the textbook's 0.5 and 5,
 which are for independent normal values: what a network says of itself wanders, and a false alarm wakes somebody. A
-lasting rise of some deviations is seen after five values all the same, where ADWIN (river's) needs some 25: its bound
+lasting rise of some deviations is seen after five values all the same, where ADWIN needs some 25: its bound
 holds for any values from 0 to 1, and has a term of 2/3 log(2 / delta) / n.
 """
 

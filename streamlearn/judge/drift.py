@@ -5,26 +5,21 @@ the inputs are from those before (`judge/inputs.py`), how unsure the teacher is,
 apart. The first needs no network, and sees most changes within five values. What the model says sees those that matter
 to it, though some only when labels of the changed world begin to contradict: a network that is sure and wrong is sure.
 
-Errors go to an ADWIN (Bifet and Gavalda, 2007; river's): a window that is cut where two parts of it have different
-means. Only a mean that rises is an alarm; one that falls is the model learning, and begins the window anew as well.
-It watched what the model says too, and was late there: it is for independent values that fill the interval from 0 to
-1, and its bound for any such values wants some 25 of them before it cuts.
-
-River cannot save a detector but by pickle. So the values since the last change are kept and saved, and fed again: the
-detector is a function of them. They are bounded; when full, the newest half begins a window of its own.
+Errors go to ADWIN (`judge/adwin.py`): a window that is cut where two parts of it have different means. Only a mean
+that rises is an alarm; one that falls is the model learning, and restarts the window as well. ADWIN is for independent
+values that fill the interval from 0 to 1, and needs some 25 of them before it cuts: too late for the other three.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from river.drift import ADWIN
 
+from streamlearn.judge.adwin import Adwin
 from streamlearn.judge.cusum import Cusum
 from streamlearn.judge.inputs import InputDistance
 from streamlearn.records import Array
@@ -35,7 +30,6 @@ SOURCES: tuple[Source, ...] = ("inputs", "disagreement", "uncertainty", "error")
 
 _WARMUP_STEPS = 500
 """A student that leaves its teacher for the first time is no change of the world."""
-_MOST_VALUES = 8192
 _LAST_ALARMS = 8
 
 
@@ -45,14 +39,14 @@ class DriftMonitor:
     All of its state is saved: continuing after `load` equals never having stopped.
     """
 
-    def __init__(self, delta: float, *, warmup_steps: int = _WARMUP_STEPS, most_values: int = _MOST_VALUES) -> None:
+    def __init__(self, delta: float, *, warmup_steps: int = _WARMUP_STEPS) -> None:
         """`delta` bounds, by ADWIN's theory, the chance that an error cuts a window without a change in it."""
         self._distance = InputDistance()
         self._watched: dict[Source, _Watched] = {
             "inputs": _Watched(Cusum(), skipped_values=0),
             "disagreement": _Watched(Cusum(), skipped_values=warmup_steps),
             "uncertainty": _Watched(Cusum(), skipped_values=warmup_steps),
-            "error": _Watched(_Adwin(delta, most_values), skipped_values=0),
+            "error": _Watched(Adwin(delta), skipped_values=0),
         }
 
     def inputs(self, x: Array, step: int) -> bool:
@@ -91,7 +85,7 @@ class DriftMonitor:
         return saved | {f"distance.{name}": array for name, array in self._distance.state().items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved. Feeds all errors again: some ten milliseconds."""
+        """Become what `state` saved."""
         parts: dict[str, dict[str, Array]] = {"distance": {}}
         for name, array in state.items():
             source, _, rest = name.partition(".")
@@ -104,7 +98,7 @@ class DriftMonitor:
 class _Watched:
     """A detector, and an account of what it was fed and has found."""
 
-    def __init__(self, detector: Cusum | _Adwin, *, skipped_values: int) -> None:
+    def __init__(self, detector: Cusum | Adwin, *, skipped_values: int) -> None:
         self._detector = detector
         self._skipped_values = skipped_values
         self._fed = 0
@@ -148,46 +142,3 @@ class _Watched:
         self._detector.load(state["detector"])
         self._alarm_steps = deque(state["alarm_steps"].tolist(), maxlen=_LAST_ALARMS)
         self._fed, self._ignored, self._alarms = state["counts"].tolist()
-
-
-class _Adwin:
-    """River's, and the values that it was fed since its last change."""
-
-    def __init__(self, delta: float, most_values: int) -> None:
-        assert 0.0 < delta < 1.0, delta
-        assert most_values >= 2, most_values
-        self._delta = delta
-        self._most_values = most_values
-        self.begin()
-
-    def begin(self) -> None:
-        """A window with nothing in it."""
-        self._adwin = ADWIN(delta=self._delta)
-        self._values: list[float] = []
-
-    @property
-    def level(self) -> float | None:
-        """Mean of the values since the last change."""
-        return statistics.fmean(self._values) if self._values else None
-
-    def update(self, value: float) -> bool:
-        """Whether the mean has risen with this value. After a change, also one to the better, the window is empty."""
-        if len(self._values) == self._most_values:
-            self.load(np.array(self._values[self._most_values // 2 :]))
-        self._values.append(value)
-        self._adwin.update(value)
-        if not self._adwin.drift_detected:
-            return False
-        # What is left of the window, against all of it.
-        risen: bool = self._adwin.estimation > statistics.fmean(self._values)
-        self.begin()
-        return risen
-
-    def state(self) -> Array:
-        return np.array(self._values, np.float64)
-
-    def load(self, state: Array) -> None:
-        """Whatever change these values hold was seen before, or is no news."""
-        self.begin()
-        for value in state.tolist():
-            self.update(value)
