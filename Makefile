@@ -45,6 +45,9 @@ check: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+size: ## how large the program is: code lines, settings, metrics, words
+	@$(PYTHON) tests/harness/size.py
+
 audit: $(VENV)/.installed-dev ## known vulnerabilities of the pinned dependencies
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
@@ -72,4 +75,4 @@ down: ## stop them, keep the data
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-state
 
-.PHONY: help install demo test check audit bench learning soak soak-hour up down clean
+.PHONY: help install demo test check size audit bench learning soak soak-hour up down clean

@@ -1,0 +1,1 @@
+"""Long-running tests and measurements of the project itself; not in the wheel."""
