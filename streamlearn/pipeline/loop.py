@@ -16,10 +16,8 @@ the difference. Replay of journaled steps takes the same path with the cut given
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +28,10 @@ from streamlearn.judge.accounts import Accounts
 from streamlearn.judge.board import Scoreboard
 from streamlearn.labels import Arrival
 from streamlearn.learn.batching import Draft, thin
-from streamlearn.pipeline.parts import Cadence, Claim, Parts, StepReport
+from streamlearn.pipeline.further_steps import FurtherSteps
+from streamlearn.pipeline.learned_offsets import LearnedOffsets
+from streamlearn.pipeline.parts import Cadence, Parts, StepReport
+from streamlearn.pipeline.watermark import Watermark
 from streamlearn.records import (
     UNLABELLED,
     Array,
@@ -42,14 +43,8 @@ from streamlearn.records import (
     Offsets,
     Prediction,
     Sample,
-    TopicPartition,
     sample_key,
 )
-
-_JUMP_S, _CONFIRMING = 86_400.0, 8
-"""So far must fewer samples than these not take the stream's time."""
-MOST_UNLEARNED_STEPS = 4096
-"""So many steps are told apart where labels come faster than they are learned; those after them, with a later one."""
 
 
 class Pipeline:
@@ -66,12 +61,9 @@ class Pipeline:
         """A replay was stopped before its end."""
         self._pruned_step = 0
         self._admitted = 0
-        self._learned_offsets: Offsets = parts.batcher.next_offsets
-        # Steps whose labels are not all learned yet: how many rows were new by then, and where reading stood.
-        self._learning: deque[tuple[int, Offsets]] = deque()
-        # Steps without records that are still to come: those that belong to the last micro-batch, and those that
-        # may follow while nothing else is to be done.
-        self._further_steps = self._idle_steps = 0
+        self._watermark = Watermark()
+        self._learned = LearnedOffsets(parts.batcher.next_offsets)
+        self._further = FurtherSteps(per_batch=cadence.steps - 1, idle=cadence.idle_steps)
 
     def replay(self, journaled: Iterator[tuple[int, Offsets]], stopping: threading.Event) -> int:
         """Form the steps that the journal knows, exactly as they were; returns how many.
@@ -103,19 +95,17 @@ class Pipeline:
         Further steps are taken as far as no micro-batch can be closed instead; all of them with `until_end`, where
         nothing but the end is waited for.
         """
-        # Of a checkpoint that was made with other settings. A replay is over by now: it was formed as it had been.
-        self._further_steps = min(self._further_steps, self._cadence.steps - 1)
-        self._idle_steps = min(self._idle_steps, self._cadence.idle_steps)
+        self._further.apply_settings()
         parts = self.parts
         while not stopping.is_set():
             source = parts.source
-            draft = parts.batcher.nothing() if until_end and self._further_steps else None
+            draft = parts.batcher.nothing() if until_end and self._further.of_batch else None
             if draft is None:
                 overloaded = self._overloaded()
                 draft = parts.batcher.fill(source.queues, source.behind, self._clock(), overloaded=overloaded)
             if draft is None and self._owes_a_step(until_end=until_end):
                 draft = parts.batcher.close_now()
-            if draft is None and (self._further_steps or self._idle_steps) and not until_end:
+            if draft is None and self._further and not until_end:
                 draft = parts.batcher.nothing()
             if draft is not None:
                 self.step(draft, journaled=False)
@@ -138,8 +128,8 @@ class Pipeline:
             parts.dead_letters(bad)
         if not journaled:
             parts.journal.append(t, draft.next_offsets)
-        self._pass_time(items)
-        parts.ledger.begin(t, parts.stream_time_s)
+        self._watermark.advance(items)
+        parts.ledger.begin(t, self._watermark.time_s)
         fresh, duplicates = self._fresh(items)
         fresh, thinned = self._thin(fresh)
         phases.end("assemble")
@@ -166,8 +156,8 @@ class Pipeline:
         self._stepped_at_s = self._clock()
         parts.ledger.trained(batch.trained_ids)
         parts.ledger.end()
-        self._note_learned(draft.next_offsets)
-        self._count_further_steps(with_records=bool(items))
+        self._learned.step_done(draft.next_offsets, rows_added=parts.memory.added, rows_drawn=parts.memory.drawn_below)
+        self._further.step_done(with_records=bool(items))
         phases.end("ledger")
         gaps = [item for item in items if isinstance(item, Gap)]
         samples = sum(item.position.topic == parts.batcher.sample_topic for item in items if not isinstance(item, Gap))
@@ -215,11 +205,9 @@ class Pipeline:
         """The same, what is no array."""
         return {
             "accounts": self.parts.accounts.as_dict(),
-            "stream_time_s": self.parts.stream_time_s,
-            "claimed": list(self.parts.claimed),
-            "learned_offsets": _as_json(self._learned_offsets),
-            "further_steps": self._further_steps,
-            "idle_steps": self._idle_steps,
+            **self._watermark.as_json(),
+            "learned_offsets": self._learned.as_json(),
+            **self._further.as_json(),
         }
 
     def restore(self, step: int, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
@@ -242,11 +230,9 @@ class Pipeline:
         if parts.recent is not None and groups["recent"]:
             parts.recent.load(groups["recent"])
         parts.accounts = Accounts(**extra["accounts"])
-        parts.stream_time_s = float(extra["stream_time_s"])
-        parts.claimed = Claim(*extra.get("claimed", ()))
-        self._learned_offsets = _from_json(extra["learned_offsets"])
-        # A checkpoint of the first version knew of no such steps.
-        self._further_steps, self._idle_steps = extra.get("further_steps", 0), extra.get("idle_steps", 0)
+        self._watermark.load(extra)
+        self._learned.load(extra["learned_offsets"])
+        self._further.load(extra)
         assert parts.learner.step == step, (parts.learner.step, step)
         self._saved_step = self._published_step = self._shown_step = step
         self._check()
@@ -282,34 +268,6 @@ class Pipeline:
             return False
         topic, lag = self.parts.batcher.sample_topic, self.parts.source.lag()
         return sum(records for partition, records in lag.items() if partition.topic == topic) > self._cadence.thin_above
-
-    def _pass_time(self, items: Sequence[Item]) -> None:
-        """Let the stream's time go on; it never goes back, so what takes it far ahead must be of more than one clock.
-
-        The median counts, so that one producer whose clock is years ahead does not make everything expire. A step may
-        be of that very producer alone: what is more than a day ahead must be said by `_CONFIRMING` samples, in at least
-        two steps in a row. Labels do not count there, since one who labels may send hundreds at once. The first step of
-        all is believed. So the time of a stream of less than a sample a day is that of up to twice as many ago.
-        """
-        parts = self.parts
-        if not items:
-            return
-        newest_s, ahead_s = statistics.median_low([item.timestamp_s for item in items]), parts.stream_time_s + _JUMP_S
-        if parts.stream_time_s > 0.0 and newest_s > ahead_s:
-            times_s = [item.timestamp_s for item in items if isinstance(item, Sample)]
-            if not times_s:
-                return
-            newest_s = statistics.median_low(times_s)
-            if newest_s > ahead_s:
-                before = parts.claimed
-                parts.claimed = Claim(
-                    newest_s, before.samples + sum(at_s > ahead_s for at_s in times_s), before.steps + 1
-                )
-                if parts.claimed.steps < 2 or parts.claimed.samples < _CONFIRMING:
-                    return
-                newest_s = min(newest_s, before.time_s)
-        parts.claimed = Claim()
-        parts.stream_time_s = max(parts.stream_time_s, newest_s)
 
     def _thin(self, fresh: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         """What of a wide batch is learned, and what is passed by: by the batch and the settings alone."""
@@ -352,7 +310,9 @@ class Pipeline:
         parts.guarding.arrived(x, answers)
         if parts.wanted is not None:
             ids, positions = [sample.sample_id for sample in fresh], [sample.position for sample in fresh]
-            parts.wanted.offer(ids, positions, answers.teacher_probs_BC, answers.student_probs_BC, parts.stream_time_s)
+            parts.wanted.offer(
+                ids, positions, answers.teacher_probs_BC, answers.student_probs_BC, self._watermark.time_s
+            )
         return predictions
 
     def _join(self, items: Sequence[Item], predictions: dict[str, tuple[Prediction, int]]) -> list[Arrival]:
@@ -465,23 +425,6 @@ class Pipeline:
             keys = np.concatenate((keys_U, keys_L))
         return MicroBatch(fresh_x, count, labelled_x, labelled_y, drawn, new_ids, keys, seen_before=again)
 
-    def _count_further_steps(self, *, with_records: bool) -> None:
-        """By what the steps themselves were, so that a replay of the journal goes on counting where it ends."""
-        if with_records:
-            self._further_steps, self._idle_steps = self._cadence.steps - 1, self._cadence.idle_steps
-        elif self._further_steps:
-            self._further_steps -= 1
-        elif self._idle_steps:
-            self._idle_steps -= 1
-
-    def _note_learned(self, next_offsets: Offsets) -> None:
-        """Every label record below `_learned_offsets` is in the weights, or has come to another end."""
-        if len(self._learning) < MOST_UNLEARNED_STEPS:
-            self._learning.append((self.parts.memory.added, next_offsets))
-        drawn_below = self.parts.memory.drawn_below
-        while self._learning and self._learning[0][0] <= drawn_below:
-            self._learned_offsets = self._learning.popleft()[1]
-
     def _account(self, report: StepReport, items: Sequence[Item]) -> None:
         accounts, sample_topic = self.parts.accounts, self.parts.batcher.sample_topic
         bad_samples = sum(item.position.topic == sample_topic for item in report.bad)
@@ -546,7 +489,7 @@ class Pipeline:
         self._show()
         told = {
             "scores": _summary(parts.board),
-            "learned_offsets": _as_json(self._learned_offsets),
+            "learned_offsets": self._learned.as_json(),
             "classes": parts.ledger.class_names,
         }
         parts.teachers.publish(parts.learner.step, parts.learner.teacher_state(), told)
@@ -585,18 +528,6 @@ def _summary(board: Scoreboard) -> dict[str, float | int | None]:
         "accuracy_at_label": gain["teacher"],
         "ssl_gain": gain["gain"],
     }
-
-
-def _as_json(offsets: Offsets) -> dict[str, int]:
-    return {f"{topic}:{partition}": offset for (topic, partition), offset in offsets.items()}
-
-
-def _from_json(offsets: Mapping[str, int]) -> Offsets:
-    found: Offsets = {}
-    for name, offset in offsets.items():
-        topic, _, partition = name.rpartition(":")
-        found[TopicPartition(topic, int(partition))] = offset
-    return found
 
 
 class _Phases:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from streamlearn.judge.accounts import Accounts
 from streamlearn.judge.board import Scoreboard
@@ -156,16 +156,6 @@ class Cadence:
     """Samples that wait in the log, above which some are passed by; None: none ever are."""
 
 
-class Claim(NamedTuple):
-    """How far ahead samples of the last steps in a row say that the stream is, whose time does not follow them yet."""
-
-    time_s: float = 0.0
-    """What the last of these steps said."""
-    samples: int = 0
-    """That said so."""
-    steps: int = 0
-
-
 @dataclass
 class Parts:
     """Everything the loop moves."""
@@ -191,5 +181,3 @@ class Parts:
     oracle_asks_twin: bool = False
     """Where a simulation tells the truth on arrival, the twin answers too: one more forward pass of fresh rows."""
     accounts: Accounts = field(default_factory=Accounts)
-    stream_time_s: float = 0.0
-    claimed: Claim = field(default_factory=Claim)
