@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import resource
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fuzzing import NUMBERS, damaged
@@ -20,14 +24,27 @@ from support import ask
 from streamlearn.daemon.connections import Limits, limits_of_process
 from streamlearn.serve import schemas
 
-LIMITS = Limits(max_header_bytes=4096, header_timeout_s=0.4, linger_s=0.3, write_timeout_s=0.5, max_connections=20)
-LIVE = b"GET /health/live HTTP/1.1\r\nhost: a\r\n"
+LIMITS = Limits(max_header_bytes=4096, header_timeout_s=0.4, write_timeout_s=0.5, max_connections=20)
+LIVE = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n"
 CLOSE = b"connection: close\r\n\r\n"
 LABEL = json.dumps({"id": "a", "label": "cat"}).encode()
 
 
 def post(path: str, *lines: str) -> bytes:
-    return "\r\n".join([f"POST {path} HTTP/1.1", "host: a", "content-type: application/json", *lines, "", ""]).encode()
+    head = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json"]
+    return "\r\n".join([*head, *lines, "", ""]).encode()
+
+
+LARGE = b"x" * (32 << 20)
+"""More than fits into the buffers of a socket."""
+
+
+async def large_answer(scope: Any, receive: Any, send: Any) -> None:
+    """An application whose every answer is large."""
+    assert scope["type"] == "http"
+    headers = [(b"content-length", b"%d" % len(LARGE))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": LARGE})
 
 
 def error_in(reply: bytes, status: int, code: str) -> None:
@@ -99,7 +116,8 @@ class TestSizes:
     @pytest.mark.parametrize("ended", [True, False])
     def test_headers_past_the_bound_get_431(self, port: int, ended: bool) -> None:
         """Whether they end or not, many or one."""
-        error_in(exchange(port, LIVE + b"x: " + b"y" * 5000 + b"\r\n\r\n" * ended), 431, "headers_too_large")
+        pieces = [LIVE + b"x: ", b"y" * 5000, b"\r\n\r\n" * ended]
+        error_in(exchange(port, *pieces, pause_s=0.05), 431, "headers_too_large")
         error_in(exchange(port, LIVE + b"x: y\r\n" * 800 + b"\r\n" * ended), 431, "headers_too_large")
 
     def test_a_long_url_counts_too(self, port: int) -> None:
@@ -121,7 +139,7 @@ class TestSizes:
         assert time.monotonic() - started < 5.0
 
     def test_a_body_in_chunks_of_one_byte_is_taken(self, port: int) -> None:
-        """Six bytes for each are the most that honest chunks cost."""
+        """However much of what is received is framing."""
         chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in LABEL + b" " * 2000) + b"0\r\n\r\n"
 
         reply = exchange(port, post("/label", "transfer-encoding: chunked", "connection: close") + chunks)
@@ -177,16 +195,93 @@ class TestSlowClients:
         assert time.monotonic() - started < 4.0
         assert reply == b"" or reply.startswith(b"HTTP/1.1 404 ")
 
-    def test_who_does_not_read_the_answers_is_let_go(self, tmp_path: Path) -> None:
-        """Else a closed connection waits for its client, with all that was to be written; here it has the one place."""
-        other = Served(tmp_path)
-        with serving(other.app, replace(LIMITS, max_connections=1)) as port, connected(port) as client:
-            client.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n" * 600)
+    def test_a_client_that_does_not_read_its_answer_is_disconnected(self) -> None:
+        """Else a closed connection waits for its client with all of the answer; here it holds the only place."""
+        with serving(large_answer, replace(LIMITS, max_connections=1)) as port, connected(port) as client:
+            client.sendall(LIVE + b"\r\n")
             time.sleep(0.2)
             error_in(exchange(port), 503, "too_many_connections")
-            time.sleep(3.0)
+            time.sleep(1.5)
 
             assert exchange(port, LIVE + CLOSE).startswith(b"HTTP/1.1 200 ")
+
+    def test_a_client_that_reads_its_answers_is_not(self) -> None:
+        """Though at some moment of each there is something to write, for longer than one answer may take."""
+        with serving(large_answer, LIMITS) as port, connected(port) as client:
+            started = time.monotonic()
+            while time.monotonic() - started < 3 * LIMITS.write_timeout_s:
+                client.sendall(LIVE + b"\r\n")
+                left = len(LARGE)
+                time.sleep(0.1)
+                while left > 0:
+                    piece = client.recv(1 << 20)
+                    assert piece, "disconnected"
+                    left -= len(piece)
+
+
+class TestPipelining:
+    @pytest.mark.parametrize("rounds", [1, 30])
+    def test_one_request_and_sixteen_behind_it_are_answered(self, port: int, rounds: int) -> None:
+        """As often as a client likes: the limit is on what waits, not on how many come."""
+        count = Limits().max_waiting + 1
+        with connected(port) as client:
+            for _ in range(rounds):
+                client.sendall((LIVE + b"\r\n") * count)
+                got = b""
+                while got.count(b"HTTP/1.1 200 ") < count or not got.endswith(b"}"):
+                    got += client.recv(1 << 16)
+
+                assert got.count(b"HTTP/1.1 ") == count
+
+    def test_more_than_that_end_the_connection(self, tmp_path: Path) -> None:
+        """A read can hold thousands: of these none is parsed that would have to wait behind sixteen."""
+        other = Served(tmp_path)
+        with serving(other.app) as port:
+            got = exchange(port, b"GET /health/live HTTP/1.1\r\n\r\n" * 5000)
+
+            answered = sum(
+                float(line.split()[1])
+                for line in other.metrics.text().splitlines()
+                if line.startswith("streamlearn_http_request_duration_seconds_count")
+            )
+
+        assert got.count(b"HTTP/1.1 ") <= answered <= 1, "the one that was running, no other"
+
+    def test_nothing_more_is_read_while_requests_wait(self) -> None:
+        """Not after an answer either: a body that waits must grow by nothing meanwhile."""
+        may_answer = threading.Semaphore(0)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            assert scope["type"] == "http"
+            while not may_answer.acquire(blocking=False):
+                await asyncio.sleep(0.005)
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        def sent_until_full(client: socket.socket) -> int:
+            """Bytes that are taken until nothing is for a while, or that are more than any buffer."""
+            total, idle_at = 0, time.monotonic() + 0.5
+            while time.monotonic() < idle_at and total < 32 << 20:
+                try:
+                    total += client.send(b" " * (1 << 16))
+                    idle_at = time.monotonic() + 0.5
+                except BlockingIOError:
+                    time.sleep(0.01)
+            return total
+
+        with serving(app) as port, ExitStack() as ends, connected(port) as client:
+            ends.callback(may_answer.release, 100)  # a server waits for its answers before it ends
+            client.sendall((LIVE + b"\r\n") * 4 + post("/label", f"content-length: {1 << 30}"))
+            client.setblocking(False)
+            assert sent_until_full(client) > 0
+            for _ in range(3):
+                may_answer.release()
+
+                assert sent_until_full(client) == 0
+
+            for _ in range(2):
+                may_answer.release()
+            assert sent_until_full(client) > 0, "the last one has its turn, and is read"
 
 
 class TestNumbers:
