@@ -68,7 +68,7 @@ from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import remove_leftovers
 from streamlearn.state.journal import Journal, read_journal
 from streamlearn.state.points import reached
-from streamlearn.state.publish import PublishedDir
+from streamlearn.state.publish import PublishedDir, load_arrays
 
 _log = structlog.get_logger(__name__)
 
@@ -237,10 +237,12 @@ class _Wired:
             _log.error("learner_fenced", epoch=self._fence.epoch, error=str(error))
 
     def publish_if_behind(self) -> None:
-        """Servers may hold an older teacher than we do, or none, where the folder of teachers was lost."""
+        """Servers may hold an older teacher than we do, or none, where the folder was lost or is corrupt."""
         step = self.parts.learner.step
         try:
             newest = PublishedDir(self._paths.published).newest()
+            if newest is not None:
+                load_arrays(newest)
         except StateError as error:
             _log.warning("published_unreadable", error=str(error), step=step)
             newest = None  # which is mended by publishing

@@ -1,6 +1,7 @@
 """Published teachers: one immutable safetensors file each, a pointer to the newest, and at most one that is pinned.
 
-`teacher-000000001200.safetensors` holds weights, and in its header what is needed to rebuild and name the network.
+`teacher-000000001200.safetensors` holds weights, and in its header what is needed to rebuild and name the network, and
+a SHA-256 digest of the whole file, which is checked on load. It remains a file that any safetensors library reads.
 `current.json` names the newest. `pinned.safetensors`, where it is there, is what an operator rolled back to: a copy of
 its own, so that no clean-up and no later teacher of the same step can take it away, and served until it is removed.
 Each of these is replaced whole, so a server in another process reads the old or the new one.
@@ -9,6 +10,7 @@ Each of these is replaced whole, so a server in another process reads the old or
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +19,20 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from streamlearn.errors import StateError
 from streamlearn.records import Array
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
-from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
+from streamlearn.state.files import DISK, Chunk, Files, remove_leftovers, write_whole
 from streamlearn.state.points import reached
 
 POINTER = "current.json"
 PIN = "pinned.safetensors"
+DIGEST = "sha256"
+"""Key of the digest in a teacher's header. Teachers that earlier versions published have none, and are not checked."""
 _TEACHERS = "teacher-*.safetensors"
+_ZEROS = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +93,9 @@ class Publisher:
         path = teacher_path(self._folder, step)
         published_at_s = self._clock()
         header = {**metadata, "step": str(step), "published_at_s": repr(published_at_s), "epoch": str(self._epoch)}
-        whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        content, header = _sealed({name: np.asarray(array, order="C") for name, array in arrays.items()}, header)
         reached("teacher", "begin")
-        write_whole(path, [save(whole, metadata=header)], self._files, name="teacher")
+        write_whole(path, content, self._files, name="teacher")
         reached("teacher", "end")
         pointer = {"file": path.name, "step": step, "published_at_s": published_at_s, "metadata": header}
         reached("pointer", "begin")
@@ -176,13 +181,15 @@ def pin(folder: Path, step: int, files: Files = DISK) -> PublishedModel:
     """Have servers answer with the version of a step, until `unpin`, whatever is published meanwhile.
 
     Raises:
-        StateError: that version is not there; the message lists those that are. Nothing was changed.
+        StateError: that version is not there, or is corrupt; the message lists those that are there. Nothing was
+            changed.
         OSError: nothing was changed.
     """
     path = teacher_path(folder, step)
     try:
-        _read_teacher(path)
+        model = _read_teacher(path)
         content = path.read_bytes()
+        _check_digest(model, content)
     except (FileNotFoundError, StateError) as error:
         pinned = _pinned_or_none(folder)
         if pinned is not None and pinned.step == step:
@@ -244,17 +251,68 @@ def learned_offsets_of(metadata: Mapping[str, str]) -> dict[str, int] | None:
 
 
 def load_arrays(model: PublishedModel) -> dict[str, Array]:
-    """The weights of a published teacher.
+    """The weights of a published teacher, once its digest is verified.
 
     Raises:
-        StateError: the file is gone (a newer one was published) or is not whole.
+        StateError: the file is gone (a newer one was published), torn or corrupt, or is another teacher by now.
     """
     try:
-        arrays: dict[str, Array] = load_file(model.path)
+        content = model.path.read_bytes()
+        _check_digest(model, content)
+        arrays: dict[str, Array] = load(content)
     except (OSError, SafetensorError) as error:
         msg = f"{model.path}: not readable as a published teacher: {error}"
         raise StateError(msg) from error
     return arrays
+
+
+def _sealed(arrays: Mapping[str, Array], header: Mapping[str, str]) -> tuple[list[Chunk], dict[str, str]]:
+    """The content of a teacher's file, and its header with the digest.
+
+    The digest is in the header, so it covers the file with zeros in its own place.
+    """
+    content = memoryview(save(dict(arrays), metadata={**header, DIGEST: _ZEROS}))
+    before, after = _around_digest(content)
+    digest = _digest(before, after)
+    return [before, digest.encode(), after], {**header, DIGEST: digest}
+
+
+def _digest(before: memoryview, after: memoryview) -> str:
+    digest = hashlib.sha256(before)
+    digest.update(_ZEROS.encode())
+    digest.update(after)
+    return digest.hexdigest()
+
+
+def _around_digest(content: memoryview) -> tuple[memoryview, memoryview]:
+    """What stands before the digest and after it.
+
+    The key cannot be found inside a value of the header, where its quotes would be escaped.
+    """
+    key = f'"{DIGEST}":"'.encode()
+    at = bytes(_header(content)).find(key) + 8 + len(key)
+    return content[:at], content[at + len(_ZEROS) :]
+
+
+def _header(content: memoryview) -> memoryview:
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
+def _check_digest(model: PublishedModel, content: bytes) -> None:
+    """Verify a file, and that its header is what the model has, which may come from the pointer.
+
+    Raises:
+        StateError: one of them is not so.
+    """
+    told, view = model.metadata.get(DIGEST), memoryview(content)
+    if told is None:
+        return
+    if _digest(*_around_digest(view)) != told:
+        msg = f"{model.path}: torn or corrupt, or another teacher: its digest does not fit its {len(content)} bytes"
+        raise StateError(msg)
+    if json.loads(bytes(_header(view)))["__metadata__"] != model.metadata:
+        msg = f"{model.path}: the pointer to it is corrupt: it gives another header than the file has"
+        raise StateError(msg)
 
 
 class _Watched:
@@ -288,12 +346,8 @@ class _Watched:
 def _read_pointer(path: Path) -> PublishedModel:
     try:
         told = json.loads(path.read_bytes())
-        return PublishedModel(
-            int(told["step"]),
-            float(told["published_at_s"]),
-            path.parent / Path(str(told["file"])).name,
-            {str(key): str(value) for key, value in told["metadata"].items()},
-        )
+        metadata = {str(key): str(value) for key, value in told["metadata"].items()}
+        return _model(path.parent / Path(str(told["file"])).name, metadata)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path}: wanted the pointer to a published teacher, got {error!r}"
         raise StateError(msg) from error
@@ -309,12 +363,16 @@ def _read_teacher(path: Path) -> PublishedModel:
     try:
         with safe_open(path, framework="np") as opened:
             metadata: dict[str, str] = opened.metadata() or {}
-        return PublishedModel(int(metadata["step"]), float(metadata["published_at_s"]), path, metadata)
+        return _model(path, metadata)
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         msg = f"{path}: wanted a published teacher, got {error!r}"
         raise StateError(msg) from error
+
+
+def _model(path: Path, metadata: dict[str, str]) -> PublishedModel:
+    return PublishedModel(int(metadata["step"]), float(metadata["published_at_s"]), path, metadata)
 
 
 def _models(folder: Path) -> list[PublishedModel]:

@@ -34,7 +34,7 @@ from streamlearn.pipeline.guarding import Guarding
 from streamlearn.pipeline.parts import Parts, StepReport
 from streamlearn.records import NewRecord, Position, Record, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
-from streamlearn.state.publish import PublishedDir
+from streamlearn.state.publish import PublishedDir, load_arrays, teacher_path
 from streamlearn.state.status import read_status
 from streamlearn.testing import MemoryLog
 
@@ -466,6 +466,24 @@ class TestRestart:
         learn(config, log)
 
         assert inspecting.state(config)["published"]["step"] == step
+
+    def test_a_published_teacher_that_is_corrupt_is_published_again(self, tmp_path: Path) -> None:
+        """No server could load it, and without new records nothing else would replace it."""
+        config = config_in(tmp_path)
+        log = filled(config, 16)
+        step = learn(config, log).step
+        published = PublishedDir(StatePaths(tmp_path).published)
+        path = teacher_path(published.folder, step)
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 0x40
+        path.write_bytes(content)
+
+        learn(config, log)
+
+        newest = published.newest()
+        assert newest is not None
+        assert newest.step == step
+        load_arrays(newest)
 
     def test_no_election_serves_the_teacher_whoever_was_elected_before(self, tmp_path: Path) -> None:
         """`bank.serve = "teacher"` says so, and nobody would ever elect another."""

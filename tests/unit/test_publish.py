@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from streamlearn.errors import StateError
 from streamlearn.state.publish import (
+    DIGEST,
     PIN,
     POINTER,
     PublishedDir,
@@ -105,7 +108,8 @@ def test_a_disk_that_cannot_be_read_for_a_while_is_an_error_of_ours(tmp_path: Pa
 
 def test_the_pointer_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     """A path in it counts by its last part only."""
-    (tmp_path / POINTER).write_text('{"file": "../../etc/passwd", "step": 1, "published_at_s": 1, "metadata": {}}')
+    header = '{"step": "1", "published_at_s": "1"}'
+    (tmp_path / POINTER).write_text(f'{{"file": "../../etc/passwd", "metadata": {header}}}')
 
     model = PublishedDir(tmp_path).newest()
 
@@ -118,8 +122,78 @@ def test_a_teacher_that_is_not_whole_is_an_error(tmp_path: Path) -> None:
     model = publisher(tmp_path).publish(1, arrays(1), {})
     model.path.write_bytes(model.path.read_bytes()[:-3])
 
+    with pytest.raises(StateError, match="torn or corrupt"):
+        load_arrays(model)
+
+    model.path.unlink()
     with pytest.raises(StateError, match="not readable as a published teacher"):
         load_arrays(model)
+
+
+class TestDigest:
+    def test_finds_any_flipped_bit_of_a_teacher(self, tmp_path: Path) -> None:
+        """By the pointer and by the file's own header alike: each bit of header, names and weights counts."""
+        newest = publisher(tmp_path).publish(1, arrays(1), {"classes": '["a", "b"]'})
+        whole, key = newest.path.read_bytes(), newest.path.read_bytes().index(f'"{DIGEST}":'.encode())
+        for at in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[at] ^= 1
+            newest.path.write_bytes(flipped)
+            with pytest.raises(StateError):
+                load_arrays(newest)
+            if key <= at < key + len(DIGEST) + 3:
+                continue  # under another key it is no digest; all else of that file is whole
+            with pytest.raises(StateError):
+                pin(tmp_path, 1)
+        newest.path.write_bytes(whole)
+
+        assert np.array_equal(load_arrays(newest)["net.w"], arrays(1)["net.w"])
+
+    def test_finds_any_flipped_bit_of_the_pointer(self, tmp_path: Path) -> None:
+        """Nothing is served by a wrong name or with a wrong header: it is refused, or the flip changes nothing."""
+        published = publisher(tmp_path).publish(1, arrays(1), {"classes": '["a", "b"]'})
+        pointer = tmp_path / POINTER
+        whole = pointer.read_bytes()
+        for at in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[at] ^= 1
+            pointer.write_bytes(flipped)
+            try:
+                model = PublishedDir(tmp_path).newest()
+                assert model is not None
+                load_arrays(model)
+            except StateError:
+                continue
+            assert model == published or DIGEST not in model.metadata
+
+    def test_finds_another_teacher_in_the_place_of_the_one_that_was_named(self, tmp_path: Path) -> None:
+        """After a restore a step may be published again while somebody loads it."""
+        named = publisher(tmp_path).publish(1, arrays(1), {})
+        publisher(tmp_path).publish(1, arrays(2), {})
+
+        with pytest.raises(StateError, match="another teacher"):
+            load_arrays(named)
+
+    def test_is_not_wanted_of_a_teacher_that_has_none(self, tmp_path: Path) -> None:
+        """Earlier versions published such teachers; an upgrade keeps all of them."""
+        header = {"step": "1", "published_at_s": "1234.5", "epoch": "0"}
+        path = teacher_path(tmp_path, 1)
+        path.write_bytes(save(arrays(1), metadata=header))
+        (tmp_path / POINTER).write_text(json.dumps({"file": path.name, "metadata": header}))
+
+        model = PublishedDir(tmp_path).newest()
+
+        assert model is not None
+        assert np.array_equal(load_arrays(model)["net.w"], arrays(1)["net.w"])
+        assert pin(tmp_path, 1).step == 1
+
+    def test_leaves_a_file_that_any_safetensors_library_reads(self, tmp_path: Path) -> None:
+        """Also where a value of the header looks like a digest."""
+        looks = '"sha256":"' + "0" * 64
+        model = publisher(tmp_path).publish(1, {"sha256": arrays(1)["net.w"]}, {"classes": looks, "sha256x": looks})
+
+        assert np.array_equal(load_file(model.path)["sha256"], arrays(1)["net.w"])
+        assert np.array_equal(load_arrays(model)["sha256"], arrays(1)["net.w"])
 
 
 def steps_in(folder: Path) -> list[int]:
