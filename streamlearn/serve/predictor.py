@@ -3,6 +3,7 @@
 A watcher thread asks which teacher is pinned, else which is the newest, loads it into a new network, tries it on one
 row, and only then swaps it in. So an answer and its version always come from the same weights, and what does not fit is
 never served: a pinned teacher that cannot be loaded leaves the one before to answer if that is pinned, else the newest.
+A server that has no teacher yet, because the newest cannot be loaded, falls back to the newest one that can.
 """
 
 from __future__ import annotations
@@ -125,26 +126,29 @@ class _Source:
     def __init__(self, look: Callable[[], PublishedModel | None], *, pins: bool) -> None:
         self.look, self.pins = look, pins
         self.error: str | None = None
-        self._failed: tuple[int, float] | None = None
+        self.failed_identity: tuple[int, float] | None = None
         self._retry_at = 0.0
 
     def is_due(self, identity: tuple[int, float], now: float) -> bool:
         """Whether to try; what failed is tried again after a while only."""
-        return identity != self._failed or now >= self._retry_at
+        return identity != self.failed_identity or now >= self._retry_at
 
     def failed(self, identity: tuple[int, float], error: StateError, now: float) -> bool:
         """Remember a failure; True where it is the first of this teacher."""
-        first = identity != self._failed
-        self._failed, self._retry_at, self.error = identity, now + RETRY_S, str(error)
+        first = identity != self.failed_identity
+        self.failed_identity, self._retry_at, self.error = identity, now + RETRY_S, str(error)
         return first
 
     def succeeded(self) -> None:
         """What lies there can be served, or nothing lies there: forget what was before."""
-        self._failed = self.error = None
+        self.failed_identity = self.error = None
 
 
 class Predictor:
-    """Follows the published directory, and answers with the pinned teacher, else the newest, that could be loaded."""
+    """Follows the published directory, and answers with the pinned teacher, else the newest, that could be loaded.
+
+    Where neither could be and none is held, it answers with the newest of the older ones.
+    """
 
     def __init__(
         self,
@@ -170,6 +174,7 @@ class Predictor:
         self._model: LoadedModel | None = None
         self._pinned = _Source(published.pinned, pins=True)
         self._newest = _Source(published.newest, pins=False)
+        self._fall_back_at: float | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -182,6 +187,8 @@ class Predictor:
         model = self._model
         if model is None:
             msg = "no teacher is published yet: the learner has not taken a step, or is not running"
+            if error := self._newest.error:
+                msg = f"no published teacher can be loaded; the newest: {error}"
             raise NotPublishedError(msg)
         return model
 
@@ -201,13 +208,17 @@ class Predictor:
 
     def notes(self) -> list[str]:
         """What to know of how the teacher was chosen, as sentences; empty where the newest answers by itself."""
-        model, error = self._model, self._pinned.error
-        if error is not None:
-            answering = "nothing" if model is None else f"version {model.step}"
-            return [f"the pinned version cannot be loaded, {answering} answers: {error}"]
-        if model is not None and model.pinned:
-            return [f"version {model.step} is pinned, the newest is {self.newest_version}"]
-        return []
+        model = self._model
+        answering = "nothing" if model is None else f"version {model.step}"
+        notes = []
+        if (error := self._pinned.error) is not None:
+            notes.append(f"the pinned version cannot be loaded, {answering} answers: {error}")
+        elif model is not None and model.pinned:
+            notes.append(f"version {model.step} is pinned, the newest is {self.newest_version}")
+        # While a pinned version answers, the newest is not tried. Where nothing answers, `current` gives the error.
+        if (error := self._newest.error) is not None and model is not None and not model.pinned:
+            notes.append(f"the newest version cannot be loaded, {answering} answers: {error}")
+        return notes
 
     def check(self, published: PublishedModel) -> None:
         """Load a teacher, and let it go: whether it could be served here.
@@ -231,6 +242,8 @@ class Predictor:
             model = self._loaded(newest, self._newest)
         if model is None and held is not None and held.pinned and self._pinned.error is None:
             model = replace(held, pinned=False)  # the pin is gone, and what was published since cannot be loaded
+        if model is None and held is None and self._newest.error is not None:
+            model = self._fall_back()
         if model is None or model is held:
             return False
         self._model = model
@@ -268,15 +281,38 @@ class Predictor:
         source.succeeded()
         return replace(model, pinned=source.pins)
 
+    def _fall_back(self) -> LoadedModel | None:
+        """The newest of all versions that can be loaded; None where none can, to be tried again after a while."""
+        now, due_at = self._clock(), self._fall_back_at
+        if due_at is not None and now < due_at:
+            return None
+        self._fall_back_at = now + RETRY_S
+        refused = self._newest.failed_identity
+        for published in reversed(self.published.versions()):
+            if published.identity == refused:
+                continue  # tried just now
+            try:
+                model = load(published, self._schema, factory=self._factory)
+            except StateError as error:
+                self._metrics.model_load_failed()
+                if due_at is None:  # the first time; as for the newest, it is logged once
+                    self._log_failure(published.step, error, pinned=False)
+                continue
+            log.warning("older_model_served", step=model.step, refused_step=self.newest_version)
+            return model
+        return None
+
     def _count_failure(self, source: _Source, identity: tuple[int, float], error: StateError) -> None:
         now = self._clock()
         if not source.is_due(identity, now):
             return
         self._metrics.model_load_failed()
         if source.failed(identity, error, now):
-            held = self._model.step if self._model is not None else None
-            told = {"step": identity[0], "still_serving_step": held, "pinned": source.pins}
-            log.error("model_load_failed", **told, error=str(error))
+            self._log_failure(identity[0], error, pinned=source.pins)
+
+    def _log_failure(self, step: int, error: StateError, *, pinned: bool) -> None:
+        held = self._model.step if self._model is not None else None
+        log.error("model_load_failed", step=step, still_serving_step=held, pinned=pinned, error=str(error))
 
     def start(self) -> None:
         """Load what is there, then follow in the background."""

@@ -243,6 +243,120 @@ class TestRefusals:
         assert stage.predictor.current().step == 2
 
 
+class TestFallingBack:
+    @pytest.fixture
+    def broken(self, stage):
+        """Versions 1 and 2 are whole, 3 is not finite, and no server has run yet."""
+        for step in (1, 2):
+            stage.publish(step)
+            stage.now_s += 1.0
+        stage.publish(3, arrays={name: np.full_like(array, np.nan) for name, array in weights(3).items()})
+        return stage
+
+    def test_a_server_that_starts_serves_the_newest_that_can_be_loaded(self, broken):
+        """And says in its log and in its notes which was refused, and why."""
+        with capture_logs() as logged:
+            assert broken.predictor.refresh()
+
+        held = broken.predictor.current()
+        assert (held.step, held.pinned, broken.predictor.newest_version) == (2, False, 3)
+        assert broken.failures == 1.0
+        (failed, older) = (line for line in logged if line["log_level"] != "debug")
+        assert (failed["event"], failed["step"]) == ("model_load_failed", 3)
+        assert (older["event"], older["step"], older["refused_step"]) == ("older_model_served", 2, 3)
+        (note,) = broken.predictor.notes()
+        assert note.startswith("the newest version cannot be loaded, version 2 answers: ")
+        assert "not finite" in note
+
+    def test_a_flipped_bit_is_enough_to_be_refused(self, stage):
+        """The digest is checked on load: without it such weights would answer."""
+        stage.publish(1)
+        stage.now_s += 1.0
+        path = stage.publish(2).path
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 0x40
+        path.write_bytes(content)
+
+        stage.predictor.refresh()
+
+        assert stage.predictor.current().step == 1
+        assert "digest" in stage.predictor.notes()[0]
+
+    def test_a_server_that_runs_keeps_what_it_serves(self, stage):
+        """Even where another one, older than the refused one, is newer than it."""
+        stage.publish(1)
+        stage.predictor.refresh()
+        stage.publish(2)
+        stage.publish(3).path.write_bytes(b"torn")
+
+        assert not stage.predictor.refresh()
+
+        assert stage.predictor.current().step == 1
+        assert stage.predictor.notes()[0].startswith("the newest version cannot be loaded, version 1 answers: ")
+
+    def test_it_goes_past_as_many_as_are_broken(self, broken):
+        """Each of them is counted and logged, once."""
+        teacher_path(broken.folder, 2).write_bytes(teacher_path(broken.folder, 2).read_bytes()[:-4] + b"\0\0\0\0")
+
+        with capture_logs() as logged:
+            broken.predictor.refresh()
+
+        assert broken.predictor.current().step == 1
+        failed = [line["step"] for line in logged if line["event"] == "model_load_failed"]
+        assert failed == [3, 2]
+
+    def test_where_none_can_be_loaded_the_reason_is_given(self, stage):
+        """Not that nothing is published; and the folder is searched again every few seconds only, and logged once."""
+        for step in (1, 2):
+            stage.publish(step, classes='["b", "a", "c"]')
+            stage.now_s += 1.0
+        with capture_logs() as logged:
+            for _ in range(3):
+                stage.predictor.refresh()
+        with pytest.raises(NotPublishedError, match=r"no published teacher can be loaded; the newest: .*class names"):
+            stage.predictor.current()
+        assert stage.failures == 2.0
+
+        stage.now_s += RETRY_S
+        with capture_logs() as logged_later:
+            stage.predictor.refresh()
+
+        assert stage.failures == 4.0
+        assert [line["step"] for line in logged] == [2, 1]
+        assert logged_later == []
+
+    def test_the_next_good_one_takes_over(self, broken):
+        """And nothing is left to note."""
+        broken.predictor.refresh()
+        broken.publish(4)
+
+        assert broken.predictor.refresh()
+
+        assert broken.predictor.current().step == 4
+        assert broken.predictor.notes() == []
+
+    def test_an_unreadable_pointer_hides_no_version(self, stage):
+        """What it pointed to is the newest that can be loaded."""
+        stage.publish(1)
+        (stage.folder / POINTER).write_bytes(b"torn")
+
+        assert stage.predictor.refresh()
+
+        assert stage.predictor.current().step == 1
+
+    def test_where_the_pinned_one_is_broken_too(self, broken):
+        """One after the other: pinned, newest, older ones."""
+        (broken.folder / PIN).write_bytes(b"torn")
+
+        broken.predictor.refresh()
+
+        assert broken.predictor.current().step == 2
+        assert [note.split(" cannot")[0] for note in broken.predictor.notes()] == [
+            "the pinned version",
+            "the newest version",
+        ]
+
+
 class TestPinned:
     @pytest.fixture
     def pinned(self, stage):

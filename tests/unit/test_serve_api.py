@@ -964,6 +964,21 @@ class TestModelAndHealth:
         with client_of(Served(tmp_path)) as client:
             error_of(client.get("/model"), 503, "not_published")
 
+    def test_says_that_an_older_version_answers_and_why(self, tmp_path):
+        """The newest cannot be loaded by a server that starts: readiness and /model name it."""
+        served = Served(tmp_path)
+        served.publish(7)
+        served.clock.advance(1.0)
+        served.publish(8, scale=np.nan)
+
+        with client_of(served) as client:
+            told, ready = client.get("/model").json(), client.get("/health/ready")
+
+        assert (told["model_version"], told["newest_version"]) == (7, 8)
+        (note,) = told["notes"]
+        assert note.startswith("the newest version cannot be loaded, version 7 answers: ")
+        assert (ready.status_code, ready.json()["reasons"]) == (200, [note])
+
     def test_live_is_always_200(self, tmp_path):
         """The process runs, whatever else is missing."""
         served = Served(tmp_path)
