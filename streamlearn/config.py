@@ -139,9 +139,9 @@ class LogConfig(_Section):
     thin_above_records: int = Field(10_000, ge=1)
     """Samples that wait in the log, above which `thin` passes some by."""
     embedded_max_age_s: float = Field(30 * 86400.0, ge=1.0)
-    """Embedded log: records older than this may be trimmed."""
+    """Embedded log: older records are trimmed once the learner has read them, and its checkpoint is past them."""
     embedded_max_bytes: int = Field(4 << 30, ge=1 << 20)
-    """Embedded log: the oldest records of a topic are trimmed past this size."""
+    """Embedded log: past this size the oldest records of a topic are trimmed, those the learner has read first."""
     max_record_bytes: int = Field(4 << 20, ge=64, le=64 << 20)
     """A larger record is a dead letter (and 413 over HTTP)."""
 

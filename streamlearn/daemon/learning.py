@@ -252,18 +252,23 @@ class _Wired:
     def start(self) -> None:
         """Begin to read, and say that we live."""
         self.watch.start(self.parts)
+        # Before the first save, and after a fallback to an older checkpoint, the log must not trim unread records.
+        self._commit(self.parts.learner.step, self.parts.batcher.next_offsets)
         self.feed.start()
         _log.info("learner_started", step=self.parts.learner.step, **self.parts.learner.describe())
 
     def _saved(self, saved: Saved) -> None:
-        """A checkpoint is durable: say so, and only now tell lag dashboards (I2). In the saver's thread."""
+        """A checkpoint is durable: report it, and only now commit its offsets (I2). In the saver's thread."""
         self.watch.saved(saved)
         reached("offsets-commit", "begin")
-        try:
-            self._log.commit(saved.next_offsets)
-        except LogError as error:
-            _log.warning("offsets_not_committed", step=saved.step, error=str(error))
+        self._commit(saved.step, saved.next_offsets)
         reached("offsets-commit", "end")
+
+    def _commit(self, step: int, next_offsets: Offsets) -> None:
+        try:
+            self._log.commit(next_offsets)
+        except LogError as error:
+            _log.warning("offsets_not_committed", step=step, error=str(error))
 
     def finish(self) -> None:
         """Publish and save what is new, durably."""

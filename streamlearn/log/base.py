@@ -95,7 +95,10 @@ class Log(Appends, Protocol):
         ...
 
     def commit(self, next_offsets: Offsets) -> None:
-        """Tell lag dashboards where the checkpoint stands. Nothing of ours ever reads it back."""
+        """Record that the learner has read, and saved, everything before these offsets.
+
+        Lag dashboards show it, and the embedded log trims what is before it first. The learner never reads it back.
+        """
         ...
 
     def close(self) -> None:

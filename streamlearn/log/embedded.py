@@ -4,15 +4,23 @@ Why SQLite and not LMDB: `benchmarks/logs.py`, figures in ARCHITECTURE.md under 
 and read at once; the database file is all they share, and it must lie on a local disk. Between processes SQLite's write
 lock decides who writes; threads of one process write together (`grouping`).
 
-A record is old by the clock at its append, not by its own timestamp, so that replayed history is not trimmed at once.
-The byte bound of a topic holds for what its records weigh (key, value, headers, and 64 bytes each for the row); the
-file on disk is up to 1.5 times as large, and its pages are used again but not given back. Appends trim.
+Retention runs inside the transaction of an append. Records below a partition's committed offset have been read by the
+learner; the others have not. Retention by age removes only read records. Retention by bytes removes read records first,
+then unread ones, which it reports as an error; it never removes a record of the transaction it runs in. In a partition
+without a committed offset nobody reads, and every record counts as read.
+
+The age of a record is counted from its append, not from its own timestamp, so that replayed history is not trimmed at
+once. It ends at the clock's time or at the newest append before this one, whichever is earlier: one append by a clock
+that is far ahead trims nothing. The byte bound of a topic counts key, value, headers, and 64 bytes for each row. A
+topic may exceed it by the last transaction. The file on disk is up to 1.5 times as large; free pages are reused, not
+returned.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -38,6 +46,8 @@ from streamlearn.records import NewRecord, Offsets, Position, Record, TopicParti
 ROW_OVERHEAD_BYTES = 64
 TRIM_CHUNK_RECORDS = 2048
 TRIM_MAX_CHUNKS = 4
+REPORT_EVERY_S = 10.0
+"""Between two reports of unread records that were trimmed."""
 WAIT_FIRST_S = 0.002
 WAIT_MAX_S = 0.02
 
@@ -77,6 +87,9 @@ class EmbeddedLog:
         self._counts: dict[str, int] = {}
         self._turn = count()
         self._last_age_trim_s: float | None = None
+        self._unread_trimmed: Counter[str] = Counter()
+        """Unread records trimmed since the last report, by topic."""
+        self._reported_at_s: float | None = None
         self._grouping = Grouping(self._write_group)
         self._asking = threading.Lock()
         self._closed = False
@@ -178,12 +191,16 @@ class EmbeddedLog:
         with translated(self._path, "append"):
             with transaction(self._writer, deadline):
                 now_ms = int(self._clock() * 1000)
+                oldest_ms = self._oldest_ms(now_ms)
+                written_from: dict[int, int] = {}
                 for ticket in group:
-                    ticket.positions = self._insert(ticket, now_ms)
-                self._trim({ticket.topic for ticket in group}, now_ms)
+                    ticket.positions = self._insert(ticket, now_ms, written_from)
+                unread = self._trim({ticket.topic for ticket in group}, oldest_ms, written_from)
+            self._report_unread(unread)
             self._bound_wal()
 
-    def _insert(self, ticket: Ticket, now_ms: int) -> list[Position]:
+    def _insert(self, ticket: Ticket, now_ms: int, written_from: dict[int, int]) -> list[Position]:
+        """Insert records; `written_from` gets the first offset that this transaction writes in each partition."""
         nexts: dict[int, int] = {}
         added_bytes: dict[int, int] = {}
         rows: list[tuple[int, int, int, int, bytes | None, bytes | None, bytes | None]] = []
@@ -193,6 +210,7 @@ class EmbeddedLog:
             if number not in nexts:
                 query = "SELECT next FROM partitions WHERE id = ?"
                 (nexts[number],) = self._writer.execute(query, (number,)).fetchone()
+                written_from.setdefault(number, nexts[number])
                 added_bytes[number] = 0
             offset = nexts[number]
             nexts[number] += 1
@@ -209,44 +227,81 @@ class EmbeddedLog:
 
     # -- retention
 
-    def _trim(self, topics: set[str], now_ms: int) -> None:
-        """Inside a write transaction: drop what is too old or too much, a bounded part of it at a time."""
-        every_s = min(self._max_age_s / 16, 10.0)
-        now_s = now_ms / 1000
-        by_age = self._last_age_trim_s is None or not 0 <= now_s - self._last_age_trim_s < every_s
-        if by_age:
-            self._last_age_trim_s = now_s
+    def _oldest_ms(self, now_ms: int) -> int | None:
+        """Read records appended before this time are too old; None where retention by age is not due."""
+        every_s, now_s = min(self._max_age_s / 16, 10.0), now_ms / 1000
+        if self._last_age_trim_s is not None and 0 <= now_s - self._last_age_trim_s < every_s:
+            return None
+        self._last_age_trim_s = now_s
+        query = (
+            "SELECT max(appended_ms) FROM partitions JOIN records"
+            " ON records.id = (partitions.id << ? | (partitions.next - 1))"
+        )
+        (newest_ms,) = self._writer.execute(query, (OFFSET_BITS,)).fetchone()
+        return min(now_ms, newest_ms or 0) - int(self._max_age_s * 1000)
+
+    def _trim(self, topics: set[str], oldest_ms: int | None, written_from: Mapping[int, int]) -> Counter[str]:
+        """Inside a write transaction: remove what is too old or too much, a bounded part of it at a time.
+
+        Returns how many unread records were removed, by topic.
+        """
+        if oldest_ms is not None:
             topics = set(self._counts)
+        unread: Counter[str] = Counter()
         for topic in topics:
-            if by_age:
-                self._trim_by_age(topic, now_ms - int(self._max_age_s * 1000))
-            self._trim_by_bytes(topic)
+            if oldest_ms is not None:
+                self._trim_by_age(topic, oldest_ms)
+            unread[topic] += self._trim_by_bytes(topic, written_from)
+        return +unread
 
     def _trim_by_age(self, topic: str, oldest_ms: int) -> None:
-        query = "SELECT id, beginning, next FROM partitions WHERE topic = ?"
-        for number, beginning, end in self._writer.execute(query, (topic,)).fetchall():
-            until = min(end, beginning + TRIM_CHUNK_RECORDS * TRIM_MAX_CHUNKS)
+        query = "SELECT id, beginning, next, committed FROM partitions WHERE topic = ?"
+        for number, beginning, end, committed in self._writer.execute(query, (topic,)).fetchall():
+            read_to = end if committed is None else min(committed, end)
+            until = min(read_to, beginning + TRIM_CHUNK_RECORDS * TRIM_MAX_CHUNKS)
             base = number << OFFSET_BITS
             # appended_ms never falls by much along a partition, so a walk from the oldest finds the first to keep
             first = self._writer.execute(
                 "SELECT id FROM records WHERE id >= ? AND id < ? AND appended_ms >= ? ORDER BY id LIMIT 1",
                 (base + beginning, base + until, oldest_ms),
             ).fetchone()
-            keep = until if first is None else first[0] - base
-            self._drop(number, beginning, keep)
+            self._drop(number, beginning, until if first is None else first[0] - base)
 
-    def _trim_by_bytes(self, topic: str) -> None:
-        query = "SELECT id, beginning, next, bytes FROM partitions WHERE topic = ?"
+    def _trim_by_bytes(self, topic: str, written_from: Mapping[int, int]) -> int:
+        """Returns how many unread records had to be removed."""
+        unread = 0
+        query = "SELECT id, beginning, next, bytes, committed FROM partitions WHERE topic = ?"
         for _ in range(TRIM_MAX_CHUNKS):
             rows = self._writer.execute(query, (topic,)).fetchall()
             excess = sum(row[3] for row in rows) - self._max_bytes
             if excess <= 0:
-                return
-            number, beginning, end, size_bytes = max(rows, key=lambda row: row[3])
-            # the share that, by this partition's mean record, makes up the excess
-            mean_bytes = max(1, size_bytes // max(1, end - beginning))
-            chunk = min(TRIM_CHUNK_RECORDS, -(-excess // mean_bytes), end - beginning)
-            self._drop(number, beginning, beginning + chunk)
+                break
+            # (bytes, id, beginning, end) of each partition; `end` is where the part that may be removed ends
+            old = [(size, number, begin, written_from.get(number, end)) for number, begin, end, size, _ in rows]
+            committed = {row[0]: row[4] for row in rows if row[4] is not None}
+            read = [(size, n, begin, min(end, committed.get(n, end))) for size, n, begin, end in old]
+            of_read = any(begin < end for *_, begin, end in read)
+            candidates = [part for part in (read if of_read else old) if part[2] < part[3]]
+            if not candidates:
+                break
+            _, number, beginning, end = max(candidates)
+            keep = self._first_to_keep(number, beginning, end, excess)
+            self._drop(number, beginning, keep)
+            unread += 0 if of_read else keep - beginning
+        return unread
+
+    def _first_to_keep(self, number: int, beginning: int, end: int, excess: int) -> int:
+        """Where a partition begins once its oldest records, one by one, make up the excess; a chunk at most."""
+        base = number << OFFSET_BITS
+        bounds = (base + beginning, base + min(end, beginning + TRIM_CHUNK_RECORDS))
+        keep = beginning
+        for record_id, weight in self._writer.execute(
+            "SELECT id, weight FROM records WHERE id >= ? AND id < ? ORDER BY id", bounds
+        ):
+            keep, excess = record_id - base + 1, excess - weight
+            if excess <= 0:
+                break
+        return keep
 
     def _drop(self, number: int, beginning: int, keep: int) -> None:
         if keep <= beginning:
@@ -258,6 +313,21 @@ class EmbeddedLog:
         self._writer.execute("DELETE FROM records WHERE id >= ? AND id < ?", bounds)
         update = "UPDATE partitions SET beginning = ?, bytes = bytes - ? WHERE id = ?"
         self._writer.execute(update, (keep, size_bytes, number))
+
+    def _report_unread(self, trimmed: Counter[str]) -> None:
+        """Log unread records that were trimmed: at once, then at most every `REPORT_EVERY_S`."""
+        if not trimmed and not self._unread_trimmed:
+            return
+        self._unread_trimmed += trimmed
+        now_s = time.monotonic()
+        if self._reported_at_s is None or now_s - self._reported_at_s >= REPORT_EVERY_S:
+            self._reported_at_s = now_s
+            self._log_unread()
+
+    def _log_unread(self) -> None:
+        for topic, records in self._unread_trimmed.items():
+            log.error("unread_records_trimmed", topic=topic, records=records, max_bytes=self._max_bytes)
+        self._unread_trimmed.clear()
 
     def _bound_wal(self) -> None:
         """SQLite restarts its WAL by itself where readers let it; under constant reading, make it happen."""
@@ -300,7 +370,7 @@ class EmbeddedLog:
         return {partition: bounds[1] for partition, bounds in self._bounds(topic).items()}
 
     def committed_offsets(self, topic: str) -> Offsets:
-        """What `commit` was last told, for the partitions that it was told of; for lag displays only."""
+        """The offsets of the last `commit`, for the partitions it named."""
         return {partition: bounds[2] for partition, bounds in self._bounds(topic).items() if bounds[2] is not None}
 
     def _bounds(self, topic: str) -> dict[TopicPartition, tuple[int, int, int | None]]:
@@ -311,7 +381,7 @@ class EmbeddedLog:
         return {TopicPartition(topic, row[0]): (row[1], row[2], row[3]) for row in rows}
 
     def commit(self, next_offsets: Offsets) -> None:
-        """See `Log.commit`. A failure is logged and not raised: only lag displays would miss it."""
+        """See `Log.commit`. A failure is logged, not raised: the next commit makes up for it."""
         rows = [(offset, self._partition_id(partition)) for partition, offset in next_offsets.items()]
         try:
             with self._asking, translated(self._path, "commit"), transaction(self._asker, _deadline(BUSY_TIMEOUT_S)):
@@ -328,6 +398,7 @@ class EmbeddedLog:
         """See `Log.close`. What was acknowledged is on disk already."""
         self._closed = True
         with self._grouping.nobody_writing(BUSY_TIMEOUT_S):
+            self._log_unread()
             self._writer.close()
         with self._asking:
             self._asker.close()

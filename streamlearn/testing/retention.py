@@ -71,7 +71,10 @@ def trim(config: Config, learned: Mapping[TopicPartition, int], trimmed: Trimmed
 
 
 def _take(config: Config, before_s: float, ends: Offsets) -> Offsets:
-    """Retention by age takes what was appended before that time, a part at a time; where the log begins then."""
+    """Retention by age takes what was appended before that time, a part at a time; where the log begins then.
+
+    It takes read records only, so these are committed as read. The next learner commits its own offsets at its start.
+    """
     beginnings: Offsets = {}
     for _ in range(_MOST_PASSES):
         log = EmbeddedLog(
@@ -83,6 +86,7 @@ def _take(config: Config, before_s: float, ends: Offsets) -> Offsets:
         )
         with closing(log):
             log.create_topics({_TOPIC: 1})
+            log.commit(ends)
             before = dict(beginnings)
             for topic in {partition.topic for partition in ends}:
                 log.partition_count(topic)  # only topics that were asked for are trimmed

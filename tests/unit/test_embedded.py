@@ -54,6 +54,15 @@ def bounds(log: EmbeddedLog, topic: str = "t") -> list[tuple[int, int]]:
     return [(beginnings[partition], ends[partition]) for partition in sorted(ends)]
 
 
+def _held_bytes(log: EmbeddedLog, topic: str = "t") -> int:
+    """What the records of a topic weigh together."""
+    return sum(
+        embedded.weight_bytes(NewRecord(record.key, record.value, record.headers))
+        for partition, beginning in log.beginning_offsets(topic).items()
+        for record in log.read(partition, beginning, 1 << 20)
+    )
+
+
 class TestBounds:
     """By bytes and by age."""
 
@@ -90,7 +99,8 @@ class TestBounds:
         elsewhere = next(key for key in (b"a", b"b", b"c", b"d") if partition_of(key, 2) != partition_of(b"k", 2))
         log.append("two", [NewRecord(elsewhere, weighing(RECORD_BYTES)[0].value)])
 
-        log.append("two", weighing(RECORD_BYTES, 12))
+        log.append("two", weighing(RECORD_BYTES, 9))
+        log.append("two", weighing(RECORD_BYTES, 3))
 
         assert bounds(log) == [(0, 10)]
         assert sorted(end - beginning for beginning, end in bounds(log, "two")) == [1, 9]
@@ -114,7 +124,7 @@ class TestBounds:
     def test_the_oldest_go_when_they_are_too_old(
         self, open_log: Callable[..., EmbeddedLog], clock: ManualClock
     ) -> None:
-        """At the next append; those within the age stay."""
+        """At the next append but one; those within the age stay."""
         log = open_log()
         log.append("t", weighing(RECORD_BYTES, 2))
         clock.advance(MAX_AGE_S * 0.6)
@@ -122,8 +132,113 @@ class TestBounds:
 
         clock.advance(MAX_AGE_S * 0.6)
         log.append("t", weighing(RECORD_BYTES))
+        clock.advance(MAX_AGE_S * 0.1)
+        log.append("t", weighing(RECORD_BYTES))
 
-        assert bounds(log) == [(2, 6)]
+        assert bounds(log) == [(2, 7)]
+
+    def test_one_append_by_a_clock_far_ahead_trims_nothing(
+        self, open_log: Callable[..., EmbeddedLog], log_path: Path, clock: ManualClock
+    ) -> None:
+        """Nor does the next one, by a clock that is right."""
+        log = open_log()
+        log.append("t", weighing(RECORD_BYTES, 5))
+        ahead = ManualClock(clock() + 1e6)
+        with closing(EmbeddedLog(log_path, max_age_s=MAX_AGE_S, max_bytes=1 << 30, clock=ahead)) as other:
+            other.append("t", weighing(RECORD_BYTES))
+        clock.advance(MAX_AGE_S / 2)
+
+        log.append("t", weighing(RECORD_BYTES))
+
+        assert bounds(log) == [(0, 7)]
+
+    def test_age_does_not_take_what_is_unread(self, open_log: Callable[..., EmbeddedLog], clock: ManualClock) -> None:
+        """A learner that is away for longer than the age loses nothing."""
+        log = open_log()
+        log.append("t", weighing(RECORD_BYTES, 5))
+        log.commit({PARTITION: 3})
+        clock.advance(MAX_AGE_S * 2)
+
+        for _ in range(2):
+            log.append("t", weighing(RECORD_BYTES))
+            clock.advance(MAX_AGE_S)
+
+        assert bounds(log) == [(3, 7)]
+
+    def test_what_was_acknowledged_is_still_there(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Although each partition has more than the excess, and the new record is the only small one of its own."""
+        log = open_log()
+        log.create_topics({"eight": 8})
+        log.append("eight", [NewRecord(b"k%d" % n, bytes(400)) for n in range(6000)], timeout_s=60.0)
+        log.close()
+        log = open_log(max_bytes=1 << 20)
+        keys = {partition_of(b"n%d" % n, 8): b"n%d" % n for n in range(200)}
+        largest = max(log.end_offsets("eight").items(), key=lambda item: item[1])[0].partition
+
+        for partition in (largest, *range(8)):
+            (position,) = log.append("eight", [NewRecord(keys[partition], b"precious")])
+            found = log.read(position.topic_partition, position.offset, 1)
+            assert [record.value for record in found] == [b"precious"]
+
+        assert _held_bytes(log, "eight") <= 1 << 20
+
+    def test_an_append_larger_than_the_bound_stands_until_the_next(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Its records are acknowledged together, so none of them may be gone by then."""
+        log = open_log(max_bytes=10 * RECORD_BYTES)
+
+        log.append("t", weighing(RECORD_BYTES, 25))
+        assert bounds(log) == [(0, 25)]
+        log.append("t", weighing(RECORD_BYTES))
+
+        assert bounds(log) == [(16, 26)]
+
+    def test_no_more_goes_than_is_over_the_bound(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Records of different sizes: the oldest are large, most are small."""
+        log = open_log(max_bytes=4 << 20)
+        log.append("t", weighing(1 << 20, 3))
+        log.append("t", weighing(100, 9000))
+        held = _held_bytes(log)
+        assert held < 4 << 20
+
+        log.append("t", weighing(600 << 10))
+
+        assert bounds(log) == [(1, 9004)]
+        assert _held_bytes(log) == held - (1 << 20) + (600 << 10)
+
+    def test_read_records_go_before_unread_ones(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """In whatever partition they are; then nothing is reported."""
+        log = open_log(max_bytes=10 * RECORD_BYTES)
+        log.create_topics({"two": 2})
+        keys = {partition_of(key, 2): key for key in (b"a", b"b", b"c", b"d")}
+        value = weighing(RECORD_BYTES)[0].value
+        log.append("two", [NewRecord(keys[0], value)] * 7)
+        log.append("two", [NewRecord(keys[1], value)] * 3)
+        log.commit({TopicPartition("two", 0): 0, TopicPartition("two", 1): 2})
+
+        with capture_logs() as lines:
+            log.append("two", [NewRecord(keys[0], value)] * 2)
+
+        assert bounds(log, "two") == [(0, 9), (2, 3)]
+        assert lines == []
+
+    def test_unread_records_go_only_where_the_bound_wants_it_and_this_is_an_error(
+        self, open_log: Callable[..., EmbeddedLog]
+    ) -> None:
+        """Reported at once, then at most every some seconds, and the rest when the log is closed."""
+        log = open_log(max_bytes=10 * RECORD_BYTES)
+        log.append("t", weighing(RECORD_BYTES, 10))
+        log.commit({PARTITION: 2})
+
+        with capture_logs() as lines:
+            for _ in range(5):
+                log.append("t", weighing(RECORD_BYTES))
+            log.close()
+
+        assert [(line["event"], line["log_level"], line["topic"], line["records"]) for line in lines] == [
+            ("unread_records_trimmed", "error", "t", 1),
+            ("unread_records_trimmed", "error", "t", 2),
+        ]
+        assert bounds(open_log()) == [(5, 15)]
 
     def test_age_is_that_of_the_append_not_of_the_timestamp(self, open_log: Callable[..., EmbeddedLog]) -> None:
         """History that is replayed into the log is not trimmed at once."""
@@ -258,7 +373,7 @@ class TestSharing:
         later.join(10.0)
         reader.close()
 
-    def test_commits_are_kept_for_lag_displays(self, open_log: Callable[..., EmbeddedLog]) -> None:
+    def test_commits_are_kept(self, open_log: Callable[..., EmbeddedLog]) -> None:
         """Another process sees the last one."""
         log = open_log()
         assert log.committed_offsets("t") == {}

@@ -563,6 +563,17 @@ class TestRestart:
         assert found.arrays.keys() == expected.arrays.keys()
         assert all(np.array_equal(found.arrays[name], expected.arrays[name]) for name in expected.arrays)
 
+    def test_commits_where_it_begins_before_it_reads(self, tmp_path: Path) -> None:
+        """So that the embedded log trims nothing unread: before the first save, and after a fallback."""
+        config = config_in(tmp_path, **{"log.start": "latest"})
+        log, stopped = filled(config), threading.Event()
+        stopped.set()
+        log.committed.update({S: 999})
+
+        learning.learn(config, stopped, opened=log)
+
+        assert log.committed == {S: 40, TopicPartition("labels", 0): 18}
+
     def test_begins_at_the_end_where_that_is_set(self, tmp_path: Path) -> None:
         """`log.start = "latest"` is decided once, and remembered."""
         config = config_in(tmp_path, **{"log.start": "latest"})
