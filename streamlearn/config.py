@@ -496,8 +496,8 @@ class StateConfig(_Section):
     keep_history: int = Field(10, ge=0, le=10_000)
     """Older ones kept besides, further and further apart, to roll back to."""
     journal_max_bytes: int = Field(1 << 30, ge=1 << 16)
-    """Past it the oldest part of the journal is removed, but never of its two newest parts of 8 MB: a restart goes on
-    from them."""
+    """Past it, or 32 MB, the oldest part of the journal is removed, except what the oldest kept checkpoint needs. If
+    that is more, checkpoints are saved sooner, and learning waits for them."""
 
 
 class ServeConfig(_Section):

@@ -46,6 +46,8 @@ from streamlearn.records import (
     sample_key,
 )
 
+_JOURNAL_CROWDED = 0.5
+"""From this load on, the next checkpoint is saved at once, and from 1 on no step is taken while a save is under way."""
 
 class Pipeline:
     """Runs in one thread, the only one that touches student, ledger and memory."""
@@ -98,6 +100,9 @@ class Pipeline:
         self._further.apply_settings()
         parts = self.parts
         while not stopping.is_set():
+            if parts.journal.load >= 1.0 and parts.checkpoints.busy:
+                self._wait_for_save(stopping)
+                continue
             source = parts.source
             draft = parts.batcher.nothing() if until_end and self._further.of_batch else None
             if draft is None:
@@ -234,6 +239,7 @@ class Pipeline:
         self._learned.load(extra["learned_offsets"])
         self._further.load(extra)
         assert parts.learner.step == step, (parts.learner.step, step)
+        parts.journal.keep_after(parts.checkpoints.oldest_step())
         self._saved_step = self._published_step = self._shown_step = step
         self._check()
 
@@ -472,10 +478,18 @@ class Pipeline:
                 self._show()
         by_steps = cadence.checkpoint_every_steps and step - self._saved_step >= cadence.checkpoint_every_steps
         by_time = now - self._saved_at_s >= cadence.checkpoint_every_s
+        due = by_steps or by_time or self.parts.journal.load >= _JOURNAL_CROWDED
         # A disk slower than that must not have all state copied at each turn, to learn that it is still at the last.
-        if step > self._saved_step and (by_steps or by_time) and not self.parts.checkpoints.busy:
+        if step > self._saved_step and due and not self.parts.checkpoints.busy:
             with self._timed("save"):
                 self._save()
+
+    def _wait_for_save(self, stopping: threading.Event) -> None:
+        """The journal is full, and may not drop what a restart needs: wait until an old checkpoint is removed (I6)."""
+        with self._timed("save"):
+            stopping.wait(0.05)
+        self.parts.journal.keep_after(self.parts.checkpoints.oldest_step())
+        self.parts.watcher.came_round()
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -514,6 +528,7 @@ class Pipeline:
         if oldest > self._pruned_step:
             parts.ledger.prune(oldest)
             self._pruned_step = oldest
+        parts.journal.keep_after(oldest)
         parts.ledger.flush()
         if parts.checkpoints.save(step, parts.batcher.next_offsets, self.arrays(), self.extra()):
             self._saved_step, self._saved_at_s = step, self._clock()

@@ -51,6 +51,15 @@ class Journal(Protocol):
         """Make what was written durable."""
         ...
 
+    def keep_after(self, step: int) -> None:
+        """Keep all steps after this one, that of the oldest kept checkpoint; earlier ones may be removed."""
+        ...
+
+    @property
+    def load(self) -> float:
+        """Bytes of steps that the oldest kept checkpoint needs, as a share of the bound."""
+        ...
+
 
 class Checkpoints(Protocol):
     """Saves in the background."""

@@ -5,19 +5,28 @@ A micro-batch closed by age depends on the clock, and one over several partition
 that the journal knows exactly as they were, whatever the clock says now.
 
 One line a step: CRC-32, then JSON of step, offsets and the learner's epoch. Appended with one write, so a kill leaves
-whole lines or one torn last line, which is cut off. Synced before a publish and before a checkpoint. Kept in segments
-named by their first step. A line of an older epoch than a line before it came late from a learner that was fenced off
-(`fence`), and is passed by.
+whole lines or one torn last line, which is cut off. Synced before a publish and before a checkpoint.
+
+The lines are kept in segments, each written by one learner and named by its first step and that learner's epoch. A
+learner that was fenced off (`fence`) may still write a line into a segment of its own. Such a line is stale and
+skipped: from the step on at which a later learner's first segment begins, only that learner's lines count.
+
+Past `max_bytes` the oldest segments are removed, except those that the oldest kept checkpoint needs (`keep_after`).
+`load` reports how much of the bound these take, so that the loop can save sooner, and wait for a save.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import structlog
 
 from streamlearn.errors import StateError
 from streamlearn.records import Offsets, TopicPartition
@@ -26,6 +35,12 @@ from streamlearn.state.files import DISK, Files
 from streamlearn.state.points import reached
 
 SEGMENT_BYTES = 8 << 20
+_LEAST_SEGMENTS = 4
+"""A bound below this many segments is raised to it: of two segments, the current one and the one before, one may be
+needed for a single step."""
+_REARM = 0.5
+"""Hysteresis: `journal_full` is reported again once the load was below this."""
+_log = structlog.get_logger(__name__)
 
 
 class _Line(NamedTuple):
@@ -36,7 +51,23 @@ class _Line(NamedTuple):
     epoch: int
     size_bytes: int
     stale: bool = False
-    """Of an older learner than a line before it: it is not so."""
+    """Written by a learner that was fenced off: it does not count."""
+
+
+class _Segment(NamedTuple):
+    """One file, and which of its lines count."""
+
+    epoch: int
+    """Of the learner that wrote it; 0 of one that had no fence, or whose version shared segments between learners."""
+    first_step: int
+    path: Path
+    until: float = math.inf
+    """Lines from this step on are stale: a later learner's first segment begins there."""
+
+    @property
+    def stale(self) -> bool:
+        """No line counts."""
+        return self.first_step >= self.until
 
 
 def _line(step: int, next_offsets: Offsets, epoch: int) -> bytes:
@@ -59,49 +90,68 @@ def parse_line(line: bytes) -> _Line | None:
         return None
 
 
-def _segments(folder: Path) -> list[Path]:
-    return sorted(folder.glob("journal-*.log"))
+def _segments(folder: Path) -> list[_Segment]:
+    """By learner, then by step; so those that are not stale are in the order of their steps."""
+    found = []
+    for path in folder.glob("journal-*.log"):
+        step, _, epoch = path.stem.removeprefix("journal-").partition("-")
+        found.append(_Segment(int(epoch or 0), int(step), path))
+    found.sort()
+    until: float = math.inf
+    for n in reversed(range(len(found))):
+        if n + 1 < len(found) and found[n].epoch < found[n + 1].epoch:
+            until = min(until, found[n + 1].first_step)
+        found[n] = found[n]._replace(until=until)
+    return found
 
 
-def _lines(segment: Path) -> Iterator[_Line | None]:
+def _lines(segment: _Segment) -> Iterator[_Line | None]:
     """Lines of one segment in order; None, once, where one is not whole."""
     newest_epoch = 0
-    with segment.open("rb") as file:
+    with segment.path.open("rb") as file:
         for line in file:
             parsed = parse_line(line)
             if parsed is None:
                 yield None
                 return
             newest_epoch = max(newest_epoch, parsed.epoch)
-            yield parsed._replace(stale=parsed.epoch < newest_epoch)
+            yield parsed._replace(stale=parsed.epoch < newest_epoch or parsed.step >= segment.until)
 
 
 def newest_epoch(folder: Path) -> int:
     """The epoch of the learner that wrote here last; 0 where that is not known."""
-    return max((line.epoch for segment in _segments(folder)[-1:] for line in _lines(segment) if line), default=0)
+    newest = _segments(folder)[-1:]
+    return max([0, *(s.epoch for s in newest), *(line.epoch for s in newest for line in _lines(s) if line)])
 
 
 def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]:
     """Steps after `after_step`, in order, without a gap, up to the first line that is not whole.
 
+    The line after one that is not whole counts only where a later learner cut there, and went on in its own segment.
+
     Raises:
         StateError: the steps right after `after_step` were removed already, or a step is missing in the middle.
     """
     expected = after_step + 1
-    segments = _segments(folder)
-    for number, segment in enumerate(segments):
-        if number + 1 < len(segments) and int(segments[number + 1].stem.removeprefix("journal-")) <= expected:
+    segments = [segment for segment in _segments(folder) if not segment.stale]
+    for segment, following in itertools.zip_longest(segments, segments[1:]):
+        goes_on_at = following.first_step if following else math.inf
+        if goes_on_at <= expected:
             continue
         for line in _lines(segment):
             if line is None:
-                return
+                break
             if line.stale or line.step < expected:
                 continue
             if line.step > expected:
-                msg = f"{segment}: wanted step {expected}, found {line.step}: that part of the journal is gone"
+                msg = f"{segment.path}: wanted step {expected}, found {line.step}: that part of the journal is gone"
                 raise StateError(msg)
             yield line.step, line.next_offsets
             expected += 1
+        else:
+            continue
+        if goes_on_at != expected:
+            return
 
 
 class Journal:
@@ -109,30 +159,54 @@ class Journal:
 
     def __init__(self, folder: Path, *, max_bytes: int, fence: Fence = NO_FENCE, files: Files = DISK) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._max_bytes, self._fence, self._files = folder, max_bytes, fence, files
+        self._folder, self._fence, self._files = folder, fence, files
+        self._max_bytes = max(max_bytes, _LEAST_SEGMENTS * SEGMENT_BYTES)
         self._descriptor: int | None = None
         self._size_bytes = 0
+        """Of the segment that is open."""
+        self._keep_after = 0
+        self._needed_bytes = 0
+        self._reported_full = False
+
+    @property
+    def load(self) -> float:
+        """Bytes of steps that the oldest kept checkpoint needs, as a share of the bound.
+
+        From 1 on the bound is exceeded: a checkpoint must be saved, and then another, until an old one is removed.
+        """
+        return self._needed_bytes / self._max_bytes
+
+    def keep_after(self, step: int) -> None:
+        """Keep all steps after this one, that of the oldest kept checkpoint; earlier ones may be removed.
+
+        Raises:
+            StateLockedError: another learner has taken over.
+        """
+        self._fence.check()
+        self._keep_after = step
+        self._trim()
 
     def cut_after(self, step: int) -> None:
-        """Drop a torn last line and every line after `step`; appending goes on there.
+        """Drop a torn last line and every line after `step`; appending goes on there, in a new segment.
 
         Raises:
             StateLockedError: another learner has taken over.
         """
         self._fence.check()
         reached("journal-cut", "begin")
-        for segment in reversed(_segments(self._folder)):
+        self._close_segment()
+        for segment in reversed([segment for segment in _segments(self._folder) if not segment.stale]):
             keep = 0
             for line in _lines(segment):
                 if line is None or (line.step > step and not line.stale):
                     break
                 keep += line.size_bytes
             if keep:
-                if keep < segment.stat().st_size:
-                    os.truncate(segment, keep)
-                self._open(segment)
+                if keep < segment.path.stat().st_size:
+                    os.truncate(segment.path, keep)
                 break
-            segment.unlink()
+            segment.path.unlink()
+        self._trim()
         reached("journal-cut", "end")
 
     def append(self, step: int, next_offsets: Offsets) -> None:
@@ -145,7 +219,7 @@ class Journal:
         self._fence.check()
         if self._descriptor is None or self._size_bytes >= SEGMENT_BYTES:
             self.sync()
-            self._open(self._folder / f"journal-{step:012d}.log")
+            self._open(self._folder / f"journal-{step:012d}-{self._fence.epoch:06d}.log")
             self._trim()
         assert self._descriptor is not None
         line = _line(step, next_offsets, self._fence.epoch)
@@ -156,6 +230,10 @@ class Journal:
             msg = f"{self._folder}: the journal took {written} of {len(line)} bytes: is the disk full?"
             raise StateError(msg)
         self._size_bytes += written
+        self._needed_bytes += written
+        if self.load >= 1.0 and not self._reported_full:
+            self._reported_full = True
+            _log.warning("journal_full", step=step, needed_bytes=self._needed_bytes, max_bytes=self._max_bytes)
 
     def sync(self) -> None:
         """Have the disk hold every step appended so far. The ledger is flushed after it, so it asks for both.
@@ -170,18 +248,20 @@ class Journal:
 
     def close(self) -> None:
         """Sync and let go of the file."""
-        if self._descriptor is not None:
-            self._sync()
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._sync()
+        self._close_segment()
 
     def _sync(self) -> None:
         if self._descriptor is not None:
             self._files.sync_data(self._descriptor)
 
-    def _open(self, segment: Path) -> None:
+    def _close_segment(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self, segment: Path) -> None:
+        self._close_segment()
         is_new = not segment.exists()
         self._descriptor = os.open(segment, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         if is_new:
@@ -189,10 +269,23 @@ class Journal:
         self._size_bytes = segment.stat().st_size
 
     def _trim(self) -> None:
-        segments = _segments(self._folder)
-        total = sum(segment.stat().st_size for segment in segments)
-        for segment in segments[:-2]:
+        """Remove stale segments, and the oldest that are not needed until the rest fits; and see how much is needed."""
+        live = []
+        for segment in _segments(self._folder):
+            if segment.stale:
+                segment.path.unlink()
+            else:
+                live.append(segment)
+        sizes = {segment.path: segment.path.stat().st_size for segment in live}
+        past = [
+            segment for segment, following in itertools.pairwise(live) if following.first_step <= self._keep_after + 1
+        ]
+        total = sum(sizes.values())
+        self._needed_bytes = total - sum(sizes[segment.path] for segment in past)
+        if self.load < _REARM:
+            self._reported_full = False
+        for segment in past:
             if total <= self._max_bytes:
                 break
-            total -= segment.stat().st_size
-            segment.unlink()
+            total -= sizes[segment.path]
+            segment.path.unlink()

@@ -6,11 +6,13 @@ import itertools
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from streamlearn.errors import StateError
 from streamlearn.records import Offsets, TopicPartition
 from streamlearn.state import journal as module
-from streamlearn.state.journal import Journal, read_journal
+from streamlearn.state.fence import Fence
+from streamlearn.state.journal import Journal, newest_epoch, read_journal
 from streamlearn.testing import FaultyFiles
 
 A, B = TopicPartition("samples", 0), TopicPartition("labels", 1)
@@ -25,6 +27,10 @@ def write(folder: Path, steps: range, max_bytes: int = 1 << 20) -> None:
     for step in steps:
         journal.append(step, cut(step))
     journal.close()
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 class TestReading:
@@ -113,14 +119,68 @@ class TestAppending:
 
         assert fail_at == 14, "a new segment in its folder (2), five lines and their syncs, one at the end; a clean run"
 
-    def test_is_bounded_and_keeps_the_newest(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Past `max_bytes` the oldest segments go (I6)."""
+    def test_is_bounded_and_keeps_what_the_oldest_checkpoint_needs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Past `max_bytes` the oldest segments go (I6), but none with a step after the oldest kept checkpoint."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
+        journal, oldest = Journal(tmp_path, max_bytes=4_000), 0
 
-        write(tmp_path, range(1, 400), max_bytes=2_000)
+        for step in range(1, 401):
+            journal.append(step, cut(step))
+            if step % 20 == 0:
+                oldest = step - 15
+                journal.keep_after(oldest)
+            assert [found for found, _ in read_journal(tmp_path, oldest)] == list(range(oldest + 1, step + 1))
+            assert _size_bytes(tmp_path) < 4_000 + 600
+            assert journal.load < 1.0
 
-        assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2_000 + 3 * 600
-        assert [step for step, _ in read_journal(tmp_path, 390)] == list(range(391, 400))
+        journal.close()
+        with pytest.raises(StateError, match="that part of the journal is gone"):
+            list(read_journal(tmp_path, 100))
+
+    def test_what_is_needed_may_exceed_the_bound_and_that_is_reported(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once, and again after it was below half the bound; the load says how much of it is needed."""
+        monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
+        journal = Journal(tmp_path, max_bytes=2_000)
+
+        with capture_logs() as lines:
+            for step in range(1, 101):
+                journal.append(step, cut(step))
+            assert journal.load == pytest.approx(_size_bytes(tmp_path) / 2_000)
+            journal.keep_after(100)
+            assert journal.load < 0.5
+            for step in range(101, 201):
+                journal.append(step, cut(step))
+        journal.close()
+
+        assert [step for step, _ in read_journal(tmp_path, 100)] == list(range(101, 201))
+        assert [(line["event"], line["log_level"]) for line in lines] == [("journal_full", "warning")] * 2
+
+    def test_a_bound_of_a_few_steps_is_raised_to_some_segments(self, tmp_path: Path) -> None:
+        """Else the load would be high with the checkpoint of the step before."""
+        journal = Journal(tmp_path, max_bytes=1)
+
+        journal.append(1, cut(1))
+
+        assert journal.load < 0.01
+        journal.close()
+
+    def test_what_an_earlier_start_wrote_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Many restarts between two checkpoints do not escape the bound."""
+        monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
+        for step in range(1, 101):
+            journal = Journal(tmp_path, max_bytes=2_000, fence=Fence(epoch=step))
+            journal.keep_after(10)
+            journal.cut_after(step - 1)
+            journal.append(step, cut(step))
+            journal.close()
+
+        assert journal.load == pytest.approx(_size_bytes(tmp_path) / 2_000, abs=0.4)
+        assert journal.load > 1.0
+        assert [step for step, _ in read_journal(tmp_path, 10)] == list(range(11, 101))
 
     def test_cut_after_reaches_over_segments(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whole segments after the step are removed."""
@@ -130,3 +190,72 @@ class TestAppending:
         Journal(tmp_path, max_bytes=1 << 20).cut_after(4)
 
         assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2, 3, 4]
+
+
+class TestAFencedLearner:
+    """What it writes late is in a segment of its own, wherever that falls among its successor's."""
+
+    @pytest.mark.parametrize("after", [0, 5, 9, 10, 11, 15, 19, 20])
+    @pytest.mark.parametrize("late", [6, 11, 14, 21])
+    @pytest.mark.parametrize("segment_bytes", [100, 400, 8 << 20])
+    def test_a_late_line_in_a_new_segment_is_skipped(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, late: int, segment_bytes: int
+    ) -> None:
+        """Its segment begins in the middle of the successor's steps, with one of them or right after them."""
+        monkeypatch.setattr(module, "SEGMENT_BYTES", segment_bytes)
+        older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
+        taken_over_at = 6 if late == 6 else 5
+        for step in range(1, taken_over_at):
+            older.append(step, cut(step))
+        newer.cut_after(taken_over_at - 1)
+        for step in range(taken_over_at, 21):
+            newer.append(step, cut(step))
+        older.close()  # as if it was full: the late line is the first of the next one
+
+        older.append(late, {A: 9999})
+
+        assert list(read_journal(tmp_path, after)) == [(step, cut(step)) for step in range(after + 1, 21)]
+        assert newest_epoch(tmp_path) == 2
+        third = Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=3))
+        third.cut_after(20)
+        third.append(21, cut(21))
+        assert list(read_journal(tmp_path, after)) == [(step, cut(step)) for step in range(after + 1, 22)]
+        for journal in (older, newer, third):
+            journal.close()
+
+    def test_a_torn_late_line_ends_nothing(self, tmp_path: Path) -> None:
+        """It was killed in the middle of its write."""
+        older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
+        older.append(1, cut(1))
+        (segment,) = tmp_path.iterdir()
+        newer.cut_after(1)
+        newer.append(2, cut(2))
+
+        segment.write_bytes(segment.read_bytes() + b"0123")
+
+        assert list(read_journal(tmp_path, 0)) == [(1, cut(1)), (2, cut(2))]
+        for journal in (older, newer):
+            journal.close()
+
+    def test_a_damaged_line_is_not_skipped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Steps after it are not those of an uninterrupted journal, although they are whole."""
+        monkeypatch.setattr(module, "SEGMENT_BYTES", 100)
+        write(tmp_path, range(1, 11))
+        segment = min(tmp_path.iterdir())
+        segment.write_bytes(segment.read_bytes()[:-1] + b"x")
+
+        assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2]
+
+    def test_segments_of_a_version_that_did_not_name_the_learner_are_read(self, tmp_path: Path) -> None:
+        """They come first."""
+        write(tmp_path, range(1, 6))
+        (segment,) = tmp_path.iterdir()
+        segment.rename(tmp_path / "journal-000000000001.log")
+
+        journal = Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=7))
+        journal.cut_after(4)
+        journal.append(5, {A: 7})
+        journal.close()
+
+        assert list(read_journal(tmp_path, 2)) == [(3, cut(3)), (4, cut(4)), (5, {A: 7})]
+        assert newest_epoch(tmp_path) == 7

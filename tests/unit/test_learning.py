@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon import adapters, inspecting, learning
@@ -33,6 +34,7 @@ from streamlearn.log.codec import read_dead_letter
 from streamlearn.pipeline.guarding import Guarding
 from streamlearn.pipeline.parts import Parts, StepReport
 from streamlearn.records import NewRecord, Position, Record, TopicPartition
+from streamlearn.state import checkpoint, journal
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.publish import PublishedDir, load_arrays, teacher_path
 from streamlearn.state.status import read_status
@@ -573,6 +575,43 @@ class TestRestart:
         learning.learn(config, stopped, opened=log)
 
         assert log.committed == {S: 40, TopicPartition("labels", 0): 18}
+
+    def test_a_slow_save_slows_the_loop_and_keeps_the_journal(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The journal stays within its bound, and a restart from the oldest kept checkpoint finds all steps."""
+        monkeypatch.setattr(journal, "SEGMENT_BYTES", 2000)
+        config = config_in(tmp_path, **{"batch.fresh": 1})
+        state = config.state.model_copy(update={"journal_max_bytes": 8000})
+        config = config.model_copy(update={"state": state})
+        paths, loads, while_full = StatePaths(tmp_path), [0.0], []
+
+        def look(parts: Parts, report: StepReport) -> None:
+            loads.append(parts.journal.load)
+            oldest = parts.checkpoints.oldest_step()
+            found = [step for step, _ in journal.read_journal(paths.journal, oldest)]
+            assert found == list(range(oldest + 1, report.step + 1))
+
+        def write(path: Path, *args: Any, **more: Any) -> None:
+            deadline = time.monotonic() + 60.0
+            while path != path_of(paths.checkpoints, 0) and not while_full and time.monotonic() < deadline:
+                time.sleep(0.01)
+                if loads[-1] >= 1.0:
+                    steps = len(loads)
+                    time.sleep(0.5)
+                    while_full.append(len(loads) - steps)
+            write_whole(path, *args, **more)
+
+        write_whole = checkpoint.write_whole
+        monkeypatch.setattr(checkpoint, "write_whole", write)
+        with capture_logs() as lines:
+            learning.learn(config, threading.Event(), until_end=True, opened=filled(config, 400), watching=look)
+
+        assert while_full == [0]
+        assert max(loads) < 1.1, "one step more for each save"
+        assert loads[-1] < 1.0, "saved again at once, until the oldest was removed"
+        assert sum(path.stat().st_size for path in paths.journal.iterdir()) < 1.1 * 8000 + 2000
+        assert [line["log_level"] for line in lines if line["event"] == "journal_full"] == ["warning"]
 
     def test_begins_at_the_end_where_that_is_set(self, tmp_path: Path) -> None:
         """`log.start = "latest"` is decided once, and remembered."""
