@@ -429,22 +429,20 @@ class BankConfig(_Section):
     """[bank]: which average of the student is served: the teacher's, one of another horizon, or the twin's."""
 
     serve: Literal["teacher", "elected"] = "elected"
-    """teacher: always the one that the student learns from. elected: the one that was best on the newest labels."""
+    """teacher: always the one that the student learns from. elected: the one that labels show to be best."""
     decays: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = Field((), max_length=8)
     """alpha of further averages, each a pass over the weights a step. The twin is a candidate too, where it is on."""
+    alpha: float = Field(0.05, gt=0.0, le=1.0)
+    """Largest probability that one is promoted by chance within 10,000 labels. Smaller: fewer changes, made later."""
     window: int = Field(500, ge=10, le=100_000)
-    """Newest labels that count."""
-    z: float = Field(1.64, ge=0.0, le=10.0)
-    """A challenger takes over with so many standard errors of lead."""
-    least: int = Field(30, ge=1, le=100_000)
-    """Labels before the first election."""
+    """Newest labels in the accuracy that is reported of each candidate. It decides nothing."""
 
     @field_validator("decays")
     @classmethod
     def _differ(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if len({f"{decay:g}" for decay in value}) != len(value):
             raise ValueError("decays: wanted each once")
-        return value
+        return tuple(sorted(value))  # in any order they are the same candidates
 
 
 class GuardConfig(_Section):
@@ -461,7 +459,7 @@ class GuardConfig(_Section):
     entropy_ratio: float = Field(0.5, ge=0.0, le=1.0)
     """Collapse: the answers to the labelled memory have less than this share of its labels' entropy."""
     max_loss: float = Field(0.02, ge=0.0, le=1.0)
-    """How far the teacher may be below its twin, as a share, with 95 % certainty."""
+    """The guard acts where the 95 % interval of the teacher's gain over its twin is wholly below minus this share."""
     keep_good_every_steps: int = Field(200, ge=1, le=1_000_000)
     """Steps between two copies of good weights, kept to be rolled back to."""
     backoff_steps: int = Field(200, ge=1, le=1_000_000)
@@ -475,7 +473,7 @@ class DriftConfig(_Section):
     """Say so only; or shorten the teacher's horizon and let it grow again, and after an alarm without labels do not
     believe it until labels of new samples say that it is right (learn.trust_labels)."""
     delta: float = Field(0.002, gt=0.0, lt=1.0)
-    """Of the ADWIN that watches errors: smaller is slower and surer."""
+    """Of the ADWIN that watches errors, at each label: smaller means fewer false alarms, and later ones."""
 
 
 class StateConfig(_Section):

@@ -81,7 +81,7 @@ def make_election(config: Config, learner: Learner) -> Election | None:
     bank = config.bank
     if bank.serve == "teacher" or len(learner.candidates) == 1:
         return None
-    return Election(learner.candidates, window=bank.window, z=bank.z, least=bank.least)
+    return Election(learner.candidates, window=bank.window, alpha=bank.alpha)
 
 
 def make_recent(config: Config) -> RecentSamples | None:

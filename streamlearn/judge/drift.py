@@ -40,7 +40,12 @@ class DriftMonitor:
     """
 
     def __init__(self, delta: float, *, warmup_steps: int = _WARMUP_STEPS) -> None:
-        """`delta` bounds, by ADWIN's theory, the chance that an error cuts a window without a change in it."""
+        """`delta`: ADWIN's confidence parameter for errors.
+
+        By ADWIN's theory it bounds the chance of a false alarm at each check, not over the stream, and the formula in
+        use is the normal approximation of the bound. The cumulative sums have no bound: their false alarms were
+        measured (`benchmarks/drift.py`).
+        """
         self._distance = InputDistance()
         self._watched: dict[Source, _Watched] = {
             "inputs": _Watched(Cusum(), skipped_values=0),

@@ -1,52 +1,76 @@
-"""Which of several models is served: the one in office, until another was better on the labels that came.
+"""Which of several models is served: the champion, until labels show that a challenger is better.
 
-All candidates answer when a label comes and before it is learned. A challenger takes over where its lead over the last
-`window` labels is more than `z` standard errors of the paired difference,
+All candidates answer when a label comes and before it is learned. A label counts for or against a challenger where
+exactly one of the two was right (a discordant pair, as in McNemar's test): x is +1 where only the challenger was
+right, -1 where only the champion was, and 0 otherwise. The hypothesis to reject is that the challenger is not better:
+at each label, given all before it, x = +1 is at most as likely as x = -1.
 
-    lead = (b - c) / n        error = sqrt(b + c - (b - c)^2 / n) / n
+The test is betting (Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting"): for each
+stake s of `STAKES` a bettor starts with wealth 1, receives 1 / `LABELS` at each label, and stakes the share s of it:
 
-with b labels that only the challenger had right and c that only the one in office had (as in McNemar's test). So a
-few labels of luck do not make what is served jump about, and equals never change places.
+    M_s <- (M_s + 1 / LABELS) (1 + s x)        promote where the mean of M_s over s >= 2 (K - 1) / alpha
+
+Under the hypothesis the mean of M_s minus (1 + n / LABELS) is a supermartingale in the number n of labels, so by
+optional stopping (Ville's inequality) the chance that any of the K - 1 challengers is ever promoted by chance within n
+labels is at most alpha / 2 (1 + n / LABELS), although the test looks after every label: at most alpha in `LABELS`
+labels. A promotion starts the test again.
+
+Forgetting needs no window. Money received at each label is a test that starts at this label (a Shiryaev-Roberts sum;
+Shin, Ramdas & Rinaldo 2024, "E-detectors"), so a challenger that was worse for a long time is promoted soon after it
+has become better: the lost bets of the past cannot go below 0.
+
+`python benchmarks/election.py` measures false promotions, and the labels until a better challenger is promoted.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from streamlearn.judge.window import Window
+from streamlearn.judge.window import Window, group_of, joined
 from streamlearn.records import Array
+
+LABELS: Final = 10_000
+"""`alpha` bounds the false promotions in so many labels."""
+STAKES: Final = (1.0, 0.5, 0.25, 0.125, 0.0625)
+"""Shares of the wealth that are bet. s is best where the challenger is the right one in (1 + s) / 2 of the pairs."""
 
 
 class Election:
-    """Counts votes; the caller has them sworn in."""
+    """Tests each challenger against the champion, and keeps the accuracy of all candidates over a window of labels.
 
-    def __init__(self, candidates: Sequence[str], *, window: int, z: float, least: int) -> None:
-        assert len(set(candidates)) == len(candidates), candidates
+    Letters: K candidates, S stakes. The caller serves the champion, and calls `restart` where it serves another one
+    for any other reason than the result of `update`.
+    """
+
+    def __init__(self, candidates: Sequence[str], *, window: int, alpha: float) -> None:
+        """`alpha`: bound on the probability of a false promotion within `LABELS` labels."""
+        assert len(set(candidates)) == len(candidates) > 1, candidates
+        assert 0.0 < alpha <= 1.0, alpha
         self.candidates = tuple(candidates)
-        self._z, self._least = z, least
+        self._threshold = 2 * (len(candidates) - 1) / alpha
         self._window = Window(window, dict.fromkeys(self.candidates, np.int8))
+        self._stakes_S = np.array(STAKES)
+        self._start_test()
 
-    def update(self, right_K: npt.NDArray[np.bool_]) -> None:
-        """One label came: which candidates had it right."""
-        self._window.append(*right_K.astype(np.int8).tolist())
-
-    def winner(self, incumbent: int) -> int:
-        """Who is to be served now, by index: the one in office, or the challenger with the clearest lead."""
-        if len(self._window) < self._least:
-            return incumbent
-        right = self._window.state()
-        right_KN = np.stack([right[name] for name in self.candidates]).astype(np.int64)
-        best, best_lead = incumbent, self._z
-        for challenger in range(len(self.candidates)):
-            only = int((right_KN[challenger] & ~right_KN[incumbent] & 1).sum())
-            missed = int((right_KN[incumbent] & ~right_KN[challenger] & 1).sum())
-            lead = _standard_errors(only, missed, right_KN.shape[1])
-            if lead > best_lead:
-                best, best_lead = challenger, lead
+    def update(self, champion: int, right_K: npt.NDArray[np.bool_]) -> int:
+        """One label came: which candidates had it right. Returns the champion from here on, by index."""
+        right = right_K.astype(np.int8)
+        self._window.append(*right.tolist())
+        self._wealth_KS += 1 / LABELS
+        x_K = right - right[champion]
+        if not x_K.any():
+            return champion  # no evidence
+        self._wealth_KS *= 1.0 + x_K[:, None] * self._stakes_S
+        wealth_K = self._wealth_KS.mean(axis=1)
+        wealth_K[champion] = 0.0  # it does not bet against itself
+        best = int(wealth_K.argmax())
+        if wealth_K[best] < self._threshold:
+            return champion
+        self._start_test()
         return best
 
     def accuracies(self) -> dict[str, float | None]:
@@ -55,23 +79,21 @@ class Election:
         return {name: float(right[name].mean()) if len(right[name]) else None for name in self.candidates}
 
     def restart(self) -> None:
-        """Forget the window: the candidates have changed."""
+        """Forget all labels: the candidates are other models than before."""
         self._window.clear()
+        self._start_test()
 
     def state(self) -> dict[str, Array]:
-        """The window, oldest first, as copies."""
-        return self._window.state()
+        """Copies of all state, by candidate; the window oldest first."""
+        wealth = dict(zip(self.candidates, self._wealth_KS.copy(), strict=True))
+        return joined({"window": self._window.state(), "wealth": wealth})
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved; with other candidates begin anew."""
-        if state.keys() == dict.fromkeys(self.candidates).keys():
-            self._window.load(state)
+        """Restore what `state` saved. State of other candidates is ignored."""
+        window, wealth = group_of(state, "window"), group_of(state, "wealth")
+        if window.keys() == wealth.keys() == dict.fromkeys(self.candidates).keys():
+            self._window.load(window)
+            self._wealth_KS = np.stack([wealth[name] for name in self.candidates]).astype(np.float64)
 
-
-def _standard_errors(only: int, missed: int, count: int) -> float:
-    """The lead in units of its error; infinite where every difference is a lead."""
-    difference = only - missed
-    variance = only + missed - difference**2 / count
-    if difference <= 0:
-        return 0.0
-    return difference / math.sqrt(variance) if variance > 0.0 else math.inf
+    def _start_test(self) -> None:
+        self._wealth_KS = np.ones((len(self.candidates), len(STAKES)))

@@ -24,7 +24,9 @@ exploded
 stuck
     They are the same while the student learns. It is only said: an `ema_decay` of 0 does that too.
 worse_than_twin
-    Labels say that the same network without consistency is better, by more than chance and `max_loss`.
+    The same network without consistency is better on the labels: the whole 95 % interval of the gain is below
+    -`max_loss`. The interval is that of one look and looks repeat, so over a long run a teacher that is just `max_loss`
+    worse is found to be worse. For one that is as good as its twin, `max_loss` is the margin.
 
 One unhealthy look freezes publication, and `patience` of them in a row get a remedy; skipped steps and the twin's lead
 get it at once, since they were counted long enough. The second remedy in a row brakes fully, and what it does not

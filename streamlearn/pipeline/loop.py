@@ -362,6 +362,7 @@ class Pipeline:
             return
         parts = self.parts
         found = parts.learner.classify(np.stack([a.example.x for a in compared if a.example is not None]))
+        champion = parts.learner.served
         for n, arrival in enumerate(compared):
             assert arrival.scored is not None
             parts.board.gain.update(
@@ -375,12 +376,10 @@ class Pipeline:
                 version=arrival.scored.prediction.model_version,
             )
             if parts.election is not None:
-                parts.election.update(found.candidates_KB[:, n] == arrival.class_index)
-        if parts.election is not None:
-            winner = parts.election.winner(parts.learner.served)
-            if winner != parts.learner.served:
-                parts.learner.serve(winner)
-                parts.guarding.another_answers()
+                champion = parts.election.update(champion, found.candidates_KB[:, n] == arrival.class_index)
+        if champion != parts.learner.served:
+            parts.learner.serve(champion)
+            parts.guarding.another_answers()
 
     def _learn_of(self, arrival: Arrival) -> None:
         """What one label changes in memory and scores."""
