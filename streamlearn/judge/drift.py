@@ -71,7 +71,10 @@ class DriftMonitor:
         return self._watched["uncertainty"].update(value, step)
 
     def error(self, wrong: bool, step: int) -> bool:
-        """Once for each scored label: whether the answer on arrival was wrong."""
+        """Once for each scored label: whether the answer on arrival was wrong.
+
+        Where clients are answered by a pinned version, that is its answer, as in all scores of first predictions.
+        """
         return self._watched["error"].update(float(wrong), step)
 
     def forget_answers(self) -> None:

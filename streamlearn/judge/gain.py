@@ -26,14 +26,20 @@ class TwinGain:
     """Accuracy over the last `window` labels, teacher, twin, and their paired difference; both since the beginning."""
 
     def __init__(self, window: int) -> None:
-        self._window = Window(window, dict.fromkeys(("teacher", "twin", "first"), np.int8))
+        self._window = Window(window, dict.fromkeys(("teacher", "twin", "first", "served"), np.int8))
         self._paired = self._teacher_right = self._twin_right = 0
 
     def __len__(self) -> int:
         return len(self._window)
 
     def update(
-        self, true_class: int, teacher_class: int, twin_class: int | None, *, first_class: int | None = None
+        self,
+        true_class: int,
+        teacher_class: int,
+        twin_class: int | None,
+        *,
+        first_class: int | None = None,
+        served_class: int | None = None,
     ) -> None:
         """One label that came.
 
@@ -42,9 +48,11 @@ class TwinGain:
             teacher_class: the teacher's answer now.
             twin_class: the twin's answer now; None while there is no twin.
             first_class: what was answered when the sample came; None where nothing was.
+            served_class: the answer now of the candidate that is served, which may be another than the teacher.
         """
-        teacher, twin, first = (_right(answer, true_class) for answer in (teacher_class, twin_class, first_class))
-        self._window.append(teacher, twin, first)
+        answers = (teacher_class, twin_class, first_class, served_class)
+        teacher, twin, first, served = (_right(answer, true_class) for answer in answers)
+        self._window.append(teacher, twin, first, served)
         if twin != _NO_ANSWER:
             self._paired += 1
             self._teacher_right += teacher
@@ -61,13 +69,13 @@ class TwinGain:
         """Ready for JSON; None where there was no answer.
 
         `gain` is teacher minus twin on the samples that both answered (`paired` of them), `interval` its 95 %
-        interval; `first_minus_at_label` is the first prediction minus the teacher's answer at the label, likewise.
+        interval; `first_minus_at_label` is the first prediction minus the served candidate's answer at the label.
         `cumulative` has the accuracies of both on all samples that both answered since the beginning.
         """
         right = self._window.state()
-        teacher_W, twin_W, first_W = right["teacher"], right["twin"], right["first"]
+        teacher_W, twin_W = right["teacher"], right["twin"]
         paired, gain, interval = _difference(teacher_W, twin_W)
-        _, first_minus_at_label, _ = _difference(first_W, teacher_W)
+        _, first_minus_at_label, _ = _difference(right["first"], right["served"])
         return {
             "count": len(self),
             "teacher": _accuracy(teacher_W),

@@ -312,7 +312,8 @@ class Pipeline:
                 )
                 if twin_B is not None:
                     parts.board.oracle_gain.update(sample.true_label, teacher_B[n], int(twin_B[n]))
-        parts.board.traffic.arrived(answers.teacher_probs_BC[answered_B])
+        given = [answer for answer, _ in predictions.values() if answer.class_index != UNLABELLED]
+        parts.board.traffic.arrived(given)
         parts.guarding.arrived(x, answers)
         if parts.wanted is not None:
             ids, positions = [sample.sample_id for sample in fresh], [sample.position for sample in fresh]
@@ -370,6 +371,7 @@ class Pipeline:
                 int(found.teacher_B[n]),
                 None if found.twin_B is None else int(found.twin_B[n]),
                 first_class=arrival.scored.prediction.class_index,
+                served_class=int(found.candidates_KB[parts.learner.served, n]),
             )
             parts.guarding.compared(
                 right=bool(found.teacher_B[n] == arrival.class_index),
@@ -397,8 +399,7 @@ class Pipeline:
                 majority_class=scored.majority_class,
                 no_change_class=scored.no_change_class,
             )
-            confidence = float(prediction.probabilities_C.max())
-            self.parts.board.traffic.labelled(prediction.class_index, confidence, scored.delay_s)
+            self.parts.board.traffic.labelled(prediction, scored.delay_s)
             self.parts.guarding.scored(wrong=prediction.class_index != scored.class_index)
 
     def _assemble(self, fresh: Sequence[Sample], step: int, *, again: bool) -> MicroBatch:

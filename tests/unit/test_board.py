@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamlearn.judge.board import Scoreboard
+from streamlearn.records import Prediction
 
 CLASSES = ("ant", "bee")
 Event = tuple[bool, int, int, int | None]
@@ -29,13 +30,13 @@ def feed(scoreboard: Scoreboard, events: list[Event]) -> None:
     for told, true, answer, twin in events:
         p_C = np.array([0.75, 0.25] if answer == 0 else [0.25, 0.75], np.float32)
         score: dict[str, Any] = {"true_class": true, "teacher_class": answer, "teacher_probabilities_C": p_C}
-        scoreboard.traffic.arrived(p_C[None])
+        scoreboard.traffic.arrived([Prediction(answer, p_C, 0)])
         if told:
             scoreboard.oracle.update(**score, student_class=0)
             scoreboard.oracle_gain.update(true, answer, 1)
         scoreboard.prequential.update(**score, student_class=0)
-        scoreboard.gain.update(true, 1, twin, first_class=answer)
-        scoreboard.traffic.labelled(answer, 0.75, 2.0)
+        scoreboard.gain.update(true, 1, twin, first_class=answer, served_class=1)
+        scoreboard.traffic.labelled(Prediction(answer, p_C, 0), 2.0)
 
 
 class TestReport:
@@ -58,7 +59,7 @@ class TestReport:
         """Nobody can be answered with them. Once named they are; and the list has the name."""
         scoreboard = Scoreboard(CLASSES, window=4, spare=2)
         for p_C in ([0.9, 0.1, 0, 0], [0.1, 0.9, 0, 0]):
-            scoreboard.traffic.arrived(np.array([p_C], np.float32))
+            scoreboard.traffic.arrived([Prediction(int(np.argmax(p_C)), np.array(p_C, np.float32), 0)])
         before = scoreboard.report()
         scoreboard.name([*CLASSES, "crab"])
         after = scoreboard.report()

@@ -20,7 +20,7 @@ EVENTS = st.lists(st.tuples(CLASSES, CLASSES, st.none() | CLASSES, st.none() | C
 
 def feed(gain: TwinGain, events: Sequence[Event]) -> None:
     for true, teacher, twin, first in events:
-        gain.update(true, teacher, twin, first_class=first)
+        gain.update(true, teacher, twin, first_class=first, served_class=teacher)
 
 
 class TestGain:
@@ -95,6 +95,14 @@ class TestFirstPrediction:
         feed(gain, [(1, 1, None, 0), (1, 1, None, 0), (1, 1, None, 1), (1, 0, None, 1), (1, 0, None, None)])
 
         assert gain.report()["first_minus_at_label"] == 0.5 - 0.75
+
+    def test_first_minus_at_label_is_of_what_is_served(self) -> None:
+        """The twin is served, and neither was nor is right; the teacher is, and nobody is answered by it."""
+        gain = TwinGain(window=4)
+
+        gain.update(1, 1, 0, first_class=0, served_class=0)
+
+        assert gain.report()["first_minus_at_label"] == 0.0
 
 
 class TestSaving:

@@ -33,7 +33,7 @@ from streamlearn.errors import (
 from streamlearn.log.codec import read_dead_letter
 from streamlearn.pipeline.guarding import Guarding
 from streamlearn.pipeline.parts import Parts, StepReport
-from streamlearn.records import NewRecord, Position, Record, TopicPartition
+from streamlearn.records import NewRecord, Position, Prediction, Record, TopicPartition
 from streamlearn.state import checkpoint, journal
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.publish import PublishedDir, load_arrays, teacher_path
@@ -728,6 +728,31 @@ class TestElection:
         changed = [step for step in range(2, len(served)) if served[step] != served[step - 1]]
         assert changed
         assert forgotten == changed
+
+
+class TestTraffic:
+    def test_a_pinned_version_is_compared_with_itself(self, tmp_path: Path) -> None:
+        """Clients got answers of another version, sure of one class. Their samples alone get labels."""
+        config = config_in(tmp_path, **{"learn.learning_rate": 0.1})
+        log, codec, rng = filled(config, 0), make_codec(config), np.random.default_rng(0)
+        pinned = Prediction(2, np.array([0.0, 0.01, 0.99], np.float32), 1000)
+        for n in range(400):
+            x, answer = rng.normal(size=4).astype(np.float32), pinned if n % 2 else None
+            log.append("samples", [codec.encode_sample(f"s{n}", x, answer=answer)])
+            if n % 4 == 1:
+                log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
+        found: list[dict[str, Any]] = []
+
+        def look(parts: Parts, _: StepReport) -> None:
+            found.append(parts.board.report()["traffic"])
+
+        learning.learn(config, threading.Event(), until_end=True, opened=log, watching=look)
+
+        assert found[-1]["labelled"] == 100
+        assert found[-1]["compared"] == 100
+        assert found[-1]["confidence_gap"] == pytest.approx(0.0)
+        assert found[-1]["class_mix_distance"] == 0.0
+        assert found[-1]["confidence"] < 0.9, "half of all arrivals have the learner's own answers"
 
 
 class TestFurtherSteps:

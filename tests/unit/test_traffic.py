@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.judge.traffic import ARRIVALS_PER_LABEL, Traffic
+from streamlearn.judge.traffic import ARRIVALS_PER_LABEL, SAME_MODEL_STEPS, Traffic
+from streamlearn.records import Prediction
 
 SURE, DOUBTFUL, OTHER = (0.9, 0.1), (0.6, 0.4), (0.2, 0.8)
 
 
-def batch(*answers: tuple[float, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.array(answers, np.float32).reshape(len(answers), -1)
+def answer(probabilities: tuple[float, ...], version: int = 0) -> Prediction:
+    probabilities_C = np.array(probabilities, np.float32)
+    return Prediction(int(probabilities_C.argmax()), probabilities_C, version)
+
+
+def batch(*answers: tuple[float, ...], version: int = 0) -> list[Prediction]:
+    return [answer(probabilities, version) for probabilities in answers]
 
 
 Event = list[tuple[float, float]] | tuple[int, float, float]
@@ -34,7 +39,9 @@ def feed(traffic: Traffic, events: Sequence[Event]) -> None:
         if isinstance(event, list):
             traffic.arrived(batch(*event))
         else:
-            traffic.labelled(*event)
+            class_index, confidence, delay_s = event
+            rest = 1 - confidence
+            traffic.labelled(answer((rest, confidence) if class_index else (confidence, rest)), delay_s)
 
 
 class TestLabelledShare:
@@ -108,6 +115,59 @@ class TestSelection:
         assert traffic.report()["arrived"] == 25 + ARRIVALS_PER_LABEL
 
 
+class TestSameModel:
+    """A label is compared with arrivals that were answered by the model that answered its sample."""
+
+    def test_a_pinned_version_beside_the_newest_is_no_gap(self) -> None:
+        """Clients are answered by a pinned version that is less sure, and these samples alone get labels."""
+        traffic = Traffic(2, window=100)
+        for step in range(1000, 1300):
+            traffic.arrived([*batch(SURE, SURE, SURE, version=step), *batch(DOUBTFUL, OTHER, version=17)])
+            traffic.labelled(answer(DOUBTFUL if step % 2 else OTHER, 17), 10.0)
+
+        report = traffic.report()
+        assert report["compared"] == 100
+        assert report["confidence_gap"] == pytest.approx(0.0)
+        assert report["class_mix_distance"] == pytest.approx(0.0)
+
+    def test_a_model_that_has_become_surer_since_is_no_gap(self) -> None:
+        """Labels come late: their samples were answered by the model of that time."""
+        traffic = Traffic(2, window=10)
+        traffic.arrived(batch(*[DOUBTFUL] * 20, version=0))
+        traffic.arrived(batch(*[SURE] * 20, version=SAME_MODEL_STEPS))
+
+        traffic.labelled(answer(DOUBTFUL, 0), 60.0)
+
+        assert traffic.report()["confidence_gap"] == pytest.approx(0.0)
+
+    def test_each_model_weighs_as_much_as_among_the_labels(self) -> None:
+        """Three labels of the sure model's, one of the other's; and one easy sample too many among the latter."""
+        traffic = Traffic(2, window=10)
+        traffic.arrived(batch(SURE, SURE, SURE, OTHER, version=0))
+        traffic.arrived(batch(DOUBTFUL, SURE, version=SAME_MODEL_STEPS))
+        for sure in (SURE, SURE, OTHER):
+            traffic.labelled(answer(sure, SAME_MODEL_STEPS - 1), 1.0)
+        traffic.labelled(answer(SURE, 2 * SAME_MODEL_STEPS - 1), 1.0)
+
+        report = traffic.report()
+        reference = (3 * (3 * 0.9 + 0.8) / 4 + (0.6 + 0.9) / 2) / 4
+        assert report["confidence_gap"] == pytest.approx((0.9 + 0.9 + 0.8 + 0.9) / 4 - reference)
+        assert report["class_mix_distance"] == pytest.approx(abs(1 / 4 - 3 / 4 / 4))
+
+    def test_labels_whose_model_left_the_window_are_not_compared(self) -> None:
+        """Nothing is known of how sure it was of all samples."""
+        traffic = Traffic(2, window=1)
+        traffic.arrived(batch(SURE, version=0))
+        traffic.arrived(batch(*[DOUBTFUL] * ARRIVALS_PER_LABEL, version=SAME_MODEL_STEPS))
+
+        traffic.labelled(answer(SURE, 0), 1e6)
+
+        report = traffic.report()
+        assert report["compared"] == 0
+        assert report["confidence_gap"] is report["class_mix_distance"] is report["class_mix_by_chance"] is None
+        assert report["labelled_share"]["cumulative"] == pytest.approx(1 / 11)
+
+
 class TestEdges:
     def test_nothing_has_no_numbers(self) -> None:
         """None, and a count of zero."""
@@ -115,13 +175,14 @@ class TestEdges:
 
         assert (report.pop("arrived"), report.pop("labelled")) == (0, 0)
         assert report.pop("labelled_share") == {"windowed": None, "cumulative": None}
+        assert report.pop("compared") == 0
         assert set(report.pop("delay_s").values()) == set(report.values()) == {None}
 
     def test_an_empty_micro_batch_is_no_arrival(self) -> None:
         """A step of labels alone is legal."""
         traffic = Traffic(2, window=4)
 
-        traffic.arrived(np.zeros((0, 2), np.float32))
+        traffic.arrived([])
 
         assert traffic.report() == Traffic(2, window=4).report()
 
