@@ -301,9 +301,9 @@ class Learner:
         )
 
     def state(self) -> dict[str, Array]:
-        """Copies of everything that step t+1 depends on: `student.*`, `teacher.*`, `optimizer.*`, `learner.*`."""
+        """Copies of all that step t+1 depends on: `student.*`, `teacher.*`, `optimizer.*`, `learner.*` and others."""
         tensors = self._tensors() | self._twin_tensors() | self._good_tensors()
-        tensors |= self._method_tensors() | self._bank_tensors()
+        tensors |= self._method_tensors() | self._bank_tensors() | self._input_tensors()
         arrays = {name: _to_array(tensor) for name, tensor in tensors.items()}
         counts = {
             "step": self.step,
@@ -337,7 +337,7 @@ class Learner:
         if has_twin:
             tensors |= self._twin_tensors()
         # What other settings had and these have not is left behind, and the other way round it begins anew.
-        optional = {"method.": self._method_tensors(), "bank.": self._bank_tensors()}
+        optional = {"method.": self._method_tensors(), "bank.": self._bank_tensors(), "inputs.": self._input_tensors()}
         left_behind = [] if self._twin else ["twin."]
         for prefix, named in optional.items():
             if {n: _signature(t) for n, t in named.items()} == _signatures(state, prefix):
@@ -363,6 +363,7 @@ class Learner:
             if not has_twin:
                 self._twin.begin_as(self._trainee, updates=self._updates, averaged_at=self._averaged_at)
         self.served = counts["served"]
+        self._refresh_inputs(loaded="inputs." not in left_behind)
         if "bank." in left_behind:
             self._bank.begin_anew()
         if "bank." in left_behind or self.served >= len(self.candidates):
@@ -477,6 +478,20 @@ class Learner:
 
     def _bank_tensors(self) -> dict[str, Tensor]:
         return {f"bank.{name}": tensor for name, tensor in self._bank.tensors().items()}
+
+    def _input_tensors(self) -> dict[str, Tensor]:
+        """What the normaliser keeps of inputs next to its statistics."""
+        normalise = self._trainee.student.normalise
+        kept = normalise.sample.tensors() if isinstance(normalise, RunningNorm) else {}
+        return {f"inputs.{name}": tensor for name, tensor in kept.items()}
+
+    def _refresh_inputs(self, *, loaded: bool) -> None:
+        """After tensors were written to. A checkpoint of an earlier version has no sample of inputs: it is empty."""
+        normalise = self._trainee.student.normalise
+        if isinstance(normalise, RunningNorm):
+            if not loaded:
+                normalise.sample.begin(int(normalise.count))
+            normalise.sample.refresh()
 
     def _good_tensors(self) -> dict[str, Tensor]:
         return {f"good.{n}.{name}": tensor for n, kept in enumerate(self._good) for name, tensor in kept.items()}

@@ -1,16 +1,22 @@
 """Running statistics: of inputs, to standardise a drifting stream; and of batch normalisation, from its first step on.
 
-Input statistics move only in `observe`, never in `forward`: predicting is pure, and a row is predicted before it is
-observed. The merge of a batch into them is Chan, Golub and LeVeque (1979); the count is capped, so that old rows fade.
+Input statistics change only in `observe`, never in `forward`: a prediction changes nothing, and a row is predicted
+before it is observed. Batches are merged as by Chan, Golub and LeVeque (1979). The count is capped, so old rows fade.
 
-A value that is wildly far away counts as `FURTHEST` deviations, so that one reading of 1e15 is not the deviation for
-the next ten thousand rows. A whole batch of them counts as one whose deviation is `WIDEST` of those before: a burst of
-500 rows makes it 1.8 times as large, where without that bound it was 2,000 times, and took the horizon fifteen times to
-be forgotten. A change of scale or place that lasts is followed all the same, each batch making the deviation larger by
-a factor: a change of scale by a thousand within the horizon.
+Outliers are bounded by `_Sample`: 64 rows, spread over as many rows as the statistics remember. Their median and a high
+quantile of their distances from it give each feature a centre and a scale that up to an eighth of outliers do not
+move, whatever the batch size. A value counts as at most `FURTHEST` scales from the centre, and no deviation stays
+larger than `WIDEST` times that of the sample. So a sentinel such as -999999 does not become the deviation, neither
+in the first row nor in a feature that was constant until then.
+
+A whole batch counts as at most `WIDEST` deviations: a burst of 500 outliers makes the deviation 1.8 times as large. A
+lasting change of scale or location is followed within the horizon, since each batch may increase the deviation by a
+factor.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +24,31 @@ from torch import Tensor, nn
 HORIZON_ROWS = 10_000
 """Rows after which a batch is merged as if no more had been seen: the memory of the statistics."""
 LIMIT = 10.0
-"""Standardised values are cut here, in standard deviations: one wild reading must not be the whole gradient."""
+"""Standardised values are clipped to this many standard deviations, so that one outlier is not the whole gradient."""
 FURTHEST = 30.0
-"""Deviations from the mean at which a value's part in the statistics is cut."""
+"""Deviations from the mean at which a value's part in the statistics is clipped."""
 WIDEST = 5.0
-"""Deviations, in the root mean square about the mean, at which a whole batch's part in them is cut."""
+"""Deviations, in the root mean square about the mean, at which a whole batch's part in them is clipped. Also the
+largest ratio of the deviation to that of the sample."""
 FIRST_ROWS = 100
-"""Before so many there is no deviation to cut by."""
+"""With fewer rows a batch's part is not clipped."""
 RELATIVE_FLOOR = 1e-6
 """A deviation below this share of the mean is float32 rounding: the feature is constant."""
+SAMPLE_ROWS = 64
+LEAST_ROWS = 8
+"""With fewer rows the sample bounds nothing."""
+_PLACES = 16
+"""Pixels of a channel that the sample keeps of one image."""
+_QUANTILE, _NORMAL_QUANTILE = 7 / 8, 1.534
+"""Of the distances from the median; and what it is for a standard normal distribution."""
+_COMPLETE_RATIO = 2.0
+"""As `WIDEST`, while the sample holds every row that was observed."""
 
 
 class RunningNorm(nn.Module):
     """(x - mean) / deviation, for each feature of a table, for each channel of an image.
 
-    A feature that never changed is only centred. Before the first `observe` it is the identity, but for the cut.
+    A feature that never changed is only centred. Before the first `observe` it is the identity, except for `LIMIT`.
     """
 
     mean: Tensor
@@ -48,6 +64,8 @@ class RunningNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(of_one))
         self.register_buffer("var", torch.ones(of_one))
         self.register_buffer("count", torch.zeros(()))
+        self.sample = _Sample(shape, horizon_rows)
+        """Part of a checkpoint, but not of the `state_dict`: a server has no use for it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised (B, ...); changes nothing."""
@@ -63,8 +81,10 @@ class RunningNorm(nn.Module):
         if n_valid == 0:
             return
         assert n_valid <= len(x), (n_valid, len(x))
+        valid = x[:n_valid]
+        self.sample.add(valid)
         # Two passes: as exact as torch.var_mean, and several times faster along the first dimension.
-        valid = self._cut(x[:n_valid])
+        valid = self._clip(valid)
         mean_batch = valid.mean(dim=self._reduced).view_as(self.mean)
         var_batch = (valid - mean_batch).square().mean(dim=self._reduced).view_as(self.var)
 
@@ -75,6 +95,7 @@ class RunningNorm(nn.Module):
         delta, var_batch = less.sqrt() * delta, less * var_batch
         mean = self.mean + share * delta
         var = (1.0 - share) * (self.var + share * delta.square()) + share * var_batch
+        mean, var = self.sample.bound(mean, var)
 
         finite = torch.isfinite(mean) & torch.isfinite(var)
         self.mean.copy_(torch.where(finite, mean, self.mean))
@@ -92,11 +113,111 @@ class RunningNorm(nn.Module):
         share = WIDEST**2 * self.var / spread.clamp_min(torch.finfo(spread.dtype).tiny)
         return torch.where(constant | (self.count < FIRST_ROWS), 1.0, share.clamp_max(1.0))
 
-    def _cut(self, x: Tensor) -> Tensor:
-        """As much of each value as may enter the statistics. Features that were constant so far have no bound."""
+    def _clip(self, x: Tensor) -> Tensor:
+        """As much of each value as may enter the statistics: by the sample, or else by the statistics themselves."""
         deviation, constant = self._deviation()
         reach = torch.where(constant | (self.count < FIRST_ROWS), torch.inf, FURTHEST * deviation)
-        return x.clamp(self.mean - reach, self.mean + reach)
+        centre, scale, known = self.sample.centre, self.sample.scale, self.sample.known
+        centre, reach = torch.where(known, centre, self.mean), torch.where(known, FURTHEST * scale, reach)
+        return x.clamp(centre - reach, centre + reach)
+
+
+class _Sample:
+    """Rows spread over the horizon, and the centre, scale and mean square distance of each feature in them.
+
+    It describes the stream: it also takes the rows of a step that is skipped, whose part in the statistics is undone.
+
+    The first `SAMPLE_ROWS` rows are all kept. After those one of every horizon_rows / SAMPLE_ROWS replaces the oldest:
+    the place of that row among them is pseudo-random and depends on the number of the row alone, so a restart
+    keeps the same rows, and how rows are divided into batches does not matter. The host knows which row is kept without
+    asking the device.
+    """
+
+    def __init__(self, shape: tuple[int, ...], horizon_rows: int) -> None:
+        self._stride = max(1, horizon_rows // SAMPLE_ROWS)
+        places = 1
+        for size in shape[1:]:
+            places *= size
+        self._step = max(1, -(-places // _PLACES))
+        self._kept_NCP = torch.zeros((SAMPLE_ROWS, shape[0], -(-places // self._step)))
+        # Rows observed, and rows kept. Tensors on the CPU, to be saved and loaded like the others.
+        self._rows, self._kept = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+        self._of_one = (shape[0], *(1 for _ in shape[1:]))
+        self.begin(0)
+
+    def begin(self, rows: int) -> None:
+        """Become empty, after so many rows were observed."""
+        self._rows.fill_(rows)
+        self._kept.zero_()
+        self.refresh()
+
+    def add(self, x: Tensor) -> None:
+        """Observe rows (B, *shape), and keep those whose turn it is."""
+        if self._kept_NCP.device != x.device:
+            self._kept_NCP = self._kept_NCP.to(x.device)
+            self.refresh()
+        first, kept = int(self._rows), int(self._kept)
+        self._rows += len(x)
+        for row in self._turns(first, len(x)):
+            pixels_CP = x[row].reshape(self._of_one[0], -1)[:, :: self._step]
+            self._kept_NCP[kept % SAMPLE_ROWS] = pixels_CP.nan_to_num(nan=torch.finfo(pixels_CP.dtype).max)
+            kept += 1
+        if kept > int(self._kept):
+            self._kept.fill_(kept)
+            self.refresh()
+
+    def bound(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance, no further from those of the sample than they can be without an outlier."""
+        ratio = _COMPLETE_RATIO if int(self._rows) <= SAMPLE_ROWS else WIDEST
+        largest = ratio**2 * self._spread
+        beyond = self.known & (var > largest)
+        deviation = largest.sqrt()
+        bounded = mean.clamp(self.centre - deviation, self.centre + deviation)
+        return torch.where(beyond, bounded, mean), torch.where(beyond, largest, var)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Live, by name: part of the checkpoint. Call `refresh` after writing to them."""
+        return {"sample": self._kept_NCP, "rows": self._rows, "kept": self._kept}
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Set `centre`, `scale` and `known` from the rows that are kept."""
+        count = min(int(self._kept), SAMPLE_ROWS)
+        device = self._kept_NCP.device
+        if count < LEAST_ROWS:
+            self.centre = self.scale = self._spread = torch.zeros(self._of_one, device=device)
+            self.known = torch.zeros(self._of_one, dtype=torch.bool, device=device)
+            return
+        # Along the last dimension, which is faster.
+        values_CN = self._kept_NCP[:count].transpose(0, 1).reshape(self._of_one[0], -1)
+        last = values_CN.shape[1] - 1
+        centre_C1 = values_CN.kthvalue(last // 2 + 1, dim=1, keepdim=True).values
+        distance_CN = (values_CN - centre_C1).abs()
+        distance_CN = torch.where(distance_CN <= centre_C1.abs() * RELATIVE_FLOOR, 0.0, distance_CN)
+        quantile_C1 = distance_CN.kthvalue(int(_QUANTILE * last) + 1, dim=1, keepdim=True).values
+        # Most rows are the same in a sparse feature: its scale is that of the others, whatever their share.
+        others_C1 = torch.where(distance_CN > 0.0, distance_CN, torch.nan).nanmedian(dim=1, keepdim=True).values
+        scale_C1 = torch.where(quantile_C1 > 0.0, quantile_C1 / _NORMAL_QUANTILE, others_C1)
+        spread_C1 = distance_CN.minimum(FURTHEST * scale_C1).square().mean(dim=1, keepdim=True)
+        self.centre, self.scale, self._spread, self.known = (
+            values_C1.view(self._of_one)
+            for values_C1 in (centre_C1, scale_C1, spread_C1, torch.isfinite(centre_C1) & torch.isfinite(scale_C1))
+        )
+
+    def _turns(self, first: int, count: int) -> Iterator[int]:
+        """Which of `count` rows are kept, after `first` rows were observed."""
+        yield from range(min(count, max(0, SAMPLE_ROWS - first)))
+        for block in range(first // self._stride, (first + count - 1) // self._stride + 1):
+            number = block * self._stride + _scattered(block) % self._stride
+            if max(first, SAMPLE_ROWS) <= number < first + count:
+                yield number - first
+
+
+def _scattered(number: int) -> int:
+    """A pseudo-random function of a whole number, 32 bits (the finaliser of MurmurHash3)."""
+    number = (number ^ number >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+    number = (number ^ number >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+    return number ^ number >> 16
 
 
 class BatchNormWarmup:

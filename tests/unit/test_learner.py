@@ -105,6 +105,20 @@ class TestRestart:
 
         assert differing(after(TABLE, settings(), [batch(TABLE, 1)]).state(), resumed.state()) == []
 
+    def test_of_state_without_a_sample_of_inputs_goes_on(self):
+        """A checkpoint of an earlier version: the sample starts empty, after as many rows as the statistics count."""
+        old = after(TABLE, settings(), batches(TABLE, 1, 10)).state()
+        rows = int(old["inputs.rows"])
+        resumed = Learner(TABLE, settings())
+
+        resumed.load_state({name: array for name, array in old.items() if not name.startswith("inputs.")})
+
+        assert (int(resumed.state()["inputs.rows"]), int(resumed.state()["inputs.kept"])) == (rows, 0)
+        for one in batches(TABLE, 11, 20):
+            resumed.learn(one)
+        assert differing(after(TABLE, settings(), batches(TABLE, 1, 20)).state(), resumed.state()) != []
+        assert resumed.read_costs().skipped_steps == 0
+
     def test_state_is_a_copy(self):
         """A checkpoint that is written in the background does not change under the writer."""
         learner = after(TABLE, settings(), batches(TABLE, 1, 3))
@@ -247,7 +261,7 @@ class TestLearn:
         assert len(differing(states[0], states[2])) > 5
 
     def test_skips_a_step_whose_loss_is_not_finite(self):
-        """I4: all but the count is as before, and the skip is told."""
+        """I4: all but the counts and the sample of the stream's rows is as before, and the skip is counted."""
         learner = after(TABLE, settings(), batches(TABLE, 1, 5))
         learner.read_costs()
         before, bad = learner.state(), batch(TABLE, 6)
@@ -256,6 +270,9 @@ class TestLearn:
         learner.learn(bad)
 
         assert sorted(differing(before, learner.state())) == [
+            "inputs.kept",
+            "inputs.rows",
+            "inputs.sample",
             "learner.skipped_in_a_row",
             "learner.step",
             "learner.updates",
@@ -287,6 +304,56 @@ class TestLearn:
 
         mean = sum(state["student.net.layers.1.weight"] for state in students) / 3
         np.testing.assert_allclose(students[-1]["teacher.net.layers.1.weight"], mean, rtol=1e-5, atol=1e-7)
+
+
+class TestOutliers:
+    """A default table model on three well-separated classes, and one sentinel in one row of the stream."""
+
+    STEPS, FRESH = 200, 64
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def clean(cls) -> float:
+        return cls.accuracy(None, row=0)
+
+    @classmethod
+    def accuracy(cls, sentinel: float | None, *, row: int, constant: bool = False) -> float:
+        """Of the teacher at the end. `constant`: the second half of the features are 0 in the first half of steps."""
+        spec = ModelSpec("mlp", {"hidden": [32]}, (6,), 3, normalise=True, scale=1.0)
+        of = settings(rampup_steps=50, ema_decay=0.98, noise_std=0.1)
+        rng = np.random.default_rng(0)
+        centres_C6 = np.random.default_rng(3).normal(0.0, 1.5, (3, 6))
+        centres_C6[:, :3] /= 3.0 if constant else 1.0
+
+        def draw(count: int, step: int) -> tuple[Any, Any]:
+            y = rng.integers(3, size=count)
+            x = (centres_C6[y] + rng.normal(0.0, 0.6, (count, 6))).astype(np.float32)
+            if constant and step <= cls.STEPS // 2:
+                x[:, 3:] = 0.0
+            return x, y
+
+        learner = Learner(spec, of)
+        for step in range(1, cls.STEPS + 1):
+            fresh_x, _ = draw(cls.FRESH, step)
+            first = (step - 1) * cls.FRESH
+            if sentinel is not None and first <= row < first + cls.FRESH:
+                fresh_x[row - first, 3 if constant else 0 :] = sentinel
+            labelled_x, labelled_y = draw(16, step)
+            learner.learn(MicroBatch(fresh_x, cls.FRESH, labelled_x, labelled_y, 16))
+        x, y = draw(2000, cls.STEPS)
+        return float((learner.predict(x).teacher_probs_BC.argmax(axis=1) == y).mean())
+
+    @pytest.mark.parametrize("sentinel", [-999_999.0, 1e9, 1e15])
+    @pytest.mark.parametrize("row", [0, 49])
+    def test_one_in_the_first_rows_costs_less_than_a_point(self, clean: float, sentinel: float, row: int) -> None:
+        """With the sentinel as the deviation, the model was at chance for tens of thousands of rows."""
+        assert clean > 0.95
+        assert self.accuracy(sentinel, row=row) > clean - 0.01
+
+    @pytest.mark.parametrize("sentinel", [-999_999.0, 1e9, 1e15])
+    def test_one_in_features_that_were_constant_costs_less_than_a_point(self, sentinel: float) -> None:
+        """The same, with half of the information in features that change only later."""
+        assert self.accuracy(sentinel, row=6000, constant=True) > self.accuracy(None, row=0, constant=True) - 0.01
 
 
 class TestReadCosts:

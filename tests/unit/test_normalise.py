@@ -146,6 +146,107 @@ class TestRunningNorm:
         assert norm.mean.item() == pytest.approx(0.005, rel=0.1)
         assert norm.var.item() == pytest.approx(0.005 * 0.995, rel=0.1)
 
+    @pytest.mark.parametrize("sentinel", [-999.0, -999_999.0, 1e9, 1e15, 3e38, float("inf")])
+    @pytest.mark.parametrize("batch", [1, 2, 8, 64])
+    @pytest.mark.parametrize("row", [0, 49])
+    def test_one_sentinel_in_the_first_rows_does_not_become_the_deviation(self, sentinel, batch, row):
+        """Whatever the size of the first micro-batches, one row each included."""
+        norm, x_BF = RunningNorm((1,)), rows(1280, 1)
+        x_BF[row] = sentinel
+
+        deviations = []
+        for part in x_BF.split(batch):
+            norm.observe(part, len(part))
+            deviations.append(norm.var.sqrt().item() / 3.0)
+
+        assert 0.8 < deviations[640 // batch - 1] < 3.0
+        assert 0.9 < deviations[-1] < 2.3
+        assert norm.mean.item() == pytest.approx(100.0, abs=1.0)
+
+    @pytest.mark.parametrize("batch", [1, 64])
+    def test_a_twentieth_of_sentinels_leaves_the_others_to_be_told_apart(self, batch):
+        """-999999 for a missing value: the deviation was 200,000 times that of the other rows."""
+        norm, x_BF = RunningNorm((1,)), rows(6400, 1)
+        x_BF[torch.rand(len(x_BF), generator=torch.Generator().manual_seed(5)) < 0.05] = -999_999.0
+
+        for part in x_BF.split(batch):
+            norm.observe(part, len(part))
+
+        assert norm.var.sqrt().item() / 3.0 < 12.0
+        assert norm(torch.tensor([[103.0]])).item() - norm(torch.tensor([[97.0]])).item() > 0.15
+
+    @pytest.mark.parametrize("sentinel", [-999_999.0, 1e9, 1e15])
+    @pytest.mark.parametrize("batch", [1, 32])
+    def test_a_sentinel_in_a_constant_feature_is_forgotten_once_it_moves(self, sentinel, batch):
+        """The deviation stayed that of the sentinel for ten horizons and more; now for less than a half of one."""
+        norm = RunningNorm((1,), horizon_rows=1000)
+        x_BF = torch.cat((torch.full((1600, 1), 7.0), torch.tensor([[sentinel]]), rows(500, 1)))
+
+        for part in x_BF.split(batch):
+            norm.observe(part, len(part))
+
+        assert norm.var.sqrt().item() < 200.0
+        assert norm.mean.item() == pytest.approx(100.0, abs=150.0)
+
+    @pytest.mark.parametrize("begin", [0, 3000])
+    @pytest.mark.parametrize("share", [0.05, 0.01])
+    def test_a_sparse_feature_has_the_deviation_of_all_its_rows(self, begin, share):
+        """Most distances from its median are 0: that is no reason to clip the others, however late they come."""
+        norm = RunningNorm((1,), horizon_rows=4000)
+        generator = torch.Generator().manual_seed(2)
+        x_BF = (torch.rand((begin + 6400, 1), generator=generator) < share).to(torch.float32)
+        x_BF[:begin] = 0.0
+
+        for part in x_BF.split(32):
+            norm.observe(part, len(part))
+
+        assert norm.var.item() == pytest.approx(share * (1.0 - share), rel=0.5)
+
+    def test_a_sensor_that_is_idle_and_active_by_turns_keeps_one_deviation(self):
+        """A quiet stretch shorter than the horizon must not magnify what comes after it."""
+        norm = RunningNorm((1,))
+        active_N = torch.arange(20_000) // 1000 % 2 == 1
+        x_BF = (rows(20_000, 1) - 100.0) * torch.where(active_N, 1.0, 0.001)[:, None]
+
+        deviations = []
+        for part in x_BF.split(64):
+            norm.observe(part, len(part))
+            deviations.append(norm.var.sqrt().item())
+
+        assert min(deviations[200:]) > 1.0
+        assert max(deviations[200:]) < 3.0
+
+    def test_channels_of_images_are_bounded_each_by_its_own_sample(self):
+        """One image of outliers in one channel; the statistics of the other channel are those without it."""
+        norm, without = RunningNorm((2, 6, 6)), RunningNorm((2, 6, 6))
+        x = rows(40, 2, 6, 6).to(memory_format=torch.channels_last)
+        wild = x.clone(memory_format=torch.preserve_format)
+        wild[3, 0] = 1e12
+
+        for part, same in zip(wild.split(8), x.split(8), strict=True):
+            norm.observe(part, len(part))
+            without.observe(same, len(same))
+
+        assert norm.var.flatten()[0].sqrt().item() / 3.0 < 12.0
+        torch.testing.assert_close(norm.var[1], without.var[1])
+        torch.testing.assert_close(norm.mean[1], without.mean[1])
+
+    def test_the_sample_does_not_depend_on_how_rows_are_batched(self):
+        """Each row is kept by its number; the kept ones are spread over the whole horizon."""
+        x_BF = torch.arange(5000.0)[:, None]
+        norms = [RunningNorm((1,), horizon_rows=2000) for _ in range(3)]
+
+        for norm, batch in zip(norms, (1, 64, 777), strict=True):
+            for part in x_BF.split(batch):
+                norm.observe(part, len(part))
+
+        kept = [norm.sample.tensors()["sample"].flatten().sort().values for norm in norms]
+        assert torch.equal(kept[0], kept[1])
+        assert torch.equal(kept[0], kept[2])
+        assert 2900 < kept[0].min().item() < 3100
+        assert kept[0].max().item() > 4900
+        assert kept[0].diff().max().item() < 100
+
     def test_before_any_row_is_the_identity(self):
         """A server may load it before the first row."""
         x_BF = torch.tensor([[1.0, -2.0]])
