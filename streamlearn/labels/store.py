@@ -14,19 +14,19 @@ what was flushed through `StoreView`.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import lmdb
 
 from streamlearn.errors import ANEW, StateError, StateLockedError, StoreError
-from streamlearn.labels.whole import damaged, missing_bytes, remove_stump
+from streamlearn.labels.whole import TIMEOUT_S, Check, damaged, missing_bytes, remove_stump
 
 Get: TypeAlias = Callable[[str, bytes], bytes | None]
 """`get(database, key)` of a view."""
@@ -442,27 +442,35 @@ class _Opened(NamedTuple):
 class StoreView:
     """Reads a store that another process writes, as of its last flush. Any thread may use it.
 
-    The store may be made, or made anew, after the view: it is opened when it is there.
+    The store may be made, or made anew, after the view: it is opened when it is there. A file that is too short for all
+    its pages is checked first, since reading a page that is missing would end this process.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, wait_s: float = TIMEOUT_S) -> None:
+        """`wait_s`: how long a read may wait for that check, counted from its start."""
+        self._path, self._wait_s = path, wait_s
         self._opening = threading.Lock()
         self._opened: _Opened | None = None
+        self._check: Check | None = None
+        self._checked = 0, 0
+        """Inode and size of the file that is checked."""
 
-    @contextmanager
+    @contextlib.contextmanager
     def read(self) -> Iterator[Get | None]:
         """One moment of the store; None where there is no store yet.
 
         Raises:
-            StoreError: the store is of another format.
+            StoreError: the store is of another format, damaged, still being checked, or cannot be read.
         """
-        opened = self._ready()
-        if opened is None:
-            yield None
-            return
-        with self._begin(opened.env) as txn:
-            yield lambda database, key: txn.get(key, None, opened.handles[database])
+        try:
+            opened = self._ready()
+            if opened is None:
+                yield None
+                return
+            with self._begin(opened.env) as txn:
+                yield lambda database, key: txn.get(key, None, opened.handles[database])
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"{self._path}: cannot read the store: {error}") from error
 
     def close(self) -> None:
         """Let go. May be called twice; a later read opens anew."""
@@ -470,6 +478,7 @@ class StoreView:
             if self._opened is not None:
                 self._opened.env.close()
                 self._opened = None
+            self._forget_check()
 
     def _begin(self, env: lmdb.Environment) -> Transaction:
         try:
@@ -490,35 +499,50 @@ class StoreView:
             with self._opening:
                 if self._opened is None or self._opened.inode != data.st_ino:
                     # The old one is not closed here: another thread may be reading it, and the last reader lets it go.
-                    self._opened = self._open(data.st_ino)
+                    self._opened = self._open(data.st_ino, data.st_size)
                 opened = self._opened
         return opened
 
-    def _open(self, inode: int) -> _Opened | None:
-        try:
-            env = lmdb.open(
-                str(self._path), map_size=0, readonly=True, create=False, max_dbs=_DATABASES, max_readers=MAX_READERS
-            )
-        except lmdb.Error as error:
-            raise StoreError(f"{self._path}: cannot read the store: {error}") from error
-        if missing := missing_bytes(self._path, env):
-            env.close()
-            raise damaged(self._path, f"its end is missing, {missing} bytes")
-        with env.begin() as txn, txn.cursor() as cursor:
-            # An environment's unnamed database lists the named ones. The writer makes all in its first commit.
-            names = list(cursor.iternext(values=False))
-        # Not inside that transaction: LMDB keeps a handle only from one that is committed, and readers never are.
-        handles = {name.decode(): env.open_db(name, create=False) for name in names}
-        if not handles:
-            env.close()
-            return None
-        with env.begin() as txn:
-            found = txn.get(_FORMAT_KEY, None, handles["meta"])
-        if found != number(FORMAT):
-            env.close()
-            raise _wrong_format(self._path, found)
-        env.reader_check()  # slots of servers that were killed would keep old pages from being used again
+    def _open(self, inode: int, size_bytes: int) -> _Opened | None:
+        env = lmdb.open(
+            str(self._path), map_size=0, readonly=True, create=False, max_dbs=_DATABASES, max_readers=MAX_READERS
+        )
+        with contextlib.ExitStack() as unless_opened:
+            unless_opened.callback(env.close)
+            if missing_bytes(self._path, env):
+                self._refuse_damaged(inode, size_bytes)
+            with env.begin() as txn, txn.cursor() as cursor:
+                # An environment's unnamed database lists the named ones. The writer makes all in its first commit.
+                names = list(cursor.iternext(values=False))
+            # Not inside that transaction: LMDB keeps a handle only from one that is committed, and readers never are.
+            handles = {name.decode(): env.open_db(name, create=False) for name in names}
+            if not handles:
+                return None
+            with env.begin() as txn:
+                found = txn.get(_FORMAT_KEY, None, handles["meta"])
+            if found != number(FORMAT):
+                raise _wrong_format(self._path, found)
+            env.reader_check()  # slots of servers that were killed would keep old pages from being used again
+            unless_opened.pop_all()
         return _Opened(env, handles, inode)
+
+    def _refuse_damaged(self, inode: int, size_bytes: int) -> None:
+        """Return only where the store is good. Damage that was found is believed until the file changes its size."""
+        is_same = self._checked == (inode, size_bytes)
+        if self._check is None or not (is_same or (self._checked[0] == inode and self._check.is_running)):
+            self._forget_check()
+            self._check, self._checked = Check(self._path, live=True), (inode, size_bytes)
+        is_good = self._check.result(self._wait_s)
+        if is_good is None and self._check.age_s < TIMEOUT_S:
+            raise StoreError(f"{self._path}: the store is being checked for damage, which may take a minute")
+        self._forget_check()
+        if not is_good:
+            raise StoreError(f"{self._path}: the store could not be checked for damage")
+
+    def _forget_check(self) -> None:
+        if self._check is not None:
+            self._check.close()
+            self._check = None
 
 
 def _allocate_lock(path: Path) -> None:

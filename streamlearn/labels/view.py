@@ -11,6 +11,7 @@ from streamlearn.labels import LabelState, LabelStatus
 from streamlearn.labels.held import HeldRow, newest_held
 from streamlearn.labels.rows import CORRECTED, PAYLOAD_AT, SCORED, LabelRow, key_of, unpack_sample
 from streamlearn.labels.store import Get, StoreView, number
+from streamlearn.labels.whole import TIMEOUT_S
 from streamlearn.records import Array, Position, Schema
 
 
@@ -20,15 +21,16 @@ class LedgerView:
     It may be opened before the learner has ever run: then it knows nothing until there is something to know.
     """
 
-    def __init__(self, path: Path, schema: Schema) -> None:
+    def __init__(self, path: Path, schema: Schema, *, wait_s: float = TIMEOUT_S) -> None:
+        """`wait_s`: how long a call may wait for a check of the store, see `StoreView`."""
         self._schema = schema
-        self._view = StoreView(path)
+        self._view = StoreView(path, wait_s=wait_s)
 
     def get(self, sample_id: str) -> LabelStatus | None:
         """What became of the label of a sample; None where neither is known.
 
         Raises:
-            StoreError: the store is of another format.
+            StoreError: the store cannot be read, see `StoreView.read`.
         """
         key = key_of(sample_id)
         with self._view.read() as get:
@@ -56,7 +58,11 @@ class LedgerView:
             )
 
     def payload(self, sample_id: str) -> Array | None:
-        """The payload of a sample, read-only, while the store keeps it."""
+        """The payload of a sample, read-only, while the store keeps it.
+
+        Raises:
+            StoreError: the store cannot be read, see `StoreView.read`.
+        """
         with self._view.read() as get:
             row_number = None if get is None else get("ids", key_of(sample_id))
             data = None if get is None or row_number is None else get("samples", row_number)

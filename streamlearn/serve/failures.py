@@ -6,7 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from streamlearn.errors import LogError, LogUnavailableError, NotPublishedError, RecordError, StreamlearnError
+from streamlearn.errors import (
+    LogError,
+    LogUnavailableError,
+    NotPublishedError,
+    RecordError,
+    StoreError,
+    StreamlearnError,
+)
 
 RETRY_AFTER_S = 1.0
 
@@ -52,8 +59,9 @@ def from_domain(error: StreamlearnError) -> RequestError:
         return error
     if isinstance(error, RecordError):
         return RequestError(_RECORD_STATUS.get(error.reason, 422), error.reason, str(error))
-    if isinstance(error, NotPublishedError):
-        return retry_later(503, "not_published", f"{error}.")
+    if isinstance(error, NotPublishedError | StoreError):
+        code = "store_unreadable" if isinstance(error, StoreError) else "not_published"
+        return retry_later(503, code, f"{error}.")
     if isinstance(error, LogUnavailableError):
         message = (
             f"The log did not acknowledge in time, so it may or may not hold this: {error}. "

@@ -84,7 +84,7 @@ def _add_label_route(router: APIRouter, parts: ServerParts, settings: ServeSetti
         "/label/{sample_id:path}",
         summary="What became of a label",
         response_model=LabelReply,
-        responses=responses(404, 422, 429, 500),
+        responses=responses(404, 422, 429, 500, 503),
         tags=["learn"],
     )
     async def label(

@@ -59,7 +59,7 @@ def add_wanted_routes(router: APIRouter, parts: ServerParts) -> None:
         "/sample/{sample_id:path}",
         summary="A sample as it is stored",
         response_model=SampleReply,
-        responses=responses(404, 422, 500),
+        responses=responses(404, 422, 500, 503),
         tags=["learn"],
     )
     async def sample(

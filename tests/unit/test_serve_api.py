@@ -5,6 +5,7 @@ import contextlib
 import http.server
 import io
 import json
+import os
 import threading
 from dataclasses import replace
 
@@ -864,6 +865,24 @@ class TestSample:
 
 
 class TestLabelStatus:
+    def test_a_store_that_cannot_be_read_is_503_with_the_reason(self, served):
+        """On every route that looks a sample up; predictions and health go on."""
+        served.publish(7)
+        store(served, "a", X, label=1)
+        os.truncate(served.folder / "store" / "data.mdb", 9000)
+
+        with client_of(served) as client:
+            for reply in (
+                client.get("/label/a"),
+                client.get("/label/a?wait_s=0.1"),
+                client.get("/sample/a"),
+                client.post("/predict", json={"ids": ["a"]}),
+            ):
+                error = error_of(reply, 503, "store_unreadable")
+                assert "the store is damaged (its" in error.message
+                assert reply.headers["retry-after"] == "1"
+            assert client.post("/predict", json={"x": X}).status_code == 200
+
     def test_tells_the_life_of_a_label(self, client, served):
         """State, class, positions, the prediction that it scored, and whether the served teacher knows it."""
         store(served, "a/b ü", X, step=3, label=2)
