@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 EXAMPLES ?= 10000
 JOBS ?= 2
 KILLS ?= 1000
+STARTUP_KILLS ?= 60
 MINUTES ?= 60
 SEED ?= 1
 PIP_INSTALL = $(BIN)/python -m pip install --progress-bar on -c constraints.txt
@@ -61,7 +62,7 @@ learning: $(VENV)/.installed-dev ## teacher against label-only twin on 42 stream
 soak: $(VENV)/.installed-dev ## long searches for what must never be: EXAMPLES=10000 orders of arrival, KILLS=1000 processes
 	STREAMLEARN_SOAK_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults/test_ledger_any_order.py $(ARGS)
 	STREAMLEARN_LONG_FAULTS=1 $(BIN)/python -m pytest -s tests/faults/test_broker_faults.py tests/faults/test_failing_calls.py $(ARGS)
-	$(BIN)/python -m streamlearn.testing.soak --kills $(KILLS) --seed $(SEED) --cold 5 $(SOAK_ARGS)
+	$(BIN)/python -m streamlearn.testing.soak --kills $(KILLS) --startup-kills $(STARTUP_KILLS) --seed $(SEED) --cold 5 $(SOAK_ARGS)
 
 soak-hour: $(VENV)/.installed-dev ## an hour of steady work: do memory, open files and disk stay flat? MINUTES=60
 	$(BIN)/python -m streamlearn.testing.hour --minutes $(MINUTES)

@@ -69,6 +69,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/testing/producer.py": "tests/faults/test_kills.py",
     "streamlearn/testing/report.py": "tests/faults/test_kills.py",
     "streamlearn/testing/soak.py": "tests/faults/test_kills.py",
+    "streamlearn/testing/startups.py": "tests/faults/test_kills.py",
     "streamlearn/testing/stretch.py": "tests/faults/test_kills.py",
 }
 

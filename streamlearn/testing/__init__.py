@@ -6,6 +6,7 @@ plan       which faults, drawn from a seed         nursery    starts processes f
 producer   sends samples and labels over HTTP, and notes what was acknowledged
 damage     what a bad disk does to files           disk       a small one, to be filled
 retention  takes the log past a checkpoint         verify     reads the log alone, and says what must be learned
+startups   kills processes while they start, in bursts, started as a user starts them
 stretch    holds the killed learner against one without faults, between gaps of the log
 report     what was done, and what came of it
 hour       steady work for an hour: do memory, open files and disk stay flat?

@@ -2,7 +2,7 @@
 
 A learner spends seconds in importing torch, and nearly all of a soak would go there. So `serve_children` imports once,
 and starts each command line in a fork: own process id, own files, killed by real signals. What it lacks of a start by
-hand is the import; `soak` starts some lives by hand as well. The parent must have no threads, so nothing here runs a
+hand is the import; see `startups` for that. The parent must have no threads, so nothing here runs a
 step.
 
 Protocol: one JSON object a line, on stdin and stdout. {"start": arguments, "output": path, "environ": {…}} gives

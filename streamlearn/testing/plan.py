@@ -1,7 +1,8 @@
-"""Which faults strike whom, and when: drawn from a seed, endless. Pure; `soak` carries them out."""
+"""Which faults strike whom, and when: drawn from a seed, endless. Pure; `soak` and `startups` carry them out."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -19,6 +20,14 @@ ONCE = ("epoch", "restore", "journal-cut", "replay", "dead-letters")
 MOST_PASSES = 4
 EARLY_SHARE = 0.3
 DAMAGED_SHARE = 0.25
+Command = Literal["learn", "serve", "run"]
+Phase = Literal["import", "point", "steps"]
+BURST = 10
+STARTING = (
+    *("epoch.written", "ledger-flush.begin", "restore.begin", "restore.end", "journal-cut.begin", "journal-cut.end"),
+    *("replay.begin", "replay.end", "journal-append.begin", "journal-sync.end", "teacher.begin", "checkpoint.begin"),
+)
+"""Places that a learner passes soon after its start."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,55 @@ def draw_faults(seed: int, *, broker: bool = False, disk: bool = False) -> Itera
             nth=1 if rare else draw.randint(1, MOST_PASSES),
             damage=next(damages) if dies and draw.random() < DAMAGED_SHARE else None,
         )
+
+
+@dataclass(frozen=True)
+class Start:
+    """A process that is started as a user starts it, and killed soon after."""
+
+    command: Command
+    phase: Phase
+    """Killed while it imports, at a named place, or after its first step (of a server: its first answer)."""
+    after_s: float
+    """Since the start of the process, or since that step. At a place, how long it may take to get there."""
+    point: str = ""
+    nth: int = 1
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Starts on one state folder, one after another."""
+
+    starts: tuple[Start, ...]
+    checkpoint_every_steps: int
+    """0: by time alone, so in the burst mostly never."""
+
+
+_COMMANDS: dict[str, tuple[Command, ...]] = {
+    "learner": ("learn",),
+    "supervisor": ("run",),
+    "mixed": ("learn", "run", "serve", "serve"),
+}
+
+
+def draw_bursts(seed: int) -> Iterator[Burst]:
+    """Bursts for ever: in turn of the learner alone, of all commands, of the supervisor alone."""
+    draw = Random(f"bursts/{seed}")  # noqa: S311 - a plan, no secret
+    points = _rounds(STARTING, draw)
+    for number, kind in enumerate(itertools.cycle(("learner", "mixed", "supervisor"))):
+        commands = (draw.choice(_COMMANDS[kind]) for _ in range(BURST))
+        starts = tuple(_draw_start(command, draw, points) for command in commands)
+        yield Burst(starts, checkpoint_every_steps=20 * (number % 2))
+
+
+def _draw_start(command: Command, draw: Random, points: Iterator[str]) -> Start:
+    phases: tuple[Phase, ...] = ("import", "point", "steps") if command == "learn" else ("import", "steps")
+    (phase,) = draw.choices(phases, (1, 2, 3)[: len(phases)])
+    if phase == "import":
+        return Start(command, phase, draw.uniform(0.0, 4.0))
+    if phase == "steps":
+        return Start(command, phase, draw.uniform(0.0, 2.0))
+    return Start(command, phase, 10.0, next(points), draw.randint(1, 2))
 
 
 def _rounds(names: tuple[str, ...], draw: Random) -> Iterator[str]:

@@ -18,6 +18,10 @@ class Report:
     seed: int
     kills: int = 0
     """Processes ended by SIGKILL, of all kinds."""
+    startup_kills: int = 0
+    """Of these, processes that were started as a user starts them, and killed while they started."""
+    refusals: list[str] = field(default_factory=list)
+    """Of processes that did not come up though nothing was wrong, or of servers that could not read the store."""
     by: Counter[str] = field(default_factory=Counter)
     """Faults by victim and kind."""
     points: Counter[str] = field(default_factory=Counter)
@@ -38,15 +42,17 @@ class Report:
     @property
     def good(self) -> bool:
         """The promise was kept."""
-        return self.verdict.good and not self.different and not self.formed_otherwise
+        return self.verdict.good and not (self.different or self.formed_otherwise or self.refusals)
 
     def as_dict(self) -> dict[str, Any]:
         """For the last line."""
         verdict = self.verdict
         return {
             "kills": self.kills,
+            "startup_kills": self.startup_kills,
             "labels_lost": verdict.labels_lost,
             "learned_twice": verdict.learned_twice,
+            "refused_starts": len(self.refusals),
             "weights_equal": not self.different,
             "formed_otherwise": self.formed_otherwise,
             "seed": self.seed,
@@ -63,7 +69,7 @@ class Report:
             "steps": self.steps,
             "by": dict(sorted(self.by.items())),
             "points": dict(sorted(self.points.items())),
-            "told": verdict.told + self.different,
+            "told": self.refusals + verdict.told + self.different,
             "duration_s": round(self.duration_s, 1),
         }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -24,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -38,8 +38,9 @@ from streamlearn.state.publish import PublishedDir
 from streamlearn.testing.damage import REFUSED, damage, last_step
 from streamlearn.testing.disk import SmallDisk, may_mount
 from streamlearn.testing.nursery import PRODUCER, Nursery
-from streamlearn.testing.plan import TRIM, Fault, draw_faults
+from streamlearn.testing.plan import BURST, TRIM, Fault, draw_bursts, draw_faults
 from streamlearn.testing.report import Report
+from streamlearn.testing.startups import Startups
 from streamlearn.testing.stretch import Stretches
 from streamlearn.testing.verify import verify
 
@@ -157,7 +158,7 @@ class Soak:
         self._broker, self._disk = broker, disk
         self._draw = Random(f"damage/{report.seed}")  # noqa: S311
         self._port = free_port("127.0.0.1")
-        self._generations = count()
+        self._generations = itertools.count()
         self._shown: dict[int, Offsets] = {}
         """Of the last steps that were published before the last death: how they were cut."""
         self.config = self.configure("killed")
@@ -455,7 +456,7 @@ class Soak:
             raise SoakError(msg)
         self._by_hand("killed", REPLAY_S)
         self._report.lost = len(self._stretches.trimmed.lost)
-        self._report.verdict = verify(self.config, self.notes, self._stretches.trimmed)
+        self._report.verdict.include(verify(self.config, self.notes, self._stretches.trimmed))
         self._report.different += self._stretches.compare(self.config)
         self._report.steps = last_step(self._paths.journal)
 
@@ -513,6 +514,7 @@ def soak(
     kills: int,
     seed: int,
     rate: float = 150.0,
+    startup_kills: int = 0,
     cold: int = 0,
     kafka: bool = False,
     broker_kills: int = 0,
@@ -521,6 +523,7 @@ def soak(
 ) -> Report:
     """Kill so many processes, `broker_kills` brokers at least among them, or as many as `most_s` allows, and report.
 
+    `startup_kills` of them at least, in whole bursts, are of processes that were started as a user does (`startups`).
     `cold` learners are started by hand, and measured.
 
     Raises:
@@ -528,6 +531,10 @@ def soak(
     """
     report, began_s = Report(seed), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
+    for number, burst in enumerate(itertools.islice(draw_bursts(seed), -(-startup_kills // BURST))):
+        Startups(folder, number, burst, report).run()
+        if say:
+            print(f"{report.startup_kills} kills while starting, {len(report.refusals)} refused", flush=True)  # noqa: T201
     with contextlib.ExitStack() as ends:
         broker = ends.enter_context(Broker(folder / "broker", start_timeout_s=RECOVERY_S)) if kafka else None
         disk = ends.enter_context(SmallDisk(folder / "killed")) if may_mount(folder) else None
@@ -558,6 +565,7 @@ def main() -> None:
     """Run one soak; exit 1 where the promise was not kept. The folder is kept then."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--startup-kills", type=int, default=0, help="so many of them while processes start")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=150.0, help="samples a second")
     parser.add_argument("--cold", type=int, default=0, help="learners that are started by hand, and measured")
@@ -571,6 +579,7 @@ def main() -> None:
     report = soak(
         folder,
         kills=asked.kills,
+        startup_kills=asked.startup_kills,
         seed=asked.seed,
         rate=asked.rate,
         cold=asked.cold,

@@ -15,7 +15,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,11 @@ class Verdict:
             setattr(self, what, getattr(self, what) + count)
             if len(self.told) < _MOST_TOLD:
                 self.told.append(f"{what} {count}: {told}")
+
+    def include(self, other: Verdict) -> None:
+        """Add what is wrong with another log."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
 def verify(config: Config, notes: Iterable[Path], trimmed: Trimmed | None = None) -> Verdict:

@@ -6,7 +6,7 @@ from itertools import islice
 
 from streamlearn.state.points import POINTS
 from streamlearn.testing.damage import KINDS
-from streamlearn.testing.plan import TRIM, Fault, draw_faults
+from streamlearn.testing.plan import BURST, STARTING, TRIM, Fault, draw_bursts, draw_faults
 
 
 def faults(seed: int, count: int, *, broker: bool = False, disk: bool = False) -> list[Fault]:
@@ -50,3 +50,22 @@ def test_a_disk_is_filled_only_where_there_is_a_small_one() -> None:
     """Not that of whoever runs the tests."""
     assert not any(fault.victim == "disk" for fault in faults(1, 300))
     assert any(fault.victim == "disk" for fault in faults(1, 300, disk=True))
+
+
+def test_bursts_kill_every_command_in_every_phase() -> None:
+    """Before the first checkpoint, and after it."""
+    bursts = list(islice(draw_bursts(1), 60))
+    starts = [start for burst in bursts for start in burst.starts]
+
+    assert bursts[:10] == list(islice(draw_bursts(1), 10))
+    assert bursts[:10] != list(islice(draw_bursts(2), 10))
+    assert all(len(burst.starts) == BURST for burst in bursts)
+    assert {burst.checkpoint_every_steps for burst in bursts[0::6]} == {0}
+    assert {burst.checkpoint_every_steps for burst in bursts[3::6]} == {20}
+    for six in (bursts[:6], bursts[6:12]):  # what 60 kills are
+        killed = {(start.command, start.phase) for burst in six for start in burst.starts}
+        assert killed == {(each, phase) for each in ("learn", "run", "serve") for phase in ("import", "steps")} | {
+            ("learn", "point")
+        }
+    assert {start.point for start in starts if start.phase == "point"} == set(STARTING)
+    assert set(STARTING) <= set(POINTS)
