@@ -55,7 +55,7 @@ from streamlearn.errors import (
 )
 from streamlearn.garbage import rare_collections
 from streamlearn.labels.ledger import Ledger
-from streamlearn.labels.whole import check_whole
+from streamlearn.labels.store import check_whole
 from streamlearn.log.base import Log
 from streamlearn.log.feed import Feed
 from streamlearn.metrics import LearnerMetrics

@@ -40,8 +40,6 @@ from streamlearn.state.status import read_status
 
 _log = structlog.get_logger(__name__)
 _OPEN_S = 10.0
-_STORE_WAIT_S = 0.5
-"""How long a request may wait for a check of the store, counted from its start; the event loop waits with it."""
 _NOWHERE = "http://127.0.0.1:0/metrics"
 
 
@@ -126,7 +124,7 @@ def _parts(config: Config, paths: StatePaths, log: Appends, metrics: ServerMetri
             factory=config.model.factory,
             threads=config.serve.threads,
         ),
-        ledger=LedgerView(paths.store, schema, wait_s=_STORE_WAIT_S),
+        ledger=LedgerView(paths.store, schema),
         metrics=metrics,
         learner_status=lambda: read_status(paths.heartbeat),
         siblings=lambda: _siblings(paths, name),

@@ -105,14 +105,10 @@ class Ledger:
         self._payload_max_age_s, self._horizon_s, self._max_ids = payload_max_age_s, horizon_s, max_ids
         self._last_counts = corrections == "last"
         self._implied_class, self._implied_after_s = implied_class, implied_after_s
-        # Sparse: only what is used takes disk. Twice the payloads for pages half filled, and room for what a checkpoint
-        # still holds; 2 KB and the probabilities for an id with all its rows.
-        map_size = 4 * payload_max_bytes + max_ids * (2048 + 8 * schema.capacity) + (16 << 30)
         self._store = Store(
             path,
             tables=("counts", "topics", "ids", "labels", "queue", "held", "held_of", "held_names", "grown"),
             rings=("samples", "bare"),
-            map_size=map_size,
             may_write=may_write,
         )
         tables = self._store.tables

@@ -34,8 +34,6 @@ from streamlearn.records import Array, Position, Prediction, Sample, Schema
 
 FAR_AHEAD_S = 30 * 86_400.0
 """No clock that is right is so far ahead of the stream."""
-_NO_ROW = b"-"
-"""A key that no row has."""
 
 
 class Topics:
@@ -123,10 +121,12 @@ class Samples:
     def fetch(self, keys: Sequence[bytes]) -> list[tuple[bytes, Said, Array] | None]:
         """Many samples, as `Known`, with their payloads, from the ring; None where either is not there."""
         ids, low = self._ids.fetch(keys), number(self.counters.payload_low)
-        numbers = [row if (row := ids[key]) is not None and row >= low else _NO_ROW for key in keys]
+        numbers = [row if (row := ids[key]) is not None and row >= low else None for key in keys]
         shape, dtype, nbytes = self._schema.shape, self._schema.dtype, self._schema.nbytes
         return [
-            None if data is None else (row, unpack_said(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
+            None
+            if row is None or data is None
+            else (row, unpack_said(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
             for row, data in zip(numbers, self._rows.fetch(numbers), strict=True)
         ]
 

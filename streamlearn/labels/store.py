@@ -1,47 +1,63 @@
-"""An LMDB environment that can be rewound to an earlier step, exactly.
+"""The learner's SQLite file, which can be rewound to an earlier step, exactly.
 
-Files that change in place are ahead of the checkpoint after a crash. So each step also writes down what its keys held
-before (`undo`, one row a step), and `rewind` puts it back:
+A file that changes in place is ahead of the checkpoint after a crash. So each step also stores what its keys held
+before, and `rewind` puts that back:
 
-    Table   a map that steps change; every change of a kept step can be undone
-    Ring    rows that are appended under growing numbers and never changed; too large to be written twice. Its ends
-            are numbers that the caller keeps in a table, undone with it; rows leave it in `trim`, `move` and `cut`
+    Table   a map from keys to values. Every change of a kept step can be undone
+    Ring    rows that are appended under growing numbers and never changed: too large to be written twice. Its ends are
+            numbers that the caller keeps in a table, undone with it. Rows are removed by `trim`, `move` and `cut`
+    undo    step, table and key → the value before that step, NULL where there was none
 
-Steps gather in one write transaction that `flush` commits and syncs, so kill -9 leaves the whole state of an earlier
-step. That transaction belongs to the thread that made the store: no other may touch the store. Other processes read
-what was flushed through `StoreView`.
+All steps since the last `flush` are one write transaction, which `flush` commits and syncs. So kill -9 leaves the state
+of the last flush. The store belongs to the thread that opened it. Other processes read it through `StoreView`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import os
-import struct
-import threading
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
-import lmdb
+from streamlearn.errors import ANEW, StateLockedError, StoreError
 
-from streamlearn.errors import ANEW, StateError, StateLockedError, StoreError
-from streamlearn.labels.whole import TIMEOUT_S, Check, damaged, missing_bytes, remove_stump
-
+Key = TypeVar("Key")
 Get: TypeAlias = Callable[[str, bytes], bytes | None]
-"""`get(database, key)` of a view."""
-Transaction: TypeAlias = "lmdb.Transaction[bytes]"
+"""`get(table or ring, key)` of a view."""
 
-FORMAT = 4
-MAX_READERS = 512
-LOCK_BYTES = 64 * MAX_READERS + 128
-"""Of LMDB's lock file: a line of the cache for each reader, and what the writers share."""
-_META, _UNDO = b"meta", b"undo"
-_FORMAT_KEY, _PRUNED_KEY = b"format", bytes(8)
-_DATABASES = 16
-_CHANGE = struct.Struct(">BHi")
-"""Of one undone change: table, key bytes, value bytes (ABSENT: there was no such key). Key and value follow."""
-_ABSENT = -1
+FILE = "store.sqlite3"
+FORMAT = 5
+FORMER_FILE, FORMER_FORMAT = "data.mdb", 4
+"""Of stores up to format 4, which were LMDB environments."""
+MAX_CHECKED_BYTES = 4 << 30
+"""A larger store is not checked at the start, since a learner should not wait for minutes."""
+WAL_PAGES = 4096
+"""A commit that leaves more pages than this in the write-ahead log copies them into the file."""
+WAL_MAX_BYTES = 256 << 20
+"""Above this size a flush waits for readers, up to `_WAIT_S`, so that the write-ahead log can be emptied."""
+_CACHE_BYTES = 64 << 20
+_WAIT_S = 2.0
+"""For the locks of other connections. A reader holds its locks for less than a millisecond."""
+_KEYS_PER_SELECT = 64
+_DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG}
+"""SQLite's codes for a damaged file, or a file that is no store."""
+_PRAGMAS = (
+    "page_size = 4096",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    f"wal_autocheckpoint = {WAL_PAGES}",
+    f"journal_size_limit = {4096 * WAL_PAGES}",
+    f"cache_size = {-(_CACHE_BYTES >> 10)}",
+    "secure_delete = OFF",
+)
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE IF NOT EXISTS undo (
+        step INTEGER, name TEXT, key BLOB, value BLOB, PRIMARY KEY (step, name, key)
+    ) WITHOUT ROWID""",
+)
 
 
 def number(value: int) -> bytes:
@@ -49,76 +65,108 @@ def number(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-class _Writing:
-    """Turns LMDB's errors into ours. One object, since contextlib's generator costs a microsecond on the hot path."""
+def check_whole(path: Path) -> bool:
+    """Check the structure of the whole file; False if it is too large for that. A store that does not exist is whole.
 
-    __slots__ = ()
+    Raises:
+        StoreError: the file is damaged; the message names the way out.
+    """
+    file = path / FILE
+    if not file.exists():
+        return True
+    if file.stat().st_size > MAX_CHECKED_BYTES:
+        return False
+    with _Errors(path), closing(_connect_reader(file)) as db:
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise _damaged(path, found)
+    return True
+
+
+class _Errors:
+    """A context that turns SQLite's errors into ours. A generator would cost a microsecond on the hot path."""
+
+    __slots__ = ("_path", "failed")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.failed = False
+        """Whether there was any. SQLite may have rolled the transaction back then."""
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, lmdb.Error):
+        if isinstance(error, sqlite3.Error):
+            self.failed = True
+            if _code(error) in _DAMAGE:
+                raise _damaged(self._path, str(error)) from error
             raise StoreError(
-                f"the store cannot be written ({error}): free disk space or lower labels.payload_max_bytes and "
-                "labels.max_ids, then start again; the state of the last flush is whole"
+                f"{self._path}: the store cannot be read or written ({error}): free disk space or lower "
+                "labels.payload_max_bytes and labels.max_ids, then start again; the state of the last flush is whole"
             ) from error
 
 
-_WRITING = _Writing()
+class _Rows:
+    """The statements on one table of the file."""
+
+    def __init__(self, name: str, key_type: str, db: sqlite3.Connection, errors: _Errors) -> None:
+        rowid = "" if key_type == "INTEGER" else "WITHOUT ROWID"
+        db.execute(f"CREATE TABLE IF NOT EXISTS {name} (key {key_type} PRIMARY KEY, value BLOB NOT NULL) {rowid}")
+        self._name, self._db, self._errors = name, db, errors
+        self._select = f"SELECT value FROM {name} WHERE key = ?"
+        self._select_many = f"SELECT key, value FROM {name} WHERE key IN ({','.join('?' * _KEYS_PER_SELECT)})"
+
+    def _one(self, key: bytes | int) -> bytes | None:
+        with self._errors:
+            row = self._db.execute(self._select, (key,)).fetchone()
+        return None if row is None else row[0]
+
+    def _many(self, keys: Sequence[Key]) -> Iterator[tuple[Key, bytes]]:
+        """Key and value of those that exist, in any order."""
+        with self._errors:
+            for start in range(0, len(keys), _KEYS_PER_SELECT):
+                some = list(keys[start : start + _KEYS_PER_SELECT])
+                some += some[-1:] * (_KEYS_PER_SELECT - len(some))
+                yield from self._db.execute(self._select_many, some)
 
 
-class _Database:
-    """A named database, seen through the open transaction."""
-
-    def __init__(self, handle: lmdb._Database, txn: Transaction) -> None:
-        self._handle = handle
-        self._txn = txn
-
-    def _opened(self, txn: Transaction) -> None:
-        self._txn = txn
-
-
-class Table(_Database):
+class Table(_Rows):
     """A map whose changes are undone by `rewind`. It may only change while a step is open.
 
-    Within a step a key is looked up once, and written once, at the end: each walk from the root to a random key waits
-    several times for memory, and a join and its first learning ask for the same keys. What a step touches is held in
-    memory until it ends.
+    A step reads a key once, and writes it once, at its end. What it touches is held in memory until then.
     """
 
-    def __init__(self, index: int, handle: lmdb._Database, txn: Transaction) -> None:
-        super().__init__(handle, txn)
-        self._index = index
-        self._step_open = False
+    def __init__(self, name: str, db: sqlite3.Connection, errors: _Errors) -> None:
+        super().__init__(name, "BLOB", db, errors)
+        self._step: int | None = None
+        """The open step."""
         self._now: dict[bytes, bytes | None] = {}
         """The value of each key that the open step has touched; None where there is no such key."""
         self._stored: dict[bytes, bytes | None] = {}
-        """What the transaction holds instead, of those that are yet to be written."""
-        self._before: dict[bytes, bytes | None] = {}
-        """What the key held when the step began, of those that were written."""
+        """What the file holds instead, of those that are yet to be written."""
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key."""
         if key in self._now:
             return self._now[key]
-        value = self._txn.get(key, None, self._handle)
-        if self._step_open:
+        value = self._one(key)
+        if self._step is not None:
             self._now[key] = value
         return value
 
     def fetch(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes | None]:
         """The values of many keys, and of others that the open step has touched; puts that follow show in it."""
-        assert self._step_open, "no step is open"
-        now, get, handle = self._now, self._txn.get, self._handle
-        for key in keys:
-            if key not in now:
-                now[key] = get(key, None, handle)
+        assert self._step is not None, "no step is open"
+        now = self._now
+        missing = [key for key in keys if key not in now]
+        now.update(dict.fromkeys(missing))
+        now.update(self._many(missing))
         return now
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set the value of a key; None removes it."""
-        assert self._step_open, "no step is open"
+        assert self._step is not None, "no step is open"
         now = self._now
         self._stored.setdefault(key, now[key] if key in now else self.get(key))
         now[key] = value
@@ -137,108 +185,92 @@ class Table(_Database):
     def first(self) -> tuple[bytes, bytes] | None:
         """The smallest key and its value."""
         self._write()
-        with self._txn.cursor(self._handle) as cursor:
-            return cursor.item() if cursor.first() else None
+        with self._errors:
+            found: tuple[bytes, bytes] | None
+            found = self._db.execute(f"SELECT key, value FROM {self._name} ORDER BY key LIMIT 1").fetchone()
+        return found
 
     def items(self) -> list[tuple[bytes, bytes]]:
         """All keys and values; for small tables."""
         self._write()
-        with self._txn.cursor(self._handle) as cursor:
-            return list(cursor)
+        with self._errors:
+            return self._db.execute(f"SELECT key, value FROM {self._name} ORDER BY key").fetchall()
 
-    def _begin(self) -> None:
-        self._step_open = True
+    def _begin(self, step: int) -> None:
+        self._step = step
 
-    def _end(self) -> list[bytes]:
-        """The changes of the step, to be undone."""
+    def _end(self) -> None:
         self._write()
-        index, pack = self._index, _CHANGE.pack
-        changes = [
-            pack(index, len(key), _ABSENT if value is None else len(value)) + key + (value or b"")
-            for key, value in self._before.items()
-        ]
-        self._before.clear()
         self._now.clear()
-        self._step_open = False
-        return changes
+        self._step = None
 
     def _write(self) -> None:
-        """Bring the transaction up to date."""
+        """Write what has changed, and how to undo it: of several writes in one step, only the first one counts."""
         now, stored = self._now, self._stored
-        changed = [key for key in stored if now[key] != stored[key]]
-        puts = [(key, value) for key in changed if (value := now[key]) is not None]
-        with _WRITING, self._txn.cursor(self._handle) as cursor:
-            cursor.putmulti(puts)
-            if len(puts) < len(changed):
-                for key in changed:
-                    if now[key] is None:
-                        self._txn.delete(key, db=self._handle)
-        self._before = {key: stored[key] for key in changed} | self._before
+        changed = sorted(key for key, value in stored.items() if now[key] != value)
+        if changed:
+            undo = [(self._step, self._name, key, stored[key]) for key in changed]
+            with self._errors:
+                self._db.executemany("INSERT OR IGNORE INTO undo VALUES (?, ?, ?, ?)", undo)
+            self._set([(key, now[key]) for key in changed])
         stored.clear()
 
-    def _set(self, key: bytes, value: bytes | None) -> None:
-        """Set or remove a key in the transaction itself."""
-        if value is None:
-            self._txn.delete(key, db=self._handle)
-        else:
-            self._txn.put(key, value, db=self._handle)
+    def _set(self, changes: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Set or remove keys in the file."""
+        puts = [change for change in changes if change[1] is not None]
+        with self._errors:
+            self._db.executemany(f"REPLACE INTO {self._name} VALUES (?, ?)", puts)
+            if len(puts) < len(changes):
+                gone = [(key,) for key, value in changes if value is None]
+                self._db.executemany(f"DELETE FROM {self._name} WHERE key = ?", gone)
 
 
-class Ring(_Database):
+class Ring(_Rows):
     """Numbered rows, appended and never changed. Not undone: see `cut` and `trim`."""
+
+    def __init__(self, name: str, db: sqlite3.Connection, errors: _Errors) -> None:
+        super().__init__(name, "INTEGER", db, errors)
+        self._insert = f"INSERT INTO {name} VALUES (?, ?)"
 
     def append(self, row: bytes, value: bytes | memoryview) -> None:
         """Add a row; its `number` is beyond every row there is."""
-        with _WRITING:
-            self._txn.put(row, value, append=True, db=self._handle)
+        with self._errors:
+            self._db.execute(self._insert, (int.from_bytes(row, "big"), value))
 
     def get(self, row: bytes) -> bytes | None:
         """A row by its `number`, if it is still on the disk."""
-        return self._txn.get(row, None, self._handle)
+        return self._one(int.from_bytes(row, "big"))
 
-    def fetch(self, rows: Sequence[bytes]) -> list[bytes | None]:
-        """Many rows."""
-        get, handle = self._txn.get, self._handle
-        return [get(row, None, handle) for row in rows]
+    def fetch(self, rows: Sequence[bytes | None]) -> list[bytes | None]:
+        """Many rows, and None for each None."""
+        keys = [-1 if row is None else int.from_bytes(row, "big") for row in rows]
+        found = dict(self._many(keys))
+        return [found.get(key) for key in keys]
 
     def trim(self, low: int) -> int:
         """Remove rows below `low` from the disk; how many there were. Not undone: nobody may rewind to need them."""
-        removed, end = 0, number(low)
-        with _WRITING, self._txn.cursor(self._handle) as cursor:
-            more = cursor.first()
-            while more and cursor.key() < end:
-                more = cursor.delete() and bool(cursor.key())
-                removed += 1
-        return removed
+        with self._errors:
+            return self._db.execute(f"DELETE FROM {self._name} WHERE key < ?", (low,)).rowcount
 
     def move(self, low: int, to: Ring, rest: Callable[[bytes], bytes]) -> int:
         """Remove rows below `low`, and append to another ring what `rest` leaves of each. As `trim` in all else."""
-        moved, end = 0, number(low)
-        with _WRITING, self._txn.cursor(self._handle) as cursor:
-            more = cursor.first()
-            while more and (row := cursor.key()) < end:
-                to.append(row, rest(cursor.value()))
-                more = cursor.delete() and bool(cursor.key())
-                moved += 1
-        return moved
+        with self._errors:
+            rows = self._db.execute(f"SELECT key, value FROM {self._name} WHERE key < ? ORDER BY key", (low,))
+            self._db.executemany(to._insert, ((key, rest(value)) for key, value in rows))
+        return self.trim(low)
 
     def cut(self, high: int) -> int:
-        """Remove rows from `high` on, which a rewind has unmade; how many there were."""
-        removed = 0
-        with _WRITING, self._txn.cursor(self._handle) as cursor:
-            more = cursor.set_range(number(high))
-            while more:
-                more = cursor.delete() and bool(cursor.key())
-                removed += 1
-        return removed
+        """Remove rows from `high` on, which a rewind has undone; how many there were."""
+        with self._errors:
+            return self._db.execute(f"DELETE FROM {self._name} WHERE key >= ?", (high,)).rowcount
 
 
 class Store:
-    """The one writer of an environment. Used by one thread; a second store on the same path is refused.
+    """The one writer of the file. Used by one thread; a second store on the same path is refused.
 
     Raises:
         StateLockedError: another process (or this one) has the store open.
-        StoreError: it is of another format, or cannot be opened.
+        StoreError: it is of another format, damaged, or cannot be opened.
     """
 
     def __init__(
@@ -247,11 +279,12 @@ class Store:
         *,
         tables: Sequence[str],
         rings: Sequence[str],
-        map_size: int,
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
         """`may_write` is asked right before each commit, and raises StateLockedError where another writes here now."""
         self._may_write = may_write
+        self._path, self._errors = path, _Errors(path)
+        _refuse_former_format(path)
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / "writer.lock").open("wb")
         try:
@@ -259,44 +292,40 @@ class Store:
         except OSError as error:
             self._lock.close()
             raise StateLockedError(f"{path}: another learner has this store open") from error
+        self._wal = path / f"{FILE}-wal"
         try:
-            remove_stump(path)
-            _allocate_lock(path / "lock.mdb")
-            self._open(path, tables, rings, map_size)
-        except (lmdb.DiskError, OSError) as error:
+            with self._errors:
+                self._db = sqlite3.connect(path / FILE, timeout=_WAIT_S, isolation_level=None, cached_statements=256)
+        except StoreError:
             self._lock.close()
-            raise StoreError(f"{path}: cannot open the store ({error}): free disk space, then start again") from error
-        except lmdb.Error as error:
-            self._lock.close()
-            raise damaged(path, f"cannot open the store: {error}") from error
-        except StateError:
-            self._env.close()
+            raise
+        try:
+            self._open(tables, rings)
+        except BaseException:
+            self._db.close()
             self._lock.close()
             raise
 
-    def _open(self, path: Path, tables: Sequence[str], rings: Sequence[str], map_size: int) -> None:
-        # readahead off: keys are hashes, so the neighbours of a page are of no use.
-        self._env = lmdb.open(
-            str(path), map_size=map_size, max_dbs=_DATABASES, max_readers=MAX_READERS, readahead=False, metasync=True
-        )
-        self._env.reader_check()
-        self._txn: Transaction = self._env.begin(write=True)
-        self._meta = self._env.open_db(_META, txn=self._txn)
-        self._undo = self._env.open_db(_UNDO, txn=self._txn)
-        if self._txn.get(_FORMAT_KEY, None, self._meta) is None:
-            self._txn.put(_FORMAT_KEY, number(FORMAT), db=self._meta)
-        found = self._txn.get(_FORMAT_KEY, None, self._meta)
-        if found != number(FORMAT):
-            raise _wrong_format(path, found)
-        self.tables = {
-            name: Table(index, self._env.open_db(name.encode(), txn=self._txn), self._txn)
-            for index, name in enumerate(["step", *tables])
-        }
-        self.rings = {name: Ring(self._env.open_db(name.encode(), txn=self._txn), self._txn) for name in rings}
-        self._by_index = list(self.tables.values())
+    def _open(self, tables: Sequence[str], rings: Sequence[str]) -> None:
+        path, db, errors = self._path, self._db, self._errors
+        with errors:
+            for pragma in _PRAGMAS:
+                db.execute(f"PRAGMA {pragma}")
+            try:
+                db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY:
+                    raise
+                raise StateLockedError(f"{path}: another learner has this store open, and does not let go") from error
+            for statement in _SCHEMA:
+                db.execute(statement)
+            found = self.note("format") or self.note("format", number(FORMAT))
+            if found != number(FORMAT):
+                raise _wrong_format(path, found)
+            self.tables = {name: Table(name, db, errors) for name in ("step", *tables)}
+            self.rings = {name: Ring(name, db, errors) for name in rings}
         self.step_open = False
         self._read_step()
-        self._lost = False  # a flush failed, and has said so
         self.flush()
 
     @property
@@ -307,7 +336,7 @@ class Store:
     @property
     def pruned(self) -> int:
         """The earliest step that can be rewound to."""
-        value = self._txn.get(_PRUNED_KEY, None, self._undo)
+        value = self.note("pruned")
         return 0 if value is None else int.from_bytes(value, "big")
 
     def begin(self, step: int) -> None:
@@ -316,35 +345,31 @@ class Store:
         assert step > max(self.step, 0), f"step {step} does not follow {self.step}"
         self.step_open = True
         self._step = step
-        for table in self._by_index:
-            table._begin()  # noqa: SLF001 - a table is a part of its store
+        for table in self.tables.values():
+            table._begin(step)  # noqa: SLF001 - a table is a part of its store
         self.tables["step"].put(b"step", number(step))
 
     def end(self) -> None:
-        """Close the step and write down how to undo it."""
+        """Close the step: write its changes, and how to undo them."""
         assert self.step_open, "no step is open"
-        parts = [part for table in self._by_index for part in table._end()]  # noqa: SLF001
-        with _WRITING:
-            self._txn.put(number(self.step), b"".join(parts), append=True, db=self._undo)
+        for table in self.tables.values():
+            table._end()  # noqa: SLF001
         self.step_open = False
 
     def flush(self) -> None:
         """Make all ended steps durable, together.
 
         Raises:
-            StoreError: the disk is full or failing; on disk stands the state of the last flush, whole.
+            StoreError: the disk is full or failing; the file holds the state of the last flush, or of this one.
             StateLockedError: another learner has taken over; nothing was written.
         """
         assert not self.step_open, "a step is open"
         self._may_write()
-        self._lost = True
-        with _WRITING:
-            self._txn.commit()
-            self._txn = self._env.begin(write=True)
-        self._lost = False
-        databases: list[_Database] = [*self.tables.values(), *self.rings.values()]
-        for database in databases:
-            database._opened(self._txn)  # noqa: SLF001
+        with self._errors:
+            self._db.execute("COMMIT")
+            if self._wal.stat().st_size > WAL_MAX_BYTES:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.execute("BEGIN IMMEDIATE")
 
     def rewind(self, step: int) -> None:
         """Put every table back to how it was when `step` ended. The caller cuts its rings, then flushes.
@@ -366,26 +391,23 @@ class Store:
                 f"the store can go back to step {self.pruned}, not to {step}: older undo was pruned; put back a newer "
                 f"checkpoint, or {ANEW}"
             )
-        with _WRITING, self._txn.cursor(self._undo) as cursor:
-            while cursor.last() and int.from_bytes(cursor.key(), "big") > step:
-                for index, key, value in _changes(cursor.value()):
-                    self._by_index[index]._set(key, value)  # noqa: SLF001
-                cursor.delete()
+        with self._errors:
+            undo = "SELECT name, key, value FROM undo WHERE step > ? ORDER BY step DESC"
+            for name, key, value in self._db.execute(undo, (step,)):
+                if name not in self.tables:
+                    raise _damaged(self._path, f"there is undo for a table {name!r}")
+                self.tables[name]._set([(key, value)])  # noqa: SLF001
+            self._db.execute("DELETE FROM undo WHERE step > ?", (step,))
         self._read_step()
 
     def value_at(self, step: int, table: str, key: bytes) -> bytes | None:
         """What a key held when `step` ended; `step` is none that was pruned."""
         assert not self.step_open, "a step is open"
         assert self.pruned <= step <= self.step, f"step {step} is not in {self.pruned}..{self.step}"
-        wanted = self._by_index.index(self.tables[table])
-        with self._txn.cursor(self._undo) as cursor:
-            more = cursor.set_range(number(step + 1))
-            while more:
-                for index, changed, value in _changes(cursor.value()):
-                    if index == wanted and changed == key:
-                        return value
-                more = cursor.next()
-        return self.tables[table].get(key)
+        undo = "SELECT value FROM undo WHERE step > ? AND name = ? AND key = ? ORDER BY step LIMIT 1"
+        with self._errors:
+            row = self._db.execute(undo, (step, table, key)).fetchone()
+        return self.tables[table].get(key) if row is None else row[0]
 
     def prune(self, step: int) -> None:
         """Forget how to go back beyond `step`. Durable with the next flush."""
@@ -393,12 +415,9 @@ class Store:
         if step <= self.pruned:
             return
         assert step <= self.step, f"step {step} is not begun"
-        with _WRITING:
-            with self._txn.cursor(self._undo) as cursor:
-                while cursor.first() and int.from_bytes(cursor.key(), "big") <= step:
-                    cursor.delete()
-            self._txn.put(_PRUNED_KEY, number(step), db=self._undo)
-        self._env.reader_check()
+        with self._errors:
+            self._db.execute("DELETE FROM undo WHERE step <= ?", (step,))
+        self.note("pruned", number(step))
 
     def _read_step(self) -> None:
         value = self.tables["step"].get(b"step")
@@ -406,155 +425,136 @@ class Store:
 
     def note(self, key: str, value: bytes | None = None) -> bytes | None:
         """Read a note about the store as a whole; with a value, write it first. Notes are not undone."""
-        if value is not None:
-            with _WRITING:
-                self._txn.put(key.encode(), value, db=self._meta)
-        return self._txn.get(key.encode(), None, self._meta)
+        with self._errors:
+            if value is not None:
+                self._db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
 
     def close(self) -> None:
-        """Flush and let go. A step that is open is lost, with all since the last flush. May be called twice.
+        """Flush and close. An open step is lost; after an error all since the last flush is. May be called twice.
 
         Raises:
-            StateLockedError: another learner has taken over; nothing was written, and the store was let go of.
+            StateLockedError: another learner has taken over; nothing was written, and the store is closed.
         """
         if self._lock.closed:
             return
         try:
-            if self.step_open or self._lost:
-                self._txn.abort()
-            else:
+            if not (self.step_open or self._errors.failed):
                 self._may_write()
-                with _WRITING:
-                    self._txn.commit()
+                with self._errors:
+                    self._db.execute("COMMIT")
         finally:
-            self._env.close()
+            self._db.close()
             self._lock.close()
 
 
-class _Opened(NamedTuple):
-    """An environment as a reader holds it; `inode` tells whether the file at the path is still the same."""
+class _Reader(NamedTuple):
+    """A connection of a view. `inode` tells whether the file at the path is still the same."""
 
-    env: lmdb.Environment
-    handles: dict[str, lmdb._Database]
+    db: sqlite3.Connection
+    rings: frozenset[str]
     inode: int
 
 
 class StoreView:
     """Reads a store that another process writes, as of its last flush. Any thread may use it.
 
-    The store may be made, or made anew, after the view: it is opened when it is there. A file that is too short for all
-    its pages is checked first, since reading a page that is missing would end this process.
+    The store may be created, or replaced, after the view.
     """
 
-    def __init__(self, path: Path, *, wait_s: float = TIMEOUT_S) -> None:
-        """`wait_s`: how long a read may wait for that check, counted from its start."""
-        self._path, self._wait_s = path, wait_s
-        self._opening = threading.Lock()
-        self._opened: _Opened | None = None
-        self._check: Check | None = None
-        self._checked = 0, 0
-        """Inode and size of the file that is checked."""
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._errors = _Errors(path)
+        self._idle: list[_Reader] = []
+        """One for each thread that has read at the same time as others."""
 
-    @contextlib.contextmanager
+    @contextmanager
     def read(self) -> Iterator[Get | None]:
         """One moment of the store; None where there is no store yet.
 
         Raises:
-            StoreError: the store is of another format, damaged, still being checked, or cannot be read.
+            StoreError: the store is of another format, damaged, or cannot be read.
         """
+        with self._errors:
+            reader = self._reader()
+        if reader is None:
+            yield None
+            return
+        db, rings, _ = reader
+
+        def get(name: str, key: bytes) -> bytes | None:
+            with self._errors:
+                at = int.from_bytes(key, "big") if name in rings else key
+                row = db.execute(f"SELECT value FROM {name} WHERE key = ?", (at,)).fetchone()
+            return None if row is None else row[0]
+
         try:
-            opened = self._ready()
-            if opened is None:
-                yield None
-                return
-            with self._begin(opened.env) as txn:
-                yield lambda database, key: txn.get(key, None, opened.handles[database])
-        except (lmdb.Error, OSError) as error:
-            raise StoreError(f"{self._path}: cannot read the store: {error}") from error
+            db.execute("BEGIN")
+            yield get
+            db.execute("ROLLBACK")
+        except BaseException:
+            db.close()
+            raise
+        self._idle.append(reader)
 
     def close(self) -> None:
-        """Let go. May be called twice; a later read opens anew."""
-        with self._opening:
-            if self._opened is not None:
-                self._opened.env.close()
-                self._opened = None
-            self._forget_check()
+        """Close the file. May be called twice; a later read opens it again."""
+        while self._idle:
+            self._idle.pop().db.close()
 
-    def _begin(self, env: lmdb.Environment) -> Transaction:
-        try:
-            return env.begin()
-        except lmdb.MapResizedError:
-            env.set_mapsize(0)  # the writer came back with a larger map: take its size
-            return env.begin()
-
-    def _ready(self) -> _Opened | None:
-        try:
-            data = (self._path / "data.mdb").stat()
-        except FileNotFoundError:
+    def _reader(self) -> _Reader | None:
+        """A connection that no other thread uses; None where there is no store yet."""
+        file = self._path / FILE
+        _refuse_former_format(self._path)
+        if not file.exists():
             return None
-        if not data.st_size:
+        inode = file.stat().st_ino
+        while self._idle:
+            reader = self._idle.pop()
+            if reader.inode == inode:
+                return reader
+            reader.db.close()
+        db = _connect_reader(file)
+        try:
+            rings = self._rings(db)
+        except BaseException:
+            db.close()
+            raise
+        if rings is None:
+            db.close()
             return None
-        opened = self._opened
-        if opened is None or opened.inode != data.st_ino:
-            with self._opening:
-                if self._opened is None or self._opened.inode != data.st_ino:
-                    # The old one is not closed here: another thread may be reading it, and the last reader lets it go.
-                    self._opened = self._open(data.st_ino, data.st_size)
-                opened = self._opened
-        return opened
+        return _Reader(db, rings, inode)
 
-    def _open(self, inode: int, size_bytes: int) -> _Opened | None:
-        env = lmdb.open(
-            str(self._path), map_size=0, readonly=True, create=False, max_dbs=_DATABASES, max_readers=MAX_READERS
-        )
-        with contextlib.ExitStack() as unless_opened:
-            unless_opened.callback(env.close)
-            if missing_bytes(self._path, env):
-                self._refuse_damaged(inode, size_bytes)
-            with env.begin() as txn, txn.cursor() as cursor:
-                # An environment's unnamed database lists the named ones. The writer makes all in its first commit.
-                names = list(cursor.iternext(values=False))
-            # Not inside that transaction: LMDB keeps a handle only from one that is committed, and readers never are.
-            handles = {name.decode(): env.open_db(name, create=False) for name in names}
-            if not handles:
-                return None
-            with env.begin() as txn:
-                found = txn.get(_FORMAT_KEY, None, handles["meta"])
-            if found != number(FORMAT):
-                raise _wrong_format(self._path, found)
-            env.reader_check()  # slots of servers that were killed would keep old pages from being used again
-            unless_opened.pop_all()
-        return _Opened(env, handles, inode)
-
-    def _refuse_damaged(self, inode: int, size_bytes: int) -> None:
-        """Return only where the store is good. Damage that was found is believed until the file changes its size."""
-        is_same = self._checked == (inode, size_bytes)
-        if self._check is None or not (is_same or (self._checked[0] == inode and self._check.is_running)):
-            self._forget_check()
-            self._check, self._checked = Check(self._path, live=True), (inode, size_bytes)
-        is_good = self._check.result(self._wait_s)
-        if is_good is None and self._check.age_s < TIMEOUT_S:
-            raise StoreError(f"{self._path}: the store is being checked for damage, which may take a minute")
-        self._forget_check()
-        if not is_good:
-            raise StoreError(f"{self._path}: the store could not be checked for damage")
-
-    def _forget_check(self) -> None:
-        if self._check is not None:
-            self._check.close()
-            self._check = None
+    def _rings(self, db: sqlite3.Connection) -> frozenset[str] | None:
+        """Check the format. The names of the rings, or None before the first commit of a writer."""
+        names = dict(db.execute("SELECT name, sql FROM sqlite_schema"))
+        if not names:
+            return None
+        row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+        if row is None or row[0] != number(FORMAT):
+            raise _wrong_format(self._path, row and row[0])
+        return frozenset(name for name, sql in names.items() if "key INTEGER" in sql)
 
 
-def _allocate_lock(path: Path) -> None:
-    """Have the disk hold all of LMDB's lock file: a page of it that finds no room later is a SIGBUS, and no error.
+def _connect_reader(file: Path) -> sqlite3.Connection:
+    """A connection that cannot write."""
+    uri = f"{file.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
 
-    Raises:
-        OSError: there is no room.
-    """
-    size_bytes = path.stat().st_size if path.exists() else 0
-    if size_bytes < LOCK_BYTES and hasattr(os, "posix_fallocate"):
-        with path.open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, LOCK_BYTES)
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def _damaged(path: Path, why: str) -> StoreError:
+    return StoreError(f"{path}: the store is damaged ({why}); restore {path.parent} from a backup, or {ANEW}")
+
+
+def _refuse_former_format(path: Path) -> None:
+    if (path / FORMER_FILE).exists() and not (path / FILE).exists():
+        raise _wrong_format(path, number(FORMER_FORMAT))
 
 
 def _wrong_format(path: Path, found: bytes | None) -> StoreError:
@@ -563,16 +563,3 @@ def _wrong_format(path: Path, found: bytes | None) -> StoreError:
         f"{path}: the store is of format {number_found}, this version reads {FORMAT}: "
         f"go on with the version that wrote it, or {ANEW}"
     )
-
-
-def _changes(undo: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:
-    """Table, key and former value of each change of one step."""
-    at = 0
-    while at < len(undo):
-        index, key_size, value_size = _CHANGE.unpack_from(undo, at)
-        at += _CHANGE.size
-        key = undo[at : at + key_size]
-        at += key_size
-        value = None if value_size == _ABSENT else undo[at : at + value_size]
-        at += max(value_size, 0)
-        yield index, key, value

@@ -11,7 +11,6 @@ from streamlearn.labels import LabelState, LabelStatus
 from streamlearn.labels.held import HeldRow, newest_held
 from streamlearn.labels.rows import CORRECTED, PAYLOAD_AT, SCORED, LabelRow, key_of, unpack_sample
 from streamlearn.labels.store import Get, StoreView, number
-from streamlearn.labels.whole import TIMEOUT_S
 from streamlearn.records import Array, Position, Schema
 
 
@@ -21,10 +20,9 @@ class LedgerView:
     It may be opened before the learner has ever run: then it knows nothing until there is something to know.
     """
 
-    def __init__(self, path: Path, schema: Schema, *, wait_s: float = TIMEOUT_S) -> None:
-        """`wait_s`: how long a call may wait for a check of the store, see `StoreView`."""
+    def __init__(self, path: Path, schema: Schema) -> None:
         self._schema = schema
-        self._view = StoreView(path, wait_s=wait_s)
+        self._view = StoreView(path)
 
     def get(self, sample_id: str) -> LabelStatus | None:
         """What became of the label of a sample; None where neither is known.

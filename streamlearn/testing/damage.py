@@ -13,6 +13,7 @@ from random import Random
 
 from streamlearn.daemon.wiring import StatePaths
 from streamlearn.errors import CheckpointError
+from streamlearn.labels.store import FILE
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
 from streamlearn.state.journal import parse_line
 
@@ -32,7 +33,7 @@ def damage(paths: StatePaths, kind: str, draw: Random) -> bool:
         paths.epoch.write_bytes(b"")
         return True
     if file == "store":
-        return _damage_store(paths.store / "data.mdb", how, draw)
+        return _damage_store(paths.store / FILE, how, draw)
     return _damage_what_can_be_mended(paths, file, how, draw)
 
 

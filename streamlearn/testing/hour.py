@@ -93,7 +93,7 @@ class Seen:
     rss_mb: dict[str, float]
     """Of each process, by name; pages of mapped files count."""
     anonymous_mb: dict[str, float]
-    """The same without pages of files, which the kernel may drop: of LMDB's map, and of libraries."""
+    """The same without pages of files, which the kernel may drop: of libraries."""
     fds: dict[str, int]
     disk_mb: dict[str, float]
     """Blocks on disk: of the log, and of the rest of the state folder."""

@@ -31,6 +31,7 @@ from random import Random
 from streamlearn.broker import Broker, free_port
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.wiring import StatePaths, make_topics, open_log
+from streamlearn.labels.store import FILE
 from streamlearn.records import Offsets
 from streamlearn.state.journal import read_journal
 from streamlearn.state.points import VARIABLE
@@ -270,7 +271,7 @@ class Soak:
 
     def _damage_store(self, kind: str) -> bool:
         """A learner must refuse it, and name the way out, which is taken then; or nobody uses that page."""
-        data, kept, output = self._paths.store / "data.mdb", self._folder / "kept.mdb", self._folder / "learner.log"
+        data, kept, output = self._paths.store / FILE, self._folder / "kept.sqlite3", self._folder / "learner.log"
         if not data.exists():
             return False
         shutil.copyfile(data, kept)

@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 
 from streamlearn.errors import LogUnavailableError, StoreError
-from streamlearn.labels.store import Store, number
-from streamlearn.labels.whole import check_whole
+from streamlearn.labels.store import Store, check_whole, number
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.records import NewRecord, TopicPartition
 
@@ -35,7 +34,7 @@ def open_log(folder: Path) -> EmbeddedLog:
 
 
 def open_store(folder: Path) -> Store:
-    return Store(folder / "store", tables=("labels",), rings=("payloads",), map_size=1 << 28)
+    return Store(folder / "store", tables=("labels",), rings=("payloads",))
 
 
 def append_some(folder: Path) -> Iterator[str]:

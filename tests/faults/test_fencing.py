@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from support import until
 
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.labels.store import FILE
 from streamlearn.state.journal import parse_line, read_journal
 from streamlearn.state.points import VARIABLE
 from streamlearn.testing.damage import last_step
@@ -76,20 +78,24 @@ class Room:
 
     def lose_locks(self) -> None:
         """As when a folder was moved, or lies where locks do not reach."""
-        for path in (self.paths.root / "lock", self.paths.store / "writer.lock", self.paths.store / "lock.mdb"):
+        for path in (self.paths.root / "lock", self.paths.store / "writer.lock"):
             path.unlink()
 
     def content(self) -> dict[str, bytes]:
         """All that only a learner writes: not the log, nor what is wanted, which SQLite tidies up when it is closed.
 
+        Of the store its rows, since SQLite tidies it up as well.
         Of the journal the steps that a reader believes: a learner that is stopped between its look at the fence and
         its write appends one line when it wakes up, and that line's epoch is too old.
         """
         files = [path for path in sorted(self.paths.root.rglob("*")) if path.is_file()]
-        apart = [self.paths.log.parent, self.paths.journal]
+        apart = [self.paths.log.parent, self.paths.journal, self.paths.store]
         own = [path for path in files if not {*apart} & {*path.parents} and not path.name.startswith("wanted")]
         steps = repr(list(read_journal(self.paths.journal, 0))).encode()
-        return {"journal": steps} | {str(path): path.read_bytes() for path in own}
+        with closing(sqlite3.connect(f"{(self.paths.store / FILE).as_uri()}?mode=ro", uri=True)) as db:
+            tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema")]
+            rows = repr([db.execute(f"SELECT * FROM {name}").fetchall() for name in tables]).encode()
+        return {"journal": steps, "store": rows} | {str(path): path.read_bytes() for path in own}
 
     def journal_bytes(self) -> bytes:
         return b"".join(path.read_bytes() for path in sorted(self.paths.journal.iterdir()))
@@ -111,13 +117,13 @@ def room(tmp_path: Path, nursery: Nursery) -> Room:
     ("stopped_at", "environ"),
     [("ledger-flush.begin:4", FLUSHES), ("ledger-flush.begin:6", FLUSHES), ("journal-append.end:5", ONE_THREAD)],
 )
-def test_a_learner_that_wakes_up_after_its_successor_writes_nothing(
+def test_a_learner_that_wakes_up_after_another_was_started_writes_nothing(
     room: Room, stopped_at: str, environ: dict[str, str]
 ) -> None:
-    """The locks lost, another learner started and ended, the older one woken up: exit code 3, and no byte changed.
+    """The lock files lost, another learner started, the older one woken up: both end with code 3, and change nothing.
 
-    It stands between the sync of its journal and the flush of its ledger, or in the middle of a step.
-    Steps are in its memory, and stay there, though it may read pages that are its successor's by now.
+    The older one stands between the sync of its journal and the flush of its ledger, or in the middle of a step. So
+    SQLite's lock on the store is its own, and the other one is refused; but it has taken the next epoch.
     """
     room.send(60)
     older = room.start(environ={**environ, VARIABLE: f"{stopped_at}:stop"})
@@ -125,7 +131,8 @@ def test_a_learner_that_wakes_up_after_its_successor_writes_nothing(
     assert last_step(room.paths.journal) >= 1, "there is something to flush"
     room.lose_locks()
     room.send(40)
-    assert room.code(room.start("--until-end")) == 0, room.output.read_text()
+    assert room.code(room.start("--until-end")) == REFUSED, room.output.read_text()
+    assert "another learner has this store open" in room.output.read_text()
     before = room.content(), room.journal_bytes()
 
     os.kill(older, signal.SIGCONT)
@@ -133,27 +140,27 @@ def test_a_learner_that_wakes_up_after_its_successor_writes_nothing(
     assert room.code(older) == REFUSED, room.output.read_text()
     assert "has taken this state folder over" in room.output.read_text()
     assert (room.content(), room.journal_bytes()) == before
-    # What the successor left is whole: a third one reads on, and all is learned once.
+    # The state is whole: a third one reads on, and all is learned once.
     room.send(40)
     assert room.code(room.start("--until-end")) == 0, room.output.read_text()
     assert verify(room.config, []).told == []
 
 
-def test_a_line_that_an_older_learner_was_about_to_write_is_passed_by(room: Room) -> None:
-    """It stops after its look at the fence: what it writes late has an epoch that is too old, and nothing follows."""
+def test_a_line_that_an_older_learner_writes_late_is_learned_once(room: Room) -> None:
+    """It stops after its look at the fence: what it writes late has its old epoch, and nothing follows."""
     room.send(60)
     older = room.start(environ={**ONE_THREAD, VARIABLE: "journal-append.begin:5:stop"})
     until(lambda: room.stands_still(older), "the first learner to stop", 60.0)
     room.lose_locks()
     room.send(40)
-    assert room.code(room.start("--until-end")) == 0, room.output.read_text()
+    assert room.code(room.start("--until-end")) == REFUSED, room.output.read_text()
     before = room.content()
 
     os.kill(older, signal.SIGCONT)
 
     assert room.code(older) == REFUSED, room.output.read_text()
-    assert room.content() == before
-    segment = next(room.paths.journal.glob("*-000001.log"))  # the successor writes to one of its own
+    assert room.content()["store"] == before["store"]
+    segment = next(room.paths.journal.glob("*-000001.log"))  # a successor writes to its own
     late = parse_line(segment.read_bytes().splitlines(keepends=True)[-1])
     assert late is not None, "it was in the middle of a write"
     assert (late.step, late.epoch) == (5, 1)

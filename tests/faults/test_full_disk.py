@@ -45,7 +45,7 @@ def open_log(folder: Path) -> EmbeddedLog:
 
 
 def open_store(folder: Path) -> Store:
-    return Store(folder, tables=("labels",), rings=("payloads",), map_size=1 << 28)
+    return Store(folder, tables=("labels",), rings=("payloads",))
 
 
 class Appends:

@@ -118,8 +118,7 @@ class Run:
 
     def crash(self) -> None:
         """What kill -9 leaves: what was flushed. Then back to the checkpoint, and the journal once more."""
-        self.ledger._store._txn.abort()
-        self.ledger._store._env.close()
+        self.ledger._store._db.close()
         self.ledger._store._lock.close()
         step, state, scores = self.saved
         self.ledger = self._open()

@@ -96,8 +96,7 @@ def run_step(ledger: Ledger, step: int, steps: Sequence[Step]) -> None:
 
 def crash(ledger: Ledger) -> None:
     """What kill -9 leaves: nothing that was not flushed, and no lock."""
-    ledger._store._txn.abort()
-    ledger._store._env.close()
+    ledger._store._db.close()
     ledger._store._lock.close()
 
 
@@ -105,7 +104,7 @@ def dump(ledger: Ledger) -> dict[str, list[tuple[bytes, bytes]]]:
     """Every database but undo."""
     store = ledger._store
     databases = {**store.tables, **store.rings}
-    return {name: list(store._txn.cursor(database._handle)) for name, database in databases.items()}
+    return {name: store._db.execute(f"SELECT * FROM {name} ORDER BY key").fetchall() for name in databases}
 
 
 def final(ledger: Ledger, steps: int) -> dict[str, list[tuple[bytes, bytes]]]:

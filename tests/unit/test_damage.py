@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from streamlearn.daemon.wiring import StatePaths
+from streamlearn.labels.store import FILE
 from streamlearn.records import TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of, save_checkpoint
 from streamlearn.state.journal import Journal, read_journal
@@ -92,7 +93,7 @@ def test_the_last_step_is_found_at_the_end_of_a_long_journal(paths: StatePaths) 
 def test_a_store_loses_its_end_or_a_page(paths: StatePaths) -> None:
     """And nothing else."""
     paths.store.mkdir()
-    data, content = paths.store / "data.mdb", bytes(10 * 4096)
+    data, content = paths.store / FILE, bytes(10 * 4096)
     data.write_bytes(content)
 
     assert damage(paths, "store-garbage", Random(1))

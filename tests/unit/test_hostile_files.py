@@ -22,6 +22,7 @@ from served import FLOATS, Served, client_of, error_of
 
 import streamlearn
 from streamlearn.errors import CheckpointError, NotPublishedError, StateError, StoreError, StreamlearnError
+from streamlearn.labels.store import FILE
 from streamlearn.labels.view import LedgerView
 from streamlearn.labels.wanted_file import WantedQueue
 from streamlearn.metrics import ServerMetrics
@@ -140,8 +141,8 @@ class TestPickles:
             WantedQueue(path, per_hour=10, again_after_s=1.0).take(1, 100.0)
 
     def test_as_the_store_is_refused(self, tmp_path: Path, blob: bytes) -> None:
-        """LMDB does not know it."""
-        (tmp_path / "data.mdb").write_bytes(blob * 200)
+        """SQLite does not know it."""
+        (tmp_path / FILE).write_bytes(blob * 200)
         view = LedgerView(tmp_path, FLOATS)
 
         with pytest.raises(StreamlearnError):

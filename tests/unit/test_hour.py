@@ -57,7 +57,7 @@ class TestLook:
         """What is sparse takes no disk; the log is none of the rest."""
         (tmp_path / "log").mkdir()
         (tmp_path / "log" / "log.db").write_bytes(os.urandom(2 << 20))
-        with (tmp_path / "data.mdb").open("wb") as file:
+        with (tmp_path / "sparse").open("wb") as file:
             file.truncate(1 << 30)
         (tmp_path / "checkpoint").write_bytes(os.urandom(1 << 20))
 

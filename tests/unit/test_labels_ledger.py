@@ -94,9 +94,9 @@ class Book:
         return {name: getattr(self.ledger.counts(), name) for name in names}
 
     def view(self) -> LedgerView:
-        """What another process sees; this one must close first, since LMDB opens a store once in a process."""
+        """What another process sees."""
         self.ledger.end()
-        self.ledger.close()
+        self.ledger.flush()
         return LedgerView(self.path, SCHEMA)
 
     def reopen(self, schema: Schema) -> None:

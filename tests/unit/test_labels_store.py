@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import streamlearn.labels.store
 from streamlearn.errors import ANEW, StateLockedError, StoreError
-from streamlearn.labels.store import FORMAT, Store, StoreView, number
+from streamlearn.labels.store import FILE, FORMAT, Store, StoreView, check_whole, number
 
 
-def open_store(path: Path, map_size: int = 1 << 30) -> Store:
-    return Store(path, tables=("a", "b"), rings=("rows",), map_size=map_size)
+def open_store(path: Path) -> Store:
+    return Store(path, tables=("a", "b"), rings=("rows",))
 
 
 def crash(store: Store) -> None:
     """What kill -9 leaves: nothing that was not flushed, and no lock."""
-    store._txn.abort()
-    store._env.close()
+    store._db.close()
     store._lock.close()
+
+
+def view_once(path: Path) -> None:
+    with StoreView(path).read():
+        pass
 
 
 def put(store: Store, step: int, **values: str) -> None:
@@ -131,8 +141,7 @@ class TestRewind:
 
         store.prune(4)
 
-        kept = [int.from_bytes(key, "big") for key, _ in store._txn.cursor(store._undo)]
-        assert kept == [0, 5], "row 0 says how far was pruned"
+        assert store._db.execute("SELECT DISTINCT step FROM undo").fetchall() == [(5,)]
         store.close()
 
     def test_value_at_tells_what_a_key_held_when_a_step_ended(self, tmp_path):
@@ -199,14 +208,12 @@ class TestWithinAStep:
         """A label that waits and is joined in one step passes the queue without a trace."""
         store = open_store(tmp_path)
         put(store, 1, other="1")
-        before = store._txn.stat(store._undo)["entries"]
         store.begin(2)
         store.tables["a"].insert(b"key", b"2")
         store.tables["a"].delete(b"key")
         store.end()
 
-        undo = store._txn.get(number(2), db=store._undo)
-        assert (b"key" in undo, store._txn.stat(store._undo)["entries"]) == (False, before + 1)
+        assert store._db.execute("SELECT name FROM undo WHERE step = 2").fetchall() == [("step",)]
         store.close()
 
     def test_a_key_that_is_there_cannot_be_inserted(self, tmp_path):
@@ -230,7 +237,7 @@ class TestWithinAStep:
         store.end()
         table.get(b"key")
 
-        assert (table._now, table._stored, table._before) == ({}, {}, {})
+        assert (table._now, table._stored) == ({}, {})
         store.close()
 
 
@@ -289,18 +296,19 @@ class TestDurability:
         assert (store.step, content(store)) == (1, {"key": "1"})
         store.close()
 
-    def test_a_full_map_is_told_and_leaves_the_last_flush_whole(self, tmp_path):
-        """Running out of room names the settings that help, and can be mended by more room."""
-        store = open_store(tmp_path, map_size=1 << 20)
+    def test_a_full_disk_is_reported_and_leaves_the_last_flush_whole(self, tmp_path):
+        """The error names the settings that help; with more room the store goes on from the last flush."""
+        store = open_store(tmp_path)
         put(store, 1, key="1")
         store.flush()
+        store._db.execute("PRAGMA max_page_count = 256")
         store.begin(2)
 
-        with pytest.raises(StoreError, match=r"labels\.payload_max_bytes"):
+        with pytest.raises(StoreError, match=r"disk is full.*labels\.payload_max_bytes"):
             fill(store)
         store.close()
 
-        store = open_store(tmp_path, map_size=1 << 30)
+        store = open_store(tmp_path)
         assert (store.step, content(store), store.rings["rows"].get(number(0))) == (1, {"key": "1"}, None)
         store.close()
 
@@ -324,7 +332,7 @@ class TestDurability:
 
 class TestOpening:
     def test_a_second_writer_is_refused_at_once(self, tmp_path):
-        """LMDB alone would let it wait for ever."""
+        """It does not wait for the first one to end."""
         store = open_store(tmp_path)
 
         with pytest.raises(StateLockedError, match="another learner"):
@@ -337,19 +345,65 @@ class TestOpening:
         store.note("format", number(99))
         store.close()
 
-        with pytest.raises(StoreError, match=f"format 99, this version reads {FORMAT}: .*{ANEW}"):
-            open_store(tmp_path)
-        with pytest.raises(StoreError, match="format 99"), StoreView(tmp_path).read():
-            pass
+        for check in (open_store, view_once):
+            with pytest.raises(StoreError, match=f"format 99, this version reads {FORMAT}: .*{ANEW}"):
+                check(tmp_path)
 
     def test_a_file_that_is_no_store_is_refused(self, tmp_path):
         """Garbage is named, with its path, and not overwritten."""
-        (tmp_path / "data.mdb").write_bytes(b"garbage" * 5000)
+        (tmp_path / FILE).write_bytes(b"garbage" * 5000)
 
-        with pytest.raises(StoreError, match="cannot open the store"):
+        for check in (open_store, view_once, check_whole):
+            with pytest.raises(StoreError, match=f"{tmp_path}: the store is damaged .*{ANEW}"):
+                check(tmp_path)
+        assert (tmp_path / FILE).read_bytes() == b"garbage" * 5000
+
+    def test_a_database_of_something_else_is_refused(self, tmp_path):
+        """It is left as it is."""
+        with closing(sqlite3.connect(tmp_path / FILE)) as db:
+            db.execute("CREATE TABLE meta (something INTEGER)")
+
+        for check in (open_store, view_once):
+            with pytest.raises(StoreError, match=ANEW):
+                check(tmp_path)
+
+    def test_a_store_of_the_former_format_is_refused_by_writer_and_view(self, tmp_path):
+        """Format 4 was an LMDB environment. It is not taken for a folder without a store."""
+        (tmp_path / "data.mdb").write_bytes(b"pages")
+
+        for check in (open_store, view_once):
+            with pytest.raises(StoreError, match=f"format 4, this version reads {FORMAT}: .*{ANEW}"):
+                check(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["data.mdb"]
+
+    def test_a_writer_that_lost_its_lock_file_still_keeps_others_out(self, tmp_path):
+        """SQLite's own lock is in the file: a second writer gives up, and the first goes on."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        (tmp_path / "writer.lock").unlink()
+
+        with pytest.raises(StateLockedError, match="another learner"):
             open_store(tmp_path)
-        with pytest.raises(StoreError, match="cannot read the store"), StoreView(tmp_path).read():
-            pass
+
+        store.close()
+        store = open_store(tmp_path)
+        assert content(store) == {"key": "1"}
+        store.close()
+
+    def test_after_an_error_nothing_more_is_written(self, tmp_path):
+        """SQLite may have rolled back what came before the error, so the rest must not be committed alone."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.flush()
+        put(store, 2, key="2")
+        store.rings["rows"].append(number(1), b"1")
+        with pytest.raises(StoreError):
+            store.rings["rows"].append(number(1), b"again")
+        store.close()
+
+        store = open_store(tmp_path)
+        assert (store.step, content(store)) == (1, {"key": "1"})
+        store.close()
 
 
 class TestView:
@@ -373,7 +427,101 @@ class TestView:
 
     def test_a_file_without_a_first_commit_is_no_store_yet(self, tmp_path):
         """The writer makes the file before its first commit; a view that looks between sees nothing, and no error."""
-        (tmp_path / "data.mdb").touch()
+        (tmp_path / FILE).touch()
 
         with StoreView(tmp_path).read() as get:
             assert get is None
+
+    def test_a_read_sees_one_moment(self, tmp_path):
+        """A flush between two lookups of one read does not show in the second."""
+        store, view = open_store(tmp_path), StoreView(tmp_path)
+        put(store, 1, one="1", other="1")
+        store.flush()
+
+        with view.read() as get:
+            seen = [get("a", b"one")]
+            put(store, 2, one="2", other="2")
+            store.flush()
+            seen.append(get("a", b"other"))
+        with view.read() as get:
+            seen.append(get("a", b"other"))
+
+        assert seen == [b"1", b"1", b"2"]
+        view.close()
+        store.close()
+
+    def test_threads_read_at_once(self, tmp_path):
+        """Each read has a connection of its own; idle ones are used again."""
+        store, view = open_store(tmp_path), StoreView(tmp_path)
+        put(store, 1, key="1")
+        store.flush()
+        together = threading.Barrier(4)
+
+        def look(_):
+            with view.read() as get:
+                together.wait(10.0)
+                return get("a", b"key")
+
+        with ThreadPoolExecutor(4) as pool:
+            seen = [list(pool.map(look, range(4))) for _ in range(5)]
+
+        assert seen == [[b"1"] * 4] * 5
+        assert len(view._idle) == 4
+        view.close()
+        store.close()
+
+
+class TestSize:
+    """The file and its write-ahead log stay within a bound (I6)."""
+
+    def test_the_file_uses_the_space_of_removed_rows_again(self, tmp_path):
+        """Ten times what is kept passes through; the file is at most twice as large as after the first part."""
+        store, sizes = open_store(tmp_path), []
+        for part in range(10):
+            store.begin(part + 1)
+            for row in range(part * 500, part * 500 + 500):
+                store.rings["rows"].append(number(row), bytes(4000))
+                store.tables["a"].insert(number(row), number(row))
+                if row >= 500:
+                    store.tables["a"].delete(number(row - 500))
+            store.end()
+            store.rings["rows"].trim(part * 500)
+            store.prune(part + 1)
+            store.flush()
+            store._db.execute("COMMIT")
+            store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            store._db.execute("BEGIN IMMEDIATE")
+            sizes.append((tmp_path / FILE).stat().st_size)
+        store.close()
+
+        assert max(sizes) < 2.5 * sizes[0]
+
+    def test_the_write_ahead_log_is_emptied_though_somebody_reads_all_the_time(self, tmp_path, monkeypatch):
+        """A reader is always in the middle of a read, as many servers would be; each read is short."""
+        monkeypatch.setattr(streamlearn.labels.store, "WAL_MAX_BYTES", 1 << 20)
+        store, view, stop = open_store(tmp_path), StoreView(tmp_path), threading.Event()
+
+        def look():
+            while not stop.is_set():
+                with view.read() as get:
+                    get("a", b"key")
+                    time.sleep(0.005)
+
+        readers = [threading.Thread(target=look) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        sizes = []
+        for step in range(1, 41):
+            store.begin(step)
+            for row in range(step * 100, step * 100 + 100):
+                store.rings["rows"].append(number(row), bytes(4000))
+            store.end()
+            store.flush()
+            sizes.append((tmp_path / f"{FILE}-wal").stat().st_size)
+        stop.set()
+        for reader in readers:
+            reader.join()
+        view.close()
+        store.close()
+
+        assert max(sizes) <= 4 << 20, "17 MB were written"
