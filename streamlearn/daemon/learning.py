@@ -108,7 +108,7 @@ def _learn(
         journaled = list(read_journal(paths.journal, checkpoint.step))
         check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
         if not check_whole(paths.store):
-            _log.warning("store_not_walked", path=str(paths.store), why="too large or slow to read, or killed")
+            _log.warning("store_not_walked", path=str(paths.store), why="too large")
         try:
             with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching, fence=fence) as wired:
                 wired.restore(checkpoint)

@@ -1,6 +1,6 @@
 """The embedded log: Kafka's semantics on one disk, on SQLite in WAL mode with synchronous=FULL.
 
-Why SQLite and not LMDB: `benchmarks/logs.py`, figures in ARCHITECTURE.md under D2. Any number of processes may append
+How fast it is: `benchmarks/logs.py`, figures in ARCHITECTURE.md under D2. Any number of processes may append
 and read at once; the database file is all they share, and it must lie on a local disk. Between processes SQLite's write
 lock decides who writes; threads of one process write together (`grouping`).
 

@@ -1,6 +1,6 @@
 """The n-th system call by which the embedded log or the store writes or syncs fails with EIO, once or from then on.
 
-SQLite and LMDB write by themselves, so strace stands between them and the kernel: it answers the n-th call of a kind in
+SQLite writes by itself, so strace stands between it and the kernel: it answers the n-th call of a kind in
 the kernel's place. What was acknowledged must be there for the next process, whole; what failed must have been said.
 STREAMLEARN_LONG_FAULTS=1 (`make soak`) takes every n; else the last one and one in the middle.
 """
@@ -126,7 +126,7 @@ def calls_of(part: str, folder: Path) -> Counter[str]:
 def test_nothing_acknowledged_is_lost_whichever_call_fails(tmp_path: Path, part: str) -> None:
     """Each kind of call, each n (or some), once and from then on."""
     if shutil.which("strace") is None:
-        pytest.skip("NOT TESTED: writes and syncs of SQLite and LMDB that fail with EIO. Install strace")
+        pytest.skip("NOT TESTED: writes and syncs of SQLite that fail with EIO. Install strace")
     counted = calls_of(part, tmp_path / "counted")
     assert counted["fdatasync"] > 0
     failed = 0

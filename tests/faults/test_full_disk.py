@@ -1,7 +1,7 @@
 """Every page that the embedded log and the store write fails once: a real disk that takes n pages more, for every n.
 
 Once for a moment (room again right after the first error), once for long (none until all is closed, and opened anew).
-SQLite and LMDB write by themselves, so no seam of ours is in their way: a tmpfs is made as small as it has to be, and
+SQLite writes by itself, so no seam of ours is in its way: a tmpfs is made as small as it has to be, and
 the kernel says ENOSPC. `FaultyFiles` fails the n-th operation of checkpoint, journal and publish.
 """
 
