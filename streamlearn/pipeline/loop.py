@@ -49,6 +49,7 @@ from streamlearn.records import (
 _JOURNAL_CROWDED = 0.5
 """From this load on, the next checkpoint is saved at once, and from 1 on no step is taken while a save is under way."""
 
+
 class Pipeline:
     """Runs in one thread, the only one that touches student, ledger and memory."""
 
