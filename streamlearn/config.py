@@ -526,7 +526,7 @@ class ServeConfig(_Section):
     admin_token: SecretStr | None = None
     """Opens everything, and alone the routes that change what is served."""
     insecure: bool = False
-    """Allow a public address without a token."""
+    """Without a token: allow a public address, and any Host and Origin header."""
     max_body_bytes: int = Field(16 << 20, ge=1024, le=1 << 30)
     """Larger bodies get 413."""
     max_instances: int = Field(1024, ge=1, le=100_000)

@@ -564,7 +564,7 @@ def _body(rng: random.Random, codec: Codec) -> tuple[str, bytes]:
 
 
 def _request_headers(rng: random.Random, content_type: str, body: bytes) -> list[tuple[bytes, bytes]]:
-    sent = [(b"host", b"a"), (b"content-type", content_type.encode())]
+    sent = [(b"host", b"localhost"), (b"content-type", content_type.encode())]
     if rng.random() < 0.8:
         token = "Bearer rule" if rng.random() < 0.8 else pick(rng, TOKENS_SENT)
         sent.append((b"authorization", token.encode()))

@@ -35,6 +35,8 @@ SETTINGS = ServeSettings(
     timeout_s=20.0,
     stale_after_s=60.0,
 )
+URL = "http://localhost"
+"""A server without a token answers to no other names than loopback's."""
 X = [0.5, -1.0, 2.0, 0.25]
 RAW = {"content-type": "application/octet-stream"}
 NPY = {"content-type": "application/x-npy"}
@@ -104,7 +106,7 @@ class Served:
 
 @contextlib.contextmanager
 def client_of(served, **options):
-    with TestClient(served.app, **options) as client:
+    with TestClient(served.app, base_url=URL, **options) as client:
         yield client
 
 

@@ -151,6 +151,7 @@ def _settings(config: Config, name: str) -> ServeSettings:
         predict_token=_secret(serve_config.predict_token),
         label_token=_secret(serve_config.label_token),
         admin_token=_secret(serve_config.admin_token),
+        insecure=serve_config.insecure,
         max_body_bytes=serve_config.max_body_bytes,
         max_instances=serve_config.max_instances,
         queue=serve_config.queue,

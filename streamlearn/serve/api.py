@@ -91,7 +91,7 @@ def create_app(parts: ServerParts, settings: ServeSettings) -> FastAPI:
     # The edge checks tokens; this only has OpenAPI say so.
     bearer = [Depends(HTTPBearer(auto_error=False))]
     known = Depends(_known_parameters)
-    guarded = APIRouter(dependencies=[known])
+    guarded = APIRouter(dependencies=[known], responses=responses(403))
     if settings.wants_tokens:
         guarded = APIRouter(dependencies=[*bearer, known], responses=responses(401, 403))
     add_predict_route(guarded, parts, settings, bodies=bodies, batcher=batcher, inlet=inlet)

@@ -1,4 +1,4 @@
-"""The edge of the API, around every route: the request's id, the bearer token and its roles, and the time it took.
+"""The edge of the API, around every route: the request's id, who may do what, and the time it took.
 
 | token | opens |
 |---|---|
@@ -10,11 +10,16 @@
 Where none of them is set, all is open but admin, which nobody may do by not having set a token. Where any is set, every
 route but health wants one: what is not in the table of roles, `/metrics`, `/score` and the documentation among it, any.
 `/predict` with `learn` is predict: a sample that was asked about may be learned from, only a label says what it was.
+
+A server without a token is on loopback, where web pages in a browser of the same machine reach it. So it refuses a Host
+that is not loopback, which a page has that points its own name at 127.0.0.1 (DNS rebinding), and whatever a browser
+marks as sent by a page of another origin. `serve.insecure` turns this off, and lets it bind any address.
 """
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 import string
 import time
@@ -31,6 +36,7 @@ from streamlearn.serve.parts import ServeSettings
 from streamlearn.serve.replies import error_reply
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OPEN_PREFIX = "/health/"
 """Probes carry no token."""
@@ -70,6 +76,7 @@ class Edge:
             (settings.admin_token, set(Role)),
         )
         self._grants = [(token.encode(), roles) for token, roles in grants if token]
+        self._is_local = not self._grants and not settings.insecure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -107,6 +114,8 @@ class Edge:
         """Why the bearer may not do this; None where it may. A stranger learns no more than that a token is wanted."""
         if path.startswith(OPEN_PREFIX):
             return None
+        if self._is_local and (foreign := _foreign(headers)):
+            return foreign
         held = self._roles(headers)
         if self._grants and not held:
             return _UNAUTHORISED
@@ -128,6 +137,42 @@ class Edge:
         return set().union(*(roles for (_, roles), match in zip(self._grants, matches, strict=True) if match))
 
 
+def _foreign(headers: Headers) -> RequestError | None:
+    """Why a request may come from a web page of somebody else; None where it does not.
+
+    One without these headers comes from a program: all browsers send Host, and Origin or Sec-Fetch-Site from any page
+    but the server's own.
+    """
+    hosts = headers.getlist("host")
+    for host in hosts:
+        if not _is_loopback(host):
+            message = (
+                f"This server has no token and answers to loopback names alone; the Host header is {host!r:.200}. Use "
+                f"http://localhost or http://127.0.0.1, or set serve.token. {_INSECURE}"
+            )
+            return RequestError(403, "wrong_host", message)
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+    is_same = origin is None or origin.partition("://")[2].lower() in (host.lower() for host in hosts)
+    if is_same and site in ("same-origin", "none"):
+        return None
+    name, value = ("Sec-Fetch-Site", site) if is_same else ("Origin", origin)
+    message = (
+        f"This server has no token and answers no web page of another origin; the {name} header is {value!r:.200}. "
+        f"Open its address directly, or set serve.token. {_INSECURE}"
+    )
+    return RequestError(403, "wrong_origin", message)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine, with any port or none."""
+    match = _HOST.fullmatch(host)
+    name = "" if match is None else match[1].strip("[]").lower()
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
 def _make_ascii(scope: Scope) -> None:
     """Percent-encode what a client should have: httptools refuses raw bytes, other servers hand them on to fail on."""
     query: bytes = scope["query_string"]
@@ -135,6 +180,7 @@ def _make_ascii(scope: Scope) -> None:
         scope["query_string"] = quote_from_bytes(query, safe=string.printable).encode()
 
 
+_INSECURE = "serve.insecure = true turns this check off."
 _UNAUTHORISED = RequestError(
     401,
     "unauthorised",

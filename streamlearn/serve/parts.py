@@ -85,6 +85,8 @@ class ServeSettings:
     label_token: str | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
     """What each token opens stands in `edge`."""
+    insecure: bool = False
+    """Answer any Host and Origin without a token."""
 
     @property
     def wants_tokens(self) -> bool:

@@ -244,7 +244,7 @@ class ReadyReply(_Shape):
 
 _HINTS = {
     401: "The token is missing or wrong.",
-    403: "The token does not open this route, or the server has no admin token.",
+    403: "The token does not open this route, no admin token is set, or no token at all and Host or Origin is foreign.",
     404: "Unknown id.",
     408: "The body came too slowly.",
     413: "The body, or what its ids stand for, is larger than the server takes.",

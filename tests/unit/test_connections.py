@@ -96,6 +96,11 @@ class TestWhatIsNoRequest:
 
         assert reply.startswith(b"HTTP/1.1 200 ")
 
+    def test_http_1_0_without_a_host_is_answered(self, port: int) -> None:
+        """Though this server has no token, and refuses hosts that are not loopback: every browser sends one."""
+        assert exchange(port, b"GET /model HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        error_in(exchange(port, b"GET /model HTTP/1.1\r\nhost: a\r\n" + CLOSE), 403, "wrong_host")
+
     def test_noise_never_takes_the_server_down(
         self, port: int, served: Served, caplog: pytest.LogCaptureFixture
     ) -> None:

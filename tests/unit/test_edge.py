@@ -102,6 +102,100 @@ class TestRoles:
         assert "position" in reply.json()["predictions"][0]
 
 
+class TestWebPages:
+    """A server without a token, and pages in a browser of its machine."""
+
+    @pytest.mark.parametrize(
+        "host",
+        ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.1:8080", "127.8.9.10:1", "[::1]", "[::1]:8080"],
+    )
+    def test_loopback_by_any_name_and_port_is_answered(self, open_to_all, host):
+        """A container's port may be published under another number."""
+        assert open_to_all.get("/model", headers={"host": host}).status_code == 200
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "evil.example",
+            "evil.example:8080",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "localhost:80:80",
+            "localhost@evil.example",
+            "0.0.0.0:8080",
+            "10.0.0.1",
+            "[::2]",
+            "[::1",
+            "",
+            "\u0660",
+        ],
+    )
+    @pytest.mark.parametrize(("method", "path", "role"), ROUTES)
+    def test_another_host_is_refused_everywhere(self, open_to_all, host, method, path, *, role):
+        """DNS rebinding: the page's own name leads to 127.0.0.1, and to the browser it is one origin."""
+        reply = open_to_all.request(method, path, headers={"host": host.encode()})
+
+        told = error_of(reply, 403, "wrong_host")
+        for named in ("Host", "serve.token", "serve.insecure"):
+            assert named in told.message
+
+    def test_each_host_must_be_loopback(self, open_to_all):
+        """Two are no HTTP, and one of them may be what somebody else goes by."""
+        reply = open_to_all.get("/model", headers=[("host", "localhost"), ("host", "evil.example")])
+
+        error_of(reply, 403, "wrong_host")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("Origin", "http://evil.example"),
+            ("Origin", "http://localhost:3000"),
+            ("Origin", "null"),
+            ("Origin", ""),
+            ("Sec-Fetch-Site", "cross-site"),
+            ("Sec-Fetch-Site", "same-site"),
+        ],
+    )
+    @pytest.mark.parametrize(("method", "path"), [("GET", "/label/wanted"), ("POST", "/label"), ("GET", "/metrics")])
+    def test_a_page_of_another_origin_is_refused(self, open_to_all, name, value, method, path):
+        """An image or a form needs no leave to send: a GET of /label/wanted hands out samples, a label teaches."""
+        told = error_of(open_to_all.request(method, path, headers={name: value}), 403, "wrong_origin")
+
+        assert name in told.message
+        assert "serve.token" in told.message
+
+    @pytest.mark.parametrize("origin", ["http://localhost:8080", "https://LocalHost:8080"])
+    @pytest.mark.parametrize("site", ["same-origin", "none"])
+    def test_its_own_pages_and_an_address_that_was_typed_are_answered(self, open_to_all, origin, site):
+        """The documentation at /docs tries requests out; a proxy on this machine may end TLS."""
+        headers = {"host": "localhost:8080", "origin": origin, "sec-fetch-site": site}
+
+        assert open_to_all.post("/predict", json={"x": X}, headers=headers).status_code == 200
+
+    def test_probes_are_answered_by_any_name(self, open_to_all):
+        """They ask by the address of a container or a node."""
+        headers = {"host": "10.1.2.3:8080", "origin": "http://evil.example"}
+
+        assert open_to_all.get("/health/ready", headers=headers).status_code == 200
+
+    @pytest.mark.parametrize("settings", [{"token": "one"}, {"admin_token": "one"}, {"insecure": True}])
+    def test_with_a_token_or_where_it_is_meant_any_name_will_do(self, tmp_path, settings):
+        """A page knows no token; `serve.insecure` is for proxies that ask who is there themselves."""
+        headers = {"host": "ml.example", "origin": "http://evil.example", "sec-fetch-site": "cross-site"}
+
+        with client_of(started(tmp_path, **settings)) as client:
+            assert client.get("/model", headers={**headers, **bearer("one")}).status_code == 200
+
+    def test_what_is_refused_is_counted(self, tmp_path):
+        """As are wrong tokens."""
+        served = started(tmp_path)
+
+        with client_of(served) as client:
+            client.get("/model", headers={"host": "evil.example"})
+
+        assert 'streamlearn_rejected_total{reason="unauthorised"} 1.0' in served.metrics.text()
+
+
 class TestSettings:
     @pytest.mark.parametrize(("method", "path", "role"), ROUTES)
     def test_without_any_token_all_is_open_but_admin(self, open_to_all, method, path, *, role):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from served import FLOATS, IMAGES, JSON, NPY, RAW, Served, X, client_of, error_of, store
+from served import FLOATS, IMAGES, JSON, NPY, RAW, URL, Served, X, client_of, error_of, store
 from starlette.requests import Request
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
@@ -656,7 +656,7 @@ class TestLabel:
         parts = replace(served.parts, codec=Codec(FLOATS, unknown_class="hold"))
         labels = [{"id": "a", "label": "wolf"}, {"id": "b", "label": "cat"}, {"id": "c", "label": "17"}]
 
-        with TestClient(create_app(parts, served.settings)) as client:
+        with TestClient(create_app(parts, served.settings), base_url=URL) as client:
             reply = client.post("/label", json={"labels": labels})
 
         items = schemas.AppendReply.model_validate(reply.json()).items
@@ -673,7 +673,7 @@ class TestLabel:
         parts = replace(served.parts, codec=Codec(served.schema, unknown_class="grow"))
         names = ("wolf", "bear", "cat")
 
-        with TestClient(create_app(parts, served.settings)) as client:
+        with TestClient(create_app(parts, served.settings), base_url=URL) as client:
             labels = client.post("/label", json={"labels": [{"id": name, "label": name} for name in names]})
             samples = client.post("/sample", json={"samples": [{"id": name, "x": X, "label": name} for name in names]})
 
@@ -812,7 +812,7 @@ class TestSample:
         parts = replace(served.parts, codec=Codec(FLOATS, unknown_class="hold"))
         samples = [{"id": "a", "x": X, "label": "wolf"}, {"id": "b", "x": X, "label": 17}, {"id": "c", "x": X}]
 
-        with TestClient(create_app(parts, served.settings)) as client:
+        with TestClient(create_app(parts, served.settings), base_url=URL) as client:
             reply = client.post("/sample", json={"samples": samples})
 
         assert [item.get("state") for item in reply.json()["items"]] == ["held", None, "accepted"]
@@ -1141,7 +1141,7 @@ class TestErrorsAndEdge:
 
         app = create_app(replace(served.parts, learner_status=broken), served.settings)
 
-        with TestClient(app, raise_server_exceptions=False) as client, capture_logs() as logged:
+        with TestClient(app, base_url=URL, raise_server_exceptions=False) as client, capture_logs() as logged:
             reply = client.get("/model")
             text = client.get("/metrics").text
 

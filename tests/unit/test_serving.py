@@ -160,6 +160,11 @@ class TestSettings:
 
         assert (told.token, told.predict_token, told.label_token, told.admin_token) == (None, None, "tell", "rule")
 
+    @pytest.mark.parametrize("insecure", [False, True])
+    def test_insecure_reaches_the_server(self, tmp_path: Path, insecure: bool) -> None:
+        """Without a token it decides about Host and Origin."""
+        assert _settings(config_in(tmp_path, **{"serve.insecure": insecure}), "server-0").insecure is insecure
+
 
 class TestCard:
     def test_stands_while_the_process_serves_and_is_removed_at_its_end(self, tmp_path: Path) -> None:
