@@ -196,7 +196,8 @@ class ModelConfig(_Section):
     norm: Literal["auto", "batch", "robust_batch", "group", "layer", "none"] = "auto"
     """Norm layers of a built-in network; auto is none for mlp, batch for the others. docs/networks.md compares them."""
     normalise: bool = True
-    """Standardise inputs by running mean and variance, kept in the checkpoint. For tables; usually off for images."""
+    """Standardise inputs by running mean and variance, kept in the checkpoint. For tables; usually off for images.
+    If off, inputs (after schema.scale) are clipped at 1e6, and labelled samples beyond that are not replayed."""
 
     @model_validator(mode="after")
     def _check_norm(self) -> ModelConfig:

@@ -9,7 +9,8 @@ What it goes by, and why it does not cry wolf:
 
 nonfinite
     Skipped steps leave everything untouched, so a burst that has ended is forgotten. One that has not may be a place
-    in weight space from which no step is finite.
+    in weight space from which no step is finite. A teacher whose weights, buffers or answers to the probe are not
+    finite is not published, whatever the steps are.
 collapsed
     The teacher gives few classes to a probe that holds many. A teacher that has just begun, or just met new classes,
     does so too. So its entropy must have *fallen*: below a share of the probe's own and of the highest that it has had.
@@ -119,6 +120,8 @@ class Signals:
     """Of the student, so far."""
     skipped_in_a_row: int
     """Steps up to now that were not finite."""
+    finite: bool
+    """The teacher's weights, buffers and answers to the probe."""
     distance: float
     """||theta' - theta|| / ||theta||, teacher to student."""
     probe_entropy: float | None
@@ -126,7 +129,7 @@ class Signals:
     probe_label_entropy: float | None
     """Of the probe's own labels."""
     twin_probe_entropy: float | None
-    """Of the classes that the twin gives to it; None without a twin."""
+    """Of the classes that the twin gives to it; None without a twin, or if its answers are not finite."""
     gain: float | None
     """Teacher's accuracy minus the twin's, over the window."""
     gain_high: float | None
@@ -288,7 +291,7 @@ class Guard:
 
     def _find(self, signals: Signals) -> tuple[Reason, ...]:
         found: dict[Reason, bool] = {
-            "nonfinite": signals.skipped_in_a_row >= self._settings.max_skipped,
+            "nonfinite": signals.skipped_in_a_row >= self._settings.max_skipped or not signals.finite,
             "collapsed": self._collapsed(signals),
             "exploded": self._exploded(signals),
             "stuck": self._stuck(signals),

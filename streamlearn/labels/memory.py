@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -139,6 +139,10 @@ class LabelledMemory:
         self._file(slot, class_index)
         return True
 
+    def evict(self, sample_id: str) -> None:
+        """Remove a row that is held."""
+        self._remove(self._slots[sample_id])
+
     def draw_into(self, x_L: Array, y_L: npt.NDArray[np.int64], step: int) -> list[str]:
         """Fill the caller's rows: never drawn ones first, oldest first, then as many of each class.
 
@@ -158,6 +162,11 @@ class LabelledMemory:
         np.take(self._x, slots_L, axis=0, out=x_L, mode="clip")  # "raise" would copy through a buffer
         y_L[:] = [self._classes[slot] for slot in slots_L]
         return new_ids
+
+    def rows(self, sample_ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int64]]:
+        """Copies of rows that are held, and their classes."""
+        slots = [self._slots[sample_id] for sample_id in sample_ids]
+        return self._x[slots], np.array([self._classes[slot] for slot in slots], np.int64)
 
     def probe(self, n: int, step: int) -> tuple[Array, npt.NDArray[np.int64]]:
         """At most n rows and their classes, as many of each class, chosen by the step. Changes nothing."""

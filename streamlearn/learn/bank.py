@@ -16,6 +16,7 @@ from torch import Tensor
 from streamlearn.learn.step import Trainee
 from streamlearn.learn.teacher import TeacherAverage
 from streamlearn.models.build import Classifier
+from streamlearn.records import UNLABELLED
 
 
 class Bank:
@@ -55,5 +56,6 @@ class Bank:
 
 @torch.no_grad()
 def answers(candidates: Sequence[Classifier], prepared: Tensor) -> Tensor:
-    """The classes that each candidate gives to prepared samples, (K, B)."""
-    return torch.stack([candidate.net(prepared).argmax(dim=1) for candidate in candidates])
+    """The classes that each candidate gives to prepared samples, (K, B); UNLABELLED where its answer is not finite."""
+    logits_KBC = torch.stack([candidate.net(prepared) for candidate in candidates])
+    return torch.where(torch.isfinite(logits_KBC).all(dim=2), logits_KBC.argmax(dim=2), UNLABELLED)

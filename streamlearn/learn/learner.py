@@ -7,6 +7,7 @@ with the same number of threads. Padding is cut off before anything sees it, so 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,7 @@ from streamlearn.learn.rows import Augment, Rows
 from streamlearn.learn.step import StepCosts, Trainee, set_training, train_step
 from streamlearn.learn.twin import Twin
 from streamlearn.models.build import Classifier, ModelSpec
-from streamlearn.models.normalise import RunningNorm
+from streamlearn.models.normalise import LARGEST_INPUT, InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
 from streamlearn.records import UNLABELLED, Array, MicroBatch, Probabilities
 
@@ -42,7 +43,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The classes that each network gives to the same samples."""
+    """The classes that each network gives to the same samples; UNLABELLED where its answer is not finite."""
 
     candidates_KB: npt.NDArray[np.int64]
     """Of each that could be served, in the order of `Learner.candidates`."""
@@ -66,6 +67,8 @@ class Health:
     """Steps up to now that were not finite."""
     distance: float
     """||theta' - theta|| / ||theta||, over all parameters of teacher and student."""
+    finite: bool
+    """Whether the teacher's parameters and float buffers are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +228,36 @@ class Learner:
             teacher: list[Tensor] = list(self._trainee.teacher.net.parameters())
             moved = nn.utils.get_total_norm(torch._foreach_sub(teacher, student))  # noqa: SLF001
             distance = moved / nn.utils.get_total_norm(student).clamp_min(1e-12)
-            skipped, relative = torch.stack((self._skipped_in_a_row, distance)).tolist()
-        return Health(self._updates, round(skipped), relative)
+            buffers, _ = self._trainee.average.float_buffers()
+            largest = nn.utils.get_total_norm([*teacher, *buffers], norm_type=math.inf)
+            skipped, relative, largest_value = torch.stack((self._skipped_in_a_row, distance, largest)).tolist()
+        return Health(self._updates, round(skipped), relative, math.isfinite(largest_value))
+
+    def clips(self, x: Array) -> bool:
+        """Whether a value of this sample (*shape) is clipped for want of input statistics that would bound it."""
+        normalise = self._trainee.student.normalise
+        largest = float(np.abs(x.astype(np.float64)).max(initial=0.0)) * self.spec.scale
+        return isinstance(normalise, InputBound) and largest > LARGEST_INPUT
+
+    def breaking_rows(self, x: Array, y: Array) -> list[int]:
+        """Which of the labelled rows x (n, *shape), each alone, have a loss or gradient that is not finite.
+
+        Empty where all of them do: then the weights are the cause. For steps that were skipped; changes nothing.
+        """
+        student = self._trainee.student
+        with torch.no_grad():
+            x_B = student.prepare(self._to_device(np.require(x, requirements=["C", "W"])))
+        labels_B = self._to_device(np.require(y, requirements=["C", "W"]))
+        parameters = [parameter for parameter in student.net.parameters() if parameter.requires_grad]
+        set_training(student, training=False)
+        found = []
+        for row in range(len(x_B)):
+            loss = nn.functional.cross_entropy(student.net(x_B[row : row + 1]), labels_B[row : row + 1])
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+            if not torch.isfinite(loss + norm):
+                found.append(row)
+        return found if len(found) < len(x_B) else []
 
     def keep_good(self) -> None:
         """Keep a copy of the teacher as one to go back to, beside the one before it."""

@@ -1,12 +1,13 @@
 """One step t of training: costs, gradient, student, teacher. It reads like the paper, and it never half-happens.
 
-A loss or gradient that is not finite leaves student, teacher, optimizer and every buffer untouched (I4). On a CPU the
-host looks and turns back. On a GPU looking would make it wait for the device, so there everything downstream takes the
-answer as a tensor: the fused optimizer by its `found_inf`, the teacher by a zero weight, buffers by `where`.
+A loss, gradient or buffer that is not finite leaves student, teacher, optimizer and all buffers untouched (I4). On a
+CPU the host checks and turns back. A GPU would make the host wait, so there everything downstream takes the answer as
+a tensor: the fused optimizer by its `found_inf`, the teacher by a zero weight, buffers by `where`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -157,7 +158,8 @@ def train_step(
     for parameter in parameters:
         parameter.grad = None
     loss.backward()
-    skipped = _not_finite(loss, [parameter.grad for parameter in parameters if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    skipped = _not_finite(loss, gradients, trainee.average.float_buffers()[1])
 
     # 3. The gradient moves the student.  4. The average moves the teacher.
     if trainee.host_may_ask:
@@ -176,9 +178,11 @@ def train_step(
 
 
 @torch.no_grad()
-def _not_finite(loss: Tensor, gradients: list[Tensor]) -> Tensor:
-    """Whether loss or the norm of the whole gradient is not a finite float32; a 0-d bool on the device.
+def _not_finite(loss: Tensor, gradients: list[Tensor], buffers: list[Tensor]) -> Tensor:
+    """Whether loss, the norm of the whole gradient, or a buffer is not finite in float32; a 0-d bool on the device.
 
-    The norm overflows before AdamW's squares do, and those would stay infinite for ever.
+    The norm overflows before AdamW's squares do, and those would stay infinite. Batch statistics are squares too, and
+    the loss of the batch that makes them infinite is finite.
     """
-    return ~torch.isfinite(loss + nn.utils.get_total_norm(gradients))
+    largest = nn.utils.get_total_norm(buffers, norm_type=math.inf)
+    return ~torch.isfinite(loss + nn.utils.get_total_norm(gradients) + largest)

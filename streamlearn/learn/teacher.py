@@ -68,10 +68,13 @@ class TeacherAverage:
         # After a skipped step the student's buffers are those that the teacher has copied before.
         self._copy_others()
 
+    def float_buffers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Of teacher and of student: those that are averaged, and must stay finite."""
+        return read_slots([teacher for teacher, _ in self._averaged]), read_slots([of for _, of in self._averaged])
+
     def _floats(self, step: int, alpha: float) -> list[tuple[list[Tensor], list[Tensor], float]]:
         """Tensors of the teacher, the same of the student, and the decay between them."""
-        teacher_buffers = read_slots([teacher for teacher, _ in self._averaged])
-        student_buffers = read_slots([student for _, student in self._averaged])
+        teacher_buffers, student_buffers = self.float_buffers()
         teacher_weights, student_weights = self._parameters
         groups = [
             (teacher_weights, student_weights, ema_decay(step, alpha=alpha, share=self._share)),
@@ -85,4 +88,4 @@ class TeacherAverage:
 
 
 def _can_be_averaged(buffer: Tensor) -> bool:
-    return buffer.is_floating_point() and bool(torch.isfinite(buffer).all())
+    return buffer.is_floating_point() and buffer.numel() > 0 and bool(torch.isfinite(buffer).all())

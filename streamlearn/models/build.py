@@ -18,7 +18,7 @@ from streamlearn.errors import CheckpointError, ConfigError
 from streamlearn.models.conv13 import Conv13
 from streamlearn.models.convnet import ConvNet
 from streamlearn.models.mlp import Mlp
-from streamlearn.models.normalise import RunningNorm
+from streamlearn.models.normalise import InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
 from streamlearn.models.wide_resnet import WideResNet
 
@@ -142,7 +142,7 @@ def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:
         net = _make_net(spec)
         if spec.spare is not None:
             net = SpareClasses(net, classes=spec.classes, spare=spec.spare)
-        normalise = RunningNorm(spec.shape) if spec.normalise else nn.Identity()
+        normalise = RunningNorm(spec.shape) if spec.normalise else InputBound()
         classifier = Classifier(net, normalise=normalise, scale=spec.scale)
         _check_output(classifier, spec)
     classifier.float()

@@ -43,6 +43,8 @@ _QUANTILE, _NORMAL_QUANTILE = 7 / 8, 1.534
 """Of the distances from the median; and what it is for a standard normal distribution."""
 _COMPLETE_RATIO = 2.0
 """As `WIDEST`, while the sample holds every row that was observed."""
+LARGEST_INPUT = 1e6
+"""Without input statistics, values (after `schema.scale`) are clipped here."""
 
 
 class RunningNorm(nn.Module):
@@ -120,6 +122,17 @@ class RunningNorm(nn.Module):
         centre, scale, known = self.sample.centre, self.sample.scale, self.sample.known
         centre, reach = torch.where(known, centre, self.mean), torch.where(known, FURTHEST * scale, reach)
         return x.clamp(centre - reach, centre + reach)
+
+
+class InputBound(nn.Module):
+    """In place of `RunningNorm` where inputs are not normalised: clips what would overflow float32 in a network.
+
+    One value of 1e19 makes the variance of batch normalisation infinite, while the loss stays finite.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Clipped; NaN stays NaN."""
+        return x.clamp(-LARGEST_INPUT, LARGEST_INPUT)
 
 
 class _Sample:

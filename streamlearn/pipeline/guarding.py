@@ -20,7 +20,7 @@ from streamlearn.judge.guard import Action, Factors, Guard, GuardSettings, Signa
 from streamlearn.judge.trust import Trust
 from streamlearn.labels.memory import LabelledMemory
 from streamlearn.learn.learner import Learner, Predictions
-from streamlearn.records import Array
+from streamlearn.records import UNLABELLED, Array
 
 REACTED_TO: tuple[Source, ...] = ("inputs", "uncertainty", "error")
 """Student and teacher may disagree for many reasons."""
@@ -94,6 +94,8 @@ class Guarding:
 
     def look(self, step: int) -> None:
         """Look at the model after step `step`, where it is time to, and mend it where it must be."""
+        if step % self._settings.guard.look_every_steps == 0:
+            self._evict_breaking(step)
         if not self._guard.due(step):
             return
         was_frozen, verdict = self._guard.frozen, self._guard.look(step, self._signals(step))
@@ -148,17 +150,36 @@ class Guarding:
         self._trust.lose(self._learner.step)
         self._mended_step = self._learner.step
 
+    def _evict_breaking(self, step: int) -> None:
+        """If this step was skipped, remove those of its labelled rows that fail once more alone, while others do not.
+
+        Replay would make every step fail that draws them. What is decided by is all of this step, so a restart removes
+        the same rows (I3).
+        """
+        drawn = sorted(set(self._memory.drawn_ids))
+        if not drawn or not self._learner.health().skipped_in_a_row:
+            return
+        x, y = self._memory.rows(drawn)
+        breaking = [drawn[row] for row in self._learner.breaking_rows(x, y)]
+        for sample_id in breaking:
+            self._memory.evict(sample_id)
+        if breaking:
+            _log.warning("labelled_rows_evicted", step=step, ids=breaking)
+
     def _signals(self, step: int) -> Signals:
         health, gain = self._learner.health(), self._board.gain.report()
-        probe = label = twin = None
+        finite, probe, label, twin = health.finite, None, None, None
         x_P, y_P = self._memory.probe(PROBE_ROWS, step)
         if len(np.unique(y_P)) >= 2:
             found = self._learner.classify(x_P)
+            finite = finite and UNLABELLED not in found.teacher_B
             probe, label = _entropy(found.teacher_B), _entropy(y_P)
-            twin = None if found.twin_B is None else _entropy(found.twin_B)
+            if found.twin_B is not None and UNLABELLED not in found.twin_B:
+                twin = _entropy(found.twin_B)
         return Signals(
             updates=health.updates,
             skipped_in_a_row=health.skipped_in_a_row,
+            finite=finite,
             distance=health.distance,
             probe_entropy=probe,
             probe_label_entropy=label,

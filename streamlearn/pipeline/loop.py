@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import structlog
 
 from streamlearn.judge.accounts import Accounts
 from streamlearn.judge.board import Scoreboard
@@ -46,6 +47,7 @@ from streamlearn.records import (
     sample_key,
 )
 
+_log = structlog.get_logger(__name__)
 _JOURNAL_CROWDED = 0.5
 """From this load on, the next checkpoint is saved at once, and from 1 on no step is taken while a save is under way."""
 
@@ -291,7 +293,8 @@ class Pipeline:
         answers = parts.learner.predict(x)
         twin_B = parts.learner.classify(x).twin_B if parts.oracle_asks_twin else None
         teacher_B = answers.teacher_probs_BC.argmax(axis=1).tolist()
-        student_B = answers.student_probs_BC.argmax(axis=1).tolist()
+        finite_B = np.isfinite(answers.student_probs_BC.sum(axis=1))
+        student_B = np.where(finite_B, answers.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
         # A value may be too much for a network; a server refuses to answer it, and here it is as if it was not asked.
         answered_B = np.isfinite(answers.teacher_probs_BC.sum(axis=1))
         majority, no_change = parts.ledger.baselines
@@ -386,7 +389,10 @@ class Pipeline:
 
     def _learn_of(self, arrival: Arrival) -> None:
         """What one label changes in memory and scores."""
-        if arrival.example is not None:
+        if arrival.example is not None and self.parts.learner.clips(arrival.example.x):
+            # Once as a fresh sample is enough: replayed, it would determine the batch statistics again and again.
+            _log.warning("labelled_rows_evicted", step=self.parts.learner.step + 1, ids=[arrival.sample_id])
+        elif arrival.example is not None:
             self.parts.memory.add(arrival.example)
         elif arrival.correction or arrival.labelled_at_s is not None:
             self.parts.memory.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
@@ -499,16 +505,21 @@ class Pipeline:
         self.parts.watcher.spent(phase, self._clock() - started)
 
     def publish(self) -> None:
-        """Show the teacher as it is now. What it came of is durable first."""
+        """Publish the teacher as it is now, unless it is not finite. What it came of is durable first."""
         parts = self.parts
         self._show()
+        self._published_at_s = self._clock()
+        arrays = parts.learner.teacher_state()
+        if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            _log.error("teacher_not_published", step=parts.learner.step, not_finite=broken[:5])
+            return
         told = {
             "scores": _summary(parts.board),
             "learned_offsets": self._learned.as_json(),
             "classes": parts.ledger.class_names,
         }
-        parts.teachers.publish(parts.learner.step, parts.learner.teacher_state(), told)
-        self._published_step, self._published_at_s = self.parts.learner.step, self._clock()
+        parts.teachers.publish(parts.learner.step, arrays, told)
+        self._published_step = parts.learner.step
 
     def _show(self) -> None:
         """Show what became of labels, and which are wanted: also where the guard keeps the teacher back.

@@ -26,6 +26,7 @@ SETTINGS = GuardSettings(
 WELL = Signals(
     updates=0,
     skipped_in_a_row=0,
+    finite=True,
     distance=0.1,
     probe_entropy=2.2,
     probe_label_entropy=2.3,
@@ -66,6 +67,19 @@ def well_for_long(**signals: Any) -> Watch:
     watch = Watch()
     watch.looks(30, **signals)
     return watch
+
+
+class TestNotFiniteTeacher:
+    def test_is_frozen_and_rolled_back_at_once_and_never_accepted(self):
+        """NaN weights cannot become healthy, however often remedies fail."""
+        watch = well_for_long()
+
+        verdicts = [watch.look(finite=False) for _ in range(60)]
+
+        assert verdicts[0].action is BACK
+        assert verdicts[0].reasons == ("nonfinite",)
+        assert not any(verdict.healthy for verdict in verdicts)
+        assert not {ACCEPT, KEEP} & {verdict.action for verdict in verdicts}
 
 
 class TestHealth:

@@ -14,8 +14,8 @@ from streamlearn.labels.memory import LabelledMemory
 from streamlearn.learn.learner import Learner, Predictions
 from streamlearn.models.build import ModelSpec
 from streamlearn.pipeline.guarding import Guarding, WatchSettings
-from streamlearn.records import Example, MicroBatch, Schema
-from tests.unit.test_learner import one_thread, settings  # noqa: F401
+from streamlearn.records import UNLABELLED, Example, MicroBatch, Schema
+from tests.unit.test_learner import differing, one_thread, settings  # noqa: F401
 
 SCHEMA = Schema((4,), np.dtype(np.float32), ("a", "b", "c"))
 SPEC = ModelSpec("mlp", {"hidden": [16]}, (4,), 3, normalise=False, scale=1.0)
@@ -141,6 +141,75 @@ class TestNotFinite:
         assert report["actions"]["roll_back"] == 1
         assert loop.guarding.factors(loop.learner.step + 1).learning_rate == 0.5
         assert loop.teacher_accuracy() == 1.0
+
+    @pytest.mark.parametrize("where", ["weight", "answers"])
+    def test_a_teacher_that_is_not_finite_is_neither_published_nor_kept(self, where):
+        """Its answers were class 0; a collapse that remedies did not end was accepted, and it was published."""
+        loop = Loop().run(100)
+        *_, last = (m for m in loop.learner._trainee.teacher.net.modules() if isinstance(m, torch.nn.Linear))
+        with torch.no_grad():
+            if where == "weight":
+                last.bias.fill_(torch.nan)
+            else:  # finite weights whose products are not
+                last.weight.fill_(3e38)
+                last.bias.fill_(-3e38)
+        loop.guarding.look(105)
+
+        report = loop.guarding.report()["guard"]
+        assert report["looks"]["nonfinite"] == 1
+        assert report["actions"]["roll_back"] == 1
+        assert loop.teacher_accuracy() == 1.0
+        assert all(torch.isfinite(tensor).all() for kept in loop.learner._good for tensor in kept.values())
+
+    def test_a_twin_that_is_not_finite_is_not_adopted(self):
+        """NaN answers were class 0 of the twin as well."""
+        loop = Loop().run(100)
+        loop.collapse()
+        assert loop.learner._twin is not None
+        with torch.no_grad():
+            for parameter in loop.learner._twin.trainee.teacher.parameters():
+                parameter.fill_(torch.nan)
+
+        found = loop.learner.classify(CENTRES_CF)
+        loop.guarding.look(105)
+        loop.guarding.look(110)
+
+        assert found.twin_B is not None
+        assert found.twin_B.tolist() == [UNLABELLED] * 3
+        assert loop.guarding.report()["guard"]["actions"]["adopt_twin"] == 0
+        assert loop.teacher_accuracy() == 1.0
+
+    @pytest.mark.parametrize("on", [False, True])
+    def test_a_labelled_row_that_fails_alone_is_evicted(self, on):
+        """Replay would make every step fail that draws it. I3: the same after a restart."""
+        loop = Loop(on=on).run(100)
+        loop.memory.add(Example("bad", np.full(4, np.nan, np.float32), 1))
+        loop.run(2)
+        resumed = Loop(on=on)
+        resumed.learner.load_state(loop.learner.state())
+        resumed.memory.load(loop.memory.state())
+        resumed.guarding.load(loop.guarding.state())
+
+        held = [["bad" in one.run(1).memory for _ in range(250)] for one in (loop, resumed)]
+
+        assert held[0] == held[1]
+        assert held[0][0]
+        assert not held[0][-1]
+        assert len(loop.memory) == 60
+        assert differing(loop.learner.state(), resumed.learner.state()) == []
+        assert loop.learner.health().skipped_in_a_row == 0
+
+    def test_no_row_is_evicted_where_the_weights_are_the_cause(self):
+        """All rows fail then, so none of them is to blame."""
+        loop = Loop(on=False).run(100)
+        with torch.no_grad():
+            for parameter in loop.learner._trainee.student.parameters():
+                parameter.fill_(torch.nan)
+
+        loop.run(20)
+
+        assert loop.learner.health().skipped_in_a_row == 20
+        assert len(loop.memory) == 60
 
     def test_a_short_burst_is_forgotten(self):
         """Two steps that were skipped, and the stream goes on."""

@@ -291,6 +291,46 @@ class TestFaults:
 
         assert len(log.records("dead-letters")) == 1
 
+    def test_a_teacher_that_is_not_finite_is_not_published(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever made it so, and with the guard off: here a network that spoils its own buffer in evaluation."""
+        (tmp_path / "of_spoiled.py").write_text(
+            "import torch\n"
+            "class Net(torch.nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__(); self.inner = torch.nn.Linear(4, 3)\n"
+            "        self.register_buffer('seen', torch.zeros(1))\n"
+            "    def forward(self, x):\n"
+            "        if not self.training and x.any():\n"
+            "            self.seen += float('inf')\n"
+            "        return self.inner(x)\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        spoiled = {"model.factory": "of_spoiled:Net", "model.options": {}, "guard.on": False}
+        config = config_in(tmp_path / "state", **spoiled)
+
+        checkpoint = learn(config, filled(config))
+
+        assert not np.isfinite(checkpoint.arrays["learner.teacher.net.seen"]).any()
+        assert PublishedDir(StatePaths(config.state.dir).published).newest() is None
+
+    def test_a_labelled_value_beyond_the_bound_is_not_replayed(self, tmp_path: Path) -> None:
+        """Without input statistics: it would determine the batch statistics at each draw."""
+        config = config_in(tmp_path, **{"model.normalise": False})
+        log, codec = MemoryLog(clock=itertools.count(int(time.time()) - 60, 1 / 256).__next__), make_codec(config)
+        log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+        for n in range(24):
+            x = np.full(4, 1e19 if n == 9 else n / 24, np.float32)
+            log.append("samples", [codec.encode_sample(f"s{n}", x)])
+        log.append("labels", [codec.encode_label(f"s{n}", n % 3) for n in range(24)])
+
+        checkpoint = learn(config, log)
+
+        assert checkpoint.arrays["memory.x"].max() < 1.0
+        assert len(checkpoint.arrays["memory.x"]) == 23
+        assert all(np.isfinite(a).all() for name, a in checkpoint.arrays.items() if name.startswith("learner."))
+
     def test_a_sample_that_a_network_has_no_answer_to_is_not_scored(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from streamlearn.errors import CheckpointError, ConfigError
 from streamlearn.models.build import ModelSpec, build
-from streamlearn.models.normalise import RunningNorm
+from streamlearn.models.normalise import LARGEST_INPUT, RunningNorm
 
 
 def spec(factory: str, shape: tuple[int, ...], classes: int = 10, **options: object) -> ModelSpec:
@@ -186,3 +186,14 @@ class TestModelSpec:
         """It could not be published."""
         with pytest.raises(ConfigError, match=r"model\.options"):
             spec("mlp", (6,), hidden={1, 2}).to_json()
+
+
+def test_inputs_that_are_not_normalised_are_bounded():
+    """By the network that learns and by the one that serves: 1e19 is answered as the bound is, and is finite."""
+    spec = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False, scale=0.5)
+    classifier = build(spec).eval()
+    wild, bound = torch.full((1, 2, 6, 6), -1e19), torch.full((1, 2, 6, 6), -2 * LARGEST_INPUT)
+
+    assert torch.isfinite(classifier(wild)).all()
+    assert torch.equal(classifier(wild), classifier(bound))
+    assert not torch.equal(classifier(bound), classifier(bound / 2))

@@ -184,6 +184,27 @@ class TestFailedStep:
         assert differing(before, everything(trainee)) == []
 
     @pytest.mark.parametrize("host_may_ask", [True, False])
+    @pytest.mark.parametrize("steps_before", [0, 2])
+    def test_is_one_with_infinite_batch_statistics_and_a_finite_loss(self, host_may_ask, steps_before):
+        """One row of 3e19: the squares of its convolution overflow, and running_var would stay infinite."""
+        trainee = make(CONVNET, host_may_ask=host_may_ask)
+        for t in range(1, 1 + steps_before):
+            step(trainee, rows(CONVNET, seed=t), t=t)
+        before, wild = everything(trainee), rows(CONVNET, seed=9)
+        wild.x_B[0] = 3e19
+        trainee.undo.remember()
+
+        outcome = train_step(
+            replace(trainee, method=mean_teacher()), wild, step=steps_before + 1, consistency_weight=0.0, alpha=0.9
+        )
+
+        assert outcome is not None
+        costs, skipped = outcome
+        assert torch.isfinite(costs.classification)
+        assert skipped
+        assert differing(before, everything(trainee)) == []
+
+    @pytest.mark.parametrize("host_may_ask", [True, False])
     def test_is_followed_by_a_good_one(self, host_may_ask):
         """Nothing of the failure is left to spoil the next step."""
         trainee, never_failed = make(CONVNET, host_may_ask=host_may_ask), make(CONVNET, host_may_ask=host_may_ask)
