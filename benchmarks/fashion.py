@@ -99,7 +99,9 @@ def main() -> None:
     accounts, ledger = said["accounts"], said["ledger"]
     read = accounts["samples_read"]
     accounted = accounts["samples_learned"] + accounts["samples_duplicate_id"] + accounts["samples_dead_lettered"]
-    label_ends = sum(ledger[state] for state in ("joined", "waiting", "duplicate", "corrected", "expired", "orphan"))
+    label_ends = sum(
+        ledger[state] for state in ("joined", "waiting", "duplicate", "corrected", "retracted", "expired", "orphan")
+    )
     figures(
         test_accuracy=results[SHIPPED]["test_accuracy"],
         test_accuracy_label_only=results["supervised"]["test_accuracy"],

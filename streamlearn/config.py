@@ -389,7 +389,8 @@ class LabelsConfig(_Section):
     memory_rows: int = Field(5000, ge=1, le=10_000_000)
     """Rows of the labelled memory, class-balanced."""
     corrections: Literal["last", "first"] = "last"
-    """Which label of a sample counts when two differ."""
+    """Which label of a sample counts when two differ. A retraction is final under first, and undone by a later label
+    under last."""
     unknown_class: Literal["hold", "refuse", "grow"] = "hold"
     """A label of a class that has no such name: hold and report it, refuse it (dead letter), or grow into a spare."""
     max_held: int = Field(10_000, ge=1, le=10_000_000)

@@ -45,7 +45,17 @@ TOPICS = ("samples", "labels")
 """The part a topic plays, whatever its name in the log."""
 OUTCOMES = {
     "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "trimmed"),
-    "labels": ("joined", "duplicate", "corrected", "expired", "orphan", "held_dropped", "dead_lettered", "trimmed"),
+    "labels": (
+        "joined",
+        "duplicate",
+        "corrected",
+        "retracted",
+        "expired",
+        "orphan",
+        "held_dropped",
+        "dead_lettered",
+        "trimmed",
+    ),
 }
 LABEL_STATES = (
     "waiting",
@@ -54,6 +64,7 @@ LABEL_STATES = (
     "trained",
     "duplicate",
     "corrected",
+    "retracted",
     "expired",
     "orphan",
     "held",

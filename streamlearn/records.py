@@ -20,6 +20,8 @@ Probabilities: TypeAlias = npt.NDArray[np.float32]
 
 UNLABELLED = -1
 """The class index of a row without a label; losses ignore it."""
+RETRACTED = -2
+"""What a label record has for a class where it withdraws the labels of its sample."""
 
 
 class TopicPartition(NamedTuple):
@@ -173,7 +175,7 @@ class Label:
     timestamp_s: float
     sample_id: str
     class_index: int
-    """UNLABELLED where no class has the name."""
+    """UNLABELLED where no class has the name; RETRACTED where the labels of the sample are withdrawn."""
     event_time_s: float | None = None
     source: str | None = None
     class_name: str | None = None

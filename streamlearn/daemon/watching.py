@@ -141,7 +141,7 @@ class Watch:
             metrics.skipped(costs.skipped_steps, costs.skipped_rows)
             self._snapshot["costs"] = asdict(costs)
         ledger = asdict(counts)
-        for outcome in ("joined", "duplicate", "corrected", "expired", "orphan", "held_dropped"):
+        for outcome in ("joined", "duplicate", "corrected", "retracted", "expired", "orphan", "held_dropped"):
             if (more := ledger[outcome] - self._counted[outcome]) > 0:
                 metrics.finished("labels", outcome, more)
                 self._counted[outcome] = ledger[outcome]  # and stays where a late record makes it fewer

@@ -33,6 +33,8 @@ class LabelState(StrEnum):
     """Its sample did not come within the horizon."""
     HELD = "held"
     """It names a class that the schema does not have."""
+    RETRACTED = "retracted"
+    """Withdrawn by a record without a class: the sample has no label."""
 
 
 class Scored(NamedTuple):
@@ -54,7 +56,7 @@ class Arrival(NamedTuple):
     state: LabelState
     sample_id: str
     class_index: int
-    """The class that counts now; UNLABELLED where the record is held."""
+    """The class that counts now; UNLABELLED where the record is held, RETRACTED where no class counts."""
     example: Example | None = None
     """To be learned. Its `x` is read-only."""
     scored: Scored | None = None
@@ -89,6 +91,8 @@ class LedgerCounts:
     """Now, for a class that is not known."""
     held_dropped: int = 0
     """Were held too long, or were too many."""
+    retracted: int = 0
+    """Records that withdraw labels."""
     samples_read: int = 0
     samples: int = 0
     """Known now."""

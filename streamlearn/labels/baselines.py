@@ -36,15 +36,19 @@ class Baselines:
             self._changed = False
 
     def received(self, now: int, *, was: int = UNLABELLED) -> None:
-        """A sample has this class now, and had that one before. Of equally large classes the first is the majority."""
+        """A sample has the class `now`, and had `was` before; each may be none (UNLABELLED or RETRACTED).
+
+        Of equally large classes the first is the majority.
+        """
         c, counts = self.counters, self.class_counts
-        if was != UNLABELLED:
-            counts[was] -= 1
-        counts[now] += 1
         self._changed = True
-        c.last_class = now
-        if was != UNLABELLED or c.majority_class == UNLABELLED:
-            c.majority_class = counts.index(max(counts))
+        if now >= 0:
+            counts[now] += 1
+            c.last_class = now
+        if was >= 0:
+            counts[was] -= 1
+        if was >= 0 or now < 0 or c.majority_class == UNLABELLED:
+            c.majority_class = counts.index(max(counts)) if any(counts) else UNLABELLED
             return
         most = c.majority_class
         if (counts[now], -now) > (counts[most], -most):  # the same, where only one class has grown

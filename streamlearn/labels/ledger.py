@@ -5,18 +5,22 @@ ends it. After a crash it rewinds to the checkpoint's step and shows the same ag
 stream's (`now_s`), never the wall clock.
 
 What a set of records comes to does not depend on the order in which they are read. The label records of a sample are
-kept in the order of their times and positions. In that order the last counts (or the first, by `corrections`), the
-first carries the label's state, and each further one is a duplicate or a correction of the one before it. So every
-record has one disposition, and they add up:
+kept in the order of their times and positions. A record without a class (RETRACTED) withdraws the label. In that order
+the last record counts, so a label after a retraction brings the sample back; or, by `corrections`, the first label
+counts, and then a retraction is final. The first label carries the state, each further one is a duplicate or a
+correction of the record before it, and a retraction is a retraction. So every record has one disposition, and they add
+up:
 
-    read == joined + waiting + duplicate + corrected + expired + orphan + held + held_dropped
+    read == joined + waiting + duplicate + corrected + retracted + expired + orphan + held + held_dropped
 
 A sample is scored once, by the first label to come whose time is not before the sample's own, against the class that
-counts then. Such a label was not known when the prediction was made, whichever of the two is read first; whether there
+counts then (that of this label where it is withdrawn already). Neither a correction nor a retraction changes a score.
+Such a label was not known when the prediction was made, whichever of the two is read first; whether there
 is one depends on the times alone. A label from before its sample is learned and never scores.
 
 What does depend on the order of reading: which class an early score was held against, since the first score stands;
-what the baselines knew when a sample came; the step that learned a label; and of more than `rows.KEPT_RECORDS` records
+what the baselines knew when a sample came; the step that learned a label, and whether one did before the label was
+withdrawn; and of more than `rows.KEPT_RECORDS` records
 of one sample, how the middle ones divide into duplicates and corrections. What depends on the stream's clock (horizon,
 implied class) depends on when that has passed.
 
@@ -57,7 +61,7 @@ from streamlearn.labels.rows import (
 )
 from streamlearn.labels.samples import Known, Samples, Topics
 from streamlearn.labels.store import Store, number
-from streamlearn.records import UNLABELLED, Array, Example, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import RETRACTED, UNLABELLED, Array, Example, Label, Position, Prediction, Sample, Schema
 
 JOINED = LabelState.JOINED
 """Bound once: an enum looks its members up, and this one is asked for with every label."""
@@ -164,7 +168,7 @@ class Ledger:
         self._expire_queue(limit, oldest_s)
         self._held.drop(limit, oldest_s=oldest_s)
         first = c.joined + c.waiting + c.expired + c.orphan
-        settled = first + c.duplicate + c.corrected + c.held + c.held_dropped
+        settled = first + c.duplicate + c.corrected + c.retracted + c.held + c.held_dropped
         assert c.read == settled, f"I7: {c.read} labels read, {settled} accounted for"
         self._counts.put(b"counters", c.pack())
         self._baselines.save()
@@ -205,7 +209,7 @@ class Ledger:
         return arrivals
 
     def label_arrived(self, label: Label) -> Arrival:
-        """Take one label record. The same record twice has no effect.
+        """Take one label record. The same record twice has no effect. One that is RETRACTED withdraws the label.
 
         A class that is not known by its name (`class_index` is UNLABELLED) takes a spare one, or else is held.
 
@@ -231,12 +235,7 @@ class Ledger:
         joined = self._joined
         for key, label, known in zip(keys, labels, found, strict=True):
             class_index, at_s = label.class_index, label.timestamp_s
-            if (
-                known is None
-                or class_index == UNLABELLED
-                or rows[known[0]] is not None
-                or (c.held and self._held.of(key))
-            ):
+            if known is None or class_index < 0 or rows[known[0]] is not None or (c.held and self._held.of(key)):
                 arrivals.append(self.label_arrived(label))
                 continue
             row_number, said, x = known
@@ -357,13 +356,18 @@ class Ledger:
         if row is not None:
             return self._further(key, row, record, label.sample_id, found)
 
-        row = LabelRow(LabelState.WAITING, label.class_index, [record])
-        if found is None:
-            self._enqueue(key, row)
-            self._c.waiting += 1
-            arrival = Arrival(LabelState.WAITING, label.sample_id, label.class_index)
-        else:
+        retracted = label.class_index == RETRACTED
+        row = LabelRow(LabelState.RETRACTED if retracted else LabelState.WAITING, label.class_index, [record])
+        if found is not None and not retracted:
             arrival = self._join(row, label.sample_id, found)
+        else:
+            arrival = Arrival(row.state, label.sample_id, label.class_index)
+            if found is None:
+                self._enqueue(key, row)
+            else:
+                self._labels.put(found.number, row.pack())
+            self._c.retracted += retracted
+            self._c.waiting += not retracted
         self._c.read += 1
         self._baselines.received(row.class_index)
         return arrival
@@ -380,12 +384,13 @@ class Ledger:
             return Arrival(row.state, sample_id, row.class_index)
         row.state = LabelState.JOINED
         self._c.joined += 1
-        scored = None
+        scored, example = None, None
         for record in row.records:
-            if record.time_s >= known.arrived_s:
-                scored = self._score_row(row, known, record.time_s)
+            if record.class_index != RETRACTED and record.time_s >= known.arrived_s:
+                scored = self._score_row(row, known, record.class_index, record.time_s)
                 break
-        example = Example(sample_id, x, row.class_index, deciding.time_s)
+        if row.class_index != RETRACTED:
+            example = Example(sample_id, x, row.class_index, deciding.time_s)
         self._labels.put(known.number, row.pack())
         return Arrival(row.state, sample_id, row.class_index, example, scored, labelled_at_s=deciding.time_s)
 
@@ -393,6 +398,9 @@ class Ledger:
         """The sample of a waiting label has come."""
         self._forget(key, row)
         if row.state is LabelState.ORPHAN:
+            return []
+        if row.state is LabelState.RETRACTED:
+            self._labels.put(known.number, row.pack())
             return []
         assert row.state is LabelState.WAITING, row.state
         self._c.waiting -= 1
@@ -405,12 +413,14 @@ class Ledger:
         changed = row.class_index != was_class
         example, scored = None, None
         if known is None:
-            assert row.state is LabelState.WAITING, "a label row outlived its sample"
+            assert row.state in (LabelState.WAITING, LabelState.RETRACTED), "a label row outlived its sample"
+            if placed.disposition is None:
+                row.state = LabelState.WAITING
         else:
-            if changed:
-                example = self._learn_again(row, sample_id, known)
-            if row.state is LabelState.JOINED and not row.flags & SCORED and record.time_s >= known.arrived_s:
-                scored = self._score_row(row, known, record.time_s)
+            example = self._follow(row, sample_id, known, first=placed.disposition is None, changed=changed)
+            in_time = record.class_index != RETRACTED and record.time_s >= known.arrived_s
+            if row.state is LabelState.JOINED and not row.flags & SCORED and in_time:
+                scored = self._score_row(row, known, record.class_index, record.time_s)
         if was_deciding is None:  # of the implied class, which was counted apart
             c.implied -= 1
             self._move(1, row.state)
@@ -419,6 +429,7 @@ class Ledger:
             self._move(-1, was_state)
             self._move(1, row.state)
         c.read += 1
+        c.retracted += record.class_index == RETRACTED
         c.duplicate += placed.duplicates
         c.corrected += placed.corrections
         if changed:
@@ -436,15 +447,25 @@ class Ledger:
             labelled_at_s=deciding.time_s if known is not None and deciding != was_deciding else None,
         )
 
-    def _learn_again(self, row: LabelRow, sample_id: str, known: Known) -> Example | None:
-        """Another class counts than was learned: an example of it, where there is a payload."""
-        x, deciding = self._samples.payload(known), row.deciding
+    def _follow(self, row: LabelRow, sample_id: str, known: Known, *, first: bool, changed: bool) -> Example | None:
+        """Let state and learning follow the records: an example where a class counts that was not learned yet.
+
+        `first`: the first label has come, to the implied class or to retractions alone.
+        """
+        deciding = row.deciding
         assert deciding is not None
-        row.trained_step = 0
-        if x is None:
-            return None
-        row.state = LabelState.JOINED
-        return Example(sample_id, x, row.class_index, deciding.time_s)
+        counts = row.class_index != RETRACTED
+        joins = first and row.state is LabelState.RETRACTED
+        x = self._samples.payload(known) if joins or (changed and counts) else None
+        if x is not None:
+            row.state = LabelState.JOINED
+        elif joins:
+            row.state = LabelState.EXPIRED
+        elif not counts and len(row.records) == 1:
+            row.state = LabelState.RETRACTED  # it was the implied class
+        if changed:
+            row.trained_step = 0
+        return Example(sample_id, x, row.class_index, deciding.time_s) if x is not None and changed else None
 
     def _imply(self, sample_id: str, known: Known) -> Arrival:
         """Give a sample the implied class, as of the moment when its time for a label was over."""
@@ -455,7 +476,7 @@ class Ledger:
         example, scored = None, None
         if x is not None:
             example = Example(sample_id, x, row.class_index, at_s)
-            scored = self._score_row(row, known, at_s)
+            scored = self._score_row(row, known, row.class_index, at_s)
         self._c.implied += 1
         self._baselines.received(row.class_index)
         self._labels.put(known.number, row.pack())
@@ -479,9 +500,10 @@ class Ledger:
             no_change if no_change >= 0 else None,
         )
 
-    def _score_row(self, row: LabelRow, known: Known, label_s: float) -> Scored | None:
-        """The same of a row, which remembers it: a sample is scored once."""
-        scored = self._score(known.said, row.class_index, label_s)
+    def _score_row(self, row: LabelRow, known: Known, said_class: int, label_s: float) -> Scored | None:
+        """The same of a row, which remembers it: a sample is scored once. `said_class`: that of the label in time."""
+        class_index = said_class if row.class_index == RETRACTED else row.class_index
+        scored = self._score(known.said, class_index, label_s)
         if scored is not None:
             row.flags |= SCORED
         return scored
@@ -510,9 +532,10 @@ class Ledger:
                 c.joined += by
             case LabelState.EXPIRED:
                 c.expired += by
-            case _:
-                assert state is LabelState.WAITING, state
+            case LabelState.WAITING:
                 c.waiting += by
+            case _:
+                assert state is LabelState.RETRACTED, state  # no record carries it
 
     def _order(self, record: LabelRecord) -> tuple[float, str, int, int]:
         return record.time_s, self._topics.name(record.topic), record.partition, record.offset

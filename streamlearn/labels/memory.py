@@ -139,9 +139,13 @@ class LabelledMemory:
         self._file(slot, class_index)
         return True
 
-    def evict(self, sample_id: str) -> None:
-        """Remove a row that is held."""
-        self._remove(self._slots[sample_id])
+    def remove(self, sample_id: str) -> bool:
+        """Drop the row of a sample; whether there was one."""
+        slot = self._slots.get(sample_id)
+        if slot is None:
+            return False
+        self._remove(slot)
+        return True
 
     def draw_into(self, x_L: Array, y_L: npt.NDArray[np.int64], step: int) -> list[str]:
         """Fill the caller's rows: never drawn ones first, oldest first, then as many of each class.

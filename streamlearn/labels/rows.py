@@ -8,20 +8,20 @@ from __future__ import annotations
 import bisect
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
 from streamlearn.labels import LabelState
-from streamlearn.records import Array, Prediction, Probabilities
+from streamlearn.records import RETRACTED, Array, Prediction, Probabilities
 
 KEPT_RECORDS = 16
 """Most label records of one sample that are remembered: the first in order, and the last ones."""
 SCORED, EVER_TRAINED, CORRECTED, FORGOTTEN = 1, 2, 4, 8
 """Flags of a LabelRow. FORGOTTEN: there were more records between the first that is kept and the second."""
-_STATES = (LabelState.WAITING, LabelState.JOINED, LabelState.EXPIRED, LabelState.ORPHAN)
+_STATES = (LabelState.WAITING, LabelState.JOINED, LabelState.EXPIRED, LabelState.ORPHAN, LabelState.RETRACTED)
 _NUMBERS = {state: number for number, state in enumerate(_STATES)}
 _JOINED = _NUMBERS[LabelState.JOINED]
 _SAMPLE = struct.Struct("<16sHiqdqiiiiH")
@@ -69,10 +69,11 @@ class Counters:
     implied: int = 0
     held: int = 0
     held_dropped: int = 0
+    retracted: int = 0
     majority_class: int = -1
     last_class: int = -1
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d22q")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d23q")
 
     def pack(self) -> bytes:
         """The row."""
@@ -108,6 +109,7 @@ class LabelRecord(NamedTuple):
     partition: int
     offset: int
     class_index: int
+    """RETRACTED where it withdraws the labels of the sample."""
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -123,11 +125,10 @@ Order: TypeAlias = Callable[[LabelRecord], tuple[float, str, int, int]]
 
 
 class Placed(NamedTuple):
-    """Where a record came among those of its sample, and how that moves the counters."""
+    """The disposition of a record among those of its sample, and how it moves the counters."""
 
-    at: int
     disposition: LabelState | None
-    """DUPLICATE or CORRECTED, as its class is that of the record before it or another; None: it is the first."""
+    """RETRACTED, DUPLICATE or CORRECTED; None of the first label, which carries the state."""
     duplicates: int
     corrections: int
 
@@ -140,8 +141,9 @@ class LabelRow:
     """
 
     state: LabelState
+    """Of the first label; RETRACTED where all records are retractions, so that none carries a state."""
     class_index: int
-    """The class that counts."""
+    """The class that counts; RETRACTED where none does."""
     records: list[LabelRecord] = field(default_factory=list)
     flags: int = 0
     counting: int = 0
@@ -180,45 +182,73 @@ class LabelRow:
     def insert(self, record: LabelRecord, order: Order, *, last_counts: bool) -> Placed:
         """Put a record in its place among the others, and let the class that counts follow.
 
-        Each record but the first is a duplicate or a correction of the one before it, so the counters depend on which
-        records there are and not on how they came. Past `KEPT_RECORDS` the second one is forgotten: the first and the
-        last, of which one counts, are never. A record that belongs where others were forgotten is compared with the
-        first, and forgotten as well.
+        The last record counts, or the first one by the policy of corrections; with that policy a retraction is final.
+
+        Each retraction is counted as one. The first label carries the state of the row, and each further one is a
+        duplicate or a correction of the record before it. So the counters depend on which records there are and not on
+        how they came. Past `KEPT_RECORDS` the second one is forgotten, or the third where the second is the retraction
+        that counts: the one that counts is never. A record that belongs where others were forgotten is compared with
+        the one before, and forgotten as well.
         """
         records = self.records
         at = bisect.bisect_left(records, order(record), key=order)
-        before = records[at - 1] if at else None
-        after = records[at] if at < len(records) else None
-        gap = at == 1 and bool(self.flags & FORGOTTEN)
-        moved = [0, 0]
-        if before is not None:
-            moved[before.class_index != record.class_index] += 1
-        if after is not None and not gap:
-            moved[record.class_index != after.class_index] += 1
-            if before is not None:
-                moved[before.class_index != after.class_index] -= 1
+        gap = bool(self.flags & FORGOTTEN) and (at == 1 or at == 2 == self.counting + 1)
+        had_label = self.state is not LabelState.RETRACTED and bool(records)
         if records and records[0].class_index != record.class_index:  # where the flag is not set yet, all are alike
             self.flags |= CORRECTED
+        before = _dispositions(records)
         records.insert(at, record)
+        after = _dispositions(records)
+        if gap and at < len(before):
+            after[at + 1] = before[at]
+        moved = {kind: after.count(kind) - before.count(kind) for kind in (*_FURTHER, None)}
+        disposition = after[at]
+        if had_label and moved[None]:  # the first label was forgotten
+            moved[LabelState.CORRECTED] += moved[None]
+            disposition = LabelState.CORRECTED
+        self.counting = self._which_counts(last_counts=last_counts)
         if len(records) > KEPT_RECORDS:
-            del records[1]
+            del records[2 if self.counting == 1 else 1]
             self.flags |= FORGOTTEN
-        self.counting = len(records) - 1 if last_counts else 0
+            self.counting = self._which_counts(last_counts=last_counts)
         self.class_index = records[self.counting].class_index
-        disposition = None
-        if before is not None:
-            differs = before.class_index != record.class_index
-            disposition = LabelState.CORRECTED if differs else LabelState.DUPLICATE
-        return Placed(at, disposition, moved[0], moved[1])
+        return Placed(disposition, moved[LabelState.DUPLICATE], moved[LabelState.CORRECTED])
+
+    def _which_counts(self, *, last_counts: bool) -> int:
+        last = len(self.records) - 1
+        if last_counts:
+            return last
+        return next((at for at in range(last, -1, -1) if self.records[at].class_index == RETRACTED), 0)
 
     @property
     def progress(self) -> LabelState:
         """How far the label has come, as it is told to others."""
+        if self.class_index == RETRACTED:
+            return LabelState.RETRACTED
         if self.state is not LabelState.JOINED:
             return self.state
         if self.trained_step:
             return LabelState.TRAINED
         return LabelState.SCORED if self.flags & SCORED else LabelState.JOINED
+
+
+_FURTHER = (LabelState.RETRACTED, LabelState.DUPLICATE, LabelState.CORRECTED)
+
+
+def _dispositions(records: Sequence[LabelRecord]) -> list[LabelState | None]:
+    """Of each record, in their order; None of the first label."""
+    found: list[LabelState | None] = []
+    previous, labels = RETRACTED, 0
+    for record in records:
+        if record.class_index == RETRACTED:
+            found.append(LabelState.RETRACTED)
+        elif not labels:
+            found.append(None)
+        else:
+            found.append(LabelState.DUPLICATE if record.class_index == previous else LabelState.CORRECTED)
+        labels += record.class_index != RETRACTED
+        previous = record.class_index
+    return found
 
 
 def pack_joined(topic: int, partition: int, offset: int, time_s: float, class_index: int, *, scored: bool) -> bytes:

@@ -11,7 +11,7 @@ from streamlearn.labels import LabelState, LabelStatus
 from streamlearn.labels.held import HeldRow, newest_held
 from streamlearn.labels.rows import CORRECTED, PAYLOAD_AT, SCORED, LabelRow, key_of, unpack_sample
 from streamlearn.labels.store import Get, StoreView, number
-from streamlearn.records import Array, Position, Schema
+from streamlearn.records import RETRACTED, Array, Position, Schema
 
 
 class LedgerView:
@@ -76,7 +76,7 @@ def _label_status(get: Get, data: bytes) -> LabelStatus:
     record = row.deciding
     return LabelStatus(
         row.progress,
-        row.class_index,
+        None if row.class_index == RETRACTED else row.class_index,
         label_position=None if record is None else _position(get, *record.place),
         label_time_s=None if record is None else record.time_s,
         corrected=bool(row.flags & CORRECTED),

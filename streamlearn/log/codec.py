@@ -26,6 +26,7 @@ import orjson
 from streamlearn.errors import RecordError
 from streamlearn.log.payload import FILL_IN, TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
 from streamlearn.records import (
+    RETRACTED,
     UNLABELLED,
     Array,
     Label,
@@ -197,7 +198,7 @@ class Codec:
         """
         try:
             value = self._value(record)
-            fields = _json_object(value) if value.lstrip()[:1] == b"{" else {"label": self._bare_class(value)}
+            fields = _json_object(value) if value.lstrip()[:1] == b"{" else self._bare_class(value)
             class_index, class_name = self.class_of(fields)
             return Label(
                 position=record.position,
@@ -228,29 +229,35 @@ class Codec:
             return UNLABELLED, _text(name, "label")
 
     def class_of(self, fields: Mapping[str, Any]) -> tuple[int, str | None]:
-        """The class of a label's JSON, as `label_class` gives it.
+        """The class of a label's JSON, as `label_class` gives it; RETRACTED where it is null.
 
         Raises:
-            RecordError: as there; `no_class` where none is named, or two that differ.
+            RecordError: as there; `no_class` where the field is missing, or where two classes are named that differ.
         """
-        found = {self.label_class(fields[name]) for name in ("label", "class") if fields.get(name) is not None}
+        given = [fields[name] for name in ("label", "class") if name in fields]
+        found = {self.label_class(value) for value in given if value is not None}
+        if given and not found:
+            return RETRACTED, None
         if len(found) != 1:
             got = "two that differ" if found else "none"
             raise RecordError("no_class", f'expected a class in "label" (or its alias "class"), got {got}')
         return found.pop()
 
-    def _bare_class(self, value: bytes) -> object:
-        """A class as plain text or as a JSON scalar; the text as it stands wins."""
+    def _bare_class(self, value: bytes) -> dict[str, Any]:
+        """A class as plain text or as a JSON scalar; the text as it stands wins. Empty or null is no class.
+
+        It is no retraction either, as a record without a value is none: only JSON with a null in "label" is.
+        """
         text = _utf8(value, "label")
         if text in self._names:
-            return text
+            return {"label": text}
         text = text.strip()
         if not text or text == "null":
-            return None
+            return {}
         if text[0] != '"':
-            return text
+            return {"label": text}
         try:
-            return orjson.loads(text)
+            return {"label": orjson.loads(text)}
         except orjson.JSONDecodeError as error:
             raise RecordError("not_json", f"expected a class name, quoted as JSON or bare: {error}") from None
 
@@ -266,10 +273,14 @@ class Codec:
     ) -> NewRecord:
         """A record that decodes to these values. The class is written by name, `class_name` if it has no index.
 
+        RETRACTED writes a null.
+
         Raises:
             RecordError: a value is one that `decode_label` would refuse.
         """
-        fields: dict[str, Any] = {"id": checked_id(sample_id), "label": self._name_of(class_index, class_name)}
+        fields: dict[str, Any] = {"id": checked_id(sample_id), "label": None}
+        if class_index != RETRACTED:
+            fields["label"] = self._name_of(class_index, class_name)
         if event_time_s is not None:
             fields["time"] = _time_s(event_time_s)
         if (source := _text(source, "source")) is not None:

@@ -162,7 +162,7 @@ class Guarding:
         x, y = self._memory.rows(drawn)
         breaking = [drawn[row] for row in self._learner.breaking_rows(x, y)]
         for sample_id in breaking:
-            self._memory.evict(sample_id)
+            self._memory.remove(sample_id)
         if breaking:
             _log.warning("labelled_rows_evicted", step=step, ids=breaking)
 

@@ -34,6 +34,7 @@ from streamlearn.pipeline.learned_offsets import LearnedOffsets
 from streamlearn.pipeline.parts import Cadence, Parts, StepReport
 from streamlearn.pipeline.watermark import Watermark
 from streamlearn.records import (
+    RETRACTED,
     UNLABELLED,
     Array,
     BadRecord,
@@ -394,6 +395,8 @@ class Pipeline:
             _log.warning("labelled_rows_evicted", step=self.parts.learner.step + 1, ids=[arrival.sample_id])
         elif arrival.example is not None:
             self.parts.memory.add(arrival.example)
+        elif arrival.class_index == RETRACTED:
+            self.parts.memory.remove(arrival.sample_id)
         elif arrival.correction or arrival.labelled_at_s is not None:
             self.parts.memory.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
         if (scored := arrival.scored) is not None:

@@ -33,7 +33,10 @@ def add_append_routes(
         tags=["learn"],
     )
     async def label(request: Request) -> Response:
-        """Labels may come late, early, twice or corrected. 202 once the good ones are durable; 422 if none is."""
+        """Labels may come late, early, twice, corrected or retracted (`"label": null`).
+
+        202 once the good ones are durable; 422 if none is.
+        """
         async with bodies.read(request) as body:
             content_type = request.headers.get("content-type", "")
             items = await bodies.decoded(len(body), lambda: bodies.labels(body, content_type))

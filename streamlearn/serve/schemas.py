@@ -110,7 +110,7 @@ class LabelReply(_Shape):
     state: str = Field(examples=["trained"])
     class_: str | None = Field(None, alias="class")
     class_index: int | None = None
-    """Null where the label is held, since no class has its name yet."""
+    """Null where the label is held, since no class has its name yet, or retracted."""
     label_position: PositionBody | None = None
     label_time_s: float | None = None
     corrected: bool = False
@@ -380,7 +380,8 @@ def predict_body(schema: Schema, *, most: int) -> dict[str, Any]:
 
 def label_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
     """OpenAPI of the body of POST /label, of at most so many; with `any_name`, also of classes that are not known."""
-    label = _class_of(schema, "The class by its name or index.", any_name=any_name)
+    label = _class_of(schema, "The class by its name or index; null retracts the label.", any_name=any_name)
+    label["anyOf"].append({"type": "null"})
     one = _object({"id": _ID, "label": label, "time": _TIME, "source": _TEXT}, ("id", "label"))
     many = _object({"labels": _list(one, 1, most)}, ("labels",))
     first, last = schema.classes[0], schema.classes[-1]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from streamlearn.errors import REASONS, RecordError
 from streamlearn.log.codec import Codec, dead_letter, read_dead_letter
-from streamlearn.records import UNLABELLED, Array, Headers, NewRecord, Position, Prediction, Record, Schema
+from streamlearn.records import RETRACTED, UNLABELLED, Array, Headers, NewRecord, Position, Prediction, Record, Schema
 
 POSITION = Position("samples", 3, 1042)
 CLASSES = ("cat", "dog", "3", "0")
@@ -741,7 +741,7 @@ class TestLabel:
             (b"a", b"", "no_class"),
             (b"a", b"null", "no_class"),
             (b"a", b"{}", "no_class"),
-            (b"a", b'{"label": null}', "no_class"),
+            (b"a", b'{"source": null}', "no_class"),
             (b"a", b'{"label": "cat", "class": "dog"}', "no_class"),
             (b"a", b'{"label": "cow"}', "unknown_class"),
             (b"a", b'{"label": [["dog"]]}', "unknown_class"),
@@ -765,6 +765,16 @@ class TestLabel:
             Codec(TABLE).decode_label(record(value, key))
 
         assert caught.value.reason == reason
+
+    @pytest.mark.parametrize("value", [b'{"label": null}', b'{"class": null}', b'{"label": null, "class": null}'])
+    def test_without_a_class_is_a_retraction(self, value: bytes) -> None:
+        """A null in JSON, on purpose. It can be written as it was read; a null next to a class is ignored."""
+        label = Codec(TABLE).decode_label(record(value))
+        again = Codec(TABLE).decode_label(as_read(Codec(TABLE).encode_label("a", RETRACTED, source="audit")))
+
+        assert (label.class_index, label.class_name) == (RETRACTED, None)
+        assert (again.class_index, again.sample_id, again.source) == (RETRACTED, "a", "audit")
+        assert Codec(TABLE).decode_label(record(b'{"label": null, "class": "dog"}')).class_index >= 0
 
     @pytest.mark.parametrize(
         ("value", "name"),

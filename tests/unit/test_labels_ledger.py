@@ -27,7 +27,7 @@ from streamlearn.labels.rows import (
 )
 from streamlearn.labels.store import number
 from streamlearn.labels.view import LedgerView
-from streamlearn.records import UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
 SCHEMA = Schema((2, 3), np.dtype(np.float32), ("ant", "bee", "cat"))
 
@@ -176,6 +176,18 @@ class TestALabelAfterItsSample:
         assert arrival.example is not None
         assert (arrival.example.class_index, arrival.scored) == (2, None)
         assert book.counts("joined", "scored", "corrected") == {"joined": 1, "scored": 1, "corrected": 1}
+
+    def test_in_time_scores_against_the_class_that_counts(self, book):
+        """The first label counts here, and is older than the sample; the second is in time."""
+        book.corrections = "first"
+        book.label(label("s", 0, at_s=90.0))
+        (arrival,) = book.sample(sample("s"))
+        assert arrival.scored is None
+
+        scored = book.label(label("s", 2, 1)).scored
+
+        assert scored is not None
+        assert (scored.class_index, scored.delay_s) == (0, 30.0)
 
     def test_of_another_class_is_counted_and_ignored_under_first(self, book):
         """Policy `first`: the first class goes on counting."""
@@ -628,6 +640,224 @@ class TestTheImpliedClass:
         assert status is not None
         assert (status.state, status.class_index, status.implied) == (LabelState.SCORED, 0, True)
         assert (status.label_position, status.label_time_s) == (None, None)
+
+
+def retraction(sample_id: str, offset: int = 9, at_s: float = 140.0) -> Label:
+    return label(sample_id, RETRACTED, offset, at_s)
+
+
+class TestARetraction:
+    """A label record without a class. Each is counted as one, whatever stands before it."""
+
+    def test_withdraws_the_label_and_no_score(self, book):
+        """The class that counted is gone, for the replay buffer too; the first score stands."""
+        book.sample(sample("s"))
+        assert book.label(label("s", 2)).scored is not None
+
+        arrival = book.label(retraction("s"))
+
+        assert (arrival.state, arrival.class_index) == (LabelState.RETRACTED, RETRACTED)
+        assert (arrival.correction, arrival.example, arrival.scored) == (True, None, None)
+        assert book.counts("read", "joined", "retracted", "scored") == {
+            "read": 2,
+            "joined": 1,
+            "retracted": 1,
+            "scored": 1,
+        }
+        status = book.view().get("s")
+        assert status is not None
+        assert (status.state, status.class_index, status.scored) == (LabelState.RETRACTED, None, True)
+        assert status.label_position == Position("labels", 1, 9)
+
+    def test_twice_is_counted_twice_and_changes_nothing_more(self, book):
+        """As two records; the very same record has no effect at all."""
+        book.sample(sample("s"))
+        book.label(label("s", 2))
+        book.label(retraction("s"))
+
+        again, same = book.label(retraction("s", 10)), book.label(retraction("s", 10))
+
+        assert (again.state, again.correction) == (LabelState.RETRACTED, False)
+        assert same.state is LabelState.RETRACTED
+        assert book.counts("read", "joined", "retracted") == {"read": 3, "joined": 1, "retracted": 2}
+
+    def test_is_undone_by_a_later_label_which_is_learned_again(self, book):
+        """By the log's time and not by the order of reading."""
+        book.sample(sample("s"))
+        book.label(label("s", 2))
+        book.ledger.trained(["s"])
+        book.label(retraction("s"))
+
+        arrival = book.label(label("s", 2, 10, at_s=150.0))
+
+        assert (arrival.state, arrival.class_index, arrival.correction) == (LabelState.CORRECTED, 2, True)
+        assert arrival.example is not None
+        assert arrival.scored is None
+        counted = {"read": 3, "joined": 1, "corrected": 1, "retracted": 1, "trained": 1}
+        assert book.counts(*counted) == counted
+        status = book.view().get("s")
+        assert status is not None
+        assert (status.state, status.class_index, status.first_trained_step) == (LabelState.SCORED, 2, None)
+
+    def test_that_is_read_before_its_label_withdraws_it_all_the_same(self, book):
+        """The label scores, since its time says so, and is not learned."""
+        book.sample(sample("s"))
+        assert book.label(retraction("s")).state is LabelState.RETRACTED
+        assert book.counts("read", "joined", "retracted") == {"read": 1, "joined": 0, "retracted": 1}
+
+        arrival = book.label(label("s", 2))
+
+        assert (arrival.class_index, arrival.example, arrival.correction) == (RETRACTED, None, False)
+        assert arrival.scored is not None
+        assert arrival.scored.class_index == 2
+        assert book.counts("read", "joined", "retracted") == {"read": 2, "joined": 1, "retracted": 1}
+
+    def test_of_a_label_whose_payload_is_gone_counts_it_as_expired(self, book):
+        """As it would be counted without the retraction."""
+        book.bounds["payload_max_bytes"] = SCHEMA.nbytes
+        book.sample(sample("s"))
+        book.sample(sample("t", 1))
+        book.next_step()
+        book.label(retraction("s"))
+
+        book.label(label("s", 2))
+
+        counted = {"read": 2, "joined": 0, "expired": 1, "retracted": 1, "scored": 0}
+        assert book.counts(*counted) == counted
+
+    def test_before_its_sample_keeps_the_waiting_label_from_being_learned(self, book):
+        """The sample comes last."""
+        book.label(label("s", 2))
+        book.label(retraction("s"))
+        assert book.counts("read", "waiting", "retracted") == {"read": 2, "waiting": 1, "retracted": 1}
+
+        (arrival,) = book.sample(sample("s"))
+
+        assert (arrival.class_index, arrival.example) == (RETRACTED, None)
+        assert arrival.scored is not None
+        assert book.counts("waiting", "joined", "retracted") == {"waiting": 0, "joined": 1, "retracted": 1}
+
+    def test_is_no_label_in_time(self, book):
+        """The label is older than its sample; the retraction is not, and has no class to score against."""
+        book.label(label("s", 2, at_s=90.0))
+        book.label(retraction("s"))
+
+        (arrival,) = book.sample(sample("s"))
+
+        assert arrival.scored is None
+        assert book.counts("scored", "joined", "retracted") == {"scored": 0, "joined": 1, "retracted": 1}
+
+    def test_of_an_unknown_id_waits_for_its_sample_and_is_forgotten_past_the_horizon(self, book):
+        """It holds a place in the queue as a waiting label does; it is no orphan, since it was never a label."""
+        book.bounds["horizon_s"] = 50.0
+        book.label(retraction("s"))
+        book.label(retraction("t"))
+        assert book.sample(sample("s")) == []
+        assert book.counts("read", "waiting", "retracted") == {"read": 2, "waiting": 0, "retracted": 2}
+
+        book.next_step(now_s=500.0)
+        book.next_step(now_s=500.0)
+
+        assert book.counts("read", "orphan", "retracted") == {"read": 2, "orphan": 0, "retracted": 2}
+        assert book.ledger._c.queued == 0
+        assert book.view().get("t") is None
+
+    def test_of_the_implied_class_withdraws_it_for_good(self, book):
+        """The time for a label has passed; it is not implied a second time."""
+        book.more = {"implied_class": 0, "implied_after_s": 60.0}
+        book.sample(sample("s"))
+        book.next_step(now_s=200.0)
+        (implied,) = book.ledger.implied()
+        assert implied.class_index == 0
+
+        arrival = book.label(retraction("s", at_s=210.0))
+
+        assert (arrival.state, arrival.class_index, arrival.correction) == (LabelState.RETRACTED, RETRACTED, True)
+        counted = {"read": 1, "implied": 0, "joined": 0, "retracted": 1, "scored": 1}
+        assert book.counts(*counted) == counted
+        book.next_step(now_s=400.0)
+        assert book.ledger.implied() == []
+        later = book.label(label("s", 1, 20, at_s=410.0))
+        assert later.example is not None
+        assert later.scored is None, "a sample is scored once"
+        assert book.counts("read", "joined", "retracted") == {"read": 2, "joined": 1, "retracted": 1}
+
+    def test_keeps_the_implied_class_away(self, book):
+        """Somebody has said that there is no label."""
+        book.more = {"implied_class": 0, "implied_after_s": 60.0}
+        book.sample(sample("s"))
+        book.label(retraction("s"))
+
+        book.next_step(now_s=200.0)
+
+        assert book.ledger.implied() == []
+
+    def test_withdraws_the_label_inside_the_sample(self, book):
+        """It is a label record like others."""
+        book.sample(sample("s", label=1))
+
+        assert book.label(retraction("s")).correction
+
+    def test_is_final_where_the_first_label_counts(self, book):
+        """Later labels do not count there, so none can bring the sample back."""
+        book.corrections = "first"
+        book.sample(sample("s"))
+        book.label(label("s", 2))
+        assert book.label(label("s", 1, 8, at_s=135.0)).class_index == 2
+
+        assert book.label(retraction("s")).class_index == RETRACTED
+        assert book.label(label("s", 2, 10, at_s=150.0)).class_index == RETRACTED
+        assert book.counts("read", "joined", "corrected", "retracted") == {
+            "read": 4,
+            "joined": 1,
+            "corrected": 2,
+            "retracted": 1,
+        }
+
+    def test_gives_the_baselines_their_counts_back(self, book):
+        """Without any label they have no answer."""
+        book.label(label("s", 2))
+        assert book.ledger.baselines == (2, 2)
+        book.label(label("t", 1, 1))
+        book.label(retraction("s"))
+        assert book.ledger.baselines == (1, 1)
+        book.label(retraction("t", 10))
+
+        assert book.ledger.baselines == (None, None)
+        assert book.ledger._baselines.class_counts == [0, 0, 0]
+
+    def test_withdraws_a_held_label_once_its_class_is_known(self, book):
+        """Its place in the order is before the retraction."""
+        book.sample(sample("s"))
+        book.label(Label(Position("labels", 1, 0), 130.0, "s", UNLABELLED, class_name="dog"))
+        book.label(retraction("s"))
+        book.reopen(replace(SCHEMA, classes=(*SCHEMA.classes, "dog")))
+
+        (arrival,) = book.ledger.release_held()
+
+        assert (arrival.class_index, arrival.example) == (RETRACTED, None)
+        assert book.counts("read", "held", "joined", "retracted") == {"read": 2, "held": 0, "joined": 1, "retracted": 1}
+
+    @pytest.mark.parametrize("corrections", ["last", "first"])
+    @pytest.mark.parametrize("seed", range(10))
+    def test_decides_among_any_number_of_records(self, book, seed, corrections):
+        """More than a row keeps, in any order of reading: what counts is exact, and all are accounted for."""
+        rng = random.Random(seed)
+        book.corrections = corrections
+        classes = [rng.choice((0, 1, 2, RETRACTED) if rng.random() < 0.3 else (0, 1, 2)) for _ in range(60)]
+        records = [label("s", class_index, n, at_s=130.0 + n) for n, class_index in enumerate(classes)]
+        book.sample(sample("s"))
+
+        for record in rng.sample(records, len(records)):
+            arrival = book.label(record)
+
+        withdrawn = classes[-1] if corrections == "last" else RETRACTED if RETRACTED in classes else classes[0]
+        assert arrival.class_index == withdrawn
+        counts = book.counts("read", "joined", "duplicate", "corrected", "retracted")
+        assert counts.pop("read") == 60 == sum(counts.values())
+        assert counts["joined"] == 1
+        assert counts["retracted"] == classes.count(RETRACTED)
+        assert min(counts.values()) >= 0
 
 
 class TestALabelOfAnUnknownClass:

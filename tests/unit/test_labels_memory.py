@@ -88,6 +88,18 @@ class TestHolding:
         assert rows(memory) == {"s1": (0, 1), "s2": (1, 2), "s0": (2, 42)}
         assert len(memory) == 3
 
+    def test_remove_drops_the_row_of_a_sample(self):
+        """It is neither drawn nor saved any more, and was the new one of its class."""
+        memory = memory_of(0, 1, 1)
+
+        assert memory.remove("s1")
+        assert not memory.remove("s1")
+        assert not memory.remove("unknown")
+
+        assert rows(memory) == {"s0": (0, 0), "s2": (1, 2)}
+        assert memory.new_count == 2
+        assert set(draw(memory, 8, 1)[2]) == {"s0", "s2"}
+
     def test_relabel_corrects_a_row_that_is_held(self):
         """Without a payload from elsewhere the memory's own is kept."""
         memory = memory_of(0, 0, 1)

@@ -33,7 +33,7 @@ from streamlearn.errors import (
 from streamlearn.log.codec import read_dead_letter
 from streamlearn.pipeline.guarding import Guarding
 from streamlearn.pipeline.parts import Parts, StepReport
-from streamlearn.records import NewRecord, Position, Prediction, Record, TopicPartition
+from streamlearn.records import RETRACTED, NewRecord, Position, Prediction, Record, TopicPartition
 from streamlearn.state import checkpoint, journal
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.publish import PublishedDir, load_arrays, teacher_path
@@ -768,6 +768,36 @@ class TestElection:
         changed = [step for step in range(2, len(served)) if served[step] != served[step - 1]]
         assert changed
         assert forgotten == changed
+
+
+class TestRetraction:
+    def test_takes_the_example_out_of_the_replay_buffer_and_is_accounted_for(self, tmp_path: Path) -> None:
+        """Of 18 labels three are retracted, one of them brought back; a run that is cut in the middle ends the same."""
+        log, codec = filled(config_in(tmp_path)), make_codec(config_in(tmp_path))
+        for name, label in (("s0", RETRACTED), ("s2", RETRACTED), ("s4", RETRACTED), ("s4", 1), ("new", RETRACTED)):
+            log.append("labels", [codec.encode_label(name, label)])
+
+        whole = learn(config_in(tmp_path / "whole"), log)
+        accounts: list[tuple[int, int]] = []
+
+        def stop(parts: Parts, report: StepReport) -> None:
+            accounts.append((parts.accounts.labels_read, parts.ledger.counts().retracted))
+            if report.step == 3:
+                stopping.set()
+
+        stopping = threading.Event()
+        learning.learn(config_in(tmp_path / "cut"), stopping, opened=log, watching=stop)
+        log._shared.closed = False
+        cut = learn(config_in(tmp_path / "cut"), log)
+
+        arrays = whole.arrays
+        ends = arrays["memory.id_offsets"].tolist()
+        names = {arrays["memory.ids"].tobytes()[a:b].decode() for a, b in itertools.pairwise(ends)}
+        assert names == {"s4", *(f"s{n}" for n in range(6, 36, 2))}
+        assert whole.extra["accounts"]["labels_read"] == 18 + 5
+        assert accounts[-1] < (23, 4)
+        for name in ("memory.ids", "memory.y", "memory.labelled_at_s"):
+            np.testing.assert_array_equal(cut.arrays[name], arrays[name])
 
 
 class TestTraffic:

@@ -24,7 +24,7 @@ from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.labels.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
-from streamlearn.records import UNLABELLED, Label, Position, Record, Sample, Schema
+from streamlearn.records import RETRACTED, UNLABELLED, Label, Position, Record, Sample, Schema
 from streamlearn.serve import schemas
 from streamlearn.serve.api import create_app
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT, Bodies
@@ -664,6 +664,17 @@ class TestLabel:
         held = {record.key: parts.codec.decode_label(record).class_name for record in served.records("truths")}
         assert held == {b"a": "wolf", b"b": None}
 
+    @pytest.mark.parametrize("named", [{"label": None}, {"class": None}])
+    def test_without_a_class_retracts(self, client, served, named):
+        """Durable as any other label record, next to others in one request."""
+        labels = [{"id": "a", "source": "audit"} | named, {"id": "b", "label": 1}]
+        reply = client.post("/label", json={"labels": labels})
+
+        items = schemas.AppendReply.model_validate(reply.json()).items
+        assert [item.state for item in items] == ["accepted", "accepted"]
+        labels = {record.key: served.codec.decode_label(record) for record in served.records("truths")}
+        assert (labels[b"a"].class_index, labels[b"a"].source, labels[b"b"].class_index) == (RETRACTED, "audit", 1)
+
     @pytest.mark.parametrize(("room", "told"), [(2, "new_class"), (1, "held")])
     def test_of_an_unknown_class_says_what_will_become_of_it_where_the_head_may_grow(self, tmp_path, room, told):
         """By the classes of the teacher that answers: one that has grown is no news, and there may be room for more."""
@@ -685,7 +696,6 @@ class TestLabel:
         ("named", "told"),
         [
             ({"label": "cat", "class": "dog"}, "two that differ"),
-            ({"label": None, "class": None}, "got none"),
             ({}, "got none"),
         ],
     )
@@ -728,7 +738,6 @@ class TestLabel:
         ("body", "code"),
         [
             ({"id": "a"}, "no_class"),
-            ({"id": "a", "label": None}, "no_class"),
             ({"id": "a", "label": "wolf"}, "unknown_class"),
             ({"id": "a", "label": 3}, "unknown_class"),
             ({"id": "a", "label": -1}, "unknown_class"),
@@ -959,6 +968,26 @@ class TestLabelStatus:
 
         told = schemas.LabelReply.model_validate(reply.json())
         assert (reply.status_code, told.state, told.class_, told.class_index) == (200, "held", "wolf", None)
+        served.view.close()
+
+    def test_nobody_waits_for_a_retracted_one(self, tmp_path):
+        """There is no class; the record that says so has its place."""
+        served = Served(tmp_path, queue=0)
+        ledger = served.ledger()
+        ledger.begin(1, 100.0)
+        ledger.label_arrived(Label(Position("truths", 0, 1), 101.0, "a", 2))
+        ledger.label_arrived(Label(Position("truths", 0, 2), 102.0, "a", RETRACTED))
+        ledger.end()
+        ledger.flush()
+        ledger.close()
+
+        with client_of(served) as client:
+            reply = client.get("/label/a?wait_s=60")
+
+        told = schemas.LabelReply.model_validate(reply.json())
+        assert (reply.status_code, told.state, told.class_, told.class_index) == (200, "retracted", None, None)
+        assert told.label_position is not None
+        assert told.label_position.offset == 2
         served.view.close()
 
     @pytest.mark.parametrize("wait_s", ["-1", "nan", "inf", "x"])
