@@ -1,75 +1,35 @@
-"""Joins a second of the label ledger with ten million ids, over those of bare LMDB (limit) and of SQLite (rival).
+"""Joins a second of the label ledger with ten million ids, over those of bare SQLite (limit) and of bare LMDB (rival).
 
 Run: python benchmarks/labels.py [--quick] [--dir FOLDER]. FOLDER should lie on the disk that is to hold the store, with
-10 GB free; `--quick` takes a tenth of the ids and of the space. Linux only: memory is read from /proc.
+12 GB free; `--quick` takes a tenth of the ids and of the space. Linux only: memory is read from /proc.
 
 Each side lives in a process of its own and keeps the same N samples of 64 bytes, under 128-bit keys. Then a million
 labels come (a quarter of the ids with `--quick`) that are `late`: the ages of their samples are geometric, with a mean
 of a tenth of the ids, in any order. After them as many come for samples drawn from all (`_scattered`), so that a label
-finds nothing where the last one was: the worst that can be, and no stream. Last, late labels in turns with new samples,
-256 after each 1,024 (`_stream`): samples change almost every page of the tree of ids. The sides take turns, round after
+finds nothing where the last one was: the worst case, and no stream. Last, late labels in turns with new samples, 256
+after each 1,024 (`_stream`): samples change almost every page of the tree of ids. The sides take turns, round after
 round. Each joins in steps of 1,024 labels (`_stream`: 256): it finds sample, prediction and payload by the key, writes
 the label, notes that it is learned; commits and syncs once a second, as the pipeline does when it publishes.
 
     ledger   all of that, with states, counters, scores' inputs, and how to undo each step; a checkpoint each 30 s
-    lmdb     the limit: the three gets and one put that a join cannot do without, nothing decoded, nothing undone
-    sqlite   the rival: the same rows in three tables; one prepared three-way SELECT a label, decoded into what is
+    sqlite   the limit: the same rows in three tables; one prepared three-way SELECT a label, decoded into what is
              learned and scored; an executemany to write a step's labels, one to note them as learned, and a row that
-             says which keys to remove to undo it; WAL, synchronous=FULL, everything mapped. It has no states, no
-             counters, no second label of a sample.
+             says which keys to remove to undo it; WAL, synchronous=FULL, 256 MB of cache and 2 GB mapped. It has no
+             states, no counters, no second label of a sample.
+    lmdb     the rival: the three gets and one put that a join cannot do without, nothing decoded, nothing undone
 
 Time is that of joins and commits (`_stream`: of joins alone, since commits are the samples' too); the records are made
 before the clock starts. `joins_per_s` is the ledger's over all rounds, ratios are medians over rounds; `join_cpu_us` is
 processor time alone, which a busy machine or a slow disk changes little.
 
 `rss_growth_mb` is the anonymous memory (RssAnon) of the ledger's process at its highest, over what it was before the
-store was opened. In it are the pages that were changed since the last commit, about one for each random key; LMDB holds
-at most 512 MB of them before it spills. Pages that it maps from the file count as resident too, but they are the
-system's cache and leave when it wants them; they are `mapped_mb`.
+store was opened: SQLite's cache (64 MB) and what the open step has touched. `flush_ms` and `flush_max_ms` are the
+median and the longest commit of the stream's rounds, in which the step waits.
 
 `restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
 system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
 
-Wanted: 50,000 joins a second with ten million ids. **Reached by `late`, and by `stream` in one run of two.** Both on
-one day; figures of the second, in a quieter hour, are in parentheses:
-
-    late        55,333 (54,490)   .49 (.50) of LMDB, 1.36 (1.33) of SQLite, 17 us of processor time a join
-    stream      48,984 (55,449)   .58 (.48), 1.27 (1.24), 20 (18) us
-    scattered   37,766 (34,447)   .58 (.64), 1.11 (.99), 22 (23) us
-
-with 249 (247) MB of anonymous memory, a restart in 4.4 (3.5) ms where it is 4.0 (3.3) with a tenth of the ids. LMDB
-itself had 45,600 to 71,300 of scattered labels in the first run: a commit writes nearly all pages of the tree of labels
-anew, and each of three walks ends in a page that no cache holds. (`late` was made the headline after `scattered`, which
-it had been before, fell short; `stream` came later still, and is what the daemon does.) With one million (`--quick`):
-71,476 late, 74,481 as a stream, 64,114 scattered.
-
-Labels by the row of their sample and not by the hash of its id, in rows of 36 bytes where they had 49, the collector
-at 50,000 objects, and no named tuples on the way: together .86 of the processor time for late labels (a million ids,
-three runs in turns: .86, .91, .84; of it .91 the collector), and nothing certain for scattered ones (.78, .98, 1.20).
-Not worth it: lookups through a read transaction, which need not search the list of changed pages, save .01 to .19 us
-of 1.5 to 1.8 each.
-
-Prediction and payload in one row, a walk fewer, brought .88 of the processor time (300,000 ids, three rounds in turns),
-hashes kept until the step ends .95 of that. Before both, on another machine: 36,700 with ten million.
-
-What taking them together brings (`Ledger.labels_arrived`): processor time of a join without its commit, as a ratio,
-medians of 30 to 50 rounds in turns, 300,000 ids, load 10 to 50. Predicted .6, from half of the Python; got .68.
-With it tried, and left out: ids' hashes in an LRU cache 1.06, puts in the order of their keys 1.02, LMDB's `getmulti`
-in the order of the keys 1.2 of its gets, one row after another instead of database after database 1.1, named tuples
-made by `tuple.__new__` .97.
-
-Tried later, on a million ids under load, and left out: the label in the row of its id, a walk fewer, .99 of the join,
-and much more to write at commits, since labels then change pages of the larger tree; predictions of a step decoded in
-columns, counters once a step, .98. Not tried in the ledger: rows of samples in a flat file beside LMDB, gathered by
-numpy. Ten million of 168 bytes, a thousand at random: .6 us each with all of their fields, where the get alone is 2.2.
-
-Tried last, with four million ids on a quiet machine, three pairs, and left out: what steps change held in memory until
-the commit, and written then in the order of the keys, so that joins meet no page that was changed: .92 to .96 of a late
-join, 1.02 to 1.07 with its commits, 1.07 to 1.14 of a stream's samples, joins and commits. LMDB's `writemap`, a million
-ids: no difference that two pairs could show. Shorter Python (a call less here and there): .2 us of 14.
-
-Tried before, on a million ids under load, and left out: label rows kept as objects until the step ends 1.08, row
-numbers kept as the bytes of their keys .99 (now so, since it is simpler). A quiet machine may order these otherwise.
+Wanted: 20,000 joins a second with ten million ids (`late`).
 """
 
 from __future__ import annotations
@@ -228,7 +188,10 @@ class LedgerSide:
 
 
 class LmdbSide:
-    """Three gets and a put: label, id, and sample with its payload are looked up, the label is written once."""
+    """Three gets and a put: label, id, and sample with its payload are looked up, the label is written once.
+
+    What another database could give at most.
+    """
 
     def __init__(self, folder: Path, ids: int) -> None:
         del ids
@@ -274,7 +237,7 @@ class LmdbSide:
 
 
 class SqliteSide:
-    """Three tables; what the log's numbers order is a rowid table, what a hash orders is its own index."""
+    """Three tables; rows under the log's numbers are in rowid tables, rows under a hash in the hash's index."""
 
     def __init__(self, folder: Path, ids: int) -> None:
         del ids
@@ -340,7 +303,7 @@ class SqliteSide:
         self._db.close()
 
 
-SIDES: dict[str, Callable[[Path, int], Side]] = {"ledger": LedgerSide, "lmdb": LmdbSide, "sqlite": SqliteSide}
+SIDES: dict[str, Callable[[Path, int], Side]] = {"ledger": LedgerSide, "sqlite": SqliteSide, "lmdb": LmdbSide}
 Result: TypeAlias = dict[str, float]
 
 
@@ -351,7 +314,8 @@ class Worker:
         self._kind, self._folder, self._ids = kind, folder, ids
         folder.mkdir()
         self._anonymous_before = resident("RssAnon")
-        self._anonymous_peak = self._mapped_peak = 0.0
+        self._anonymous_peak = 0.0
+        self._flushes_s: list[float] = []
         self._side = SIDES[kind](folder, ids)
         self._committed_at_s = self._saved_at_s = time.perf_counter()
 
@@ -362,7 +326,7 @@ class Worker:
             self._side.fill(range(start, min(start + SAMPLES_PER_STEP, beyond)))
             self._keep()
         self._commit()
-        return {"per_s": (beyond - first) / (time.perf_counter() - began), **self._memory()}
+        return {"per_s": (beyond - first) / (time.perf_counter() - began), **self._costs()}
 
     def join(self, numbers: list[int]) -> Result:
         """Join one label for each of these samples; durable at the end."""
@@ -376,7 +340,7 @@ class Worker:
         began = clocks()
         self._commit()
         wall_s, cpu_s = (spent + clocks() - began).tolist()
-        return {"per_s": len(numbers) / wall_s, "cpu_us": cpu_s / len(numbers) * 1e6, **self._memory()}
+        return {"per_s": len(numbers) / wall_s, "cpu_us": cpu_s / len(numbers) * 1e6, **self._costs()}
 
     def stream(self, first: int, turns: list[list[int]]) -> Result:
         """Samples and labels in turns, the labels of one after so many samples; what joins alone took."""
@@ -394,7 +358,7 @@ class Worker:
             self._keep()
         self._commit()
         wall_s, cpu_s = spent.tolist()
-        return {"per_s": labels / wall_s, "cpu_us": cpu_s / labels * 1e6, **self._memory()}
+        return {"per_s": labels / wall_s, "cpu_us": cpu_s / labels * 1e6, **self._costs()}
 
     def restart(self, numbers: list[int]) -> Result:
         """Close, forget the file's pages, open, join one label; once for each of these samples. The median counts."""
@@ -427,12 +391,20 @@ class Worker:
     def _commit(self) -> None:
         # Before, not after: the pages that the open transaction has changed are anonymous memory until then.
         self._anonymous_peak = max(self._anonymous_peak, resident("RssAnon"))
-        self._mapped_peak = max(self._mapped_peak, resident("RssFile"))
+        began = time.perf_counter()
         self._side.commit()
         self._committed_at_s = time.perf_counter()
+        self._flushes_s.append(self._committed_at_s - began)
 
-    def _memory(self) -> Result:
-        return {"anonymous_mb": self._anonymous_peak - self._anonymous_before, "mapped_mb": self._mapped_peak}
+    def _costs(self) -> Result:
+        """Memory so far, and the commits since the last call."""
+        flushes_ms = np.array(self._flushes_s) * 1e3
+        self._flushes_s.clear()
+        return {
+            "anonymous_mb": self._anonymous_peak - self._anonymous_before,
+            "flush_ms": float(np.median(flushes_ms)),
+            "flush_max_ms": float(flushes_ms.max()),
+        }
 
 
 def clocks() -> npt.NDArray[np.float64]:
@@ -441,7 +413,7 @@ def clocks() -> npt.NDArray[np.float64]:
 
 
 def resident(kind: str) -> float:
-    """Megabytes of resident memory of this process: `RssAnon`, or `RssFile`, which is mapped from files."""
+    """Megabytes of resident memory of this process, by its name in /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(kind + ":"):
             return int(line.split()[1]) / 1024
@@ -526,7 +498,8 @@ class Rounds:
             self._rates[kind].append(found[kind]["per_s"])
         self._cpu_us.append(found["ledger"]["cpu_us"])
         rates = ", ".join(f"{kind} {result['per_s']:,.0f}" for kind, result in found.items())
-        tell(f"joins a second, {how}: {rates}")
+        flushes = ", ".join(f"{result['flush_ms']:.0f} to {result['flush_max_ms']:.0f}" for result in found.values())
+        tell(f"load {os.getloadavg()[0]:.1f}; joins a second, {how}: {rates}; commits, median to longest ms: {flushes}")
         return found
 
     def figures(self) -> dict[str, float]:
@@ -535,8 +508,8 @@ class Rounds:
         ratios = {kind: float(np.median(np.divide(mine, rates))) for kind, rates in self._rates.items()}
         return {
             "joins_per_s": round(statistics.harmonic_mean(mine)),
-            "joins_over_lmdb": round(ratios["lmdb"], 3),
             "joins_over_sqlite": round(ratios["sqlite"], 3),
+            "joins_over_lmdb": round(ratios["lmdb"], 3),
             "join_cpu_us": round(statistics.mean(self._cpu_us), 1),
         }
 
@@ -572,7 +545,8 @@ def measure(folder: Path, ids: int) -> dict[str, Any]:
         **joins["late"].figures(),
         **{f"{name}_{how}": value for how in ("scattered", "stream") for name, value in joins[how].figures().items()},
         "rss_growth_mb": round(last["ledger"]["anonymous_mb"], 1),
-        "mapped_mb": round(last["ledger"]["mapped_mb"]),
+        "flush_ms": round(last["ledger"]["flush_ms"]),
+        "flush_max_ms": round(last["ledger"]["flush_max_ms"]),
         "disk_mb": round(last["ledger"]["disk_mb"]),
         "restart_ms_tenth": round(restarts["ledger"]["tenth"], 1),
         "restart_ms": round(restarts["ledger"]["all"], 1),
