@@ -99,17 +99,14 @@ class TestRewind:
         """Undo of a step that was rewound is gone: a replay may change other keys in the same step."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
-        put(store, 2, key="2", other="2")
-        store.rewind(1)
-        put(store, 2, third="2")
-        put(store, 3, other="3")
+        put(store, 2, key="2")
+        store.rewind(0)
+        put(store, 1, key="again")
+        put(store, 2, other="2")
 
-        store.rewind(2)
-        after = content(store)
         store.rewind(1)
 
-        assert after == {"key": "1", "third": "2"}
-        assert content(store) == {"key": "1"}
+        assert content(store) == {"key": "again"}
         store.close()
 
     def test_survives_a_reopening(self, tmp_path):
