@@ -34,6 +34,15 @@ class Embedding:
         like = self._last.weight
         return nn.Linear(self._last.in_features, self._last.out_features, device=like.device, dtype=like.dtype)
 
+    @torch.no_grad()
+    def copy_head_to(self, head: nn.Linear) -> None:
+        """Give `head`, which `another_head` made, the weights of the last layer."""
+        head.weight.copy_(self._last.weight)
+        if self._last.bias is None:
+            head.bias.zero_()
+        else:
+            head.bias.copy_(self._last.bias)
+
     def read(self, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """What `forward` returns, and the embeddings (B, D) that went into the last layer meanwhile."""
         seen: list[Tensor] = []

@@ -420,7 +420,12 @@ class Learner:
     def _mended(self) -> None:
         """What was measured and averaged before is not of these weights."""
         self._skipped_in_a_row.zero_()
-        self._trainee.method.forget()
+        method, optimizer = self._trainee.method, self._trainee.optimizer
+        method.forget()
+        method.follow_student()
+        for parameter in method.parameters().values():
+            for tensor in optimizer.state.get(parameter, {}).values():
+                tensor.zero_()
         self._bank.begin_anew()
         self.served = 0
 

@@ -49,6 +49,10 @@ class Method(Protocol):
         """What it remembers was of weights that are gone, or of a world that has changed: it begins anew."""
         return
 
+    def follow_student(self) -> None:
+        """The student's weights were replaced: what is learned next to it becomes what fits them."""
+        return
+
     def tensors(self) -> dict[str, Tensor]:
         """What it remembers from step to step, live, by name: part of the checkpoint."""
         return {}

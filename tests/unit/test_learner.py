@@ -306,6 +306,30 @@ class TestLearn:
         np.testing.assert_allclose(students[-1]["teacher.net.layers.1.weight"], mean, rtol=1e-5, atol=1e-7)
 
 
+class TestSecondHead:
+    """Mean Teacher with `logit_distance`: one head learns labels, the other consistency."""
+
+    @pytest.mark.parametrize("remedy", ["roll_back", "adopt_twin"])
+    def test_follows_the_student_that_a_remedy_puts_in_place(self, remedy: str) -> None:
+        """A head that exploded with the student would pull the restored one away from its good weights."""
+        learner = after(TABLE, settings(logit_distance=0.01, twin_every=1), batches(TABLE, 1, 30))
+        learner.keep_good()
+        head = learner._trainee.method.parameters()
+        with torch.no_grad():
+            for parameter in [*learner._trainee.student.parameters(), *head.values()]:
+                parameter.mul_(1e4)
+
+        assert getattr(learner, remedy)()
+
+        state = learner.state()
+        for part in ("weight", "bias"):
+            last = sorted(name for name in state if name.startswith("student.net.") and name.endswith(part))[-1]
+            np.testing.assert_array_equal(state[f"method.learned.head.{part}"], state[last])
+            assert np.abs(state[last]).max() < 10.0
+            assert not state[f"method.optimizer.head.{part}.exp_avg"].any()
+            assert not state[f"method.optimizer.head.{part}.exp_avg_sq"].any()
+
+
 class TestOutliers:
     """A default table model on three well-separated classes, and one sentinel in one row of the stream."""
 

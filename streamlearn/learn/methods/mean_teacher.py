@@ -63,6 +63,10 @@ class DualHeadMeanTeacher(MeanTeacher):
         apart = nn.functional.mse_loss(logits_BC[:, named_C], second_BC[:, named_C])
         return StepCosts(costs.classification + self._logit_distance * apart, costs.consistency)
 
+    def follow_student(self) -> None:
+        """The second head becomes a copy of the student's own."""
+        self._embedding.copy_head_to(self._head)
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """Of the second head."""
         return dict(self._head.named_parameters(prefix="head"))
