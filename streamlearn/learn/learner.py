@@ -62,7 +62,7 @@ class Health:
     """What the weights say of themselves."""
 
     updates: int
-    """Steps that had something to learn."""
+    """Steps that had something to learn and were not skipped."""
     skipped_in_a_row: int
     """Steps up to now that were not finite."""
     distance: float
@@ -103,7 +103,7 @@ class Learner:
         self.settings = settings
         self.step = 0
         """The last step taken; one that was skipped or had no rows counts."""
-        # The t of every schedule: steps that had something to learn. Where labels come late, a method that knows
+        # The t of every schedule: steps that changed the weights. Where labels come late, a method that knows
         # labels only has counted many steps before its first; its average must not have run ahead of it.
         self._updates = 0
         if settings.threads > 0:
@@ -213,7 +213,7 @@ class Learner:
             averaged_steps=t - self._averaged_at,
         )
         if outcome is not None:
-            self._updates += 1
+            self._updates += 0 if self._trainee.knows_at_once(t) and outcome[1] else 1
             self._add_up(*outcome, fresh + labelled)
             self._bank.update(outcome[1], t - self._averaged_at)
         if self._twin is not None:

@@ -19,6 +19,9 @@ from streamlearn.learn.teacher import TeacherAverage, buffer_slots, read_slots
 from streamlearn.models.build import Classifier
 from streamlearn.models.normalise import BatchNormWarmup
 
+FIRST_STEPS = 100
+"""On a GPU the host waits to know whether so many first steps were skipped; a later one counts as taken."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
@@ -132,6 +135,10 @@ class Trainee:
     host_may_ask: bool
     """Whether reading a value from the device costs nothing: true on a CPU."""
 
+    def knows_at_once(self, step: int) -> bool:
+        """Whether the host may wait for the device in step t: in the first ones, where averages must begin exactly."""
+        return self.host_may_ask or step <= FIRST_STEPS
+
 
 def train_step(
     trainee: Trainee,
@@ -148,7 +155,7 @@ def train_step(
     the step was skipped, a 0-d bool on the device; None where the method found nothing to learn, and nothing was
     changed but buffers.
     """
-    trainee.warmup.set(step)
+    trainee.warmup.set(ask=trainee.knows_at_once(step))
     averaged_steps = averaged_steps or step
 
     # 1. Labels where there are any; agreement everywhere.

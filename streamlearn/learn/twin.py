@@ -32,7 +32,7 @@ class Twin:
         self.trainee.undo.remember()
         for group in self.trainee.optimizer.param_groups:
             group["lr"] = learning_rate
-        train_step(
+        outcome = train_step(
             self.trainee,
             rows,
             step=self.updates + 1,
@@ -40,7 +40,8 @@ class Twin:
             alpha=alpha,
             averaged_steps=self.updates + 1 - self.averaged_at,
         )
-        self.updates += 1
+        if outcome is not None and not (self.trainee.knows_at_once(self.updates + 1) and outcome[1]):
+            self.updates += 1
 
     def lend_to(self, other: Trainee) -> None:
         """Make student, teacher and optimizer of `other` what the twin's are."""

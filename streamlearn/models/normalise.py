@@ -16,6 +16,7 @@ factor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -234,7 +235,9 @@ def _scattered(number: int) -> int:
 
 
 class BatchNormWarmup:
-    """Batch normalisation's momentum at step t: max(its own, 1/t), a plain mean of all batches at first.
+    """Batch normalisation's momentum for its n-th batch: max(its own, 1/n), a plain mean of all batches at first.
+
+    n is what the layer itself has counted: batches of skipped steps were undone, and a step of one row has none.
 
     With its own momentum alone they start as mean 0 and variance 1 and keep a share of that for many steps. A teacher
     that averages them keeps it ten times longer, and answers no better than chance all the while.
@@ -243,12 +246,13 @@ class BatchNormWarmup:
     def __init__(self, network: nn.Module) -> None:
         kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
         self._layers = [
-            (layer, layer.momentum)
+            (layer, layer.momentum, layer.num_batches_tracked)
             for layer in network.modules()
-            if isinstance(layer, kinds) and layer.momentum is not None
+            if isinstance(layer, kinds) and layer.momentum is not None and layer.num_batches_tracked is not None
         ]
 
-    def set(self, step: int) -> None:
-        """For the forward pass of step t, counted from 1."""
-        for layer, momentum in self._layers:
-            layer.momentum = max(momentum, 1.0 / step)
+    def set(self, *, ask: bool) -> None:
+        """For the next forward pass. Without `ask`, as after many batches: on a GPU asking waits for the device."""
+        for layer, momentum, seen in self._layers:
+            batch = 1.0 + seen.item() if ask else math.inf
+            layer.momentum = max(momentum, 1.0 / batch)

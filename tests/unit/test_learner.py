@@ -6,7 +6,8 @@ Also one pass over real data, to see that it learns at all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -275,7 +276,6 @@ class TestLearn:
             "inputs.sample",
             "learner.skipped_in_a_row",
             "learner.step",
-            "learner.updates",
         ]
         assert learner.read_costs().skipped_steps == 1
 
@@ -304,6 +304,51 @@ class TestLearn:
 
         mean = sum(state["student.net.layers.1.weight"] for state in students) / 3
         np.testing.assert_allclose(students[-1]["teacher.net.layers.1.weight"], mean, rtol=1e-5, atol=1e-7)
+
+
+class TestFirstStepsSkipped:
+    """Averages begin with the first step that is taken: initial values are no part of them."""
+
+    OF: ClassVar[dict[str, Any]] = {"noise": "none", "shift_pixels": 0, "flip": False, "warmup_steps": 0}
+
+    @classmethod
+    def state_after(cls, first: list[MicroBatch], **changed: Any) -> dict[str, Any]:
+        return after(IMAGES, settings(**cls.OF, **changed), [*first, *(batch(IMAGES, k) for k in (1, 2, 3))]).state()
+
+    @pytest.mark.parametrize("skipped", [1, 3])
+    @pytest.mark.parametrize("host_may_ask", [True, False])
+    def test_leave_student_teacher_and_twin_as_without_them(
+        self, skipped: int, host_may_ask: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else running statistics keep a share of their zeros and ones, and the teacher a larger one."""
+        bad = IMAGES.scale * np.nan
+        spec = replace(IMAGES, scale=1 / 255)
+        states = []
+        for count in (0, skipped):
+            learner = Learner(spec, settings(**self.OF, twin_every=1))
+            if not host_may_ask:
+                learner._trainee = replace(learner._trainee, host_may_ask=False)
+            for number in range(count + 3):
+                with monkeypatch.context() as patched:
+                    if number < count:
+                        student = learner._trainee.student
+                        patched.setattr(student, "scale", bad)
+                    learner.learn(batch(IMAGES, 1 + (number - count) % 9))
+            states.append(learner.state())
+            assert learner.read_costs().skipped_steps == count
+
+        changed = [name for name in differing(*states) if name not in ("learner.step", "learner.skipped_in_a_row")]
+        assert changed == []
+        assert states[1]["learner.updates"] == 3
+        assert states[1]["learner.twin_updates"] == 3
+
+    def test_of_one_row_have_no_batch_statistics_either(self) -> None:
+        """Such a step is taken, in eval mode; the first batch after it still replaces the initial statistics."""
+        alone = self.state_after([batch(IMAGES, 8, fresh=1, labelled=0)], learning_rate=1e-9)
+        without = self.state_after([], learning_rate=1e-9)
+
+        for name in (name for name in alone if name.startswith("student.") and "running" in name):
+            np.testing.assert_allclose(alone[name], without[name], rtol=1e-3, atol=1e-5)
 
 
 class TestSecondHead:

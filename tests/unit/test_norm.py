@@ -166,7 +166,7 @@ class TestRobustBatchNorm:
         """With the warm-up's momentum of 1 the first output is that of batch normalisation."""
         x, layer, plain = rows(count=4000), RobustBatchNorm1d(16).train(), nn.BatchNorm1d(16).train()
 
-        BatchNormWarmup(layer).set(1)
+        BatchNormWarmup(layer).set(ask=True)
 
         torch.testing.assert_close(layer(x), plain(x), atol=2e-3, rtol=2e-3)
 

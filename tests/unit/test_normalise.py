@@ -280,21 +280,24 @@ class TestBatchNormWarmup:
         warmup = BatchNormWarmup(net)
         batches = [rows(8, 2, seed=seed) for seed in range(3)]
 
-        for step, batch in enumerate(batches, start=1):
-            warmup.set(step)
+        for batch in batches:
+            warmup.set(ask=True)
             net(batch)
 
         torch.testing.assert_close(net[0].running_mean, torch.stack(batches).mean(dim=(0, 1)))
 
     def test_ends_at_the_layers_own_momentum(self):
-        """And comes back when a run is rolled back to an early step."""
+        """By the batches that each layer has seen, also after a rollback to fewer."""
         net = nn.Sequential(nn.BatchNorm2d(2, momentum=0.05), nn.BatchNorm1d(2, momentum=None))
         warmup = BatchNormWarmup(net)
 
         momenta = []
-        for step in (1, 10, 20, 1000, 2):
-            warmup.set(step)
+        for batches in (0, 9, 19, 999, 1):
+            net[0].num_batches_tracked.fill_(batches)
+            warmup.set(ask=True)
             momenta.append(net[0].momentum)
+        warmup.set(ask=False)
 
         assert momenta == [1.0, 0.1, 0.05, 0.05, 0.5]
+        assert net[0].momentum == 0.05
         assert net[1].momentum is None

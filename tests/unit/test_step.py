@@ -134,7 +134,7 @@ class TestAgainstTorch:
             of = rows(spec, seed=t)
             step(trainee, of, t=t)
 
-            reference.warmup.set(t)
+            reference.warmup.set(ask=True)
             logits_BC, targets_BC = student(of.x_B), teacher(of.x_B)
             plain.zero_grad()
             cross_entropy = nn.functional.cross_entropy(logits_BC[6:], of.labels_B[6:], reduction="sum") / 9
