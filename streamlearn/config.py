@@ -370,7 +370,7 @@ class BatchConfig(_Section):
     max_labels: int = Field(1024, ge=1, le=1_000_000)
     """Most label records taken into one step."""
     prefetch_records: int = Field(2048, ge=1, le=1_000_000)
-    """Most decoded records waiting, for each partition."""
+    """Most decoded records waiting, for each partition; of large samples 256 MiB in all partitions together."""
     merge_wait_s: float = Field(1.0, ge=0.0, le=60.0)
     """How long the merge by time waits for a partition that is behind, before it goes on without it."""
 
@@ -387,7 +387,7 @@ class LabelsConfig(_Section):
     max_ids: int = Field(10_000_000, ge=1000)
     """Most sample ids remembered, whatever their age."""
     memory_rows: int = Field(5000, ge=1, le=10_000_000)
-    """Rows of the labelled memory, class-balanced."""
+    """Rows of the replay buffer, class-balanced; of large rows 512 MiB."""
     corrections: Literal["last", "first"] = "last"
     """Which label of a sample counts when two differ. A retraction is final under first, and undone by a later label
     under last."""

@@ -107,6 +107,10 @@ class Schema:
         """Size of one payload in bytes."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
+    def rows_within(self, rows: int, max_bytes: int, least: int = 1) -> int:
+        """As many of `rows` payloads as fit in `max_bytes`, but at least `least`: a bound that never blocks."""
+        return min(rows, max(least, max_bytes // self.nbytes))
+
     def class_index(self, value: object) -> int:
         """The index of a class given by name or by index; by name alone where a class is called by a number.
 

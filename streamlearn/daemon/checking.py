@@ -16,8 +16,10 @@ from streamlearn.config import Config
 from streamlearn.daemon.entering import check_log_reaches, check_model
 from streamlearn.daemon.making import make_learner
 from streamlearn.daemon.network import model_spec
+from streamlearn.daemon.sizing import learner_parts, server_parts
 from streamlearn.daemon.wiring import StatePaths, expose, listen, log_exists, open_log
 from streamlearn.errors import ConfigError, LogError, StateError
+from streamlearn.learn.learner import Learner
 from streamlearn.learn.making import find_device
 from streamlearn.log.base import Log
 from streamlearn.metrics import LearnerMetrics
@@ -26,6 +28,8 @@ from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
 
 _ID_BYTES = 1024
 """About what one remembered sample takes in the store, its history included."""
+_SHOWN_BYTES = 5 << 20
+"""Smaller parts of the memory are not listed."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def _model(config: Config) -> Iterator[Finding]:
     else:
         shape = "x".join(map(str, spec.shape))
         yield Finding("ok", "model", f"{spec.factory}: {shape} to {spec.classes} classes, {parameters:,} parameters")
-        yield _method(config)
+        yield from _method(config)
     try:
         device = find_device(config.learn.device)
     except ConfigError as error:
@@ -63,16 +67,35 @@ def _model(config: Config) -> Iterator[Finding]:
         yield Finding("ok", "device", f"{device.type}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
 
 
-def _method(config: Config) -> Finding:
+def _method(config: Config) -> Iterator[Finding]:
     learn = config.learn
     try:
         # On the CPU: whoever checks may do so beside a learner that fills the GPU.
-        make_learner(config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})}))
+        on_cpu = config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})})
+        learner = make_learner(on_cpu)
     except ConfigError as error:
-        return Finding("error", "method", str(error))
+        yield Finding("error", "method", str(error))
+        return
     weight = "" if learn.method == "supervised" else f", {learn.consistency} with weight {learn.consistency_weight:g}"
     of_which = "" if config.is_whole_recipe else ", of labelled rows alone"
-    return Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
+    yield Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
+    yield from _memory(config, learner)
+
+
+def _memory(config: Config, learner: Learner) -> Iterator[Finding]:
+    """About what the processes take with every buffer full, largest part first."""
+    of_learner, of_server = learner_parts(config, learner), server_parts(config, learner)
+    servers = config.serve.processes
+    total = sum(part.size_bytes for part in of_learner) + servers * sum(part.size_bytes for part in of_server)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for subject, parts in (("learner memory", of_learner), ("server memory", of_server)):
+        size = sum(part.size_bytes for part in parts) / 2**30
+        shown = [p for p in sorted(parts, key=lambda p: -p.size_bytes) if p.size_bytes >= _SHOWN_BYTES]
+        text = ", ".join(f"{part.name} {part.size_bytes / 2**30:.2f}" for part in shown)
+        yield Finding("ok", subject, f"about {size:.1f} GiB at most: {text}")
+    verdict: Literal["ok", "warning"] = "ok" if total < there else "warning"
+    text = f"about {total / 2**30:.1f} GiB for a learner and {servers} servers, this machine has {there / 2**30:.1f}"
+    yield Finding(verdict, "memory", text)
 
 
 def _log(config: Config) -> Iterator[Finding]:

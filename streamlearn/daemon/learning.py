@@ -156,6 +156,7 @@ class _Wired:
         self.feed = Feed(
             log,
             next_offsets,
+            schema=schema,
             sample_topic=topics.samples,
             decode_sample=codec.decode_sample,
             decode_label=codec.decode_label,

@@ -20,12 +20,15 @@ from streamlearn.learn.making import LearnSettings
 from streamlearn.learn.recent import RecentSamples
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
+from streamlearn.log.feed import PREFETCH_BYTES
 from streamlearn.pipeline import Cadence
 from streamlearn.pipeline.guarding import Guarding, WatchSettings
 from streamlearn.records import Offsets
 
 MOST_RECENT_BYTES = 64 << 20
-"""Of recent samples: they are saved with every checkpoint."""
+"""Bound of the recent samples: they are saved with every checkpoint."""
+MOST_MEMORY_BYTES = 512 << 20
+"""Bound of the replay buffer, for the same reason."""
 
 
 def make_ledger(
@@ -57,7 +60,7 @@ def make_batcher(config: Config, next_offsets: Offsets) -> Batcher:
         next_offsets,
         sample_topic=config.log.topics.samples,
         fresh=batch.fresh,
-        wide=max(batch.fresh, batch.prefetch_records),
+        wide=max(batch.fresh, config.schema_.build().rows_within(batch.prefetch_records, PREFETCH_BYTES)),
         max_labels=batch.max_labels,
         max_age_s=batch.max_age_s,
         merge_wait_s=batch.merge_wait_s,
@@ -86,17 +89,26 @@ def make_election(config: Config, learner: Learner) -> Election | None:
 
 def make_recent(config: Config) -> RecentSamples | None:
     """Samples to learn from once more; None where every step has records of its own, or learns from labels alone."""
+    rows = recent_rows(config)
+    return RecentSamples(rows, config.schema_.build(), config.learn.seed) if rows else None
+
+
+def recent_rows(config: Config) -> int:
+    """How many recent samples are held at most; 0 where none are."""
     batch = config.batch
     if (batch.steps == 1 and not batch.idle_steps) or config.learn.method == "supervised":
-        return None
-    schema = config.schema_.build()
-    rows = min(batch.recent_rows, max(batch.fresh, MOST_RECENT_BYTES // schema.nbytes))
-    return RecentSamples(rows, schema, config.learn.seed)
+        return 0
+    return config.schema_.build().rows_within(batch.recent_rows, MOST_RECENT_BYTES, least=batch.fresh)
 
 
 def make_memory(config: Config) -> LabelledMemory:
-    """The labelled memory, empty."""
-    return LabelledMemory(config.labels.memory_rows, config.schema_.build(), config.learn.seed)
+    """The replay buffer, empty."""
+    return LabelledMemory(memory_rows(config), config.schema_.build(), config.learn.seed)
+
+
+def memory_rows(config: Config) -> int:
+    """How many rows the replay buffer holds at most."""
+    return config.schema_.build().rows_within(config.labels.memory_rows, MOST_MEMORY_BYTES, least=config.batch.labelled)
 
 
 def make_board(config: Config) -> Scoreboard:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from streamlearn import __version__
 from streamlearn.config import Config, load_config
 from streamlearn.daemon.evaluating import fitting_tables, held_out
-from streamlearn.daemon.making import make_learner, make_memory
+from streamlearn.daemon.making import make_learner
 from streamlearn.errors import ConfigError
 from streamlearn.labels.memory import LabelledMemory
 from streamlearn.learn.learner import Learner
@@ -104,7 +104,7 @@ def evaluate_offline(
     tables["labels"] = tables.get("labels", {}) | {"memory_rows": rows}
     settings = load_config(None, overrides=tables, environ={})
     dataset = loaded.fit(settings.schema_.build())
-    learner, memory = make_learner(settings), make_memory(settings)
+    learner, memory = make_learner(settings), LabelledMemory(rows, settings.schema_.build(), settings.learn.seed)
     chosen = choose_labelled(dataset.y, plan.labels, plan.seed)
     for row in chosen.tolist():
         memory.add(Example(str(row), dataset.x[row], int(dataset.y[row])))

@@ -98,6 +98,11 @@ class LabelledMemory:
         return sample_id in self._slots
 
     @property
+    def capacity(self) -> int:
+        """Most rows that are held."""
+        return self._capacity
+
+    @property
     def new_count(self) -> int:
         """Rows that were never drawn."""
         return len(self._new)

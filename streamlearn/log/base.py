@@ -11,6 +11,10 @@ from typing import Protocol
 
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 
+POLL_BYTES = 16 << 20
+"""A poll ends with the record by which its keys and values reach this size, so it always returns one where there is
+one."""
+
 
 class Reader(Protocol):
     """Reads some partitions forward from given offsets. Used by one thread. It never commits and joins no group."""
@@ -18,7 +22,7 @@ class Reader(Protocol):
     def poll(self, wanted: Collection[TopicPartition], max_records: int, timeout_s: float) -> list[Record]:
         """Records of the wanted partitions, in offset order within each; empty after `timeout_s` without any.
 
-        Partitions that are not wanted now keep their place.
+        At most `max_records`, and about `POLL_BYTES`. Partitions that are not wanted now keep their place.
 
         Raises:
             OffsetOutOfRangeError: the next offset of a partition was trimmed (or never written).

@@ -28,6 +28,7 @@ from pathlib import Path
 import structlog
 
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError
+from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.grouping import Grouping, Ticket
 from streamlearn.log.partitioner import partition_of
 from streamlearn.log.sqlite import (
@@ -445,13 +446,15 @@ class EmbeddedReader:
         self._turn += 1
         order = order[self._turn % len(order) :] + order[: self._turn % len(order)] if order else order
         records: list[Record] = []
+        left_bytes = POLL_BYTES
         read_to = dict(self._next_offsets)
         shares = [*zip(range(len(order), 0, -1), order, strict=True), *((1, partition) for partition in order)]
         for left, partition in shares:
-            if (wanted_here := -(-(max_records - len(records)) // left)) > 0:
+            if (wanted_here := -(-(max_records - len(records)) // left)) > 0 and left_bytes > 0:
                 number = self._numbers[partition]
-                found = read_records(self._db, partition, number, read_to[partition], wanted_here)
+                found = read_records(self._db, partition, number, read_to[partition], wanted_here, max_bytes=left_bytes)
                 read_to[partition] += len(found)
+                left_bytes -= sum(len(record.key or b"") + len(record.value or b"") for record in found)
                 records += found
         self._next_offsets = read_to  # not before: what was taken is lost where a later partition cannot be read
         return records

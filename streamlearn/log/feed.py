@@ -14,14 +14,16 @@ from typing import Literal
 import structlog
 
 from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError, RecordError
-from streamlearn.log.base import Log, Reader
-from streamlearn.records import BadRecord, Gap, Item, Label, Offsets, Position, Record, Sample, TopicPartition
+from streamlearn.log.base import POLL_BYTES, Log, Reader
+from streamlearn.records import BadRecord, Gap, Item, Label, Offsets, Position, Record, Sample, Schema, TopicPartition
 
 _log = structlog.get_logger(__name__)
+PREFETCH_BYTES = 256 << 20
+"""Bound of the samples in all queues together. Each partition has an equal share, and room for one sample at least."""
 _POLL_RECORDS = 512
 _POLL_S = 0.2
 _BAD_BYTES = 64 << 20
-"""Of records that are no sample and no label, in each queue: they are kept as they were, however large."""
+"""The same of records that are no sample and no label: they are kept as they were, however large."""
 _JOIN_S = 30.0
 _RETRY_S = (0.1, 5.0)
 """First and longest wait between tries while the log is away."""
@@ -35,6 +37,7 @@ class Feed:
         log: Log,
         next_offsets: Offsets,
         *,
+        schema: Schema,
         sample_topic: str,
         decode_sample: Callable[[Record], Sample],
         decode_label: Callable[[Record], Label],
@@ -45,7 +48,12 @@ class Feed:
         self.available = True
         self._log_, self._reader = log, log.reader(next_offsets)
         self._decode_sample, self._decode_label, self._sample_topic = decode_sample, decode_label, sample_topic
-        self._max_records, self._on_trimmed = max_records, on_trimmed
+        self._on_trimmed = on_trimmed
+        self._poll_records = schema.rows_within(_POLL_RECORDS, POLL_BYTES)
+        shares = max(1, sum(tp.topic == sample_topic for tp in self.queues))
+        max_samples = schema.rows_within(max_records, PREFETCH_BYTES // shares)
+        self._max_records = {tp: max_samples if tp.topic == sample_topic else max_records for tp in self.queues}
+        self._max_bad_bytes = _BAD_BYTES // max(1, len(self.queues))
         self._read_to: Offsets = dict(next_offsets)
         self._ends: Offsets = dict.fromkeys(next_offsets, -1)
         self._wanted: set[TopicPartition] = set(next_offsets)
@@ -119,7 +127,7 @@ class Feed:
             self._stopping.wait(0.002)
             return
         try:
-            records = reader.poll(self._wanted, _POLL_RECORDS, _POLL_S)
+            records = reader.poll(self._wanted, self._poll_records, _POLL_S)
         except OffsetOutOfRangeError as error:
             self._skip_gap(reader, error)
             return
@@ -137,9 +145,9 @@ class Feed:
         for tp, queue in self.queues.items():
             if not queue:
                 self._bad_bytes[tp] = 0
-            if len(queue) >= self._max_records or self._bad_bytes[tp] >= _BAD_BYTES:
+            if len(queue) >= self._max_records[tp] or self._bad_bytes[tp] >= self._max_bad_bytes:
                 self._wanted.discard(tp)
-            elif 2 * len(queue) <= self._max_records:
+            elif 2 * len(queue) <= self._max_records[tp]:
                 self._wanted.add(tp)
 
     def _decode(self, record: Record) -> Item:

@@ -32,6 +32,7 @@ from streamlearn.errors import (
     OffsetOutOfRangeError,
     RecordsUnreadableError,
 )
+from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.lazy import OnFirstUse
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 
@@ -240,6 +241,7 @@ class KafkaLog:
             allow_auto_create_topics=False,
             fetch_max_wait_ms=fetch_wait_ms,
             max_partition_fetch_bytes=self._fetch_bytes,
+            fetch_max_bytes=max(POLL_BYTES, self._fetch_bytes),
         )
 
     def _ask(self, doing: str, call: Callable[[KafkaAdminClient], AnswerT], timeout_s: float) -> AnswerT:

@@ -7,10 +7,11 @@ offset last committed; it changes in the transaction that changes the records, s
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import orjson
@@ -157,22 +158,35 @@ def transaction(db: sqlite3.Connection, deadline: float) -> Iterator[None]:
 
 
 def read_records(
-    db: sqlite3.Connection, partition: TopicPartition, number: int, offset: int, max_records: int
+    db: sqlite3.Connection,
+    partition: TopicPartition,
+    number: int,
+    offset: int,
+    max_records: int,
+    *,
+    max_bytes: float = math.inf,
 ) -> list[Record]:
-    """Records from `offset` on; `number` is the partition's id.
+    """Records from `offset` on, up to that by which they reach `max_bytes`; `number` is the partition's id.
 
     Raises:
         OffsetOutOfRangeError: it was trimmed, or never written.
     """
     base = number << OFFSET_BITS
-    rows = db.execute(_SELECT, (base + offset, base + (1 << OFFSET_BITS), max_records)).fetchall()
-    if not rows or rows[0][0] != base + offset:
+    topic, index = partition
+    records: list[Record] = []
+    with closing(db.execute(_SELECT, (base + offset, base + (1 << OFFSET_BITS), max_records))) as rows:
+        for row_id, timestamp_ms, key, value, headers in rows:
+            if not records and row_id != base + offset:
+                break
+            position = Position(topic, index, row_id - base)
+            records.append(Record(position, timestamp_ms, key, value, decode_headers(headers)))
+            max_bytes -= len(key or b"") + len(value or b"")
+            if max_bytes <= 0:
+                break
+    if not records:
         _check_in_range(db, partition, number, offset)
         return []
-    topic, index = partition
-    return [
-        Record(Position(topic, index, row[0] - base), row[1], row[2], row[3], decode_headers(row[4])) for row in rows
-    ]
+    return records
 
 
 def _check_in_range(db: sqlite3.Connection, partition: TopicPartition, number: int, offset: int) -> None:

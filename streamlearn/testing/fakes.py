@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.partitioner import partition_of
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 from streamlearn.state.files import Chunk, Files
@@ -267,11 +268,14 @@ class MemoryReader:
         self._turn += 1
         order = order[self._turn % len(order) :] + order[: self._turn % len(order)] if order else order
         taken: list[Record] = []
+        left_bytes = POLL_BYTES
         for partition in order:
-            if len(taken) < max_records:
-                records = self._shared.slice(partition, self._next_offsets[partition], max_records - len(taken))
-                self._next_offsets[partition] += len(records)
-                taken += records
+            for record in self._shared.slice(partition, self._next_offsets[partition], max_records - len(taken)):
+                if left_bytes <= 0:
+                    break
+                left_bytes -= len(record.key or b"") + len(record.value or b"")
+                self._next_offsets[partition] += 1
+                taken.append(record)
         return taken
 
     def seek(self, partition: TopicPartition, offset: int) -> None:

@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient
 from kafka import TopicPartition as KafkaPartition
 
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
-from streamlearn.log.base import Log, Reader
+from streamlearn.log.base import POLL_BYTES, Log, Reader
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.log.kafka import KafkaLog
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
@@ -553,6 +553,21 @@ class TestOffsets:
         reader.seek(partition, 6)
 
         assert [record.value for record in take(reader, {partition: 0}, 4)] == [b"0", b"1", b"2", b"3"]
+
+    def test_a_poll_is_bounded_by_its_bytes(
+        self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
+    ) -> None:
+        """However many records are asked for; and all come, one poll after the other."""
+        large = [NewRecord(b"k", bytes([number]) * (MAX_RECORD_BYTES - 1000)) for number in range(12)]
+        partition = only_partition([position for record in large for position in log.append(topic, [record])])
+        reader, found = open_reader({partition: 0}), []
+
+        while len(found) < len(large):
+            records = reader.poll([partition], 100, GENEROUS_S)
+            assert 1 <= len(records) <= POLL_BYTES // MAX_RECORD_BYTES + 1
+            found += records
+
+        assert [record.value for record in found] == [record.value for record in large]
 
     def test_a_commit_is_accepted_and_changes_no_reading(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]

@@ -314,3 +314,19 @@ class TestMachine:
         assert guarded.text.endswith("is free, with a token")
         assert "sesame" not in guarded.text
         assert found(config_in(tmp_path))["port"].text.endswith("without a token")
+
+
+class TestMemory:
+    def test_each_part_is_listed_and_bounds_in_bytes_are_named(self, tmp_path: Path) -> None:
+        """Where they are less than the setting in rows."""
+        config = config_in(tmp_path, **{"schema.shape": [3, 224, 224], "schema.dtype": "float32"})
+
+        assert "replay buffer (891 of 5,000 rows) 0.50" in found(config)["learner memory"].text
+        assert "Python and torch 0." in found(config)["server memory"].text
+
+    def test_more_than_the_machine_has_is_a_warning(self, tmp_path: Path) -> None:
+        """Before the kernel kills it at night."""
+        config = config_in(tmp_path, **{"schema.shape": [3, 1024, 1024], "batch.fresh": 4096})
+
+        assert found(config)["memory"].verdict == "warning"
+        assert found(config_in(tmp_path))["memory"].verdict == "ok"

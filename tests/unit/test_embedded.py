@@ -335,6 +335,23 @@ class TestSharing:
         assert record.value == b"from afar"
         reader.close()
 
+    def test_a_poll_returns_a_record_larger_than_its_bound(
+        self, open_log: Callable[..., EmbeddedLog], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By itself, and after it the next."""
+        monkeypatch.setattr(embedded, "POLL_BYTES", 500)
+        log = open_log()
+        log.create_topics({"two": 2})
+        keys = {partition_of(key, 2): key for key in (b"a", b"b", b"c", b"d")}
+        for partition in (0, 1):
+            log.append("two", [NewRecord(keys[partition], bytes(1000)), NewRecord(keys[partition], bytes(200))])
+        reader = log.reader({TopicPartition("two", partition): 0 for partition in (0, 1)})
+
+        polls = [reader.poll(reader.next_offsets(), 10, 1.0) for _ in range(3)]
+
+        assert [[len(record.value or b"") for record in poll] for poll in polls] == [[1000], [1000], [200, 200]]
+        reader.close()
+
     def test_a_poll_ends_in_time_while_others_write_without_rest(self, open_log: Callable[..., EmbeddedLog]) -> None:
         """A quiet moment is not waited for."""
         log = open_log()
@@ -599,11 +616,11 @@ def test_a_partition_that_cannot_be_read_takes_nothing_from_the_others(
         else:
             read, calls = embedded.read_records, []
 
-            def fails_once(*asked: object) -> object:
+            def fails_once(*asked: object, max_bytes: float) -> object:
                 calls.append(asked)
                 if len(calls) == 2:
                     raise sqlite3.OperationalError("disk I/O error")
-                return read(*asked)  # type: ignore[arg-type]
+                return read(*asked, max_bytes=max_bytes)  # type: ignore[arg-type]
 
             monkeypatch.setattr(embedded, "read_records", fails_once)
             with pytest.raises(LogError):

@@ -36,6 +36,7 @@ def feed_of(log: MemoryLog, **settings: object) -> Feed:
         log,
         {S: 0, L: 0},
         sample_topic="samples",
+        schema=SCHEMA,
         **chosen,  # type: ignore[arg-type]
     )
 
@@ -91,7 +92,7 @@ def test_a_full_queue_is_not_read_on() -> None:
 
 def test_large_bad_records_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are kept as they came, so their number alone bounds nothing; taken, they make room again."""
-    monkeypatch.setattr("streamlearn.log.feed._BAD_BYTES", 50_000)
+    monkeypatch.setattr("streamlearn.log.feed._BAD_BYTES", 2 * 50_000)  # of two partitions
     monkeypatch.setattr("streamlearn.log.feed._POLL_RECORDS", 16)
     log = filled(0, 10)
     log.append("samples", [NewRecord(b"k", b"x" * 1000) for _ in range(300)])
@@ -107,6 +108,48 @@ def test_large_bad_records_are_bounded_by_their_bytes(monkeypatch: pytest.Monkey
     while taken < 300:
         wait(feed, lambda: len(feed.queues[S]) > 0)
         taken += len(feed.queues[S]) and bool(feed.queues[S].popleft())
+    feed.close()
+
+
+@pytest.mark.parametrize(("room", "held"), [(24, 12), (0.5, 1)])
+def test_large_samples_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch, room: float, held: int) -> None:
+    """All queues together have room for so many; each partition holds one at least, so that all are read."""
+    schema = Schema((3, 224, 224), np.dtype(np.float32), ("a", "b"))
+    monkeypatch.setattr("streamlearn.log.feed.PREFETCH_BYTES", int(room * schema.nbytes))
+    monkeypatch.setattr("streamlearn.log.feed.POLL_BYTES", 2 * schema.nbytes)
+    codec, log = Codec(schema), MemoryLog()
+    log.create_topics({"samples": 2, "labels": 1})
+    log.append("samples", [codec.encode_sample(f"s{n}", np.zeros(schema.shape, np.float32)) for n in range(60)])
+    partitions = [TopicPartition("samples", number) for number in (0, 1)]
+    feed = Feed(
+        log,
+        dict.fromkeys(partitions, 0),
+        schema=schema,
+        sample_topic="samples",
+        decode_sample=codec.decode_sample,
+        decode_label=codec.decode_label,
+        max_records=2048,
+        on_trimmed="stop",
+    )
+    feed.start()
+
+    taken = 0
+    while taken < 60:
+        wait(feed, lambda: any(feed.queues.values()))
+        time.sleep(0.02)
+        for partition in partitions:
+            queue = feed.queues[partition]
+            assert len(queue) <= held + 1, "one poll of two more than the last look allowed"
+            taken += len(queue) > 0 and bool(queue.popleft())
+
+    feed.close()
+
+
+def test_small_samples_are_bounded_by_their_number() -> None:
+    """As the setting has it, and so is a poll."""
+    feed = feed_of(filled(0), max_records=70)
+
+    assert (feed._max_records, feed._poll_records) == ({S: 70, L: 70}, 512)
     feed.close()
 
 
@@ -178,6 +221,7 @@ class TestTrimmed:
             filled(2),
             {S: 9, L: 0},
             sample_topic="samples",
+            schema=SCHEMA,
             decode_sample=CODEC.decode_sample,
             decode_label=CODEC.decode_label,
             max_records=10,

@@ -19,7 +19,7 @@ import torch
 from structlog.testing import capture_logs
 
 from streamlearn.config import Config, load_config
-from streamlearn.daemon import adapters, inspecting, learning
+from streamlearn.daemon import adapters, inspecting, learning, making
 from streamlearn.daemon.making import MOST_RECENT_BYTES, make_recent
 from streamlearn.daemon.wiring import StatePaths, make_codec, state_lock
 from streamlearn.errors import (
@@ -31,6 +31,7 @@ from streamlearn.errors import (
     StateLockedError,
 )
 from streamlearn.log.codec import read_dead_letter
+from streamlearn.log.feed import PREFETCH_BYTES
 from streamlearn.pipeline.guarding import Guarding
 from streamlearn.pipeline.parts import Parts, StepReport
 from streamlearn.records import RETRACTED, NewRecord, Position, Prediction, Record, TopicPartition
@@ -871,3 +872,37 @@ def test_recent_samples_are_bounded_in_bytes() -> None:
 
     assert recent is not None
     assert 4 <= recent.capacity == MOST_RECENT_BYTES // (3 << 20)
+
+
+def test_the_replay_buffer_and_a_wide_batch_are_bounded_in_bytes() -> None:
+    """Of large images a few must do, but no fewer than a micro-batch; of small rows as many as the settings say."""
+    large = load_config(environ={}, overrides={"schema.shape": [3, 224, 224], "schema.dtype": "float32"})
+    larger = load_config(environ={}, overrides={"schema.shape": [3, 8192, 8192], "schema.dtype": "float32"})
+    small = load_config(environ={}, overrides={"schema.shape": [64]})
+    row_bytes = 4 * 3 * 224 * 224
+
+    memories = [making.make_memory(config).capacity for config in (large, small)]
+    wide = [making.make_batcher(config, {})._wide for config in (large, larger, small)]
+
+    assert memories == [making.MOST_MEMORY_BYTES // row_bytes, small.labels.memory_rows]
+    assert wide == [PREFETCH_BYTES // row_bytes, larger.batch.fresh, small.batch.prefetch_records]
+    assert large.schema_.build().rows_within(5000, row_bytes - 1, least=32) == 32
+
+
+@pytest.mark.parametrize("prefetch_bytes", [1, 1 << 28])
+def test_a_replay_is_the_same_whatever_is_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefetch_bytes: int
+) -> None:
+    """The journal says how steps were cut: how much fits in the queues decides nothing."""
+    config, again = config_in(tmp_path / "a"), config_in(tmp_path / "b")
+    log = filled(config, 100)
+    wanted = learn(config, log)
+    shutil.copytree(StatePaths(config.state.dir).journal, StatePaths(again.state.dir).journal)
+    monkeypatch.setattr("streamlearn.log.feed.PREFETCH_BYTES", prefetch_bytes)
+
+    found = learn(again, log)
+
+    assert found.step == wanted.step
+    assert found.next_offsets == wanted.next_offsets
+    assert found.arrays.keys() == wanted.arrays.keys()
+    assert all(np.array_equal(found.arrays[name], wanted.arrays[name], equal_nan=True) for name in wanted.arrays)

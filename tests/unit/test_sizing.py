@@ -1,0 +1,62 @@
+"""How much memory the processes take: bounded parts are within their bounds, networks are counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamlearn.config import Config, load_config
+from streamlearn.daemon.making import MOST_MEMORY_BYTES, MOST_RECENT_BYTES, make_learner
+from streamlearn.daemon.sizing import activation_bytes, learner_parts, server_parts
+from streamlearn.log.base import POLL_BYTES
+from streamlearn.log.feed import PREFETCH_BYTES
+
+torch.set_num_threads(1)
+
+
+def config_in(**overrides: object) -> Config:
+    settings = {"schema.shape": [4], "schema.classes": 3, "model.options": {"hidden": [8]}, "learn.device": "cpu"}
+    return load_config(environ={}, overrides={**settings, **overrides})
+
+
+def test_of_large_rows_each_part_is_within_its_bytes() -> None:
+    """And it is said where bytes bound a setting that is in rows."""
+    rows = {"schema.shape": [3, 224, 224], "schema.dtype": "float32", "batch.steps": 4}
+    config = config_in(**rows)
+
+    parts = {part.name: part.size_bytes for part in learner_parts(config, make_learner(config))}
+
+    assert parts["replay buffer (891 of 5,000 rows)"] <= MOST_MEMORY_BYTES
+    assert parts["recent samples (111 of 2,048 rows)"] <= MOST_RECENT_BYTES
+    assert parts["read ahead (445 of 2,048 rows)"] <= PREFETCH_BYTES + POLL_BYTES
+
+
+def test_of_small_rows_the_settings_hold() -> None:
+    """No part is named with a number of rows."""
+    config = config_in()
+
+    parts = {part.name: part.size_bytes for part in learner_parts(config, make_learner(config))}
+
+    assert parts["replay buffer"] == config.labels.memory_rows * 4 * 4
+
+
+def test_networks_are_counted() -> None:
+    """Student with gradient, teacher, two moments of AdamW; the same of the twin."""
+    config = config_in(**{"model.options": {"hidden": [1000, 1000]}, "twin.every": 1})
+    without = config_in(**{"model.options": {"hidden": [1000, 1000]}, "twin.every": 0})
+    weights = 4 * (4 * 1000 + 1000 + 1000 * 1000 + 1000 + 1000 * 3 + 3)
+
+    for chosen, copies in ((config, 10), (without, 5)):
+        parts = {part.name: part.size_bytes for part in learner_parts(chosen, make_learner(chosen))}
+        assert parts["networks, averages, optimizer, gradients"] == pytest.approx(copies * weights, rel=0.01)
+        assert parts["good teachers of the guard"] == pytest.approx(3 * weights, rel=0.01)
+
+    servers = {part.name: part.size_bytes for part in server_parts(config, make_learner(config))}
+    assert servers["teachers"] == pytest.approx(3 * weights, rel=0.01)
+
+
+def test_activations_are_the_outputs_of_all_layers() -> None:
+    """Of one row, in float32."""
+    wide, narrow = (activation_bytes(config_in(**{"model.options": {"hidden": [size]}})) for size in (1000, 100))
+
+    assert wide - narrow == pytest.approx(4 * 900 * 2, rel=0.5), "a linear layer and what follows it"
