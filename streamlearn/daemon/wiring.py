@@ -30,7 +30,6 @@ from streamlearn.errors import ConfigError, StateLockedError
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.embedded import EmbeddedLog
-from streamlearn.log.kafka import KafkaLog
 from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
 
 
@@ -99,6 +98,8 @@ MOST_RECORD_BYTES = 64 << 20
 def open_log(config: Config) -> Log:
     """The log that the config names. An embedded one is created; Kafka is asked at the first use."""
     if config.log.kind == "kafka":
+        from streamlearn.log.kafka import KafkaLog  # noqa: PLC0415  kafka-python takes .2 s, needed here alone
+
         return KafkaLog(
             config.log.kafka.bootstrap_servers,
             group_id=config.log.kafka.group_id,

@@ -16,6 +16,7 @@ from streamlearn.learn.methods.pi import Pi
 from streamlearn.learn.methods.supervised import Supervised
 from streamlearn.learn.methods.temporal_ensembling import TemporalEnsembling
 from streamlearn.learn.noise import NoiseSettings
+from streamlearn.learn.optimizers import SGD, AdamW
 from streamlearn.learn.step import Method, Trainee, Undo
 from streamlearn.learn.targets import Targets
 from streamlearn.learn.teacher import TeacherAverage, make_teacher
@@ -151,7 +152,7 @@ def _make_optimizer(student: Classifier, method: Method, settings: LearnSettings
     parameters += method.parameters().values()
     lr, decay, momentum = settings.learning_rate, settings.weight_decay, settings.momentum
     if settings.optimizer == "adamw":
-        adamw = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
+        adamw = AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
         for parameter in parameters:
             adamw.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
@@ -161,7 +162,7 @@ def _make_optimizer(student: Classifier, method: Method, settings: LearnSettings
         return adamw
     if settings.optimizer == "sgd":
         nesterov = settings.nesterov and momentum > 0.0
-        sgd = torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov, fused=True)
+        sgd = SGD(parameters, lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov, fused=True)
         for parameter in parameters if momentum > 0.0 else ():
             sgd.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
         return sgd
