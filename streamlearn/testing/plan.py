@@ -22,12 +22,15 @@ EARLY_SHARE = 0.3
 DAMAGED_SHARE = 0.25
 Command = Literal["learn", "serve", "run"]
 Phase = Literal["import", "point", "steps"]
+PHASES: tuple[Phase, ...] = ("import", "point", "steps")
 BURST = 10
+FLUSHED = ("teacher.begin", "teacher.end")
+"""Places that a learner passes right after it flushed its ledger."""
 STARTING = (
     *("epoch.written", "ledger-flush.begin", "restore.begin", "restore.end", "journal-cut.begin", "journal-cut.end"),
-    *("replay.begin", "replay.end", "journal-append.begin", "journal-sync.end", "teacher.begin", "checkpoint.begin"),
+    *("replay.begin", "replay.end", "journal-append.begin", "journal-sync.end"),
 )
-"""Places that a learner passes soon after its start."""
+"""Places that it passes at its start, before that."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Start:
     after_s: float
     """Since the start of the process, or since that step. At a place, how long it may take to get there."""
     point: str = ""
-    nth: int = 1
+    with_children: bool = False
+    """A supervisor's learner and servers are killed at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -112,29 +116,28 @@ class Burst:
 
 _COMMANDS: dict[str, tuple[Command, ...]] = {
     "learner": ("learn",),
+    "mixed": ("learn", "run", "serve"),
     "supervisor": ("run",),
-    "mixed": ("learn", "run", "serve", "serve"),
 }
 
 
 def draw_bursts(seed: int) -> Iterator[Burst]:
-    """Bursts for ever: in turn of the learner alone, of all commands, of the supervisor alone."""
+    """Bursts for ever: in turn of the learner alone, of all commands, of the supervisor alone.
+
+    Every other start lives until it has flushed what it learned, so that the next has something to rewind and replay.
+    """
     draw = Random(f"bursts/{seed}")  # noqa: S311 - a plan, no secret
-    points = _rounds(STARTING, draw)
-    for number, kind in enumerate(itertools.cycle(("learner", "mixed", "supervisor"))):
-        commands = (draw.choice(_COMMANDS[kind]) for _ in range(BURST))
-        starts = tuple(_draw_start(command, draw, points) for command in commands)
-        yield Burst(starts, checkpoint_every_steps=20 * (number % 2))
-
-
-def _draw_start(command: Command, draw: Random, points: Iterator[str]) -> Start:
-    phases: tuple[Phase, ...] = ("import", "point", "steps") if command == "learn" else ("import", "steps")
-    (phase,) = draw.choices(phases, (1, 2, 3)[: len(phases)])
-    if phase == "import":
-        return Start(command, phase, draw.uniform(0.0, 4.0))
-    if phase == "steps":
-        return Start(command, phase, draw.uniform(0.0, 2.0))
-    return Start(command, phase, 10.0, next(points), draw.randint(1, 2))
+    flushed, starting = _rounds(FLUSHED, draw), _rounds(STARTING, draw)
+    for number, kind in enumerate(itertools.cycle(_COMMANDS)):
+        starts = []
+        for index in range(BURST):
+            command = draw.choice(_COMMANDS[kind])
+            works = index % 2 == 0
+            (phase,) = draw.choices(PHASES, (0 if works else 2, 5 if command == "learn" else 0, 3))
+            after_s = {"import": draw.uniform(0.0, 4.0), "point": 10.0, "steps": draw.uniform(0.0, 1.0) + works}[phase]
+            point = next(flushed if works else starting) if phase == "point" else ""
+            starts.append(Start(command, phase, after_s, point, with_children=draw.random() < 0.5))
+        yield Burst(tuple(starts), checkpoint_every_steps=20 * (number % 2))
 
 
 def _rounds(names: tuple[str, ...], draw: Random) -> Iterator[str]:

@@ -46,7 +46,7 @@ port = {port}
 port = 0
 """
 LABEL_SHARE = 0.2
-FIRST_RECORDS, MORE_RECORDS = 2000, 500
+FIRST_RECORDS, MORE_RECORDS = 3000, 1000
 WAIT_S = 180.0
 """By then a process must have come up, or be gone after its parent."""
 _POLL_S = 0.01
@@ -110,7 +110,7 @@ class Startups:
                     notes.write(f"{position.topic} {position.partition} {position.offset} {name} {class_index}\n")
 
     def _start_and_kill(self, start: Start) -> None:
-        environ = {VARIABLE: f"{start.point}:{start.nth}"} if start.point else {}
+        environ = {VARIABLE: start.point} if start.point else {}
         step = last_step(self._paths.journal)
         with self._started(start.command, self._name, environ=environ) as process:
             if start.phase == "steps":
@@ -124,6 +124,10 @@ class Startups:
                     time.sleep(_POLL_S)
             else:
                 self._live(process, start)
+            process.send_signal(signal.SIGSTOP)  # so that it starts no child just now
+            for pid in _children_of(process.pid) if start.with_children else ():
+                os.kill(pid, signal.SIGKILL)
+                self._report.kills += 1
             process.kill()
             code = process.wait()
         if code != -signal.SIGKILL:

@@ -6,7 +6,7 @@ from itertools import islice
 
 from streamlearn.state.points import POINTS
 from streamlearn.testing.damage import KINDS
-from streamlearn.testing.plan import BURST, STARTING, TRIM, Fault, draw_bursts, draw_faults
+from streamlearn.testing.plan import BURST, FLUSHED, STARTING, TRIM, Fault, draw_bursts, draw_faults
 
 
 def faults(seed: int, count: int, *, broker: bool = False, disk: bool = False) -> list[Fault]:
@@ -67,5 +67,5 @@ def test_bursts_kill_every_command_in_every_phase() -> None:
         assert killed == {(each, phase) for each in ("learn", "run", "serve") for phase in ("import", "steps")} | {
             ("learn", "point")
         }
-    assert {start.point for start in starts if start.phase == "point"} == set(STARTING)
-    assert set(STARTING) <= set(POINTS)
+    assert {start.point for start in starts if start.phase == "point"} == {*STARTING, *FLUSHED}
+    assert {*STARTING, *FLUSHED} <= set(POINTS)
