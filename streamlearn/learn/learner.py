@@ -8,7 +8,7 @@ with the same number of threads. Padding is cut off before anything sees it, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,9 +132,13 @@ class Learner:
 
     def predict(self, x: Array) -> Predictions:
         """Both networks' answers to (n, *shape) clean samples in the schema's dtype. Changes nothing."""
+        return self.ask(x)()
+
+    def ask(self, x: Array) -> Callable[[], Predictions]:
+        """Start `predict`, and return what waits for the answers."""
         if len(x) == 0:
             none = np.zeros((0, self.spec.classes), np.float32)
-            return Predictions(none, none)
+            return lambda: Predictions(none, none)
         student, teacher = self._trainee.student, self._networks()[self.served]
         set_training(student, training=False)
         with torch.inference_mode():
@@ -142,13 +146,14 @@ class Learner:
             prepared = student.prepare(self._to_device(np.require(x, requirements=["C", "W"])))
             teacher_probs_BC = teacher.net(prepared).softmax(dim=1)
             student_probs_BC = student.net(prepared).softmax(dim=1)
-            return Predictions(teacher_probs_BC.cpu().numpy(), student_probs_BC.cpu().numpy())
+            read = self._start_reading(torch.stack((teacher_probs_BC, student_probs_BC)))
+        return lambda: Predictions(*read())
 
     def classify(self, x: Array) -> Classes:
         """What all that could be served say of (n, *shape) clean samples, n >= 1. Changes nothing."""
         with torch.inference_mode():
             prepared = self._trainee.student.prepare(self._to_device(np.require(x, requirements=["C", "W"])))
-            answers_KB = answers(self._networks(), prepared).cpu().numpy()
+            answers_KB = self._start_reading(answers(self._networks(), prepared))()
             return Classes(answers_KB, None if self._twin is None else answers_KB[-1])
 
     @property
@@ -476,6 +481,22 @@ class Learner:
         if self._device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _start_reading(self, tensor: Tensor) -> Callable[[], npt.NDArray[Any]]:
+        """Start to copy a tensor from the device, and return what waits for the copy."""
+        if self._device.type == "cpu":
+            return tensor.numpy
+        with torch.cuda.device(self._device):
+            copied = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copied.copy_(tensor, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+
+        def wait() -> npt.NDArray[Any]:
+            done.synchronize()
+            return copied.numpy()
+
+        return wait
 
     def _add_up(self, costs: StepCosts, skipped: Tensor, rows: int) -> None:
         """On the device: a mean that is read rarely must not make every step wait."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from streamlearn.learn.noise import Noise
 
@@ -48,6 +48,11 @@ def draw_mix(count: int, beta: float, generator: Generator) -> Mix:
         torch.full((2, count), beta, device=generator.device), generator=generator
     ).clamp_min(1e-30)  # small betas give exact zeros, and 0/0 would be no share
     return Mix(gammas_2B[0] / gammas_2B.sum(0), torch.randperm(count, generator=generator, device=generator.device))
+
+
+def one_hot(labels_L: Tensor, classes: int) -> Tensor:
+    """(L, C) in float32. Torch's own looks at the values first, for which the host waits on some devices."""
+    return (labels_L[:, None] == torch.arange(classes, device=labels_L.device)).to(torch.float32)
 
 
 class StudentView(NamedTuple):
@@ -111,8 +116,7 @@ class Rows:
 
     def _label(self, view_L: Tensor) -> tuple[Tensor, Tensor]:
         augment, count = self.augment, len(view_L)
-        hot_LC = nn.functional.one_hot(self.labels_B[self.fresh_count :], len(self.uniform_C))
-        targets_LC = hot_LC.to(torch.float32)
+        targets_LC = one_hot(self.labels_B[self.fresh_count :], len(self.uniform_C))
         if augment.label_smoothing:
             targets_LC = torch.lerp(targets_LC, self.uniform_C.expand_as(targets_LC), augment.label_smoothing)
         if augment.mixup_beta and count:

@@ -195,5 +195,7 @@ def _not_finite(loss: Tensor, gradients: list[Tensor], buffers: list[Tensor]) ->
     The norm overflows before AdamW's squares do, and those would stay infinite. Batch statistics are squares too, and
     the loss of the batch that makes them infinite is finite.
     """
-    largest = nn.utils.get_total_norm(buffers, norm_type=math.inf)
-    return ~torch.isfinite(loss + nn.utils.get_total_norm(gradients) + largest)
+    total = loss + nn.utils.get_total_norm(gradients)
+    if buffers:
+        total = total + nn.utils.get_total_norm(buffers, norm_type=math.inf)
+    return ~torch.isfinite(total)

@@ -35,7 +35,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streamlearn.learn.rows import Rows
+from streamlearn.learn.rows import Rows, one_hot
 
 _SOFTMATCH_N = 2.0
 _LEAST_SHARE = 1e-4
@@ -162,7 +162,7 @@ class Targets:
     def _count_labels(self, said_NC: Tensor, labels_N: Tensor) -> None:
         """Add what was said of new labelled rows, and what they are, to the sums, in which older ones fade."""
         fading = _LABEL_FADING ** len(labels_N)
-        one_hot_NC = torch.nn.functional.one_hot(labels_N, said_NC.shape[1]).to(said_NC.dtype)
+        one_hot_NC = one_hot(labels_N, said_NC.shape[1])
         deviations_NC = said_NC.clamp_min(_LEAST_SAID).log() - self._now("log_mean_C")
         scale_C = self._now("log_variance_C").sqrt().clamp_min(_LEAST_SAID)
         for name, value, fade in (

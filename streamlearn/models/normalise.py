@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -154,15 +155,14 @@ class _Sample:
             places *= size
         self._step = max(1, -(-places // _PLACES))
         self._kept_NCP = torch.zeros((SAMPLE_ROWS, shape[0], -(-places // self._step)))
-        # Rows observed, and rows kept. Tensors on the CPU, to be saved and loaded like the others.
-        self._rows, self._kept = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+        # Rows observed, and rows kept. The host's own; `tensors` shares their memory.
+        self._rows, self._kept = np.zeros((), np.int64), np.zeros((), np.int64)
         self._of_one = (shape[0], *(1 for _ in shape[1:]))
         self.begin(0)
 
     def begin(self, rows: int) -> None:
         """Become empty, after so many rows were observed."""
-        self._rows.fill_(rows)
-        self._kept.zero_()
+        self._rows[...], self._kept[...] = rows, 0
         self.refresh()
 
     def add(self, x: Tensor) -> None:
@@ -171,13 +171,13 @@ class _Sample:
             self._kept_NCP = self._kept_NCP.to(x.device)
             self.refresh()
         first, kept = int(self._rows), int(self._kept)
-        self._rows += len(x)
+        self._rows[...] = first + len(x)
         for row in self._turns(first, len(x)):
             pixels_CP = x[row].reshape(self._of_one[0], -1)[:, :: self._step]
             self._kept_NCP[kept % SAMPLE_ROWS] = pixels_CP.nan_to_num(nan=torch.finfo(pixels_CP.dtype).max)
             kept += 1
         if kept > int(self._kept):
-            self._kept.fill_(kept)
+            self._kept[...] = kept
             self.refresh()
 
     def bound(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,11 @@ class _Sample:
 
     def tensors(self) -> dict[str, Tensor]:
         """Live, by name: part of the checkpoint. Call `refresh` after writing to them."""
-        return {"sample": self._kept_NCP, "rows": self._rows, "kept": self._kept}
+        return {
+            "sample": self._kept_NCP,
+            "rows": torch.from_numpy(self._rows),
+            "kept": torch.from_numpy(self._kept),
+        }
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -291,14 +291,16 @@ class Pipeline:
             return {}
         parts, version = self.parts, self.parts.learner.step
         x = np.stack([sample.x for sample in fresh])
-        answers = parts.learner.predict(x)
+        asked = parts.learner.ask(x)
+        majority, no_change = parts.ledger.baselines
+        ids, positions = [sample.sample_id for sample in fresh], [sample.position for sample in fresh]
+        answers = asked()
         twin_B = parts.learner.classify(x).twin_B if parts.oracle_asks_twin else None
         teacher_B = answers.teacher_probs_BC.argmax(axis=1).tolist()
         finite_B = np.isfinite(answers.student_probs_BC.sum(axis=1))
         student_B = np.where(finite_B, answers.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
         # A value may be too much for a network; a server refuses to answer it, and here it is as if it was not asked.
         answered_B = np.isfinite(answers.teacher_probs_BC.sum(axis=1))
-        majority, no_change = parts.ledger.baselines
         predictions: dict[str, tuple[Prediction, int]] = {}
         for n, sample in enumerate(fresh):
             own = Prediction(teacher_B[n], answers.teacher_probs_BC[n], version)
@@ -321,7 +323,6 @@ class Pipeline:
         parts.board.traffic.arrived(given)
         parts.guarding.arrived(x, answers)
         if parts.wanted is not None:
-            ids, positions = [sample.sample_id for sample in fresh], [sample.position for sample in fresh]
             parts.wanted.offer(
                 ids, positions, answers.teacher_probs_BC, answers.student_probs_BC, self._watermark.time_s
             )

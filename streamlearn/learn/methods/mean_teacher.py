@@ -58,9 +58,8 @@ class DualHeadMeanTeacher(MeanTeacher):
         logits_BC, embedded_BD = self._embedding.read(lambda: answer(student, view.x_B))
         second_BC: Tensor = self._head(embedded_BD)
         costs = self._compare(teacher, rows, logits_BC, second_BC[: view.compared], view.targets_LC)
-        # Classes without a name have logits far from any head's, and no part in this.
-        named_C = rows.uniform_C > 0
-        apart = nn.functional.mse_loss(logits_BC[:, named_C], second_BC[:, named_C])
+        # The mean over classes that have a name: the others have logits far from any head's.
+        apart = ((logits_BC - second_BC).square() * rows.uniform_C).sum(dim=1).mean()
         return StepCosts(costs.classification + self._logit_distance * apart, costs.consistency)
 
     def follow_student(self) -> None:

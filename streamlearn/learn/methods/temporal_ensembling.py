@@ -54,9 +54,8 @@ class TemporalEnsembling(Method):
             return
         slots_B, keys_B, sums_BC = self._answered
         last_B = _last_of_each(slots_B)
-        slots, keys, sums = slots_B[last_B], keys_B[last_B], sums_BC[last_B]
-        self._keys_N[slots] = torch.where(skipped, self._keys_N[slots], keys)
-        self._sums_NC[slots] = torch.where(skipped, self._sums_NC[slots], sums)
+        self._keys_N[slots_B] = torch.where(skipped, self._keys_N[slots_B], keys_B[last_B])
+        self._sums_NC[slots_B] = torch.where(skipped, self._sums_NC[slots_B], sums_BC[last_B])
         self._answered = None
 
     def forget(self) -> None:
@@ -70,9 +69,12 @@ class TemporalEnsembling(Method):
 
 
 def _last_of_each(slots_B: Tensor) -> Tensor:
-    """Of equal slots the last place only: writing twice to one place has no order on a GPU."""
+    """For each row the last row of its slot. Writing twice has no order on a GPU, so both must write the same.
+
+    Not a selection of rows, whose number the host would have to wait for.
+    """
     if not len(slots_B):
         return slots_B
     places_B = torch.arange(len(slots_B), device=slots_B.device)
     same_BB = slots_B[:, None] == slots_B[None, :]
-    return places_B[torch.where(same_BB, places_B[None, :], -1).amax(dim=1) == places_B]
+    return torch.where(same_BB, places_B[None, :], -1).amax(dim=1)

@@ -90,7 +90,9 @@ def colour(strength: float) -> Noise:
         drawn = 2.0 * _uniform((3, len(x), 1, 1, 1), x, generator) - 1.0
         saturation, contrast = 1.0 + strength * drawn[0], 1.0 + strength * drawn[1]
         is_rgb = x.shape[1] == len(LUMA)
-        grey = (x * x.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True) if is_rgb else x
+        # By three numbers of the host's: a tensor of them would be copied to the device in each step.
+        red, green, blue = LUMA
+        grey = red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:] if is_rgb else x
         mean = grey.mean(dim=(1, 2, 3), keepdim=True)
         deviation = x.flatten(1).std(dim=1, correction=0).view_as(mean)
         # Saturation leaves the mean grey as it is, so all three are one sum.

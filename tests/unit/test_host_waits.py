@@ -1,0 +1,163 @@
+"""A step and a prediction never make the host wait for the device (D9), seen without one.
+
+The learner runs on the CPU by the way of a GPU (`host_may_ask` is off), and modes of torch see each call and each
+kernel that would make the host wait for a GPU: reading a value, selecting by a mask, copying a constant of the host's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from streamlearn.learn.learner import Learner
+from streamlearn.learn.rows import one_hot
+from streamlearn.learn.step import FIRST_STEPS
+from streamlearn.models.build import ModelSpec
+from streamlearn.records import MicroBatch
+from tests.unit.test_learner import one_thread, settings  # noqa: F401
+
+RGB = ModelSpec("convnet", {"widths": [4, 6]}, (3, 8, 8), 3, normalise=False, scale=1 / 255)
+TABLE = ModelSpec("mlp", {"hidden": [8]}, (5,), 3, normalise=True, scale=1.0)
+KERNELS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default")
+CALLS = ("tensor", "as_tensor", "cpu", "numpy", "item", "tolist", "new_tensor", "__bool__", "__int__", "__float__")
+CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
+    "mean_teacher": (RGB, {"consistency": "kl"}),
+    "second_head": (RGB, {"logit_distance": 0.1}),
+    "second_head_and_spare_classes": (replace(RGB, classes=6, spare=3), {"logit_distance": 0.1}),
+    "ict": (RGB, {"method": "ict", "mixup_beta": 0.5, "label_smoothing": 0.1}),
+    "pi": (RGB, {"method": "pi"}),
+    "temporal_ensembling": (RGB, {"method": "temporal_ensembling"}),
+    "supervised": (RGB, {"method": "supervised", "optimizer": "sgd"}),
+    "strong_noise": (RGB, {"colour": 0.3, "crop_scale": 0.5, "cutout_pixels": 4}),
+    "softmatch": (RGB, {"gate": "softmatch", "align": "labels", "temperature": 0.5}),
+    "freematch": (RGB, {"gate": "freematch", "align": "uniform"}),
+    "robust_batch": (replace(RGB, options={"widths": [4, 6], "norm": "robust_batch"}), {}),
+    "normalised_images": (replace(RGB, normalise=True), {"teacher_mode": "train"}),
+    "table": (TABLE, {"feature_dropout": 0.2}),
+}
+
+
+class Kernels(TorchDispatchMode):
+    """Collects the kernels that wait."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        by_mask = name.startswith("aten.index") and any(
+            index is not None and index.dtype == torch.bool
+            for indices in args
+            if isinstance(indices, (list, tuple))
+            for index in indices
+            if isinstance(index, torch.Tensor)
+        )
+        if by_mask or any(waiting in name for waiting in KERNELS):
+            self._found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class Calls(TorchFunctionMode):
+    """Collects the calls that wait, which do nothing on a CPU."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in CALLS:
+            self._found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """What would wait for a GPU in the meantime."""
+    found: list[str] = []
+    with Calls(found), Kernels(found):
+        yield found
+
+
+def as_on_a_gpu(spec: ModelSpec, **changed: Any) -> Learner:
+    """A learner on the CPU that takes the way of a GPU, after its first steps, in which it may wait."""
+    supervised = changed.get("method") == "supervised"
+    learner = Learner(spec, settings(**changed, bank_decays=(0.5,), twin_every=0 if supervised else 1))
+    learner._trainee = replace(learner._trainee, host_may_ask=False)
+    learner._bank._trainee = learner._trainee
+    learner._updates = FIRST_STEPS
+    if learner._twin is not None:
+        learner._twin.trainee = replace(learner._twin.trainee, host_may_ask=False)
+        learner._twin.updates = FIRST_STEPS
+    return learner
+
+
+def batch(learner: Learner, fresh: int, labelled: int) -> MicroBatch:
+    spec, rng = learner.spec, np.random.default_rng(fresh)
+    dtype = np.uint8 if len(spec.shape) == 3 else np.float32
+    x = (rng.random((fresh + labelled, *spec.shape)) * 255).astype(dtype)
+    keys = np.arange(fresh + labelled) % 5 if learner.wants_keys else None
+    ids = [f"{n}" for n in range(min(labelled, 2))]
+    return MicroBatch(x[:fresh], fresh, x[fresh:], np.arange(labelled) % 3, labelled, ids, keys)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_step_and_no_prediction_waits(case: str) -> None:
+    """Of any method, with any rows: the answers are waited for where they are read, and nowhere else."""
+    spec, changed = CASES[case]
+    learner = as_on_a_gpu(spec, **changed)
+
+    for fresh, labelled in ((8, 4), (0, 4), (8, 0), (1, 0), (0, 1)):
+        given = batch(learner, fresh, labelled)
+        with waits() as found:
+            read = learner.ask(given.fresh_x)
+            learner.learn(given)
+        assert found == [], (fresh, labelled)
+        assert np.isfinite(read().teacher_probs_BC).all()
+    assert learner.read_costs().skipped_steps == 0
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        lambda x: x[x > 0],
+        lambda x: x.new_tensor((1.0, 2.0)),
+        lambda x: torch.tensor((1.0, 2.0)),
+        lambda x: bool(x.sum() > 0),
+        lambda x: float(x.sum()),
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.index_put((x > 0,), torch.zeros(())),
+    ],
+)
+def test_what_waits_is_seen(waiting: Callable[[torch.Tensor], object]) -> None:
+    """Or the test above could not fail."""
+    x = torch.ones(4)
+
+    with waits() as found:
+        waiting(x)
+
+    assert found
+
+
+def test_one_hot_is_that_of_torch() -> None:
+    """Without looking at the values."""
+    labels_L = torch.tensor([2, 0, 1, 1])
+
+    with waits() as found:
+        hot_LC = one_hot(labels_L, 4)
+
+    assert found == []
+    assert torch.equal(hot_LC, torch.nn.functional.one_hot(labels_L, 4).to(torch.float32))
