@@ -22,6 +22,8 @@ UNLABELLED = -1
 """The class index of a row without a label; losses ignore it."""
 RETRACTED = -2
 """What a label record has for a class where it withdraws the labels of its sample."""
+ERASED = -3
+"""The same where it erases the sample as well: payload, example, and all labels."""
 
 
 class TopicPartition(NamedTuple):
@@ -179,7 +181,7 @@ class Label:
     timestamp_s: float
     sample_id: str
     class_index: int
-    """UNLABELLED where no class has the name; RETRACTED where the labels of the sample are withdrawn."""
+    """UNLABELLED where no class has the name; RETRACTED or ERASED where the record withdraws labels."""
     event_time_s: float | None = None
     source: str | None = None
     class_name: str | None = None

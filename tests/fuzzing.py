@@ -443,6 +443,7 @@ ROUTES = (
     ("POST", "/sample"),
     ("GET", "/label/"),
     ("GET", "/sample/"),
+    ("DELETE", "/sample/"),
     ("GET", "/label/wanted"),
     ("GET", "/model"),
     ("GET", "/models"),

@@ -141,7 +141,8 @@ class Watch:
             metrics.skipped(costs.skipped_steps, costs.skipped_rows)
             self._snapshot["costs"] = asdict(costs)
         ledger = asdict(counts)
-        for outcome in ("joined", "duplicate", "corrected", "retracted", "expired", "orphan", "held_dropped"):
+        settled = ("joined", "duplicate", "corrected", "retracted", "erased", "expired", "orphan", "held_dropped")
+        for outcome in settled:
             if (more := ledger[outcome] - self._counted[outcome]) > 0:
                 metrics.finished("labels", outcome, more)
                 self._counted[outcome] = ledger[outcome]  # and stays where a late record makes it fewer

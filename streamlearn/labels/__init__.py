@@ -35,6 +35,8 @@ class LabelState(StrEnum):
     """It names a class that the schema does not have."""
     RETRACTED = "retracted"
     """Withdrawn by a record without a class: the sample has no label."""
+    ERASED = "erased"
+    """The sample was erased on request: it has no payload, and labels of it are not learned."""
 
 
 class Scored(NamedTuple):
@@ -56,7 +58,7 @@ class Arrival(NamedTuple):
     state: LabelState
     sample_id: str
     class_index: int
-    """The class that counts now; UNLABELLED where the record is held, RETRACTED where no class counts."""
+    """The class that counts now; UNLABELLED where the record is held, RETRACTED or ERASED where no class counts."""
     example: Example | None = None
     """To be learned. Its `x` is read-only."""
     scored: Scored | None = None
@@ -93,6 +95,8 @@ class LedgerCounts:
     """Were held too long, or were too many."""
     retracted: int = 0
     """Records that withdraw labels."""
+    erased: int = 0
+    """Records that erase samples."""
     samples_read: int = 0
     samples: int = 0
     """Known now."""

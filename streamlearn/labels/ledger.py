@@ -11,7 +11,11 @@ counts, and then a retraction is final. The first label carries the state, each 
 correction of the record before it, and a retraction is a retraction. So every record has one disposition, and they add
 up:
 
-    read == joined + waiting + duplicate + corrected + retracted + expired + orphan + held + held_dropped
+    read == joined + waiting + duplicate + corrected + retracted + erased + expired + orphan + held + held_dropped
+
+A record that is ERASED withdraws all labels for good, and the payload of the sample is not used from that record on: a
+label that is read later has expired, and a sample that is read later is refused as known. The payload is overwritten
+once no rewind can need it (`prune`). The id is remembered as erased for as long as ids are.
 
 A sample is scored once, by the first label to come whose time is not before the sample's own, against the class that
 counts then (that of this label where it is withdrawn already). Neither a correction nor a retraction changes a score.
@@ -20,13 +24,14 @@ is one depends on the times alone. A label from before its sample is learned and
 
 What does depend on the order of reading: which class an early score was held against, since the first score stands;
 what the baselines knew when a sample came; the step that learned a label, and whether one did before the label was
-withdrawn; and of more than `rows.KEPT_RECORDS` records
+withdrawn; whether a label joined or a sample came before its erasure; and of more than `rows.KEPT_RECORDS` records
 of one sample, how the middle ones divide into duplicates and corrections. What depends on the stream's clock (horizon,
 implied class) depends on when that has passed.
 
     labels   row of a sample → LabelRow; hash of an id → LabelRow of a label whose sample is not known
     queue    number → hash of an id whose label waits, oldest first
     counts   one row of counters, and what the baselines know     grown    class index → name that took a spare class
+    erased   row of a sample → the step that erased it
 
 Labels lie by their sample's row and not by its hash, since those that come in one second are mostly of samples that
 came near each other: so they share pages, and a commit has few to write.
@@ -61,7 +66,18 @@ from streamlearn.labels.rows import (
 )
 from streamlearn.labels.samples import Known, Samples, Topics
 from streamlearn.labels.store import Store, number
-from streamlearn.records import RETRACTED, UNLABELLED, Array, Example, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import (
+    ERASED,
+    RETRACTED,
+    UNLABELLED,
+    Array,
+    Example,
+    Label,
+    Position,
+    Prediction,
+    Sample,
+    Schema,
+)
 
 JOINED = LabelState.JOINED
 """Bound once: an enum looks its members up, and this one is asked for with every label."""
@@ -111,7 +127,7 @@ class Ledger:
         self._implied_class, self._implied_after_s = implied_class, implied_after_s
         self._store = Store(
             path,
-            tables=("counts", "topics", "ids", "labels", "queue", "held", "held_of", "held_names", "grown"),
+            tables=("counts", "topics", "ids", "labels", "queue", "held", "held_of", "held_names", "grown", "erased"),
             rings=("samples", "bare"),
             may_write=may_write,
         )
@@ -121,7 +137,7 @@ class Ledger:
         self._samples = Samples(self._store, self._topics, schema, read_back)
         self._held = HeldLabels(self._store, max_held=max_held)
         self._baselines = Baselines(self._counts, schema.capacity)
-        self._grow, self._grown = grow, tables["grown"]
+        self._grow, self._grown, self._erased = grow, tables["grown"], tables["erased"]
         self._classes: dict[str, int] = {}
         try:
             self._check_schema(path)
@@ -165,10 +181,12 @@ class Ledger:
         self._samples.expire_payloads(limit, most=self._payload_rows, oldest_s=payload_s)
         for row_number in self._samples.expire_ids(limit, most=self._max_ids, oldest_s=oldest_s):
             self._labels.delete(row_number)
+            if self._c.erased:
+                self._erased.delete(row_number)
         self._expire_queue(limit, oldest_s)
         self._held.drop(limit, oldest_s=oldest_s)
         first = c.joined + c.waiting + c.expired + c.orphan
-        settled = first + c.duplicate + c.corrected + c.retracted + c.held + c.held_dropped
+        settled = first + c.duplicate + c.corrected + c.retracted + c.erased + c.held + c.held_dropped
         assert c.read == settled, f"I7: {c.read} labels read, {settled} accounted for"
         self._counts.put(b"counters", c.pack())
         self._baselines.save()
@@ -182,9 +200,12 @@ class Ledger:
         self._flushed_row = self._c.high
 
     def prune(self, step: int) -> None:
-        """Give up going back beyond `step`, and the disk space of payloads that only that needed."""
+        """Give up going back beyond `step`, and the payloads that only that needed: those let go, and those erased."""
         if step <= self._store.pruned:
             return
+        for row_number, erased_step in self._erased.items():
+            if self._store.pruned < int.from_bytes(erased_step, "big") <= step:
+                self._samples.overwrite_payload(row_number)
         self._samples.trim(Counters.unpack(self._store.value_at(step, "counts", b"counters")))
         self._store.prune(step)
 
@@ -195,8 +216,12 @@ class Ledger:
     # -- what a step shows
 
     def is_known(self, sample_id: str) -> bool:
-        """Whether a sample of this id came within the horizon."""
-        return self._samples.has(key_of(sample_id))
+        """Whether a sample of this id came within the horizon, or was erased before it came."""
+        key = key_of(sample_id)
+        if self._samples.has(key):
+            return True
+        row = self._row_at(key) if self._c.queued else None
+        return row is not None and row.class_index == ERASED
 
     def sample_arrived(self, sample: Sample, prediction: Prediction, student_class: int) -> list[Arrival]:
         """Remember a new sample and what was said about it; what its labels did: those that waited, one inside."""
@@ -209,7 +234,7 @@ class Ledger:
         return arrivals
 
     def label_arrived(self, label: Label) -> Arrival:
-        """Take one label record. The same record twice has no effect. One that is RETRACTED withdraws the label.
+        """Take one label record. The same record twice has no effect. One that is RETRACTED or ERASED withdraws.
 
         A class that is not known by its name (`class_index` is UNLABELLED) takes a spare one, or else is held.
 
@@ -356,25 +381,25 @@ class Ledger:
         if row is not None:
             return self._further(key, row, record, label.sample_id, found)
 
-        retracted = label.class_index == RETRACTED
-        row = LabelRow(LabelState.RETRACTED if retracted else LabelState.WAITING, label.class_index, [record])
-        if found is not None and not retracted:
+        named = label.class_index >= 0
+        row = LabelRow(LabelState.WAITING if named else LabelState.RETRACTED, label.class_index, [record])
+        if found is not None and named:
             arrival = self._join(row, label.sample_id, found)
         else:
-            arrival = Arrival(row.state, label.sample_id, label.class_index)
+            arrival = Arrival(row.progress, label.sample_id, label.class_index)
             if found is None:
                 self._enqueue(key, row)
             else:
                 self._labels.put(found.number, row.pack())
-            self._c.retracted += retracted
-            self._c.waiting += not retracted
+            self._c.waiting += named
+            self._withdrawn(record, found)
         self._c.read += 1
         self._baselines.received(row.class_index)
         return arrival
 
     def _join(self, row: LabelRow, sample_id: str, known: Known) -> Arrival:
         """Label and sample are together for the first time."""
-        x = self._samples.payload(known)
+        x = None if row.class_index == ERASED else self._samples.payload(known)
         deciding = row.deciding
         assert deciding is not None
         if x is None:
@@ -386,10 +411,10 @@ class Ledger:
         self._c.joined += 1
         scored, example = None, None
         for record in row.records:
-            if record.class_index != RETRACTED and record.time_s >= known.arrived_s:
+            if record.class_index >= 0 and record.time_s >= known.arrived_s:
                 scored = self._score_row(row, known, record.class_index, record.time_s)
                 break
-        if row.class_index != RETRACTED:
+        if row.class_index >= 0:
             example = Example(sample_id, x, row.class_index, deciding.time_s)
         self._labels.put(known.number, row.pack())
         return Arrival(row.state, sample_id, row.class_index, example, scored, labelled_at_s=deciding.time_s)
@@ -418,7 +443,7 @@ class Ledger:
                 row.state = LabelState.WAITING
         else:
             example = self._follow(row, sample_id, known, first=placed.disposition is None, changed=changed)
-            in_time = record.class_index != RETRACTED and record.time_s >= known.arrived_s
+            in_time = record.class_index >= 0 and record.time_s >= known.arrived_s
             if row.state is LabelState.JOINED and not row.flags & SCORED and in_time:
                 scored = self._score_row(row, known, record.class_index, record.time_s)
         if was_deciding is None:  # of the implied class, which was counted apart
@@ -429,7 +454,7 @@ class Ledger:
             self._move(-1, was_state)
             self._move(1, row.state)
         c.read += 1
-        c.retracted += record.class_index == RETRACTED
+        self._withdrawn(record, known)
         c.duplicate += placed.duplicates
         c.corrected += placed.corrections
         if changed:
@@ -454,9 +479,10 @@ class Ledger:
         """
         deciding = row.deciding
         assert deciding is not None
-        counts = row.class_index != RETRACTED
+        counts = row.class_index >= 0
         joins = first and row.state is LabelState.RETRACTED
-        x = self._samples.payload(known) if joins or (changed and counts) else None
+        wanted = (joins and row.class_index != ERASED) or (changed and counts)
+        x = self._samples.payload(known) if wanted else None
         if x is not None:
             row.state = LabelState.JOINED
         elif joins:
@@ -466,6 +492,15 @@ class Ledger:
         if changed:
             row.trained_step = 0
         return Example(sample_id, x, row.class_index, deciding.time_s) if x is not None and changed else None
+
+    def _withdrawn(self, record: LabelRecord, known: Known | None) -> None:
+        """Count a record without a class; remember what it erases."""
+        if record.class_index == RETRACTED:
+            self._c.retracted += 1
+        elif record.class_index == ERASED:
+            self._c.erased += 1
+            if known is not None and self._erased.get(known.number) is None:
+                self._erased.put(known.number, number(self._store.step))
 
     def _imply(self, sample_id: str, known: Known) -> Arrival:
         """Give a sample the implied class, as of the moment when its time for a label was over."""
@@ -502,7 +537,7 @@ class Ledger:
 
     def _score_row(self, row: LabelRow, known: Known, said_class: int, label_s: float) -> Scored | None:
         """The same of a row, which remembers it: a sample is scored once. `said_class`: that of the label in time."""
-        class_index = said_class if row.class_index == RETRACTED else row.class_index
+        class_index = said_class if row.class_index < 0 else row.class_index
         scored = self._score(known.said, class_index, label_s)
         if scored is not None:
             row.flags |= SCORED

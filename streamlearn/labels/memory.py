@@ -145,11 +145,12 @@ class LabelledMemory:
         return True
 
     def remove(self, sample_id: str) -> bool:
-        """Drop the row of a sample; whether there was one."""
+        """Drop the row of a sample, and overwrite its payload; whether there was one."""
         slot = self._slots.get(sample_id)
         if slot is None:
             return False
         self._remove(slot)
+        self._x[slot] = 0
         return True
 
     def draw_into(self, x_L: Array, y_L: npt.NDArray[np.int64], step: int) -> list[str]:

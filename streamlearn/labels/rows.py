@@ -15,12 +15,15 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import numpy as np
 
 from streamlearn.labels import LabelState
-from streamlearn.records import RETRACTED, Array, Prediction, Probabilities
+from streamlearn.records import ERASED, RETRACTED, Array, Prediction, Probabilities
 
 KEPT_RECORDS = 16
 """Most label records of one sample that are remembered: the first in order, and the last ones."""
 SCORED, EVER_TRAINED, CORRECTED, FORGOTTEN = 1, 2, 4, 8
 """Flags of a LabelRow. FORGOTTEN: there were more records between the first that is kept and the second."""
+WITHDRAWN = {RETRACTED: LabelState.RETRACTED, ERASED: LabelState.ERASED}
+"""The disposition of a record without a class."""
+_FURTHER = (*WITHDRAWN.values(), LabelState.DUPLICATE, LabelState.CORRECTED)
 _STATES = (LabelState.WAITING, LabelState.JOINED, LabelState.EXPIRED, LabelState.ORPHAN, LabelState.RETRACTED)
 _NUMBERS = {state: number for number, state in enumerate(_STATES)}
 _JOINED = _NUMBERS[LabelState.JOINED]
@@ -70,10 +73,11 @@ class Counters:
     held: int = 0
     held_dropped: int = 0
     retracted: int = 0
+    erased: int = 0
     majority_class: int = -1
     last_class: int = -1
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d23q")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d24q")
 
     def pack(self) -> bytes:
         """The row."""
@@ -109,7 +113,7 @@ class LabelRecord(NamedTuple):
     partition: int
     offset: int
     class_index: int
-    """RETRACTED where it withdraws the labels of the sample."""
+    """RETRACTED or ERASED where it withdraws the labels of the sample."""
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -128,7 +132,7 @@ class Placed(NamedTuple):
     """The disposition of a record among those of its sample, and how it moves the counters."""
 
     disposition: LabelState | None
-    """RETRACTED, DUPLICATE or CORRECTED; None of the first label, which carries the state."""
+    """RETRACTED, ERASED, DUPLICATE or CORRECTED; None of the first label, which carries the state."""
     duplicates: int
     corrections: int
 
@@ -141,9 +145,9 @@ class LabelRow:
     """
 
     state: LabelState
-    """Of the first label; RETRACTED where all records are retractions, so that none carries a state."""
+    """Of the first label; RETRACTED where there is none, so that no record carries a state."""
     class_index: int
-    """The class that counts; RETRACTED where none does."""
+    """The class that counts; RETRACTED or ERASED where none does."""
     records: list[LabelRecord] = field(default_factory=list)
     flags: int = 0
     counting: int = 0
@@ -182,12 +186,13 @@ class LabelRow:
     def insert(self, record: LabelRecord, order: Order, *, last_counts: bool) -> Placed:
         """Put a record in its place among the others, and let the class that counts follow.
 
-        The last record counts, or the first one by the policy of corrections; with that policy a retraction is final.
+        The last record counts, or the first one by the policy of corrections; with that policy a retraction is final,
+        and an erasure is with both.
 
-        Each retraction is counted as one. The first label carries the state of the row, and each further one is a
+        Each retraction and each erasure is counted as one. The first label carries the state, and each further one is a
         duplicate or a correction of the record before it. So the counters depend on which records there are and not on
-        how they came. Past `KEPT_RECORDS` the second one is forgotten, or the third where the second is the retraction
-        that counts: the one that counts is never. A record that belongs where others were forgotten is compared with
+        how they came. Past `KEPT_RECORDS` the second one is forgotten, or the third where the second is the one that
+        counts: the one that counts is never. A record that belongs where others were forgotten is compared with
         the one before, and forgotten as well.
         """
         records = self.records
@@ -215,16 +220,19 @@ class LabelRow:
         return Placed(disposition, moved[LabelState.DUPLICATE], moved[LabelState.CORRECTED])
 
     def _which_counts(self, *, last_counts: bool) -> int:
+        """An erasure, else the last record; or by the other policy an erasure, else a retraction, else the first."""
         last = len(self.records) - 1
-        if last_counts:
-            return last
-        return next((at for at in range(last, -1, -1) if self.records[at].class_index == RETRACTED), 0)
+        classes = [record.class_index for record in self.records]
+        for final in (ERASED,) if last_counts else (ERASED, RETRACTED):
+            if final in classes:
+                return last - classes[::-1].index(final)
+        return last if last_counts else 0
 
     @property
     def progress(self) -> LabelState:
         """How far the label has come, as it is told to others."""
-        if self.class_index == RETRACTED:
-            return LabelState.RETRACTED
+        if self.class_index < 0:
+            return WITHDRAWN[self.class_index]
         if self.state is not LabelState.JOINED:
             return self.state
         if self.trained_step:
@@ -232,21 +240,18 @@ class LabelRow:
         return LabelState.SCORED if self.flags & SCORED else LabelState.JOINED
 
 
-_FURTHER = (LabelState.RETRACTED, LabelState.DUPLICATE, LabelState.CORRECTED)
-
-
 def _dispositions(records: Sequence[LabelRecord]) -> list[LabelState | None]:
     """Of each record, in their order; None of the first label."""
     found: list[LabelState | None] = []
     previous, labels = RETRACTED, 0
     for record in records:
-        if record.class_index == RETRACTED:
-            found.append(LabelState.RETRACTED)
+        if record.class_index < 0:
+            found.append(WITHDRAWN[record.class_index])
         elif not labels:
             found.append(None)
         else:
             found.append(LabelState.DUPLICATE if record.class_index == previous else LabelState.CORRECTED)
-        labels += record.class_index != RETRACTED
+        labels += record.class_index >= 0
         previous = record.class_index
     return found
 

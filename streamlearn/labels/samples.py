@@ -176,6 +176,13 @@ class Samples:
         assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "read back wrongly"
         return x
 
+    def overwrite_payload(self, row_number: bytes) -> None:
+        """Fill the payload with zeros, where it is on the disk. Not undone: nobody may rewind to need it."""
+        data = self._rows.get(row_number)
+        if data is not None:
+            ends = PAYLOAD_AT + self._schema.nbytes
+            self._rows.overwrite(row_number, data[:PAYLOAD_AT] + bytes(self._schema.nbytes) + data[ends:])
+
     def is_young(self, arrived_s: float, oldest_s: float) -> bool:
         """Whether a sample that is the oldest by its row is not old by its time.
 

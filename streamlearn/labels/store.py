@@ -4,8 +4,9 @@ A file that changes in place is ahead of the checkpoint after a crash. So each s
 before, and `rewind` puts that back:
 
     Table   a map from keys to values. Every change of a kept step can be undone
-    Ring    rows that are appended under growing numbers and never changed: too large to be written twice. Its ends are
-            numbers that the caller keeps in a table, undone with it. Rows are removed by `trim`, `move` and `cut`
+    Ring    rows that are appended under growing numbers and not changed: too large to be written twice. Its ends are
+            numbers that the caller keeps in a table, undone with it. Rows are removed by `trim`, `move` and `cut`.
+            `overwrite` is for what must be erased, once no rewind can need it
     undo    step, table and key → the value before that step, NULL where there was none
 
 All steps since the last `flush` are one write transaction, which `flush` commits and syncs. So kill -9 leaves the state
@@ -229,7 +230,7 @@ class Table(_Rows):
 
 
 class Ring(_Rows):
-    """Numbered rows, appended and never changed. Not undone: see `cut` and `trim`."""
+    """Numbered rows, appended and not changed. Not undone: see `cut` and `trim`."""
 
     def __init__(self, name: str, db: sqlite3.Connection, errors: _Errors) -> None:
         super().__init__(name, "INTEGER", db, errors)
@@ -239,6 +240,11 @@ class Ring(_Rows):
         """Add a row; its `number` is beyond every row there is."""
         with self._errors:
             self._db.execute(self._insert, (int.from_bytes(row, "big"), value))
+
+    def overwrite(self, row: bytes, value: bytes) -> None:
+        """Write other content into a row that is there. Not undone, as `trim`."""
+        with self._errors:
+            self._db.execute(f"UPDATE {self._name} SET value = ? WHERE key = ?", (value, int.from_bytes(row, "big")))
 
     def get(self, row: bytes) -> bytes | None:
         """A row by its `number`, if it is still on the disk."""

@@ -11,7 +11,7 @@ from streamlearn.labels import LabelState, LabelStatus
 from streamlearn.labels.held import HeldRow, newest_held
 from streamlearn.labels.rows import CORRECTED, PAYLOAD_AT, SCORED, LabelRow, key_of, unpack_sample
 from streamlearn.labels.store import Get, StoreView, number
-from streamlearn.records import RETRACTED, Array, Position, Schema
+from streamlearn.records import ERASED, Array, Position, Schema
 
 
 class LedgerView:
@@ -56,7 +56,7 @@ class LedgerView:
             )
 
     def payload(self, sample_id: str) -> Array | None:
-        """The payload of a sample, read-only, while the store keeps it.
+        """The payload of a sample, read-only, while the store keeps it and it is not erased.
 
         Raises:
             StoreError: the store cannot be read, see `StoreView.read`.
@@ -64,6 +64,9 @@ class LedgerView:
         with self._view.read() as get:
             row_number = None if get is None else get("ids", key_of(sample_id))
             data = None if get is None or row_number is None else get("samples", row_number)
+            label = None if get is None or row_number is None else get("labels", row_number)
+            if label is not None and LabelRow.unpack(label).class_index == ERASED:
+                data = None
         return None if data is None else np.ndarray(self._schema.shape, self._schema.dtype, data, PAYLOAD_AT)
 
     def close(self) -> None:
@@ -76,7 +79,7 @@ def _label_status(get: Get, data: bytes) -> LabelStatus:
     record = row.deciding
     return LabelStatus(
         row.progress,
-        None if row.class_index == RETRACTED else row.class_index,
+        None if row.class_index < 0 else row.class_index,
         label_position=None if record is None else _position(get, *record.place),
         label_time_s=None if record is None else record.time_s,
         corrected=bool(row.flags & CORRECTED),

@@ -45,6 +45,17 @@ class RecentSamples:
         self._next = (self._next + n) % capacity
         self._held = min(self._held + n, capacity)
 
+    def remove(self, key: int) -> None:
+        """Drop samples of this key, and overwrite them. The others keep their order."""
+        oldest_first = np.roll(np.arange(self._held), -self._next if self._held == len(self._x) else 0)
+        kept = oldest_first[self._keys[oldest_first] != key]
+        if len(kept) == self._held:
+            return
+        x, keys = self._x[kept], self._keys[kept]
+        self._x[:], self._keys[:] = 0, 0
+        self._held = self._next = 0
+        self.add(x, keys)
+
     def draw_into(self, x_U: Array, step: int) -> npt.NDArray[np.int64]:
         """Fill the caller's first rows with different samples, by chance; their keys, at most U and at most N."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self._seed ^ _DRAWS, step], np.uint64)))

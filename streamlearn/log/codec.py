@@ -26,6 +26,7 @@ import orjson
 from streamlearn.errors import RecordError
 from streamlearn.log.payload import FILL_IN, TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
 from streamlearn.records import (
+    ERASED,
     RETRACTED,
     UNLABELLED,
     Array,
@@ -199,7 +200,7 @@ class Codec:
         try:
             value = self._value(record)
             fields = _json_object(value) if value.lstrip()[:1] == b"{" else self._bare_class(value)
-            class_index, class_name = self.class_of(fields)
+            class_index, class_name = (ERASED, None) if _erases(fields) else self.class_of(fields)
             return Label(
                 position=record.position,
                 timestamp_s=record.timestamp_ms / 1000.0,
@@ -288,6 +289,17 @@ class Codec:
         headers = (("content-type", b"application/json"),)
         key = fields["id"].encode()
         return self._checked_record(NewRecord(key, orjson.dumps(fields), headers, timestamp_ms))
+
+    def encode_erasure(self, sample_id: str) -> NewRecord:
+        """A record of the labels topic that erases a sample.
+
+        Raises:
+            RecordError: `no_id`.
+        """
+        sample_id = checked_id(sample_id)
+        headers = (("content-type", b"application/json"),)
+        value = orjson.dumps({"id": sample_id, "erase": True})
+        return self._checked_record(NewRecord(sample_id.encode(), value, headers))
 
     # Payloads
 
@@ -439,6 +451,16 @@ def _json_object(value: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise RecordError("not_json", f"expected a JSON object, got a JSON {json_type(fields)}")
     return fields
+
+
+def _erases(fields: Mapping[str, Any]) -> bool:
+    """Whether a label record erases its sample: `"erase": true`, and no class."""
+    erase = fields.get("erase", False)
+    if not isinstance(erase, bool):
+        raise RecordError("bad_dtype", f"erase: expected true or false, got a JSON {json_type(erase)}")
+    if erase and (fields.get("label") is not None or fields.get("class") is not None):
+        raise RecordError("bad_dtype", "erase: expected no class beside it")
+    return erase
 
 
 def _record_id(key: bytes | None, field: object) -> str:

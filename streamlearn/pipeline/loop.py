@@ -34,6 +34,7 @@ from streamlearn.pipeline.learned_offsets import LearnedOffsets
 from streamlearn.pipeline.parts import Cadence, Parts, StepReport
 from streamlearn.pipeline.watermark import Watermark
 from streamlearn.records import (
+    ERASED,
     RETRACTED,
     UNLABELLED,
     Array,
@@ -151,6 +152,7 @@ class Pipeline:
         phases.end("ledger")
 
         batch = self._assemble(fresh, t, again=not items)
+        self._erase_recent(arrivals)
         phases.end("assemble")
 
         factors = parts.guarding.factors(t)
@@ -396,7 +398,7 @@ class Pipeline:
             _log.warning("labelled_rows_evicted", step=self.parts.learner.step + 1, ids=[arrival.sample_id])
         elif arrival.example is not None:
             self.parts.memory.add(arrival.example)
-        elif arrival.class_index == RETRACTED:
+        elif arrival.class_index in (RETRACTED, ERASED):
             self.parts.memory.remove(arrival.sample_id)
         elif arrival.correction or arrival.labelled_at_s is not None:
             self.parts.memory.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
@@ -441,6 +443,13 @@ class Pipeline:
             keys_L = np.array([sample_key(sample_id) for sample_id in parts.memory.drawn_ids], np.int64)
             keys = np.concatenate((keys_U, keys_L))
         return MicroBatch(fresh_x, count, labelled_x, labelled_y, drawn, new_ids, keys, seen_before=again)
+
+    def _erase_recent(self, arrivals: Sequence[Arrival]) -> None:
+        """No later step learns from erased samples, those of this step included."""
+        if self.parts.recent is not None:
+            for arrival in arrivals:
+                if arrival.class_index == ERASED:
+                    self.parts.recent.remove(sample_key(arrival.sample_id))
 
     def _account(self, report: StepReport, items: Sequence[Item]) -> None:
         accounts, sample_topic = self.parts.accounts, self.parts.batcher.sample_topic

@@ -53,11 +53,14 @@ class Role(StrEnum):
 _ROLES = {"predict": Role.PREDICT, "label": Role.LABEL, "sample": Role.LABEL, "models": Role.ADMIN}
 
 
-def role_of(path: str) -> Role | None:
-    """The role that a path wants, by its first part; None where any will do.
+def role_of(method: str, path: str) -> Role | None:
+    """The role that a request wants, by its method and the first part of its path; None where any will do.
 
-    All below `/model/` is admin, so that no route put there is ever open by having been forgotten here.
+    All below `/model/` is admin, so that no route put there is ever open by having been forgotten here; so is whatever
+    deletes.
     """
+    if method == "DELETE":
+        return Role.ADMIN
     first, slash, _ = path.removeprefix("/").partition("/")
     if first == "model":
         return Role.ADMIN if slash else Role.PREDICT
@@ -99,7 +102,7 @@ class Edge:
             await send(message)
 
         try:
-            refused = self._refusal(scope["path"], headers)
+            refused = self._refusal(scope["method"], scope["path"], headers)
             if refused is None:
                 await self._app(scope, receive, send_named)
             else:
@@ -110,7 +113,7 @@ class Edge:
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
             self._metrics.request(route, method, status, time.perf_counter() - started)
 
-    def _refusal(self, path: str, headers: Headers) -> RequestError | None:
+    def _refusal(self, method: str, path: str, headers: Headers) -> RequestError | None:
         """Why the bearer may not do this; None where it may. A stranger learns no more than that a token is wanted."""
         if path.startswith(OPEN_PREFIX):
             return None
@@ -119,7 +122,7 @@ class Edge:
         held = self._roles(headers)
         if self._grants and not held:
             return _UNAUTHORISED
-        wanted = role_of(path)
+        wanted = role_of(method, path)
         if wanted is Role.ADMIN and not any(Role.ADMIN in roles for _, roles in self._grants):
             return _NO_ADMIN
         if not self._grants or wanted is None or wanted in held:
@@ -190,7 +193,7 @@ _UNAUTHORISED = RequestError(
 _NO_ADMIN = RequestError(
     403,
     "admin_token_not_set",
-    "Versions are shown and changed over HTTP only with an admin token, and this server has none: set "
-    "serve.admin_token (STREAMLEARN_SERVE__ADMIN_TOKEN) and restart it, or use `streamlearn models`, `rollback` and "
-    "`promote` on its machine.",
+    "This route wants an admin token, and this server has none: set serve.admin_token "
+    "(STREAMLEARN_SERVE__ADMIN_TOKEN) and restart it. Versions can also be changed by `streamlearn models`, "
+    "`rollback` and `promote` on its machine.",
 )

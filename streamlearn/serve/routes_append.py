@@ -1,26 +1,28 @@
-"""POST /label and POST /sample: what is good is durable in the log before the reply; the rest is told item by item."""
+"""POST /label, POST /sample, DELETE /sample/{id}: records that are durable in the log before the reply."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+import structlog
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from streamlearn.serve.bodies import Bodies, Item
 from streamlearn.serve.failures import RequestError
 from streamlearn.serve.inlet import Inlet
 from streamlearn.serve.parts import ServerParts, ServeSettings
-from streamlearn.serve.replies import JsonReply, error_object
-from streamlearn.serve.schemas import AppendReply, label_body, responses, sample_body
+from streamlearn.serve.replies import JsonReply, error_object, request_id_of
+from streamlearn.serve.schemas import AppendReply, ErasedReply, label_body, responses, sample_body
 
+log = structlog.get_logger()
 _STATUSES = (408, 413, 415, 422, 429, 500, 503)
 
 
 def add_append_routes(
     router: APIRouter, parts: ServerParts, settings: ServeSettings, *, bodies: Bodies, inlet: Inlet
 ) -> None:
-    """Add the two routes."""
+    """Add the three routes."""
     most = settings.max_instances
 
     @router.post(
@@ -62,6 +64,45 @@ def add_append_routes(
             content_type = request.headers.get("content-type", "")
             items = await bodies.decoded(len(body), lambda: bodies.samples(body, content_type, name or []))
             return await _append(inlet, "samples", settings.samples_topic, items, parts)
+
+    @router.delete(
+        "/sample/{sample_id:path}",
+        status_code=202,
+        summary="Erase a sample",
+        response_model=ErasedReply,
+        responses=responses(403, 422, 429, 500, 503),
+        tags=["admin"],
+    )
+    async def erase(
+        request: Request,
+        sample_id: Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])],
+    ) -> Response:
+        """Erases payload, example and labels of a sample, and refuses what comes for this id within labels.horizon_s.
+
+        202 once the order is durable in the log; the learner follows it, and `GET /label/{id}` then says `erased`.
+        """
+        record = parts.codec.encode_erasure(sample_id)
+        (position,) = await inlet.append("labels", settings.labels_topic, [record])
+        status = parts.ledger.get(sample_id)
+        at = None if status is None or status.sample_position is None else status.sample_position._asdict()
+        client = request.client.host if request.client else None
+        log.warning("sample_erased", position=str(position), client=client, request_id=request_id_of(request))
+        told = {"id": sample_id, "position": position._asdict(), "state": "accepted", "sample_position": at}
+        return JsonReply({**told, "still_held_by": _holders(settings)}, status_code=202)
+
+
+def _holders(settings: ServeSettings) -> list[dict[str, str]]:
+    """Where copies of an erased sample stay for a while, and until when."""
+    return [
+        {
+            "holder": f"topic {settings.samples_topic}",
+            "until": "retention, or you, remove the record at sample_position",
+        },
+        {"holder": "checkpoints", "until": "state.keep_checkpoints newer ones are saved"},
+        {"holder": "sample store", "until": "no checkpoint from before the erasure is left; then it is overwritten"},
+        {"holder": "free pages of the sample store's file", "until": "they are used again"},
+        {"holder": "weights", "until": "the network is trained from scratch: what it has learned is not unlearned"},
+    ]
 
 
 async def _append(inlet: Inlet, role: str, topic: str, items: list[Item], parts: ServerParts) -> Response:

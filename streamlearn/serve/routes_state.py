@@ -30,7 +30,9 @@ _LINKS = {
     "ready": "/health/ready",
     "metrics": "/metrics",
 }
-_NEVER_LEARNED = frozenset({LabelState.EXPIRED, LabelState.ORPHAN, LabelState.HELD, LabelState.RETRACTED})
+_NEVER_LEARNED = frozenset(
+    {LabelState.EXPIRED, LabelState.ORPHAN, LabelState.HELD, LabelState.RETRACTED, LabelState.ERASED}
+)
 """A label that has come so far is in no teacher, unless something else brings it back: nobody waits for it."""
 
 

@@ -103,6 +103,25 @@ class AppendReply(_Shape):
     items: list[AppendedItem]
 
 
+class Holder(_Shape):
+    """What still holds a copy of an erased sample."""
+
+    holder: str = Field(examples=["checkpoints"])
+    until: str = Field(examples=["state.keep_checkpoints newer ones are saved"])
+
+
+class ErasedReply(_Shape):
+    """The order to erase is durable in the log."""
+
+    id: str
+    position: PositionBody
+    """Of the order, in the labels topic."""
+    state: Literal["accepted"] = "accepted"
+    sample_position: PositionBody | None = None
+    """Where the sample stands in the log; null where it is not known."""
+    still_held_by: list[Holder]
+
+
 class LabelReply(_Shape):
     """The life of one sample's label, as of the learner's last flush."""
 

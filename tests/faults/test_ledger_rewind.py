@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from streamlearn.errors import StoreError
 from streamlearn.labels.ledger import Ledger
-from streamlearn.records import RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
 SCHEMA = Schema((5,), np.dtype(np.uint8), ("ant", "bee", "cat"))
 HORIZON_S = 60.0
@@ -49,7 +49,9 @@ def stream(seed: int, steps: int) -> list[Step]:
                     Position(topic, 0, next(offsets[topic])),
                     rng.choice((None, None, None, "dog", "elk")),
                 )
-                class_index = rng.choice((0, 1, 2, RETRACTED)) if unknown is None else UNLABELLED
+                class_index = (
+                    rng.choice((0, 1, 2, 0, 1, 2, RETRACTED, RETRACTED, ERASED)) if unknown is None else UNLABELLED
+                )
                 records.append(Label(position, now_s, name, class_index, class_name=unknown))
         made.append((now_s, records))
     return made
@@ -170,8 +172,8 @@ def test_a_rewind_gives_the_very_state_of_that_step(tmp_path, seed):
 
 def test_the_streams_of_this_test_meet_every_state(tmp_path):
     """A crash test proves nothing about states that its streams never reach."""
-    names = ("joined", "scored", "trained", "duplicate", "corrected", "retracted", "expired", "orphan", "waiting")
-    total = dict.fromkeys((*names, "implied", "held", "held_dropped"), 0)
+    names = ("joined", "scored", "trained", "duplicate", "corrected", "retracted", "erased", "expired", "orphan")
+    total = dict.fromkeys((*names, "waiting", "implied", "held", "held_dropped"), 0)
     for seed in range(20):
         ledger = open_ledger(tmp_path / str(seed))
         steps = stream(seed, 30)

@@ -15,7 +15,18 @@ from PIL import Image
 
 from streamlearn.errors import REASONS, RecordError
 from streamlearn.log.codec import Codec, dead_letter, read_dead_letter
-from streamlearn.records import RETRACTED, UNLABELLED, Array, Headers, NewRecord, Position, Prediction, Record, Schema
+from streamlearn.records import (
+    ERASED,
+    RETRACTED,
+    UNLABELLED,
+    Array,
+    Headers,
+    NewRecord,
+    Position,
+    Prediction,
+    Record,
+    Schema,
+)
 
 POSITION = Position("samples", 3, 1042)
 CLASSES = ("cat", "dog", "3", "0")
@@ -757,6 +768,9 @@ class TestLabel:
             (None, b'{"label": "dog"}', "no_id"),
             (b"a", b'{"label": "dog", "source": {}}', "bad_dtype"),
             (b"a", b'{"label": "dog", "time": "now"}', "bad_time"),
+            (b"a", b'{"erase": 1}', "bad_dtype"),
+            (b"a", b'{"label": "dog", "erase": true}', "bad_dtype"),
+            (b"a", b'{"erase": false}', "no_class"),
         ],
     )
     def test_names_what_is_wrong(self, key: bytes | None, value: bytes | None, reason: str) -> None:
@@ -765,6 +779,15 @@ class TestLabel:
             Codec(TABLE).decode_label(record(value, key))
 
         assert caught.value.reason == reason
+
+    @pytest.mark.parametrize("value", [b'{"erase": true}', b'{"id": "a", "label": null, "erase": true}'])
+    def test_may_erase_its_sample(self, value: bytes) -> None:
+        """And can be written as it was read."""
+        label = Codec(TABLE).decode_label(record(value))
+        again = Codec(TABLE).decode_label(as_read(Codec(TABLE).encode_erasure("a")))
+
+        assert (label.sample_id, label.class_index) == ("a", ERASED)
+        assert (again.sample_id, again.class_index) == ("a", ERASED)
 
     @pytest.mark.parametrize("value", [b'{"label": null}', b'{"class": null}', b'{"label": null, "class": null}'])
     def test_without_a_class_is_a_retraction(self, value: bytes) -> None:

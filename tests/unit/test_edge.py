@@ -20,6 +20,7 @@ ROUTES = [
     ("GET", "/models", "admin"),
     ("POST", "/model/rollback", "admin"),
     ("POST", "/model/promote", "admin"),
+    ("DELETE", "/sample/a", "admin"),
     ("GET", "/metrics", None),
     ("GET", "/score", None),
     ("GET", "/", None),
@@ -60,15 +61,20 @@ def open_to_all(tmp_path_factory):
 
 
 class TestRoles:
-    @pytest.mark.parametrize(("path", "role"), sorted({(path, role) for _, path, role in ROUTES if role}))
-    def test_each_path_has_the_one_that_it_is_for(self, path, role):
-        """By its first part; the rest does not matter."""
-        assert role_of(path) is Role(role)
+    @pytest.mark.parametrize(("method", "path", "role"), [route for route in ROUTES if route[2]])
+    def test_each_route_has_the_one_that_it_is_for(self, method, path, role):
+        """By its method and the first part of its path; the rest does not matter."""
+        assert role_of(method, path) is Role(role)
+
+    @pytest.mark.parametrize("path", ["/", "/label/a", "/score"])
+    def test_whatever_deletes_is_admin(self, path):
+        """Also what nobody has written yet."""
+        assert role_of("DELETE", path) is Role.ADMIN
 
     @pytest.mark.parametrize("path", ["/model/", "/model/anything", "/model/rollback/x"])
     def test_all_below_model_is_admin(self, path):
         """Also what nobody has written yet."""
-        assert role_of(path) is Role.ADMIN
+        assert role_of("POST", path) is Role.ADMIN
 
     @pytest.mark.parametrize("token", [*TOKENS.values()])
     @pytest.mark.parametrize(("method", "path", "role"), ROUTES)

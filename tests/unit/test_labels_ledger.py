@@ -27,7 +27,7 @@ from streamlearn.labels.rows import (
 )
 from streamlearn.labels.store import number
 from streamlearn.labels.view import LedgerView
-from streamlearn.records import RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
 SCHEMA = Schema((2, 3), np.dtype(np.float32), ("ant", "bee", "cat"))
 
@@ -858,6 +858,131 @@ class TestARetraction:
         assert counts["joined"] == 1
         assert counts["retracted"] == classes.count(RETRACTED)
         assert min(counts.values()) >= 0
+
+
+def erasure(sample_id: str, offset: int = 9, at_s: float = 140.0) -> Label:
+    return label(sample_id, ERASED, offset, at_s)
+
+
+class TestAnErasure:
+    """A label record that withdraws all labels of its sample, and the payload."""
+
+    def test_withdraws_the_label_for_good(self, book):
+        """A later label has no effect, whatever the policy."""
+        book.sample(sample("s"))
+        book.label(label("s", 2))
+
+        arrival = book.label(erasure("s"))
+        later = book.label(label("s", 1, 10, at_s=150.0))
+
+        assert (arrival.state, arrival.class_index, arrival.correction) == (LabelState.ERASED, ERASED, True)
+        assert (later.class_index, later.example, later.correction) == (ERASED, None, False)
+        counted = {"read": 3, "joined": 1, "corrected": 1, "erased": 1, "scored": 1}
+        assert book.counts(*counted) == counted
+        view = book.view()
+        status = view.get("s")
+        assert status is not None
+        assert (status.state, status.class_index) == (LabelState.ERASED, None)
+        assert view.payload("s") is None
+
+    @pytest.mark.parametrize("in_ring", [True, False])
+    def test_lets_the_first_label_expire_without_reading_the_payload(self, book, in_ring):
+        """Neither from the ring nor back from the log."""
+        asked = []
+        book.read_back = lambda position, name: asked.append(name) or payload(name)
+        book.bounds["payload_max_bytes"] = SCHEMA.nbytes
+        book.sample(sample("s"))
+        if not in_ring:
+            book.sample(sample("t", 1))
+        book.next_step()
+        book.label(erasure("s"))
+
+        arrival = book.label(label("s", 2, 10, at_s=150.0))
+
+        assert (arrival.class_index, arrival.example, arrival.scored) == (ERASED, None, None)
+        assert asked == []
+        counted = {"read": 2, "joined": 0, "expired": 1, "erased": 1, "scored": 0}
+        assert book.counts(*counted) == counted
+
+    def test_twice_is_counted_twice_and_the_same_record_once(self, book):
+        """Known by its position, as other labels."""
+        book.sample(sample("s"))
+        for offset in (9, 9, 10):
+            assert book.label(erasure("s", offset)).state is LabelState.ERASED
+
+        assert book.counts("read", "erased") == {"read": 2, "erased": 2}
+
+    def test_of_an_unknown_id_refuses_its_sample_while_it_is_remembered(self, book):
+        """As one that is known already: its payload is never stored."""
+        book.bounds["horizon_s"] = 50.0
+        book.label(erasure("s"))
+        book.label(retraction("t"))
+        assert book.ledger.is_known("s")
+        assert not book.ledger.is_known("t")
+
+        for _ in range(2):
+            book.next_step(now_s=500.0)
+
+        assert not book.ledger.is_known("s")
+
+    def test_keeps_the_payload_from_the_disk_once_no_rewind_can_need_it(self, book):
+        """Until then a replay of the steps before learns from it again, bit for bit."""
+        book.sample(sample("s"))
+        book.sample(sample("t", 1))
+        book.next_step()
+        book.label(erasure("s"))
+        book.next_step()
+        step, kept = book.ledger.step - 1, payload("s").tobytes()
+        row = book.ledger._samples.row_of(key_of("s"))
+        assert row is not None
+        book.ledger.end()
+
+        book.ledger.prune(step - 1)
+        assert kept in book.ledger._store.rings["samples"].get(row)
+        book.ledger.rewind(step - 1)
+        assert book.ledger._samples.find(key_of("s")).x.tobytes() == kept
+        book.ledger.begin(step, 130.0)
+        book.label(erasure("s"))
+        book.ledger.end()
+        book.ledger.prune(step)
+
+        erased, other = (book.ledger._samples.find(key_of(name)) for name in ("s", "t"))
+        assert not erased.x.any()
+        assert erased.said[:2] == (100.0, 1)
+        np.testing.assert_array_equal(other.x, payload("t"))
+        book.ledger.begin(step + 1, 130.0)
+
+    def test_is_never_forgotten_among_many_records(self, book):
+        """The second of more records than a row keeps, in both policies and any order."""
+        for seed, corrections in ((0, "last"), (1, "first"), (2, "last")):
+            rng = random.Random(seed)
+            name = f"s{seed}"
+            book.ledger._last_counts = corrections == "last"
+            book.sample(sample(name, seed))
+            records = [
+                label(name, ERASED if n == 1 else rng.choice((0, 1, 2, RETRACTED)), 100 * seed + n, at_s=130.0 + n)
+                for n in range(50)
+            ]
+            for record in rng.sample(records, len(records)):
+                arrival = book.label(record)
+
+            assert arrival.class_index == ERASED
+        counts = book.counts("read", "joined", "duplicate", "corrected", "retracted", "erased", "expired")
+        assert counts.pop("read") == 150 == sum(counts.values())
+        assert counts["erased"] == 3
+
+    def test_is_forgotten_with_its_sample(self, book):
+        """Past the horizon nothing is left of it: neither the row nor the note that it is erased."""
+        book.bounds["horizon_s"] = 50.0
+        book.sample(sample("s"))
+        book.label(erasure("s"))
+        assert len(book.ledger._erased.items()) == 1
+
+        for _ in range(2):
+            book.next_step(now_s=500.0)
+
+        assert book.ledger._erased.items() == []
+        assert not book.ledger.is_known("s")
 
 
 class TestALabelOfAnUnknownClass:

@@ -30,6 +30,8 @@ from streamlearn.errors import (
     StateError,
     StateLockedError,
 )
+from streamlearn.labels import LabelState
+from streamlearn.labels.view import LedgerView
 from streamlearn.log.codec import read_dead_letter
 from streamlearn.log.feed import PREFETCH_BYTES
 from streamlearn.pipeline.guarding import Guarding
@@ -799,6 +801,57 @@ class TestRetraction:
         assert accounts[-1] < (23, 4)
         for name in ("memory.ids", "memory.y", "memory.labelled_at_s"):
             np.testing.assert_array_equal(cut.arrays[name], arrays[name])
+
+
+class TestErasure:
+    def test_holds_over_a_restart_and_a_replay(self, tmp_path: Path) -> None:
+        """The example and the recent sample are gone from the checkpoint, and a later label has expired.
+
+        A replay from an older checkpoint learns from the sample in the steps before, and ends bit for bit the same.
+        """
+        settings = {"batch.steps": 2, "state.checkpoint_every_steps": 2}
+        config = config_in(tmp_path, **settings)
+        log, codec = filled(config), make_codec(config)
+        payloads = {
+            name: codec.decode_sample(log.read(S, n, 1)[0]).x.tobytes() for n, name in ((6, "s6"), (7, "s7"), (8, "s8"))
+        }
+        steps: list[int] = []
+        first = learn(config, log)
+        assert all(payload in first.arrays["recent.x"].tobytes() for payload in payloads.values())
+        assert payloads["s6"] in first.arrays["memory.x"].tobytes()
+
+        for name in ("s6", "s7", "never"):
+            log.append("labels", [codec.encode_erasure(name)])
+        for n in range(40, 80):
+            log.append("samples", [codec.encode_sample(f"s{n}", np.full(4, n, np.float32))])
+        log.append("samples", [codec.encode_sample("never", np.full(4, 99, np.float32), label=1)])
+        log.append("labels", [codec.encode_label("s7", 2), codec.encode_label("s6", 2)])
+        second = learn(config, log)
+
+        def look(parts: Parts, report: StepReport) -> None:
+            steps.append(report.step)
+
+        saved = StatePaths(tmp_path).checkpoints
+        path_of(saved, second.step).unlink()
+        learning.learn(config, threading.Event(), until_end=True, opened=log, watching=look)
+        log._shared.closed = False
+        again = load_newest(saved)
+
+        assert again is not None
+        assert len(steps) >= 1, "steps were replayed"
+        for checkpoint in (second, again):
+            held = b"".join(checkpoint.arrays[name].tobytes() for name in ("memory.x", "recent.x"))
+            assert [payload in held for payload in payloads.values()] == [False, False, True]
+            assert np.full(4, 99, np.float32).tobytes() not in held
+            assert checkpoint.extra["accounts"]["samples_duplicate_id"] == 1
+        assert again.step == second.step
+        for name, array in second.arrays.items():
+            np.testing.assert_array_equal(again.arrays[name], array, err_msg=name)
+        view = LedgerView(StatePaths(tmp_path).store, config.schema_.build())
+        found = {name: (status.state, view.payload(name)) for name in payloads if (status := view.get(name))}
+        view.close()
+        assert found["s6"] == found["s7"] == (LabelState.ERASED, None)
+        assert found["s8"][0] is LabelState.TRAINED
 
 
 class TestTraffic:

@@ -29,6 +29,7 @@ ROUTES = [
     ("GET", "/label/wanted"),
     ("GET", "/label/{sample_id}"),
     ("GET", "/sample/{sample_id}"),
+    ("DELETE", "/sample/{sample_id}"),
     ("GET", "/model"),
     ("GET", "/score"),
     ("GET", "/metrics"),

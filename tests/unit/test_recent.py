@@ -36,6 +36,25 @@ class TestRecentSamples:
         assert len(recent) == 10
         assert sorted(drawn(recent, 1, rows=10)) == list(range(last - 10, last))
 
+    @pytest.mark.parametrize("held", [5, 10, 23])
+    def test_remove_drops_a_sample_and_overwrites_it(self, held):
+        """Wherever the ring stands; the others keep their order, and what comes next takes the place of the oldest."""
+        recent, other = RecentSamples(10, SCHEMA, seed=1), RecentSamples(10, SCHEMA, seed=1)
+        recent.add(*samples(300, held))
+        for _ in range(2):
+            recent.remove(300 + held - 3)
+        kept = [n for n in range(300 + max(0, held - 10), 300 + held) if n != 300 + held - 3]
+        assert sorted(drawn(recent, 1, rows=10)) == kept
+        assert 300 + held - 3 not in recent._keys.tolist()
+        assert [(300 + held - 3) % 256, (300 + held - 3) // 256] not in recent._x.tolist()
+        other.load(recent.state())
+
+        for one in (recent, other):
+            one.add(*samples(500, 3))
+
+        assert sorted(drawn(recent, 2, rows=10)) == [*kept, 500, 501, 502][-10:]
+        assert drawn(other, 2) == drawn(recent, 2)
+
     def test_draws_each_once_and_others_at_another_step(self):
         """By chance of the step alone."""
         recent = RecentSamples(100, SCHEMA, seed=1)

@@ -24,7 +24,7 @@ from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.labels.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
-from streamlearn.records import RETRACTED, UNLABELLED, Label, Position, Record, Sample, Schema
+from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Label, Position, Prediction, Record, Sample, Schema
 from streamlearn.serve import schemas
 from streamlearn.serve.api import create_app
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT, Bodies
@@ -803,6 +803,48 @@ class TestLabel:
         """Labels are taken before the first teacher is published."""
         with client_of(Served(tmp_path)) as client:
             assert client.post("/label", json={"id": "a", "label": "cat"}).status_code == 202
+
+
+class TestErase:
+    def test_is_durable_in_the_log_before_202_and_says_what_still_holds_the_sample(self, tmp_path):
+        """An order in the labels topic, since the learner alone writes state."""
+        served = Served(tmp_path, admin_token="rule")
+        ledger = served.ledger()
+        ledger.begin(1, 100.0)
+        prediction = Prediction(1, np.float32([0.1, 0.8, 0.1]), 5)
+        ledger.sample_arrived(Sample(Position("things", 0, 4), 99.0, "a/ß", np.float32(X)), prediction, 1)
+        ledger.end()
+        ledger.flush()
+        ledger.close()
+        admin = {"authorization": "Bearer rule"}
+
+        with client_of(served) as client:
+            known = client.delete("/sample/a%2F%C3%9F", headers=admin)
+            unknown = client.delete("/sample/b", headers=admin)
+            refused = error_of(client.delete(f"/sample/{'x' * 2000}", headers=admin), 422, "no_id")
+
+        assert (known.status_code, unknown.status_code, refused.code) == (202, 202, "no_id")
+        told = schemas.ErasedReply.model_validate(known.json())
+        assert told.sample_position is not None
+        assert tuple(told.sample_position.model_dump().values()) == ("things", 0, 4)
+        assert unknown.json()["sample_position"] is None
+        assert {"checkpoints", "sample store", "weights"} < {item.holder for item in told.still_held_by}
+        assert any(served.settings.samples_topic in item.holder for item in told.still_held_by)
+        orders = {record.key: served.codec.decode_label(record) for record in served.records("truths")}
+        assert {key: label.class_index for key, label in orders.items()} == {"a/ß".encode(): ERASED, b"b": ERASED}
+        assert orders["a/ß".encode()].position == Position(**told.position.model_dump())
+        served.view.close()
+
+    def test_is_not_for_a_label_token(self, tmp_path):
+        """Nor may a label say so."""
+        with client_of(Served(tmp_path, label_token="tell", admin_token="rule")) as client:
+            headers = {"authorization": "Bearer tell"}
+            assert client.delete("/sample/a", headers=headers).status_code == 403
+            error_of(
+                client.post("/label", json={"id": "a", "label": None, "erase": True}, headers=headers),
+                422,
+                "invalid_body",
+            )
 
 
 class TestSample:
