@@ -26,11 +26,17 @@ PHASES: tuple[Phase, ...] = ("import", "point", "steps")
 BURST = 10
 FLUSHED = ("teacher.begin", "teacher.end")
 """Places that a learner passes right after it flushed its ledger."""
+REWOUND = ("restore.end", "journal-cut.begin", "journal-cut.end", "replay.begin", "replay.end")
+"""Places that it passes at its start, when it has rewound its ledger and not flushed it again."""
 STARTING = (
-    *("epoch.written", "ledger-flush.begin", "restore.begin", "restore.end", "journal-cut.begin", "journal-cut.end"),
-    *("replay.begin", "replay.end", "journal-append.begin", "journal-sync.end"),
+    *REWOUND,
+    "epoch.written",
+    "ledger-flush.begin",
+    "restore.begin",
+    "journal-append.begin",
+    "journal-sync.end",
 )
-"""Places that it passes at its start, before that."""
+"""All that it passes at its start."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class Burst:
 
 _COMMANDS: dict[str, tuple[Command, ...]] = {
     "learner": ("learn",),
-    "mixed": ("learn", "run", "serve"),
+    "mixed": ("learn", "run", "serve", "serve"),
     "supervisor": ("run",),
 }
 
@@ -125,17 +131,22 @@ def draw_bursts(seed: int) -> Iterator[Burst]:
     """Bursts for ever: in turn of the learner alone, of all commands, of the supervisor alone.
 
     Every other start lives until it has flushed what it learned, so that the next has something to rewind and replay.
+    The first learner of a burst dies right after its first flush, the second right after it has rewound that: the free
+    pages of the store are few then, so LMDB takes new ones at the end of the file, and frees them.
     """
     draw = Random(f"bursts/{seed}")  # noqa: S311 - a plan, no secret
-    flushed, starting = _rounds(FLUSHED, draw), _rounds(STARTING, draw)
+    flushed, rewound, starting = (_rounds(points, draw) for points in (FLUSHED, REWOUND, STARTING))
     for number, kind in enumerate(itertools.cycle(_COMMANDS)):
         starts = []
         for index in range(BURST):
             command = draw.choice(_COMMANDS[kind])
             works = index % 2 == 0
-            (phase,) = draw.choices(PHASES, (0 if works else 2, 5 if command == "learn" else 0, 3))
+            (phase,) = draw.choices(PHASES, (0 if works else 4, 5 if command == "learn" else 0, 3))
+            if index < 2 and command == "learn":
+                phase = "point"
             after_s = {"import": draw.uniform(0.0, 4.0), "point": 10.0, "steps": draw.uniform(0.0, 1.0) + works}[phase]
-            point = next(flushed if works else starting) if phase == "point" else ""
+            points = flushed if works else rewound if index == 1 else starting
+            point = next(points) if phase == "point" else ""
             starts.append(Start(command, phase, after_s, point, with_children=draw.random() < 0.5))
         yield Burst(tuple(starts), checkpoint_every_steps=20 * (number % 2))
 

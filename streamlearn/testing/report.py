@@ -53,7 +53,7 @@ class Report:
             "labels_lost": verdict.labels_lost,
             "learned_twice": verdict.learned_twice,
             "refused_starts": len(self.refusals),
-            "weights_equal": not self.different,
+            "weights_equal": not (self.different or self.refusals),
             "formed_otherwise": self.formed_otherwise,
             "seed": self.seed,
             "recovery_p50_s": _quantile(self.recovery_s, 0.5),
