@@ -839,8 +839,8 @@ class TestErasure:
 
         assert again is not None
         assert len(steps) >= 1, "steps were replayed"
-        for checkpoint in (second, again):
-            held = b"".join(checkpoint.arrays[name].tobytes() for name in ("memory.x", "recent.x"))
+        for saved in (second, again):
+            held = b"".join(saved.arrays[name].tobytes() for name in ("memory.x", "recent.x"))
             assert [payload in held for payload in payloads.values()] == [False, False, True]
             assert np.full(4, 99, np.float32).tobytes() not in held
             assert checkpoint.extra["accounts"]["samples_duplicate_id"] == 1
