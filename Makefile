@@ -53,7 +53,7 @@ audit: $(VENV)/.installed-dev ## known vulnerabilities of the pinned dependencie
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
 bench: $(VENV)/.installed-bench ## every benchmark; QUICK=--quick for short ones
-	@for file in $(filter-out benchmarks/harness.py benchmarks/offline.py benchmarks/learning%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file $(QUICK) || exit 1; done
+	@for file in $(filter-out benchmarks/common.py benchmarks/offline.py benchmarks/learning%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file $(QUICK) || exit 1; done
 
 learning: $(VENV)/.installed-dev ## teacher against label-only twin on 42 streams: hours; goes on where it stopped; docs/learning.md
 	$(BIN)/python benchmarks/learning.py $(ARGS)
@@ -62,10 +62,10 @@ learning: $(VENV)/.installed-dev ## teacher against label-only twin on 42 stream
 soak: $(VENV)/.installed-dev ## long searches for what must never be: EXAMPLES=10000 orders of arrival, KILLS=1000 processes
 	STREAMLEARN_SOAK_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults/test_ledger_any_order.py $(ARGS)
 	STREAMLEARN_LONG_FAULTS=1 $(BIN)/python -m pytest -s tests/faults/test_broker_faults.py tests/faults/test_failing_calls.py $(ARGS)
-	$(BIN)/python -m streamlearn.testing.soak --kills $(KILLS) --startup-kills $(STARTUP_KILLS) --seed $(SEED) --cold 5 $(SOAK_ARGS)
+	PYTHONPATH=tests $(BIN)/python -m harness.soak --kills $(KILLS) --startup-kills $(STARTUP_KILLS) --seed $(SEED) --cold 5 $(SOAK_ARGS)
 
 soak-hour: $(VENV)/.installed-dev ## an hour of steady work: do memory, open files and disk stay flat? MINUTES=60
-	$(BIN)/python -m streamlearn.testing.hour --minutes $(MINUTES)
+	PYTHONPATH=tests $(BIN)/python -m harness.hour --minutes $(MINUTES)
 
 up: ## Kafka and streamlearn in containers
 	docker compose up --build

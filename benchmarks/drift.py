@@ -39,8 +39,8 @@ from rich.console import Console
 from rich.table import Table
 
 from streamlearn.judge.drift import SOURCES, Source
-from streamlearn.pipeline import Parts, StepReport
-from streamlearn.simulate.delays import parse_delay
+from streamlearn.lab.delays import parse_delay
+from streamlearn.loop import Parts, StepReport
 
 FRESH, LABEL_SHARE = 32, 0.05
 CHANGE_STEP, STEPS = 1000, 1800

@@ -36,8 +36,8 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_digits
 
+from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.making import LearnSettings
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import MicroBatch
 

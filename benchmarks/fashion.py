@@ -15,11 +15,11 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from harness import SHIPPED, arguments, broker, figures, finish, heartbeat, running, tell, wait_ready, write_config
+from common import SHIPPED, arguments, broker, figures, finish, heartbeat, running, tell, wait_ready, write_config
 
-from streamlearn.broker import free_port
+from streamlearn.lab.broker import free_port
+from streamlearn.lab.datasets import Dataset, load
 from streamlearn.records import Array
-from streamlearn.simulate.datasets import Dataset, load
 
 FOREIGN = 100
 

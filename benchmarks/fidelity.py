@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streamlearn.config import load_config
-from streamlearn.daemon.offline import OfflinePlan, evaluate_offline
+from streamlearn.lab.offline import OfflinePlan, evaluate_offline
 
 RESULTS = Path(__file__).parent / "results" / "fidelity.jsonl"
 METHODS: dict[str, tuple[float, dict[str, Any]]] = {

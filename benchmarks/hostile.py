@@ -45,7 +45,7 @@ from offline import Data, Event, Learning, accuracy, chance, in_pool, published,
 from rich.console import Console
 from rich.table import Table
 
-from streamlearn.pipeline import Parts, StepReport
+from streamlearn.loop import Parts, StepReport
 
 LABEL_SHARE, DELAY, WRONG_SHARE = 0.03, 500, 0.4
 BURST, RUN_LENGTH = 500, 2000

@@ -57,11 +57,11 @@ from typing import Any, Protocol, TypeAlias
 import lmdb
 import numpy as np
 import numpy.typing as npt
-from harness import figures, tell
+from common import figures, tell
 
-from streamlearn.garbage import rare_collections
-from streamlearn.labels import Arrival, LabelState, Scored
-from streamlearn.labels.ledger import Ledger
+from streamlearn.app.garbage import rare_collections
+from streamlearn.ledger import Arrival, LabelState, Scored
+from streamlearn.ledger.ledger import Ledger
 from streamlearn.records import Example, Label, Position, Prediction, Sample, Schema
 
 PAYLOAD_BYTES = 64
@@ -129,7 +129,7 @@ def class_of(number: int) -> int:
 
 
 class LedgerSide:
-    """`labels/ledger.py`, driven as `pipeline.py` drives it."""
+    """`ledger/ledger.py`, driven as `pipeline.py` drives it."""
 
     def __init__(self, folder: Path, ids: int) -> None:
         names = tuple(str(c) for c in range(CLASSES))

@@ -55,8 +55,8 @@ from offline import in_pool
 from rich.console import Console
 
 from streamlearn.config import Config, load_config, settings
-from streamlearn.daemon.evaluating import Evaluation, EvaluationPlan, evaluate
-from streamlearn.simulate.drift import prior_of
+from streamlearn.lab.drift import prior_of
+from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = (0.1, 0.01, 0.002)

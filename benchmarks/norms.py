@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from step import CLASSES, learner_step, seconds
 
+from streamlearn.lab.datasets import load
+from streamlearn.loop import Parts, StepReport
 from streamlearn.models.build import ModelSpec
-from streamlearn.pipeline import Parts, StepReport
 from streamlearn.records import Array
-from streamlearn.simulate.datasets import load
 
 LABEL_SHARE, DELAY = 0.01, 500
 SAMPLES, TEST = 30_000, 2_000

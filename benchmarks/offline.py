@@ -25,15 +25,15 @@ import structlog
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from streamlearn.app.learner import learn
+from streamlearn.app.wiring import StatePaths, make_topics
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.learning import learn
-from streamlearn.daemon.wiring import StatePaths, make_topics
+from streamlearn.lab.datasets import Classes, load
 from streamlearn.log.codec import Codec
-from streamlearn.pipeline import Parts, StepReport
+from streamlearn.loop import Parts, StepReport
 from streamlearn.records import NewRecord, Schema
 from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.predictor import load as load_published
-from streamlearn.simulate.datasets import Classes, load
 from streamlearn.state.publish import PublishedDir
 from streamlearn.testing import MemoryLog
 

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from harness import figures, heartbeat, running, tell, write_config
+from common import figures, heartbeat, running, tell, write_config
+from harness.hour import memory_mb
 
+from streamlearn.app.wiring import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.wiring import make_codec, make_topics, open_log
+from streamlearn.lab.datasets import load
 from streamlearn.log.base import Log
 from streamlearn.records import NewRecord
-from streamlearn.simulate.datasets import load
-from streamlearn.testing.hour import memory_mb
 
 TIMES = 10.0
 THIN_ABOVE_S = 20.0

@@ -18,14 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from harness import arguments, broker, command, figures, finish, heartbeat, running, tell, write_config
+from common import arguments, broker, command, figures, finish, heartbeat, running, tell, write_config
 
+from streamlearn.app.build import learn_settings
+from streamlearn.app.network import model_spec
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.making import learn_settings
-from streamlearn.daemon.network import model_spec
+from streamlearn.lab.datasets import load
 from streamlearn.learn.learner import Learner
 from streamlearn.records import MicroBatch
-from streamlearn.simulate.datasets import load
 
 WARM_UP = 20
 

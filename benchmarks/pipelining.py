@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import arguments, figures, running, tell, wait_ready, write_config
+from common import arguments, figures, running, tell, wait_ready, write_config
+from harness.hour import memory_mb
 
-from streamlearn.broker import free_port
-from streamlearn.daemon.connections import Limits
-from streamlearn.testing.hour import memory_mb
+from streamlearn.lab.broker import free_port
+from streamlearn.serve.connections import Limits
 
 CONNECTIONS = 10
 COUNT = Limits().max_waiting + 1

@@ -54,10 +54,10 @@ from offline import Learning, in_pool, read, run
 from rich.console import Console
 from rich.table import Table
 
-from streamlearn.daemon.making import make_learner
+from streamlearn.app.build import make_learner
 from streamlearn.judge.prequential import Prequential
 from streamlearn.learn.learner import Learner
-from streamlearn.pipeline import Parts, StepReport
+from streamlearn.loop import Parts, StepReport
 from streamlearn.records import Array
 
 DELAY = "geometric:9600"

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import arguments, figures, running, tell, wait_ready, write_config
+from common import arguments, figures, running, tell, wait_ready, write_config
 
-from streamlearn.broker import free_port
+from streamlearn.app.network import model_spec
+from streamlearn.app.wiring import StatePaths
 from streamlearn.config import load_config
-from streamlearn.daemon.network import model_spec
-from streamlearn.daemon.wiring import StatePaths
+from streamlearn.lab.broker import free_port
 from streamlearn.models.build import build
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint

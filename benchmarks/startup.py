@@ -24,11 +24,11 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from harness import arguments, figures, finish, tell
+from common import arguments, figures, finish, tell
+from harness.damage import last_step
 
+from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
 from streamlearn.config import load_config
-from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log
-from streamlearn.testing.damage import last_step
 
 SETTINGS = """
 schema = {{ shape = [16], classes = 10 }}
@@ -39,7 +39,7 @@ run.log_format = "json"
 """
 LEARN = """
 import sys
-import streamlearn.daemon.learning
+import streamlearn.app.learner
 print("imported", flush=True)
 from streamlearn.cli import main
 main()

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.making import LearnSettings
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import MicroBatch
 

@@ -6,8 +6,8 @@ other draws from all that has come and has no label. Everything else is the same
 weights, noise, number of labels, and when they come. Scores are of held-out samples.
 
 Run: python benchmarks/wanted.py [--quick] [--seeds N] [--first-seed N] [--stream NAME ...]. The last line is JSON. The
-constants of `streamlearn/labels/wanted.py` were chosen on seeds 100 to 109, and that some draws are at random after a
-look at seeds 0 to 9; so the first seed is 200.
+constants of `streamlearn/ledger/request_writer.py` were chosen on seeds 100 to 109, and that some draws are at random
+after a look at seeds 0 to 9; so the first seed is 200.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from harness import tell
+from common import tell
 
 from streamlearn.errors import ConfigError
-from streamlearn.labels.memory import LabelledMemory
-from streamlearn.labels.wanted import WantedWriter
-from streamlearn.labels.wanted_file import WantedQueue
+from streamlearn.lab.datasets import Classes, load
+from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.making import LearnSettings
+from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.ledger.request_queue import WantedQueue
+from streamlearn.ledger.request_writer import WantedWriter
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import UNLABELLED, Example, MicroBatch, Position, Schema
-from streamlearn.simulate.datasets import Classes, load
 
 LABELLED, DELAY_STEPS, ASK_EVERY_STEPS, POOL_ROWS, MOST_TEST = 32, 5, 10, 1000, 5000
 

@@ -62,7 +62,7 @@ def _load(config: Path | None, overrides: list[str] | None) -> Config:
 
 
 def _start(config: Path | None, overrides: list[str] | None, *, parent: int | None = None) -> Config:
-    from streamlearn.daemon.wiring import die_loudly, die_with, set_up_logs
+    from streamlearn.app.wiring import die_loudly, die_with, set_up_logs
 
     loaded = _load(config, overrides)
     set_up_logs(loaded)
@@ -93,8 +93,8 @@ def run(config: ConfigOption = None, overrides: SetOption = None) -> None:
 
     SIGTERM or Ctrl-C stops cleanly: requests are answered, a checkpoint is saved. A second one leaves at once.
     """
-    from streamlearn.daemon.supervising import Supervisor
-    from streamlearn.daemon.wiring import stop_signals
+    from streamlearn.app.supervisor import Supervisor
+    from streamlearn.app.wiring import stop_signals
 
     loaded = _start(config, overrides)
     with stop_signals() as stopping:
@@ -120,8 +120,8 @@ def learn(
 
         streamlearn learn --config streamlearn.toml --until-end
     """
-    from streamlearn.daemon.learning import learn as run_learner
-    from streamlearn.daemon.wiring import stop_signals
+    from streamlearn.app.learner import learn as run_learner
+    from streamlearn.app.wiring import stop_signals
 
     loaded = _start(config, overrides, parent=parent)
     with stop_signals() as stopping:
@@ -144,8 +144,8 @@ def serve(
 
         streamlearn serve --config streamlearn.toml --set serve.port=8081 --name server-1
     """
-    from streamlearn.daemon.serving import serve as run_server
-    from streamlearn.daemon.wiring import listen
+    from streamlearn.app.server import serve as run_server
+    from streamlearn.app.wiring import listen
 
     loaded = _start(config, overrides, parent=parent)
     listener = socket.socket(fileno=fd) if fd is not None else listen(loaded)
@@ -169,7 +169,7 @@ def demo(
 
     It prints three curl lines to try while it runs.
     """
-    from streamlearn.demo import run_demo
+    from streamlearn.lab.demo import run_demo
 
     run_demo(seconds=_duration_s(seconds), port=port, rate=rate, folder=state)
 
@@ -207,8 +207,8 @@ def simulate(
 
         streamlearn simulate mine.npz -c streamlearn.toml --drift rotate:90@10000 --seed 7
     """
-    from streamlearn.daemon.simulating import run_simulation
-    from streamlearn.daemon.wiring import stop_signals
+    from streamlearn.app.wiring import stop_signals
+    from streamlearn.lab.simulate import run_simulation
 
     loaded = _start(config, overrides, parent=parent)
     with stop_signals() as stopping:
@@ -260,7 +260,7 @@ def evaluate(
     keep_state: Annotated[
         Path | None, typer.Option(help="Keep the learner's state here, log and all; else it is removed.")
     ] = None,
-    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the curves; needs `streamlearn[plot]`.")] = True,
+    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the curves; needs `streamlearn[lab]`.")] = True,
     offline: Annotated[
         bool, typer.Option("--offline", help="No stream: epochs over the data set, as papers have it. See --labels.")
     ] = False,
@@ -284,10 +284,10 @@ def evaluate(
 
         streamlearn evaluate fashion-mnist --offline --labels 500 --epochs 20 --set learn.method=pi
     """
-    from streamlearn.daemon.evaluating import EvaluationPlan
-    from streamlearn.daemon.offline import OfflinePlan
-    from streamlearn.daemon.reporting import quiet, run_evaluation, run_offline
-    from streamlearn.daemon.wiring import die_loudly, set_up_logs, stop_signals
+    from streamlearn.app.wiring import die_loudly, set_up_logs, stop_signals
+    from streamlearn.lab.evaluate import EvaluationPlan
+    from streamlearn.lab.offline import OfflinePlan
+    from streamlearn.lab.report import quiet, run_evaluation, run_offline
 
     loaded = quiet(_load(config, overrides))
     set_up_logs(loaded)
@@ -324,7 +324,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from streamlearn.daemon.checking import check as findings
+    from streamlearn.app.check import check as findings
 
     console, wrong = Console(highlight=False), False
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -349,7 +349,7 @@ def kafka(
 
         streamlearn kafka --port 19092 --dir /tmp/kafka
     """
-    from streamlearn.broker import run_broker
+    from streamlearn.lab.broker import run_broker
 
     run_broker(folder, port=port, say=lambda line: typer.echo(line, err=True))
 
@@ -376,14 +376,14 @@ def inspect(
     """
     import orjson
 
-    from streamlearn.daemon import inspecting
+    from streamlearn.app import inspect
 
     loaded = _load(config, overrides)
     if topic is None:
-        typer.echo(orjson.dumps(inspecting.state(loaded), option=orjson.OPT_INDENT_2).decode())
+        typer.echo(orjson.dumps(inspect.state(loaded), option=orjson.OPT_INDENT_2).decode())
         return
-    for record in inspecting.records(loaded, topic, partition=partition, offset=offset, count=count):
-        typer.echo(orjson.dumps(inspecting.described(loaded, record, whole=whole)).decode())
+    for record in inspect.records(loaded, topic, partition=partition, offset=offset, count=count):
+        typer.echo(orjson.dumps(inspect.described(loaded, record, whole=whole)).decode())
 
 
 @app.command()
@@ -406,7 +406,7 @@ def models(
     import orjson
     from rich.console import Console
 
-    from streamlearn.daemon import versions
+    from streamlearn.app import versions
 
     found = versions.versions(_load(config, overrides))
     if as_json:
@@ -434,7 +434,7 @@ def rollback(
 
     Running servers follow within a second. Over HTTP, with the admin token: POST /model/rollback {"version": 1200}.
     """
-    from streamlearn.daemon import versions
+    from streamlearn.app import versions
 
     if (version is None) == (back is None):
         msg = "rollback: wanted a version, as `streamlearn models` shows them, or --back; one of the two"
@@ -451,7 +451,7 @@ def promote(config: ConfigOption = None, overrides: SetOption = None) -> None:
 
         streamlearn promote --config streamlearn.toml
     """
-    from streamlearn.daemon import versions
+    from streamlearn.app import versions
 
     newest = versions.promote(_start(config, overrides))
     told = "none is published yet" if newest is None else f"now version {newest.step}"

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from streamlearn.broker import Broker
 from streamlearn.errors import ConfigError, LogUnavailableError
+from streamlearn.lab.broker import Broker
 from streamlearn.testing import ManualClock
 
 with warnings.catch_warnings():

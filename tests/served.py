@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from starlette.testclient import TestClient
 
-from streamlearn.labels.ledger import Ledger
-from streamlearn.labels.view import LedgerView
+from streamlearn.ledger.ledger import Ledger
+from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import ServerMetrics
 from streamlearn.models.build import ModelSpec, build

@@ -13,7 +13,7 @@ from typing import Any, cast
 import uvicorn
 from support import until
 
-from streamlearn.daemon.connections import BoundedProtocol, Limits
+from streamlearn.serve.connections import BoundedProtocol, Limits
 
 
 @contextmanager

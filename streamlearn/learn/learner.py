@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from streamlearn.errors import CheckpointError
 from streamlearn.learn import schedules
 from streamlearn.learn.bank import Bank, answers
-from streamlearn.learn.making import LearnSettings, find_device, make_trainee
+from streamlearn.learn.build import LearnSettings, find_device, make_trainee
 from streamlearn.learn.noise import make_noises, mixed_seed
 from streamlearn.learn.rows import Augment, Rows
 from streamlearn.learn.step import StepCosts, Trainee, set_training, train_step

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
+from streamlearn.serve.appender import Inlet
 from streamlearn.serve.batcher import Batcher
 from streamlearn.serve.bodies import Bodies
 from streamlearn.serve.edge import Edge
 from streamlearn.serve.failures import RequestError
-from streamlearn.serve.inlet import Inlet
 from streamlearn.serve.parts import ServerParts, ServeSettings
 from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.replies import JsonReply, add_error_handlers

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from streamlearn.labels import LabelStatus
-from streamlearn.labels.wanted_file import HandedOut
+from streamlearn.ledger import LabelStatus
+from streamlearn.ledger.request_queue import HandedOut
 from streamlearn.log.base import Appends
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import ServerMetrics

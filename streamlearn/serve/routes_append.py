@@ -8,9 +8,9 @@ import structlog
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
+from streamlearn.serve.appender import Inlet
 from streamlearn.serve.bodies import Bodies, Item
 from streamlearn.serve.failures import RequestError
-from streamlearn.serve.inlet import Inlet
 from streamlearn.serve.parts import ServerParts, ServeSettings
 from streamlearn.serve.replies import JsonReply, error_object, request_id_of
 from streamlearn.serve.schemas import AppendReply, ErasedReply, label_body, responses, sample_body

@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from streamlearn.errors import StreamlearnError
 from streamlearn.records import Array, Position, Prediction, Probabilities
+from streamlearn.serve.appender import Inlet
 from streamlearn.serve.batcher import Batcher
 from streamlearn.serve.bodies import Bodies, new_id
 from streamlearn.serve.failures import RequestError, from_domain, retry_later
-from streamlearn.serve.inlet import Inlet
 from streamlearn.serve.parts import ServerParts, ServeSettings
 from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.replies import JsonReply, iso

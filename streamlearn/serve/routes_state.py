@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from streamlearn.errors import NotPublishedError
-from streamlearn.labels import LabelState, LabelStatus
+from streamlearn.ledger import LabelState, LabelStatus
 from streamlearn.metrics import CONTENT_TYPE
 from streamlearn.serve.failures import RequestError, retry_later
 from streamlearn.serve.parts import ServerParts, ServeSettings

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from streamlearn.errors import StoreError
-from streamlearn.labels.wanted_file import Wanted
+from streamlearn.ledger.request_queue import Wanted
 from streamlearn.serve.failures import RequestError, retry_later
 from streamlearn.serve.parts import ServerParts
 from streamlearn.serve.replies import JsonReply

@@ -30,7 +30,7 @@ from streamlearn.errors import ANEW, CheckpointError, CheckpointFormatError, Sta
 from streamlearn.records import Array, Offsets, TopicPartition
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
-from streamlearn.state.points import reached
+from streamlearn.state.kill_points import reached
 
 MAGIC = b"SLCKPT\x00\x01"
 _DIGEST_BYTES = 32

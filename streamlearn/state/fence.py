@@ -16,7 +16,7 @@ from pathlib import Path
 
 from streamlearn.errors import StateLockedError
 from streamlearn.state.files import DISK, Chunk, Files, write_whole
-from streamlearn.state.points import reached
+from streamlearn.state.kill_points import reached
 
 
 class Fence:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from streamlearn.errors import StateError
-from streamlearn.state.points import reached
+from streamlearn.state.kill_points import reached
 
 Chunk = bytes | bytearray | memoryview
 

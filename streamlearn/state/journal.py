@@ -32,7 +32,7 @@ from streamlearn.errors import StateError
 from streamlearn.records import Offsets, TopicPartition
 from streamlearn.state.fence import NO_FENCE, Fence
 from streamlearn.state.files import DISK, Files
-from streamlearn.state.points import reached
+from streamlearn.state.kill_points import reached
 
 SEGMENT_BYTES = 8 << 20
 _LEAST_SEGMENTS = 4

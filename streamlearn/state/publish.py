@@ -25,7 +25,7 @@ from streamlearn.errors import StateError
 from streamlearn.records import Array
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Chunk, Files, remove_leftovers, write_whole
-from streamlearn.state.points import reached
+from streamlearn.state.kill_points import reached
 
 POINTER = "current.json"
 PIN = "pinned.safetensors"

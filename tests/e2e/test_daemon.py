@@ -18,8 +18,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import ask, finish, heartbeat, start, stop, until, write_config
 
-from streamlearn.broker import free_port
-from streamlearn.simulate.datasets import load
+from streamlearn.lab.broker import free_port
+from streamlearn.lab.datasets import load
 
 JSON = {"content-type": "application/json"}
 

@@ -32,23 +32,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from harness.damage import last_step
+from harness.nursery import Nursery
+from harness.soak import write_config
+from harness.verify import read_log, verify
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as KafkaPartition
 from support import until
 
-from streamlearn.broker import LOOPBACK, Cluster, free_port, java_command
+from streamlearn.app.wiring import StatePaths, make_topics, open_log
 from streamlearn.config import load_config
-from streamlearn.daemon.wiring import StatePaths, make_topics, open_log
 from streamlearn.errors import ConfigError, LogUnavailableError
+from streamlearn.lab.broker import LOOPBACK, Cluster, free_port, java_command
 from streamlearn.log import kafka as kafka_log
 from streamlearn.log.kafka import KafkaLog
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import load_newest
 from streamlearn.state.status import read_status
-from streamlearn.testing.damage import last_step
-from streamlearn.testing.nursery import Nursery
-from streamlearn.testing.soak import write_config
-from streamlearn.testing.verify import read_log, verify
 
 LONG = os.environ.get("STREAMLEARN_LONG_FAULTS") == "1"
 PAUSE_S, CUT_S = (60.0, 20.0) if LONG else (3.0, 3.0)

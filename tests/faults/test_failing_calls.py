@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from streamlearn.errors import LogUnavailableError, StoreError
-from streamlearn.labels.store import Store, check_whole, number
+from streamlearn.ledger.store import Store, check_whole, number
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.records import NewRecord, TopicPartition
 

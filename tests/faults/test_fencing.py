@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.damage import last_step
+from harness.nursery import Nursery
+from harness.soak import write_config
+from harness.verify import verify
 from support import until
 
+from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log
-from streamlearn.labels.store import FILE
+from streamlearn.ledger.store import FILE
 from streamlearn.state.journal import parse_line, read_journal
-from streamlearn.state.points import VARIABLE
-from streamlearn.testing.damage import last_step
-from streamlearn.testing.nursery import Nursery
-from streamlearn.testing.soak import write_config
-from streamlearn.testing.verify import verify
+from streamlearn.state.kill_points import VARIABLE
 
 REFUSED = 3
 ONE_THREAD = {"STREAMLEARN_STATE__CHECKPOINT_EVERY_STEPS": "1000", "STREAMLEARN_STATE__PUBLISH_EVERY_S": "1000"}

@@ -12,14 +12,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from harness.disk import SmallDisk, may_mount
 
-from streamlearn.daemon.serving import _registered
-from streamlearn.daemon.wiring import StatePaths
+from streamlearn.app.server import _registered
+from streamlearn.app.wiring import StatePaths
 from streamlearn.errors import LogUnavailableError, StoreError
-from streamlearn.labels.store import Store, number
+from streamlearn.ledger.store import Store, number
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.records import NewRecord, Position, TopicPartition
-from streamlearn.testing.disk import SmallDisk, may_mount
 
 TOPIC = "t"
 PARTITION = TopicPartition(TOPIC, 0)

@@ -1,9 +1,9 @@
 """The short form of `make soak`: real processes, real SIGKILLs, bad disks, and nothing is lost or learned twice.
 
 Each of the kills is a SIGKILL to a real process: half of them at a named place around a durable operation, the rest at
-some time. Processes are forked from a warm one (`streamlearn.testing.nursery`), so a life costs a third of a second;
+some time. Processes are forked from a warm one (`harness.nursery`), so a life costs a third of a second;
 the last learner and the one that is never killed are started by hand. Ten more are started by hand and killed while
-they start (`streamlearn.testing.startups`).
+they start (`harness.startups`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from streamlearn.testing.report import Report
-from streamlearn.testing.soak import soak
+from harness.report import Report
+from harness.soak import soak
 
 KILLS, STARTUP_KILLS, SEED = 30, 10, 250
 """This seed's faults are of each kind that is asked for below, with a disk that can be filled and without."""

@@ -23,10 +23,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from streamlearn.labels import Arrival, LabelState, LabelStatus
-from streamlearn.labels.ledger import Ledger
-from streamlearn.labels.memory import LabelledMemory
-from streamlearn.labels.view import LedgerView
+from streamlearn.ledger import Arrival, LabelState, LabelStatus
+from streamlearn.ledger.ledger import Ledger
+from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.ledger.view import LedgerView
 from streamlearn.records import RETRACTED, Array, Label, Position, Prediction, Sample, Schema
 
 EXAMPLES = int(os.environ.get("STREAMLEARN_SOAK_EXAMPLES", "60"))

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlearn.errors import StoreError
-from streamlearn.labels.ledger import Ledger
+from streamlearn.ledger.ledger import Ledger
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
 SCHEMA = Schema((5,), np.dtype(np.uint8), ("ant", "bee", "cat"))

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.nursery import Nursery
 from support import finish, journaled_steps, newest_checkpoint, until, write_config
-
-from streamlearn.testing.nursery import Nursery
 
 PLAN = ("digits", "--passes", 3, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
 THIN = ("--set", "log.overload=thin", "--set", "log.thin_above_records=1500", "--set", "batch.prefetch_records=128")

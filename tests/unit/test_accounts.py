@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamlearn.judge.accounts import Accounts
+from streamlearn.loop.accounts import Accounts
 
 SOUND = {
     "samples_read": 12,

@@ -21,8 +21,8 @@ from served import Served, X
 from sockets import all_of, connected, exchange, serving
 from support import ask
 
-from streamlearn.daemon.connections import Limits, limits_of_process
 from streamlearn.serve import schemas
+from streamlearn.serve.connections import Limits, limits_of_process
 
 LIMITS = Limits(max_header_bytes=4096, header_timeout_s=0.4, write_timeout_s=0.5, max_connections=20)
 LIVE = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n"

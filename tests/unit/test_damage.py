@@ -7,13 +7,13 @@ from random import Random
 
 import numpy as np
 import pytest
+from harness.damage import REFUSED, damage, last_step
 
-from streamlearn.daemon.wiring import StatePaths
-from streamlearn.labels.store import FILE
+from streamlearn.app.wiring import StatePaths
+from streamlearn.ledger.store import FILE
 from streamlearn.records import TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of, save_checkpoint
 from streamlearn.state.journal import Journal, read_journal
-from streamlearn.testing.damage import REFUSED, damage, last_step
 
 A = TopicPartition("samples", 0)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamlearn.errors import StateLockedError
-from streamlearn.labels.store import Store, StoreView
+from streamlearn.ledger.store import Store, StoreView
 from streamlearn.records import TopicPartition
 from streamlearn.state.checkpoint import (
     Checkpoint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamlearn.pipeline.further_steps import FurtherSteps
+from streamlearn.loop.further_steps import FurtherSteps
 
 
 def test_a_micro_batch_is_followed_by_its_own_steps_and_then_by_idle_ones():

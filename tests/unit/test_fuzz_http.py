@@ -62,7 +62,10 @@ class Attacked:
                 told = schemas.Error.model_validate_json(reply.body).error
                 assert told.request_id == reply.headers["x-request-id"]
         self.answers[sent.method, reply.status] += 1
-        if reply.status == 202:
+        if reply.status == 202 and sent.method == "DELETE":
+            schemas.ErasedReply.model_validate_json(reply.body)
+            self.appended += 1
+        elif reply.status == 202:
             items = schemas.AppendReply.model_validate_json(reply.body).items
             self.appended += sum(item.position is not None for item in items)
         if reply.status == 200 and sent.path == "/predict":

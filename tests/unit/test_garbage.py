@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from streamlearn.garbage import EVERY_OBJECTS, rare_collections
+from streamlearn.app.garbage import EVERY_OBJECTS, rare_collections
 
 
 class Ring:

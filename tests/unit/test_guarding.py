@@ -10,10 +10,10 @@ import torch
 
 from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.guard import GuardSettings
-from streamlearn.labels.memory import LabelledMemory
 from streamlearn.learn.learner import Learner, Predictions
+from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.loop.guarding import Guarding, WatchSettings
 from streamlearn.models.build import ModelSpec
-from streamlearn.pipeline.guarding import Guarding, WatchSettings
 from streamlearn.records import UNLABELLED, Example, MicroBatch, Schema
 from tests.unit.test_learner import differing, one_thread, settings  # noqa: F401
 

@@ -22,9 +22,9 @@ from served import FLOATS, Served, client_of, error_of
 
 import streamlearn
 from streamlearn.errors import CheckpointError, NotPublishedError, StateError, StoreError, StreamlearnError
-from streamlearn.labels.store import FILE
-from streamlearn.labels.view import LedgerView
-from streamlearn.labels.wanted_file import WantedQueue
+from streamlearn.ledger.request_queue import WantedQueue
+from streamlearn.ledger.store import FILE
+from streamlearn.ledger.view import LedgerView
 from streamlearn.metrics import ServerMetrics
 from streamlearn.models.build import ModelSpec
 from streamlearn.serve.predictor import Predictor

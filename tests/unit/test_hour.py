@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.hour import HourError, Report, Seen, children, disk_use_mb, look, memory_mb, soak
 from support import until
-
-from streamlearn.testing.hour import HourError, Report, Seen, children, disk_use_mb, look, memory_mb, soak
 
 
 def seen(at_s: float, mb: float) -> Seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from streamlearn.pipeline.learned_offsets import MAX_UNLEARNED_STEPS, LearnedOffsets
+from streamlearn.loop.learned_offsets import MAX_UNLEARNED_STEPS, LearnedOffsets
 from streamlearn.records import TopicPartition
 
 LABELS = TopicPartition("labels", 0)

@@ -15,8 +15,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from streamlearn.errors import CheckpointError, ConfigError
+from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.making import LearnSettings
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import UNLABELLED, MicroBatch
 

@@ -19,7 +19,6 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
 from structlog.testing import capture_logs
 
-from streamlearn.broker import Broker, java_command
 from streamlearn.errors import (
     ConfigError,
     LogError,
@@ -27,6 +26,7 @@ from streamlearn.errors import (
     OffsetOutOfRangeError,
     RecordsUnreadableError,
 )
+from streamlearn.lab.broker import Broker, java_command
 from streamlearn.log import kafka as kafka_log
 from streamlearn.log.kafka import DELIVERY_TIMEOUT_MS, KafkaLog
 from streamlearn.log.lazy import OnFirstUse

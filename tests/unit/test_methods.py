@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn.errors import ConfigError
+from streamlearn.learn.build import LearnSettings, make_trainee
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.losses import kl_consistency, mse_consistency
-from streamlearn.learn.making import LearnSettings, make_trainee
 from streamlearn.learn.methods.dsne import DSne, Source, dsne_loss
 from streamlearn.learn.methods.ict import InterpolationConsistency
 from streamlearn.learn.methods.mean_teacher import MeanTeacher

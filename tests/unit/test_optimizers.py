@@ -33,7 +33,7 @@ def test_a_learner_imports_nothing_that_is_slow_and_not_needed() -> None:
     """Up to its first step; each of these takes as long as torch itself, or half of that."""
     program = """
 import sys, torch
-import streamlearn.daemon.learning
+import streamlearn.app.learner
 from streamlearn.learn.optimizers import SGD, AdamW
 for kind in (SGD, AdamW):
     parameter = torch.nn.Parameter(torch.zeros(2))

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from streamlearn.app import learner as learning
+from streamlearn.app.wiring import StatePaths, make_codec
 from streamlearn.config import Config, load_config
-from streamlearn.daemon import learning
-from streamlearn.daemon.wiring import StatePaths, make_codec
-from streamlearn.labels import LabelState
-from streamlearn.labels.view import LedgerView
+from streamlearn.ledger import LabelState
+from streamlearn.ledger.view import LedgerView
 from streamlearn.state.checkpoint import Checkpoint, load_newest
 from streamlearn.state.status import read_status
 from streamlearn.testing import MemoryLog

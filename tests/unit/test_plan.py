@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 
-from streamlearn.state.points import POINTS
-from streamlearn.testing.damage import KINDS
-from streamlearn.testing.plan import BURST, FLUSHED, REWOUND, STARTING, TRIM, Fault, draw_bursts, draw_faults
+from harness.damage import KINDS
+from harness.plan import BURST, FLUSHED, REWOUND, STARTING, TRIM, Fault, draw_bursts, draw_faults
+
+from streamlearn.state.kill_points import POINTS
 
 
 def faults(seed: int, count: int, *, broker: bool = False, disk: bool = False) -> list[Fault]:

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness.retention import Trimmed, trim
+from harness.soak import write_config
+from harness.verify import verify
 
+from streamlearn.app import learner as learning
+from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
-from streamlearn.daemon import learning
-from streamlearn.daemon.wiring import StatePaths, make_codec, make_topics, open_log
 from streamlearn.records import Position, TopicPartition
 from streamlearn.state.checkpoint import load_newest
-from streamlearn.testing.retention import Trimmed, trim
-from streamlearn.testing.soak import write_config
-from streamlearn.testing.verify import verify
 
 torch.set_num_threads(1)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from served import Served, X, client_of, error_of, store
 
-from streamlearn.labels.wanted import WantedWriter
-from streamlearn.labels.wanted_file import WantedQueue
+from streamlearn.ledger.request_queue import WantedQueue
+from streamlearn.ledger.request_writer import WantedWriter
 from streamlearn.records import Position
 from streamlearn.serve import schemas
 from streamlearn.serve.api import create_app

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.hour import memory_mb
 
+from streamlearn.app import learner as learning
+from streamlearn.app.adapters import Checkpoints
+from streamlearn.app.learner import _Wired
+from streamlearn.app.startup import identity
+from streamlearn.app.wiring import StatePaths, make_codec
 from streamlearn.config import Config, load_config
-from streamlearn.daemon import learning
-from streamlearn.daemon.adapters import Checkpoints
-from streamlearn.daemon.entering import identity
-from streamlearn.daemon.learning import _Wired
-from streamlearn.daemon.wiring import StatePaths, make_codec
 from streamlearn.records import Array, Offsets, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, Saver, load_checkpoint, load_newest, path_of, steps_in
 from streamlearn.state.files import Chunk, Files
 from streamlearn.testing import MemoryLog
-from streamlearn.testing.hour import memory_mb
 
 torch.set_num_threads(1)
 S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogError, LogUnavailableError
-from streamlearn.labels.view import LedgerView
+from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Label, Position, Prediction, Record, Sample, Schema

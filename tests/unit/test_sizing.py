@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from streamlearn.app.build import MOST_MEMORY_BYTES, MOST_RECENT_BYTES, make_learner
+from streamlearn.app.sizing import activation_bytes, learner_parts, server_parts
 from streamlearn.config import Config, load_config
-from streamlearn.daemon.making import MOST_MEMORY_BYTES, MOST_RECENT_BYTES, make_learner
-from streamlearn.daemon.sizing import activation_bytes, learner_parts, server_parts
 from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.feed import PREFETCH_BYTES
 

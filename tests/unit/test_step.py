@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamlearn.learn.build import LearnSettings, make_trainee
 from streamlearn.learn.losses import mse_consistency
-from streamlearn.learn.making import LearnSettings, make_trainee
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.methods.supervised import Supervised
 from streamlearn.learn.noise import gaussian, no_noise

@@ -14,11 +14,11 @@ import structlog
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from streamlearn.app import versions
+from streamlearn.app.network import model_spec
+from streamlearn.app.wiring import StatePaths
 from streamlearn.cli import app
 from streamlearn.config import Config, load_config
-from streamlearn.daemon import versions
-from streamlearn.daemon.network import model_spec
-from streamlearn.daemon.wiring import StatePaths
 from streamlearn.errors import ConfigError, StateError
 from streamlearn.models.build import build
 from streamlearn.state.publish import PIN, POINTER, PublishedDir, Publisher

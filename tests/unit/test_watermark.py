@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from streamlearn.pipeline.watermark import CONFIRMING_SAMPLES, JUMP_S, Watermark
+from streamlearn.loop.watermark import CONFIRMING_SAMPLES, JUMP_S, Watermark
 from streamlearn.records import Item, Label, Position, Sample
 
 X = np.zeros(1, np.float32)

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from streamlearn.config import Config, load_config
-from streamlearn.daemon.network import model_spec
-from streamlearn.daemon.wiring import (
+from streamlearn.app.network import model_spec
+from streamlearn.app.wiring import (
     THREAD_DIED,
     Seldom,
     StatePaths,
@@ -27,6 +26,7 @@ from streamlearn.daemon.wiring import (
     state_lock,
     stop_signals,
 )
+from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StateLockedError
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.log.kafka import KafkaLog
@@ -186,7 +186,7 @@ class TestSignals:
         """With the code of a process that the signal ended; no clean-up runs."""
         program = (
             "import signal, sys\n"
-            "from streamlearn.daemon.wiring import stop_signals\n"
+            "from streamlearn.app.wiring import stop_signals\n"
             "with stop_signals():\n"
             "    try:\n"
             "        signal.raise_signal(signal.SIGTERM)\n"
@@ -206,7 +206,7 @@ class TestDeath:
         """Or it would hold port and lock for nobody. Its end closes the pipe that is read here."""
         child = (
             "import sys, time\n"
-            "from streamlearn.daemon.wiring import die_with\n"
+            "from streamlearn.app.wiring import die_with\n"
             "die_with(int(sys.argv[1]))\n"
             "print('up', flush=True)\n"
             "time.sleep(15)\n"
@@ -229,7 +229,7 @@ class TestDeath:
         program = (
             "import os, threading, time\n"
             "from streamlearn.config import load_config\n"
-            "from streamlearn.daemon.wiring import die_loudly, die_with, set_up_logs, stop_signals\n"
+            "from streamlearn.app.wiring import die_loudly, die_with, set_up_logs, stop_signals\n"
             "set_up_logs(load_config(environ={}))\n"
             "die_loudly()\n"
             "with stop_signals() as stopping:\n"
@@ -352,7 +352,7 @@ def test_an_error_that_ends_a_thread_ends_the_process() -> None:
     """Half a daemon must not look like a whole one: a thread dies of a bug, and the process says so and ends."""
     program = (
         "import threading, time\n"
-        "from streamlearn.daemon.wiring import die_loudly\n"
+        "from streamlearn.app.wiring import die_loudly\n"
         "die_loudly()\n"
         "threading.Thread(target=lambda: 1 / 0, name='feed').start()\n"
         "time.sleep(20)\n"

@@ -1,0 +1,151 @@
+"""What the benchmarks share: a Kafka where none is named, config files, processes, one JSON line at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from streamlearn.config import RECIPES
+from streamlearn.lab.broker import Broker
+
+SHIPPED = RECIPES["image"]["method"]
+FASHION = """
+[schema]
+shape = [1, 28, 28]
+dtype = "uint8"
+classes = 10
+payload = "json"
+scale = 0.00392156862745098
+
+[model]
+factory = "convnet"
+normalise = false
+
+[learn]
+method = "{method}"
+flip = true
+threads = {threads}
+
+[batch]
+max_age_s = 1.0
+steps = {steps}
+
+[log]
+kind = "{kind}"
+partitions = {partitions}
+
+[log.kafka]
+bootstrap_servers = "{bootstrap}"
+
+[state]
+dir = "{state}"
+
+[serve]
+port = {port}
+processes = {processes}
+
+[metrics]
+port = 0
+"""
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the daemon has it: see streamlearn.cli.main
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The flags that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a short run, for a look")
+    return parser.parse_args()
+
+
+def write_config(path: Path, **settings: Any) -> Path:
+    """A config for Fashion-MNIST."""
+    defaults = {
+        "method": SHIPPED,
+        "steps": 4,
+        "threads": 0,
+        "kind": "kafka",
+        "partitions": 2,
+        "bootstrap": "127.0.0.1:1",
+        "port": 0,
+        "processes": 2,
+        "state": path.parent / "state",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(FASHION.format(**{**defaults, **settings}))
+    return path
+
+
+@contextmanager
+def broker(folder: Path) -> Iterator[str]:
+    """A real Apache Kafka: the one that STREAMLEARN_TEST_KAFKA names, else one of our own."""
+    if named := os.environ.get("STREAMLEARN_TEST_KAFKA"):
+        yield named
+        return
+    with Broker(folder, port=0, say=tell) as started:
+        yield started.bootstrap_servers
+
+
+def tell(line: str) -> None:
+    """Progress goes to stderr; stdout is for figures."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def command(*args: object) -> list[str]:
+    """The command line of one streamlearn command."""
+    return [sys.executable, "-m", "streamlearn", *map(str, args)]
+
+
+def finish(*args: object) -> None:
+    """Run a command to its end."""
+    subprocess.run(command(*args), check=True)
+
+
+@contextmanager
+def running(*args: object, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that is stopped with SIGTERM at the end."""
+    with output.open("ab") as file:
+        process = subprocess.Popen(command(*args), stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def heartbeat(state: Path) -> dict[str, Any]:
+    """What the learner last said of itself."""
+    try:
+        found: dict[str, Any] = json.loads((state / "learner.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def wait_ready(url: str, timeout_s: float = 60.0) -> None:
+    """Until a server answers with a teacher."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                if reply.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+def figures(**values: Any) -> None:
+    """The last line: one JSON object."""
+    print(json.dumps(values), flush=True)

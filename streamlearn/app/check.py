@@ -1,0 +1,207 @@
+"""`streamlearn check`: would it run, and what would surprise its operator at three in the morning. Changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from streamlearn.app.build import make_learner
+from streamlearn.app.network import model_spec
+from streamlearn.app.sizing import learner_parts, server_parts
+from streamlearn.app.startup import check_log_reaches, check_model
+from streamlearn.app.wiring import StatePaths, expose, listen, log_exists, open_log
+from streamlearn.config import Config
+from streamlearn.errors import ConfigError, LogError, StateError
+from streamlearn.learn.build import find_device
+from streamlearn.learn.learner import Learner
+from streamlearn.log.base import Log
+from streamlearn.metrics import LearnerMetrics
+from streamlearn.models.build import build
+from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+
+_ID_BYTES = 1024
+"""About what one remembered sample takes in the store, its history included."""
+_SHOWN_BYTES = 5 << 20
+"""Smaller parts of the memory are not listed."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    verdict: Literal["ok", "warning", "error"]
+    subject: str
+    text: str
+
+
+def check(config: Config) -> Iterator[Finding]:
+    """Look at everything the config names, one after the other."""
+    yield from _model(config)
+    yield from _log(config)
+    yield from _state(config)
+    yield from _port(config)
+
+
+def _model(config: Config) -> Iterator[Finding]:
+    spec = model_spec(config)
+    try:
+        parameters = sum(p.numel() for p in build(spec, seed=config.learn.seed).parameters())
+    except ConfigError as error:
+        yield Finding("error", "model", str(error))
+    else:
+        shape = "x".join(map(str, spec.shape))
+        yield Finding("ok", "model", f"{spec.factory}: {shape} to {spec.classes} classes, {parameters:,} parameters")
+        yield from _method(config)
+    try:
+        device = find_device(config.learn.device)
+    except ConfigError as error:
+        yield Finding("error", "device", str(error))
+    else:
+        yield Finding("ok", "device", f"{device.type}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+
+
+def _method(config: Config) -> Iterator[Finding]:
+    learn = config.learn
+    try:
+        # On the CPU: whoever checks may do so beside a learner that fills the GPU.
+        on_cpu = config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})})
+        learner = make_learner(on_cpu)
+    except ConfigError as error:
+        yield Finding("error", "method", str(error))
+        return
+    weight = "" if learn.method == "supervised" else f", {learn.consistency} with weight {learn.consistency_weight:g}"
+    of_which = "" if config.is_whole_recipe else ", of labelled rows alone"
+    yield Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
+    yield from _memory(config, learner)
+
+
+def _memory(config: Config, learner: Learner) -> Iterator[Finding]:
+    """About what the processes take with every buffer full, largest part first."""
+    of_learner, of_server = learner_parts(config, learner), server_parts(config, learner)
+    servers = config.serve.processes
+    total = sum(part.size_bytes for part in of_learner) + servers * sum(part.size_bytes for part in of_server)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for subject, parts in (("learner memory", of_learner), ("server memory", of_server)):
+        size = sum(part.size_bytes for part in parts) / 2**30
+        shown = [p for p in sorted(parts, key=lambda p: -p.size_bytes) if p.size_bytes >= _SHOWN_BYTES]
+        text = ", ".join(f"{part.name} {part.size_bytes / 2**30:.2f}" for part in shown)
+        yield Finding("ok", subject, f"about {size:.1f} GiB at most: {text}")
+    verdict: Literal["ok", "warning"] = "ok" if total < there else "warning"
+    text = f"about {total / 2**30:.1f} GiB for a learner and {servers} servers, this machine has {there / 2**30:.1f}"
+    yield Finding(verdict, "memory", text)
+
+
+def _log(config: Config) -> Iterator[Finding]:
+    yield from _retention(config)
+    yield from _record_size(config)
+    if not log_exists(config):
+        yield Finding("ok", "log", f"{StatePaths(config.state.dir).log} is not there yet; will be created")
+        return
+    try:
+        with contextlib.closing(open_log(config)) as log:
+            yield from _topics(config, log)
+            yield from _reach(config, log)
+    except (LogError, ConfigError) as error:
+        yield Finding("error", "log", str(error))
+
+
+def _topics(config: Config, log: Log) -> Iterator[Finding]:
+    topics = config.log.topics
+    counts = {name: log.partition_count(name) for name in (topics.samples, topics.labels, topics.dead_letters)}
+    for name, count in counts.items():
+        if count:
+            ends, begins = log.end_offsets(name), log.beginning_offsets(name)
+            held = sum(ends[tp] - begins[tp] for tp in ends)
+            yield Finding("ok", f"topic {name}", f"{count} partitions, {held:,} records")
+        elif config.log.create_topics:
+            yield Finding("ok", f"topic {name}", "missing; will be created")
+        else:
+            yield Finding("error", f"topic {name}", "missing, and log.create_topics is off")
+    if counts[topics.samples] and counts[topics.labels] and counts[topics.samples] != counts[topics.labels]:
+        text = "samples and labels must have as many partitions: a label must be in the same one as its sample"
+        yield Finding("error", "topics", text)
+
+
+def _record_size(config: Config) -> Iterator[Finding]:
+    payload, sample_bytes, most = config.schema_.payload, config.schema_.build().nbytes, config.log.max_record_bytes
+    if sample_bytes > most and payload != "image":
+        text = f"a sample has {sample_bytes} bytes, more than log.max_record_bytes = {most}: such records are refused"
+        yield Finding("warning" if payload == "json" else "error", "record size", text)
+
+
+def _retention(config: Config) -> Iterator[Finding]:
+    if config.log.kind == "embedded" and config.log.embedded_max_age_s < config.labels.horizon_s:
+        text = (
+            f"the log keeps {config.log.embedded_max_age_s / 86400:.3g} days, labels are awaited for "
+            f"{config.labels.horizon_s / 86400:.3g}: later ones cannot be replayed or read back from the log"
+        )
+        yield Finding("warning", "retention", text)
+
+
+def _reach(config: Config, log: Log) -> Iterator[Finding]:
+    """Does the log still hold what comes after the newest checkpoint?"""
+    paths = StatePaths(config.state.dir)
+    steps = steps_in(paths.checkpoints)
+    if not steps:
+        yield Finding("ok", "checkpoint", f"none yet; learning begins at the log's {config.log.start} record")
+        return
+    try:
+        checkpoint = load_checkpoint(path_of(paths.checkpoints, steps[-1]))
+    except StateError as error:
+        yield Finding("error", "checkpoint", str(error))
+        return
+    yield Finding("ok", "checkpoint", f"step {checkpoint.step}, {len(steps)} kept, digest fits")
+    try:
+        check_model(config, checkpoint)
+        check_log_reaches(log, config, checkpoint.next_offsets)
+    except (ConfigError, StateError) as error:
+        yield Finding("error", "checkpoint", str(error))
+    for topic in (config.log.topics.samples, config.log.topics.labels):
+        for tp, beginning in log.beginning_offsets(topic).items():
+            if checkpoint.next_offsets.get(tp, beginning) < beginning:
+                gap = beginning - checkpoint.next_offsets[tp]
+                text = f"{topic}[{tp.partition}]: {gap:,} records after the checkpoint were trimmed (log.on_trimmed)"
+                yield Finding("error" if config.log.on_trimmed == "stop" else "warning", "retention", text)
+
+
+def _state(config: Config) -> Iterator[Finding]:
+    folder = config.state.dir.absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        yield Finding("error", "state", f"{existing} is not a folder that can be written")
+        return
+    free = shutil.disk_usage(existing).free
+    bound = config.labels.payload_max_bytes + config.state.journal_max_bytes + config.labels.max_ids * _ID_BYTES
+    if config.log.kind == "embedded":
+        bound += 3 * config.log.embedded_max_bytes
+    verdict: Literal["ok", "warning"] = "ok" if free > bound else "warning"
+    yield Finding(
+        verdict, "disk", f"{free / 2**30:.1f} GiB free; logs, store and journal may grow to {bound / 2**30:.1f}"
+    )
+
+
+def _port(config: Config) -> Iterator[Finding]:
+    serve, metrics = config.serve, config.metrics
+    if serve.port == metrics.port != 0 and serve.host == metrics.host:
+        yield Finding("error", "port", f"serve.port and metrics.port are both {serve.port}: each wants its own")
+        return
+    try:
+        listener: socket.socket = listen(config)
+    except ConfigError as error:
+        yield Finding("warning", "port", f"{error} (or it is already running)")
+    else:
+        listener.close()
+        tokens = (serve.token, serve.predict_token, serve.label_token, serve.admin_token)
+        token = "with a token" if any(tokens) else "without a token"
+        yield Finding("ok", "port", f"{config.serve.host}:{config.serve.port} is free, {token}")
+    try:
+        expose(config, LearnerMetrics(version="check"))[0].close()
+    except ConfigError as error:
+        yield Finding("warning", "metrics port", f"{error} (or it is already running)")

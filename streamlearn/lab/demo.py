@@ -1,0 +1,229 @@
+"""`streamlearn demo`: the main job on a bare machine, with something to watch.
+
+Digits as an endless stream, 5 % of them labelled, hundreds of samples late; an embedded log; a learner and servers as
+processes of their own. The terminal shows accuracy rise; without a terminal, plain lines. Everything is kept in one
+folder, the config file too, so that `streamlearn run --config demo-state/streamlearn.toml` goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from streamlearn.app.supervisor import Child, Supervisor
+from streamlearn.app.wiring import StatePaths, set_up_logs, state_lock, stop_signals
+from streamlearn.config import load_config
+from streamlearn.errors import ConfigError
+from streamlearn.state.status import read_status
+
+_CONFIG_NAME = "streamlearn.toml"
+_CONFIG = """\
+# Written by `streamlearn demo`. Every setting there is: deploy/streamlearn.example.toml
+
+[schema]
+shape = [1, 8, 8]
+dtype = "uint8"
+classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+scale = 0.0625
+
+[model]
+factory = "convnet"
+normalise = false
+
+[learn]
+shift_pixels = 1
+ema_decay = 0.98
+threads = 1
+
+[batch]
+fresh = 16
+labelled = 32
+
+[score]
+window = 200
+
+[state]
+dir = "{folder}"
+checkpoint_every_s = 10.0
+
+[serve]
+port = {port}
+
+[metrics]
+port = 0
+"""
+_MARK = _CONFIG.splitlines()[0]
+"""By its first line a config is known as a demo's, whose folder may be made anew."""
+_BARS = "▁▂▃▄▅▆▇█"
+_PLAIN_EVERY_S = 2.0
+_LOOK_S = 0.25
+
+
+def run_demo(*, seconds: float | None, port: int, rate: float, folder: Path) -> None:
+    """Run until Ctrl-C, or for so many seconds.
+
+    Raises:
+        ConfigError: the folder holds something that is not a demo's; the port is taken.
+        StateLockedError: the demo of that folder still runs.
+    """
+    config_path = _make_folder(folder, port)
+    config = load_config(config_path)
+    set_up_logs(config)
+    output = folder / "processes.log"
+    supervisor = Supervisor(config, ["--config", str(config_path)])
+    plan = [
+        "digits",
+        "--rate",
+        str(rate),
+        "--label-share",
+        "0.05",
+        "--label-delay",
+        "geometric:300",
+        "--passes",
+        "10000",
+    ]
+    command = [sys.executable, "-m", "streamlearn", "simulate", *plan, "--config", str(config_path)]
+    command += ["--parent", str(os.getpid())]
+    supervisor.children.append(Child("simulator", command))
+    for child in supervisor.children:
+        child.output = output
+    view = _View(StatePaths(config.state.dir).heartbeat, supervisor.address, output)
+    with stop_signals() as stopping:
+        ends_at_s = time.monotonic() + seconds if seconds else float("inf")
+        try:
+            with view:
+                while not stopping.is_set() and time.monotonic() < ends_at_s:
+                    supervisor.look()
+                    view.look()
+                    stopping.wait(_LOOK_S)
+        finally:
+            supervisor.stop()
+    view.say_goodbye(config_path)
+
+
+def _make_folder(folder: Path, port: int) -> Path:
+    config_path = folder / _CONFIG_NAME
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not (config_path.is_file() and config_path.read_text(errors="replace").startswith(_MARK)):
+            msg = f"--state {folder}: not empty, and not made by a demo; name another folder"
+            raise ConfigError(msg)
+        paths = StatePaths(folder)
+        with state_lock(paths, "daemon"), state_lock(paths):  # a daemon or a learner that still runs keeps its folder
+            shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config_path.write_text(_CONFIG.format(folder=folder.absolute(), port=port))
+    return config_path
+
+
+class _View:
+    """What the person sees: a live panel on a terminal, a line every two seconds elsewhere."""
+
+    def __init__(self, heartbeat: Path, address: str, output: Path) -> None:
+        self._heartbeat, self._address, self._output = heartbeat, address, output
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._history: deque[float] = deque(maxlen=60)
+        self._seen_step, self._said_at_s, self._told = -1, 0.0, False
+        self._status: dict[str, Any] = {}
+
+    def __enter__(self) -> _View:
+        self._console.print(f"Starting a learner and servers; their log lines go to {self._output}")
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def look(self) -> None:
+        """Read the heartbeat and show it."""
+        self._status = read_status(self._heartbeat) or self._status
+        step = int(self._status.get("step", 0))
+        teacher = self._accuracy("teacher")
+        if step != self._seen_step and teacher is not None:
+            self._seen_step = step
+            self._history.append(teacher)
+        if self._live:
+            self._live.update(self._panel(), refresh=True)
+        elif self._status and time.monotonic() - self._said_at_s >= _PLAIN_EVERY_S:
+            self._said_at_s = time.monotonic()
+            self._console.print(self._line(), soft_wrap=True)
+            if not self._told and self._status.get("published_step"):
+                self._told = True
+                self._console.print(self._curls(), soft_wrap=True)
+
+    def say_goodbye(self, config_path: Path) -> None:
+        """The last line, and how to go on."""
+        self._status = read_status(self._heartbeat) or self._status
+        self._console.print(self._line(), soft_wrap=True)
+        self._console.print(f"Stopped cleanly. To go on: streamlearn run --config {config_path}", soft_wrap=True)
+
+    def _accuracy(self, network: str) -> float | None:
+        scores = self._status.get("accuracy", {}).get("prequential", {}).get(network, {})
+        ratio = scores.get("windowed")
+        return None if ratio is None else float(ratio)
+
+    def _line(self) -> str:
+        accounts, ledger = self._status.get("accounts", {}), self._status.get("ledger", {})
+        return (
+            f"step {self._status.get('step', 0)}  samples {accounts.get('samples_learned', 0)}  "
+            f"labels {ledger.get('joined', 0)}  accuracy teacher {_percent(self._accuracy('teacher'))} "
+            f"student {_percent(self._accuracy('student'))}  lag {self._status.get('lag_records', 0)}  "
+            f"served version {self._status.get('published_step', 0)}"
+        )
+
+    def _curls(self) -> str:
+        curl = f"  curl -s http://{self._address}"
+        json = "-H 'content-type: application/json' -d"
+        return "\n".join(
+            (
+                "Try, in another terminal:",
+                f'{curl}/predict {json} \'{{"ids": ["digits-7"]}}\'',
+                f'{curl}/label {json} \'{{"id": "digits-7", "label": "3"}}\'',
+                f"{curl}/metrics | grep accuracy",
+            )
+        )
+
+    def _panel(self) -> Panel:
+        accounts, ledger = self._status.get("accounts", {}), self._status.get("ledger", {})
+        costs = self._status.get("costs", {})
+        table = Table.grid(padding=(0, 2))
+        for _ in range(4):
+            table.add_column()
+        table.add_row(
+            "step", str(self._status.get("step", 0)), "served version", str(self._status.get("published_step", 0))
+        )
+        table.add_row("samples", str(accounts.get("samples_learned", 0)), "labels joined", str(ledger.get("joined", 0)))
+        table.add_row(
+            "lag", f"{self._status.get('lag_records', 0)} records", "labels waiting", str(ledger.get("waiting", 0))
+        )
+        table.add_row(
+            "classification cost",
+            _number(costs.get("classification")),
+            "consistency cost",
+            _number(costs.get("consistency")),
+        )
+        table.add_row("teacher", _percent(self._accuracy("teacher")), "student", _percent(self._accuracy("student")))
+        bars = Text("".join(_BARS[min(7, int(ratio * 8))] for ratio in self._history), style="green")
+        title = "accuracy of predictions made before their labels came (last 200)"
+        return Panel(Group(table, Text(), Text(title), bars, Text(), Text(self._curls())), title="streamlearn demo")
+
+
+def _percent(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{100 * ratio:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,255 @@
+"""What `streamlearn evaluate` shows and writes: bars while it runs, then a table, the curves as JSON, and a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from streamlearn.config import Config
+from streamlearn.errors import ConfigError
+from streamlearn.lab.drift import parse_drift
+from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
+from streamlearn.lab.offline import OfflineEvaluation, OfflinePlan, evaluate_offline
+from streamlearn.lab.plots import check_can_plot, draw
+from streamlearn.state.files import write_whole
+
+_ACCURACIES = (
+    ("accuracy, teacher", "teacher"),
+    ("accuracy, student", "student"),
+    ("accuracy, majority", "majority"),
+    ("accuracy, no change", "no_change"),
+)
+_SCORES = (
+    ("balanced accuracy", "balanced_accuracy"),
+    ("kappa", "kappa"),
+    ("kappa-M", "kappa_m"),
+    ("kappa-T", "kappa_t"),
+    ("log loss (nats)", "log_loss"),
+    ("Brier score", "brier"),
+    ("ECE", "ece"),
+)
+_NETWORKS = {"teacher": "teacher", "student": "student", "twin": "label-only twin"}
+JSON_NAME, PLOT_NAME = "evaluation.json", "curves.png"
+
+
+def run_evaluation(
+    config: Config,
+    plan: EvaluationPlan,
+    stopping: threading.Event,
+    *,
+    out: Path | None = None,
+    keep_state: Path | None = None,
+    plot: bool = True,
+) -> Evaluation:
+    """Evaluate with a progress bar on stderr, print the table, write the files.
+
+    `out` is the folder for these, made where it is missing; None is `evaluation-` and the data set's name. Files of an
+    evaluation before are replaced.
+
+    Raises:
+        ConfigError: as `evaluate`; or nothing can be written there, or there is nothing to plot with: all said
+            before it runs.
+    """
+    if plot:
+        check_can_plot()
+    folder = out if out is not None else Path(f"evaluation-{Path(plan.dataset).stem}")
+    started = time.monotonic()
+    with _made(folder), _Bars() as bars:
+        evaluation = evaluate(config, plan, stopping, keep_state=keep_state, progress=bars)
+    duration_s = max(time.monotonic() - started, 1e-9)
+    written = {"curves and scores": folder / JSON_NAME}
+    write_whole(folder / JSON_NAME, [orjson.dumps(evaluation.as_json(), option=orjson.OPT_INDENT_2)])
+    if plot:
+        written["plot"] = folder / PLOT_NAME
+        write_whole(folder / PLOT_NAME, [picture(evaluation)])
+    if keep_state is not None:
+        written["state"] = keep_state
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(*tables(evaluation), *_events(evaluation.scores), sep="\n")
+    if not evaluation.complete:
+        console.print("[yellow]stopped before the stream ended: all of this is of its beginning[/]")
+    console.print(f"{evaluation.samples} samples in {duration_s:.1f} s: {evaluation.samples / duration_s:.0f} a second")
+    for what, path in written.items():
+        console.print(f"{what}: {escape(str(path))}")
+    return evaluation
+
+
+def run_offline(
+    config: Config, plan: OfflinePlan, stopping: threading.Event, *, out: Path | None = None
+) -> OfflineEvaluation:
+    """The same for epochs over a data set: the bar, a table of test accuracies by step, and the JSON file.
+
+    Raises:
+        ConfigError: as `evaluate_offline`; or nothing can be written there.
+    """
+    folder = out if out is not None else Path(f"evaluation-{Path(plan.dataset).stem}")
+    with _made(folder), _Bars() as bars:
+        evaluation = evaluate_offline(config, plan, stopping, progress=bars)
+        write_whole(folder / JSON_NAME, [orjson.dumps(evaluation.as_json(), option=orjson.OPT_INDENT_2)])
+    title = f"{escape(plan.dataset)}: {evaluation.labels} labels, {plan.epochs} epochs, {config.learn.method}"
+    shown = Table("step", *_NETWORKS.values(), title=title, title_justify="left", title_style="bold")
+    for point in evaluation.curve:
+        shown.add_row(str(point["step"]), *(_number(point[name]) for name in _NETWORKS))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(shown)
+    if not evaluation.complete:
+        console.print("[yellow]stopped before the last epoch ended[/]")
+    console.print(f"test accuracy by step: {escape(str(folder / JSON_NAME))}")
+    return evaluation
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the folder before the work; take a new one away again where the work failed."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror or error}; name a folder that can be made") from error
+    try:
+        yield
+    except BaseException:
+        if new:
+            folder.rmdir()
+        raise
+
+
+def quiet(config: Config) -> Config:
+    """The same, with warnings alone as log lines where it does not say: a bar and a table tell the rest."""
+    if "log_level" in config.run.model_fields_set:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"log_level": "warning"})})
+
+
+class _Bars:
+    """One bar for each thing that is done, on stderr."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """See `evaluating.Progress`."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+        self._progress.update(self._tasks[what], completed=done)
+
+
+def tables(evaluation: Evaluation) -> tuple[Table, Table]:
+    """First predictions of all samples beside those of the labelled ones; and what there is one number of."""
+    window = evaluation.plan.window
+    first = Table(
+        title=_headline(evaluation),
+        title_justify="left",
+        title_style="bold",
+        caption="oracle: all samples, which only a simulation knows; observed: those that got a label",
+        caption_justify="left",
+    )
+    first.add_column("first predictions", no_wrap=True)
+    for whose in ("oracle", "observed"):
+        for span in (f"last {window}", "whole stream"):
+            first.add_column(f"{whose},\n{span}", justify="right", no_wrap=True)
+    oracle, observed = evaluation.scores["oracle"], evaluation.scores["at_arrival"]
+    spans = [scores[span] for scores in (oracle, observed) for span in ("windowed", "cumulative")]
+    for told, network in _ACCURACIES:
+        first.add_row(told, *(_number(span["accuracy"][network]) for span in spans))
+    for told, name in _SCORES:
+        first.add_row(told, *(_number(span[name]) for span in spans))
+    first.add_row("samples", *(str(span["count"]) for span in spans))
+
+    second = Table("accuracy", "", "of")
+    second.columns[1].justify = second.columns[2].justify = "right"
+    for row in (*_label_time_rows(evaluation.scores), *_test_rows(evaluation.test)):
+        second.add_row(*row)
+    return first, second
+
+
+def _events(scores: Mapping[str, Any]) -> list[str]:
+    """What guard and drift monitor said and did, where it was anything."""
+    counts = {f"drift, {source}": found["alarms"] for source, found in scores["drift"].items()}
+    counts |= {f"guard, {action}": count for action, count in scores["guard"]["actions"].items()}
+    told = [f"{what.replace('_', ' ')}: {count}" for what, count in counts.items() if count and "good" not in what]
+    return [f"alarms and remedies: {'; '.join(told)}"] if told else []
+
+
+def _headline(evaluation: Evaluation) -> str:
+    share = 100 * evaluation.labels / max(evaluation.samples, 1)
+    return (
+        f"{escape(evaluation.plan.dataset)}: {evaluation.samples} samples, {evaluation.labels} labels ({share:.1f} %),"
+        f" {evaluation.counts.labels_pending} not due, {evaluation.steps} steps"
+    )
+
+
+def _label_time_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    at_label = scores["at_label"]
+    low, high = at_label["interval"] or (None, None)
+    gain = _signed(at_label["gain"]) + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
+    count, paired = str(at_label["count"]), str(at_label["paired"])
+    twin = scores["oracle"]["twin"] or {"twin": None, "paired": 0}
+    return [
+        ("oracle: label-only twin", _number(twin["twin"]), str(twin["paired"])),
+        ("when the label comes: teacher", _number(at_label["teacher"]), count),
+        ("when the label comes: label-only twin", _number(at_label["twin"]), paired),
+        ("ssl_gain: teacher minus twin", gain, paired),
+        ("first prediction minus at the label", _signed(scores["first_minus_at_label"]), count),
+    ]
+
+
+def _test_rows(test: Mapping[str, float | int | None] | None) -> list[tuple[str, str, str]]:
+    if test is None:
+        return [("held-out test", "there is none", "")]
+    return [(f"held-out test: {told}", _number(test[name]), str(test["count"])) for name, told in _NETWORKS.items()]
+
+
+def picture(evaluation: Evaluation) -> bytes:
+    """The curves as a PNG."""
+    plan = evaluation.plan
+    drift = "" if plan.drift == "none" else f", drift {plan.drift}"
+    passes = "" if plan.passes == 1 else f" in {plan.passes} passes"
+    return draw(
+        evaluation.curves,
+        title=(
+            f"{evaluation.dataset.name}: label probability {plan.label_probability:g}, delay {plan.delay},"
+            f" window {plan.window}"
+        ),
+        subtitle=(
+            f"{evaluation.samples:,} samples{passes}, {evaluation.labels:,} labels, order {plan.order}{drift},"
+            f" seed {plan.seed}; {evaluation.config.learn.method}, {evaluation.config.model.factory},"
+            f" {evaluation.steps:,} steps of {evaluation.config.batch.fresh}"
+        ),
+        window=plan.window,
+        test_accuracy=None if evaluation.test is None else evaluation.test["teacher"],
+        drifts_at=sorted({at for d in parse_drift(plan.drift) for at in (d.start, d.end) if at is not None}),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"

@@ -1,0 +1,104 @@
+"""The ledger as other processes read it: what became of a label, and the payload of a sample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from streamlearn.ledger import LabelState, LabelStatus
+from streamlearn.ledger.held import HeldRow, newest_held
+from streamlearn.ledger.rows import CORRECTED, PAYLOAD_AT, SCORED, LabelRow, key_of, unpack_sample
+from streamlearn.ledger.store import Get, StoreView, number
+from streamlearn.records import ERASED, Array, Position, Schema
+
+
+class LedgerView:
+    """The ledger as of its last flush, for other processes (servers). Any thread may use it.
+
+    It may be opened before the learner has ever run: then it knows nothing until there is something to know.
+    """
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        self._schema = schema
+        self._view = StoreView(path)
+
+    def get(self, sample_id: str) -> LabelStatus | None:
+        """What became of the label of a sample; None where neither is known.
+
+        Raises:
+            StoreError: the store cannot be read, see `StoreView.read`.
+        """
+        key = key_of(sample_id)
+        with self._view.read() as get:
+            if get is None:
+                return None
+            row_number = get("ids", key)
+            label = get("labels", row_number or key)
+            sample = None if row_number is None else get("samples", row_number) or get("bare", row_number)
+            held = newest_held(get, key) if label is None else None
+            if label is not None:
+                status = _label_status(get, label)
+            elif held is not None:
+                status = _held_status(get, held)
+            else:
+                status = LabelStatus(LabelState.UNLABELLED)
+            if sample is None:
+                return None if status.state is LabelState.UNLABELLED else status
+            known = unpack_sample(sample)
+            return replace(
+                status,
+                sample_position=_position(get, known.topic, known.partition, known.offset),
+                sample_time_s=known.arrived_s,
+                predicted_class=None if known.predicted_class < 0 else known.predicted_class,
+                model_version=None if known.predicted_class < 0 else known.model_version,
+            )
+
+    def payload(self, sample_id: str) -> Array | None:
+        """The payload of a sample, read-only, while the store keeps it and it is not erased.
+
+        Raises:
+            StoreError: the store cannot be read, see `StoreView.read`.
+        """
+        with self._view.read() as get:
+            row_number = None if get is None else get("ids", key_of(sample_id))
+            data = None if get is None or row_number is None else get("samples", row_number)
+            label = None if get is None or row_number is None else get("labels", row_number)
+            if label is not None and LabelRow.unpack(label).class_index == ERASED:
+                data = None
+        return None if data is None else np.ndarray(self._schema.shape, self._schema.dtype, data, PAYLOAD_AT)
+
+    def close(self) -> None:
+        """Let go. May be called twice."""
+        self._view.close()
+
+
+def _label_status(get: Get, data: bytes) -> LabelStatus:
+    row = LabelRow.unpack(data)
+    record = row.deciding
+    return LabelStatus(
+        row.progress,
+        None if row.class_index < 0 else row.class_index,
+        label_position=None if record is None else _position(get, *record.place),
+        label_time_s=None if record is None else record.time_s,
+        corrected=bool(row.flags & CORRECTED),
+        scored=bool(row.flags & SCORED),
+        first_trained_step=row.trained_step or None,
+        implied=record is None,
+    )
+
+
+def _held_status(get: Get, row: HeldRow) -> LabelStatus:
+    return LabelStatus(
+        LabelState.HELD,
+        label_position=_position(get, row.topic, row.partition, row.offset),
+        label_time_s=row.time_s,
+        class_name=row.class_name,
+    )
+
+
+def _position(get: Get, topic: int, partition: int, offset: int) -> Position:
+    name = get("topics", number(topic))
+    assert name is not None, "a row names no topic"
+    return Position(name.decode(), partition, offset)

@@ -1,0 +1,207 @@
+"""Watches over the model in the loop: what the guard and the drift monitor ask, and what they have done.
+
+The guard looks at steps of certain numbers, and at nothing but the fold: so a restart looks at the same steps, sees the
+same, and does the same (I3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from streamlearn.judge.board import Scoreboard
+from streamlearn.judge.drift import DriftMonitor, Source
+from streamlearn.judge.guard import Action, Factors, Guard, GuardSettings, Signals
+from streamlearn.judge.trust import Trust
+from streamlearn.learn.learner import Learner, Predictions
+from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.records import UNLABELLED, Array
+
+REACTED_TO: tuple[Source, ...] = ("inputs", "uncertainty", "error")
+"""Student and teacher may disagree for many reasons."""
+REACTION_RESTS_STEPS = 500
+"""One change of the world raises several alarms, one for each source and as the model learns it: an average that began
+anew at each of them would stay short."""
+PROBE_ROWS = 64
+"""Rows of the labelled memory that the networks are asked about at each look."""
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """How to look, and what to do about drift."""
+
+    guard: GuardSettings
+    drift_delta: float
+    drift_reaction: Literal["alarm", "renew"]
+    trust_labels: int
+
+
+class Guarding:
+    """One for each learner; used in its thread."""
+
+    def __init__(self, learner: Learner, memory: LabelledMemory, board: Scoreboard, settings: WatchSettings) -> None:
+        self._learner, self._memory, self._board, self._settings = learner, memory, board, settings
+        self._guard = Guard(settings.guard)
+        self._drift = DriftMonitor(settings.drift_delta)
+        self._trust = Trust(settings.trust_labels)
+        self._mended_step = -1
+        self._reacted_step: int | None = None
+
+    @property
+    def may_publish(self) -> bool:
+        """Whether the teacher of now may be shown; else the last one that was healthy goes on serving."""
+        return not self._guard.frozen or self.just_mended
+
+    @property
+    def just_mended(self) -> bool:
+        """The teacher of now was put back in this very step: it is known to be good, and better than what is served."""
+        return self._mended_step == self._learner.step > 0
+
+    def factors(self, step: int) -> Factors:
+        """By what the consistency weight (0 while the teacher is not believed) and the learning rate are multiplied."""
+        weight, rate = self._guard.factors(step)
+        return Factors(weight * self._trust.factor, rate)
+
+    def arrived(self, x: Array, answers: Predictions) -> None:
+        """Fresh samples x (B, *shape) were answered: they, and what both networks say of themselves, are watched."""
+        teacher_BC, student_BC = answers.teacher_probs_BC, answers.student_probs_BC
+        # An answer that is no number agrees with none and is sure of nothing: a mean must not become NaN for ever.
+        apart_B = np.nan_to_num(0.5 * np.abs(teacher_BC - student_BC).sum(axis=1, dtype=np.float64), nan=1.0)
+        unsure_B = np.nan_to_num(1.0 - teacher_BC.max(axis=1).astype(np.float64), nan=1.0)
+        step = self._learner.step + 1
+        if self._drift.inputs(x, step):
+            self._drifted("inputs", step)
+        if self._drift.disagreement(float(apart_B.mean()), step):
+            self._drifted("disagreement", step)
+        if self._drift.uncertainty(float(unsure_B.mean()), step):
+            self._drifted("uncertainty", step)
+
+    def scored(self, *, wrong: bool) -> None:
+        """A first prediction was judged by its label."""
+        step = self._learner.step + 1
+        if self._drift.error(wrong, step):
+            self._drifted("error", step)
+
+    def compared(self, *, right: bool, version: int) -> None:
+        """A label came: whether the teacher, asked now, is right; its sample was answered after step `version`."""
+        self._trust.update(right=right, version=version)
+
+    def look(self, step: int) -> None:
+        """Look at the model after step `step`, where it is time to, and mend it where it must be."""
+        if step % self._settings.guard.look_every_steps == 0:
+            self._evict_breaking(step)
+        if not self._guard.due(step):
+            return
+        was_frozen, verdict = self._guard.frozen, self._guard.look(step, self._signals(step))
+        self._act(verdict.action)
+        if verdict.action not in (Action.NONE, Action.KEEP_GOOD):
+            _log.warning("guard_acted", step=step, action=verdict.action.value, reasons=list(verdict.reasons))
+        if self._guard.frozen != was_frozen:
+            event = "publication_frozen" if self._guard.frozen else "publication_resumed"
+            _log.warning(event, step=step, reasons=list(verdict.reasons))
+
+    def another_learns(self) -> None:
+        """Another method learns from here on: what was gained before is no measure for it."""
+        self._board.gain.restart()
+        self._drift.forget_answers()
+
+    def another_answers(self) -> None:
+        """Another network is served from here on: what the one before said is no measure for what this one says."""
+        self._drift.forget_answers()
+
+    def report(self) -> dict[str, Any]:
+        """Ready for JSON: what guard and drift monitor have seen and done, and how far the teacher is believed."""
+        return {"guard": self._guard.report(), "drift": self._drift.report(), "trust": self._trust.report()}
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all of it."""
+        reacted = {} if self._reacted_step is None else {"reacted_step": np.array(self._reacted_step)}
+        return reacted | {
+            f"{name}.{key}": array for name, part in self._parts.items() for key, array in part.state().items()
+        }
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Become what `state` saved."""
+        self._reacted_step = int(state["reacted_step"]) if "reacted_step" in state else None
+        for name, part in self._parts.items():
+            prefix = f"{name}."
+            part.load({key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)})
+
+    @property
+    def _parts(self) -> dict[str, Guard | DriftMonitor | Trust]:
+        return {"guard": self._guard, "drift": self._drift, "trust": self._trust}
+
+    def _act(self, action: Action) -> None:
+        if action is Action.KEEP_GOOD:
+            self._learner.keep_good()
+            return
+        mend = {Action.ROLL_BACK: self._learner.roll_back, Action.ADOPT_TWIN: self._learner.adopt_twin}.get(action)
+        if mend is None:
+            return
+        assert mend(), f"{action}: the guard counts on what the learner does not have"
+        self._board.gain.restart()
+        self._drift.forget_answers()
+        self._trust.lose(self._learner.step)
+        self._mended_step = self._learner.step
+
+    def _evict_breaking(self, step: int) -> None:
+        """If this step was skipped, remove those of its labelled rows that fail once more alone, while others do not.
+
+        Replay would make every step fail that draws them. What is decided by is all of this step, so a restart removes
+        the same rows (I3).
+        """
+        drawn = sorted(set(self._memory.drawn_ids))
+        if not drawn or not self._learner.health().skipped_in_a_row:
+            return
+        x, y = self._memory.rows(drawn)
+        breaking = [drawn[row] for row in self._learner.breaking_rows(x, y)]
+        for sample_id in breaking:
+            self._memory.remove(sample_id)
+        if breaking:
+            _log.warning("labelled_rows_evicted", step=step, ids=breaking)
+
+    def _signals(self, step: int) -> Signals:
+        health, gain = self._learner.health(), self._board.gain.report()
+        finite, probe, label, twin = health.finite, None, None, None
+        x_P, y_P = self._memory.probe(PROBE_ROWS, step)
+        if len(np.unique(y_P)) >= 2:
+            found = self._learner.classify(x_P)
+            finite = finite and UNLABELLED not in found.teacher_B
+            probe, label = _entropy(found.teacher_B), _entropy(y_P)
+            if found.twin_B is not None and UNLABELLED not in found.twin_B:
+                twin = _entropy(found.twin_B)
+        return Signals(
+            updates=health.updates,
+            skipped_in_a_row=health.skipped_in_a_row,
+            finite=finite,
+            distance=health.distance,
+            probe_entropy=probe,
+            probe_label_entropy=label,
+            twin_probe_entropy=twin,
+            gain=gain["gain"],
+            gain_high=None if gain["interval"] is None else gain["interval"][1],
+            gain_count=gain["paired"],
+        )
+
+    def _drifted(self, source: Source, step: int) -> None:
+        reaction = self._settings.drift_reaction if source in REACTED_TO else "alarm"
+        _log.warning("drift_detected", source=source, reaction=reaction, step=step)
+        if reaction == "alarm":
+            return
+        if source != "error":  # that is the very labels that trust follows by itself
+            self._trust.lose(step)
+        if self._reacted_step is None or step - self._reacted_step >= REACTION_RESTS_STEPS:
+            self._learner.restart_average()
+            self._reacted_step = step
+
+
+def _entropy(classes_P: npt.NDArray[np.int64]) -> float:
+    """Of the classes' shares, in nats."""
+    shares = np.unique(classes_P, return_counts=True)[1] / len(classes_P)
+    return float(-(shares * np.log(shares)).sum())

@@ -1,6 +1,0 @@
-"""The loop (`loop`), what it moves (`parts`), and who watches over the model in it (`guarding`)."""
-
-from streamlearn.pipeline.loop import Pipeline
-from streamlearn.pipeline.parts import Cadence, Parts, StepReport
-
-__all__ = ["Cadence", "Parts", "Pipeline", "StepReport"]

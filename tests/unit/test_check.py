@@ -1,0 +1,332 @@
+"""What `streamlearn check` finds: each verdict, in bounded time, and nothing changed by it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamlearn.app.check import Finding, check
+from streamlearn.app.startup import identity
+from streamlearn.app.wiring import StatePaths, listen, open_log
+from streamlearn.config import Config, load_config
+from streamlearn.log.base import Log
+from streamlearn.records import NewRecord, TopicPartition
+from streamlearn.state.checkpoint import Checkpoint, path_of, save_checkpoint
+
+torch.set_num_threads(1)
+S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
+
+
+def config_in(folder: Path, **overrides: object) -> Config:
+    settings = {
+        "state.dir": str(folder / "state"),
+        "schema.shape": [4],
+        "schema.classes": 3,
+        "model.options": {"hidden": [8]},
+        "serve.port": 0,
+        "learn.device": "cpu",
+        "log.embedded_max_age_s": 1e7,
+    }
+    return load_config(environ={}, overrides={**settings, **overrides})
+
+
+def found(config: Config) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in check(config)}
+
+
+def with_topics(config: Config, **partitions: int) -> Log:
+    log = open_log(config)
+    log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1} | partitions)
+    return log
+
+
+def save(config: Config, step: int, next_offset: int) -> Path:
+    folder = StatePaths(config.state.dir).checkpoints
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder, Checkpoint(step, {S: next_offset, L: 0}, {}, {"identity": identity(config)}))
+    return path_of(folder, step)
+
+
+@pytest.fixture
+def refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Collects, within the test, the sockets of refused connections, which kafka-python leaves to the collector."""
+    caplog.set_level(logging.CRITICAL, logger="kafka")  # a log record with a traceback would keep them
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+class TestEmpty:
+    def test_a_new_folder_is_fine_and_is_not_made(self, tmp_path: Path) -> None:
+        """Everything is as it was before."""
+        config = config_in(tmp_path)
+
+        findings = found(config)
+
+        assert {finding.verdict for subject, finding in findings.items() if subject != "disk"} == {"ok"}
+        assert set(findings) >= {"model", "device", "log", "disk", "port"}
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestModel:
+    def test_is_built_and_counted(self, tmp_path: Path) -> None:
+        """By its factory, shape and classes: 4 to 8 to 3, with biases."""
+        text = found(config_in(tmp_path, **{"model.normalise": False}))["model"].text
+
+        assert text == f"mlp: 4 to 3 classes, {4 * 8 + 8 + 8 * 3 + 3} parameters"
+
+    @pytest.mark.parametrize("factory", ["perceptron", "no.such.module:factory", "json:dumps"])
+    def test_one_that_cannot_be_built_is_an_error(self, tmp_path: Path, factory: str) -> None:
+        """And the rest is looked at all the same."""
+        findings = found(config_in(tmp_path, **{"model.factory": factory, "model.options": {}}))
+
+        assert findings["model"].verdict == "error"
+        assert factory.partition(":")[0] in findings["model"].text
+        assert findings["port"].verdict == "ok"
+
+    def test_a_device_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
+        """On a machine without CUDA."""
+        finding = found(config_in(tmp_path, **{"learn.device": "cuda"}))["device"]
+
+        assert finding.verdict == ("ok" if torch.cuda.is_available() else "error")
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"learn.noise": "no.such:thing"}, "no.such"),
+            ({"learn.method": "dsne", "learn.source_path": "nowhere.npz", "learn.mixup_beta": 0}, "nowhere.npz"),
+        ],
+    )
+    def test_what_the_method_wants_is_looked_for(self, tmp_path: Path, settings: dict[str, object], said: str) -> None:
+        """Else the learner is the one to find out."""
+        finding = found(config_in(tmp_path, **settings))["method"]
+
+        assert finding.verdict == "error"
+        assert said in finding.text
+
+
+class TestLog:
+    def test_topics_are_told_with_what_they_hold(self, tmp_path: Path) -> None:
+        """Partitions and records."""
+        config = config_in(tmp_path)
+        log = with_topics(config, samples=2, labels=2)
+        log.append("samples", [NewRecord(b"%d" % n, b"x") for n in range(1234)])
+        log.close()
+
+        findings = found(config)
+
+        assert findings["topic samples"] == Finding("ok", "topic samples", "2 partitions, 1,234 records")
+        assert findings["topic dead-letters"].text == "1 partitions, 0 records"
+        assert "topics" not in findings
+
+    def test_unequal_partitions_are_an_error(self, tmp_path: Path) -> None:
+        """A label could not find its sample."""
+        config = config_in(tmp_path)
+        with_topics(config, samples=2, labels=3).close()
+
+        assert found(config)["topics"].verdict == "error"
+
+    @pytest.mark.parametrize(("create", "verdict"), [(True, "ok"), (False, "error")])
+    def test_a_missing_topic_is_an_error_where_none_may_be_created(
+        self, tmp_path: Path, create: bool, verdict: str
+    ) -> None:
+        """Otherwise it is told that it will be."""
+        config = config_in(tmp_path, **{"log.create_topics": create})
+        log = open_log(config)
+        log.create_topics({"samples": 1, "labels": 1})
+        log.close()
+
+        findings = found(config)
+
+        assert findings["topic dead-letters"].verdict == verdict
+        assert findings["topic samples"].verdict == "ok"
+
+    def test_a_file_that_is_no_log_is_an_error(self, tmp_path: Path) -> None:
+        """Named, and left as it is."""
+        config = config_in(tmp_path)
+        path = StatePaths(config.state.dir).log
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"something else " * 100)
+
+        finding = found(config)["log"]
+
+        assert finding.verdict == "error"
+        assert str(path) in finding.text
+        assert path.read_bytes() == b"something else " * 100
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("refused_sockets")
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")
+    def test_a_broker_that_is_away_is_an_error_in_bounded_time(self, tmp_path: Path) -> None:
+        """With its address; the folder and the port are looked at all the same."""
+        servers = "127.0.0.1:1"
+        config = config_in(tmp_path, **{"log.kind": "kafka", "log.kafka.bootstrap_servers": servers})
+
+        began_s = time.monotonic()
+        findings = found(config)
+
+        assert time.monotonic() - began_s < 20.0
+        assert findings["log"].verdict == "error"
+        assert servers in findings["log"].text
+        assert findings["port"].verdict == "ok"
+
+    def test_a_log_that_forgets_before_labels_come_is_a_warning(self, tmp_path: Path) -> None:
+        """Before there is a log, too: it is a matter of settings."""
+        findings = found(config_in(tmp_path, **{"log.embedded_max_age_s": 86400.0, "labels.horizon_s": 10 * 86400.0}))
+
+        assert findings["retention"].verdict == "warning"
+        assert "keeps 1 days, labels are awaited for 10" in findings["retention"].text
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize(("payload", "verdict"), [("raw", "error"), ("json", "warning")])
+    def test_a_sample_that_is_larger_than_a_record_is_told(self, tmp_path: Path, payload: str, verdict: str) -> None:
+        """Every one would be refused."""
+        told = found(
+            config_in(tmp_path, **{"schema.payload": payload, "log.max_record_bytes": 64, "schema.shape": [17]})
+        )
+
+        assert told["record size"].verdict == verdict
+        assert "log.max_record_bytes = 64" in told["record size"].text
+
+    def test_a_whole_one_within_the_log_is_fine(self, tmp_path: Path) -> None:
+        """Its step and how many are kept."""
+        config = config_in(tmp_path)
+        with_topics(config).close()
+        save(config, 5, 0)
+        save(config, 7, 0)
+
+        assert found(config)["checkpoint"] == Finding("ok", "checkpoint", "step 7, 2 kept, digest fits")
+
+    def test_a_corrupt_newest_is_an_error_and_stays(self, tmp_path: Path) -> None:
+        """The learner would fall back; whoever checks may want to know before, and look at it."""
+        config = config_in(tmp_path)
+        with_topics(config).close()
+        save(config, 5, 0)
+        newest = save(config, 7, 0)
+        newest.write_bytes(newest.read_bytes()[:-1])
+
+        finding = found(config)["checkpoint"]
+
+        assert finding.verdict == "error"
+        assert "torn or corrupt" in finding.text
+        assert newest.exists()
+
+    def test_another_log_than_it_was_learned_from_is_an_error(self, tmp_path: Path) -> None:
+        """It ends before what was learned."""
+        config = config_in(tmp_path)
+        with_topics(config).close()
+        save(config, 5, 3)
+
+        finding = found(config)["checkpoint"]
+
+        assert finding.verdict == "error"
+        assert "samples[0] ends at 0, and 3 records of it were learned" in finding.text
+
+    @pytest.mark.parametrize(("policy", "verdict"), [("stop", "error"), ("skip", "warning")])
+    def test_records_trimmed_after_it_are_told(self, tmp_path: Path, policy: str, verdict: str) -> None:
+        """How many, of which partition; an error where the learner would stop."""
+        config = config_in(tmp_path, **{"log.embedded_max_bytes": 1 << 20, "log.on_trimmed": policy})
+        log = with_topics(config)
+        for _ in range(30):
+            log.append("samples", [NewRecord(b"k", bytes(100_000))])
+        (beginning,) = log.beginning_offsets("samples").values()
+        log.close()
+        save(config, 5, 3)
+
+        finding = found(config)["retention"]
+
+        assert beginning > 3
+        assert finding.verdict == verdict
+        assert f"samples[0]: {beginning - 3} records after the checkpoint were trimmed" in finding.text
+
+    def test_one_that_begins_where_the_log_begins_misses_nothing(self, tmp_path: Path) -> None:
+        """The very edge."""
+        config = config_in(tmp_path, **{"log.embedded_max_bytes": 1 << 20})
+        log = with_topics(config)
+        for _ in range(30):
+            log.append("samples", [NewRecord(b"k", bytes(100_000))])
+        (beginning,) = log.beginning_offsets("samples").values()
+        log.close()
+        save(config, 5, beginning)
+
+        assert "retention" not in found(config)
+
+
+class TestMachine:
+    def test_a_state_folder_that_cannot_be_is_an_error(self, tmp_path: Path) -> None:
+        """Here a file stands in its place."""
+        (tmp_path / "state").write_text("")
+
+        finding = found(config_in(tmp_path))["state"]
+
+        assert finding.verdict == "error"
+        assert str(tmp_path / "state") in finding.text
+
+    def test_more_than_the_disk_holds_is_a_warning(self, tmp_path: Path) -> None:
+        """By the bounds that are set, long before it is full."""
+        bounds = {"labels.payload_max_bytes": 1 << 60}
+
+        assert found(config_in(tmp_path, **bounds))["disk"].verdict == "warning"
+        small = {
+            "labels.payload_max_bytes": 1 << 16,
+            "state.journal_max_bytes": 1 << 16,
+            "log.embedded_max_bytes": 1 << 20,
+        }
+        assert found(config_in(tmp_path, **small))["disk"].verdict == "ok"
+
+    def test_a_taken_port_is_a_warning(self, tmp_path: Path) -> None:
+        """It may be the daemon itself that runs already."""
+        with listen(config_in(tmp_path)) as taken:
+            port = taken.getsockname()[1]
+
+            finding = found(config_in(tmp_path, **{"serve.port": port}))["port"]
+
+        assert finding.verdict == "warning"
+        assert f"serve.port = {port}" in finding.text
+
+    def test_one_port_for_two_is_an_error(self, tmp_path: Path) -> None:
+        """Each is free by itself."""
+        assert found(config_in(tmp_path, **{"serve.port": 19999, "metrics.port": 19999}))["port"].verdict == "error"
+
+    def test_a_taken_port_of_the_learners_metrics_is_a_warning(self, tmp_path: Path) -> None:
+        """The learner would end at its start, and all servers with it."""
+        with listen(config_in(tmp_path)) as taken:
+            port = taken.getsockname()[1]
+
+            findings = found(config_in(tmp_path, **{"metrics.port": port, "metrics.host": "127.0.0.1"}))
+
+        assert findings["metrics port"].verdict == "warning"
+        assert f"metrics.port = {port}" in findings["metrics port"].text
+
+    def test_it_is_told_whether_a_token_guards_the_port(self, tmp_path: Path) -> None:
+        """The token itself is not shown."""
+        guarded = found(config_in(tmp_path, **{"serve.token": "sesame"}))["port"]
+
+        assert guarded.text.endswith("is free, with a token")
+        assert "sesame" not in guarded.text
+        assert found(config_in(tmp_path))["port"].text.endswith("without a token")
+
+
+class TestMemory:
+    def test_each_part_is_listed_and_bounds_in_bytes_are_named(self, tmp_path: Path) -> None:
+        """Where they are less than the setting in rows."""
+        config = config_in(tmp_path, **{"schema.shape": [3, 224, 224], "schema.dtype": "float32"})
+
+        assert "replay buffer (891 of 5,000 rows) 0.50" in found(config)["learner memory"].text
+        assert "Python and torch 0." in found(config)["server memory"].text
+
+    def test_more_than_the_machine_has_is_a_warning(self, tmp_path: Path) -> None:
+        """Before the kernel kills it at night."""
+        config = config_in(tmp_path, **{"schema.shape": [3, 1024, 1024], "batch.fresh": 4096})
+
+        assert found(config)["memory"].verdict == "warning"
+        assert found(config_in(tmp_path))["memory"].verdict == "ok"

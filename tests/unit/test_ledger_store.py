@@ -1,0 +1,549 @@
+"""The store: tables that rewind to any kept step, rings with ends, one writer, whole after a crash."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import streamlearn.ledger.store
+from streamlearn.errors import ANEW, StateLockedError, StoreError
+from streamlearn.ledger.store import FILE, FORMAT, Store, StoreView, check_whole, number
+
+
+def open_store(path: Path) -> Store:
+    return Store(path, tables=("a", "b"), rings=("rows",))
+
+
+def crash(store: Store) -> None:
+    """What kill -9 leaves: nothing that was not flushed, and no lock."""
+    store._db.close()
+    store._lock.close()
+
+
+def view_once(path: Path) -> None:
+    with StoreView(path).read():
+        pass
+
+
+def put(store: Store, step: int, **values: str) -> None:
+    """One step that sets keys of table `a`; an empty value deletes."""
+    store.begin(step)
+    for key, value in values.items():
+        if value:
+            store.tables["a"].put(key.encode(), value.encode())
+        else:
+            store.tables["a"].delete(key.encode())
+    store.end()
+
+
+def fill(store: Store) -> None:
+    """Forty megabytes."""
+    for row in range(10_000):
+        store.rings["rows"].append(number(row), bytes(4000))
+
+
+def content(store: Store) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in store.tables["a"].items()}
+
+
+class TestRewind:
+    def test_restores_changed_added_and_deleted_keys(self, tmp_path):
+        """Whatever later steps did to a key, it holds again what it held when the step ended."""
+        store = open_store(tmp_path)
+        put(store, 1, kept="1", changed="1", deleted="1")
+        put(store, 2, changed="2", deleted="", added="2")
+        put(store, 3, changed="3", added="", deleted="3")
+
+        store.rewind(1)
+
+        assert content(store) == {"kept": "1", "changed": "1", "deleted": "1"}
+        assert store.step == 1
+        store.close()
+
+    def test_undoes_only_the_first_change_of_a_key_in_a_step(self, tmp_path):
+        """A key that a step changes twice goes back to before the step, not to its middle."""
+        store = open_store(tmp_path)
+        put(store, 1, key="old")
+        store.begin(2)
+        for value in (b"x", b"y"):
+            store.tables["a"].put(b"key", value)
+        store.tables["b"].insert(b"key", b"other table")
+        store.tables["b"].delete(b"key")
+        store.end()
+
+        store.rewind(1)
+
+        assert content(store) == {"key": "old"}
+        assert store.tables["b"].get(b"key") is None
+        store.close()
+
+    def test_undoes_a_step_that_is_still_open(self, tmp_path):
+        """A step that failed in its middle leaves no trace."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.begin(2)
+        store.tables["a"].put(b"key", b"2")
+
+        store.rewind(1)
+
+        assert content(store) == {"key": "1"}
+        store.close()
+
+    def test_undoes_a_step_that_was_taken_twice_as_it_went_the_second_time(self, tmp_path):
+        """Undo of a step that was rewound is gone: a replay may change other keys in the same step."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        put(store, 2, key="2")
+        store.rewind(0)
+        put(store, 1, key="again")
+        put(store, 2, other="2")
+
+        store.rewind(1)
+
+        assert content(store) == {"key": "again"}
+        store.close()
+
+    def test_survives_a_reopening(self, tmp_path):
+        """Undo is as durable as what it undoes."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        put(store, 2, key="2")
+        store.close()
+
+        store = open_store(tmp_path)
+        store.rewind(1)
+
+        assert content(store) == {"key": "1"}
+        store.close()
+
+    def test_refuses_a_step_newer_than_the_store(self, tmp_path):
+        """A store behind the checkpoint is another run's: learning on would lose labels in silence."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+
+        with pytest.raises(StoreError, match="ends at step 1, the checkpoint is at 2"):
+            store.rewind(2)
+        assert content(store) == {"key": "1"}
+        store.close()
+
+    def test_refuses_a_step_whose_undo_was_pruned(self, tmp_path):
+        """After `prune(2)` step 2 can be reached and step 1 cannot, also after a reopening."""
+        store = open_store(tmp_path)
+        for step in (1, 2, 3):
+            put(store, step, key=str(step))
+        store.prune(2)
+        store.close()
+
+        store = open_store(tmp_path)
+        with pytest.raises(StoreError, match="go back to step 2, not to 1"):
+            store.rewind(1)
+        store.rewind(2)
+        assert content(store) == {"key": "2"}
+        store.close()
+
+    def test_of_pruned_undo_nothing_is_left(self, tmp_path):
+        """Undo takes room only for the steps that can be rewound to (I6)."""
+        store = open_store(tmp_path)
+        for step in range(1, 6):
+            put(store, step, key=str(step))
+
+        store.prune(4)
+
+        assert store._db.execute("SELECT DISTINCT step FROM undo").fetchall() == [(5,)]
+        store.close()
+
+    def test_value_at_tells_what_a_key_held_when_a_step_ended(self, tmp_path):
+        """The past is read from undo: the value before the first later change."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        put(store, 2, other="2")
+        put(store, 3, key="3")
+
+        assert [store.value_at(step, "a", b"key") for step in (0, 1, 2, 3)] == [None, b"1", b"1", b"3"]
+        store.close()
+
+
+class TestWithinAStep:
+    """Changes are held back until the step ends; nobody who asks the table can tell."""
+
+    def test_what_was_changed_is_seen_at_once(self, tmp_path):
+        """A key holds what the open step last gave it, and is gone once it deletes it."""
+        store = open_store(tmp_path)
+        put(store, 1, deleted="1", changed="1")
+        table = store.tables["a"]
+        store.begin(2)
+
+        table.put(b"changed", b"2")
+        table.delete(b"deleted")
+        table.insert(b"added", b"2")
+
+        assert [table.get(key) for key in (b"changed", b"deleted", b"added")] == [b"2", None, b"2"]
+        store.end()
+        assert content(store) == {"added": "2", "changed": "2"}
+        store.close()
+
+    def test_the_smallest_key_is_one_that_the_step_has_just_changed(self, tmp_path):
+        """`first` walks what is stored, so it must not miss what is held back."""
+        store = open_store(tmp_path)
+        put(store, 1, b="1", c="1")
+        table = store.tables["a"]
+        store.begin(2)
+
+        table.insert(b"a", b"2")
+        with_added = table.first()
+        table.delete(b"a")
+        table.delete(b"b")
+
+        assert (with_added, table.first()) == ((b"a", b"2"), (b"c", b"1"))
+        store.close()
+
+    def test_a_change_after_a_walk_is_undone_to_before_the_step(self, tmp_path):
+        """A walk writes down the first half of a step; undo still starts at the step's beginning."""
+        store = open_store(tmp_path)
+        put(store, 1, key="old")
+        store.begin(2)
+        store.tables["a"].put(b"key", b"x")
+        store.tables["a"].first()
+        store.tables["a"].put(b"key", b"y")
+        store.end()
+
+        store.rewind(1)
+
+        assert content(store) == {"key": "old"}
+        store.close()
+
+    def test_a_change_that_is_taken_back_leaves_nothing_to_undo(self, tmp_path):
+        """A label that waits and is joined in one step passes the queue without a trace."""
+        store = open_store(tmp_path)
+        put(store, 1, other="1")
+        store.begin(2)
+        store.tables["a"].insert(b"key", b"2")
+        store.tables["a"].delete(b"key")
+        store.end()
+
+        assert store._db.execute("SELECT name FROM undo WHERE step = 2").fetchall() == [("step",)]
+        store.close()
+
+    def test_a_key_that_is_there_cannot_be_inserted(self, tmp_path):
+        """An id that comes twice would leave a row that nothing names."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.begin(2)
+
+        with pytest.raises(AssertionError, match="there already"):
+            store.tables["a"].insert(b"key", b"2")
+        store.close()
+
+    def test_nothing_that_was_looked_up_is_kept_after_it(self, tmp_path):
+        """What is held in memory is one step's (I6)."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.begin(2)
+        table = store.tables["a"]
+        table.get(b"key")
+        table.put(b"new", b"2")
+        store.end()
+        table.get(b"key")
+
+        assert (table._now, table._stored) == ({}, {})
+        store.close()
+
+
+class TestRings:
+    def test_trim_and_cut_remove_the_ends(self, tmp_path):
+        """`trim` removes rows below, `cut` from a row on; what is between stays."""
+        store = open_store(tmp_path)
+        ring = store.rings["rows"]
+        for row in range(10):
+            ring.append(number(row), b"%d" % row)
+
+        assert ring.trim(3) == 3
+        assert ring.cut(8) == 2
+
+        assert [ring.get(number(row)) for row in (2, 3, 7, 8)] == [None, b"3", b"7", None]
+        ring.append(number(8), b"again")
+        store.close()
+
+    def test_trim_of_all_rows_ends(self, tmp_path):
+        """An empty ring is no special case."""
+        store = open_store(tmp_path)
+        store.rings["rows"].append(number(0), b"0")
+
+        assert store.rings["rows"].trim(5) == 1
+        assert store.rings["rows"].trim(5) == 0
+        assert store.rings["rows"].cut(0) == 0
+        store.close()
+
+
+class TestDurability:
+    def test_a_crash_leaves_the_state_of_the_last_flush(self, tmp_path):
+        """Steps after the flush are gone whole; the flushed ones are there whole."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.flush()
+        put(store, 2, key="2")
+        crash(store)
+
+        store = open_store(tmp_path)
+
+        assert (store.step, content(store)) == (1, {"key": "1"})
+        store.close()
+
+    def test_a_close_in_an_open_step_loses_it(self, tmp_path):
+        """Half a step is never made durable."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.flush()
+        store.begin(2)
+        store.tables["a"].put(b"key", b"2")
+        store.close()
+        store.close()
+
+        store = open_store(tmp_path)
+
+        assert (store.step, content(store)) == (1, {"key": "1"})
+        store.close()
+
+    def test_a_full_disk_is_reported_and_leaves_the_last_flush_whole(self, tmp_path):
+        """The error names the settings that help; with more room the store goes on from the last flush."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.flush()
+        store._db.execute("PRAGMA max_page_count = 256")
+        store.begin(2)
+
+        with pytest.raises(StoreError, match=r"disk is full.*labels\.payload_max_bytes"):
+            fill(store)
+        store.close()
+
+        store = open_store(tmp_path)
+        assert (store.step, content(store), store.rings["rows"].get(number(0))) == (1, {"key": "1"}, None)
+        store.close()
+
+    def test_a_flush_waits_for_the_disk(self, tmp_path):
+        """SQLite syncs its write-ahead log at each commit only with synchronous = FULL (2)."""
+        store = open_store(tmp_path)
+
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        store.close()
+
+    def test_changes_outside_a_step_are_refused(self, tmp_path):
+        """A change that no step owns could not be undone."""
+        store = open_store(tmp_path)
+
+        with pytest.raises(AssertionError, match="no step is open"):
+            store.tables["a"].put(b"key", b"value")
+        store.close()
+
+    def test_a_step_that_does_not_follow_is_refused(self, tmp_path):
+        """Steps only grow: the same step twice would mean that a replay forgot to rewind."""
+        store = open_store(tmp_path)
+        put(store, 5, key="5")
+
+        with pytest.raises(AssertionError, match="step 5 does not follow 5"):
+            store.begin(5)
+        store.close()
+
+
+class TestOpening:
+    def test_a_second_writer_is_refused_at_once(self, tmp_path):
+        """It does not wait for the first one to end."""
+        store = open_store(tmp_path)
+
+        with pytest.raises(StateLockedError, match="another learner"):
+            open_store(tmp_path)
+        store.close()
+
+    def test_an_unknown_format_is_refused_by_writer_and_view(self, tmp_path):
+        """A store of a later version is left alone."""
+        store = open_store(tmp_path)
+        store.note("format", number(99))
+        store.close()
+
+        for check in (open_store, view_once):
+            with pytest.raises(StoreError, match=f"format 99, this version reads {FORMAT}: .*{ANEW}"):
+                check(tmp_path)
+
+    def test_a_file_that_is_no_store_is_refused(self, tmp_path):
+        """Garbage is named, with its path, and not overwritten."""
+        (tmp_path / FILE).write_bytes(b"garbage" * 5000)
+
+        for check in (open_store, view_once, check_whole):
+            with pytest.raises(StoreError, match=f"{tmp_path}: the store is damaged .*{ANEW}"):
+                check(tmp_path)
+        assert (tmp_path / FILE).read_bytes() == b"garbage" * 5000
+
+    def test_a_database_of_something_else_is_refused(self, tmp_path):
+        """It is left as it is."""
+        with closing(sqlite3.connect(tmp_path / FILE)) as db:
+            db.execute("CREATE TABLE meta (something INTEGER)")
+
+        for check in (open_store, view_once):
+            with pytest.raises(StoreError, match=ANEW):
+                check(tmp_path)
+
+    def test_a_store_of_the_former_format_is_refused_by_writer_and_view(self, tmp_path):
+        """Format 4 was an LMDB environment. It is not taken for a folder without a store."""
+        (tmp_path / "data.mdb").write_bytes(b"pages")
+
+        for check in (open_store, view_once):
+            with pytest.raises(StoreError, match=f"format 4, this version reads {FORMAT}: .*{ANEW}"):
+                check(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["data.mdb"]
+
+    def test_a_writer_that_lost_its_lock_file_still_keeps_others_out(self, tmp_path):
+        """SQLite's own lock is in the file: a second writer gives up, and the first goes on."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        (tmp_path / "writer.lock").unlink()
+
+        with pytest.raises(StateLockedError, match="another learner"):
+            open_store(tmp_path)
+
+        store.close()
+        store = open_store(tmp_path)
+        assert content(store) == {"key": "1"}
+        store.close()
+
+    def test_after_an_error_nothing_more_is_written(self, tmp_path):
+        """SQLite may have rolled back what came before the error, so the rest must not be committed alone."""
+        store = open_store(tmp_path)
+        put(store, 1, key="1")
+        store.flush()
+        put(store, 2, key="2")
+        store.rings["rows"].append(number(1), b"1")
+        with pytest.raises(StoreError):
+            store.rings["rows"].append(number(1), b"again")
+        store.close()
+
+        store = open_store(tmp_path)
+        assert (store.step, content(store)) == (1, {"key": "1"})
+        store.close()
+
+
+class TestView:
+    def test_is_empty_until_there_is_a_store_and_follows_one_made_anew(self, tmp_path):
+        """A server may start before the learner, and outlive a store that an operator removed."""
+        view = StoreView(tmp_path / "store")
+        seen = []
+        for value in ("first", "second"):
+            with view.read() as get:
+                seen.append(get is None)
+            store = open_store(tmp_path / "store")
+            put(store, 1, key=value)
+            store.close()
+            with view.read() as get:
+                assert get is not None
+                seen.append(get("a", b"key"))
+            (tmp_path / "store").rename(tmp_path / value)
+        view.close()
+
+        assert seen == [True, b"first", True, b"second"]
+
+    def test_a_file_without_a_first_commit_is_no_store_yet(self, tmp_path):
+        """The writer makes the file before its first commit; a view that looks between sees nothing, and no error."""
+        (tmp_path / FILE).touch()
+
+        with StoreView(tmp_path).read() as get:
+            assert get is None
+
+    def test_a_read_sees_one_moment(self, tmp_path):
+        """A flush between two lookups of one read does not show in the second."""
+        store, view = open_store(tmp_path), StoreView(tmp_path)
+        put(store, 1, one="1", other="1")
+        store.flush()
+
+        with view.read() as get:
+            seen = [get("a", b"one")]
+            put(store, 2, one="2", other="2")
+            store.flush()
+            seen.append(get("a", b"other"))
+        with view.read() as get:
+            seen.append(get("a", b"other"))
+
+        assert seen == [b"1", b"1", b"2"]
+        view.close()
+        store.close()
+
+    def test_threads_read_at_once(self, tmp_path):
+        """Each read has a connection of its own; idle ones are used again."""
+        store, view = open_store(tmp_path), StoreView(tmp_path)
+        put(store, 1, key="1")
+        store.flush()
+        together = threading.Barrier(4)
+
+        def look(_):
+            with view.read() as get:
+                together.wait(10.0)
+                return get("a", b"key")
+
+        with ThreadPoolExecutor(4) as pool:
+            seen = [list(pool.map(look, range(4))) for _ in range(5)]
+
+        assert seen == [[b"1"] * 4] * 5
+        assert len(view._idle) == 4
+        view.close()
+        store.close()
+
+
+class TestSize:
+    """The file and its write-ahead log stay within a bound (I6)."""
+
+    def test_the_file_uses_the_space_of_removed_rows_again(self, tmp_path):
+        """Ten times what is kept passes through; the file is at most twice as large as after the first part."""
+        store, sizes = open_store(tmp_path), []
+        for part in range(10):
+            store.begin(part + 1)
+            for row in range(part * 500, part * 500 + 500):
+                store.rings["rows"].append(number(row), bytes(4000))
+                store.tables["a"].insert(number(row), number(row))
+                if row >= 500:
+                    store.tables["a"].delete(number(row - 500))
+            store.end()
+            store.rings["rows"].trim(part * 500)
+            store.prune(part + 1)
+            store.flush()
+            store._db.execute("COMMIT")
+            store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            store._db.execute("BEGIN IMMEDIATE")
+            sizes.append((tmp_path / FILE).stat().st_size)
+        store.close()
+
+        assert max(sizes) < 2.5 * sizes[0]
+
+    def test_the_write_ahead_log_is_emptied_though_somebody_reads_all_the_time(self, tmp_path, monkeypatch):
+        """A reader is always in the middle of a read, as many servers would be; each read is short."""
+        monkeypatch.setattr(streamlearn.ledger.store, "WAL_MAX_BYTES", 1 << 20)
+        store, view, stop = open_store(tmp_path), StoreView(tmp_path), threading.Event()
+
+        def look():
+            while not stop.is_set():
+                with view.read() as get:
+                    get("a", b"key")
+                    time.sleep(0.005)
+
+        readers = [threading.Thread(target=look) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        sizes = []
+        for step in range(1, 41):
+            store.begin(step)
+            for row in range(step * 100, step * 100 + 100):
+                store.rings["rows"].append(number(row), bytes(4000))
+            store.end()
+            store.flush()
+            sizes.append((tmp_path / f"{FILE}-wal").stat().st_size)
+        stop.set()
+        for reader in readers:
+            reader.join()
+        view.close()
+        store.close()
+
+        assert max(sizes) <= 4 << 20, "17 MB were written"

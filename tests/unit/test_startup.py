@@ -1,0 +1,241 @@
+"""What a learner refuses to go on from, and the way out that it names; what of older versions it reads."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+
+from streamlearn.app import learner as learning
+from streamlearn.app.check import check
+from streamlearn.app.startup import check_model
+from streamlearn.app.wiring import StatePaths, make_codec
+from streamlearn.config import Config, load_config
+from streamlearn.errors import ANEW, CheckpointError, CheckpointFormatError, ConfigError
+from streamlearn.records import Array
+from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
+from streamlearn.testing import MemoryLog
+
+torch.set_num_threads(1)
+
+
+def config_in(folder: Path, **overrides: Any) -> Config:
+    settings = {
+        "state.dir": str(folder),
+        "schema.shape": [4],
+        "schema.classes": 3,
+        "model.options": {"hidden": [8]},
+        "batch.fresh": 8,
+        "batch.labelled": 4,
+        "batch.max_age_s": 3600.0,
+        "learn.threads": 1,
+        "metrics.port": 0,
+    }
+    return load_config(environ={}, overrides={**settings, **overrides})
+
+
+def more(log: MemoryLog, config: Config, count: int = 16) -> None:
+    codec, rng, begin = make_codec(config), np.random.default_rng(0), len(log.records("samples"))
+    for n in range(begin, begin + count):
+        log.append("samples", [codec.encode_sample(f"s{n}", rng.normal(size=4).astype(np.float32))])
+        log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
+
+
+def learn(config: Config, log: MemoryLog) -> Checkpoint:
+    copy = MemoryLog()
+    copy._shared = log._shared  # the same log, opened once more
+    try:
+        learning.learn(config, threading.Event(), until_end=True, opened=copy)
+    finally:
+        log._shared.closed = False
+    found = load_newest(StatePaths(config.state.dir).checkpoints)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> MemoryLog:
+    """A log of which a learner in `tmp_path` has learned all there is."""
+    made = MemoryLog()
+    made.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+    config = config_in(tmp_path)
+    more(made, config)
+    learn(config, made)
+    return made
+
+
+def write_by_hand(
+    folder: Path, checkpoint: Checkpoint, *, arrays: Mapping[str, Array], extra: Mapping[str, Any], format_: int = 1
+) -> Path:
+    """A checkpoint file as the first version wrote it: no epoch. All others are removed."""
+    for path in folder.glob("*.ckpt"):
+        path.unlink()
+    offsets = [[tp.topic, tp.partition, offset] for tp, offset in checkpoint.next_offsets.items()]
+    meta = {"step": checkpoint.step, "next_offsets": offsets, "extra": extra}
+    payload = save(
+        {name: np.asarray(array, order="C") for name, array in arrays.items()}, {"streamlearn": json.dumps(meta)}
+    )
+    path = path_of(folder, checkpoint.step)
+    path.write_bytes(b"SLCKPT\x00" + bytes([format_]) + hashlib.sha256(payload).digest() + payload)
+    return path
+
+
+class TestOtherSettings:
+    def test_are_refused_with_each_difference_and_the_way_out(self, tmp_path: Path, log: MemoryLog) -> None:
+        """By the names that the operator knows: what the checkpoint has, and what the config has."""
+        other = config_in(
+            tmp_path,
+            **{
+                "model.options": {"hidden": [16]},
+                "learn.optimizer": "sgd",
+                "schema.dtype": "uint8",
+                "schema.scale": 0.5,
+            },
+        )
+
+        with pytest.raises(ConfigError) as caught:
+            learn(other, log)
+
+        head, *lines, way_out = str(caught.value).splitlines()
+        assert re.fullmatch(r"the checkpoint of step \d+ was made with other settings:", head)
+        assert sorted(lines) == [
+            '  learn.optimizer: checkpoint "adamw" → config "sgd"',
+            "  model.options.hidden: checkpoint [8] → config [16]",
+            '  schema.dtype: checkpoint "float32" → config "uint8"',
+            "  schema.scale: checkpoint 1.0 → config 0.5",
+        ]
+        assert way_out == f"set them back; or {ANEW}"
+
+    @pytest.mark.parametrize("method", ["supervised", "ict", "pi"])
+    def test_another_method_goes_on_with_the_weights(self, tmp_path: Path, log: MemoryLog, method: str) -> None:
+        """As the runbook has it for a bad night, and back again; a checkpoint that names its method is read."""
+        before = load_newest(StatePaths(tmp_path).checkpoints)
+        assert before is not None
+        extra = {**before.extra, "identity": before.extra["identity"] | {"method": "mean_teacher"}}
+        write_by_hand(StatePaths(tmp_path).checkpoints, before, arrays=before.arrays, extra=extra)
+
+        found = [before]
+        for settings in ({"learn.method": method}, {}):
+            more(log, config_in(tmp_path))
+            found.append(learn(config_in(tmp_path, **settings), log))
+
+        names = [name for name in before.arrays if name.startswith("learner.teacher.net.")]
+        assert [c.step for c in found] == sorted({c.step for c in found})
+        for earlier, later in itertools.pairwise(found):
+            moved = max(np.abs(later.arrays[name] - earlier.arrays[name]).max() for name in names)
+            assert 0.0 < moved < 0.1, "a few steps on from the weights before"
+
+    def test_steps_that_are_still_due_are_those_of_the_settings_of_now(self, tmp_path: Path, log: MemoryLog) -> None:
+        """A checkpoint of a learner that had many of them owes none to one that wants none."""
+        before = load_newest(StatePaths(tmp_path).checkpoints)
+        assert before is not None
+        extra = before.extra | {"further_steps": 900, "idle_steps": 900}
+        write_by_hand(StatePaths(tmp_path).checkpoints, before, arrays=before.arrays, extra=extra)
+
+        assert learn(config_in(tmp_path, **{"batch.steps": 1}), log).step == before.step
+
+    def test_an_option_that_came_or_went_is_a_difference(self, tmp_path: Path, log: MemoryLog) -> None:
+        """It stands on one side only."""
+        checkpoint = load_newest(StatePaths(tmp_path).checkpoints)
+        assert checkpoint is not None
+
+        with pytest.raises(ConfigError, match=r"model\.options\.hidden: checkpoint \[8\] → config not there"):
+            check_model(config_in(tmp_path, **{"model.options": {}}), checkpoint)
+
+    def test_classes_are_compared_by_name_and_order(self, tmp_path: Path, log: MemoryLog) -> None:
+        """Two that change places would answer each other's name."""
+        with pytest.raises(
+            ConfigError, match=r'schema\.classes: checkpoint \["0", "1", "2"\] → config \["1", "0", "2"\]'
+        ):
+            learn(config_in(tmp_path, **{"schema.classes": ["1", "0", "2"]}), log)
+        with pytest.raises(ConfigError, match=r'→ config \["a", "b", "c", "d"\]'):  # all of them
+            learn(config_in(tmp_path, **{"schema.classes": ["a", "b", "c", "d"]}), log)
+
+    def test_nothing_was_touched(self, tmp_path: Path, log: MemoryLog) -> None:
+        """After the refusal the old settings go on as if nothing had been."""
+        config = config_in(tmp_path)
+        with pytest.raises(ConfigError):
+            learn(config_in(tmp_path, **{"learn.optimizer": "sgd"}), log)
+        more(log, config)
+
+        assert learn(config, log).extra["accounts"]["samples_learned"] == 32
+
+    def test_check_tells_before_anything_runs(self, tmp_path: Path) -> None:
+        """`streamlearn check` names the same differences."""
+        config = config_in(tmp_path, **{"log.kind": "embedded"})
+        learning.learn(config, threading.Event(), until_end=True)
+
+        findings = check(config_in(tmp_path, **{"learn.optimizer": "sgd"}))
+
+        assert any(f.verdict == "error" and 'learn.optimizer: checkpoint "adamw"' in f.text for f in findings)
+
+
+class TestOtherVersions:
+    def test_what_the_first_version_did_not_count_is_none(self, tmp_path: Path, log: MemoryLog) -> None:
+        """No epoch, no thinned samples, no further steps: its checkpoint is read, and learned on from."""
+        config, folder = config_in(tmp_path), StatePaths(tmp_path).checkpoints
+        saved = load_newest(folder)
+        assert saved is not None
+        accounts = {name: count for name, count in saved.extra["accounts"].items() if name != "samples_thinned"}
+        extra = {name: value for name, value in saved.extra.items() if name not in ("further_steps", "idle_steps")}
+        write_by_hand(folder, saved, arrays=saved.arrays, extra={**extra, "accounts": accounts})
+        more(log, config)
+
+        again = learn(config, log)
+
+        assert again.extra["accounts"]["samples_learned"] == 32
+        assert again.extra["accounts"]["samples_thinned"] == 0
+
+    def test_one_without_an_identity_is_refused(self, tmp_path: Path, log: MemoryLog) -> None:
+        """Nobody can say what its weights mean."""
+        config, folder = config_in(tmp_path), StatePaths(tmp_path).checkpoints
+        saved = load_newest(folder)
+        assert saved is not None
+        extra = {name: value for name, value in saved.extra.items() if name != "identity"}
+        write_by_hand(folder, saved, arrays=saved.arrays, extra=extra)
+
+        with pytest.raises(ConfigError, match=r"schema\.dtype: checkpoint not there → config"):
+            learn(config, log)
+
+    @pytest.mark.parametrize("group", ["board.gain.", "memory.", "guard."])
+    def test_one_that_lacks_what_is_kept_today_is_refused_before_anything_changes(
+        self, tmp_path: Path, log: MemoryLog, group: str
+    ) -> None:
+        """It names what is lacking, and two ways out; the file stays, whole, for the version that wrote it."""
+        config, folder = config_in(tmp_path), StatePaths(tmp_path).checkpoints
+        saved = load_newest(folder)
+        assert saved is not None
+        arrays = {name: array for name, array in saved.arrays.items() if not name.startswith(group)}
+        path = write_by_hand(folder, saved, arrays=arrays, extra=saved.extra)
+        before = path.read_bytes()
+
+        with pytest.raises(CheckpointError, match=rf"another version.* it has no {group}.*{ANEW}") as caught:
+            learn(config, log)
+
+        assert "go on with the version that saved it" in str(caught.value)
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("format_", [0, 2, 255])
+    def test_another_format_is_refused_and_not_taken_for_a_corrupt_file(
+        self, tmp_path: Path, log: MemoryLog, format_: int
+    ) -> None:
+        """Neither set aside nor passed over: an older checkpoint beside it would silently cost what came after."""
+        config, folder = config_in(tmp_path), StatePaths(tmp_path).checkpoints
+        saved = load_newest(folder)
+        assert saved is not None
+        path = write_by_hand(folder, saved, arrays=saved.arrays, extra=saved.extra, format_=format_)
+
+        with pytest.raises(CheckpointFormatError, match=f"format {format_}, .* reads format 1: go on with .* or begin"):
+            learn(config, log)
+
+        assert sorted(folder.iterdir()) == [path]
