@@ -132,7 +132,7 @@ def draw_bursts(seed: int) -> Iterator[Burst]:
 
     Every other start lives until it has flushed what it learned, so that the next has something to rewind and replay.
     The first learner of a burst dies right after its first flush, the second right after it has rewound that: the free
-    pages of the store are few then, so LMDB takes new ones at the end of the file, and frees them.
+    pages of the store are few then, so new ones are taken at the end of the file.
     """
     draw = Random(f"bursts/{seed}")
     flushed, rewound, starting = (_rounds(points, draw) for points in (FLUSHED, REWOUND, STARTING))
