@@ -1,7 +1,7 @@
 """Labels that `GET /label/wanted` asks for against as many labels at random: what the teacher knows at the end.
 
 A simulated stream, once through, in micro-batches. After a few random labels each side may ask for some samples every
-few steps, and their labels come some steps later: one side asks `WantedQueue` for what `WantedWriter` offered, the
+few steps, and their labels come some steps later: one side asks `RequestQueue` for what `RequestWriter` offered, the
 other draws from all that has come and has no label. Everything else is the same: samples and their order, initial
 weights, noise, number of labels, and when they come. Scores are of held-out samples.
 
@@ -30,9 +30,9 @@ from streamlearn.errors import ConfigError
 from streamlearn.lab.datasets import Classes, load
 from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
-from streamlearn.ledger.replay_buffer import LabelledMemory
-from streamlearn.ledger.request_queue import WantedQueue
-from streamlearn.ledger.request_writer import WantedWriter
+from streamlearn.ledger.replay_buffer import ReplayBuffer
+from streamlearn.ledger.request_queue import RequestQueue
+from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import UNLABELLED, Example, MicroBatch, Position, Schema
 
@@ -146,8 +146,8 @@ class MostWanted:
     def __init__(self, folder: Path, seed: int) -> None:
         path = folder / "wanted.sqlite"
         self._prefix = f"{seed}-"  # chance goes by the id: it must not be the same in all runs
-        self._writer = WantedWriter(path, POOL_ROWS)
-        self._queue = WantedQueue(path, per_hour=1_000_000, again_after_s=1e9)
+        self._writer = RequestWriter(path, POOL_ROWS)
+        self._queue = RequestQueue(path, per_hour=1_000_000, again_after_s=1e9)
 
     def offer(self, rows: Sequence[int], learner: Learner, data: Stream, now_s: float) -> None:
         """See `AtRandom.offer`."""
@@ -182,7 +182,7 @@ def run(data: Stream, plan: Plan, asker: Asker, seed: int) -> Result:
     """One stream, once through."""
     learner = learner_of(data, seed)
     schema = Schema(data.x.shape[1:], np.dtype(np.float32), tuple(map(str, range(data.classes))))
-    memory = LabelledMemory(POOL_ROWS, schema, seed)
+    memory = ReplayBuffer(POOL_ROWS, schema, seed)
     due: dict[int, list[int]] = defaultdict(list)
     due[0] = np.random.default_rng(seed).permutation(min(400, len(data.x)))[: plan.warm].tolist()
     warm = set(due[0])
@@ -201,7 +201,7 @@ def run(data: Stream, plan: Plan, asker: Asker, seed: int) -> Result:
     return Result(float(right.mean()), float(np.mean(recalls)), len(memory))
 
 
-def micro_batch(fresh_x: Floats, memory: LabelledMemory, schema: Schema, step: int) -> MicroBatch:
+def micro_batch(fresh_x: Floats, memory: ReplayBuffer, schema: Schema, step: int) -> MicroBatch:
     """As the pipeline forms it."""
     labelled_x, labelled_y = np.zeros((LABELLED, *schema.shape), np.float32), np.full(LABELLED, UNLABELLED, np.int64)
     trained_ids = memory.draw_into(labelled_x, labelled_y, step)

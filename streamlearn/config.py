@@ -17,7 +17,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -28,6 +27,7 @@ from pydantic import (
 
 from streamlearn.errors import ConfigError
 from streamlearn.records import Schema
+from streamlearn.section import Section
 from streamlearn.sources import explain, merged, read_layers
 
 
@@ -79,13 +79,7 @@ def _read_token(path: Path) -> str:
     return token
 
 
-class _Section(BaseModel):
-    """A table of the TOML file. Unknown keys are errors: a misspelt setting must not pass in silence."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
-
-
-class TopicsConfig(_Section):
+class TopicsConfig(Section):
     """[log.topics]: names of the topics."""
 
     samples: str = Field("samples", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
@@ -106,7 +100,7 @@ class TopicsConfig(_Section):
         return self
 
 
-class KafkaConfig(_Section):
+class KafkaConfig(Section):
     """[log.kafka]: how to reach Kafka."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
@@ -119,7 +113,7 @@ class KafkaConfig(_Section):
     """Passed to kafka-python as they are: security_protocol, sasl_mechanism, sasl_plain_username, ssl_cafile, …"""
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """[log]: where records come from."""
 
     kind: Literal["embedded", "kafka"] = "embedded"
@@ -146,7 +140,7 @@ class LogConfig(_Section):
     """A larger record is a dead letter (and 413 over HTTP)."""
 
 
-class SchemaConfig(_Section):
+class SchemaConfig(Section):
     """[schema]: what a sample is."""
 
     shape: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), min_length=1, max_length=4)
@@ -186,7 +180,7 @@ class SchemaConfig(_Section):
         return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=names, spare=spare, scale=self.scale)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """[model]: which network."""
 
     factory: ImportPath = "mlp"
@@ -211,7 +205,7 @@ class ModelConfig(_Section):
         return self.options if self.norm == "auto" else {**self.options, "norm": self.norm}
 
 
-class LearnConfig(_Section):
+class LearnConfig(Section):
     """[learn]: method, costs, optimizer, noise."""
 
     recipe: Literal["auto", "image", "table", "none"] = "auto"
@@ -350,7 +344,7 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
 """Settings of [learn] that have an effect with some values of another one alone: names, that setting, its values."""
 
 
-class BatchConfig(_Section):
+class BatchConfig(Section):
     """[batch]: how a micro-batch is formed."""
 
     fresh: int = Field(64, ge=1, le=65_536)
@@ -375,7 +369,7 @@ class BatchConfig(_Section):
     """How long the merge by time waits for a partition that is behind, before it goes on without it."""
 
 
-class LabelsConfig(_Section):
+class LabelsConfig(Section):
     """[labels]: how long samples and labels are kept."""
 
     payload_max_bytes: int = Field(1 << 30, ge=1 << 16)
@@ -407,7 +401,7 @@ class LabelsConfig(_Section):
     """When a sample that was handed out, and got no label, may be handed out again."""
 
 
-class ScoreConfig(_Section):
+class ScoreConfig(Section):
     """[score]: how the model is judged."""
 
     window: int = Field(1000, ge=10, le=1_000_000)
@@ -418,7 +412,7 @@ class ScoreConfig(_Section):
     """Bins of confidence, of equal width, for the calibration error."""
 
 
-class TwinConfig(_Section):
+class TwinConfig(Section):
     """[twin]: the label-only network beside the student, which says whether unlabelled samples help."""
 
     every: int = Field(1, ge=0, le=1000)
@@ -427,7 +421,7 @@ class TwinConfig(_Section):
     """In a simulation it answers each sample on arrival too, for the oracle's scores. `evaluate` sets it."""
 
 
-class BankConfig(_Section):
+class BankConfig(Section):
     """[bank]: which average of the student is served: the teacher's, one of another horizon, or the twin's."""
 
     serve: Literal["teacher", "elected"] = "elected"
@@ -447,7 +441,7 @@ class BankConfig(_Section):
         return tuple(sorted(value))  # in any order they are the same candidates
 
 
-class GuardConfig(_Section):
+class GuardConfig(Section):
     """[guard]: what watches over the model, and mends it."""
 
     on: bool = True
@@ -468,7 +462,7 @@ class GuardConfig(_Section):
     """Steps of a lower learning rate after a rollback; doubles when it happens again."""
 
 
-class DriftConfig(_Section):
+class DriftConfig(Section):
     """[drift]: what to do when the world changes."""
 
     reaction: Literal["alarm", "renew"] = "renew"
@@ -478,7 +472,7 @@ class DriftConfig(_Section):
     """Of the ADWIN that watches errors, at each label: smaller means fewer false alarms, and later ones."""
 
 
-class StateConfig(_Section):
+class StateConfig(Section):
     """[state]: where and how often state is saved."""
 
     dir: Path = Path("streamlearn-state")
@@ -500,7 +494,7 @@ class StateConfig(_Section):
     that is more, checkpoints are saved sooner, and learning waits for them."""
 
 
-class ServeConfig(_Section):
+class ServeConfig(Section):
     """[serve]: the HTTP side."""
 
     host: str = "127.0.0.1"
@@ -560,7 +554,7 @@ class ServeConfig(_Section):
         return [path for path in paths if path.stat().st_mode & 0o027]
 
 
-class MetricsConfig(_Section):
+class MetricsConfig(Section):
     """[metrics]: the learner's own /metrics."""
 
     host: str = "127.0.0.1"
@@ -569,7 +563,7 @@ class MetricsConfig(_Section):
     """Port of the learner's own /metrics; under `run` the servers' /metrics shows it as well. 0 takes a free one."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """[run]: the process itself."""
 
     shutdown_s: float = Field(30.0, gt=0.0, le=3600.0)
@@ -580,7 +574,7 @@ class RunConfig(_Section):
     """Least level that is printed."""
 
 
-class Config(_Section):
+class Config(Section):
     """Every setting. Immutable once built."""
 
     log: LogConfig = LogConfig()
@@ -704,7 +698,7 @@ def settings() -> dict[str, tuple[Any, str]]:
     def walk(section: type[BaseModel], prefix: str) -> None:
         for name, field in section.model_fields.items():
             key = prefix + (field.alias or name)
-            if isinstance(field.annotation, type) and issubclass(field.annotation, _Section):
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
                 walk(field.annotation, key + ".")
             else:
                 found[key] = (field.get_default(call_default_factory=True), field.description or "")

@@ -29,6 +29,11 @@ NOT_SETTINGS = (
     "STREAMLEARN_MEMORY",
 )
 """Variables of this package that are no settings: the tests' own, the file's path, and the compose file's."""
+REMOVED = {
+    "bank.least": "removed; the test behind bank.alpha needs no minimum",
+    "bank.z": "removed; use bank.alpha, the chance of a promotion between equal candidates in 10,000 labels",
+}
+"""Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
 """What it gives every pod where a Service is called streamlearn; a setting has two underscores after its table."""
 
@@ -116,8 +121,12 @@ def explain(error: ValidationError, layers: Layers) -> str:
         got = "a value that is not shown" if _SECRET.search(shown) else f"{detail['input']!r:.80}"
         value = "" if detail["type"] == "value_error" and not keys else f" (got {got}, from {source})"
         message = detail["msg"].removeprefix("Value error, ")
+        table = detail["input"] if isinstance(detail["input"], dict) else {}
+        if gone := [f"  {key}: {REMOVED[key]}" for key in (f"{shown}.{name}" for name in table) if key in REMOVED]:
+            lines += gone  # the whole table was removed
+            continue
         if detail["type"] == "extra_forbidden":
-            message = "there is no such setting"
+            message = REMOVED.get(shown, "there is no such setting")
             if source == "environment" and len(keys) == 1 and "_" in shown:
                 message += "; in a variable two underscores stand for the dot, as in STREAMLEARN_SERVE__PORT"
         elif detail["type"] == "tuple_type":

@@ -65,7 +65,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/log/base.py": "tests/contract/test_log_contract.py",
     "streamlearn/testing.py": "tests/unit/test_testing.py",
     "tests/harness/disk.py": "tests/faults/test_full_disk.py",
-    "tests/harness/nursery.py": "tests/faults/test_kills.py, tests/faults/test_fencing.py",
+    "tests/harness/fork_server.py": "tests/faults/test_kills.py, tests/faults/test_fencing.py",
     "tests/harness/producer.py": "tests/faults/test_kills.py",
     "tests/harness/report.py": "tests/faults/test_kills.py",
     "tests/harness/soak.py": "tests/faults/test_kills.py",

@@ -11,13 +11,13 @@ from streamlearn.config import Config
 from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.election import Election
 from streamlearn.judge.guard import GuardSettings
-from streamlearn.learn.batching import Batcher
+from streamlearn.learn.batching import MicroBatcher
 from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.recent import RecentSamples
 from streamlearn.ledger.ledger import Ledger
-from streamlearn.ledger.replay_buffer import LabelledMemory
-from streamlearn.ledger.request_writer import WantedWriter
+from streamlearn.ledger.replay_buffer import ReplayBuffer
+from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.feed import PREFETCH_BYTES
@@ -53,10 +53,10 @@ def make_ledger(
     )
 
 
-def make_batcher(config: Config, next_offsets: Offsets) -> Batcher:
+def make_batcher(config: Config, next_offsets: Offsets) -> MicroBatcher:
     """Cuts micro-batches from there on."""
     batch = config.batch
-    return Batcher(
+    return MicroBatcher(
         next_offsets,
         sample_topic=config.log.topics.samples,
         fresh=batch.fresh,
@@ -101,9 +101,9 @@ def recent_rows(config: Config) -> int:
     return config.schema_.build().rows_within(batch.recent_rows, MOST_RECENT_BYTES, least=batch.fresh)
 
 
-def make_memory(config: Config) -> LabelledMemory:
+def make_memory(config: Config) -> ReplayBuffer:
     """The replay buffer, empty."""
-    return LabelledMemory(memory_rows(config), config.schema_.build(), config.learn.seed)
+    return ReplayBuffer(memory_rows(config), config.schema_.build(), config.learn.seed)
 
 
 def memory_rows(config: Config) -> int:
@@ -123,7 +123,7 @@ def make_board(config: Config) -> Scoreboard:
     )
 
 
-def make_guarding(config: Config, learner: Learner, memory: LabelledMemory, board: Scoreboard) -> Guarding:
+def make_guarding(config: Config, learner: Learner, memory: ReplayBuffer, board: Scoreboard) -> Guarding:
     """Who watches over that learner."""
     settings = WatchSettings(
         guard=GuardSettings(**config.guard.model_dump()),
@@ -134,11 +134,11 @@ def make_guarding(config: Config, learner: Learner, memory: LabelledMemory, boar
     return Guarding(learner, memory, board, settings)
 
 
-def make_wanted(config: Config, paths: StatePaths) -> WantedWriter | None:
+def make_wanted(config: Config, paths: StatePaths) -> RequestWriter | None:
     """Where the samples stand whose labels would help most; None where that is off."""
     labels = config.labels
     return (
-        WantedWriter(paths.wanted, labels.wanted_rows, keep_s=labels.payload_max_age_s) if labels.wanted_rows else None
+        RequestWriter(paths.wanted, labels.wanted_rows, keep_s=labels.payload_max_age_s) if labels.wanted_rows else None
     )
 
 

@@ -24,10 +24,10 @@ from streamlearn import __version__
 from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log, stop_signals
 from streamlearn.config import Config
 from streamlearn.errors import LogError, LogUnavailableError
-from streamlearn.ledger.request_queue import WantedQueue
+from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.base import Appends, Log
-from streamlearn.log.lazy import OnFirstUse
+from streamlearn.log.lazy import LazyClient
 from streamlearn.metrics import ServerMetrics, start_http
 from streamlearn.records import NewRecord, Position
 from streamlearn.serve.api import create_app
@@ -91,7 +91,7 @@ class _LateLog:
                 ends.pop_all()
             return log
 
-        self._log = OnFirstUse[Log](make, lambda log: log.close())
+        self._log = LazyClient[Log](make, lambda log: log.close())
         self.close = self._log.close
 
     def opened(self, timeout_s: float) -> Log:
@@ -133,11 +133,11 @@ def _parts(config: Config, paths: StatePaths, log: Appends, metrics: ServerMetri
     )
 
 
-def _wanted(config: Config, paths: StatePaths) -> WantedQueue | None:
+def _wanted(config: Config, paths: StatePaths) -> RequestQueue | None:
     labels = config.labels
     if labels.wanted_rows == 0:
         return None
-    return WantedQueue(paths.wanted, per_hour=labels.wanted_per_hour, again_after_s=labels.wanted_again_after_s)
+    return RequestQueue(paths.wanted, per_hour=labels.wanted_per_hour, again_after_s=labels.wanted_again_after_s)
 
 
 def _settings(config: Config, name: str) -> ServeSettings:

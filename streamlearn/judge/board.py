@@ -7,7 +7,7 @@ from typing import Any
 
 from streamlearn.judge.gain import TwinGain
 from streamlearn.judge.prequential import Prequential
-from streamlearn.judge.traffic import Traffic
+from streamlearn.judge.selection_bias import SelectionBias
 from streamlearn.judge.window import group_of, joined
 from streamlearn.records import Array
 
@@ -42,7 +42,7 @@ class Scoreboard:
         self.oracle = Prequential(capacity, window, fading=fading, bins=bins)
         self.oracle_gain = TwinGain(window)
         self.gain = TwinGain(window)
-        self.traffic = Traffic(capacity, window)
+        self.traffic = SelectionBias(capacity, window)
 
     def name(self, classes: Sequence[str]) -> None:
         """Spare classes have names by now: all that there are, in their order."""
@@ -70,7 +70,7 @@ class Scoreboard:
         for name, part in self._parts().items():
             part.load(group_of(state, name))
 
-    def _parts(self) -> dict[str, Prequential | TwinGain | Traffic]:
+    def _parts(self) -> dict[str, Prequential | TwinGain | SelectionBias]:
         return {
             "prequential": self.prequential,
             "oracle": self.oracle,

@@ -24,7 +24,7 @@ from streamlearn.errors import ConfigError
 from streamlearn.lab.datasets import Classes, Dataset, load
 from streamlearn.lab.evaluate import fitting_tables, held_out
 from streamlearn.learn.learner import Learner
-from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.records import UNLABELLED, Example, MicroBatch, sample_key
 
 Progress = Callable[[str, int, int], None]
@@ -104,7 +104,7 @@ def evaluate_offline(
     tables["labels"] = tables.get("labels", {}) | {"memory_rows": rows}
     settings = load_config(None, overrides=tables, environ={})
     dataset = loaded.fit(settings.schema_.build())
-    learner, memory = make_learner(settings), LabelledMemory(rows, settings.schema_.build(), settings.learn.seed)
+    learner, memory = make_learner(settings), ReplayBuffer(rows, settings.schema_.build(), settings.learn.seed)
     chosen = choose_labelled(dataset.y, plan.labels, plan.seed)
     for row in chosen.tolist():
         memory.add(Example(str(row), dataset.x[row], int(dataset.y[row])))
@@ -157,9 +157,7 @@ def learning_rate_factor(done: int, total: int, *, share: float) -> float:
 class _Batches:
     """Fresh rows are all samples, labelled ones too, in another order in each epoch."""
 
-    def __init__(
-        self, dataset: Dataset, memory: LabelledMemory, plan: OfflinePlan, *, fresh: int, labelled: int
-    ) -> None:
+    def __init__(self, dataset: Dataset, memory: ReplayBuffer, plan: OfflinePlan, *, fresh: int, labelled: int) -> None:
         self._dataset, self._memory, self._plan = dataset, memory, plan
         self._fresh, self._labelled = fresh, labelled
         self.total = plan.epochs * math.ceil(len(dataset.y) / fresh)

@@ -69,7 +69,7 @@ def thin(samples: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sampl
     return learned, [samples[n] for n in sorted(passed)]
 
 
-class Batcher:
+class MicroBatcher:
     """Holds the micro-batch that is being filled: at most `fresh` samples and `max_labels` other records.
 
     Under overload it holds `wide` samples, of which at most `fresh` have a label inside.

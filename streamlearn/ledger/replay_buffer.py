@@ -65,7 +65,7 @@ class _Rows:
             self._head = 0
 
 
-class LabelledMemory:
+class ReplayBuffer:
     """At most `capacity` examples, one for each sample id. When full, the largest class loses its oldest row."""
 
     def __init__(self, capacity: int, schema: Schema, seed: int) -> None:

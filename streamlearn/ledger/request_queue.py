@@ -1,6 +1,6 @@
 """The file between learner and servers that holds the samples whose label would help, and the servers' side of it.
 
-One SQLite database in WAL mode. The learner writes what waits (`wanted.WantedWriter`), any number of servers hand out,
+One SQLite database in WAL mode. The learner writes what waits (`wanted.RequestWriter`), any number of servers hand out,
 and each hand-out is one write transaction, so no two get the same sample. A row of `samples` without a `turn` waits;
 `turn` counts hand-outs, and `turns` holds the last: the learner reads on from there, and rows of labelled samples go.
 `spent` is the budget, by the second; `taken` is how often each predicted class was handed out lately; `writer` is the
@@ -90,7 +90,7 @@ class HandedOut:
     budget_left: int
 
 
-class WantedQueue:
+class RequestQueue:
     """Hands out, for any thread of any process: no sample twice, no more than the budget, and not one class alone."""
 
     def __init__(self, path: Path, *, per_hour: int, again_after_s: float) -> None:

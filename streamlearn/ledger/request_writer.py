@@ -1,8 +1,8 @@
 """Which samples would help most if somebody labelled them: rated by the learner, handed out by the servers.
 
-`WantedWriter` is the learner's: it rates each fresh sample, keeps the best in memory, and writes the difference to the
-small file of `wanted_file` when the learner publishes. `WantedQueue` there is a server's. Nothing here changes weights,
-so nothing is in a checkpoint; a file that is damaged or away is made anew, and never stops the learner.
+`RequestWriter` belongs to the learner: it rates each fresh sample, keeps the best in memory, and writes the changes to
+the file of `request_queue` when the learner publishes. `RequestQueue` belongs to a server. Nothing here changes
+weights, so nothing is in a checkpoint. A damaged or missing file is replaced, and never stops the learner.
 
 What is asked for first. The utility u of a sample is the entropy of what teacher and student say together (query by
 committee: McCallum and Nigam 1998; Settles 2009). By itself it asks for outliers, for many samples that are alike, for
@@ -114,7 +114,7 @@ def age_of(labels: int) -> float:
     return math.log(ripe) + max(0, labels - FADING_LABELS) / FADING_LABELS
 
 
-class WantedWriter:
+class RequestWriter:
     """The learner's side, for its one thread. Holds less than twice `rows` samples; the file, `rows` that wait.
 
     No method raises because of the file. Its first failure is logged, and the next flush tries again.

@@ -29,7 +29,7 @@ import structlog
 
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError
 from streamlearn.log.base import POLL_BYTES
-from streamlearn.log.grouping import Grouping, Ticket
+from streamlearn.log.group_commit import GroupCommit, Ticket
 from streamlearn.log.partitioner import partition_of
 from streamlearn.log.sqlite import (
     BUSY_TIMEOUT_S,
@@ -91,7 +91,7 @@ class EmbeddedLog:
         self._unread_trimmed: Counter[str] = Counter()
         """Unread records trimmed since the last report, by topic."""
         self._reported_at_s: float | None = None
-        self._grouping = Grouping(self._write_group)
+        self._grouping = GroupCommit(self._write_group)
         self._asking = threading.Lock()
         self._closed = False
         try:

@@ -33,7 +33,7 @@ from streamlearn.errors import (
     RecordsUnreadableError,
 )
 from streamlearn.log.base import POLL_BYTES
-from streamlearn.log.lazy import OnFirstUse
+from streamlearn.log.lazy import LazyClient
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 
 FRAMING_BYTES = 64 << 10
@@ -173,12 +173,12 @@ class KafkaLog:
         self._max_record_bytes = max_record_bytes
         self._fetch_bytes = max(1 << 20, fetch_bytes + FRAMING_BYTES)
         self._counts: dict[str, int] = {}
-        self._producer = OnFirstUse(self._make_producer, _end_producer)
+        self._producer = LazyClient(self._make_producer, _end_producer)
         self._failing: tuple[KafkaProducer, float, int] | None = None
         """The producer that failed, when the first of its appends began that did, and how many did with none
         acknowledged between."""
-        self._admin = OnFirstUse(self._make_admin, KafkaAdminClient.close)
-        self._by_position = OnFirstUse(
+        self._admin = LazyClient(self._make_admin, KafkaAdminClient.close)
+        self._by_position = LazyClient(
             lambda timeout_s: self._make_consumer(READ_FETCH_WAIT_MS, timeout_s), _end_consumer
         )
 

@@ -12,7 +12,7 @@ from streamlearn.errors import LogError, LogUnavailableError
 ClientT = TypeVar("ClientT")
 
 
-class OnFirstUse(Generic[ClientT]):
+class LazyClient(Generic[ClientT]):
     """A client that is made when first wanted, again after `drop`, and never after `close`."""
 
     def __init__(self, make: Callable[[float], ClientT], end: Callable[[ClientT], None]) -> None:

@@ -19,7 +19,7 @@ from streamlearn.judge.drift import DriftMonitor, Source
 from streamlearn.judge.guard import Action, Factors, Guard, GuardSettings, Signals
 from streamlearn.judge.trust import Trust
 from streamlearn.learn.learner import Learner, Predictions
-from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.records import UNLABELLED, Array
 
 REACTED_TO: tuple[Source, ...] = ("inputs", "uncertainty", "error")
@@ -45,7 +45,7 @@ class WatchSettings:
 class Guarding:
     """One for each learner; used in its thread."""
 
-    def __init__(self, learner: Learner, memory: LabelledMemory, board: Scoreboard, settings: WatchSettings) -> None:
+    def __init__(self, learner: Learner, memory: ReplayBuffer, board: Scoreboard, settings: WatchSettings) -> None:
         self._learner, self._memory, self._board, self._settings = learner, memory, board, settings
         self._guard = Guard(settings.guard)
         self._drift = DriftMonitor(settings.drift_delta)

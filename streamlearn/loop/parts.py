@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.election import Election
-from streamlearn.learn.batching import Batcher, Queues
+from streamlearn.learn.batching import MicroBatcher, Queues
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.recent import RecentSamples
 from streamlearn.ledger import Arrival
 from streamlearn.ledger.ledger import Ledger
-from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.loop.accounts import Accounts
 from streamlearn.loop.guarding import Guarding
 from streamlearn.records import Array, BadRecord, Gap, Offsets, Position, Probabilities, Schema, TopicPartition
@@ -171,10 +171,10 @@ class Parts:
 
     schema: Schema
     source: Source
-    batcher: Batcher
+    batcher: MicroBatcher
     learner: Learner
     ledger: Ledger
-    memory: LabelledMemory
+    memory: ReplayBuffer
     board: Scoreboard
     guarding: Guarding
     journal: Journal

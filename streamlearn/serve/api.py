@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
-from streamlearn.serve.appender import Inlet
+from streamlearn.serve.appender import Appender
 from streamlearn.serve.batcher import Batcher
 from streamlearn.serve.bodies import Bodies
 from streamlearn.serve.edge import Edge
@@ -57,7 +57,7 @@ def create_app(parts: ServerParts, settings: ServeSettings) -> FastAPI:
     batcher: Batcher[LoadedModel] = Batcher(
         parts.predictor.current, parts.metrics, queue=settings.queue, batch=settings.batch
     )
-    inlet = Inlet(parts.log, parts.metrics, queue=settings.queue, timeout_s=settings.timeout_s)
+    inlet = Appender(parts.log, parts.metrics, queue=settings.queue, timeout_s=settings.timeout_s)
     bodies = Bodies(
         parts.codec,
         parts.metrics,

@@ -20,7 +20,7 @@ WORKERS = 8
 """Appends in flight at once: a log groups what several threads append in one moment into one sync."""
 
 
-class Inlet:
+class Appender:
     """Appends records and returns their positions once durable. Used from one event loop."""
 
     def __init__(

@@ -8,7 +8,7 @@ import structlog
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
-from streamlearn.serve.appender import Inlet
+from streamlearn.serve.appender import Appender
 from streamlearn.serve.bodies import Bodies, Item
 from streamlearn.serve.failures import RequestError
 from streamlearn.serve.parts import ServerParts, ServeSettings
@@ -20,7 +20,7 @@ _STATUSES = (408, 413, 415, 422, 429, 500, 503)
 
 
 def add_append_routes(
-    router: APIRouter, parts: ServerParts, settings: ServeSettings, *, bodies: Bodies, inlet: Inlet
+    router: APIRouter, parts: ServerParts, settings: ServeSettings, *, bodies: Bodies, inlet: Appender
 ) -> None:
     """Add the three routes."""
     most = settings.max_instances
@@ -105,7 +105,7 @@ def _holders(settings: ServeSettings) -> list[dict[str, str]]:
     ]
 
 
-async def _append(inlet: Inlet, role: str, topic: str, items: list[Item], parts: ServerParts) -> Response:
+async def _append(inlet: Appender, role: str, topic: str, items: list[Item], parts: ServerParts) -> Response:
     """Append the good items, and tell of each in the order it came."""
     records = [item.record for item in items if item.record is not None]
     if not records:

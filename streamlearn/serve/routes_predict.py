@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from streamlearn.errors import StreamlearnError
 from streamlearn.records import Array, Position, Prediction, Probabilities
-from streamlearn.serve.appender import Inlet
+from streamlearn.serve.appender import Appender
 from streamlearn.serve.batcher import Batcher
 from streamlearn.serve.bodies import Bodies, new_id
 from streamlearn.serve.failures import RequestError, from_domain, retry_later
@@ -102,7 +102,7 @@ def add_predict_route(
     *,
     bodies: Bodies,
     batcher: Batcher[LoadedModel],
-    inlet: Inlet,
+    inlet: Appender,
 ) -> None:
     """Add the route, with its own bound on how many requests may wait for a fresher teacher."""
     topics = (settings.labels_topic, settings.samples_topic)
@@ -163,7 +163,7 @@ class _Flow:
     """The steps of one prediction, from ids to the reply."""
 
     def __init__(
-        self, parts: ServerParts, settings: ServeSettings, batcher: Batcher[LoadedModel], inlet: Inlet
+        self, parts: ServerParts, settings: ServeSettings, batcher: Batcher[LoadedModel], inlet: Appender
     ) -> None:
         self._parts, self._settings, self._batcher, self._inlet = parts, settings, batcher, inlet
         self._waiters = Waiters(parts.metrics, "a fresher model", most=settings.queue)

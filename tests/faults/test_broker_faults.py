@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from harness.damage import last_step
-from harness.nursery import Nursery
+from harness.fork_server import ForkServer
 from harness.soak import write_config
 from harness.verify import read_log, verify
 from kafka import KafkaAdminClient
@@ -135,7 +135,7 @@ def cable() -> Iterator[Cable | str]:
 
 
 @pytest.fixture(scope="module")
-def all_brokers(cable: Cable | str, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def all_brokers(cable: Cable | str, nursery: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Started while the nursery imports what it must."""
     assert nursery
     try:
@@ -233,7 +233,7 @@ class Client(threading.Thread):
 class Site:
     """A learner and a server on topics of their own, and what clients were told."""
 
-    def __init__(self, folder: Path, nursery: Nursery, cluster: Cluster, name: str) -> None:
+    def __init__(self, folder: Path, nursery: ForkServer, cluster: Cluster, name: str) -> None:
         self._folder, self._nursery = folder, nursery
         self._port = free_port(LOOPBACK)
         self._settings: dict[str, Any] = {
@@ -350,13 +350,13 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
+def nursery() -> Iterator[ForkServer]:
+    with ForkServer() as nursery:
         yield nursery
 
 
 @pytest.fixture
-def site(tmp_path: Path, nursery: Nursery, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
+def site(tmp_path: Path, nursery: ForkServer, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
     """At work: clients post, the learner learns."""
     site = Site(tmp_path, nursery, cluster, f"faults-{re.sub(r'[^a-z0-9]+', '-', request.node.name)}-{os.getpid()}")
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness.damage import last_step
-from harness.nursery import Nursery
+from harness.fork_server import ForkServer
 from harness.soak import write_config
 from harness.verify import verify
 from support import until
@@ -37,7 +37,7 @@ class Room:
     """A state folder, and the learners that were started on it."""
 
     folder: Path
-    nursery: Nursery
+    nursery: ForkServer
     config: Config = field(init=False)
     sent: int = 0
 
@@ -102,14 +102,14 @@ class Room:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
+def nursery() -> Iterator[ForkServer]:
     """Starts learners without a wait for imports."""
-    with Nursery() as nursery:
+    with ForkServer() as nursery:
         yield nursery
 
 
 @pytest.fixture
-def room(tmp_path: Path, nursery: Nursery) -> Room:
+def room(tmp_path: Path, nursery: ForkServer) -> Room:
     return Room(tmp_path, nursery)
 
 

@@ -1,7 +1,7 @@
 """The short form of `make soak`: real processes, real SIGKILLs, bad disks, and nothing is lost or learned twice.
 
 Each of the kills is a SIGKILL to a real process: half of them at a named place around a durable operation, the rest at
-some time. Processes are forked from a warm one (`harness.nursery`), so a life costs a third of a second;
+some time. Processes are forked from a warm one (`harness.fork_server`), so a life costs a third of a second;
 the last learner and the one that is never killed are started by hand. Ten more are started by hand and killed while
 they start (`harness.startups`).
 """

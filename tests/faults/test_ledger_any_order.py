@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from streamlearn.ledger import Arrival, LabelState, LabelStatus
 from streamlearn.ledger.ledger import Ledger
-from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.ledger.view import LedgerView
 from streamlearn.records import RETRACTED, Array, Label, Position, Prediction, Sample, Schema
 
@@ -57,7 +57,7 @@ class Run:
     scores: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.memory = LabelledMemory(100, SCHEMA, seed=0)
+        self.memory = ReplayBuffer(100, SCHEMA, seed=0)
         self.ledger = self._open()
         self.saved: tuple[int, dict[str, Array], Counter[str]] = (0, self.memory.state(), Counter())
         self.begin()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.nursery import Nursery
+from harness.fork_server import ForkServer
 from support import finish, journaled_steps, newest_checkpoint, until, write_config
 
 PLAN = ("digits", "--passes", 3, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
@@ -20,7 +20,7 @@ KILLED_AT = (4, 9, 15)
 START_S = 90.0
 
 
-def learn(nursery: Nursery, folder: Path, *, kill_at: int | None = None) -> int:
+def learn(nursery: ForkServer, folder: Path, *, kill_at: int | None = None) -> int:
     """Learn to the end of the log, or until so many steps are in the journal; the exit code."""
     arguments = ["learn", "--until-end", "--config", str(folder / "streamlearn.toml"), *THIN]
     pid = nursery.start(arguments, folder / "learner.log")
@@ -40,7 +40,7 @@ def test_kill_9_while_thinning_changes_no_bit(tmp_path: Path) -> None:
         write_config(folder, checkpoint_every_steps=7, checkpoint_every_s=3600.0, max_age_s=3600.0, merge_wait_s=60.0)
     finish("simulate", *PLAN, "--config", killed / "streamlearn.toml")
 
-    with Nursery() as nursery:
+    with ForkServer() as nursery:
         codes = [learn(nursery, killed, kill_at=steps) for steps in KILLED_AT] + [learn(nursery, killed)]
         for name in ("log", "journal"):
             shutil.copytree(killed / "state" / name, whole / "state" / name)

@@ -30,7 +30,7 @@ from random import Random
 
 from harness.damage import REFUSED, damage, last_step
 from harness.disk import SmallDisk, may_mount
-from harness.nursery import PRODUCER, Nursery
+from harness.fork_server import PRODUCER, ForkServer
 from harness.plan import BURST, TRIM, Fault, draw_bursts, draw_faults
 from harness.report import Report
 from harness.startups import Startups
@@ -146,7 +146,7 @@ class Soak:
     def __init__(
         self,
         folder: Path,
-        nursery: Nursery,
+        nursery: ForkServer,
         report: Report,
         later: list[Fault],
         *,
@@ -541,7 +541,7 @@ def soak(
         disk = ends.enter_context(SmallDisk(folder / "killed")) if may_mount(folder) else None
         if disk is None:
             report.by["disk-cannot-be-filled"] = 1  # we may not mount one
-        nursery = ends.enter_context(Nursery())
+        nursery = ends.enter_context(ForkServer())
         faults = draw_faults(seed, broker=kafka, disk=disk is not None)
         ahead = [next(faults) for _ in range(50)]  # so far ahead there is surely one for the learner
         running = Soak(folder, nursery, report, ahead, rate=rate, broker=broker, disk=disk)

@@ -8,7 +8,7 @@ import pytest
 from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import NewRecord, Position
-from streamlearn.serve.appender import WORKERS, Inlet
+from streamlearn.serve.appender import WORKERS, Appender
 from streamlearn.serve.failures import RequestError
 
 WAIT_S = 5.0
@@ -38,7 +38,7 @@ class ScriptedLog:
 
 def run(log, play, *, queue=16, timeout_s=WAIT_S, clock=None):
     metrics = ServerMetrics(version="1")
-    inlet = Inlet(log, metrics, queue=queue, timeout_s=timeout_s, **({} if clock is None else {"clock": clock}))
+    inlet = Appender(log, metrics, queue=queue, timeout_s=timeout_s, **({} if clock is None else {"clock": clock}))
 
     async def main():
         try:

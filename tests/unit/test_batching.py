@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.learn.batching import Batcher, Draft, thin
+from streamlearn.learn.batching import Draft, MicroBatcher, thin
 from streamlearn.records import Item, Label, Position, Sample, TopicPartition
 
 S0, S1, L0 = TopicPartition("samples", 0), TopicPartition("samples", 1), TopicPartition("labels", 0)
@@ -23,9 +23,9 @@ def label(offset: int, time_s: float, sample_id: str = "x") -> Label:
     return Label(Position(*L0, offset), time_s, sample_id, 0)
 
 
-def batcher(*partitions: TopicPartition, **settings: float) -> Batcher:
+def batcher(*partitions: TopicPartition, **settings: float) -> MicroBatcher:
     chosen = {"fresh": 3, "max_labels": 4, "max_age_s": 10.0, "merge_wait_s": 1.0} | settings
-    return Batcher(dict.fromkeys(partitions, 0), sample_topic="samples", **chosen)  # type: ignore[arg-type]
+    return MicroBatcher(dict.fromkeys(partitions, 0), sample_topic="samples", **chosen)  # type: ignore[arg-type]
 
 
 def nobody(_: TopicPartition) -> bool:

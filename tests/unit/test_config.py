@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import pytest
 
-from streamlearn.config import RECIPES, LearnConfig, load_config
+from streamlearn.config import RECIPES, LearnConfig, load_config, settings
 from streamlearn.errors import ConfigError
+from streamlearn.sources import REMOVED
 
 
 def message(environ: dict[str, str] | None = None, **overrides: object) -> str:
@@ -142,8 +143,8 @@ def test_no_recipe_and_no_default_is_refused_with_any_method(method: str, recipe
     asked = {"learn.method": method, "learn.recipe": recipe, "schema.shape": [1, 8, 8]}
     copied = {f"learn.{name}": LearnConfig.model_fields[name].default for name in ("align", "gate", "temperature")}
 
-    for settings in (asked, asked | copied):
-        assert load_config(environ={}, overrides=settings).learn.method == method
+    for setting in (asked, asked | copied):
+        assert load_config(environ={}, overrides=setting).learn.method == method
 
 
 def test_a_learner_may_change_to_labels_alone_and_leave_its_other_settings() -> None:
@@ -241,3 +242,11 @@ class TestRecipe:
     def test_each_is_made_of_settings_in_their_bounds(self, recipe: str) -> None:
         """They pass by validation, which is done here."""
         LearnConfig(**RECIPES[recipe])
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_setting_is_an_error_that_names_what_to_do(key):
+    """Each is gone, and its error says what to use instead."""
+    with pytest.raises(ConfigError, match=re.escape(f"{key}: {REMOVED[key]}")):
+        load_config(overrides={key: 1}, environ={})
+    assert key not in settings()

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError
 from streamlearn.log import embedded, sqlite
 from streamlearn.log.embedded import EmbeddedLog
-from streamlearn.log.grouping import GROUP_MAX_BYTES
+from streamlearn.log.group_commit import GROUP_MAX_BYTES
 from streamlearn.log.partitioner import partition_of
 from streamlearn.records import NewRecord, Position, TopicPartition
 from streamlearn.testing import ManualClock

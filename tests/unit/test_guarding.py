@@ -11,7 +11,7 @@ import torch
 from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.guard import GuardSettings
 from streamlearn.learn.learner import Learner, Predictions
-from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.loop.guarding import Guarding, WatchSettings
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import UNLABELLED, Example, MicroBatch, Schema
@@ -31,7 +31,7 @@ class Loop:
             "keep_good_every_steps": 20, "backoff_steps": 20,
         }  # fmt: skip
         self.learner = Learner(SPEC, settings(twin_every=1, noise="none", learning_rate=0.02))
-        self.memory, self.board = LabelledMemory(100, SCHEMA, 0), Scoreboard(SCHEMA.classes, window=200)
+        self.memory, self.board = ReplayBuffer(100, SCHEMA, 0), Scoreboard(SCHEMA.classes, window=200)
         rng = np.random.default_rng(0)
         for n in range(60):
             x = (CENTRES_CF[n % 3] + rng.normal(0, 0.3, 4)).astype(np.float32)

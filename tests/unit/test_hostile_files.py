@@ -22,7 +22,7 @@ from served import FLOATS, Served, client_of, error_of
 
 import streamlearn
 from streamlearn.errors import CheckpointError, NotPublishedError, StateError, StoreError, StreamlearnError
-from streamlearn.ledger.request_queue import WantedQueue
+from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.store import FILE
 from streamlearn.ledger.view import LedgerView
 from streamlearn.metrics import ServerMetrics
@@ -138,7 +138,7 @@ class TestPickles:
         path.write_bytes(blob * 100)
 
         with pytest.raises(StoreError):
-            WantedQueue(path, per_hour=10, again_after_s=1.0).take(1, 100.0)
+            RequestQueue(path, per_hour=10, again_after_s=1.0).take(1, 100.0)
 
     def test_as_the_store_is_refused(self, tmp_path: Path, blob: bytes) -> None:
         """SQLite does not know it."""

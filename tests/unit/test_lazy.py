@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from streamlearn.errors import LogError, LogUnavailableError
-from streamlearn.log.lazy import OnFirstUse
+from streamlearn.log.lazy import LazyClient
 
 
 class Other:
@@ -24,8 +24,8 @@ class Other:
         self.made.append(timeout_s)
         return len(self.made)
 
-    def connection(self) -> OnFirstUse[int]:
-        return OnFirstUse(self.make, self.ended.append)
+    def connection(self) -> LazyClient[int]:
+        return LazyClient(self.make, self.ended.append)
 
 
 def test_nothing_is_made_before_it_is_wanted() -> None:

@@ -29,7 +29,7 @@ from streamlearn.errors import (
 from streamlearn.lab.broker import Broker, java_command
 from streamlearn.log import kafka as kafka_log
 from streamlearn.log.kafka import DELIVERY_TIMEOUT_MS, KafkaLog
-from streamlearn.log.lazy import OnFirstUse
+from streamlearn.log.lazy import LazyClient
 from streamlearn.records import NewRecord, Position, Record, TopicPartition
 
 NOWHERE = "127.0.0.1:1"
@@ -139,7 +139,7 @@ def test_errors_become_ours(error: kafka_errors.KafkaError, becomes: type[LogErr
 def test_a_producer_is_given_up_for_failures_in_a_row_alone(monkeypatch: pytest.MonkeyPatch, pause_s: float) -> None:
     """One failure, and nothing to append for an hour, is no producer that is silent for an hour; a second one is."""
     log = KafkaLog(NOWHERE, group_id="g", max_record_bytes=1 << 20)
-    made = OnFirstUse[Any](lambda _timeout_s: object(), lambda _: None)
+    made = LazyClient[Any](lambda _timeout_s: object(), lambda _: None)
     monkeypatch.setattr(log, "_producer", made)
     now_s = 1e6
     monkeypatch.setattr(kafka_log.time, "monotonic", lambda: now_s)

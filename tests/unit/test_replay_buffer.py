@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlearn.ledger.replay_buffer import LabelledMemory
+from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.records import Example, Schema
 
 SCHEMA = Schema((2,), np.dtype(np.int16), ("ant", "bee", "cat"))
@@ -23,21 +23,21 @@ def example(sample_id: str, class_index: int, value: int = 0, at_s: float | None
     return Example(sample_id, np.full(SCHEMA.shape, value, np.int16), class_index, labelled_at_s)
 
 
-def memory_of(*classes: int, capacity: int = 1000, seed: int = 7) -> LabelledMemory:
+def memory_of(*classes: int, capacity: int = 1000, seed: int = 7) -> ReplayBuffer:
     """Rows s0, s1, … of these classes; the payload of row i is i."""
-    memory = LabelledMemory(capacity, SCHEMA, seed)
+    memory = ReplayBuffer(capacity, SCHEMA, seed)
     for i, class_index in enumerate(classes):
         memory.add(example(f"s{i}", class_index, i))
     return memory
 
 
-def old(memory: LabelledMemory) -> LabelledMemory:
+def old(memory: ReplayBuffer) -> ReplayBuffer:
     """The same memory once every row was drawn for the first time."""
     memory.draw_into(np.empty((len(memory), 2), np.int16), np.empty(len(memory), np.int64), 0)
     return memory
 
 
-def draw(memory: LabelledMemory, n: int, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def draw(memory: ReplayBuffer, n: int, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Rows of a step, and whose they are: payload i is that of s<i>."""
     x_L, y_L = np.empty((n, 2), np.int16), np.empty(n, np.int64)
     memory.draw_into(x_L, y_L, step)
@@ -45,7 +45,7 @@ def draw(memory: LabelledMemory, n: int, step: int) -> tuple[np.ndarray, np.ndar
     return x_L[:rows_drawn], y_L[:rows_drawn], [f"s{value}" for value in x_L[:rows_drawn, 0].tolist()]
 
 
-def rows(memory: LabelledMemory) -> dict[str, tuple[int, int]]:
+def rows(memory: ReplayBuffer) -> dict[str, tuple[int, int]]:
     """Class and payload value of each id, oldest first."""
     state = memory.state()
     ends = state["id_offsets"].tolist()
@@ -112,7 +112,7 @@ class TestHolding:
 
     def test_rows_are_as_old_as_their_labels(self):
         """What came in last may be the oldest; of labels of one time the ids decide."""
-        memory = LabelledMemory(10, SCHEMA, 0)
+        memory = ReplayBuffer(10, SCHEMA, 0)
         for name, at_s in (("c", 5.0), ("b", 7.0), ("a", 7.0), ("late", 1.0)):
             memory.add(example(name, 0, at_s=at_s))
 
@@ -138,7 +138,7 @@ class TestHolding:
 
     def test_rows_are_allocated_as_they_are_needed(self):
         """A large capacity costs nothing while it is empty."""
-        memory = LabelledMemory(10_000_000, SCHEMA, 0)
+        memory = ReplayBuffer(10_000_000, SCHEMA, 0)
         for i in range(600):
             memory.add(example(f"s{i}", i % 3, i))
 
@@ -155,7 +155,7 @@ class TestHolding:
     def test_it_copies_what_it_is_given(self):
         """The caller may reuse its array."""
         given_example = example("s", 0, 5)
-        memory = LabelledMemory(3, SCHEMA, 0)
+        memory = ReplayBuffer(3, SCHEMA, 0)
         memory.add(given_example)
 
         given_example.x[:] = 0
@@ -203,7 +203,7 @@ class TestNewRows:
 
     def test_are_still_new_after_a_restart(self):
         """In the order in which they would have been drawn."""
-        memory, other = old(memory_of(0, 1, 2)), LabelledMemory(1000, SCHEMA, 7)
+        memory, other = old(memory_of(0, 1, 2)), ReplayBuffer(1000, SCHEMA, 7)
         memory.add(example("s7", 0, 7))
         memory.relabel("s1", 2)
 
@@ -277,7 +277,7 @@ class TestDrawing:
 
     def test_from_an_empty_memory_gives_no_rows(self):
         """No label yet is the usual beginning, not an error."""
-        x_L, y_L, ids = draw(LabelledMemory(5, SCHEMA, 0), 4, 1)
+        x_L, y_L, ids = draw(ReplayBuffer(5, SCHEMA, 0), 4, 1)
 
         assert (x_L.shape, y_L.shape, ids) == ((0, 2), (0,), [])
 
@@ -295,7 +295,7 @@ class TestSaving:
         memory.add(example("ключ-é", 1, 3))
         memory.add(example("", 0, 4))
         memory.relabel("s23", 0)
-        other = LabelledMemory(12, SCHEMA, 7)
+        other = ReplayBuffer(12, SCHEMA, 7)
 
         other.load(memory.state())
 
@@ -318,14 +318,14 @@ class TestSaving:
         """A checkpoint before the first label is a checkpoint like any other."""
         memory = memory_of(0, 1)
 
-        memory.load(LabelledMemory(5, SCHEMA, 0).state())
+        memory.load(ReplayBuffer(5, SCHEMA, 0).state())
 
         assert len(memory) == 0
         assert draw(memory, 3, 1)[2] == []
 
     def test_less_capacity_keeps_a_balanced_choice_of_the_newest(self):
         """A smaller setting after a restart drops rows as they would have been dropped."""
-        small = LabelledMemory(4, SCHEMA, 7)
+        small = ReplayBuffer(4, SCHEMA, 7)
 
         small.load(memory_of(*[0] * 6, *[1] * 2).state())
 
@@ -339,7 +339,7 @@ class TestSaving:
 @settings(max_examples=150, deadline=None)
 def test_any_history_keeps_to_capacity_and_holds_the_newest_word_on_each_id(operations, capacity):
     """Adds, corrections and relabels in any order: bounded, the newest row always held, each with its last class."""
-    memory, last = LabelledMemory(capacity, SCHEMA, 0), {}
+    memory, last = ReplayBuffer(capacity, SCHEMA, 0), {}
     for value, (name, class_index, relabel) in enumerate(operations):
         if relabel and f"s{name}" in memory:
             memory.relabel(f"s{name}", class_index)
@@ -363,7 +363,7 @@ def test_any_history_keeps_to_capacity_and_holds_the_newest_word_on_each_id(oper
 @settings(max_examples=100, deadline=None)
 def test_what_is_held_and_drawn_does_not_depend_on_the_order_in_which_it_was_told(said, order):
     """Classes and times of each id, told in two orders, other words before: once all were drawn, draws are equal."""
-    memories = [LabelledMemory(20, SCHEMA, 3) for _ in range(2)]
+    memories = [ReplayBuffer(20, SCHEMA, 3) for _ in range(2)]
     for memory in memories:
         names = list(said)
         order.shuffle(names)

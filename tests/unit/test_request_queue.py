@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from streamlearn.errors import StoreError
-from streamlearn.ledger.request_queue import TURNS_REMEMBERED, WantedQueue, connect
-from streamlearn.ledger.request_writer import WantedWriter
+from streamlearn.ledger.request_queue import TURNS_REMEMBERED, RequestQueue, connect
+from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.records import Position
 
 NOW_S = 1_000_000.5
@@ -19,7 +19,7 @@ HOUR_S = 3600.0
 
 def file_of(path, classes, *, prefix="s"):
     """A file in which samples wait, one for each predicted class that is given."""
-    writer = WantedWriter(path, 10_000)
+    writer = RequestWriter(path, 10_000)
     probs_BC = np.full((len(classes), 3), 0.2, np.float32)
     probs_BC[np.arange(len(classes)), classes] = 0.6
     positions = [Position("samples", 0, n) for n in range(len(classes))]
@@ -29,7 +29,7 @@ def file_of(path, classes, *, prefix="s"):
 
 
 def queue_of(path, *, per_hour=1000, again_after_s=86_400.0):
-    return WantedQueue(path, per_hour=per_hour, again_after_s=again_after_s)
+    return RequestQueue(path, per_hour=per_hour, again_after_s=again_after_s)
 
 
 def ids_of(given):

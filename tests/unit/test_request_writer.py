@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from streamlearn.ledger.request_queue import WantedQueue, connect
-from streamlearn.ledger.request_writer import FADING_LABELS, HANDED_PER_ROW, WantedWriter, age_of, gumbel_of, rate
+from streamlearn.ledger.request_queue import RequestQueue, connect
+from streamlearn.ledger.request_writer import FADING_LABELS, HANDED_PER_ROW, RequestWriter, age_of, gumbel_of, rate
 from streamlearn.records import Position
 
 NOW_S = 1_000_000.0
@@ -36,12 +36,12 @@ def names(prefix, n):
 
 def waiting(path, n=1000):
     """Ids that a server could hand out now."""
-    queue = WantedQueue(path, per_hour=1, again_after_s=1e9)
+    queue = RequestQueue(path, per_hour=1, again_after_s=1e9)
     return {wanted.sample_id for wanted in queue.take(n, NOW_S, peek=True).items}
 
 
 def take(path, n, now_s=NOW_S):
-    queue = WantedQueue(path, per_hour=10_000, again_after_s=50.0)
+    queue = RequestQueue(path, per_hour=10_000, again_after_s=50.0)
     return [wanted.sample_id for wanted in queue.take(n, now_s).items]
 
 
@@ -109,7 +109,7 @@ class TestRating:
 class TestKeeping:
     def test_what_is_offered_waits_after_a_flush(self, path):
         """Not before: the loop does no I/O in a step."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["a", "b"])
 
         before = waiting(path)
@@ -119,7 +119,7 @@ class TestKeeping:
 
     def test_the_unsure_are_kept_before_the_sure(self, path):
         """The pool is bounded; chance has a part, so not all."""
-        writer = WantedWriter(path, 100)
+        writer = RequestWriter(path, 100)
         offer_mixed(writer, (names("sure", 500), SURE, SURE), (names("unsure", 100), UNSURE, UNSURE))
         writer.flush()
 
@@ -130,7 +130,7 @@ class TestKeeping:
 
     def test_disagreement_is_wanted_too(self, path):
         """Two networks that are sure of different classes: one of them is wrong."""
-        writer = WantedWriter(path, 100)
+        writer = RequestWriter(path, 100)
         offer_mixed(writer, (names("same", 500), SURE, SURE), (names("torn", 100), SURE, TORN))
         writer.flush()
 
@@ -138,7 +138,7 @@ class TestKeeping:
 
     def test_some_are_kept_that_the_network_is_sure_of(self, path):
         """It may be sure and wrong: a class that it has never seen looks like one that it knows."""
-        writer = WantedWriter(path, 100)
+        writer = RequestWriter(path, 100)
         sure = [1.0, 0.0, 0.0]
         offer_mixed(writer, (names("sure", 900), sure, sure), (names("unsure", 100), UNSURE, UNSURE))
         writer.flush()
@@ -147,7 +147,7 @@ class TestKeeping:
 
     def test_every_predicted_class_is_kept(self, path):
         """A class that is predicted rarely is not crowded out by one that is unsure often."""
-        writer = WantedWriter(path, 30)
+        writer = RequestWriter(path, 30)
         offer(writer, names("common", 200), UNSURE)
         offer(writer, names("rare", 10), [0.0, 0.0, 1.0])
         writer.flush()
@@ -156,7 +156,7 @@ class TestKeeping:
 
     def test_ratings_of_before_most_labels_came_give_way(self, path):
         """An ignorant network is unsure of everything."""
-        writer = WantedWriter(path, 50)
+        writer = RequestWriter(path, 50)
         offer(writer, names("old", 50), UNSURE)
         writer.labelled(names("other", 500))
         offer(writer, names("new", 50), [0.9, 0.05, 0.05])
@@ -166,7 +166,7 @@ class TestKeeping:
 
     def test_worth_is_held_against_what_was_typical(self, path):
         """Half sure among the sure is worth more than unsure was when all were."""
-        writer = WantedWriter(path, 10_000)
+        writer = RequestWriter(path, 10_000)
         offer(writer, names("before", 300), UNSURE)
         offer(writer, names("sure", 1500), SURE)
         offer(writer, ["after"], [0.9, 0.05, 0.05])
@@ -175,7 +175,7 @@ class TestKeeping:
 
     def test_memory_is_bounded_between_two_flushes(self, path):
         """However much is offered."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
 
         sizes = []
         for step in range(50):
@@ -186,7 +186,7 @@ class TestKeeping:
 
     def test_rows_that_are_not_finite_are_passed_by(self, path):
         """A network that has diverged rates nothing."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["bad"], [np.nan, np.nan, np.nan])
         offer(writer, ["good"])
         writer.flush()
@@ -195,7 +195,7 @@ class TestKeeping:
 
     def test_no_rows_are_no_offence(self, path):
         """A step may have no fresh samples."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         writer.offer([], [], np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), 5.0)
 
         assert len(writer) == 0
@@ -205,7 +205,7 @@ class TestLeaving:
     @pytest.mark.parametrize("flushed", [False, True])
     def test_a_labelled_sample_waits_no_more(self, path, flushed):
         """Whether the file knew it already or not."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["a", "b"])
         if flushed:
             writer.flush()
@@ -217,7 +217,7 @@ class TestLeaving:
     @pytest.mark.parametrize("seen", [False, True])
     def test_a_labelled_sample_does_not_come_again_after_it_was_handed_out(self, path, seen):
         """It was labelled because it was handed out; whether the learner had noticed makes no difference."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
         take(path, 1)
@@ -230,7 +230,7 @@ class TestLeaving:
 
     def test_what_is_too_old_is_forgotten(self, path):
         """In the pool and in the file, handed out or not: its payload is gone."""
-        writer = WantedWriter(path, 10, keep_s=10.0)
+        writer = RequestWriter(path, 10, keep_s=10.0)
         offer(writer, ["handed", "old"], now_s=5.0)
         writer.flush()
         take(path, 1)
@@ -244,7 +244,7 @@ class TestLeaving:
 
     def test_what_was_handed_out_makes_room_and_is_not_offered_again(self, path):
         """A replay after a crash offers the same samples once more."""
-        writer = WantedWriter(path, 4)
+        writer = RequestWriter(path, 4)
         offer(writer, names("a", 4))
         writer.flush()
         taken = take(path, 4)
@@ -258,7 +258,7 @@ class TestLeaving:
 
     def test_hand_outs_are_seen_after_those_before_were_labelled(self, path):
         """Rows of labelled samples leave the file, and no hand-out may look like one that was seen."""
-        writer = WantedWriter(path, 4)
+        writer = RequestWriter(path, 4)
         for step in range(3):
             offer(writer, names(f"{step}-", 4))
             writer.flush()
@@ -273,7 +273,7 @@ class TestLeaving:
 
     def test_what_was_handed_out_is_remembered_within_a_bound(self, path):
         """The oldest are forgotten, in memory and in the file."""
-        writer = WantedWriter(path, 2)
+        writer = RequestWriter(path, 2)
         for step in range(3 * HANDED_PER_ROW):
             offer(writer, names(f"{step}-", 2))
             writer.flush()
@@ -290,14 +290,14 @@ class TestLeaving:
 class TestRestart:
     def test_goes_on_with_what_the_file_holds(self, path):
         """What waits, what was handed out, and how many labels there were."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         writer.labelled(names("other", 50))
         offer(writer, names("a", 6))
         writer.flush()
         taken = take(path, 2)
         writer.close()
 
-        again = WantedWriter(path, 10)
+        again = RequestWriter(path, 10)
         offer(again, [*taken, "b"])
         again.flush()
 
@@ -306,13 +306,13 @@ class TestRestart:
 
     def test_rates_as_if_there_had_been_none(self, path, tmp_path):
         """What is typical is remembered too."""
-        stopped, whole = WantedWriter(path, 10), WantedWriter(tmp_path / "whole.sqlite", 10)
+        stopped, whole = RequestWriter(path, 10), RequestWriter(tmp_path / "whole.sqlite", 10)
         for writer in (stopped, whole):
             offer(writer, names("a", 60), SURE)
             offer(writer, names("b", 250), UNSURE)
         stopped.flush()
         stopped.close()
-        stopped = WantedWriter(path, 10)
+        stopped = RequestWriter(path, 10)
         for writer in (stopped, whole):
             offer(writer, ["c"], TORN)
 
@@ -320,11 +320,11 @@ class TestRestart:
 
     def test_a_smaller_pool_keeps_the_best(self, path):
         """The setting may change between two runs."""
-        offer(writer := WantedWriter(path, 10), names("a", 10))
+        offer(writer := RequestWriter(path, 10), names("a", 10))
         writer.flush()
         writer.close()
 
-        WantedWriter(path, 3).flush()
+        RequestWriter(path, 3).flush()
 
         assert len(waiting(path)) == 3
 
@@ -335,7 +335,7 @@ class TestBadFile:
         path.write_bytes(b"not a database" * 1000)
 
         with capture_logs() as logs:
-            writer = WantedWriter(path, 10)
+            writer = RequestWriter(path, 10)
             offer(writer, ["a"])
             writer.flush()
             writer.flush()
@@ -345,7 +345,7 @@ class TestBadFile:
 
     def test_damage_while_it_is_open_loses_nothing_that_waits(self, path):
         """The pool is in memory."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
         writer._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -360,7 +360,7 @@ class TestBadFile:
 
     def test_hand_outs_of_the_new_file_are_seen(self, path):
         """They are counted from 1 again."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, names("a", 4))
         writer.flush()
         take(path, 3)
@@ -377,7 +377,7 @@ class TestBadFile:
 
     def test_a_file_that_was_deleted_is_made_anew(self, path):
         """By an operator, say, to begin again."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
         for left in path.parent.iterdir():
@@ -392,7 +392,7 @@ class TestBadFile:
         with contextlib.closing(sqlite3.connect(path)) as db:
             db.execute("PRAGMA user_version = 99")
 
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
 
@@ -400,7 +400,7 @@ class TestBadFile:
 
     def test_a_locked_file_is_written_at_the_next_flush(self, path):
         """The loop waits a moment, goes on, and says so once."""
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other, capture_logs() as logs:
             other.execute("BEGIN IMMEDIATE")
@@ -417,7 +417,7 @@ class TestBadFile:
     def test_a_folder_that_is_away_stops_nothing(self, tmp_path):
         """The file is made when it is back."""
         path = tmp_path / "away" / "wanted.sqlite"
-        writer = WantedWriter(path, 10)
+        writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
         path.parent.mkdir()

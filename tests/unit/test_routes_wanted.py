@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from served import Served, X, client_of, error_of, store
 
-from streamlearn.ledger.request_queue import WantedQueue
-from streamlearn.ledger.request_writer import WantedWriter
+from streamlearn.ledger.request_queue import RequestQueue
+from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.records import Position
 from streamlearn.serve import schemas
 from streamlearn.serve.api import create_app
@@ -17,7 +17,7 @@ from streamlearn.serve.api import create_app
 def served(tmp_path):
     """A server that hands out at most 5 samples an hour."""
     one = Served(tmp_path)
-    queue = WantedQueue(tmp_path / "wanted.sqlite", per_hour=5, again_after_s=1000.0)
+    queue = RequestQueue(tmp_path / "wanted.sqlite", per_hour=5, again_after_s=1000.0)
     one.parts = replace(one.parts, wanted=queue)
     one.app = create_app(one.parts, one.settings)
     return one
@@ -25,7 +25,7 @@ def served(tmp_path):
 
 def offer(served, *ids):
     """Let the learner offer samples."""
-    writer = WantedWriter(served.folder / "wanted.sqlite", 100)
+    writer = RequestWriter(served.folder / "wanted.sqlite", 100)
     probs_BC = np.tile(np.float32([0.2, 0.5, 0.3]), (len(ids), 1))
     writer.offer(ids, [Position("clicks", 1, n) for n in range(len(ids))], probs_BC, probs_BC, 100.0)
     writer.flush()

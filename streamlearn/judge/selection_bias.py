@@ -31,7 +31,7 @@ SAME_MODEL_STEPS = 16
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-class Traffic:
+class SelectionBias:
     """The last `window` scored labels, and the last `ARRIVALS_PER_LABEL` times as many arrivals.
 
     `classes` is C. Memory is of the order of the window; nothing is kept for each class.

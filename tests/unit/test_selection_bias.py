@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.judge.traffic import ARRIVALS_PER_LABEL, SAME_MODEL_STEPS, Traffic
+from streamlearn.judge.selection_bias import ARRIVALS_PER_LABEL, SAME_MODEL_STEPS, SelectionBias
 from streamlearn.records import Prediction
 
 SURE, DOUBTFUL, OTHER = (0.9, 0.1), (0.6, 0.4), (0.2, 0.8)
@@ -34,7 +34,7 @@ EVENTS = st.lists(
 """Micro-batches of arrivals, and labels: class, confidence, delay in seconds."""
 
 
-def feed(traffic: Traffic, events: Sequence[Event]) -> None:
+def feed(traffic: SelectionBias, events: Sequence[Event]) -> None:
     for event in events:
         if isinstance(event, list):
             traffic.arrived(batch(*event))
@@ -47,7 +47,7 @@ def feed(traffic: Traffic, events: Sequence[Event]) -> None:
 class TestLabelledShare:
     def test_is_of_labels_to_arrivals(self) -> None:
         """3 of 8 since the beginning."""
-        traffic = Traffic(2, window=4)
+        traffic = SelectionBias(2, window=4)
 
         feed(traffic, [[SURE] * 8, *[(0, 0.9, 1.0)] * 3])
 
@@ -55,7 +55,7 @@ class TestLabelledShare:
 
     def test_of_the_window_tells_that_labels_have_stopped(self) -> None:
         """More labels than the window has are counted too, and only those of the remembered arrivals' time."""
-        traffic = Traffic(2, window=4)
+        traffic = SelectionBias(2, window=4)
         arrivals = ARRIVALS_PER_LABEL * 4
 
         feed(traffic, [[SURE] * arrivals, *[(0, 0.9, 1.0)] * 20, [SURE] * (arrivals // 2)])
@@ -68,7 +68,7 @@ class TestLabelledShare:
 class TestDelay:
     def test_quantiles_are_of_the_window_of_labels(self) -> None:
         """Seconds; the last 101 of 200 labels."""
-        traffic = Traffic(2, window=101)
+        traffic = SelectionBias(2, window=101)
 
         feed(traffic, [(0, 0.9, float(delay)) for delay in range(200)])
 
@@ -78,7 +78,7 @@ class TestDelay:
 class TestSelection:
     def test_confidence_gap_is_labelled_minus_all(self) -> None:
         """Above 0 the easy samples get the labels."""
-        traffic = Traffic(2, window=4)
+        traffic = SelectionBias(2, window=4)
 
         feed(traffic, [[SURE, DOUBTFUL], (0, 0.9, 0.0)])
 
@@ -88,7 +88,7 @@ class TestSelection:
 
     def test_class_mix_distance_is_between_labelled_and_all(self) -> None:
         """Labels on class 1 alone, where it is 1 answer of 4."""
-        traffic = Traffic(2, window=4)
+        traffic = SelectionBias(2, window=4)
 
         feed(traffic, [[SURE, SURE, SURE, OTHER], (1, 0.8, 0.0)])
 
@@ -97,7 +97,7 @@ class TestSelection:
 
     def test_class_entropy_is_of_the_arrivals(self) -> None:
         """1 where all classes are answered alike often, 0 where one is answered alone."""
-        even, one = Traffic(2, window=4), Traffic(2, window=4)
+        even, one = SelectionBias(2, window=4), SelectionBias(2, window=4)
 
         feed(even, [[SURE, OTHER], (0, 0.9, 0.0)])
         feed(one, [[SURE, SURE], (1, 0.9, 0.0)])
@@ -106,7 +106,7 @@ class TestSelection:
 
     def test_arrivals_beyond_the_window_are_forgotten(self) -> None:
         """One large micro-batch may be all of it."""
-        traffic = Traffic(2, window=1)
+        traffic = SelectionBias(2, window=1)
 
         feed(traffic, [[SURE] * 25, [OTHER] * ARRIVALS_PER_LABEL])
 
@@ -120,7 +120,7 @@ class TestSameModel:
 
     def test_a_pinned_version_beside_the_newest_is_no_gap(self) -> None:
         """Clients are answered by a pinned version that is less sure, and these samples alone get labels."""
-        traffic = Traffic(2, window=100)
+        traffic = SelectionBias(2, window=100)
         for step in range(1000, 1300):
             traffic.arrived([*batch(SURE, SURE, SURE, version=step), *batch(DOUBTFUL, OTHER, version=17)])
             traffic.labelled(answer(DOUBTFUL if step % 2 else OTHER, 17), 10.0)
@@ -132,7 +132,7 @@ class TestSameModel:
 
     def test_a_model_that_has_become_surer_since_is_no_gap(self) -> None:
         """Labels come late: their samples were answered by the model of that time."""
-        traffic = Traffic(2, window=10)
+        traffic = SelectionBias(2, window=10)
         traffic.arrived(batch(*[DOUBTFUL] * 20, version=0))
         traffic.arrived(batch(*[SURE] * 20, version=SAME_MODEL_STEPS))
 
@@ -142,7 +142,7 @@ class TestSameModel:
 
     def test_each_model_weighs_as_much_as_among_the_labels(self) -> None:
         """Three labels of the sure model's, one of the other's; and one easy sample too many among the latter."""
-        traffic = Traffic(2, window=10)
+        traffic = SelectionBias(2, window=10)
         traffic.arrived(batch(SURE, SURE, SURE, OTHER, version=0))
         traffic.arrived(batch(DOUBTFUL, SURE, version=SAME_MODEL_STEPS))
         for sure in (SURE, SURE, OTHER):
@@ -156,7 +156,7 @@ class TestSameModel:
 
     def test_labels_whose_model_left_the_window_are_not_compared(self) -> None:
         """Nothing is known of how sure it was of all samples."""
-        traffic = Traffic(2, window=1)
+        traffic = SelectionBias(2, window=1)
         traffic.arrived(batch(SURE, version=0))
         traffic.arrived(batch(*[DOUBTFUL] * ARRIVALS_PER_LABEL, version=SAME_MODEL_STEPS))
 
@@ -171,7 +171,7 @@ class TestSameModel:
 class TestEdges:
     def test_nothing_has_no_numbers(self) -> None:
         """None, and a count of zero."""
-        report = Traffic(2, window=4).report()
+        report = SelectionBias(2, window=4).report()
 
         assert (report.pop("arrived"), report.pop("labelled")) == (0, 0)
         assert report.pop("labelled_share") == {"windowed": None, "cumulative": None}
@@ -180,15 +180,15 @@ class TestEdges:
 
     def test_an_empty_micro_batch_is_no_arrival(self) -> None:
         """A step of labels alone is legal."""
-        traffic = Traffic(2, window=4)
+        traffic = SelectionBias(2, window=4)
 
         traffic.arrived([])
 
-        assert traffic.report() == Traffic(2, window=4).report()
+        assert traffic.report() == SelectionBias(2, window=4).report()
 
     def test_one_class_alone_has_no_entropy(self) -> None:
         """There is nothing to choose."""
-        traffic = Traffic(1, window=4)
+        traffic = SelectionBias(1, window=4)
 
         traffic.arrived(batch((1.0,)))
 
@@ -199,7 +199,7 @@ class TestSaving:
     @given(EVENTS, st.integers(0, 20))
     def test_a_loaded_one_goes_on_as_the_saved_one(self, events: list[Event], fed: int) -> None:
         """Wherever it stopped, and all of it is JSON."""
-        traffic, other = Traffic(2, window=2), Traffic(2, window=2)
+        traffic, other = SelectionBias(2, window=2), SelectionBias(2, window=2)
         feed(traffic, events[:fed])
 
         other.load(traffic.state())
@@ -212,7 +212,7 @@ class TestSaving:
 
     def test_a_shorter_window_keeps_the_newest(self) -> None:
         """Totals are those of the whole stream."""
-        traffic, other = Traffic(2, window=8), Traffic(2, window=1)
+        traffic, other = SelectionBias(2, window=8), SelectionBias(2, window=1)
         feed(traffic, [[SURE] * 20, [OTHER] * 10, (0, 0.9, 5.0), (1, 0.9, 7.0)])
 
         other.load(traffic.state())

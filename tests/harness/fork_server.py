@@ -40,21 +40,21 @@ WARM = (
 PRODUCER = "producer"
 
 
-class Nursery:
+class ForkServer:
     """The harness's end: a process that forks others. A context manager."""
 
     def __init__(self) -> None:
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         environ = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.nursery"],
+            [sys.executable, "-m", "harness.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environ,
             text=True,
         )
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -36,7 +36,7 @@ class Ticket:
         return len(self.records) < GROUP_MAX_RECORDS and self.size_bytes + size_bytes <= GROUP_MAX_BYTES
 
 
-class Grouping:
+class GroupCommit:
     """Lets one thread write for all that wait. `write` gets a group and fills in positions, or raises a LogError."""
 
     def __init__(self, write: Callable[[list[Ticket], float], None]) -> None:

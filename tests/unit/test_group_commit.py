@@ -8,7 +8,7 @@ import time
 import pytest
 
 from streamlearn.errors import LogError, LogUnavailableError
-from streamlearn.log.grouping import GROUP_MAX_BYTES, GROUP_MAX_RECORDS, Grouping, Ticket
+from streamlearn.log.group_commit import GROUP_MAX_BYTES, GROUP_MAX_RECORDS, GroupCommit, Ticket
 from streamlearn.records import NewRecord, Position
 from streamlearn.testing import InjectedCrash
 
@@ -35,7 +35,7 @@ class Disk:
 class Submission(threading.Thread):
     """One thread's append, and what came of it."""
 
-    def __init__(self, grouping: Grouping, ticket: Ticket, timeout_s: float = 10.0) -> None:
+    def __init__(self, grouping: GroupCommit, ticket: Ticket, timeout_s: float = 10.0) -> None:
         super().__init__()
         self.grouping, self.ticket, self.timeout_s = grouping, ticket, timeout_s
         self.raised: BaseException | None = None
@@ -53,7 +53,7 @@ def ticket(size_bytes: int = 10, records: int = 1) -> Ticket:
     return Ticket("t", [(0, NewRecord(b"k", b"v"))] * records, size_bytes)
 
 
-def wait_for(grouping: Grouping, count: int) -> None:
+def wait_for(grouping: GroupCommit, count: int) -> None:
     """Until so many tickets wait."""
     deadline = time.monotonic() + 10.0
     while len(grouping._waiting) < count:
@@ -61,9 +61,9 @@ def wait_for(grouping: Grouping, count: int) -> None:
         time.sleep(0.001)
 
 
-def started(disk: Disk, tickets: list[Ticket], timeout_s: float = 10.0) -> tuple[Grouping, list[Submission]]:
+def started(disk: Disk, tickets: list[Ticket], timeout_s: float = 10.0) -> tuple[GroupCommit, list[Submission]]:
     """The first ticket being written, the others waiting."""
-    grouping = Grouping(disk.write)
+    grouping = GroupCommit(disk.write)
     submissions = [Submission(grouping, tickets[0])]
     assert disk.entered.acquire(timeout=10.0)
     for number, one in enumerate(tickets[1:], start=1):
