@@ -41,7 +41,7 @@ RICH = {
     "BATCH__STEPS": "3",
     "BATCH__RECENT_ROWS": "300",
     "BANK__DECAYS": "[0.9, 0.999]",
-    "BANK__Z": "0.3",
+    "BANK__ALPHA": "1.0",
     "LEARN__MIXUP_BETA": "0.5",
     "LEARN__RAMPUP_LABELS": "50",
 }

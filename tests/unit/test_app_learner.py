@@ -846,7 +846,7 @@ class TestErasure:
             held = b"".join(saved.arrays[name].tobytes() for name in ("memory.x", "recent.x"))
             assert [payload in held for payload in payloads.values()] == [False, False, True]
             assert np.full(4, 99, np.float32).tobytes() not in held
-            assert checkpoint.extra["accounts"]["samples_duplicate_id"] == 1
+            assert saved.extra["accounts"]["samples_duplicate_id"] == 1
         assert again.step == second.step
         for name, array in second.arrays.items():
             np.testing.assert_array_equal(again.arrays[name], array, err_msg=name)

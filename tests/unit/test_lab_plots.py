@@ -73,5 +73,5 @@ def test_without_matplotlib_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     """And how to do without."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
-    with pytest.raises(ConfigError, match=r"pip install 'streamlearn\[plot\]'.*--no-plot"):
+    with pytest.raises(ConfigError, match=r"pip install 'streamlearn\[lab\]'.*--no-plot"):
         check_can_plot()
