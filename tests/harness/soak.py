@@ -271,11 +271,13 @@ class Soak:
 
     def _damage_store(self, kind: str) -> bool:
         """A learner must refuse it, and name the way out, which is taken then; or nobody uses that page."""
-        data, kept, output = self._paths.store / FILE, self._folder / "kept.sqlite3", self._folder / "learner.log"
-        if not data.exists():
+        backup, output = self._folder / "store-backup", self._folder / "learner.log"
+        if not (self._paths.store / FILE).exists():
             return False
-        shutil.copyfile(data, kept)
-        damage(self._paths, kind, self._draw)
+        shutil.copytree(self._paths.store, backup)  # the whole folder: much of the content may be in the WAL
+        if not damage(self._paths, kind, self._draw):
+            shutil.rmtree(backup)
+            return False
         told_from = output.stat().st_size
         self._learner = self._start_learner([])
         while self._learner.poll() is None and not self._look_for_a_step():
@@ -286,12 +288,14 @@ class Soak:
         if (code := self._learner.poll()) is None:
             self._report.by[f"{kind}-unused"] += 1
             self._kill(self._learner)
+            shutil.rmtree(backup)
             return True
         told = output.read_bytes()[told_from:].decode(errors="replace")
         if code != STATE_BAD or "begin anew" not in told:
             msg = f"{kind}: the learner ended with {code}, and named no way out: {told[-2000:]}"
             raise SoakError(msg)
-        shutil.copyfile(kept, data)
+        shutil.rmtree(self._paths.store)
+        backup.rename(self._paths.store)
         return True
 
     def _fill_disk(self, for_s: float, later: list[Fault]) -> None:
