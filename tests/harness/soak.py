@@ -295,7 +295,7 @@ class Soak:
             msg = f"{kind}: the learner ended with {code}, and named no way out: {told[-2000:]}"
             raise SoakError(msg)
         shutil.rmtree(self._paths.store)
-        backup.rename(self._paths.store)
+        shutil.move(backup, self._paths.store)  # the store may lie on a disk of its own
         return True
 
     def _fill_disk(self, for_s: float, later: list[Fault]) -> None:
