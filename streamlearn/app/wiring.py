@@ -110,8 +110,7 @@ def open_log(config: Config) -> Log:
         )
     return EmbeddedLog(
         StatePaths(config.state.dir).log,
-        max_age_s=config.log.embedded_max_age_s,
-        max_bytes=config.log.embedded_max_bytes,
+        max_bytes=config.log.max_bytes,
         max_record_bytes=MOST_RECORD_BYTES,
     )
 
@@ -130,8 +129,8 @@ def make_topics(log: Log, config: Config) -> None:
     topics = config.log.topics
     wanted = {topics.samples: config.log.partitions, topics.labels: config.log.partitions, topics.dead_letters: 1}
     missing = {topic: count for topic, count in wanted.items() if log.partition_count(topic) == 0}
-    if missing and not config.log.create_topics:
-        msg = f"topics are missing: {', '.join(missing)}; create them, or set log.create_topics = true"
+    if missing and config.log.partitions == 0:
+        msg = f"topics are missing: {', '.join(missing)}; create them, or set log.partitions to at least 1"
         raise ConfigError(msg)
     if missing:
         sides = {topics.samples, topics.labels} - missing.keys()

@@ -44,6 +44,8 @@ from streamlearn.log.sqlite import (
 )
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 
+MAX_AGE_S = 30 * 86400.0
+"""Older records are removed once the learner has read them and saved a checkpoint past them."""
 ROW_OVERHEAD_BYTES = 64
 TRIM_CHUNK_RECORDS = 2048
 TRIM_MAX_CHUNKS = 4
@@ -68,8 +70,8 @@ class EmbeddedLog:
         self,
         path: Path,
         *,
-        max_age_s: float,
         max_bytes: int,
+        max_age_s: float = MAX_AGE_S,
         clock: Callable[[], float] = time.time,
         max_record_bytes: int = 64 << 20,
     ) -> None:

@@ -312,7 +312,7 @@ class KafkaLog:
     def _check_topic(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
         partitions = self._count(topic, timeout_s)
         if not partitions:
-            msg = f"no topic {topic} at {','.join(self._servers)}: create it, or set log.create_topics"
+            msg = f"no topic {topic} at {','.join(self._servers)}: create it, or set log.partitions"
             raise LogError(msg)
         return partitions
 

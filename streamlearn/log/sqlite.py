@@ -44,7 +44,7 @@ _HELD = "another process holds it for too long; see which one with lsof or fuser
 _ADVICE = {
     sqlite3.SQLITE_BUSY: _HELD,
     sqlite3.SQLITE_LOCKED: _HELD,
-    sqlite3.SQLITE_FULL: "the disk is full; free some space or lower log.embedded_max_bytes",
+    sqlite3.SQLITE_FULL: "the disk is full; free some space or lower log.max_bytes",
     sqlite3.SQLITE_IOERR: "the disk failed or is full; free some space and see the kernel's messages",
     sqlite3.SQLITE_READONLY: "it may not be written; see the owner and mode of the file and its folder",
     sqlite3.SQLITE_CANTOPEN: "it could not be opened; see the owner and mode of its folder",

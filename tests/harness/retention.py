@@ -80,7 +80,7 @@ def _take(config: Config, before_s: float, ends: Offsets) -> Offsets:
         log = EmbeddedLog(
             StatePaths(config.state.dir).log,
             max_age_s=_MAX_AGE_S,
-            max_bytes=config.log.embedded_max_bytes,
+            max_bytes=config.log.max_bytes,
             max_record_bytes=MOST_RECORD_BYTES,
             clock=lambda: before_s + _MAX_AGE_S,
         )

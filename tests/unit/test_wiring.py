@@ -65,7 +65,7 @@ class TestTopics:
         log = MemoryLog()
         log.create_topics({"samples": 2, "labels": 2, "dead-letters": 5})
 
-        make_topics(log, config(**{"log.create_topics": False}))
+        make_topics(log, config(**{"log.partitions": 0}))
 
         assert counts(log) == [2, 2, 5]
 
@@ -74,8 +74,8 @@ class TestTopics:
         log = MemoryLog()
         log.create_topics({"samples": 1})
 
-        with pytest.raises(ConfigError, match=r"missing: labels, dead-letters; .*log\.create_topics"):
-            make_topics(log, config(**{"log.create_topics": False}))
+        with pytest.raises(ConfigError, match=r"missing: labels, dead-letters; .*log\.partitions"):
+            make_topics(log, config(**{"log.partitions": 0}))
 
         assert counts(log) == [1, 0, 0]
 
