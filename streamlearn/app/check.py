@@ -22,7 +22,7 @@ from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.learn.build import find_device
 from streamlearn.learn.learner import Learner
 from streamlearn.log.base import Log
-from streamlearn.log.embedded import MAX_AGE_S
+from streamlearn.log.retention import MAX_AGE_S
 from streamlearn.metrics import LearnerMetrics
 from streamlearn.models.build import build
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in

@@ -89,13 +89,14 @@ class TestTopics:
 
 
 class TestLog:
-    def test_an_embedded_log_exists_once_it_was_opened(self, tmp_path: Path) -> None:
-        """To ask creates nothing."""
+    def test_an_embedded_log_exists_after_its_first_use(self, tmp_path: Path) -> None:
+        """Neither the check nor opening it creates the file."""
         settings = config(**{"state.dir": str(tmp_path / "state")})
 
         assert not log_exists(settings)
-        assert list(tmp_path.iterdir()) == []
         log = open_log(settings)
+        assert list(tmp_path.iterdir()) == []
+        assert log.partition_count("samples") == 0
         log.close()
 
         assert isinstance(log, EmbeddedLog)
