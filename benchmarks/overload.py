@@ -2,7 +2,7 @@
 
 Fashion-MNIST by a conv net on an embedded log, 1 % of it labelled. First the learner's own speed, on a log with more in
 it than it can learn. Then this process sends ten times as many samples a second to a learner of each policy: `keep`
-must lag without growing, `thin` must hold its lag near `log.thin_above_records` (twenty seconds of its own speed; in
+must lag without growing, `thin` must hold its lag near `log.shed_above_records` (twenty seconds of its own speed; in
 the time of one step ten times as many samples come as it learns) and pass no label by. Growth of memory is the slope
 after the first third, times what is left; stores and rings are so small that they are full by then.
 """
@@ -36,7 +36,7 @@ SMALL = {
     "labels.payload_max_bytes": 16 << 20,
     "labels.max_ids": 20_000,
     "labels.wanted_rows": 0,
-    "log.embedded_max_bytes": 8 << 30,
+    "log.max_bytes": 8 << 30,
     "state.checkpoint_every_s": 5.0,
 }
 WIDTHS = "model.options={ widths = [48, 96, 192] }"
@@ -123,7 +123,8 @@ def speed(folder: Path, seconds: float) -> float:
 def overload(folder: Path, policy: str, bound: int, rate: float, seconds: float) -> Run:
     """Send at that rate for so long, and look; at the end, with `thin`, wait for the last label."""
     looks: list[Look] = []
-    with learner(folder, log__overload=policy, log__thin_above_records=bound) as (config, sender, pid):
+    settings = {"log__shed_above_records": bound} if policy == "thin" else {}
+    with learner(folder, **settings) as (config, sender, pid):
         began, first, told = time.monotonic(), sender.samples, 0.0
         while (spent := time.monotonic() - began) < seconds:
             sender.send(int(rate / APPENDS_PER_S))
@@ -174,7 +175,7 @@ def main() -> None:
             }
             if policy == "thin":
                 found["thin_labels_not_learned"] = run.labels_sent - run.said["ledger"]["trained"]
-    figures(seconds=seconds, learner_samples_per_s=round(own), thin_above_records=bound, **found)
+    figures(seconds=seconds, learner_samples_per_s=round(own), shed_above_records=bound, **found)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from streamlearn.errors import ConfigError
+from streamlearn.log.settings import LogConfig
 from streamlearn.records import Schema
 from streamlearn.section import Section
 from streamlearn.sources import explain, merged, read_layers
@@ -77,67 +78,6 @@ def _read_token(path: Path) -> str:
         msg = f"{path}: wanted one line of at most {MAX_TOKEN_BYTES} bytes"
         raise ValueError(msg)
     return token
-
-
-class TopicsConfig(Section):
-    """[log.topics]: names of the topics."""
-
-    samples: str = Field("samples", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
-    """Topic of samples, keyed by sample id."""
-    labels: str = Field("labels", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
-    """Topic of labels, keyed by sample id, with as many partitions as samples."""
-    dead_letters: str = Field("dead-letters", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
-    """Topic of records that could not be read, with the reason in their headers."""
-
-    @model_validator(mode="after")
-    def _check(self) -> TopicsConfig:
-        if len({self.samples, self.labels, self.dead_letters}) < 3:
-            msg = (
-                f"samples = {self.samples!r}, labels = {self.labels!r} and dead_letters = {self.dead_letters!r} must be"
-                " three topics: what is in one would be read as the other"
-            )
-            raise ValueError(msg)
-        return self
-
-
-class KafkaConfig(Section):
-    """[log.kafka]: how to reach Kafka."""
-
-    bootstrap_servers: str = "127.0.0.1:9092"
-    """Comma-separated host:port."""
-    group_id: str = Field("streamlearn", min_length=1)
-    """Offsets are committed to this group for lag dashboards only; no group is joined."""
-    replication_factor: int = Field(1, ge=1, le=10)
-    """Of topics created here."""
-    options: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Passed to kafka-python as they are: security_protocol, sasl_mechanism, sasl_plain_username, ssl_cafile, …"""
-
-
-class LogConfig(Section):
-    """[log]: where records come from."""
-
-    kind: Literal["embedded", "kafka"] = "embedded"
-    """Where records come from: a log on this disk, or Kafka."""
-    topics: TopicsConfig = TopicsConfig()
-    kafka: KafkaConfig = KafkaConfig()
-    partitions: int = Field(1, ge=1, le=1024)
-    """Of samples and of labels, where they are created here."""
-    create_topics: bool = True
-    """Create missing topics. Off: a missing topic is an error."""
-    start: Literal["earliest", "latest"] = "earliest"
-    """Where a learner without a checkpoint begins."""
-    on_trimmed: Literal["stop", "skip"] = "stop"
-    """When the checkpoint's offset has left the log: stop, or go on at the oldest record and count the gap."""
-    overload: Literal["keep", "thin"] = "keep"
-    """Samples come faster than they are learned: let them wait, or pass by those without a label, evenly."""
-    thin_above_records: int = Field(10_000, ge=1)
-    """Samples that wait in the log, above which `thin` passes some by."""
-    embedded_max_age_s: float = Field(30 * 86400.0, ge=1.0)
-    """Embedded log: older records are trimmed once the learner has read them, and its checkpoint is past them."""
-    embedded_max_bytes: int = Field(4 << 30, ge=1 << 20)
-    """Embedded log: past this size the oldest records of a topic are trimmed, those the learner has read first."""
-    max_record_bytes: int = Field(4 << 20, ge=64, le=64 << 20)
-    """A larger record is a dead letter (and 413 over HTTP)."""
 
 
 class SchemaConfig(Section):

@@ -32,6 +32,11 @@ NOT_SETTINGS = (
 REMOVED = {
     "bank.least": "removed; the test behind bank.alpha needs no minimum",
     "bank.z": "removed; use bank.alpha, the chance of a promotion between equal candidates in 10,000 labels",
+    "log.create_topics": "removed; log.partitions = 0 creates no topics",
+    "log.embedded_max_age_s": "removed; records that were learned are kept for 30 days, within log.max_bytes",
+    "log.embedded_max_bytes": "renamed log.max_bytes",
+    "log.overload": "removed; set log.shed_above_records for load shedding, leave it out to let samples wait",
+    "log.thin_above_records": "renamed log.shed_above_records",
 }
 """Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")

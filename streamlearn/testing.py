@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
-from streamlearn.log.base import POLL_BYTES
+from streamlearn.log.base import MAX_RECORD_BYTES, POLL_BYTES, check_record
 from streamlearn.log.partitioner import partition_of
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 from streamlearn.state.files import Chunk, Files
@@ -113,7 +113,7 @@ class _Shared:
 class MemoryLog:
     """`Log` in memory, for the threads of one process. Nothing but a reader's `poll` ever waits."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time, max_record_bytes: int = 64 << 20) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.time, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
         self.committed: Offsets = {}
         """What `commit` was told."""
         self._clock = clock
@@ -173,21 +173,13 @@ class MemoryLog:
             fault = self._shared.enter("append")
             self._shared.partition(TopicPartition(topic, 0))
             for record in records:
-                self._check(topic, record)
+                size_bytes = len(record.key or b"") + len(record.value or b"")
+                check_record(topic, record, size_bytes, self._max_record_bytes)
             positions = [self._append(topic, record) for record in records]
             self._shared.changed.notify_all()
             if fault is not None:
                 raise fault.error
             return positions
-
-    def _check(self, topic: str, record: NewRecord) -> None:
-        if record.key is None and record.value is None:
-            msg = f"{topic}: a record needs a key or a value"
-            raise LogError(msg)
-        size_bytes = len(record.key or b"") + len(record.value or b"")
-        if size_bytes > self._max_record_bytes:
-            msg = f"{topic}: a record of {size_bytes} bytes, at most {self._max_record_bytes} are taken"
-            raise LogError(msg)
 
     def _append(self, topic: str, record: NewRecord) -> Position:
         partitions = self._shared.topics[topic]
@@ -249,13 +241,13 @@ class MemoryReader:
         self._turn = 0
         self._closed = False
 
-    def poll(self, wanted: Collection[TopicPartition], max_records: int, timeout_s: float) -> list[Record]:
+    def poll(self, partitions: Collection[TopicPartition], max_records: int, timeout_s: float) -> list[Record]:
         """See `Reader.poll`."""
         deadline = time.monotonic() + timeout_s
         with self._shared.changed:
             self._shared.enter("poll")
             while not self._closed and not self._shared.closed:
-                records = self._take(wanted, max_records)
+                records = self._take(partitions, max_records)
                 left_s = deadline - time.monotonic()
                 if records or left_s <= 0:
                     return records
@@ -263,8 +255,8 @@ class MemoryReader:
         msg = "the log is closed"
         raise LogError(msg)
 
-    def _take(self, wanted: Collection[TopicPartition], max_records: int) -> list[Record]:
-        order = sorted(wanted)
+    def _take(self, partitions: Collection[TopicPartition], max_records: int) -> list[Record]:
+        order = sorted(partitions)
         self._turn += 1
         order = order[self._turn % len(order) :] + order[: self._turn % len(order)] if order else order
         taken: list[Record] = []

@@ -20,7 +20,8 @@ import orjson
 from PIL import Image
 
 from streamlearn.errors import REASONS, RecordError
-from streamlearn.log.codec import Codec, dead_letter, read_dead_letter
+from streamlearn.log.codec import Codec
+from streamlearn.log.dead_letters import dead_letter, read_dead_letter
 from streamlearn.records import UNLABELLED, Headers, NewRecord, Position, Prediction, Record, Schema
 
 Kind = Literal["sample", "label"]

@@ -22,7 +22,8 @@ from streamlearn.app.wiring import StatePaths
 from streamlearn.config import Config
 from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError, RecordError, RecordsUnreadableError
 from streamlearn.log.base import Log
-from streamlearn.log.codec import Codec, dead_letter
+from streamlearn.log.codec import Codec
+from streamlearn.log.dead_letters import dead_letter
 from streamlearn.records import Array, BadRecord, NewRecord, Offsets, Position
 from streamlearn.state.checkpoint import Checkpoint, Saver, steps_in
 from streamlearn.state.fence import Fence

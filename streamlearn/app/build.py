@@ -154,5 +154,5 @@ def make_cadence(config: Config) -> Cadence:
         checkpoint_every_steps=state.checkpoint_every_steps,
         steps=batch.steps,
         idle_steps=batch.idle_steps,
-        thin_above=config.log.thin_above_records if config.log.overload == "thin" else None,
+        thin_above=config.log.shed_above_records,
     )

@@ -22,6 +22,7 @@ from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.learn.build import find_device
 from streamlearn.learn.learner import Learner
 from streamlearn.log.base import Log
+from streamlearn.log.retention import MAX_AGE_S
 from streamlearn.metrics import LearnerMetrics
 from streamlearn.models.build import build
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
@@ -120,10 +121,10 @@ def _topics(config: Config, log: Log) -> Iterator[Finding]:
             ends, begins = log.end_offsets(name), log.beginning_offsets(name)
             held = sum(ends[tp] - begins[tp] for tp in ends)
             yield Finding("ok", f"topic {name}", f"{count} partitions, {held:,} records")
-        elif config.log.create_topics:
+        elif config.log.partitions:
             yield Finding("ok", f"topic {name}", "missing; will be created")
         else:
-            yield Finding("error", f"topic {name}", "missing, and log.create_topics is off")
+            yield Finding("error", f"topic {name}", "missing, and log.partitions = 0 creates none")
     if counts[topics.samples] and counts[topics.labels] and counts[topics.samples] != counts[topics.labels]:
         text = "samples and labels must have as many partitions: a label must be in the same one as its sample"
         yield Finding("error", "topics", text)
@@ -137,9 +138,9 @@ def _record_size(config: Config) -> Iterator[Finding]:
 
 
 def _retention(config: Config) -> Iterator[Finding]:
-    if config.log.kind == "embedded" and config.log.embedded_max_age_s < config.labels.horizon_s:
+    if config.log.kind == "embedded" and config.labels.horizon_s > MAX_AGE_S:
         text = (
-            f"the log keeps {config.log.embedded_max_age_s / 86400:.3g} days, labels are awaited for "
+            f"the log keeps {MAX_AGE_S / 86400:.3g} days, labels are awaited for "
             f"{config.labels.horizon_s / 86400:.3g}: later ones cannot be replayed or read back from the log"
         )
         yield Finding("warning", "retention", text)
@@ -180,7 +181,7 @@ def _state(config: Config) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     bound = config.labels.payload_max_bytes + config.state.journal_max_bytes + config.labels.max_ids * _ID_BYTES
     if config.log.kind == "embedded":
-        bound += 3 * config.log.embedded_max_bytes
+        bound += 3 * config.log.max_bytes
     verdict: Literal["ok", "warning"] = "ok" if free > bound else "warning"
     yield Finding(
         verdict, "disk", f"{free / 2**30:.1f} GiB free; logs, store and journal may grow to {bound / 2**30:.1f}"

@@ -48,9 +48,9 @@ def learner_parts(config: Config, learner: Learner) -> list[Part]:
     student, teacher = (_starting_with(networks, name) for name in ("student.", "teacher."))
     gradients = student + _starting_with(networks, "twin.student.")
     rows = batch.fresh + batch.labelled
-    memory, recent, partitions = memory_rows(config), recent_rows(config), config.log.partitions
+    memory, recent, partitions = memory_rows(config), recent_rows(config), max(1, config.log.partitions)
     queued = schema.rows_within(batch.prefetch_records, PREFETCH_BYTES // partitions)
-    waiting = schema.rows_within(batch.prefetch_records, PREFETCH_BYTES) if config.log.overload == "thin" else 0
+    waiting = schema.rows_within(batch.prefetch_records, PREFETCH_BYTES) if config.log.shed_above_records else 0
     saved = sum(networks.values()) + 2 * teacher + (memory + recent) * schema.nbytes
     return [
         Part("Python and torch", _LEARNER_BYTES),

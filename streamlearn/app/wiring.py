@@ -91,29 +91,15 @@ class StatePaths:
 
 
 THREAD_DIED = 70
-MOST_RECORD_BYTES = 64 << 20
-"""What may be appended. More than `log.max_record_bytes`: a record too large to be read can be dead-lettered."""
 
 
 def open_log(config: Config) -> Log:
-    """The log that the config names. An embedded one is created; Kafka is asked at the first use."""
+    """Return the log that the config names. The first use connects, or creates an embedded one."""
     if config.log.kind == "kafka":
-        from streamlearn.log.kafka import KafkaLog  # noqa: PLC0415  kafka-python takes .2 s, needed here alone
+        from streamlearn.log.kafka import KafkaLog  # noqa: PLC0415  importing kafka-python takes 0.2 s
 
-        return KafkaLog(
-            config.log.kafka.bootstrap_servers,
-            group_id=config.log.kafka.group_id,
-            replication_factor=config.log.kafka.replication_factor,
-            options=config.log.kafka.options,
-            max_record_bytes=MOST_RECORD_BYTES,
-            fetch_bytes=config.log.max_record_bytes,
-        )
-    return EmbeddedLog(
-        StatePaths(config.state.dir).log,
-        max_age_s=config.log.embedded_max_age_s,
-        max_bytes=config.log.embedded_max_bytes,
-        max_record_bytes=MOST_RECORD_BYTES,
-    )
+        return KafkaLog(config.log.kafka, fetch_bytes=config.log.max_record_bytes)
+    return EmbeddedLog(StatePaths(config.state.dir).log, max_bytes=config.log.max_bytes)
 
 
 def log_exists(config: Config) -> bool:
@@ -130,8 +116,8 @@ def make_topics(log: Log, config: Config) -> None:
     topics = config.log.topics
     wanted = {topics.samples: config.log.partitions, topics.labels: config.log.partitions, topics.dead_letters: 1}
     missing = {topic: count for topic, count in wanted.items() if log.partition_count(topic) == 0}
-    if missing and not config.log.create_topics:
-        msg = f"topics are missing: {', '.join(missing)}; create them, or set log.create_topics = true"
+    if missing and config.log.partitions == 0:
+        msg = f"topics are missing: {', '.join(missing)}; create them, or set log.partitions to at least 1"
         raise ConfigError(msg)
     if missing:
         sides = {topics.samples, topics.labels} - missing.keys()

@@ -200,7 +200,7 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
     tables["batch"] = tables.get("batch", {}) | {"max_age_s": 3600.0, "merge_wait_s": 60.0}
     tables["log"] = {
         "kind": "embedded",
-        "embedded_max_bytes": max(size_bytes, 1 << 20),
+        "max_bytes": max(size_bytes, 1 << 20),
         "max_record_bytes": config.log.max_record_bytes,
     }
     tables["labels"] = tables.get("labels", {}) | {"wanted_rows": 0}

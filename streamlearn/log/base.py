@@ -1,7 +1,7 @@
-"""What a log is, in Kafka's own vocabulary. `kafka` and `embedded` obey it; one contract suite holds both to it.
+"""The log interface, in Kafka's vocabulary. `kafka` and `embedded` implement it; one contract suite tests both.
 
-A topic has partitions, a partition is a sequence of records at offsets that grow by one from `beginning` to `end`.
-`next_offset` is the offset to read next: it is what is saved, committed and compared.
+A topic has partitions. A partition is a sequence of records at increasing offsets, from `beginning` to `end`.
+`next_offset` is the offset to read next; it is what is saved, committed and compared.
 """
 
 from __future__ import annotations
@@ -9,64 +9,70 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+from streamlearn.errors import LogError
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 
 POLL_BYTES = 16 << 20
-"""A poll ends with the record by which its keys and values reach this size, so it always returns one where there is
-one."""
+"""A poll ends with the record whose key and value bring it to this size, so it returns at least one."""
+MAX_RECORD_BYTES = 64 << 20
+"""Limit of an append. It is above `log.max_record_bytes`, so that a record too large to decode can be dead-lettered."""
 
 
 class Reader(Protocol):
     """Reads some partitions forward from given offsets. Used by one thread. It never commits and joins no group."""
 
-    def poll(self, wanted: Collection[TopicPartition], max_records: int, timeout_s: float) -> list[Record]:
-        """Records of the wanted partitions, in offset order within each; empty after `timeout_s` without any.
+    def poll(self, partitions: Collection[TopicPartition], max_records: int, timeout_s: float) -> list[Record]:
+        """Return records of these partitions, in offset order within each; empty after `timeout_s` without any.
 
-        At most `max_records`, and about `POLL_BYTES`. Partitions that are not wanted now keep their place.
+        At most `max_records`, and about `POLL_BYTES`. The other partitions of the reader keep their next offset.
 
         Raises:
-            OffsetOutOfRangeError: the next offset of a partition was trimmed (or never written).
-            LogUnavailableError: the log is away; the same call may be made again.
+            OffsetOutOfRangeError: the next offset of a partition was trimmed, or never written.
+            LogUnavailableError: the log is away; repeat the call.
         """
         ...
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Read `offset` next."""
+        """Read `offset` of this partition next."""
         ...
 
     def next_offsets(self) -> Offsets:
-        """The offset that each partition reads next."""
+        """Return the offset that each partition reads next: one past the last record that `poll` returned."""
         ...
 
     def end_offsets(self) -> Offsets:
-        """Each partition's end as last seen, without asking the log anew where a poll has just told it."""
+        """Return the end of each partition as last seen. It may be older than `Log.end_offsets`, and is cheaper."""
         ...
 
     def close(self) -> None:
-        """Let go of connections and threads."""
+        """Release connections and threads. May be called twice."""
         ...
 
 
 class Appends(Protocol):
-    """What takes records; any thread may call it."""
+    """The writing side of a log. Any thread may call it."""
 
     def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
         """Append, and return each record's position once all are durable (Kafka: acks=all; embedded: fsync).
 
-        Records with equal keys land in one partition, in order.
+        Records with equal keys go to one partition, in order. It costs a sync or a round trip, so append in batches.
 
         Raises:
-            LogUnavailableError: not acknowledged in time; some may be in the log all the same.
-            LogError: refused for good (too large, no such topic).
+            LogUnavailableError: not acknowledged in time; some records may be in the log.
+            LogError: refused permanently (too large, no such topic).
         """
         ...
 
 
 class Log(Appends, Protocol):
-    """A durable, partitioned, append-only log. `append` and `read` may be called by any thread."""
+    """A durable, partitioned, append-only log. Any thread may call it.
+
+    Opening it connects to nothing. The first call connects, and each call tries again while the log is away; it then
+    raises LogUnavailableError.
+    """
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
-        """Create the topics that are missing, with so many partitions.
+        """Create the missing topics, each with its number of partitions.
 
         Raises:
             ConfigError: a topic exists with another number of partitions.
@@ -74,37 +80,51 @@ class Log(Appends, Protocol):
         ...
 
     def partition_count(self, topic: str) -> int:
-        """How many partitions a topic has; 0 where there is no such topic."""
+        """Return the number of partitions of a topic; 0 if it does not exist."""
         ...
 
     def reader(self, next_offsets: Offsets) -> Reader:
-        """A reader of these partitions, from these offsets."""
+        """Return a reader of these partitions, starting at these offsets."""
         ...
 
     def read(self, partition: TopicPartition, offset: int, max_records: int, timeout_s: float = 10.0) -> list[Record]:
-        """Up to `max_records` records from `offset` on, by position; empty at the end.
+        """Return up to `max_records` records from `offset` on; empty at the end of the partition.
 
         Raises:
             OffsetOutOfRangeError: as in `Reader.poll`.
-            LogUnavailableError: not answered in time.
+            LogUnavailableError: no answer in time.
         """
         ...
 
     def beginning_offsets(self, topic: str) -> Offsets:
-        """The oldest offset still there, for each partition."""
+        """Return the oldest offset that each partition still holds."""
         ...
 
     def end_offsets(self, topic: str) -> Offsets:
-        """The offset that the next record will get, for each partition."""
+        """Return the offset that the next record of each partition gets."""
         ...
 
     def commit(self, next_offsets: Offsets) -> None:
-        """Record that the learner has read, and saved, everything before these offsets.
+        """Record that everything before these offsets is read and saved. A failure is logged, not raised.
 
-        Lag dashboards show it, and the embedded log trims what is before it first. The learner never reads it back.
+        Lag dashboards show it, and the embedded log removes records below it first. The learner never reads it back.
         """
         ...
 
     def close(self) -> None:
-        """Flush what was acknowledged and let go of connections, files and threads. May be called twice."""
+        """Release connections, files and threads. May be called twice. Later calls raise LogError."""
         ...
+
+
+def check_record(topic: str, record: NewRecord, size_bytes: int, max_bytes: int) -> None:
+    """Check what every log refuses.
+
+    Raises:
+        LogError: the record has neither key nor value, or is too large.
+    """
+    if record.key is None and record.value is None:
+        msg = f"{topic}: a record needs a key or a value"
+        raise LogError(msg)
+    if size_bytes > max_bytes:
+        msg = f"{topic}: a record of {size_bytes} bytes exceeds the limit of {max_bytes}"
+        raise LogError(msg)

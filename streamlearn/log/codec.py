@@ -1,30 +1,38 @@
-"""Bytes to `Sample` and `Label`, and back. Whatever bytes a producer sends, the only error that leaves is RecordError.
+"""Bytes to `Sample` and `Label`, and back. Any bytes give a sample or label, or a RecordError with a stable reason.
 
 Samples: JSON {"id", "x", "label"?, "time"?, "domain"?, "true_label"?, "answer"?}, or a binary payload (raw
-little-endian C-order tensor, .npy, PNG/JPEG/WebP) whose id is the record's key and whose other fields are headers:
-label, time, domain, true-label, answer. The header content-type says which; without it the configured payload does.
-Labels: JSON {"id", "label" or "class", "time"?, "source"?}, or a bare class name or index with the id as the key.
-A label, inside a sample or not, may name a class that the schema does not have, where `unknown_class` says so: it
-keeps its name. An index must be one of the schema's, and so must "true_label".
+little-endian C-order tensor, .npy, PNG/JPEG/WebP). A binary payload's id is the record's key, and its other fields are
+headers: label, time, domain, true-label, answer. The header content-type, or else the configured payload, says which.
+Labels: JSON {"id", "label" or "class", "time"?, "source"?}, or a plain class name or index with the id as the key.
+A label, inside a sample or not, may name a class that the schema does not have, if `unknown_class` allows it. An index
+must be one of the schema's, and so must "true_label".
 
-Sizes are checked before anything is parsed, here; shapes before anything is built, in `payload`: no input costs more
-than its own length times a small constant. Nothing here recurses over the input.
+Sizes are checked before anything is parsed, shapes before anything is built (`payload`): no input costs more than its
+own length times a small constant. Nothing here recurses over the input.
 """
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import orjson
 
 from streamlearn.errors import RecordError
-from streamlearn.log.payload import FILL_IN, TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
+from streamlearn.log.fields import (
+    checked_id,
+    header_value,
+    is_number,
+    json_object,
+    record_id,
+    seconds,
+    short_text,
+    time_from_header,
+    utf8,
+)
+from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
 from streamlearn.records import (
     ERASED,
     RETRACTED,
@@ -40,35 +48,11 @@ from streamlearn.records import (
     is_whole,
 )
 
-MAX_ID_BYTES = 512
-MAX_TEXT_BYTES = 256
-"""Of a domain or a source."""
-MAX_TIME_S = 1e11
-"""About the year 5138: a larger number is milliseconds, and is refused rather than guessed at."""
 MAX_MODEL_VERSION = 2**63
-
-_DEAD_LETTER_HEADERS = (
-    "dead-letter-reason",
-    "dead-letter-message",
-    "dead-letter-topic",
-    "dead-letter-partition",
-    "dead-letter-offset",
-    "dead-letter-timestamp-ms",
-)
-_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A record that was set aside, as it was, and why."""
-
-    reason: str
-    message: str
-    record: Record
 
 
 class Codec:
-    """Decodes and encodes the records of one schema. Holds no state that changes, so any thread may use it.
+    """Decodes and encodes the records of one schema. It is immutable, so any thread may use it.
 
     A decoded raw payload is a read-only view of the record's bytes: copy it to change it.
     """
@@ -86,7 +70,7 @@ class Codec:
         self.takes_any_name = unknown_class != "refuse"
         """Whether a label may name a class that the schema does not have."""
         self.grows = unknown_class == "grow"
-        """Whether such a name takes a spare class, while there is one."""
+        """Whether such a name gets a spare class, while one is left."""
         self.payload = cast(Payload, payload)
         self.max_record_bytes = max_record_bytes
         self._tensors = Tensors(schema)
@@ -96,10 +80,10 @@ class Codec:
     # Samples
 
     def decode_sample(self, record: Record) -> Sample:
-        """The sample that a record of the samples topic holds.
+        """Return the sample in a record of the samples topic.
 
         Raises:
-            RecordError: it holds none; the message begins with the record's position.
+            RecordError: it has none; the message starts with the record's position.
         """
         try:
             value = self._value(record)
@@ -108,7 +92,7 @@ class Codec:
             if (content_type := headers.get("content-type")) is not None:
                 payload = payload_of(content_type.decode("latin-1"))
             if payload == "json":
-                return self._sample_from_json(record, _json_object(value))
+                return self._sample_from_json(record, json_object(value))
             return self._sample_from_binary(record, value, payload, headers)
         except RecordError as error:
             raise RecordError(error.reason, f"{record.position}: {error}") from None
@@ -121,11 +105,11 @@ class Codec:
         return Sample(
             position=record.position,
             timestamp_s=record.timestamp_ms / 1000.0,
-            sample_id=_record_id(record.key, fields.get("id")),
+            sample_id=record_id(record.key, fields.get("id")),
             x=self.payload_from_json(x),
             label=label,
-            event_time_s=_time_s(fields.get("time")),
-            domain=_text(fields.get("domain"), "domain"),
+            event_time_s=seconds(fields.get("time")),
+            domain=short_text(fields.get("domain"), "domain"),
             true_label=None if true_label is None else self._class_index(true_label),
             answer=self._answer(fields.get("answer")),
             class_name=class_name,
@@ -135,19 +119,19 @@ class Codec:
         sample = Sample(
             position=record.position,
             timestamp_s=record.timestamp_ms / 1000.0,
-            sample_id=_record_id(record.key, None),
+            sample_id=record_id(record.key, None),
             x=self._tensors.from_bytes(value, payload),
         )
         if (label := headers.get("label")) is not None:
-            sample.label, sample.class_name = self.label_class(_utf8(label, "label"))
+            sample.label, sample.class_name = self.label_class(utf8(label, "label"))
         if (time := headers.get("time")) is not None:
-            sample.event_time_s = _time_from_header(time)
+            sample.event_time_s = time_from_header(time)
         if (domain := headers.get("domain")) is not None:
-            sample.domain = _text(_utf8(domain, "domain"), "domain")
+            sample.domain = short_text(utf8(domain, "domain"), "domain")
         if (true_label := headers.get("true-label")) is not None:
-            sample.true_label = self._class_index(_utf8(true_label, "true-label"))
+            sample.true_label = self._class_index(utf8(true_label, "true-label"))
         if (answer := headers.get("answer")) is not None:
-            sample.answer = self._answer(_json_object(answer))
+            sample.answer = self._answer(json_object(answer))
         return sample
 
     def encode_sample(
@@ -164,19 +148,19 @@ class Codec:
         answer: Prediction | None = None,
         timestamp_ms: int | None = None,
     ) -> NewRecord:
-        """A record that decodes to these values under any configured payload.
+        """Return a record that decodes to these values under any configured payload.
 
-        Classes are written by name: the label by `class_name`, if it has no index.
+        Classes are written by name; a label without an index by `class_name`.
 
         Raises:
-            RecordError: a value is one that `decode_sample` would refuse.
+            RecordError: `decode_sample` would refuse one of the values.
         """
         assert payload in TYPE_OF_PAYLOAD, payload
         self._tensors.check(x)
         fields: dict[str, Any] = {
             "label": None if label is None else self._name_of(label, class_name),
-            "time": _time_s(event_time_s),
-            "domain": _text(domain, "domain"),
+            "time": seconds(event_time_s),
+            "domain": short_text(domain, "domain"),
             "true_label": None if true_label is None else self._class_name(true_label),
             "answer": None if answer is None else self._answer_fields(answer),
         }
@@ -186,38 +170,38 @@ class Codec:
             value = orjson.dumps({"id": checked_id(sample_id), "x": x.tolist(), **fields})
         else:
             value = self._tensors.to_bytes(x, payload)
-            headers += [(name.replace("_", "-"), _header(content)) for name, content in fields.items()]
+            headers += [(name.replace("_", "-"), header_value(content)) for name, content in fields.items()]
         return self._checked_record(NewRecord(checked_id(sample_id).encode(), value, tuple(headers), timestamp_ms))
 
     # Labels
 
     def decode_label(self, record: Record) -> Label:
-        """The label that a record of the labels topic holds.
+        """Return the label in a record of the labels topic.
 
         Raises:
-            RecordError: it holds none; the message begins with the record's position.
+            RecordError: it has none; the message starts with the record's position.
         """
         try:
             value = self._value(record)
-            fields = _json_object(value) if value.lstrip()[:1] == b"{" else self._bare_class(value)
+            fields = json_object(value) if value.lstrip()[:1] == b"{" else self._plain_class(value)
             class_index, class_name = (ERASED, None) if _erases(fields) else self.class_of(fields)
             return Label(
                 position=record.position,
                 timestamp_s=record.timestamp_ms / 1000.0,
-                sample_id=_record_id(record.key, fields.get("id")),
+                sample_id=record_id(record.key, fields.get("id")),
                 class_index=class_index,
-                event_time_s=_time_s(fields.get("time")),
-                source=_text(fields.get("source"), "source"),
+                event_time_s=seconds(fields.get("time")),
+                source=short_text(fields.get("source"), "source"),
                 class_name=class_name,
             )
         except RecordError as error:
             raise RecordError(error.reason, f"{record.position}: {error}") from None
 
     def label_class(self, value: object) -> tuple[int, str | None]:
-        """The class that a label names, by its index; of one that is not known, UNLABELLED and its name.
+        """Return the index of the class that a label names, and None; for an unknown class UNLABELLED and its name.
 
         Raises:
-            RecordError: `unknown_class`, where such a label is refused, or where it gives an index or no text.
+            RecordError: `unknown_class` if unknown names are refused, or if it is not a name.
         """
         try:
             return self._class_index(value), None
@@ -225,15 +209,15 @@ class Codec:
             name = str(value) if type(value) is int and self._numbered else value
             if not self.takes_any_name or not isinstance(name, str) or not name.strip():
                 raise
-            if _is_number(name) and not (self._numbered and is_whole(name)):
+            if is_number(name) and not (self._numbered and is_whole(name)):
                 raise
-            return UNLABELLED, _text(name, "label")
+            return UNLABELLED, short_text(name, "label")
 
     def class_of(self, fields: Mapping[str, Any]) -> tuple[int, str | None]:
-        """The class of a label's JSON, as `label_class` gives it; RETRACTED where it is null.
+        """Return the class in a label's JSON, as `label_class` does; RETRACTED if it is null.
 
         Raises:
-            RecordError: as there; `no_class` where the field is missing, or where two classes are named that differ.
+            RecordError: as `label_class`; `no_class` if the field is missing, or "label" and "class" differ.
         """
         given = [fields[name] for name in ("label", "class") if name in fields]
         found = {self.label_class(value) for value in given if value is not None}
@@ -244,12 +228,12 @@ class Codec:
             raise RecordError("no_class", f'expected a class in "label" (or its alias "class"), got {got}')
         return found.pop()
 
-    def _bare_class(self, value: bytes) -> dict[str, Any]:
-        """A class as plain text or as a JSON scalar; the text as it stands wins. Empty or null is no class.
+    def _plain_class(self, value: bytes) -> dict[str, Any]:
+        """Return the fields of a label that is plain text or a JSON scalar; a class of exactly that name comes first.
 
-        It is no retraction either, as a record without a value is none: only JSON with a null in "label" is.
+        Empty text or null has no class. It does not retract: only JSON with a null in "label" does.
         """
-        text = _utf8(value, "label")
+        text = utf8(value, "label")
         if text in self._names:
             return {"label": text}
         text = text.strip()
@@ -260,7 +244,7 @@ class Codec:
         try:
             return {"label": orjson.loads(text)}
         except orjson.JSONDecodeError as error:
-            raise RecordError("not_json", f"expected a class name, quoted as JSON or bare: {error}") from None
+            raise RecordError("not_json", f"expected a class name, with or without JSON quotes: {error}") from None
 
     def encode_label(
         self,
@@ -272,26 +256,26 @@ class Codec:
         source: str | None = None,
         timestamp_ms: int | None = None,
     ) -> NewRecord:
-        """A record that decodes to these values. The class is written by name, `class_name` if it has no index.
+        """Return a record that decodes to these values. The class is written by name; without an index by `class_name`.
 
-        RETRACTED writes a null.
+        RETRACTED is written as null.
 
         Raises:
-            RecordError: a value is one that `decode_label` would refuse.
+            RecordError: `decode_label` would refuse one of the values.
         """
         fields: dict[str, Any] = {"id": checked_id(sample_id), "label": None}
         if class_index != RETRACTED:
             fields["label"] = self._name_of(class_index, class_name)
         if event_time_s is not None:
-            fields["time"] = _time_s(event_time_s)
-        if (source := _text(source, "source")) is not None:
+            fields["time"] = seconds(event_time_s)
+        if (source := short_text(source, "source")) is not None:
             fields["source"] = source
         headers = (("content-type", b"application/json"),)
         key = fields["id"].encode()
         return self._checked_record(NewRecord(key, orjson.dumps(fields), headers, timestamp_ms))
 
     def encode_erasure(self, sample_id: str) -> NewRecord:
-        """A record of the labels topic that erases a sample.
+        """Return a record of the labels topic that erases a sample.
 
         Raises:
             RecordError: `no_id`.
@@ -304,10 +288,10 @@ class Codec:
     # Payloads
 
     def decode_payload(self, body: bytes, content_type: str) -> Array:
-        """The tensor in a raw, .npy or image body, in the schema's shape and dtype.
+        """Return the tensor in a raw, .npy or image body, in the schema's shape and dtype.
 
         Raises:
-            RecordError: `bad_content_type` when it is none of those, JSON included; else what is wrong with the body.
+            RecordError: `bad_content_type` if it is none of those (JSON included); else what is wrong with the body.
         """
         payload = payload_of(content_type)
         if payload == "json":
@@ -317,16 +301,16 @@ class Codec:
         return self._tensors.from_bytes(body, payload)
 
     def payload_from_json(self, value: object) -> Array:
-        """The tensor in a parsed JSON list: nested as the schema's shape, or flat with as many numbers.
+        """Return the tensor in a parsed JSON list: nested like the schema's shape, or flat.
 
-        True and false are 1 and 0. An integer dtype takes no number that it cannot hold exactly.
+        True and false are 1 and 0. An integer dtype accepts only numbers that it holds exactly.
 
         Raises:
             RecordError: `bad_shape`, `bad_dtype` or `not_finite`.
         """
         return self._tensors.from_json(value)
 
-    # Checks shared by both directions
+    # Checks of both directions
 
     def _value(self, record: Record) -> bytes:
         if record.value is None:
@@ -343,13 +327,13 @@ class Codec:
         return record
 
     def _class_index(self, value: object) -> int:
-        # As `Schema.class_index` has it, which goes through all names.
+        # Same result as `Schema.class_index`, which scans all names.
         if type(value) is int and not self._numbered and 0 <= value < len(self._names):
             return value
         if isinstance(value, str) and (index := self._names.get(value)) is not None:
             return index
         if not isinstance(value, (str, int)):
-            # Schema.class_index shows what it got, and showing a deeply nested list recurses.
+            # Schema.class_index formats what it got, and formatting a deeply nested list recurses.
             raise RecordError("unknown_class", f"expected a class name or index, got a JSON {json_type(value)}")
         return self.schema.class_index(value)
 
@@ -357,7 +341,7 @@ class Codec:
         return (None, None) if value is None else self.label_class(value)
 
     def _name_of(self, class_index: int, class_name: str | None) -> str:
-        """What a label says: the class by its name, or the name that no class has."""
+        """Return the name to write: of the class, or `class_name` if no class has it."""
         if class_name is None:
             return self._class_name(class_index)
         assert self.label_class(class_name) == (class_index, class_name), class_name
@@ -365,11 +349,11 @@ class Codec:
 
     def _class_name(self, class_index: int) -> str:
         if not 0 <= class_index < len(self.schema.classes):
-            raise RecordError("unknown_class", f"class {class_index} is none of {len(self.schema.classes)}")
+            raise RecordError("unknown_class", f"class {class_index} is not one of {len(self.schema.classes)}")
         return self.schema.classes[class_index]
 
     def _answer(self, fields: object) -> Prediction | None:
-        """What a client says it was told. Checked whole, since a forged answer would be scored."""
+        """Check the answer that a client reports. All of it, since a forged answer would be scored."""
         if fields is None:
             return None
         if not isinstance(fields, dict):
@@ -398,169 +382,18 @@ class Codec:
         return fields
 
 
-def dead_letter(record: Record, error: RecordError) -> NewRecord:
-    """The record as it was, with the reason and where it stood as six more headers.
-
-    One with neither key nor value, which a log takes from others and not from us, gets an empty value.
-    """
-    contents = (
-        error.reason,
-        str(error)[:1000],
-        record.position.topic,
-        str(record.position.partition),
-        str(record.position.offset),
-        str(record.timestamp_ms),
-    )
-    added = zip(_DEAD_LETTER_HEADERS, (text.encode("utf-8", "replace") for text in contents), strict=True)
-    value = b"" if record.key is None and record.value is None else record.value
-    return NewRecord(record.key, value, (*record.headers, *added))
-
-
-def read_dead_letter(record: Record) -> DeadLetter:
-    """The inverse of `dead_letter`. A record that was set aside twice comes back as it was the second time.
-
-    Raises:
-        RecordError: the record does not end in the headers of a dead letter.
-    """
-    added = record.headers[-len(_DEAD_LETTER_HEADERS) :]
-    if tuple(name for name, _ in added) != _DEAD_LETTER_HEADERS:
-        raise RecordError("no_value", f"{record.position}: expected the headers of a dead letter")
-    reason, message, topic, *numbers = (content.decode("utf-8", "replace") for _, content in added)
-    if not all(re.fullmatch(r"-?[0-9]{1,19}", number, re.ASCII) for number in numbers):
-        raise RecordError("bad_dtype", f"{record.position}: expected partition, offset and time as integers")
-    partition, offset, timestamp_ms = (int(number) for number in numbers)
-    original = replace(
-        record,
-        position=Position(topic, partition, offset),
-        timestamp_ms=timestamp_ms,
-        headers=record.headers[: -len(_DEAD_LETTER_HEADERS)],
-    )
-    return DeadLetter(reason, message, original)
-
-
-def hint_of_json(value: bytes) -> str:
-    """What may be wrong with a text that is not JSON: many a library writes numbers that JSON does not have."""
-    return f"; JSON has no NaN: {FILL_IN}" if b"NaN" in value or b"Infinity" in value else ""
-
-
-def _json_object(value: bytes) -> dict[str, Any]:
-    try:
-        fields = orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        raise RecordError("not_json", f"expected a JSON object: {error}{hint_of_json(value)}") from None
-    if not isinstance(fields, dict):
-        raise RecordError("not_json", f"expected a JSON object, got a JSON {json_type(fields)}")
-    return fields
-
-
 def _erases(fields: Mapping[str, Any]) -> bool:
-    """Whether a label record erases its sample: `"erase": true`, and no class."""
+    """Whether a label record erases its sample: `"erase": true` without a class."""
     erase = fields.get("erase", False)
     if not isinstance(erase, bool):
         raise RecordError("bad_dtype", f"erase: expected true or false, got a JSON {json_type(erase)}")
     if erase and (fields.get("label") is not None or fields.get("class") is not None):
-        raise RecordError("bad_dtype", "erase: expected no class beside it")
+        raise RecordError("bad_dtype", "erase: expected no class in addition")
     return erase
 
 
-def _record_id(key: bytes | None, field: object) -> str:
-    """The id, from the field or else from the key. They must agree: the key decides the partition."""
-    if field is None:
-        if not key:
-            raise RecordError("no_id", 'expected an id in the record\'s key or in the field "id", got neither')
-        return checked_id(_utf8(key, "key", "no_id"))
-    sample_id = checked_id(field)
-    if key and key != sample_id.encode():
-        raise RecordError("no_id", f"expected the id {sample_id!r:.80} as the record's key too, got {key!r:.80}")
-    return sample_id
-
-
-def checked_id(value: object) -> str:
-    """A sample's id as text, from text or an integer.
-
-    Raises:
-        RecordError: `no_id` when it is neither, empty, or longer than `MAX_ID_BYTES`.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64:
-        return str(value)
-    if not isinstance(value, str) or not value:
-        raise RecordError("no_id", f"expected an id that is text or an integer, got a JSON {json_type(value)}")
-    if len(value) > MAX_ID_BYTES or len(_encoded(value, "no_id")) > MAX_ID_BYTES:
-        raise RecordError("no_id", f"expected an id of at most {MAX_ID_BYTES} bytes")
-    return value
-
-
-def _text(value: object, name: str) -> str | None:
-    """A short text, such as a domain. Empty is none."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64:
-        return str(value)
-    if not isinstance(value, str):
-        raise RecordError("bad_dtype", f"{name}: expected text, got a JSON {json_type(value)}")
-    if len(value) > MAX_TEXT_BYTES or len(_encoded(value, "bad_dtype")) > MAX_TEXT_BYTES:
-        raise RecordError("too_large", f"{name}: expected at most {MAX_TEXT_BYTES} bytes")
-    return value
-
-
-def _is_number(text: str) -> bool:
-    """Whether it is a number, or the lack of one, rather than a name."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _encoded(text: str, reason: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise RecordError(reason, "expected text that UTF-8 can write, got a lone surrogate") from None
-
-
-def _utf8(content: bytes, name: str, reason: str = "bad_dtype") -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise RecordError(reason, f"{name}: expected UTF-8 text, got {content!r:.80}") from None
-
-
-def _time_from_header(content: bytes) -> float | None:
-    text = _utf8(content, "time", "bad_time").strip()
-    return _time_s(float(text) if _NUMBER.fullmatch(text) else text)
-
-
-def _time_s(value: object) -> float | None:
-    """Seconds since the epoch, from a number or from ISO 8601 with a zone."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value)
-            if moment.tzinfo is None:
-                _bad_time(f"{value!r:.80}, which names no zone")
-            value = moment.timestamp()
-        except (ValueError, OverflowError):
-            _bad_time(f"{value!r:.80}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        _bad_time(f"a JSON {json_type(value)}")
-    if not 0 <= value < MAX_TIME_S:
-        _bad_time(f"{value!r:.30}" + (", which looks like milliseconds" if 1e11 <= value < 1e14 else ""))
-    return float(value) + 0.0  # minus zero would not be read back
-
-
-def _bad_time(got: str) -> NoReturn:
-    raise RecordError("bad_time", f"time: expected seconds since 1970 or ISO 8601 with a zone, got {got}")
-
-
 def _checked_probabilities(values_C: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    # Rounded to a few digits by a client they still sum to one within this.
+    # A client may round them to a few digits; their sum is still within this tolerance.
     if not (values_C.min() >= 0.0 and values_C.max() <= 1.001 and abs(values_C.sum() - 1.0) <= 0.01):
         raise RecordError("bad_dtype", "answer: expected probabilities from 0 to 1 that sum to 1")
     return values_C.astype(np.float32)
-
-
-def _header(content: object) -> bytes:
-    """A field as a header: text as it is, numbers and objects as JSON."""
-    return content.encode() if isinstance(content, str) else orjson.dumps(content)

@@ -1,4 +1,4 @@
-"""A connection that is made when it is first wanted, so that a process may start while the other side is away."""
+"""A connection that is opened on first use, so that a process can start while the log is away."""
 
 from __future__ import annotations
 
@@ -13,50 +13,44 @@ ClientT = TypeVar("ClientT")
 
 
 class LazyClient(Generic[ClientT]):
-    """A client that is made when first wanted, again after `drop`, and never after `close`."""
+    """A client that is opened on first use, and again after `drop`. After `close` it stays closed."""
 
-    def __init__(self, make: Callable[[float], ClientT], end: Callable[[ClientT], None]) -> None:
-        self._make = make
+    def __init__(self, connect: Callable[[float], ClientT], end: Callable[[ClientT], None]) -> None:
+        """`connect` gets the seconds that are left; `end` closes a client."""
+        self._connect = connect
         self._end = end
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._client: ClientT | None = None
         self._closed = False
 
     def get(self, timeout_s: float) -> ClientT:
-        """The client, for threads that share it."""
+        """Return the client, for threads that share it. Raises as `alone` does."""
         with self.alone(timeout_s) as client:
             return client
 
     @contextmanager
     def alone(self, timeout_s: float) -> Iterator[ClientT]:
-        """The client, for this thread only; at most `timeout_s` for others to be done, and again to connect.
+        """Hold the client for this thread alone. Waiting for other threads, and then connecting, take `timeout_s` each.
 
         Raises:
-            LogUnavailableError: others had it for too long, or no connection could be made.
-            LogError: closed.
+            LogUnavailableError: other threads held it for too long, or it could not connect.
+            LogError: it is closed.
         """
         if not self._lock.acquire(timeout=max(0.0, timeout_s)):
-            msg = "the connection to the log was busy for too long"
+            msg = f"the connection to the log was in use for {timeout_s:.3g} s"
             raise LogUnavailableError(msg)
         try:
             if self._closed:
                 msg = "the log is closed"
                 raise LogError(msg)
             if self._client is None:
-                self._client = self._make(timeout_s)
+                self._client = self._connect(timeout_s)
             yield self._client
         finally:
             self._lock.release()
 
-    def spoilt(self) -> None:
-        """Have a new one made next time; said inside `alone`, whose client must not be asked again."""
-        assert self._lock.locked()
-        client, self._client = self._client, None
-        if client is not None:
-            self._end(client)
-
     def drop(self, client: ClientT) -> None:
-        """Have a new one made next time."""
+        """Close this client, unless that was done already; the next use opens another."""
         with self._lock:
             if self._client is not client:
                 return
@@ -64,9 +58,9 @@ class LazyClient(Generic[ClientT]):
         self._end(client)
 
     def close(self) -> None:
-        """End it for good."""
+        """Close permanently, once no thread holds the client."""
         with self._lock:
             self._closed = True
-            client, self._client = self._client, None
+            client = self._client
         if client is not None:
-            self._end(client)
+            self.drop(client)

@@ -1,8 +1,8 @@
-"""The SQLite file of the embedded log: its tables, how it is opened, how it is read, and what its errors mean.
+"""The SQLite file of the embedded log: its tables, how it is opened and read, and what its errors mean.
 
-One row of `records` is one record. Its id packs partition and offset, so a partition is one run of keys:
+One row of `records` is one record. Its id combines partition and offset, so a partition is one range of keys:
 `partitions.id << 48 | offset`. A row of `partitions` holds the oldest offset, the next one, the bytes kept and the
-offset last committed; it changes in the transaction that changes the records, so neither is seen without the other.
+committed offset. It changes in the transaction that changes the records, so a reader sees both or neither.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ _SCHEMA = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _SELECT = "SELECT id, timestamp_ms, key, value, headers FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
-_HELD = "another process holds it for too long; see which one with lsof or fuser"
+_HELD = "another process holds the lock for too long; find it with lsof or fuser"
 _ADVICE = {
     sqlite3.SQLITE_BUSY: _HELD,
     sqlite3.SQLITE_LOCKED: _HELD,
-    sqlite3.SQLITE_FULL: "the disk is full; free some space or lower log.embedded_max_bytes",
-    sqlite3.SQLITE_IOERR: "the disk failed or is full; free some space and see the kernel's messages",
-    sqlite3.SQLITE_READONLY: "it may not be written; see the owner and mode of the file and its folder",
-    sqlite3.SQLITE_CANTOPEN: "it could not be opened; see the owner and mode of its folder",
-    sqlite3.SQLITE_PERM: "it could not be opened; see the owner and mode of its folder",
-    sqlite3.SQLITE_NOMEM: "memory is short",
+    sqlite3.SQLITE_FULL: "the disk is full; free some space or lower log.max_bytes",
+    sqlite3.SQLITE_IOERR: "the disk failed or is full; free some space and check the kernel's messages",
+    sqlite3.SQLITE_READONLY: "the file is read-only; check owner and mode of the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "the file could not be opened; check owner and mode of its folder",
+    sqlite3.SQLITE_PERM: "the file could not be opened; check owner and mode of its folder",
+    sqlite3.SQLITE_NOMEM: "out of memory",
 }
 
 
 def encode_headers(headers: Headers) -> bytes | None:
-    """A JSON list of pairs, bytes as Latin-1, so that any SQLite tool shows them; None where there are none."""
+    """Encode as a JSON list of pairs, bytes as Latin-1, so that any SQLite tool shows them; None if there are none."""
     return orjson.dumps([(name, value.decode("latin-1")) for name, value in headers]) if headers else None
 
 
 def decode_headers(stored: bytes | None) -> Headers:
-    """The inverse of `encode_headers`."""
+    """Invert `encode_headers`."""
     if stored is None:
         return ()
     return tuple((name, value.encode("latin-1")) for name, value in orjson.loads(stored))
@@ -67,7 +67,10 @@ def decode_headers(stored: bytes | None) -> Headers:
 
 @contextmanager
 def translated(path: Path, doing: str) -> Iterator[None]:
-    """Turn SQLite's errors into ours, with what to do."""
+    """Turn SQLite's errors into LogUnavailableError or LogError, with advice.
+
+    LogUnavailableError if the cause may go away by itself or by the operator (a held lock, a full disk).
+    """
     try:
         yield
     except sqlite3.ProgrammingError as error:
@@ -78,7 +81,7 @@ def translated(path: Path, doing: str) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         advice = _ADVICE.get(error_code(error))
         if advice is None:
-            way_out = "restore it; or move all of state.dir aside and start anew"
+            way_out = "restore it; or move all of state.dir aside and start from scratch"
             msg = f"{path}: {doing}: {error}; not a log, or damaged: {way_out}"
             raise LogError(msg) from error
         msg = f"{path}: {doing}: {error}; {advice}"
@@ -86,15 +89,15 @@ def translated(path: Path, doing: str) -> Iterator[None]:
 
 
 def error_code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code."""
+    """Return SQLite's primary result code."""
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
 def wait_while_busy(db: sqlite3.Connection, statement: str, deadline: float) -> None:
-    """Run a statement, again and again while another process holds the lock, until the deadline.
+    """Run a statement; retry until the deadline while another process holds the lock.
 
-    SQLite's own busy handler sleeps up to 100 ms between tries, which starves whoever waits beside a busy writer; and
-    some statements, such as the switch to WAL, do not ask it at all.
+    SQLite's own busy handler sleeps up to 100 ms between tries, which starves a process next to a busy writer. Some
+    statements, such as the switch to WAL, do not use it at all.
     """
     while True:
         try:
@@ -107,27 +110,28 @@ def wait_while_busy(db: sqlite3.Connection, statement: str, deadline: float) -> 
             return
 
 
-def connect(path: Path, *, busy_timeout_s: float) -> sqlite3.Connection:
-    """A connection in WAL mode that syncs each commit. For any one thread at a time."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
+def connect(path: Path, busy_timeout_s: float, timeout_s: float) -> sqlite3.Connection:
+    """Open a connection in WAL mode that syncs each commit; create the tables if the file is new.
+
+    One thread at a time may use it. A statement waits up to `busy_timeout_s` for a lock; opening waits `timeout_s`.
+
+    Raises:
+        LogError: the file is not an embedded log, or has another version.
+    """
+    deadline = time.monotonic() + timeout_s
     db = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_s, check_same_thread=False)
     try:
         for pragma in (f"page_size = {PAGE_BYTES}", "journal_mode = WAL", f"journal_size_limit = {WAL_MAX_BYTES}"):
             wait_while_busy(db, f"PRAGMA {pragma}", deadline)
         wait_while_busy(db, "PRAGMA synchronous = FULL", deadline)
-        _prepare(db, path, deadline)
+        _create_tables(db, path, deadline)
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _prepare(db: sqlite3.Connection, path: Path, deadline: float) -> None:
-    """Make the tables where there are none.
-
-    Raises:
-        LogError: the file is no log, or one of another version.
-    """
+def _create_tables(db: sqlite3.Connection, path: Path, deadline: float) -> None:
     if _version(db) == SCHEMA_VERSION:
         return
     with transaction(db, deadline):
@@ -135,7 +139,7 @@ def _prepare(db: sqlite3.Connection, path: Path, deadline: float) -> None:
         if version == SCHEMA_VERSION:
             return
         if version != 0 or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            msg = f"{path}: no embedded log of version {SCHEMA_VERSION}, found version {version}; move it aside"
+            msg = f"{path}: expected an embedded log of version {SCHEMA_VERSION}, got version {version}; move it aside"
             raise LogError(msg)
         for statement in _SCHEMA:
             db.execute(statement)
@@ -147,7 +151,7 @@ def _version(db: sqlite3.Connection) -> int:
 
 @contextmanager
 def transaction(db: sqlite3.Connection, deadline: float) -> Iterator[None]:
-    """A write transaction: committed and synced at the end, or gone whole."""
+    """Run a write transaction: committed and synced at the end, or rolled back."""
     wait_while_busy(db, "BEGIN IMMEDIATE", deadline)
     try:
         yield
@@ -155,6 +159,22 @@ def transaction(db: sqlite3.Connection, deadline: float) -> Iterator[None]:
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+
+
+def truncate_wal(db: sqlite3.Connection, path: Path, wait_s: float) -> None:
+    """Truncate a WAL that is too long. SQLite restarts it by itself, but not while readers are always active.
+
+    `db` must have a busy timeout of zero, and has it afterwards.
+    """
+    wal = path.with_name(path.name + "-wal")
+    try:
+        if wal.stat().st_size < WAL_MAX_BYTES:
+            return
+    except FileNotFoundError:
+        return
+    db.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    db.execute("PRAGMA busy_timeout = 0")
 
 
 def read_records(
@@ -166,10 +186,10 @@ def read_records(
     *,
     max_bytes: float = math.inf,
 ) -> list[Record]:
-    """Records from `offset` on, up to that by which they reach `max_bytes`; `number` is the partition's id.
+    """Return records from `offset` on, up to the one that reaches `max_bytes`; `number` is the partition's id.
 
     Raises:
-        OffsetOutOfRangeError: it was trimmed, or never written.
+        OffsetOutOfRangeError: the offset was trimmed, or never written.
     """
     base = number << OFFSET_BITS
     topic, index = partition
@@ -185,7 +205,6 @@ def read_records(
                 break
     if not records:
         _check_in_range(db, partition, number, offset)
-        return []
     return records
 
 

@@ -5,7 +5,7 @@
 
 What the ledger took, and the labels that came inside samples, have a state there, and an identity of their own.
 Records trimmed from the log before they were read are
-counted beside these: they were never read. A thinned sample was passed by under overload (`log.overload`): neither
+counted beside these: they were never read. A thinned sample was shed (`log.shed_above_records`): neither
 predicted nor learned, but known, so that its label is joined and learned when it comes.
 """
 

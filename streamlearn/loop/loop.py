@@ -275,7 +275,7 @@ class Pipeline:
         return list(fresh.values()), duplicates
 
     def _overloaded(self) -> bool:
-        """So many samples wait in the log that some are to be passed by (`log.overload`)."""
+        """So many samples wait in the log that some are to be passed by (`log.shed_above_records`)."""
         if self._cadence.thin_above is None:
             return False
         topic, lag = self.parts.batcher.sample_topic, self.parts.source.lag()

@@ -19,7 +19,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from streamlearn.errors import RecordError
-from streamlearn.log.codec import MAX_ID_BYTES, Codec, checked_id, hint_of_json
+from streamlearn.log.codec import Codec
+from streamlearn.log.fields import MAX_ID_BYTES, checked_id, hint_of_json
 from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord

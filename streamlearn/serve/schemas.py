@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from streamlearn.log.codec import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
+from streamlearn.log.fields import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
 from streamlearn.records import Schema, is_whole
 
 LARGEST_EXAMPLE = 1024

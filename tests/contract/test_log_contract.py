@@ -16,6 +16,7 @@ from streamlearn.errors import ConfigError, LogError, LogUnavailableError, Offse
 from streamlearn.log.base import POLL_BYTES, Log, Reader
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.log.kafka import KafkaLog
+from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 from streamlearn.testing import ManualClock, MemoryLog
 
@@ -81,7 +82,8 @@ def log(kind: str, request: pytest.FixtureRequest, log_path: Path, retention: Re
         )
     else:
         retention.servers = request.getfixturevalue("kafka_broker")
-        log = KafkaLog(retention.servers, group_id=unique("group"), max_record_bytes=MAX_RECORD_BYTES)
+        settings = KafkaConfig(bootstrap_servers=retention.servers, group_id=unique("group"))
+        log = KafkaLog(settings, max_record_bytes=MAX_RECORD_BYTES)
     yield log
     log.close()
 

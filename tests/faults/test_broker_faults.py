@@ -44,8 +44,9 @@ from streamlearn.app.wiring import StatePaths, make_topics, open_log
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.lab.broker import LOOPBACK, Cluster, free_port, java_command
-from streamlearn.log import kafka as kafka_log
+from streamlearn.log import kafka_clients
 from streamlearn.log.kafka import KafkaLog
+from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import load_newest
 from streamlearn.state.status import read_status
@@ -434,9 +435,10 @@ def assert_each_as_often_as_told(site: Site, told: list[Answer]) -> None:
 # -- stories
 
 
-def test_a_new_topic_is_there_for_whoever_asks_next(cluster: Cluster) -> None:
-    """Another node may be asked than the one that made it, and nodes learn of it in their own time."""
-    with closing(KafkaLog(cluster.bootstrap_servers, group_id="g", replication_factor=3, max_record_bytes=1)) as log:
+def test_a_new_topic_is_visible_to_the_next_request(cluster: Cluster) -> None:
+    """Another node than the one that created it may answer, and nodes learn of it later."""
+    settings = KafkaConfig(bootstrap_servers=cluster.bootstrap_servers, replication_factor=3)
+    with closing(KafkaLog(settings, max_record_bytes=1)) as log:
         for number in range(20):
             topic = f"new-{number}"
             log.create_topics({topic: 2})
@@ -445,9 +447,10 @@ def test_a_new_topic_is_there_for_whoever_asks_next(cluster: Cluster) -> None:
 
 def test_a_producer_that_fell_silent_is_replaced(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that was sent and not acknowledged within the delivery timeout ends kafka-python's producer for good."""
-    monkeypatch.setattr(kafka_log, "REQUEST_TIMEOUT_MS", 1000)
-    monkeypatch.setattr(kafka_log, "DELIVERY_TIMEOUT_MS", 2000)
-    with closing(KafkaLog(cluster.bootstrap_servers, group_id="g", replication_factor=3, max_record_bytes=9)) as log:
+    monkeypatch.setattr(kafka_clients, "REQUEST_TIMEOUT_MS", 1000)
+    monkeypatch.setattr(kafka_clients, "DELIVERY_TIMEOUT_MS", 2000)
+    settings = KafkaConfig(bootstrap_servers=cluster.bootstrap_servers, replication_factor=3)
+    with closing(KafkaLog(settings, max_record_bytes=9)) as log:
         log.create_topics({"silent": 1})
 
         def acknowledged() -> bool:

@@ -13,7 +13,7 @@ from harness.fork_server import ForkServer
 from support import finish, journaled_steps, newest_checkpoint, until, write_config
 
 PLAN = ("digits", "--passes", 3, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
-THIN = ("--set", "log.overload=thin", "--set", "log.thin_above_records=1500", "--set", "batch.prefetch_records=128")
+THIN = ("--set", "log.shed_above_records=1500", "--set", "batch.prefetch_records=128")
 SAMPLES = 3 * 1297
 KILLED_AT = (4, 9, 15)
 """Steps in the journal. 19 wide ones of 128 samples come first, of which 32 are learned."""

@@ -49,8 +49,7 @@ fresh = 16
 labelled = 16
 [log]
 kind = "embedded"
-embedded_max_bytes = 4194304
-embedded_max_age_s = 300.0
+max_bytes = 4194304
 on_trimmed = "skip"
 [labels]
 horizon_s = 240.0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from streamlearn.app.wiring import MOST_RECORD_BYTES, StatePaths, open_log
+from streamlearn.app.wiring import StatePaths, open_log
 from streamlearn.config import Config
 from streamlearn.log.base import Log
 from streamlearn.log.embedded import EmbeddedLog
@@ -80,16 +80,13 @@ def _take(config: Config, before_s: float, ends: Offsets) -> Offsets:
         log = EmbeddedLog(
             StatePaths(config.state.dir).log,
             max_age_s=_MAX_AGE_S,
-            max_bytes=config.log.embedded_max_bytes,
-            max_record_bytes=MOST_RECORD_BYTES,
+            max_bytes=config.log.max_bytes,
             clock=lambda: before_s + _MAX_AGE_S,
         )
         with closing(log):
             log.create_topics({_TOPIC: 1})
             log.commit(ends)
             before = dict(beginnings)
-            for topic in {partition.topic for partition in ends}:
-                log.partition_count(topic)  # only topics that were asked for are trimmed
             log.append(_TOPIC, [NewRecord(b"now", b"")])
             for topic in {partition.topic for partition in ends}:
                 beginnings |= log.beginning_offsets(topic)

@@ -26,7 +26,7 @@ from streamlearn.errors import RecordError
 from streamlearn.ledger import LabelState, LabelStatus
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.base import Log
-from streamlearn.log.codec import read_dead_letter
+from streamlearn.log.dead_letters import read_dead_letter
 from streamlearn.records import Label, Offsets, Position, Record, Sample
 from streamlearn.state.checkpoint import Checkpoint, load_newest
 from streamlearn.state.journal import read_journal

@@ -35,7 +35,7 @@ from streamlearn.errors import (
 )
 from streamlearn.ledger import LabelState
 from streamlearn.ledger.view import LedgerView
-from streamlearn.log.codec import read_dead_letter
+from streamlearn.log.dead_letters import read_dead_letter
 from streamlearn.log.feed import PREFETCH_BYTES
 from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.parts import Parts, StepReport

@@ -32,7 +32,6 @@ def config_in(folder: Path, **overrides: object) -> Config:
         "model.options": {"hidden": [8]},
         "serve.port": 0,
         "learn.device": "cpu",
-        "log.embedded_max_age_s": 1e7,
     }
     return load_config(environ={}, overrides={**settings, **overrides})
 
@@ -134,12 +133,12 @@ class TestLog:
 
         assert found(config)["topics"].verdict == "error"
 
-    @pytest.mark.parametrize(("create", "verdict"), [(True, "ok"), (False, "error")])
+    @pytest.mark.parametrize(("partitions", "verdict"), [(1, "ok"), (0, "error")])
     def test_a_missing_topic_is_an_error_where_none_may_be_created(
-        self, tmp_path: Path, create: bool, verdict: str
+        self, tmp_path: Path, partitions: int, verdict: str
     ) -> None:
         """Otherwise it is told that it will be."""
-        config = config_in(tmp_path, **{"log.create_topics": create})
+        config = config_in(tmp_path, **{"log.partitions": partitions})
         log = open_log(config)
         log.create_topics({"samples": 1, "labels": 1})
         log.close()
@@ -180,10 +179,10 @@ class TestLog:
 
     def test_a_log_that_forgets_before_labels_come_is_a_warning(self, tmp_path: Path) -> None:
         """Before there is a log, too: it is a matter of settings."""
-        findings = found(config_in(tmp_path, **{"log.embedded_max_age_s": 86400.0, "labels.horizon_s": 10 * 86400.0}))
+        findings = found(config_in(tmp_path, **{"labels.horizon_s": 40 * 86400.0}))
 
         assert findings["retention"].verdict == "warning"
-        assert "keeps 1 days, labels are awaited for 10" in findings["retention"].text
+        assert "keeps 30 days, labels are awaited for 40" in findings["retention"].text
 
 
 class TestCheckpoint:
@@ -234,7 +233,7 @@ class TestCheckpoint:
     @pytest.mark.parametrize(("policy", "verdict"), [("stop", "error"), ("skip", "warning")])
     def test_records_trimmed_after_it_are_told(self, tmp_path: Path, policy: str, verdict: str) -> None:
         """How many, of which partition; an error where the learner would stop."""
-        config = config_in(tmp_path, **{"log.embedded_max_bytes": 1 << 20, "log.on_trimmed": policy})
+        config = config_in(tmp_path, **{"log.max_bytes": 1 << 20, "log.on_trimmed": policy})
         log = with_topics(config)
         for _ in range(30):
             log.append("samples", [NewRecord(b"k", bytes(100_000))])
@@ -250,7 +249,7 @@ class TestCheckpoint:
 
     def test_one_that_begins_where_the_log_begins_misses_nothing(self, tmp_path: Path) -> None:
         """The very edge."""
-        config = config_in(tmp_path, **{"log.embedded_max_bytes": 1 << 20})
+        config = config_in(tmp_path, **{"log.max_bytes": 1 << 20})
         log = with_topics(config)
         for _ in range(30):
             log.append("samples", [NewRecord(b"k", bytes(100_000))])
@@ -279,7 +278,7 @@ class TestMachine:
         small = {
             "labels.payload_max_bytes": 1 << 16,
             "state.journal_max_bytes": 1 << 16,
-            "log.embedded_max_bytes": 1 << 20,
+            "log.max_bytes": 1 << 20,
         }
         assert found(config_in(tmp_path, **small))["disk"].verdict == "ok"
 

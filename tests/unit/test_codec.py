@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamlearn.errors import REASONS, RecordError
-from streamlearn.log.codec import Codec, dead_letter, read_dead_letter
+from streamlearn.log.codec import Codec
+from streamlearn.log.dead_letters import dead_letter, read_dead_letter
 from streamlearn.records import (
     ERASED,
     RETRACTED,

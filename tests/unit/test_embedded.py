@@ -1,4 +1,4 @@
-"""What the embedded log does beyond the contract: bounds, sharing, damage, a full disk."""
+"""What the embedded log does beyond the contract: retention, several processes, damage, a full disk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError
-from streamlearn.log import embedded, sqlite
-from streamlearn.log.embedded import EmbeddedLog
-from streamlearn.log.group_commit import GROUP_MAX_BYTES
+from streamlearn.log import embedded, retention, sqlite
+from streamlearn.log.embedded import TRANSACTION_MAX_BYTES, EmbeddedLog
 from streamlearn.log.partitioner import partition_of
 from streamlearn.records import NewRecord, Position, TopicPartition
 from streamlearn.testing import ManualClock
@@ -30,7 +29,7 @@ MAX_AGE_S = 100.0
 
 @pytest.fixture
 def open_log(log_path: Path, clock: ManualClock) -> Iterator[Callable[..., EmbeddedLog]]:
-    """Opens the log at one path, as often as wanted, and closes all after the test."""
+    """Open the log at one path, any number of times; close all after the test."""
     logs: list[EmbeddedLog] = []
 
     def open_one(*, max_bytes: int = 1 << 30, max_age_s: float = MAX_AGE_S) -> EmbeddedLog:
@@ -43,9 +42,23 @@ def open_log(log_path: Path, clock: ManualClock) -> Iterator[Callable[..., Embed
         log.close()
 
 
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """All connections that logs open, in order."""
+    opened: list[sqlite3.Connection] = []
+    connect = embedded.connect
+
+    def remember(path: Path, busy_timeout_s: float, timeout_s: float) -> sqlite3.Connection:
+        opened.append(connect(path, busy_timeout_s, timeout_s))
+        return opened[-1]
+
+    monkeypatch.setattr(embedded, "connect", remember)
+    return opened
+
+
 def weighing(size_bytes: int, count: int = 1) -> list[NewRecord]:
-    """Records that weigh so much each."""
-    return [NewRecord(b"k", bytes(size_bytes - 1 - embedded.ROW_OVERHEAD_BYTES))] * count
+    """Records that count this much each against the bounds."""
+    return [NewRecord(b"k", bytes(size_bytes - 1 - retention.ROW_OVERHEAD_BYTES))] * count
 
 
 def bounds(log: EmbeddedLog, topic: str = "t") -> list[tuple[int, int]]:
@@ -54,20 +67,20 @@ def bounds(log: EmbeddedLog, topic: str = "t") -> list[tuple[int, int]]:
     return [(beginnings[partition], ends[partition]) for partition in sorted(ends)]
 
 
-def _held_bytes(log: EmbeddedLog, topic: str = "t") -> int:
-    """What the records of a topic weigh together."""
+def held_bytes(log: EmbeddedLog, topic: str = "t") -> int:
+    """The size of a topic, as its bound counts it."""
     return sum(
-        embedded.weight_bytes(NewRecord(record.key, record.value, record.headers))
+        retention.weight_bytes(NewRecord(record.key, record.value, record.headers))
         for partition, beginning in log.beginning_offsets(topic).items()
         for record in log.read(partition, beginning, 1 << 20)
     )
 
 
-class TestBounds:
+class TestRetention:
     """By bytes and by age."""
 
-    def test_the_oldest_go_when_a_topic_is_over_its_bytes(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """As many as needed and no more; what was trimmed is out of range."""
+    def test_the_oldest_records_above_the_bytes_are_removed(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """As few as possible; a removed offset is out of range."""
         log = open_log(max_bytes=10 * RECORD_BYTES)
         log.append("t", weighing(RECORD_BYTES, 10))
         assert bounds(log) == [(0, 10)]
@@ -79,8 +92,8 @@ class TestBounds:
         with pytest.raises(OffsetOutOfRangeError, match=r"t\[0\]@2 was trimmed: the log holds 3 to 13"):
             log.read(PARTITION, 2, 1)
 
-    def test_every_part_of_a_record_weighs(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Keys and headers too, so a topic of tiny values is bounded as well."""
+    def test_every_part_of_a_record_counts(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Keys and headers too, so a topic of tiny values is bounded."""
         log = open_log(max_bytes=10 * RECORD_BYTES)
         record = NewRecord(bytes(RECORD_BYTES // 2), None, (("h", bytes(RECORD_BYTES // 2)),))
 
@@ -89,10 +102,10 @@ class TestBounds:
 
         assert bounds(log) == [(21, 30)]
 
-    def test_the_bound_is_of_a_topic_and_takes_from_its_largest_partition(
+    def test_the_bound_is_per_topic_and_removes_from_the_largest_partition(
         self, open_log: Callable[..., EmbeddedLog]
     ) -> None:
-        """Another topic keeps what it has, and so does a small partition."""
+        """Other topics and small partitions keep their records."""
         log = open_log(max_bytes=10 * RECORD_BYTES)
         log.create_topics({"two": 2})
         log.append("t", weighing(RECORD_BYTES, 10))
@@ -108,8 +121,8 @@ class TestBounds:
     def test_a_lower_bound_is_reached_in_bounded_steps(
         self, open_log: Callable[..., EmbeddedLog], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One transaction never removes more than some thousand records, and the next goes on."""
-        monkeypatch.setattr(embedded, "TRIM_CHUNK_RECORDS", 10)
+        """One transaction removes a bounded number of records; the next continues."""
+        monkeypatch.setattr(retention, "TRIM_CHUNK_RECORDS", 10)
         open_log().append("t", weighing(RECORD_BYTES, 100))
         log = open_log(max_bytes=5 * RECORD_BYTES)
 
@@ -121,10 +134,10 @@ class TestBounds:
         assert after_one == [(40, 101)]
         assert bounds(log) == [(98, 103)]
 
-    def test_the_oldest_go_when_they_are_too_old(
+    def test_records_that_are_too_old_are_removed(
         self, open_log: Callable[..., EmbeddedLog], clock: ManualClock
     ) -> None:
-        """At the next append but one; those within the age stay."""
+        """By the second append after that; newer ones stay."""
         log = open_log()
         log.append("t", weighing(RECORD_BYTES, 2))
         clock.advance(MAX_AGE_S * 0.6)
@@ -137,10 +150,10 @@ class TestBounds:
 
         assert bounds(log) == [(2, 7)]
 
-    def test_one_append_by_a_clock_far_ahead_trims_nothing(
+    def test_one_append_by_a_clock_far_ahead_removes_nothing(
         self, open_log: Callable[..., EmbeddedLog], log_path: Path, clock: ManualClock
     ) -> None:
-        """Nor does the next one, by a clock that is right."""
+        """Nor does the next one, by a correct clock."""
         log = open_log()
         log.append("t", weighing(RECORD_BYTES, 5))
         ahead = ManualClock(clock() + 1e6)
@@ -152,8 +165,8 @@ class TestBounds:
 
         assert bounds(log) == [(0, 7)]
 
-    def test_age_does_not_take_what_is_unread(self, open_log: Callable[..., EmbeddedLog], clock: ManualClock) -> None:
-        """A learner that is away for longer than the age loses nothing."""
+    def test_age_removes_no_unread_records(self, open_log: Callable[..., EmbeddedLog], clock: ManualClock) -> None:
+        """A learner that is down for longer than the age loses nothing."""
         log = open_log()
         log.append("t", weighing(RECORD_BYTES, 5))
         log.commit({PARTITION: 3})
@@ -165,8 +178,8 @@ class TestBounds:
 
         assert bounds(log) == [(3, 7)]
 
-    def test_what_was_acknowledged_is_still_there(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Although each partition has more than the excess, and the new record is the only small one of its own."""
+    def test_an_append_never_removes_its_own_records(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Even if every partition is larger than the excess and the new record is the smallest of its own."""
         log = open_log()
         log.create_topics({"eight": 8})
         log.append("eight", [NewRecord(b"k%d" % n, bytes(400)) for n in range(6000)], timeout_s=60.0)
@@ -180,10 +193,10 @@ class TestBounds:
             found = log.read(position.topic_partition, position.offset, 1)
             assert [record.value for record in found] == [b"precious"]
 
-        assert _held_bytes(log, "eight") <= 1 << 20
+        assert held_bytes(log, "eight") <= 1 << 20
 
-    def test_an_append_larger_than_the_bound_stands_until_the_next(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Its records are acknowledged together, so none of them may be gone by then."""
+    def test_an_append_larger_than_the_bound_is_kept_until_the_next(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Its records are acknowledged together, so none may be missing by then."""
         log = open_log(max_bytes=10 * RECORD_BYTES)
 
         log.append("t", weighing(RECORD_BYTES, 25))
@@ -192,21 +205,21 @@ class TestBounds:
 
         assert bounds(log) == [(16, 26)]
 
-    def test_no_more_goes_than_is_over_the_bound(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Records of different sizes: the oldest are large, most are small."""
+    def test_no_more_is_removed_than_exceeds_the_bound(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """With records of different sizes: the oldest are large, most are small."""
         log = open_log(max_bytes=4 << 20)
         log.append("t", weighing(1 << 20, 3))
         log.append("t", weighing(100, 9000))
-        held = _held_bytes(log)
+        held = held_bytes(log)
         assert held < 4 << 20
 
         log.append("t", weighing(600 << 10))
 
         assert bounds(log) == [(1, 9004)]
-        assert _held_bytes(log) == held - (1 << 20) + (600 << 10)
+        assert held_bytes(log) == held - (1 << 20) + (600 << 10)
 
-    def test_read_records_go_before_unread_ones(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """In whatever partition they are; then nothing is reported."""
+    def test_read_records_are_removed_before_unread_ones(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """In any partition; nothing is reported then."""
         log = open_log(max_bytes=10 * RECORD_BYTES)
         log.create_topics({"two": 2})
         keys = {partition_of(key, 2): key for key in (b"a", b"b", b"c", b"d")}
@@ -221,10 +234,8 @@ class TestBounds:
         assert bounds(log, "two") == [(0, 9), (2, 3)]
         assert lines == []
 
-    def test_unread_records_go_only_where_the_bound_wants_it_and_this_is_an_error(
-        self, open_log: Callable[..., EmbeddedLog]
-    ) -> None:
-        """Reported at once, then at most every some seconds, and the rest when the log is closed."""
+    def test_removing_unread_records_is_reported_as_an_error(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """At once, then at most every few seconds, and the rest when the log is closed."""
         log = open_log(max_bytes=10 * RECORD_BYTES)
         log.append("t", weighing(RECORD_BYTES, 10))
         log.commit({PARTITION: 2})
@@ -240,8 +251,8 @@ class TestBounds:
         ]
         assert bounds(open_log()) == [(5, 15)]
 
-    def test_age_is_that_of_the_append_not_of_the_timestamp(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """History that is replayed into the log is not trimmed at once."""
+    def test_age_counts_from_the_append_not_from_the_timestamp(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """History that is replayed into the log is not removed at once."""
         log = open_log()
 
         for _ in range(3):
@@ -249,10 +260,10 @@ class TestBounds:
 
         assert bounds(log) == [(0, 3)]
 
-    def test_offsets_go_on_where_everything_was_trimmed(
+    def test_offsets_continue_after_everything_was_removed(
         self, open_log: Callable[..., EmbeddedLog], clock: ManualClock
     ) -> None:
-        """An offset is given once for ever, also across a restart."""
+        """An offset is never used twice, also across a restart."""
         log = open_log()
         log.append("t", weighing(RECORD_BYTES, 5))
         clock.advance(MAX_AGE_S * 2)
@@ -263,7 +274,7 @@ class TestBounds:
         assert open_log().append("t", weighing(RECORD_BYTES)) == [Position("t", 0, 6)]
 
     def test_the_file_stays_within_its_bound(self, open_log: Callable[..., EmbeddedLog], log_path: Path) -> None:
-        """Pages of trimmed records are used again, however much goes through."""
+        """Pages of removed records are reused, no matter how much is appended."""
         max_bytes = 200 * RECORD_BYTES
         log = open_log(max_bytes=max_bytes)
 
@@ -273,11 +284,11 @@ class TestBounds:
 
         assert log_path.stat().st_size < 2 * max_bytes + 100 * RECORD_BYTES
 
-    def test_the_write_ahead_file_is_cut_even_under_a_reader(
+    def test_the_wal_is_truncated_although_a_reader_is_active(
         self, open_log: Callable[..., EmbeddedLog], log_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is not left to grow for as long as somebody reads."""
-        monkeypatch.setattr(embedded, "WAL_MAX_BYTES", 200 * RECORD_BYTES)
+        """It must not grow for as long as a process reads."""
+        monkeypatch.setattr(sqlite, "WAL_MAX_BYTES", 200 * RECORD_BYTES)
         log = open_log()
         reader = log.reader({PARTITION: 0})
 
@@ -288,27 +299,27 @@ class TestBounds:
         assert log_path.with_name(log_path.name + "-wal").stat().st_size < 400 * RECORD_BYTES
         reader.close()
 
-    def test_a_record_that_could_not_be_kept_is_refused(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Larger than half the topic's bound, it would push out all others and itself."""
+    def test_a_record_larger_than_half_the_bound_is_refused(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """It would displace all others."""
         log = open_log(max_bytes=10 * RECORD_BYTES)
 
-        with pytest.raises(LogError, match="6000 bytes, at most 5000"):
+        with pytest.raises(LogError, match="6000 bytes exceeds the limit of 5000"):
             log.append("t", weighing(6 * RECORD_BYTES))
 
 
 class TestSharing:
-    """Several logs on one file, as several processes have them."""
+    """Several logs on one file, as several processes open them."""
 
     def test_two_writers_leave_no_hole(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Their records are numbered together."""
+        """They share one sequence of offsets."""
         one, other = open_log(), open_log()
 
         offsets = [log.append("t", weighing(100))[0].offset for log in (one, other, one, other)]
 
         assert offsets == [0, 1, 2, 3]
 
-    def test_a_topic_made_by_another_is_found(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Nobody has to open the log again."""
+    def test_a_topic_created_by_another_is_found(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """Without opening the log again."""
         one, other = open_log(), open_log()
         assert one.partition_count("late") == 0
 
@@ -319,13 +330,13 @@ class TestSharing:
     def test_a_waiting_reader_is_woken_by_another_process(
         self, open_log: Callable[..., EmbeddedLog], log_path: Path
     ) -> None:
-        """Within its poll, and not at the end of it."""
+        """During its poll, not at the end of it."""
         log = open_log()
         reader = log.reader({PARTITION: 0})
         writer = (
             "import sys; from pathlib import Path\n"
             "from streamlearn.log.embedded import EmbeddedLog; from streamlearn.records import NewRecord\n"
-            "log = EmbeddedLog(Path(sys.argv[1]), max_age_s=1e9, max_bytes=1 << 30)\n"
+            "log = EmbeddedLog(Path(sys.argv[1]), max_bytes=1 << 30)\n"
             "log.append('t', [NewRecord(b'k', b'from afar')]); log.close()\n"
         )
         with subprocess.Popen([sys.executable, "-c", writer, str(log_path)]) as process:
@@ -338,7 +349,7 @@ class TestSharing:
     def test_a_poll_returns_a_record_larger_than_its_bound(
         self, open_log: Callable[..., EmbeddedLog], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """By itself, and after it the next."""
+        """Alone; the next poll returns the next one."""
         monkeypatch.setattr(embedded, "POLL_BYTES", 500)
         log = open_log()
         log.create_topics({"two": 2})
@@ -352,8 +363,8 @@ class TestSharing:
         assert [[len(record.value or b"") for record in poll] for poll in polls] == [[1000], [1000], [200, 200]]
         reader.close()
 
-    def test_a_poll_ends_in_time_while_others_write_without_rest(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """A quiet moment is not waited for."""
+    def test_a_poll_ends_in_time_while_others_write_continuously(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """It does not wait for a quiet moment."""
         log = open_log()
         log.create_topics({"other": 1})
         reader = log.reader({PARTITION: 0})
@@ -375,8 +386,8 @@ class TestSharing:
         assert (records, took_s < 3.0) == ([], True)
         reader.close()
 
-    def test_waiting_is_cheap_also_when_others_write_elsewhere(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """A change that is not this reader's costs one look, not a loop without rest."""
+    def test_waiting_is_cheap_while_others_write_elsewhere(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """A commit to another topic costs one query, not a busy loop."""
         log = open_log()
         log.create_topics({"other": 1})
         reader = log.reader({PARTITION: 0})
@@ -391,7 +402,7 @@ class TestSharing:
         reader.close()
 
     def test_commits_are_kept(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Another process sees the last one."""
+        """Another process reads the last one."""
         log = open_log()
         assert log.committed_offsets("t") == {}
 
@@ -400,15 +411,15 @@ class TestSharing:
 
         assert open_log().committed_offsets("t") == {PARTITION: 2}
 
-    def test_many_may_open_a_new_file_at_once(self, log_path: Path) -> None:
-        """The first run of `run` does just that."""
+    def test_many_threads_can_open_a_new_file_at_once(self, log_path: Path) -> None:
+        """As the processes of the first `run` do."""
         errors: list[BaseException] = []
         barrier = threading.Barrier(8)
 
         def work() -> None:
             barrier.wait(10.0)
             try:
-                log = EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)
+                log = EmbeddedLog(log_path, max_bytes=1 << 30)
                 log.create_topics({"t": 1})
                 log.append("t", weighing(100))
                 log.close()
@@ -422,15 +433,15 @@ class TestSharing:
             thread.join(20.0)
 
         assert errors == []
-        with closing(EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)) as log:
+        with closing(EmbeddedLog(log_path, max_bytes=1 << 30)) as log:
             assert bounds(log) == [(0, 8)]
 
 
-class TestTrouble:
-    """A lock that is held, a disk that is full, a file that is something else."""
+class TestFailures:
+    """A held lock, a full disk, a file that is something else."""
 
     def test_a_held_lock_ends_the_append_in_time(self, open_log: Callable[..., EmbeddedLog], log_path: Path) -> None:
-        """Nothing is acknowledged, the message says what to do, and afterwards all goes on."""
+        """Nothing is acknowledged, the message gives advice, and a later append succeeds."""
         log = open_log()
         with closing(sqlite3.connect(log_path, isolation_level=None)) as holder:
             holder.execute("BEGIN IMMEDIATE")
@@ -440,28 +451,32 @@ class TestTrouble:
 
         assert log.append("t", weighing(100)) == [Position("t", 0, 0)]
 
-    def test_a_full_disk_acknowledges_nothing_and_loses_nothing(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """SQLite's own limit of pages stands for the disk. With room again, appends go on without a hole."""
+    def test_a_full_disk_acknowledges_nothing_and_loses_nothing(
+        self, open_log: Callable[..., EmbeddedLog], connections: list[sqlite3.Connection]
+    ) -> None:
+        """SQLite's own page limit simulates the disk. With space again, appends continue without a gap."""
         log = open_log()
         log.append("t", weighing(100))
-        (pages,) = log._writer.execute("PRAGMA page_count").fetchone()
-        log._writer.execute(f"PRAGMA max_page_count = {pages}")
+        for connection in connections:
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count = {pages}")
 
         with pytest.raises(LogUnavailableError, match="the disk is full; free some space"):
             log.append("t", weighing(RECORD_BYTES, 100))
         assert bounds(log) == [(0, 1)]
-        log._writer.execute("PRAGMA max_page_count = 1000000")
+        for connection in connections:
+            connection.execute("PRAGMA max_page_count = 1000000")
 
         assert log.append("t", weighing(100)) == [Position("t", 0, 1)]
 
     @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
     def test_a_write_that_the_system_refuses_is_not_acknowledged(self, log_path: Path) -> None:
-        """A process whose files may not grow gets an error for every append, and never a position that is not there."""
+        """A process whose files may not grow gets an error, never a position that is not in the log."""
         program = (
             "import resource, signal, sys; from pathlib import Path\n"
             "from streamlearn.errors import LogUnavailableError\n"
             "from streamlearn.log.embedded import EmbeddedLog; from streamlearn.records import NewRecord\n"
-            "log = EmbeddedLog(Path(sys.argv[1]), max_age_s=1e9, max_bytes=1 << 30)\n"
+            "log = EmbeddedLog(Path(sys.argv[1]), max_bytes=1 << 30)\n"
             "log.create_topics({'t': 1})\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
@@ -478,17 +493,16 @@ class TestTrouble:
 
         acknowledged, _, message = done.stdout.partition(" ")
         assert "the disk" in message
-        with closing(EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)) as log:
+        with closing(EmbeddedLog(log_path, max_bytes=1 << 30)) as log:
             assert bounds(log) == [(0, int(acknowledged))]
             assert len(log.read(PARTITION, 0, 10_000)) == int(acknowledged) > 0
 
-    def test_a_commit_that_fails_is_said_and_does_not_stop_the_learner(
+    def test_a_commit_that_fails_is_logged_not_raised(
         self, open_log: Callable[..., EmbeddedLog], log_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Only lag displays miss it."""
-        log = open_log()
+        """Only lag dashboards miss it, so the learner need not stop."""
         monkeypatch.setattr(embedded, "BUSY_TIMEOUT_S", 0.05)
-        log._asker.execute("PRAGMA busy_timeout = 10")
+        log = open_log()
 
         with closing(sqlite3.connect(log_path, isolation_level=None)) as holder, capture_logs() as lines:
             holder.execute("BEGIN IMMEDIATE")
@@ -498,44 +512,53 @@ class TestTrouble:
         assert log.committed_offsets("t") == {}
 
     def test_another_database_is_not_touched(self, log_path: Path) -> None:
-        """A path that was mistyped must not cost somebody's data."""
+        """A mistyped path must not destroy data."""
         log_path.parent.mkdir()
         with closing(sqlite3.connect(log_path)) as other:
             other.execute("CREATE TABLE precious (x)")
 
-        with pytest.raises(LogError, match="no embedded log"):
-            EmbeddedLog(log_path, max_age_s=1.0, max_bytes=1 << 20)
+        with pytest.raises(LogError, match="expected an embedded log"):
+            EmbeddedLog(log_path, max_bytes=1 << 20).create_topics({"t": 1})
 
         with closing(sqlite3.connect(log_path)) as other:
             assert [row[0] for row in other.execute("SELECT name FROM sqlite_schema")] == ["precious"]
 
     def test_a_log_of_a_later_version_is_refused(self, open_log: Callable[..., EmbeddedLog], log_path: Path) -> None:
-        """Going back to an older program must not damage it."""
+        """A downgrade must not damage it."""
         open_log().close()
         with closing(sqlite3.connect(log_path)) as other:
             other.execute(f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
 
-        with pytest.raises(LogError, match=f"found version {sqlite.SCHEMA_VERSION + 1}"):
-            EmbeddedLog(log_path, max_age_s=1.0, max_bytes=1 << 20)
+        with pytest.raises(LogError, match=f"got version {sqlite.SCHEMA_VERSION + 1}"):
+            EmbeddedLog(log_path, max_bytes=1 << 20).create_topics({"t": 1})
 
-    def test_a_file_that_is_no_database_is_refused(self, log_path: Path) -> None:
-        """It is left as it is, and the message says what to do."""
+    def test_a_file_that_is_not_a_database_is_refused(self, log_path: Path) -> None:
+        """It is not changed, and the message gives advice."""
         log_path.parent.mkdir()
         log_path.write_bytes(b"not a database, but somebody's notes" * 100)
 
         with pytest.raises(LogError, match="not a log, or damaged: restore it"):
-            EmbeddedLog(log_path, max_age_s=1.0, max_bytes=1 << 20)
+            EmbeddedLog(log_path, max_bytes=1 << 20).create_topics({"t": 1})
 
         assert log_path.read_bytes().startswith(b"not a database")
 
-    def test_a_folder_that_cannot_be_made_is_said(self, tmp_path: Path) -> None:
-        """A file stands where a folder is wanted."""
+    def test_a_folder_that_cannot_be_created_is_unavailable(self, tmp_path: Path) -> None:
+        """Here because a file has its name; the next call tries again."""
         (tmp_path / "file").write_text("")
 
-        with pytest.raises(LogUnavailableError, match="cannot be made"):
-            EmbeddedLog(tmp_path / "file" / "log", max_age_s=1.0, max_bytes=1 << 20)
+        with closing(EmbeddedLog(tmp_path / "file" / "log", max_bytes=1 << 20)) as log:
+            with pytest.raises(LogUnavailableError, match="cannot be created"):
+                log.create_topics({"t": 1})
+            (tmp_path / "file").unlink()
+            log.create_topics({"t": 1})
 
-    def test_a_closed_reader_says_so(self, open_log: Callable[..., EmbeddedLog]) -> None:
+    def test_nothing_is_created_before_the_first_use(self, log_path: Path) -> None:
+        """A process may start while the disk is full."""
+        EmbeddedLog(log_path, max_bytes=1 << 20).close()
+
+        assert not log_path.exists()
+
+    def test_a_closed_reader_raises(self, open_log: Callable[..., EmbeddedLog]) -> None:
         """Closing it twice is allowed."""
         reader = open_log().reader({PARTITION: 0})
         reader.close()
@@ -546,14 +569,18 @@ class TestTrouble:
 
 
 class TestFile:
-    """What lies on disk."""
+    """What is on disk."""
 
-    def test_every_commit_is_synced(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """WAL with synchronous=FULL (2) is what makes an acknowledgement true after a power cut."""
-        log = open_log()
+    def test_every_commit_is_synced(
+        self, open_log: Callable[..., EmbeddedLog], connections: list[sqlite3.Connection]
+    ) -> None:
+        """WAL with synchronous=FULL (2) is what makes an acknowledgement survive a power cut."""
+        open_log().append("t", weighing(100))
 
-        assert log._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert log._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert len(connections) == 2
+        for connection in connections:
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
     def test_any_sqlite_tool_reads_it(self, open_log: Callable[..., EmbeddedLog], log_path: Path) -> None:
         """Headers are JSON, with bytes as Latin-1."""
@@ -564,16 +591,16 @@ class TestFile:
 
         assert row == (b"k", b"v", '[["content-type","text/plain"],["bytes","ÿ"]]'.encode())
 
-    def test_a_record_larger_than_a_group_is_written_alone(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """The bound of a group is no bound of a record."""
+    def test_a_record_larger_than_a_transaction_is_written_alone(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """The bound of a transaction is not a bound of a record."""
         log = open_log()
 
-        positions = log.append("t", [*weighing(100), *weighing(GROUP_MAX_BYTES + 1), *weighing(100)])
+        positions = log.append("t", [*weighing(100), *weighing(TRANSACTION_MAX_BYTES + 1), *weighing(100)])
 
         assert [position.offset for position in positions] == [0, 1, 2]
 
-    def test_a_long_append_is_written_in_several_groups(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """So that no transaction is without bound; positions are in order all the same."""
+    def test_a_long_append_takes_several_transactions(self, open_log: Callable[..., EmbeddedLog]) -> None:
+        """So that each is bounded; positions stay in order."""
         log = open_log()
 
         positions = log.append("t", weighing(100, 10_000))
@@ -582,8 +609,8 @@ class TestFile:
 
 
 def test_a_poll_shares_its_records_among_partitions(log_path: Path) -> None:
-    """A partition with a long backlog does not keep the others waiting."""
-    with closing(EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)) as log:
+    """A partition with a long backlog does not delay the others."""
+    with closing(EmbeddedLog(log_path, max_bytes=1 << 30)) as log:
         log.create_topics({"t": 2})
         log.append("t", [NewRecord(str(i).encode(), b"v") for i in range(400)])
         both = [TopicPartition("t", 0), TopicPartition("t", 1)]
@@ -597,17 +624,17 @@ def test_a_poll_shares_its_records_among_partitions(log_path: Path) -> None:
 
 
 @pytest.mark.parametrize("skipping", [True, False])
-def test_a_partition_that_cannot_be_read_takes_nothing_from_the_others(
+def test_a_partition_that_cannot_be_read_loses_no_records_of_the_others(
     log_path: Path, monkeypatch: pytest.MonkeyPatch, *, skipping: bool
 ) -> None:
-    """Trimmed under the reader, or an error of the disk: what was taken before it in that poll comes again."""
+    """Trimmed under the reader, or a disk error: the next poll returns what the failed one had taken."""
     both = [TopicPartition("t", 0), TopicPartition("t", 1)]
-    with closing(EmbeddedLog(log_path, max_age_s=1e9, max_bytes=1 << 30)) as log:
+    with closing(EmbeddedLog(log_path, max_bytes=1 << 30)) as log:
         log.create_topics({"t": 2})
         log.append("t", [NewRecord(str(i).encode(), b"v") for i in range(200)])
         reader = log.reader(dict.fromkeys(both, 0))
         if skipping:
-            reader.seek(both[0], 10_000)  # out of range, as a trimmed one is
+            reader.seek(both[0], 10_000)  # out of range, like a trimmed offset
             with pytest.raises(OffsetOutOfRangeError):
                 reader.poll(both, 1000, 1.0)
             with pytest.raises(OffsetOutOfRangeError):

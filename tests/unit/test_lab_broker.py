@@ -20,6 +20,7 @@ import pytest
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.lab.broker import Broker, free_port, java_command, speaks_kafka
 from streamlearn.log.kafka import KafkaLog
+from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord, TopicPartition
 
 PARTITION = TopicPartition("t", 0)
@@ -27,7 +28,7 @@ PARTITION = TopicPartition("t", 0)
 
 def append(servers: str, value: bytes) -> None:
     """One record, by a client of its own, as an application that comes and goes."""
-    log = KafkaLog(servers, group_id="g", max_record_bytes=1 << 20)
+    log = KafkaLog(KafkaConfig(bootstrap_servers=servers))
     try:
         log.create_topics({"t": 1})
         log.append("t", [NewRecord(b"k", value)], timeout_s=30.0)
@@ -37,7 +38,7 @@ def append(servers: str, value: bytes) -> None:
 
 def values(servers: str) -> list[bytes | None]:
     """All that is there."""
-    log = KafkaLog(servers, group_id="g", max_record_bytes=1 << 20)
+    log = KafkaLog(KafkaConfig(bootstrap_servers=servers))
     try:
         return [record.value for record in log.read(PARTITION, 0, 100, timeout_s=30.0)]
     finally:

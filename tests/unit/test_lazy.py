@@ -1,4 +1,4 @@
-"""Connections made on first use."""
+"""Connections that are opened on first use."""
 
 from __future__ import annotations
 
@@ -10,90 +10,101 @@ from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.log.lazy import LazyClient
 
 
-class Other:
-    """The other side: makes connections, numbered, when it is there."""
+class Remote:
+    """The other side of the connections: numbers the clients that connect, unless it is away."""
 
     def __init__(self) -> None:
         self.away = False
-        self.made: list[float] = []
-        self.ended: list[int] = []
+        self.timeouts: list[float] = []
+        self.closed: list[int] = []
 
-    def make(self, timeout_s: float) -> int:
+    def connect(self, timeout_s: float) -> int:
         if self.away:
             raise LogUnavailableError("away")
-        self.made.append(timeout_s)
-        return len(self.made)
+        self.timeouts.append(timeout_s)
+        return len(self.timeouts)
 
-    def connection(self) -> LazyClient[int]:
-        return LazyClient(self.make, self.ended.append)
-
-
-def test_nothing_is_made_before_it_is_wanted() -> None:
-    """And one is enough for all later uses."""
-    other = Other()
-    connection = other.connection()
-    assert other.made == []
-
-    assert [connection.get(3.0), connection.get(3.0)] == [1, 1]
-
-    assert other.made == [3.0]
+    def client(self) -> LazyClient[int]:
+        return LazyClient(self.connect, self.closed.append)
 
 
-def test_what_could_not_be_made_is_tried_again() -> None:
-    """The other side may come up later."""
-    other = Other()
-    connection = other.connection()
-    other.away = True
+def test_nothing_connects_before_the_first_use() -> None:
+    """All later uses share one client."""
+    remote = Remote()
+    client = remote.client()
+    assert remote.timeouts == []
+
+    assert [client.get(3.0), client.get(3.0)] == [1, 1]
+
+    assert remote.timeouts == [3.0]
+
+
+def test_each_use_tries_to_connect_until_one_succeeds() -> None:
+    """The other side may start later."""
+    remote = Remote()
+    client = remote.client()
+    remote.away = True
     with pytest.raises(LogUnavailableError):
-        connection.get(1.0)
+        client.get(1.0)
 
-    other.away = False
+    remote.away = False
 
-    assert connection.get(1.0) == 1
-
-
-def test_one_that_was_dropped_is_ended_once_and_made_anew() -> None:
-    """Two threads may find the same one broken: the second must not drop its successor."""
-    other = Other()
-    connection = other.connection()
-    broken = connection.get(1.0)
-
-    connection.drop(broken)
-    connection.drop(broken)
-
-    assert connection.get(1.0) == 2
-    assert other.ended == [1]
+    assert client.get(1.0) == 1
 
 
-def test_alone_keeps_others_waiting_no_longer_than_they_like() -> None:
-    """A client of one thread is never used by two."""
-    connection = Other().connection()
+def test_a_dropped_client_is_closed_once_and_replaced() -> None:
+    """Two threads may find the same client broken: the second must not drop its successor."""
+    remote = Remote()
+    client = remote.client()
+    broken = client.get(1.0)
+
+    client.drop(broken)
+    client.drop(broken)
+
+    assert client.get(1.0) == 2
+    assert remote.closed == [1]
+
+
+def test_the_thread_that_holds_a_client_may_drop_it() -> None:
+    """It is the one that finds it broken."""
+    remote = Remote()
+    client = remote.client()
+
+    with client.alone(1.0) as broken:
+        client.drop(broken)
+
+    assert client.get(1.0) == 2
+
+
+def test_other_threads_wait_no_longer_than_their_timeout() -> None:
+    """Two threads never use a client at once."""
+    client = Remote().client()
     raised: list[LogUnavailableError] = []
 
     def intrude() -> None:
         try:
-            connection.get(0.05)
+            client.get(0.05)
         except LogUnavailableError as error:
             raised.append(error)
 
-    with connection.alone(1.0):
+    with client.alone(1.0):
         thread = threading.Thread(target=intrude)
         thread.start()
         thread.join(10.0)
 
     assert len(raised) == 1
-    assert connection.get(0.0) == 1
+    assert client.get(0.0) == 1
 
 
-def test_after_close_there_is_none() -> None:
-    """Closing ends what there is, and may be done twice."""
-    other = Other()
-    connection = other.connection()
-    connection.get(1.0)
+def test_a_closed_client_stays_closed() -> None:
+    """Closing twice is allowed."""
+    remote = Remote()
+    client = remote.client()
+    client.get(1.0)
 
-    connection.close()
-    connection.close()
+    client.close()
+    client.close()
 
-    assert other.ended == [1]
+    assert remote.closed == [1]
     with pytest.raises(LogError, match="closed"):
-        connection.get(1.0)
+        client.get(1.0)

@@ -1,4 +1,4 @@
-"""What the Kafka log does beyond the contract: options, transactions, lag, and a broker that goes away."""
+"""What the Kafka log does beyond the contract: options, transactions, lag, and a broker that stops."""
 
 from __future__ import annotations
 
@@ -28,17 +28,22 @@ from streamlearn.errors import (
 )
 from streamlearn.lab.broker import Broker, java_command
 from streamlearn.log import kafka as kafka_log
-from streamlearn.log.kafka import DELIVERY_TIMEOUT_MS, KafkaLog
-from streamlearn.log.lazy import LazyClient
+from streamlearn.log.kafka import KafkaLog
+from streamlearn.log.kafka_clients import DELIVERY_TIMEOUT_MS, SharedProducer, to_log_error
+from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord, Position, Record, TopicPartition
+from streamlearn.testing import ManualClock
 
-NOWHERE = "127.0.0.1:1"
+
+def nowhere(**settings: Any) -> KafkaLog:
+    """A log at an address without a broker."""
+    return KafkaLog(KafkaConfig(bootstrap_servers="127.0.0.1:1", **settings))
 
 
 @pytest.fixture
 def refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Collects, within the test, the sockets of refused connections, which kafka-python leaves to the collector."""
-    caplog.set_level(logging.CRITICAL, logger="kafka")  # a log record with a traceback would keep them
+    """Collect, within the test, the sockets of refused connections, which kafka-python does not close."""
+    caplog.set_level(logging.CRITICAL, logger="kafka")  # a log record with a traceback would keep them alive
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -47,11 +52,12 @@ def refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def open_log(kafka_broker: str) -> Iterator[Callable[..., KafkaLog]]:
-    """Opens logs on the shared broker, and closes them after the test."""
+    """Open logs on the shared broker; close them after the test."""
     logs: list[KafkaLog] = []
 
-    def open_one(**settings: Any) -> KafkaLog:
-        logs.append(KafkaLog(kafka_broker, **{"group_id": unique("group"), "max_record_bytes": 1 << 20, **settings}))
+    def open_one(*, max_record_bytes: int = 1 << 20, **settings: Any) -> KafkaLog:
+        settings = {"bootstrap_servers": kafka_broker, "group_id": unique("group"), **settings}
+        logs.append(KafkaLog(KafkaConfig(**settings), max_record_bytes=max_record_bytes))
         return logs[-1]
 
     yield open_one
@@ -71,41 +77,41 @@ def topic_of(log: KafkaLog, partitions: int = 1) -> str:
 
 
 class TestConstruction:
-    """What is checked before anything is connected."""
+    """What is checked before anything connects."""
 
-    def test_a_missing_checksum_module_is_an_error_and_names_the_cure(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without it reading is 20 times slower, and kafka-python does not say so."""
+    def test_a_missing_checksum_module_is_an_error_that_names_the_fix(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without it kafka-python reads 20 times slower, silently."""
         monkeypatch.setitem(sys.modules, "crc32c", None)
 
         with pytest.raises(ConfigError, match=r"pip install 'kafka-python\[crc32c\]'"):
-            KafkaLog(NOWHERE, group_id="g", max_record_bytes=1 << 20)
+            nowhere()
 
     @pytest.mark.parametrize("name", ["acks", "auto_offset_reset", "enable_auto_commit", "group_id", "isolation_level"])
-    def test_what_the_promises_rest_on_cannot_be_set(self, name: str) -> None:
-        """An option that would break a promise is refused, not ignored."""
-        with pytest.raises(ConfigError, match=rf"options\.{name}: not to be set"):
-            KafkaLog(NOWHERE, group_id="g", max_record_bytes=1 << 20, options={name: "x"})
+    def test_options_that_guarantees_depend_on_are_reserved(self, name: str) -> None:
+        """They are refused, not ignored."""
+        with pytest.raises(ConfigError, match=rf"options\.{name}: reserved"):
+            nowhere(options={name: "x"})
 
     def test_an_unknown_option_is_named(self) -> None:
         """A misspelt `security_protocol` must not mean plain text."""
-        with pytest.raises(ConfigError, match="security_protokoll: kafka-python knows no such option"):
-            KafkaLog(NOWHERE, group_id="g", max_record_bytes=1 << 20, options={"security_protokoll": "SSL"})
+        with pytest.raises(ConfigError, match="security_protokoll: kafka-python has no such option"):
+            nowhere(options={"security_protokoll": "SSL"})
 
-    def test_nothing_is_connected_before_it_is_used(self) -> None:
-        """So that a process may start while the broker is away."""
+    def test_nothing_connects_before_the_first_use(self) -> None:
+        """So that a process can start while the broker is away."""
         before = threading.active_count()
 
-        log = KafkaLog(NOWHERE, group_id="g", max_record_bytes=1 << 20)
+        log = nowhere()
 
         assert threading.active_count() == before
         log.close()
 
     @pytest.mark.usefixtures("refused_sockets")
     @pytest.mark.filterwarnings("ignore::ResourceWarning")
-    def test_a_broker_that_is_not_there_is_unavailable_in_time_and_leaves_no_thread(self) -> None:
-        """Each try ends within its timeout, and the next is free to try again."""
+    def test_a_missing_broker_is_unavailable_in_time_and_leaves_no_thread(self) -> None:
+        """Each call ends within its timeout, and the next tries again."""
         before = threading.active_count()
-        log = KafkaLog(NOWHERE, group_id="g", max_record_bytes=1 << 20)
+        log = nowhere()
         began = time.monotonic()
 
         for _ in range(2):
@@ -130,34 +136,46 @@ class TestConstruction:
         (kafka_errors.UnknownTopicOrPartitionError(), LogError),
     ],
 )
-def test_errors_become_ours(error: kafka_errors.KafkaError, becomes: type[LogError]) -> None:
-    """What may pass is `unavailable`; what asking again does not cure is not."""
-    assert type(kafka_log._translate(error, "append")) is becomes
+def test_errors_of_kafka_python_become_log_errors(error: kafka_errors.KafkaError, becomes: type[LogError]) -> None:
+    """LogUnavailableError only if a retry may succeed."""
+    assert type(to_log_error(error, "append")) is becomes
 
 
 @pytest.mark.parametrize("pause_s", [1.0, 60.0, 3600.0])
-def test_a_producer_is_given_up_for_failures_in_a_row_alone(monkeypatch: pytest.MonkeyPatch, pause_s: float) -> None:
-    """One failure, and nothing to append for an hour, is no producer that is silent for an hour; a second one is."""
-    log = KafkaLog(NOWHERE, group_id="g", max_record_bytes=1 << 20)
-    made = LazyClient[Any](lambda _timeout_s: object(), lambda _: None)
-    monkeypatch.setattr(log, "_producer", made)
-    now_s = 1e6
-    monkeypatch.setattr(kafka_log.time, "monotonic", lambda: now_s)
-    producer = log._working_producer(now_s + 10.0)
+def test_a_producer_is_replaced_only_after_repeated_failures(pause_s: float) -> None:
+    """One failure after an idle hour does not mean a silence of one hour; a second one does."""
+    clock, closed = ManualClock(), list[Any]()
+    producers = SharedProducer(lambda _timeout_s: object(), closed.append, clock)
+    first, timed_out = producers.get(10.0), kafka_errors.KafkaTimeoutError()
 
-    log._note_failure(producer, now_s)
-    now_s += 3600.0
-    assert log._working_producer(now_s + 10.0) is producer
-    log._failing = None  # it was acknowledged
+    producers.failed(first, timed_out, clock())
+    clock.advance(3600.0)
+    assert producers.get(10.0) is first
+    producers.acknowledged()
     failures = 0
     with capture_logs() as lines:
-        while log._working_producer(now_s + 10.0) is producer:
-            log._note_failure(producer, now_s)
+        while producers.get(10.0) is first:
+            producers.failed(first, timed_out, clock())
             failures += 1
-            now_s += pause_s
+            clock.advance(pause_s)
 
     assert failures == max(2, DELIVERY_TIMEOUT_MS / 1000 / pause_s)
-    assert [line["event"] for line in lines] == ["producer_given_up"]
+    assert [line["event"] for line in lines] == ["producer_replaced"]
+    assert closed == [first]
+
+
+def test_a_broken_producer_is_replaced_at_once() -> None:
+    """A fenced producer never works again; a record that is too large says nothing about the producer."""
+    closed: list[Any] = []
+    producers = SharedProducer(lambda _timeout_s: object(), closed.append)
+    first = producers.get(10.0)
+
+    producers.failed(first, kafka_errors.MessageSizeTooLargeError(), 0.0)
+    assert producers.get(10.0) is first
+    producers.failed(first, kafka_errors.ProducerFencedError(), 0.0)
+
+    assert producers.get(10.0) is not first
+    assert closed == [first]
 
 
 @pytest.mark.kafka
@@ -165,8 +183,8 @@ class TestBroker:
     """Against the shared broker."""
 
     @pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
-    def test_an_option_goes_to_the_clients_that_know_it(self, open_log: Callable[..., KafkaLog], codec: str) -> None:
-        """`compression_type` is the producer's alone; the consumer reads it all the same, whichever others use."""
+    def test_an_option_goes_to_the_clients_that_have_it(self, open_log: Callable[..., KafkaLog], codec: str) -> None:
+        """Only the producer has `compression_type`; the consumer reads every codec."""
         log = open_log(options={"compression_type": codec, "client_id": "streamlearn-test"})
         topic = topic_of(log)
 
@@ -175,16 +193,14 @@ class TestBroker:
         assert log.read(position.topic_partition, 0, 1)[0].value == bytes(100_000)
 
     def test_an_option_of_the_wrong_kind_is_a_configuration_error(self, open_log: Callable[..., KafkaLog]) -> None:
-        """Told at the first use, by what kafka-python says of it."""
+        """Raised on first use, with the message of kafka-python."""
         log = open_log(options={"compression_type": "rar"})
         topic = topic_of(log)
 
         with pytest.raises(ConfigError, match="rar"):
             log.append(topic, [NewRecord(b"k", b"v")])
 
-    def test_a_topic_made_here_takes_records_as_large_as_the_settings_allow(
-        self, open_log: Callable[..., KafkaLog]
-    ) -> None:
+    def test_a_topic_created_here_accepts_records_of_the_largest_size(self, open_log: Callable[..., KafkaLog]) -> None:
         """Kafka's own default is 1 MiB."""
         log = open_log(max_record_bytes=4 << 20)
         topic = topic_of(log)
@@ -193,7 +209,7 @@ class TestBroker:
 
         assert len(log.read(position.topic_partition, 0, 1)[0].value or b"") == 4 << 20
 
-    def test_a_record_that_the_topic_does_not_take_is_refused_for_good(self, open_log: Callable[..., KafkaLog]) -> None:
+    def test_a_record_too_large_for_the_topic_is_refused_permanently(self, open_log: Callable[..., KafkaLog]) -> None:
         """The message names both limits."""
         topic = topic_of(open_log())
 
@@ -202,10 +218,10 @@ class TestBroker:
 
         assert not isinstance(raised.value, LogUnavailableError)
 
-    def test_records_of_aborted_transactions_are_never_seen_and_offsets_pass_over_them(
+    def test_records_of_aborted_transactions_are_skipped(
         self, open_log: Callable[..., KafkaLog], kafka_broker: str
     ) -> None:
-        """Nor are control records; the next offset is behind them, so that nothing is read twice."""
+        """Control records too; the next offset is past them, so nothing is read twice."""
         log = open_log()
         topic = topic_of(log)
         partition = TopicPartition(topic, 0)
@@ -229,7 +245,7 @@ class TestBroker:
         reader.close()
 
     def test_a_commit_is_seen_by_lag_tools(self, open_log: Callable[..., KafkaLog], kafka_broker: str) -> None:
-        """Under the group's name, with a word on who wrote it."""
+        """Under the group's name, with metadata that names the writer."""
         group = unique("group")
         log = open_log(group_id=group)
         topic = topic_of(log)
@@ -244,10 +260,10 @@ class TestBroker:
         assert committed.offset == 3
         assert committed.metadata == kafka_log.COMMIT_METADATA
 
-    def test_a_commit_that_fails_is_said_and_does_not_stop_the_learner(
+    def test_a_commit_that_fails_is_logged_not_raised(
         self, open_log: Callable[..., KafkaLog], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Here, for a topic that is not there."""
+        """Here because the topic is missing."""
         monkeypatch.setattr(kafka_log, "COMMIT_TIMEOUT_S", 0.5)
 
         with capture_logs() as lines:
@@ -255,10 +271,10 @@ class TestBroker:
 
         assert [(line["event"], line["log_level"]) for line in lines] == [("offsets_not_committed", "warning")]
 
-    def test_a_record_of_a_foreign_client_is_read_whole(
+    def test_a_record_of_another_client_is_read_whole(
         self, open_log: Callable[..., KafkaLog], kafka_broker: str
     ) -> None:
-        """Whatever it left out."""
+        """With whatever fields it left out."""
         log = open_log()
         topic = topic_of(log)
         with KafkaProducer(bootstrap_servers=kafka_broker) as producer:
@@ -268,10 +284,10 @@ class TestBroker:
 
         assert record == Record(Position(topic, 0, 0), 1234, None, b"value", (("a", b"1"),))
 
-    def test_a_record_that_nobody_can_decode_is_said_and_hangs_nothing(
+    def test_a_record_that_cannot_be_decoded_raises_and_does_not_hang(
         self, open_log: Callable[..., KafkaLog], kafka_broker: str
     ) -> None:
-        """Kafka takes a header whose name is no text; kafka-python would never answer that consumer again."""
+        """Kafka accepts a header whose name is not text; kafka-python never recovers that consumer."""
 
         class Latin1(str):
             __slots__ = ()
@@ -309,10 +325,10 @@ def poll_until(poll: Callable[[], list[Record]], count: int) -> list[Record]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("refused_sockets")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_broker_that_goes_away_is_said_and_all_goes_on_when_it_is_back(
+def test_a_log_recovers_when_its_broker_is_back(
     kafka_broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every call is `unavailable` within its time; later the same log and reader go on, and nothing is lost."""
+    """Until then each call raises LogUnavailableError in time; the same log and reader continue and lose nothing."""
     assert kafka_broker
     try:
         java_command()
@@ -322,7 +338,7 @@ def test_a_broker_that_goes_away_is_said_and_all_goes_on_when_it_is_back(
     monkeypatch.setattr(kafka_log, "CONTACT_CHECK_S", 0.5)
     with (
         Broker(tmp_path / "kafka") as broker,
-        closing(KafkaLog(broker.bootstrap_servers, group_id="g", max_record_bytes=1 << 20)) as log,
+        closing(KafkaLog(KafkaConfig(bootstrap_servers=broker.bootstrap_servers))) as log,
     ):
         log.create_topics({"t": 1})
         partition = TopicPartition("t", 0)
@@ -354,7 +370,7 @@ def test_a_broker_that_goes_away_is_said_and_all_goes_on_when_it_is_back(
 
 
 def end_until(log: KafkaLog, partition: TopicPartition) -> int:
-    """The end of a partition, once the admin client has found the broker again."""
+    """The end of a partition, once the admin client has reconnected."""
     deadline = time.monotonic() + 30.0
     while True:
         try:
@@ -373,7 +389,7 @@ def retry(call: Callable[[], list[Record]]) -> list[Record]:
 
 
 def append_until(log: KafkaLog, value: bytes) -> list[Position]:
-    """As a caller does who must not lose it."""
+    """As a caller does that must not lose it."""
     deadline = time.monotonic() + 60.0
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What becomes of samples that come faster than they are learned (`log.overload`)."""
+"""What becomes of samples that come faster than they are learned (`log.shed_above_records`)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ SAMPLES = 400
 def config_in(folder: Path, **overrides: Any) -> Config:
     settings = {
         "state.dir": str(folder),
-        "log.overload": "thin",
-        "log.thin_above_records": 100,
+        "log.shed_above_records": 100,
         "schema.shape": [4],
         "schema.classes": 3,
         "model.options": {"hidden": [8]},
@@ -77,9 +76,9 @@ def ledger_of(folder: Path) -> dict[str, int]:
 
 
 class TestKeep:
-    def test_learns_every_sample_however_many_wait(self, tmp_path: Path) -> None:
+    def test_learns_every_sample_no_matter_how_many_wait(self, tmp_path: Path) -> None:
         """The default: none is passed by."""
-        config = config_in(tmp_path, **{"log.overload": "keep"})
+        config = config_in(tmp_path, **{"log.shed_above_records": None})
 
         accounts = learn(config, filled(config)).extra["accounts"]
 

@@ -22,7 +22,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]))
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     """A new log's file."""
-    with closing(connect(tmp_path / "log", busy_timeout_s=0.0)) as db:
+    with closing(connect(tmp_path / "log", 0.0, 10.0)) as db:
         yield db
 
 
@@ -58,7 +58,7 @@ def test_a_transaction_that_fails_leaves_nothing(db: sqlite3.Connection) -> None
 
 def test_waiting_for_the_lock_ends_at_the_deadline(db: sqlite3.Connection, tmp_path: Path) -> None:
     """And not much later."""
-    with closing(connect(tmp_path / "log", busy_timeout_s=0.0)) as holder, transaction(holder, soon()):
+    with closing(connect(tmp_path / "log", 0.0, 10.0)) as holder, transaction(holder, soon()):
         began = time.monotonic()
 
         with pytest.raises(sqlite3.OperationalError, match="locked"):

@@ -65,7 +65,7 @@ class TestTopics:
         log = MemoryLog()
         log.create_topics({"samples": 2, "labels": 2, "dead-letters": 5})
 
-        make_topics(log, config(**{"log.create_topics": False}))
+        make_topics(log, config(**{"log.partitions": 0}))
 
         assert counts(log) == [2, 2, 5]
 
@@ -74,8 +74,8 @@ class TestTopics:
         log = MemoryLog()
         log.create_topics({"samples": 1})
 
-        with pytest.raises(ConfigError, match=r"missing: labels, dead-letters; .*log\.create_topics"):
-            make_topics(log, config(**{"log.create_topics": False}))
+        with pytest.raises(ConfigError, match=r"missing: labels, dead-letters; .*log\.partitions"):
+            make_topics(log, config(**{"log.partitions": 0}))
 
         assert counts(log) == [1, 0, 0]
 
@@ -89,13 +89,14 @@ class TestTopics:
 
 
 class TestLog:
-    def test_an_embedded_log_exists_once_it_was_opened(self, tmp_path: Path) -> None:
-        """To ask creates nothing."""
+    def test_an_embedded_log_exists_after_its_first_use(self, tmp_path: Path) -> None:
+        """Neither the check nor opening it creates the file."""
         settings = config(**{"state.dir": str(tmp_path / "state")})
 
         assert not log_exists(settings)
-        assert list(tmp_path.iterdir()) == []
         log = open_log(settings)
+        assert list(tmp_path.iterdir()) == []
+        assert log.partition_count("samples") == 0
         log.close()
 
         assert isinstance(log, EmbeddedLog)
