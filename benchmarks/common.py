@@ -1,4 +1,4 @@
-"""What the benchmarks share: a Kafka where none is named, config files, processes, one JSON line at the end."""
+"""Shared by the benchmarks: a Kafka broker, config files, processes, one JSON line at the end."""
 
 from __future__ import annotations
 
@@ -59,13 +59,14 @@ port = 0
 """
 
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the daemon has it: see streamlearn.cli.main
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the daemon sets it, see streamlearn.cli.main
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the package `harness`
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """The flags that every benchmark has."""
+    """Flags of every benchmark."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="a short run, for a look")
+    parser.add_argument("--quick", action="store_true", help="a short run; the figures are rough")
     return parser.parse_args()
 
 
@@ -89,7 +90,7 @@ def write_config(path: Path, **settings: Any) -> Path:
 
 @contextmanager
 def broker(folder: Path) -> Iterator[str]:
-    """A real Apache Kafka: the one that STREAMLEARN_TEST_KAFKA names, else one of our own."""
+    """A real Apache Kafka: that of STREAMLEARN_TEST_KAFKA, else a new one."""
     if named := os.environ.get("STREAMLEARN_TEST_KAFKA"):
         yield named
         return
@@ -98,23 +99,23 @@ def broker(folder: Path) -> Iterator[str]:
 
 
 def tell(line: str) -> None:
-    """Progress goes to stderr; stdout is for figures."""
+    """Print progress to stderr; stdout is for figures."""
     print(line, file=sys.stderr, flush=True)
 
 
 def command(*args: object) -> list[str]:
-    """The command line of one streamlearn command."""
+    """The command line of a streamlearn command."""
     return [sys.executable, "-m", "streamlearn", *map(str, args)]
 
 
 def finish(*args: object) -> None:
-    """Run a command to its end."""
+    """Run a command until it exits."""
     subprocess.run(command(*args), check=True)
 
 
 @contextmanager
 def running(*args: object, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that is stopped with SIGTERM at the end."""
+    """Run a command; SIGTERM on exit."""
     with output.open("ab") as file:
         process = subprocess.Popen(command(*args), stdout=file, stderr=file)
     try:
@@ -125,7 +126,7 @@ def running(*args: object, output: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def heartbeat(state: Path) -> dict[str, Any]:
-    """What the learner last said of itself."""
+    """The learner's last heartbeat; empty if there is none."""
     try:
         found: dict[str, Any] = json.loads((state / "learner.json").read_bytes())
     except (OSError, ValueError):
@@ -134,7 +135,7 @@ def heartbeat(state: Path) -> dict[str, Any]:
 
 
 def wait_ready(url: str, timeout_s: float = 60.0) -> None:
-    """Until a server answers with a teacher."""
+    """Wait until a server serves a teacher."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
@@ -147,5 +148,5 @@ def wait_ready(url: str, timeout_s: float = 60.0) -> None:
 
 
 def figures(**values: Any) -> None:
-    """The last line: one JSON object."""
+    """Print the last line: one JSON object."""
     print(json.dumps(values), flush=True)

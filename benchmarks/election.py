@@ -1,16 +1,15 @@
-"""How often the election promotes one of two equals, and how many labels it needs until it promotes a better one.
+"""Measures how often the election promotes one of two equals, and how many labels it needs to promote a better one.
 
-Against the rule of before: a lead of more than 1.64 standard errors over the newest 500 labels, asked after each label.
-Labels are simulated; `discordant` is the share of them that one of the two candidates alone has right, and `gap` by how
-much the accuracy of the challenger is above that of the champion, in the mean:
+Compared with a z-test: a lead of more than 1.64 standard errors over the newest 500 labels, tested after each label.
+Labels are simulated: exactly one candidate is right on a share `discordant` of them; `gap` is the mean difference in
+accuracy between challenger and champion:
 
-    equal       no difference: promotions per 10,000 labels, in the mean
+    equal       no difference: mean promotions per 10,000 labels
     from_start  the challenger is better from the first label on: labels until it is promoted
-    reversal    the challenger was worse by the same gap for 10,000 labels before: labels from then on
+    reversal    the challenger was worse by the same gap for 10,000 labels: labels from then on
 
-of both rules, as median and 90th percentile over the seeds, at most 20,000 labels.
-
-Run: python benchmarks/election.py [--quick] [--seeds N]. The last line is JSON. Two minutes on one core.
+Run: python benchmarks/election.py [--quick] [--seeds N]. Prints median and 90th percentile over seeds, at most 20,000
+labels; the last line is JSON. Two minutes on one core.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ MOST_LABELS = 20_000
 EQUAL = (0.01, 0.1, 0.3)
 """Shares of discordant labels."""
 BETTER = ((0.1, 0.02), (0.3, 0.02), (0.1, 0.05), (0.3, 0.05), (0.3, 0.1))
-"""The same, and the gap."""
+"""Shares of discordant labels, and gaps."""
 Labels = npt.NDArray[np.bool_]
 """(N, 2): whether champion and challenger were right."""
 Rule = Callable[[Labels], list[int]]
-"""The labels (counted from 1) after which the other candidate is served."""
+"""Returns the label numbers (from 1) after which the served candidate changes."""
 
 
 def anytime(right_N2: Labels) -> list[int]:
-    """The rule as shipped."""
+    """The rule of `judge.election`."""
     election, champion, changes = Election(("a", "b"), window=10, alpha=BankConfig().alpha), 0, []
     for n, right in enumerate(right_N2, start=1):
         if (elected := election.update(champion, right)) != champion:
@@ -51,7 +50,7 @@ def anytime(right_N2: Labels) -> list[int]:
 
 
 def z_test(right_N2: Labels) -> list[int]:
-    """The rule of before."""
+    """A z-test over the newest 500 labels."""
     served, only, changes = 0, [0, 0], []
     window: deque[tuple[bool, bool]] = deque()
     for n, (first, second) in enumerate(right_N2.tolist(), start=1):
@@ -75,14 +74,14 @@ RULES: dict[str, Rule] = {"anytime": anytime, "z_test": z_test}
 
 
 def labels(rng: np.random.Generator, count: int, discordant: float, gap: float) -> Labels:
-    """`count` labels; where both agree they are right 8 times of 10."""
+    """`count` labels; where the candidates agree they are right in 8 of 10 cases."""
     alike = rng.random(count) >= discordant
     second = np.where(alike, rng.random(count) < 0.8, rng.random(count) < 0.5 + gap / (2 * discordant))
     return np.stack((np.where(alike, second, ~second), second), axis=1)
 
 
 def promotions(rule: Rule, seeds: int, discordant: float) -> float:
-    """Per `LABELS` labels, in the mean over the seeds."""
+    """Mean promotions per `LABELS` labels."""
     found = [len(rule(labels(np.random.default_rng(seed), LABELS, discordant, 0.0))) for seed in range(seeds)]
     return float(np.mean(found))
 
@@ -96,34 +95,34 @@ def delays(rule: Rule, seeds: int, discordant: float, gap: float, *, worse_befor
         after = labels(rng, MOST_LABELS, discordant, gap)
         changes = rule(np.concatenate((before, after)))
         early = sum(n <= worse_before for n in changes)
-        served_before = early % 2  # the worse one, promoted by chance
+        served_before = early % 2  # the worse candidate was promoted by chance
         later = [n - worse_before for n in changes if n > worse_before]
         found.append(0 if served_before else later[0] if later else MOST_LABELS)
     return int(np.median(found)), int(np.quantile(found, 0.9))
 
 
 def main() -> None:
-    """See the top of this file."""
+    """Print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 seeds")
     parser.add_argument("--seeds", type=int, default=40)
     args = parser.parse_args()
     seeds = 4 if args.quick else args.seeds
-    told: dict[str, dict[str, object]] = {}
+    figures: dict[str, dict[str, object]] = {}
     table = Table("stream", *RULES, title=f"{seeds} seeds")
     for discordant in EQUAL:
         name = f"equal, {discordant:g} discordant: promotions per {LABELS:,} labels"
-        told[name] = {rule: promotions(run, seeds, discordant) for rule, run in RULES.items()}
+        figures[name] = {rule: promotions(run, seeds, discordant) for rule, run in RULES.items()}
     for discordant, gap in BETTER:
         for kind, worse_before in (("from_start", 0), ("reversal", 10_000)):
             name = f"{kind}, {discordant:g} discordant, gap {gap:g}: labels until promotion"
-            told[name] = {
+            figures[name] = {
                 rule: delays(run, seeds, discordant, gap, worse_before=worse_before) for rule, run in RULES.items()
             }
-    for name, found in told.items():
+    for name, found in figures.items():
         table.add_row(name, *(str(value) for value in found.values()))
     Console().print(table)
-    print(json.dumps({"seeds": seeds, **told}))
+    print(json.dumps({"seeds": seeds, **figures}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Fashion-MNIST through a real Kafka, once, 1 % of it labelled, late: what the served teacher knows at the end.
+"""Measures the accuracy of the served teacher after Fashion-MNIST went once through a real Kafka, with 1 % late labels.
 
-60,000 records by `streamlearn simulate`, 100 more by a foreign client (kcat: 90 good, 10 bad), a learner and two
-servers. The 10,000 test images are then sent to `/predict`. Beside it the same stream learned from the labels alone (an
-averaged network all the same). Every record must be accounted for (I7).
+`streamlearn simulate` sends 60,000 records, kcat sends 100 more (90 valid, 10 invalid) to a learner and two servers.
+Then the 10,000 test images are sent to `/predict`. The same stream is also learned from labels only, with an averaged
+network. Every record must be accounted for (I7).
+
+Run: python benchmarks/fashion.py [--quick]. The last line is JSON. Needs kcat.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ FOREIGN = 100
 
 
 def produce_with_kcat(bootstrap: str, data: Dataset) -> None:
-    """90 good JSON samples and 10 bad ones, by a client that is not ours."""
+    """Send 90 valid JSON samples and 10 invalid ones with kcat."""
     assert data.test_x is not None
     lines = []
     for n in range(FOREIGN):
@@ -37,7 +39,7 @@ def produce_with_kcat(bootstrap: str, data: Dataset) -> None:
 
 
 def learn_all(config: Path, folder: Path, wanted: int) -> dict[str, object]:
-    """Run learner and servers until every sample is learned; then ask the served teacher about the test images."""
+    """Run learner and servers until all samples are learned; then score the served teacher on the test images."""
     data = load("fashion-mnist")
     assert data.test_x is not None
     assert data.test_y is not None
@@ -60,7 +62,7 @@ def learn_all(config: Path, folder: Path, wanted: int) -> dict[str, object]:
 
 
 def ask(port: int, x: Array, y: Array) -> tuple[float, int]:
-    """Share of the test images that the served teacher gets right, and its version."""
+    """Accuracy of the served teacher on the test images, and its version."""
     right, version = 0, -1
     for begin in range(0, len(y), 500):
         request = urllib.request.Request(

@@ -1,19 +1,16 @@
-"""Are the methods those of their papers? Few labels, epochs over a fixed set, test accuracy: `evaluate --offline`.
+"""Compares the methods with their papers: few labels, epochs over a fixed set, test accuracy (`evaluate --offline`).
 
-Fashion-MNIST, a 13-layer network scaled down, Adam, noise on the input, translation and flips, dropout, ramp-up over
-the first 27 % of the steps and ramp-down over the last quarter, and consistency against the mean cross-entropy of
-labelled rows as 100 to 1 (30 to 1 for Temporal Ensembling): the papers' settings, in far fewer steps. The teacher
-answers in train mode, as theirs does; `--methods mean_teacher_eval` is as ours does by default. `--weight .1` takes a
-tenth of those weights.
+Fashion-MNIST, a 13-layer network scaled down, Adam, input noise, translation and flips, dropout, ramp-up over the first
+27 % of the steps, ramp-down over the last quarter, and consistency against the mean cross-entropy of labelled rows as
+100 to 1 (30 to 1 for Temporal Ensembling): the settings of the papers, in far fewer steps. The teacher answers in train
+mode, as in the papers; `--methods mean_teacher_eval` is the default of this project. `--weight .1` scales the weights.
 
-Expected of the papers, in the mean of seeds: supervised < Pi, Temporal Ensembling < Mean Teacher. `supervised` is
-without an average, as theirs is in Laine and Aila; its average stands beside it.
-
-One line of JSON for each run in benchmarks/results/fidelity.jsonl; a run that is there is not made again.
+Order in the papers: supervised < Pi, Temporal Ensembling < Mean Teacher. `supervised` is scored without an average, as
+in Laine and Aila; its average is reported next to it.
 
 Run: python benchmarks/fidelity.py [--quick] [--labels N ...] [--seeds N] [--limit N] [--epochs N] [--width X]
        [--weight X] [--methods NAME ...]
-The last line is JSON.
+Each run is one line of benchmarks/results/fidelity.jsonl; existing runs are not repeated. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -48,7 +45,7 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {
     "mean_teacher": (100.0, {"learn.method": "mean_teacher", "learn.teacher_mode": "train"}),
     "mean_teacher_eval": (100.0, {"learn.method": "mean_teacher"}),
 }
-"""By name, what consistency weighs against the mean cross-entropy of labelled rows in the papers, and settings."""
+"""By method: weight of consistency against the mean cross-entropy in the paper, and settings."""
 PAPERS = [name for name in METHODS if name != "mean_teacher_eval"]
 FRESH, LABELLED = 64, 32
 RAMPUP, RAMPDOWN = 0.27, 0.25
@@ -56,7 +53,7 @@ RAMPUP, RAMPDOWN = 0.27, 0.25
 
 @dataclass(frozen=True)
 class Case:
-    """One run to make."""
+    """One run."""
 
     method: str
     labels: int
@@ -65,11 +62,11 @@ class Case:
     epochs: int
     width: float
     weight: float = 1.0
-    """Of consistency, as a share of the papers'."""
+    """Consistency weight as a share of the paper's."""
 
 
 def play(case: Case) -> dict[str, Any]:
-    """Learn, and ask the test images."""
+    """Learn and score the test images."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     steps = case.epochs * -(-case.limit // FRESH)
     weight, settings = METHODS[case.method]
@@ -79,12 +76,12 @@ def play(case: Case) -> dict[str, Any]:
         "model.normalise": False,
         "model.options": {"width": case.width},
         "learn.recipe": "none",
-        # Classification is summed over labelled rows and divided by all rows.
+        # The classification loss is summed over labelled rows and divided by all rows.
         "learn.consistency_weight": case.weight * weight * LABELLED / (FRESH + LABELLED),
         "learn.rampup_steps": round(RAMPUP * steps),
         "learn.ema_decay": 0.99,
         "learn.weight_decay": 0.0,
-        # Of inputs of unit variance, as the papers have them; pixels here have a standard deviation of .35.
+        # The papers scale inputs to unit variance; pixels here have a standard deviation of .35.
         "learn.pixel_noise_std": 0.05,
         "learn.flip": True,
         "learn.threads": 1,
@@ -104,11 +101,11 @@ def play(case: Case) -> dict[str, Any]:
     )
     began_s = time.process_time()
     found = evaluate_offline(load_config(None, overrides=overrides, environ={}), plan, threading.Event())
-    return {**asdict(case), **found.test, "cpu_s": round(time.process_time() - began_s, 1)}
+    return {**asdict(case), **asdict(found.test), "cpu_s": round(time.process_time() - began_s, 1)}
 
 
 def make(cases: Sequence[Case], path: Path | None, jobs: int) -> list[dict[str, Any]]:
-    """The lines of all cases; those that are in the file are taken from there."""
+    """Results of all cases; existing ones are read from the file."""
     there = [json.loads(text) for text in path.read_text().splitlines()] if path and path.exists() else []
     keys = {json.dumps(asdict(case), sort_keys=True): case for case in cases}
     own = set(Case.__dataclass_fields__)
@@ -125,7 +122,7 @@ def make(cases: Sequence[Case], path: Path | None, jobs: int) -> list[dict[str, 
 
 
 def figures(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By labels and method, the mean over seeds: the network that is served; the student where labels are all."""
+    """Means over seeds by labels and method: of the served network; of the student for `supervised`."""
     found: dict[str, dict[str, float]] = {}
     for labels, method in itertools.product(sorted({line["labels"] for line in lines}), METHODS):
         of = [line for line in lines if (line["labels"], line["method"]) == (labels, method)]
@@ -137,15 +134,15 @@ def figures(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Print a table, and one JSON line."""
+    """Print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="one seed, few steps, nothing saved")
     parser.add_argument("--labels", type=int, nargs="+", default=[250, 500, 1000])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, default=12_000, help="training images")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--width", type=float, default=0.125, help="of the 13-layer network, 1 is the paper's")
-    parser.add_argument("--weight", type=float, default=1.0, help="of consistency, 1 is the papers'")
+    parser.add_argument("--width", type=float, default=0.125, help="width of the network; 1 is the paper's")
+    parser.add_argument("--weight", type=float, default=1.0, help="weight of consistency; 1 is the papers'")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=PAPERS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--nice", type=int, default=0)
@@ -154,7 +151,7 @@ def main() -> None:
     if options.quick:
         options.labels, options.seeds, options.limit, options.epochs, options.width = [250], 1, 640, 2, 0.0625
     cases = [
-        # Nothing is weighed where there is no consistency: one line, whatever the weight.
+        # Without consistency there is nothing to weight: one line for all weights.
         Case(method, labels, seed, options.limit, options.epochs, options.width, weight)
         for seed, labels, method in itertools.product(range(options.seeds), options.labels, options.methods)
         for weight in [options.weight if METHODS[method][0] else 1.0]

@@ -1,15 +1,14 @@
-"""A million hostile records through the codec, and a hundred thousand hostile requests through the API.
+"""Sends a million hostile records through the codec and a hundred thousand hostile requests through the API.
 
-Each is a function of the seed and its number, so one that fails can be had again:
+Each is a function of the seed and its number, so a failure can be reproduced:
 
     PYTHONPATH=tests python -c 'import fuzzing; print(fuzzing.record(SEED, NUMBER))'
 
-A record must end as a sample, a label, or bad for one of the known reasons, its dead letter holding all its bytes. A
-request must be answered as /openapi.json says, in the one error shape, never with 500; what was acknowledged must be in
-the log, all of it readable, and nothing else. Beside that: the slowest of each, and by how much memory grew.
+A record must decode to a sample or a label, or be bad for a known reason, with all its bytes in the dead letter. A
+request must be answered as /openapi.json describes, never with 500; acknowledged records must be in the log and
+readable, and no others. Also measured: the slowest record and request, and the growth of memory.
 
-Run: python benchmarks/fuzz.py [--quick] [--seed N] [--records N] [--requests N]
-The last line is JSON.
+Run: python benchmarks/fuzz.py [--quick] [--seed N] [--records N] [--requests N]. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ import test_fuzz_http  # noqa: E402
 from served import FLOATS, IMAGES  # noqa: E402
 
 HANG_S = 60.0
-"""A record or a request that takes longer ends the run, with every thread's stack."""
+"""A record or a request that takes longer ends the run with the stacks of all threads."""
 REQUESTS_PER_SERVER = 5000
-"""Its log and its ledger are in memory."""
+"""The log and the ledger are in memory."""
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had."""
+    """Peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def fuzz_records(seed: int, count: int) -> dict[str, object]:
-    """What became of so many records."""
+    """Outcomes of `count` records."""
     outcomes: Counter[str] = Counter()
     slowest_s, before, started = 0.0, peak_bytes(), time.monotonic()
     for number in range(count):
@@ -74,7 +73,7 @@ def fuzz_records(seed: int, count: int) -> dict[str, object]:
 
 
 def fuzz_requests(seed: int, count: int) -> dict[str, object]:
-    """What so many requests were answered with."""
+    """Statuses of `count` requests."""
     statuses: Counter[int] = Counter()
     left, turn, appended, before, started = count, 0, 0, peak_bytes(), time.monotonic()
     while left > 0:
@@ -103,15 +102,15 @@ def fuzz_requests(seed: int, count: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Both, one after the other; an exception is a finding."""
+    """Run both; an exception is a finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a hundredth of it")
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the records and requests")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=100_000)
     given = parser.parse_args()
     share = 100 if given.quick else 1
-    warnings.simplefilter("ignore")  # Pillow's, of damaged images
+    warnings.simplefilter("ignore")  # Pillow warns about damaged images
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     found = {"seed": given.seed, **fuzz_records(given.seed, given.records // share)}
     found |= fuzz_requests(given.seed, given.requests // share)

@@ -1,33 +1,26 @@
-"""Streams that want to ruin the model: how many end with a server at chance, while the same labels alone teach more?
+"""Counts hostile streams that end with a served teacher at chance, while the same labels alone teach more.
 
-Each run is a whole learner on a whole stream: the real loop, guard on, and at the end the teacher that a server loads
-from the published folder, against the twin, which learned the same labelled rows without consistency. Chance is the
-share of the largest class among held-out samples, of the classes that had labels, plus three standard errors.
+Each run is a whole learner on a whole stream. At the end the teacher that a server loads is compared with the twin,
+which learned the same labelled rows without consistency. Chance is the share of the largest class among held-out
+samples (of classes that had labels), plus three standard errors. 3 % of the samples get a label, 500 samples later.
 
-    class-sorted    one class at a time, its labels too
-    one-class       a quarter as usual, then nothing but one class
-    wrong-labels    40 % of the labels say another class
-    biased-labels   samples of all classes, and nine labels of ten are of one
-    no-labels       labels end, and 50,000 samples come without any
-    nan-burst       NaN in binary and null in JSON, in a row; nothing but dead letters may come of it
-    wild-burst      floats of 1e19, about the largest that a record may hold, with labels
-    drifted-units   floats of 1e15, with labels: finite everywhere, and the end of plain running statistics
-    constant        a quarter as usual, then one and the same input with the labels of what it should have been
+    class-sorted    one class at a time, including its labels
+    one-class       a usual quarter, then only one class
+    wrong-labels    40 % of the labels are of another class
+    biased-labels   samples of all classes, nine labels of ten of one class
+    no-labels       labels end, then 50,000 samples without labels
+    nan-burst       NaN in binary and null in JSON; must only cause dead letters
+    wild-burst      floats of 1e19, near the maximum of a record, with labels
+    drifted-units   floats of 1e15, with labels: finite, but plain running statistics overflow
+    constant        a usual quarter, then one constant input with the labels of the true samples
 
-each by the recipe that fits it, on the scale of short streams (one step a micro-batch; a shorter horizon and ramp),
-with a consistency weight a hundred times too heavy or more (`heavy`, and `heavy-kl`, whose gradient has no bound), and
-with a learning rate thirty times too hot (`hot`). The same streams again with the guard off show what it is worth. 3 %
-of the samples get a label, 500 samples later.
-
-Prediction, written before the first run: none served at chance with the guard; without it, a third of the heavy runs of
-`no-labels`, `class-sorted` and `constant`, and no others, since a hot learning rate ruins the twin as well.
-
-Digits come as a table and as images, since the recipes differ: Mean Teacher for tables, interpolation consistency for
-images, whose streams are those without a burst.
+Conditions: the recipe that fits; a consistency weight a hundred times too large (`heavy`, and `heavy-kl`, whose
+gradient is unbounded); a learning rate thirty times too large (`hot`). The same streams without the guard show its
+effect. Digits are sent as a table and, on streams without a burst, as images, since the recipes differ.
 
 Run: python benchmarks/hostile.py [--quick] [--guarded] [--steps N] [--seeds N] [--first-seed N] [--jobs N]
     [--stream NAME ...]
-The last line is JSON.
+Prints a table; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -52,21 +45,21 @@ BURST, RUN_LENGTH = 500, 2000
 LENGTH, DROUGHT = 30_000, 50_000
 QUICK_LENGTH, QUICK_DROUGHT = 15_000, 20_000
 LOOK_EVERY_STEPS = 25
-"""Between two looks of ours at the served teacher."""
+"""Samples between two measurements of the served teacher."""
 
 Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """In samples."""
+    """Lengths in samples."""
 
     whole: int
     drought: int
 
 
 def _usual(data: Data, rng: Rng, count: int, *, share: float = LABEL_SHARE) -> Iterator[Event]:
-    """Samples as they come, a share of them labelled."""
+    """Random samples, a share of them labelled."""
     for _ in range(count):
         row = int(rng.integers(len(data.y)))
         yield _event(data, rng, row, share=share)
@@ -78,7 +71,7 @@ def _event(data: Data, rng: Rng, row: int, *, share: float = LABEL_SHARE) -> Eve
 
 
 def class_sorted(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """One class after the other, and round again."""
+    """One class after the other, repeatedly."""
     for turn in range(max(lengths.whole // RUN_LENGTH, data.classes)):
         rows = np.flatnonzero(data.y == turn % data.classes)
         for row in rng.choice(rows, RUN_LENGTH):
@@ -86,7 +79,7 @@ def class_sorted(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
 
 
 def one_class(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """After a quarter nothing but the last class."""
+    """After a quarter, only the last class."""
     yield from _usual(data, rng, lengths.whole // 4)
     rows = np.flatnonzero(data.y == data.classes - 1)
     for row in rng.choice(rows, lengths.whole - lengths.whole // 4):
@@ -94,7 +87,7 @@ def one_class(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
 
 
 def wrong_labels(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """As usual, but for what the labels say."""
+    """Usual samples with wrong labels."""
     for event in _usual(data, rng, lengths.whole):
         wrong = event.label is not None and rng.random() < WRONG_SHARE
         other = (event.true_class + int(rng.integers(1, data.classes))) % data.classes
@@ -102,20 +95,20 @@ def wrong_labels(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
 
 
 def biased_labels(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """Who labels sees one class: as many labels as usual, nine of ten of them of class 0."""
+    """The usual number of labels, nine of ten of class 0."""
     of_one, of_others = 0.9 * data.classes * LABEL_SHARE, 0.1 * data.classes / (data.classes - 1) * LABEL_SHARE
     for row in rng.integers(len(data.y), size=lengths.whole).tolist():
         yield _event(data, rng, row, share=of_others if data.y[row] else of_one)
 
 
 def no_labels(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """As usual, then no label until the end."""
+    """Usual samples, then no label until the end."""
     yield from _usual(data, rng, QUICK_LENGTH // 2)
     yield from _usual(data, rng, lengths.drought, share=0.0)
 
 
 def nan_burst(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """Records that are no samples: NaN and infinity in binary, null in what should be binary."""
+    """Invalid records: NaN and infinity in binary, null in JSON."""
     width = data.x.shape[1]
     null = json.dumps({"x": [None] * width}).encode()
     kinds = (np.full(width, np.nan, "<f4").tobytes(), np.full(width, np.inf, "<f4").tobytes(), null)
@@ -124,12 +117,12 @@ def nan_burst(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
 
 
 def wild_burst(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """Every feature 1e19, of either sign."""
+    """A burst with every feature at +-1e19."""
     return _with_burst(data, rng, lengths, 1e19)
 
 
 def drifted_units(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """Every feature 1e15, of either sign."""
+    """A burst with every feature at +-1e15."""
     return _with_burst(data, rng, lengths, 1e15)
 
 
@@ -144,7 +137,7 @@ def _in_burst(number: int, lengths: Lengths) -> bool:
 
 
 def constant(data: Data, rng: Rng, lengths: Lengths) -> Iterator[Event]:
-    """A sensor that is stuck, while the world goes on."""
+    """Constant inputs with the labels of the true samples."""
     stuck = np.full(data.x.shape[1:], data.x.mean(), np.float32)
     for number, event in enumerate(_usual(data, rng, lengths.whole)):
         yield event if number < lengths.whole // 4 else event._replace(x=stuck)
@@ -173,12 +166,12 @@ ELSEWHERE = {
     "shuttle": ("no-labels", "constant"),
     "digit-images": ("class-sorted", "one-class", "wrong-labels", "biased-labels", "no-labels", "constant"),
 }
-"""The streams that other data sets than digits are sent as."""
+"""Streams of data sets other than digits."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run to make."""
+    """One run."""
 
     data: str
     stream: str
@@ -187,15 +180,15 @@ class Case:
     guard: bool
     lengths: Lengths
     steps: int = 1
-    """Of each micro-batch."""
+    """Steps per micro-batch."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Accuracies on held-out samples of the classes that had labels."""
+    """Accuracies on held-out samples of classes with labels."""
 
     served: float
-    """0 where nothing was published yet."""
+    """0 if nothing was published yet."""
     twin: float
     chance: float
     served_step: int
@@ -203,41 +196,41 @@ class Seen:
 
 @dataclass(frozen=True)
 class Result:
-    """What one run has come to."""
+    """The result of one run."""
 
     case: Case
     seen: Seen
-    """At the end."""
+    """Scores at the end."""
     step: int
     skipped_steps: int
     longest_at_chance: int
-    """Samples in a row during which the served teacher was at chance while the twin was above it."""
+    """Longest sequence of samples with the served teacher at chance and the twin above."""
     actions: dict[str, int]
     """Of the guard."""
 
     @property
     def at_chance(self) -> bool:
-        """Whether the server ends at chance while the labels alone have taught more."""
+        """Whether the served teacher ends at chance while the twin does not."""
         return self.seen.twin > self.seen.chance >= self.seen.served
 
     @property
-    def mended(self) -> bool:
+    def remedied(self) -> bool:
         """Whether the guard has changed weights."""
         return bool(self.actions["roll_back"] or self.actions["adopt_twin"])
 
 
 class Looking:
-    """Looks at the served teacher while the stream runs, and at the end."""
+    """Scores the served teacher during the stream and at the end."""
 
     def __init__(self, data: Data, fresh: float) -> None:
-        """`fresh`: samples that a step has in the mean."""
+        """`fresh`: mean samples per step."""
         self._data, self._fresh = data, fresh
         self._at_chance = self.longest_at_chance = 0.0
         self.skipped_steps = 0
         self._labelled: set[int] = set()
 
     def __call__(self, parts: Parts, report: StepReport, folder: Path) -> None:
-        """After each step."""
+        """Record one step."""
         self._labelled |= {arrival.class_index for arrival in report.arrivals if arrival.example is not None}
         self.skipped_steps += parts.learner.health().skipped_in_a_row > 0
         if report.step % LOOK_EVERY_STEPS or not self._labelled or published(folder, self._data.schema) is None:
@@ -248,7 +241,7 @@ class Looking:
         self.longest_at_chance = max(self.longest_at_chance, self._at_chance)
 
     def compare(self, parts: Parts, folder: Path) -> Seen:
-        """Served teacher and twin on the held-out samples of classes that had labels."""
+        """Score served teacher and twin on held-out samples of classes with labels."""
         data = self._data
         asked = np.isin(data.test_y, sorted(self._labelled))
         x, y = data.test_x[asked], data.test_y[asked]
@@ -292,7 +285,7 @@ def cases(
 
 
 def table(results: Sequence[Result]) -> Table:
-    """A row for each stream and condition: means over seeds with the guard, and without it at the end."""
+    """One row per stream and condition: means over seeds with the guard; the last column without it."""
     shown = Table(
         "data", "stream", "condition", "chance", "served", "twin", "at chance", "longest", "skipped", "actions"
     )
@@ -322,13 +315,13 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def summary(results: Sequence[Result], *, both: bool) -> dict[str, Any]:
-    """The last line."""
+    """The JSON of the last line."""
     on = [result for result in results if result.case.guard]
     off = [result for result in results if not result.case.guard]
     figures: dict[str, Any] = {
         "runs": len(on),
         "served_at_chance": sum(result.at_chance for result in on),
-        "runs_mended": sum(result.mended for result in on),
+        "runs_mended": sum(result.remedied for result in on),
         "twin_at_chance_too": sum(result.seen.twin <= result.seen.chance for result in on),
         "largest_loss_to_twin": round(max(result.seen.twin - result.seen.served for result in on), 4),
         "longest_at_chance_samples": max(result.longest_at_chance for result in on),
@@ -342,17 +335,15 @@ def summary(results: Sequence[Result], *, both: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a table, and one JSON line."""
+    """Print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, shorter streams, and no run without the guard")
+    parser.add_argument("--quick", action="store_true", help="one seed, shorter streams, no runs without the guard")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument(
-        "--steps", type=int, default=1, help="of each micro-batch: 4 is what ships, where there is time"
-    )
-    parser.add_argument("--guarded", action="store_true", help="no run without the guard")
-    parser.add_argument("--stream", choices=sorted(STREAMS), action="append", help="all, if left out")
+    parser.add_argument("--jobs", type=int, default=2, help="processes with one thread each")
+    parser.add_argument("--steps", type=int, default=1, help="steps per micro-batch; the default of the daemon is 4")
+    parser.add_argument("--guarded", action="store_true", help="no runs without the guard")
+    parser.add_argument("--stream", choices=sorted(STREAMS), action="append", help="default: all")
     options = parser.parse_args()
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
     lengths = Lengths(QUICK_LENGTH, QUICK_DROUGHT) if options.quick else Lengths(LENGTH, DROUGHT)

@@ -1,34 +1,32 @@
-"""Does a teacher earn its keep? Every cell of {data} x {label rate} x {label delay} x {seed}, learned by the real loop.
+"""Measures teacher, label-only twin and plain network on {data} x {label rate} x {label delay} x {seed}.
 
     data    fashion      Fashion-MNIST, 20,000 images in random order
-            rotated      the same, turned by a quarter from the middle of the stream on
-            prior        the same; from the middle on the commonest class is 20 times the rarest
-            digits       1,297 images, then 19 epochs more of them under Gaussian noise
+            rotated      the same, rotated by 90 degrees from the middle of the stream on
+            prior        the same; from the middle on the most frequent class is 20 times the rarest
+            digits       1,297 images, then 19 more passes with Gaussian noise
             moons        two moons, 20,000 samples
             shuttle      Statlog shuttle, normal against anomalous, all 49,097
-            rbf-drift    clusters in 20 features that move all the time, 30,000 samples in the order of time
+            rbf-drift    continuously moving clusters in 20 features, 30,000 samples in the order of time
     labels  10 %, 1 %, 0.2 % of the samples
     delay   none, or geometric with a mean of 5,000 samples
-    seeds   5: of the order, of which samples are labelled, of initial weights and of all noise
+    seeds   5: of order, choice of labels, initial weights and noise
 
-Each cell and seed has two runs of `streamlearn evaluate`:
+Two runs of `streamlearn evaluate` per cell and seed, and one `full` run per data set and seed:
 
-    default the settings as shipped: teacher, student and twin. The twin is the honest rival: the same network and
-            average, the same noise on labelled rows and the same replay, without the unlabelled rows
+    default the shipped settings: teacher, student and twin. The twin is the fair baseline: the same network, average,
+            noise on labelled rows and replay, without the unlabelled rows
     plain   labels only, without average, mixup or label smoothing: the student of `learn.method = "supervised"`
+    full    every label, at once, labels only, averaged: an upper bound
 
-and each data set and seed has one of `full`: every label, at once, labels only, averaged: an upper bound.
-
-Every sample is predicted before it is learned and scored by its true class (`prequential`, over the whole stream;
-`last`, over its last 5,000 samples); `test` is on held-out samples at the end. What a run has come to is one line of
-JSON in benchmarks/results/learning.jsonl, with a hash of its settings (`recipe`). A run whose line is there is not
-made again, so the table may be completed over several sittings; after a change of a default its runs are made anew.
+Scores are prequential by true class: `prequential` over the whole stream, `last` over its last 5,000 samples; `test` is
+on held-out samples at the end. Each run is one line of JSON in benchmarks/results/learning.jsonl, with a hash of its
+settings (`recipe`). Existing runs are not repeated; after a change of a default the affected runs are.
 
 Run: python benchmarks/learning.py [--jobs N] [--nice N] [--only TEXT ...] [--seeds N] [--quick]
-     python benchmarks/learning.py --report            docs/learning.md, .json and pictures, of the lines that are there
+     python benchmarks/learning.py --report            writes docs/learning.md, .json and pictures
      python benchmarks/learning.py --search "KEY=V1|V2 KEY=VALUE ..." [--search ...]
                                                        each recipe on digits, moons, shuttle and two seeds of fashion;
-                                                       "" is the settings as shipped
+                                                       "" is the shipped recipe
 The last line is JSON.
 """
 
@@ -45,7 +43,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +53,7 @@ from offline import in_pool
 from rich.console import Console
 
 from streamlearn.config import Config, load_config, settings
+from streamlearn.lab.curves import CurvePoint
 from streamlearn.lab.drift import prior_of
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
 
@@ -63,7 +62,7 @@ LABELS = (0.1, 0.01, 0.002)
 DELAYS = ("0", "geometric:5000")
 SEEDS = 5
 WINDOW, LAST_WINDOWS = 1000, 5
-"""Samples of a point of the curves, and how many points are `last`."""
+"""Samples per point of the curves, and number of points in `last`."""
 DIGITS, FASHION = 1297, 20_000
 _NEVER_S = 3600.0
 _PRIOR = float(prior_of(10, 20.0, seed=0).max())
@@ -80,37 +79,37 @@ TABLES = {
     "model.normalise": True,
     "model.options": {"hidden": [64, 64]},
 }
-"""The recipe that `auto` comes to, and networks so small that the table takes hours and not days."""
+"""The recipe that `auto` selects, and networks small enough for a table in hours."""
 HARNESS = {
     "learn.threads": 1,
     "learn.device": "cpu",
     "state.checkpoint_every_s": _NEVER_S,
     "state.publish_every_s": _NEVER_S,
 }
-"""What changes nothing of what is learned."""
+"""Settings that do not affect learning."""
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "plain": {"learn.method": "supervised", "learn.mixup_beta": 0.0, "learn.label_smoothing": 0.0},
     "full": {"learn.method": "supervised", "batch.labelled": 96},
 }
-"""By run; a key that this version does not know is left out. `full` has room for all new labels and for replay."""
+"""Settings by run; unknown keys are dropped. `full` has room for all new labels and for replay."""
 _NOT_RECIPE = {
     "learn": {"seed", "threads", "device"},
     "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels", "idle_steps"},
     "twin": {"oracle"},
 }
 _LATER = (("learn", "teacher_mode"),)
-"""Settings that came when lines were there: no part of a recipe that leaves them as they are by default."""
+"""Settings newer than some results: part of a recipe only if they differ from the default."""
 _RECIPE_TABLES = ("model", "learn", "batch", "twin", "bank", "guard", "drift")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A stream to learn: what of which data set."""
+    """A stream of a data set."""
 
     dataset: str
     samples: int
-    """Of one pass."""
+    """Samples per pass."""
     chance: float
     """Share of the largest class at the end of the stream."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -129,12 +128,12 @@ SOURCES: Mapping[str, Source] = {
     "rbf-drift": Source("rbf-drift", 30_000, 0.3181, TABLES, order="file"),
 }
 SEARCHED = {"moons": 3, "shuttle": 3, "digits": 3, "fashion": 2}
-"""Seeds by data: settings are chosen on these alone."""
+"""Seeds by data set; settings are chosen on these only."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run to make."""
+    """One run."""
 
     source: str
     labels: float
@@ -142,17 +141,17 @@ class Case:
     run: str
     seed: int
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that win over those of the run: of a search."""
+    """Settings of a search, which override those of the run."""
     quick: bool = False
 
     @property
     def cell(self) -> str:
-        """Its name in files: data, label rate, delay."""
+        """Data, label rate and delay."""
         return f"{self.source}/{self.labels:g}/{self.delay}"
 
     @property
     def plan(self) -> EvaluationPlan:
-        """Of the stream."""
+        """The plan of its stream."""
         source = SOURCES[self.source]
         return EvaluationPlan(
             dataset=source.dataset,
@@ -168,7 +167,7 @@ class Case:
 
     @property
     def config(self) -> Config:
-        """The shipped settings but for what the run changes."""
+        """The shipped settings with the changes of the run."""
         known = settings()
         changed = {key: value for key, value in RUNS[self.run].items() if key in known}
         own = SOURCES[self.source].settings
@@ -176,7 +175,7 @@ class Case:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Everything that a run depends on beside its cell and seed."""
+        """Everything that affects a run except cell and seed."""
         config = self.config
         tables: dict[str, Any] = {
             name: config.model_dump(mode="json", include={name: True}, exclude={name: _NOT_RECIPE.get(name, set())})[
@@ -194,24 +193,24 @@ class Case:
 
     @property
     def recipe_hash(self) -> str:
-        """Short, and the same for the same recipe."""
+        """A short hash of the recipe."""
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def all_cases(seeds: int, only: Sequence[str], *, quick: bool = False) -> list[Case]:
-    """The whole table, seed by seed, so that a part of it is of all cells."""
+    """All runs, seed by seed, so that a partial table covers all cells."""
     cells = list(itertools.product(SOURCES, LABELS, DELAYS))
     cases = []
     for seed in range(seeds):
         cases += [Case(*cell, run, seed, quick=quick) for cell in cells for run in ("default", "plain")]
         cases += [Case(source, 1.0, "0", "full", seed, quick=quick) for source in SOURCES]
-    wanted = [case for case in cases if not only or any(text in f"{case.cell}/{case.run}" for text in only)]
-    assert wanted, f"nothing is named like {only}"
-    return wanted
+    chosen = [case for case in cases if not only or any(text in f"{case.cell}/{case.run}" for text in only)]
+    assert chosen, f"no run matches {only}"
+    return chosen
 
 
 def searched_cases(recipes: Iterable[Mapping[str, Any]], only: Sequence[str]) -> list[Case]:
-    """Each recipe on the data that settings may be chosen on, at 1 % and 0.2 % of labels."""
+    """Each recipe on the data sets for choosing settings, at 1 % and 0.2 % of labels."""
     recipes = list(recipes)
     cells = [
         (seed, source, labels, delay)
@@ -229,12 +228,12 @@ def searched_cases(recipes: Iterable[Mapping[str, Any]], only: Sequence[str]) ->
 
 
 def play(case: Case) -> tuple[Case, Line | None, str]:
-    """Learn one stream; its line, or what went wrong."""
+    """Learn one stream; returns its line, or a traceback."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     wall_s, cpu_s = time.monotonic(), time.process_time()
     try:
         found = evaluate(case.config, case.plan, threading.Event())
-    except Exception:  # told at the end, while the others go on
+    except Exception:  # reported at the end; other runs continue
         return case, None, traceback.format_exc()
     line: Line = {
         "cell": case.cell,
@@ -250,7 +249,7 @@ def play(case: Case) -> tuple[Case, Line | None, str]:
 
 
 def _figures(found: Evaluation) -> dict[str, Any]:
-    """Accuracies by network and span, rounded to 1/100 of a point."""
+    """Accuracies by network and span, rounded to 0.01 points."""
     assert found.complete
     oracle, last = found.scores["oracle"], found.curves[-LAST_WINDOWS:]
     prequential = {**oracle["cumulative"]["accuracy"]}
@@ -258,14 +257,14 @@ def _figures(found: Evaluation) -> dict[str, Any]:
     if oracle["twin"] is not None:
         prequential["twin"] = oracle["twin"]["cumulative"]["twin"]
         recent["twin"] = _mean_of(last, "oracle_twin")
-    curve = {name: [point[key] for point in found.curves] for name, key in _CURVES.items()}
+    curve = {name: [getattr(point, key) for point in found.curves] for name, key in _CURVES.items()}
     return {
         "samples": found.samples,
         "labels": found.labels,
         "steps": found.steps,
         "prequential": _rounded(prequential),
         "last": _rounded(recent),
-        "test": None if found.test is None else _rounded(found.test),
+        "test": None if found.test is None else _rounded(asdict(found.test)),
         "guard": {name: count for name, count in found.scores["guard"]["actions"].items() if count},
         "curve": {name: [_round(value) for value in values] for name, values in curve.items()},
     }
@@ -274,8 +273,8 @@ def _figures(found: Evaluation) -> dict[str, Any]:
 _CURVES = {"teacher": "oracle", "twin": "oracle_twin"}
 
 
-def _mean_of(points: Sequence[Mapping[str, float | int | None]], name: str) -> float | None:
-    return mean([value for point in points if (value := point[name]) is not None])
+def _mean_of(points: Sequence[CurvePoint], name: str) -> float | None:
+    return mean([value for point in points if (value := getattr(point, name)) is not None])
 
 
 def _rounded(values: Mapping[str, float | int | None]) -> dict[str, float | int | None]:
@@ -287,7 +286,7 @@ def _round(value: float | None) -> float | None:
 
 
 class Results:
-    """A file of lines: one for each run, and one for each recipe that says what its hash stands for."""
+    """A file with one line per run and one line per recipe, which resolves its hash."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -301,17 +300,17 @@ class Results:
                 self._recipes.add(line["recipe"])
 
     def has(self, case: Case) -> bool:
-        """Whether this very run was made."""
+        """Whether the file has this run."""
         key = (case.cell, case.run, case.seed, case.recipe_hash)
         return any((line["cell"], line["run"], line["seed"], line["recipe"]) == key for line in self.lines)
 
     def of(self, cases: Iterable[Case]) -> list[Line]:
-        """The lines of these runs, made with the settings that they have now."""
-        wanted = {(case.cell, case.run, case.seed, case.recipe_hash) for case in cases}
-        return [line for line in self.lines if (line["cell"], line["run"], line["seed"], line["recipe"]) in wanted]
+        """The lines of these runs with their current settings."""
+        keys = {(case.cell, case.run, case.seed, case.recipe_hash) for case in cases}
+        return [line for line in self.lines if (line["cell"], line["run"], line["seed"], line["recipe"]) in keys]
 
     def append(self, case: Case, line: Line) -> None:
-        """Write one run down."""
+        """Append one run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             if line["recipe"] not in self._recipes:
@@ -322,7 +321,7 @@ class Results:
 
 
 def make(cases: Sequence[Case], results: Results, jobs: int) -> list[str]:
-    """Make the runs that are not there; what went wrong."""
+    """Make the missing runs; returns the failures."""
     missing, failures = [case for case in cases if not results.has(case)], []
     for case, line, failure in in_pool(play, missing, jobs) if missing else ():
         if line is None:
@@ -333,7 +332,7 @@ def make(cases: Sequence[Case], results: Results, jobs: int) -> list[str]:
 
 
 def grid(text: str) -> Iterator[dict[str, Any]]:
-    """Every combination of a text like `learn.method=ict batch.steps=1|4`; a value is JSON, or else itself."""
+    """All combinations of a text such as `learn.method=ict batch.steps=1|4`; values are JSON or plain strings."""
     named = [part.partition("=") for part in text.split()]
     for values in itertools.product(*(choices.split("|") for _, _, choices in named)):
         yield {key: _value(value) for (key, _, _), value in zip(named, values, strict=True)}
@@ -347,14 +346,14 @@ def _value(text: str) -> Any:
 
 
 def main() -> None:
-    """Make what is missing, or the report; print one JSON line."""
+    """Make the missing runs, or the report; print a JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, two cells, short streams, a file of their own")
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
-    parser.add_argument("--nice", type=int, default=0, help="lower the priority of them all")
+    parser.add_argument("--quick", action="store_true", help="one seed, two cells, short streams, a temporary file")
+    parser.add_argument("--jobs", type=int, default=2, help="processes with one thread each")
+    parser.add_argument("--nice", type=int, default=0, help="niceness of all processes")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cells with TEXT in cell/run")
-    parser.add_argument("--report", action="store_true", help="write docs/learning.*, and run nothing")
+    parser.add_argument("--report", action="store_true", help="write docs/learning.*; no runs")
     parser.add_argument("--search", action="append", default=[], metavar="'KEY=V1|V2 ...'", help="recipes to compare")
     options = parser.parse_args()
     os.nice(options.nice)
@@ -377,14 +376,14 @@ def _finish(cases: Sequence[Case], results: Results, options: argparse.Namespace
         write_report(lines, chances, DOCS)
     for failure in failures:
         Console(stderr=True).print(failure, markup=False)
-    told = {name: value for name, value in summary(lines, chances).items() if name != "table"}
-    print(json.dumps({**told, "runs": len(lines), "runs_wanted": len(cases), "failed": len(failures)}))
+    figures = {name: value for name, value in summary(lines, chances).items() if name != "table"}
+    print(json.dumps({**figures, "runs": len(lines), "runs_planned": len(cases), "failed": len(failures)}))
     if failures:
         raise SystemExit(1)
 
 
 def _search(options: argparse.Namespace) -> None:
-    """The recipes of all searches, while their settings mean what they meant."""
+    """Compare the recipes of all searches whose settings still exist."""
     results = Results(RESULTS / "search.jsonl")
     recipes = [recipe for text in options.search for recipe in grid(text)]
     failures = make(searched_cases(recipes, options.only), results, options.jobs)

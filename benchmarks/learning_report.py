@@ -1,7 +1,6 @@
-"""What the lines of `learning.py` come to: means over seeds, gains, the table and pictures of docs/learning.md.
+"""Summarises the results of `learning.py`: means over seeds, gains, the table and pictures of docs/learning.md.
 
-A gain is of one seed's teacher over the same seed's rival, in points: hundredths of accuracy on all samples of the
-stream, each predicted before it is learned.
+A gain is the teacher minus its rival on the same seed, in percentage points of accuracy.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ Line: TypeAlias = dict[str, Any]
 DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- table: begin, by `python benchmarks/learning.py --report` -->", "<!-- table: end -->"
 FEW_LABELS = 0.01
-"""Cells with at most such a share of labels are those that unlabelled samples are for."""
+"""Cells with at most this share of labels have few labels."""
 LAST_SAMPLES = 5000
 NETWORKS = ("teacher", "student", "twin", "plain", "majority", "no_change", "full")
 _SPANS = ("prequential", "last", "test")
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """Mean; None if empty."""
     return sum(values) / len(values) if values else None
 
 
 def summary(lines: Sequence[Line], chances: Mapping[str, float]) -> dict[str, Any]:
-    """Every figure of docs/learning.json. `chances` are shares of the largest class by data."""
+    """All figures of docs/learning.json. `chances`: share of the largest class by data set."""
     table = {cell: _cell(cell, lines) for cell in _cells(lines)}
     found: dict[str, Any] = {
         "cells": len(table),
@@ -58,7 +57,7 @@ def summary(lines: Sequence[Line], chances: Mapping[str, float]) -> dict[str, An
 
 
 def at_chance(line: Line, chances: Mapping[str, float]) -> bool:
-    """Whether the teacher ends no better than by always saying the commonest class, and three standard errors."""
+    """Whether the teacher ends within three standard errors of the majority class."""
     largest = chances[line["cell"].partition("/")[0]]
     count = min(LAST_SAMPLES, line["samples"])
     bound = largest + 3.0 * math.sqrt(largest * (1.0 - largest) / count)
@@ -70,7 +69,7 @@ def _labels(cell: str) -> float:
 
 
 def _cells(lines: Sequence[Line]) -> list[str]:
-    """Those with a run by default, in the order in which they came."""
+    """Cells with a default run, in file order."""
     return list(dict.fromkeys(line["cell"] for line in lines if line["run"] == "default"))
 
 
@@ -92,21 +91,21 @@ def _cell(cell: str, lines: Sequence[Line]) -> dict[str, Any]:
                 100.0 * (accuracies["teacher"][seed] - accuracies[rival][seed])
                 for seed in sorted(accuracies["teacher"].keys() & accuracies[rival].keys())
             ]
-            told = found.setdefault(f"gain_over_{rival}", {})
-            told[span] = {**_spread(gains, digits=3), "wins": sum(gain > 0 for gain in gains), "of": len(gains)}
-            told[span]["by_seed"] = [round(gain, 3) for gain in gains]
+            by_span = found.setdefault(f"gain_over_{rival}", {})
+            by_span[span] = {**_spread(gains, digits=3), "wins": sum(gain > 0 for gain in gains), "of": len(gains)}
+            by_span[span]["by_seed"] = [round(gain, 3) for gain in gains]
     return found
 
 
 def _of(lines: Mapping[int, Line], span: str, network: str) -> dict[int, float]:
-    """By seed, where there is one."""
+    """Accuracy by seed, where it exists."""
     return {
         seed: value for seed, line in lines.items() if line[span] and (value := line[span].get(network)) is not None
     }
 
 
 def _spread(values: Sequence[float], *, digits: int) -> dict[str, float | None]:
-    """Mean and standard deviation of a sample; None where there are too few."""
+    """Mean and sample standard deviation; None if there are too few values."""
     middle = mean(values)
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {
@@ -116,10 +115,10 @@ def _spread(values: Sequence[float], *, digits: int) -> dict[str, float | None]:
 
 
 def write_report(lines: Sequence[Line], chances: Mapping[str, float], folder: Path) -> None:
-    """docs/learning.json, two pictures, and the part of docs/learning.md between its marks; the text around it stays.
+    """Write docs/learning.json, two pictures, and the part of docs/learning.md between the markers.
 
     Raises:
-        ValueError: the page has no marks.
+        ValueError: the page has no markers.
     """
     found = summary(lines, chances)
     (folder / "learning.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -190,7 +189,7 @@ def _points(value: float | None) -> str:
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> Any:
-    """A figure, the same bytes for the same lines."""
+    """A reproducible figure: the same bytes for the same lines."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("svg")
@@ -206,7 +205,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _draw_gains(table: Mapping[str, Any], path: Path) -> None:
-    """Teacher minus twin: a dot for each seed, a bar at their mean."""
+    """Teacher minus twin: a dot per seed, a bar at the mean."""
     figure, axes = _figure(1, 1, 8.0, 0.6 + 0.2 * max(len(table), 1))
     axis = axes[0, 0]
     for y, row in enumerate(reversed(table.values())):
@@ -223,7 +222,7 @@ def _draw_gains(table: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_curves(lines: Sequence[Line], path: Path) -> None:
-    """Windowed accuracy along the stream at 1 % of labels without delay, mean of the seeds."""
+    """Windowed accuracy along the stream at 1 % of labels without delay, mean over seeds."""
     drawn = [line for line in lines if line["run"] == "default" and line["cell"].endswith("/0.01/0")]
     names = list(dict.fromkeys(line["cell"].partition("/")[0] for line in drawn)) or ["none"]
     columns = min(4, len(names))
@@ -246,14 +245,14 @@ def _draw_curves(lines: Sequence[Line], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Recipes:
-    """What a search came to."""
+    """The result of a search."""
 
     shown: Table
     figures: list[dict[str, Any]]
 
 
 def recipes_table(lines: Sequence[Line]) -> Recipes:
-    """Each recipe's mean teacher and twin and its gains, over all data and by data; the best teacher first."""
+    """Mean teacher, twin and gain per recipe, overall and by data set; best teacher first."""
     groups: dict[str, list[Line]] = {}
     for line in lines:
         groups.setdefault(json.dumps(line.get("overrides", {}), sort_keys=True), []).append(line)

@@ -1,10 +1,11 @@
-"""Compare SQLite (WAL, synchronous=FULL) with LMDB as the ground of the embedded log; print one JSON object last.
+"""Compares SQLite (WAL, synchronous=FULL) with LMDB as the database of the embedded log.
 
-Run: python benchmarks/logs.py [--quick] [--dir FOLDER]. Both sides do the same work: records of 3,000 random bytes, an
-offset taken inside the transaction, one durable commit for a group of records; with one and with three writing
-processes; then sequential reads by offset, alone and beside a thread that computes in Python, as the learner does.
-Ratios are SQLite's rate over LMDB's in the same run, so above 1 SQLite wins. FOLDER should lie on the disk that is to
-hold the log: a memory file system makes every sync free.
+Both sides do the same work: records of 3,000 random bytes, an offset assigned inside the transaction, one durable
+commit per group of records, with one and with three writing processes; then sequential reads by offset, alone and next
+to a thread that computes in Python, as the learner does. Ratios above 1 mean that SQLite is faster.
+
+Run: python benchmarks/logs.py [--quick] [--dir FOLDER]. FOLDER should be on the disk of the log: on a memory file
+system a sync costs nothing. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ GROUPS = (1, 16, 64, 256)
 
 
 class Store(Protocol):
-    """What the embedded log asks of a database."""
+    """The database operations of the embedded log."""
 
     def append(self, partition: int, values: list[bytes]) -> None:
-        """Append at the partition's end, in one durable transaction."""
+        """Append to a partition in one durable transaction."""
         ...
 
     def read(self, partition: int, offset: int, count: int) -> list[bytes]:
@@ -44,12 +45,12 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close the files."""
         ...
 
 
 class SqliteStore:
-    """One rowid table; the rowid packs partition and offset, so a partition is one run of keys."""
+    """One rowid table; the rowid packs partition and offset, so a partition is a contiguous key range."""
 
     def __init__(self, folder: Path) -> None:
         import fcntl  # noqa: PLC0415 - only this side of the comparison is POSIX
@@ -65,7 +66,7 @@ class SqliteStore:
         self._db.execute("CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, ms INTEGER, value BLOB)")
 
     def append(self, partition: int, values: list[bytes]) -> None:
-        """Queue on a file lock: SQLite's own busy handler sleeps and retries, which starves writers."""
+        """Queue on a file lock: the busy handler of SQLite sleeps and retries, which starves writers."""
         self._flock(self._lock_file, self._exclusive)
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -129,7 +130,7 @@ STORES: dict[str, Callable[[Path], Store]] = {"sqlite": SqliteStore, "lmdb": Lmd
 
 
 def write_alone(store: Store, seconds: float, group: int) -> tuple[int, float]:
-    """Append groups for so many seconds, one partition after the other; records and seconds."""
+    """Append groups for `seconds`, alternating partitions; returns records and seconds."""
     values = [os.urandom(RECORD_BYTES) for _ in range(group)]
     written, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
@@ -148,7 +149,7 @@ def _writer(
 
 
 def write_together(kind: str, folder: Path, seconds: float, group: int) -> float:
-    """Records per second of several writing processes together."""
+    """Total records per second of several writing processes."""
     context = multiprocessing.get_context("spawn")
     rates: multiprocessing.Queue[float] = context.Queue()
     workers = [context.Process(target=_writer, args=(kind, folder, seconds, group, rates)) for _ in range(WRITERS)]
@@ -161,7 +162,7 @@ def write_together(kind: str, folder: Path, seconds: float, group: int) -> float
 
 
 def read_through(store: Store, seconds: float, count: int) -> float:
-    """Records per second, read forward in runs of `count`, round and round."""
+    """Records per second of forward reads of `count`, repeatedly."""
     read, offset, partition, began = 0, 0, 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         got = store.read(partition, offset, count)
@@ -173,7 +174,7 @@ def read_through(store: Store, seconds: float, count: int) -> float:
 
 
 def read_beside_a_busy_thread(store: Store, seconds: float) -> float:
-    """The same, while another thread of this process wants the interpreter all the time."""
+    """The same next to a thread that computes in Python."""
     stopping = threading.Event()
 
     def spin() -> None:
@@ -190,7 +191,7 @@ def read_beside_a_busy_thread(store: Store, seconds: float) -> float:
 
 
 def measure_round(folder: Path, seconds: float, group: int) -> dict[str, dict[str, float]]:
-    """One short slice of each figure, the two databases in turn, so that a slow moment of the disk hits both."""
+    """A short slice of each figure, alternating databases, so that a slow moment of the disk affects both."""
     figures: dict[str, dict[str, float]] = {kind: {} for kind in STORES}
     for kind, mine in figures.items():
         store = STORES[kind](folder / kind)
@@ -206,12 +207,12 @@ def measure_round(folder: Path, seconds: float, group: int) -> dict[str, dict[st
 
 
 def median(rounds: list[dict[str, dict[str, float]]], kind: str, name: str) -> float:
-    """Of the rounds that have this figure."""
+    """Median of the rounds that have this figure."""
     return statistics.median(figures[kind][name] for figures in rounds if name in figures[kind])
 
 
 def main(arguments: list[str]) -> None:
-    """Run both in turn and print the ratios of their medians."""
+    """Run both alternately and print the ratios of their medians."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one round of 0.2 s slices instead of five of 0.5 s")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="a folder on the disk to measure")

@@ -1,11 +1,10 @@
-"""Norm layers of the small convolutional network, on images as they come and sorted by class: what is served?
+"""Compares the norm layers of the small convnet on images in random order and sorted by class.
 
-30,000 training images of Fashion-MNIST once, pooled to 14 x 14 to be quick, or as many draws from the digits; 1 % of
-them labelled, each label 500 samples late. `shuffled` is one random order; `rounds` is sorted by class, six times
-round, so that nearly every micro-batch is of one class. The guard is off, so that nothing is mended. Accuracies on
-images held out: of the teacher that a server loads at the end, and of the twin, which learned the same labelled rows
-alone. And what a step of `Learner.learn` takes with each, on 28 x 28, over batch normalisation: medians of rounds that
-take turns.
+30,000 images of Fashion-MNIST, pooled to 14 x 14, or as many draws of the digits; 1 % get a label, 500 samples later.
+`shuffled` is a random order; `rounds` is sorted by class six times, so that nearly every micro-batch is of one class.
+The guard is off. Scores are accuracies on held-out images: of the teacher that a server loads at the end, and of the
+twin, which learned the same labelled rows only. Also measured: the time of `Learner.learn` on 28 x 28 images, relative
+to batch normalisation, as medians of alternating rounds.
 
 Run: python benchmarks/norms.py [--quick] [--seeds N] [--jobs N] [--norm NAME ...] [--stream NAME ...] [--data NAME]
 The last line is JSON.
@@ -40,7 +39,7 @@ NORMS = ("batch", "robust_batch", "group", "layer")
 
 @dataclass(frozen=True)
 class Case:
-    """One run to make."""
+    """One run."""
 
     data: str
     norm: str
@@ -51,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What it has come to: accuracies on held-out images."""
+    """Accuracies on held-out images."""
 
     case: Case
     served: float
@@ -59,7 +58,7 @@ class Result:
 
 
 def images(case: Case) -> Data:
-    """The samples in the order in which they are learned, pixels from 0 to 1; which those are is drawn by the seed."""
+    """Samples in learning order, drawn by the seed, with pixels from 0 to 1."""
     rng = np.random.default_rng((case.seed, 7))
     if case.data == "digits":
         table = read("digits", case.seed)
@@ -88,7 +87,7 @@ def pooled(pixels: Array) -> Floats:
 
 
 def events(data: Data, case: Case) -> Iterator[Event]:
-    """All of it, some with a label."""
+    """All samples, some with a label."""
     rng = np.random.default_rng((case.seed, 11))
     for x, true in zip(data.x, data.y.tolist(), strict=True):
         yield Event(x, true, true if rng.random() < LABEL_SHARE else None, DELAY)
@@ -104,7 +103,7 @@ def play(case: Case) -> Result:
     }
 
     def nothing(_parts: Parts, _report: StepReport, _folder: Path) -> None:
-        """No look while it runs."""
+        """Measure nothing during the run."""
 
     with run(Learning(data, case.seed, settings=settings), events(data, case), nothing) as (parts, folder):
         served, twin_B = published(folder, data.schema), parts.learner.classify(data.test_x).twin_B
@@ -115,7 +114,7 @@ def play(case: Case) -> Result:
 
 
 def step_over_batch(rounds: int) -> dict[str, float]:
-    """Seconds of a step with each kind over those with batch normalisation."""
+    """Time of a step with each norm relative to batch normalisation."""
     specs = [ModelSpec("convnet", {"norm": norm}, (1, 28, 28), CLASSES, normalise=False, scale=1.0) for norm in NORMS]
     sides = [learner_step(spec) for spec in specs]
     for side in sides:
@@ -126,14 +125,14 @@ def step_over_batch(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a table, and one JSON line."""
+    """Print a table and a JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, and a third of the samples")
+    parser.add_argument("--quick", action="store_true", help="one seed, a third of the samples")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="processes with one thread each")
     parser.add_argument("--data", choices=("fashion-mnist", "digits"), default="fashion-mnist")
-    parser.add_argument("--norm", choices=NORMS, action="append", help="all, if left out")
-    parser.add_argument("--stream", choices=sorted(ROUNDS), action="append", help="all, if left out")
+    parser.add_argument("--norm", choices=NORMS, action="append", help="default: all")
+    parser.add_argument("--stream", choices=sorted(ROUNDS), action="append", help="default: all")
     options = parser.parse_args()
     seeds, samples = (1, SAMPLES // 3) if options.quick else (options.seeds, SAMPLES)
     kinds, streams = options.norm or NORMS, options.stream or list(ROUNDS)

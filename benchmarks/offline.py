@@ -1,7 +1,6 @@
-"""The whole learner on a stream in memory: the daemon's own loop, and the teacher that a server would really load.
+"""Shared by `hostile.py`, `drift.py` and `recovery.py`: small data sets as tables, streams of events, one run.
 
-What `hostile.py`, `drift.py` and `recovery.py` share: small data sets as tables, a stream as events, one run. Nothing
-is stood in for but the broker, by the package's own log in memory.
+A run is the daemon's own loop on a log in memory, and the teacher that a server would load.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import harness  # noqa: F401 - sets how OpenMP waits, before torch is loaded
+import common  # noqa: F401 - sets OMP_WAIT_POLICY before torch is imported
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -55,7 +54,7 @@ CONVNET = {"factory": "convnet", "options": {"widths": [16, 32]}}
 
 @dataclass(frozen=True)
 class Data:
-    """Samples x (N, *shape) with their classes y (N,), and a part held out; `scale` makes inputs about one."""
+    """Samples x (N, *shape) with classes y (N,), and a held-out part; `scale` brings inputs to about 1."""
 
     name: str
     x: Floats
@@ -68,12 +67,12 @@ class Data:
 
     @property
     def schema(self) -> Schema:
-        """Of its records."""
+        """The schema of its records."""
         return Schema(self.x.shape[1:], self.x.dtype, tuple(map(str, range(self.classes))))
 
 
 def read(name: str, seed: int) -> Data:
-    """A data set as a table, or `digit-images` as images, with a held-out part that is drawn anew for each seed.
+    """A data set as a table, or `digit-images` as images, with a held-out part drawn by the seed.
 
     Raises:
         ConfigError: its library is not installed.
@@ -107,30 +106,29 @@ class Event(NamedTuple):
     """One sample of a stream."""
 
     x: Floats | bytes
-    """As the data's shape has it, or the bytes of a record that is no sample."""
+    """A sample, or the bytes of an undecodable record."""
     true_class: int
     label: int | None
-    """What the learner is told, `delay` samples later; None is nothing."""
+    """The label sent `delay` samples later; None: no label."""
     delay: int
 
 
 Hook = Callable[[Parts, StepReport, Path], None]
-"""Is called after each step in the learner's thread, with the state folder. It changes nothing but what a benchmark
-is about: `recovery.py` puts earlier weights back."""
+"""Called after each step in the learner's thread, with the state folder. Only `recovery.py` changes the learner."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """How to learn: the daemon's defaults but for what is here, scaled to short streams and a small network."""
+    """Changes to the default settings, for short streams and a small network."""
 
     data: Data
     seed: int
     fresh: int = 64
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Tables that win over everything else."""
+    """Overrides of everything else."""
 
     def config(self, folder: Path) -> Config:
-        """Micro-batches close by count alone, and nothing is saved before the end."""
+        """Micro-batches close by count only, and nothing is saved before the end."""
         data = self.data
         tables: dict[str, dict[str, Any]] = {
             "schema": {
@@ -142,7 +140,7 @@ class Learning:
             },
             "model": {"normalise": data.normalise, **(CONVNET if data.x.ndim == 4 else MLP)},
             "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
-            # A learner that has no time for further steps: the streams of these benchmarks are fast, and cheap so.
+            # One step per micro-batch, as under a fast stream; it also makes the benchmark cheap.
             "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S, "merge_wait_s": 60.0},
             "labels": {"wanted_rows": 0, "memory_rows": 1000},
             "state": {"dir": folder, "checkpoint_every_s": _NEVER_S, "publish_every_s": PUBLISH_EVERY_S},
@@ -154,14 +152,14 @@ class Learning:
 
 
 def published(folder: Path, schema: Schema) -> LoadedModel | None:
-    """The teacher that a server would answer by now, loaded as a server does."""
+    """The published teacher, loaded as by a server."""
     newest = PublishedDir(StatePaths(folder).published).newest()
     return None if newest is None else load_published(newest, schema)
 
 
 @contextlib.contextmanager
 def run(learning: Learning, events: Iterator[Event], hook: Hook) -> Iterator[tuple[Parts, Path]]:
-    """Learn all of a stream; what is left of the learner, and its state folder, which is gone afterwards."""
+    """Learn a whole stream; yields the final parts and the state folder, which is removed afterwards."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     last: list[Parts] = []
     with tempfile.TemporaryDirectory(prefix="bench-offline-") as name:
@@ -180,7 +178,7 @@ def run(learning: Learning, events: Iterator[Event], hook: Hook) -> Iterator[tup
 
 
 def _write(log: MemoryLog, config: Config, events: Iterator[Event]) -> None:
-    """All records of a stream, a millisecond apart, each label stamped like the sample that it follows."""
+    """Append all records, a millisecond apart; a label has the timestamp of the sample before it."""
     codec, topics = Codec(config.schema_.build()), config.log.topics
     schema, labels, total = config.schema_.build(), [], 0
     samples: list[NewRecord] = []
@@ -206,24 +204,24 @@ def _write(log: MemoryLog, config: Config, events: Iterator[Event]) -> None:
 
 
 def accuracy(classes_B: npt.NDArray[np.int64], true_B: Classes) -> float:
-    """Share of the same."""
+    """Share of equal classes."""
     return float((classes_B == true_B).mean())
 
 
 def chance(true_B: Classes) -> float:
-    """Share of the largest class, and three standard errors of such a share."""
+    """Share of the largest class, plus three standard errors."""
     largest = float(np.bincount(true_B).max() / len(true_B))
     return largest + 3.0 * math.sqrt(largest * (1.0 - largest) / len(true_B))
 
 
 def median(values: Sequence[float | None]) -> float | None:
-    """Of the values that are there."""
+    """Median of the values that are not None."""
     there = [value for value in values if value is not None]
     return float(np.median(there)) if there else None
 
 
 def in_pool(play: Callable[[CaseT], ResultT], wanted: Sequence[CaseT], jobs: int) -> Iterator[ResultT]:
-    """Each case in a process of a pool, with a bar on stderr; in the order in which they end."""
+    """Run each case in a process pool, with a bar on stderr; results in the order of completion."""
     context = multiprocessing.get_context("spawn")
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with (

@@ -1,10 +1,11 @@
-"""A stream at ten times the learner's speed: what waits, what is passed by, and whether memory stays flat.
+"""Measures lag and memory of a learner under a stream at ten times its own speed, for each policy of `log.overload`.
 
-Fashion-MNIST by a conv net on an embedded log, 1 % of it labelled. First the learner's own speed, on a log with more in
-it than it can learn. Then this process sends ten times as many samples a second to a learner of each policy: `keep`
-must lag without growing, `thin` must hold its lag near `log.shed_above_records` (twenty seconds of its own speed; in
-the time of one step ten times as many samples come as it learns) and pass no label by. Growth of memory is the slope
-after the first third, times what is left; stores and rings are so small that they are full by then.
+Fashion-MNIST, a convnet, an embedded log, 1 % labelled. First the learner's own speed is measured on a full log. Then
+ten times as many samples are sent to a learner of each policy: `keep` must lag without growing memory; `thin` must keep
+its lag near `log.shed_above_records` (twenty seconds of its own speed) and skip no label. Growth of memory is the slope
+after the first third, times the remaining time; stores and buffers are small enough to be full by then.
+
+Run: python benchmarks/overload.py [--quick] [--seconds S] [--policy NAME ...]. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ SMALL = {
     "state.checkpoint_every_s": 5.0,
 }
 WIDTHS = "model.options={ widths = [48, 96, 192] }"
-"""So slow that ten times as many samples can be sent, read and joined by Python on the same cores."""
+"""Slow enough that Python can send, read and join ten times as many samples on the same cores."""
 
 
 class Look(NamedTuple):
-    """The learner at one moment."""
+    """One measurement of the learner."""
 
     at_s: float
     lag: int
@@ -53,7 +54,7 @@ class Look(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What one policy came to."""
+    """The result of one policy."""
 
     looks: list[Look]
     sent: int
@@ -63,7 +64,7 @@ class Run(NamedTuple):
 
 
 class Sender:
-    """Samples and labels into the log, at a rate, for ever."""
+    """Appends samples and labels to the log."""
 
     def __init__(self, config: Config, log: Log) -> None:
         self._log, self._codec = log, make_codec(config)
@@ -71,7 +72,7 @@ class Sender:
         self.samples = self.labels = 0
 
     def send(self, count: int) -> None:
-        """The next so many samples, and the labels among them."""
+        """Append the next `count` samples and their labels."""
         data, samples, labels = self._data, list[NewRecord](), list[NewRecord]()
         for number in range(self.samples, self.samples + count):
             row = number % len(data.y)
@@ -86,7 +87,7 @@ class Sender:
 
 @contextlib.contextmanager
 def learner(folder: Path, **overrides: Any) -> Iterator[tuple[Config, Sender, int]]:
-    """A learner on a log of its own, and who sends to it; its process id."""
+    """A learner on its own log: config, sender and process id."""
     settings = {**SMALL, **{key.replace("__", "."): value for key, value in overrides.items()}}
     path = write_config(folder / "streamlearn.toml", kind="embedded", partitions=1)
     config = load_config(path, overrides=settings, environ={})
@@ -105,7 +106,7 @@ def learner(folder: Path, **overrides: Any) -> Iterator[tuple[Config, Sender, in
 
 
 def speed(folder: Path, seconds: float) -> float:
-    """Samples a second that are learned where there is always more."""
+    """Samples per second learned from a full log."""
     with learner(folder) as (config, sender, _):
         began, learned = time.monotonic(), 0
         while (spent := time.monotonic() - began) < seconds:
@@ -121,7 +122,7 @@ def speed(folder: Path, seconds: float) -> float:
 
 
 def overload(folder: Path, policy: str, bound: int, rate: float, seconds: float) -> Run:
-    """Send at that rate for so long, and look; at the end, with `thin`, wait for the last label."""
+    """Send at `rate` for `seconds` and measure; with `thin`, wait for the last label at the end."""
     looks: list[Look] = []
     settings = {"log__shed_above_records": bound} if policy == "thin" else {}
     with learner(folder, **settings) as (config, sender, pid):
@@ -142,18 +143,18 @@ def overload(folder: Path, policy: str, bound: int, rate: float, seconds: float)
 
 
 def growth(looks: list[Look], kind: str) -> float:
-    """Slope after the first third, times the time that is left."""
+    """Slope after the first third, times the remaining time."""
     after = looks[len(looks) // 3 :]
     at_s, values = [look.at_s for look in after], [getattr(look, kind) for look in after]
     return float(np.polyfit(at_s, values, 1)[0] * (at_s[-1] - at_s[0]))
 
 
 def main() -> None:
-    """Print lag and memory of both policies."""
+    """Print lag and memory of each policy."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="twenty seconds of each")
-    parser.add_argument("--seconds", type=float, default=180.0, help="of the stream, for each policy")
-    parser.add_argument("--policy", choices=("keep", "thin"), action="append", help="both, if left out")
+    parser.add_argument("--quick", action="store_true", help="twenty seconds per policy")
+    parser.add_argument("--seconds", type=float, default=180.0, help="length of the stream per policy")
+    parser.add_argument("--policy", choices=("keep", "thin"), action="append", help="default: both")
     options = parser.parse_args()
     quick, seconds = options.quick, 20.0 if options.quick else options.seconds
     found: dict[str, Any] = {}

@@ -1,10 +1,11 @@
-"""The whole daemon against its own bare step: how much of the machine goes into anything but learning.
+"""Measures the throughput of the whole daemon relative to its own training step.
 
-`bare step` is what each step must do at least: predict the fresh samples (the honest score), then learn, on arrays in
-memory, in a process that does nothing else. The daemon reads the same samples from a log that was filled before,
-decodes, joins labels, keeps store, ledger and journal, publishes each second, checkpoints, exports metrics, with a
-server process beside it. Ratios are samples a second of the daemon over samples a second of the bare step, of one run
-on one machine. Both take one step for each micro-batch, as the daemon does when more waits.
+The bare step predicts the fresh samples (the prequential score), then learns, on arrays in memory, in a process of its
+own with nothing next to it. The daemon reads the same samples from a full log, decodes, joins labels, maintains store,
+ledger and journal, publishes every second, saves checkpoints and exports metrics, next to a server process. Both take
+one step per micro-batch. Ratios are samples per second of the daemon over those of the bare step, in the same run.
+
+Run: python benchmarks/pipeline.py [--quick]. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WARM_UP = 20
 
 
 def bare(config: Config, steps: int) -> dict[str, float]:
-    """Samples a second of predict + learn, and of learn alone, on arrays in memory."""
+    """Samples per second of predict and learn, and of learn only, on arrays in memory."""
     data = load("fashion-mnist", limit=20_000)
     learner = Learner(model_spec(config), replace(learn_settings(config), twin_every=0, bank_decays=()))
     rng = np.random.default_rng(0)
@@ -52,7 +53,7 @@ def bare(config: Config, steps: int) -> dict[str, float]:
 
 
 def bare_in_its_own_process(config_path: Path, steps: int) -> dict[str, float]:
-    """So that nothing of this process is beside it."""
+    """Run `bare` in a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, "--bare", str(config_path), str(steps)], check=True, capture_output=True
     )
@@ -61,7 +62,7 @@ def bare_in_its_own_process(config_path: Path, steps: int) -> dict[str, float]:
 
 
 def daemon(config_path: Path, folder: Path) -> float:
-    """Samples a second of a learner on a full log, from its first step to its last."""
+    """Samples per second of a learner on a full log, from its first to its last step."""
     output = folder / "server.log"
     with running("serve", "--config", config_path, output=output), (folder / "learner.log").open("ab") as file:
         subprocess.run(command("learn", "--until-end", "--config", config_path), check=True, stderr=file)

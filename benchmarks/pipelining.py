@@ -1,9 +1,11 @@
-"""What clients cost a server that pipeline requests and read no answer, before any token is checked.
+"""Measures the cost of clients that pipeline requests without reading answers or sending a token.
 
-A server process that wants a token is attacked over ten connections, in three ways. `flood`: as many small requests as
-the sockets take. `headers`: no more requests than may wait, each with 30 KiB of headers. `bodies`: the same with bodies
-of 1 MiB. For each: how far the server's resident memory grows at most, the CPU time that it takes once all is sent, and
-the slowest of the answers that another client gets meanwhile.
+A server with a token is attacked over ten connections in three ways. `flood`: as many small requests as the sockets
+take. `headers`: no more requests than may wait, each with 30 KiB of headers. `bodies`: the same with bodies of 1 MiB.
+For each: the growth of the server's resident memory, its CPU time after the last byte, and the slowest answer to
+another client meanwhile.
+
+Run: python benchmarks/pipelining.py [--quick]. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ SENT = {
 
 
 class Cost(NamedTuple):
-    """What one way of attack came to."""
+    """Cost of one attack."""
 
     growth_mb: float
     cpu_s: float
@@ -42,13 +44,13 @@ class Cost(NamedTuple):
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process so far."""
+    """CPU time of a process."""
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def send(client: socket.socket, data: bytes, until_s: float) -> None:
-    """As much as the server takes."""
+    """Send as much as the server accepts."""
     client.setblocking(False)
     at = 0
     with contextlib.suppress(ConnectionError):  # refused
@@ -60,7 +62,7 @@ def send(client: socket.socket, data: bytes, until_s: float) -> None:
 
 
 def attacked(port: int, pid: int, data: bytes, *, send_s: float, hold_s: float) -> Cost:
-    """Send for a while, then hold the connections, and watch the server and one honest client."""
+    """Send for `send_s`, hold the connections for `hold_s`; measure the server and a legitimate client."""
     before_mb = most_mb = memory_mb(pid)[0]
     slowest_s = 0.0
     with contextlib.ExitStack() as ends:
@@ -93,7 +95,7 @@ def attacked(port: int, pid: int, data: bytes, *, send_s: float, hold_s: float) 
 
 
 def main() -> None:
-    """Run it."""
+    """Print the costs."""
     quick = arguments(__doc__ or "").quick
     send_s, hold_s = (2.0, 2.0) if quick else (5.0, 10.0)
     os.environ["STREAMLEARN_SERVE__TOKEN"] = "secret"

@@ -1,40 +1,28 @@
-"""After an abrupt change: how many samples until 95 % of the earlier accuracy is back, and what brings it sooner?
+"""Measures the samples after an abrupt change until 95 % of the earlier accuracy is back, for several reactions.
 
-Each run is a whole learner on a stream of `drift.py` that changes once (`permute`, `labels`, and `rotate` where there
-are pixels), with 5 % of late labels. The contenders learn the same stream, in one step a micro-batch:
+Each run is a whole learner on a stream of `drift.py` that changes once (`permute`, `labels`, and `rotate` for images),
+with 5 % of late labels and one step per micro-batch. Contenders:
 
-    constant  one teacher of a constant horizon (100 steps, since step 1,000), always served; no guard, no reaction
-    shipped   as by default: the guard is on, labels elect who is served, the teacher or its label-only twin, and an
-              alarm makes the teacher's horizon short, and its targets earn their trust anew
-    alarm     as shipped, but an alarm is only told
-    bank      as shipped, and averages of 10 and 33 steps stand for election too
-    reset     as constant, but every 1,000 steps the learner goes back to what it was after the first 1,000
-    restart   as constant, but every 1,000 steps the learner goes back to its random weights of the beginning
+    constant  one teacher with a constant horizon (100 steps from step 1,000 on), always served; no guard, no reaction
+    shipped   the default: guard, election between teacher and twin, and after an alarm a short horizon and new trust
+    alarm     as shipped, but an alarm is only reported
+    bank      as shipped, with averages of 10 and 33 steps as further candidates
+    reset     as constant, but every 1,000 steps the learner returns to its state after the first 1,000
+    restart   as constant, but every 1,000 steps the learner returns to its initial weights
 
-The last two are the rival of Press et al. (2023, "RDumb: A simple approach that questions our progress in continual
-test-time adaptation"), who reset to pre-trained weights every 1,000 steps. A stream has none, so there are both things
-that could stand for them: what a first stretch as long as a period has taught, which after a change is of the world
-before, as theirs is; and nothing at all, which owes no world anything but has to be taught again by the labelled
-memory. All that the learner holds goes back: student, teacher, optimizer, input statistics, its place in the ramps.
-The labelled memory and the number of the step stay. The change comes halfway between two resets, as it would in the
-mean; two whole periods follow, with two resets, so that the accuracy over all of them has its due share of both.
+`reset` and `restart` are the baseline of Press et al. (2023, "RDumb: A simple approach that questions our progress in
+continual test-time adaptation"), who reset to pre-trained weights every 1,000 steps. A stream has no pre-trained
+weights, hence two variants. All of the learner is reset: student, teacher, optimizer, input statistics, ramps; the
+replay buffer and the step number stay. The change comes halfway between two resets; two whole periods follow.
 
-Accuracies are of all samples, as they come, by whoever is in office in the learner at that step; a server would have
-answered by an older teacher while the guard holds publication back. `before` is that of the 1,000 samples up to the
-change, `lowest` that of the worst 1,000 in a row wholly after it, `after` that of all samples after it. `until back`
-counts samples from the change to the end of the first 1,000 with 95 % of the contender's own `before`; one that was
-worse before has less to come back to, so the next column is the same for 95 % of what `constant` had. A stream that
-ended before counts with all of its samples. Differences to `constant` are paired by stream, with the standard error of
-the means of the seeds.
+Accuracies are prequential on all samples, of the network in office. `before`: the 1,000 samples up to the change;
+`lowest`: the worst 1,000 consecutive samples after it; `after`: all samples after it. `until back`: samples from the
+change to the end of the first window of 1,000 with 95 % of the contender's own `before`; the next column with 95 % of
+that of `constant`. A stream that ends earlier counts with all its samples. Differences to `constant` are paired by
+stream, with the standard error over seeds.
 
-Prediction, written before the first run, when what is `alarm` now was shipped, and its reaction now was a contender
-of its own: `constant` is back after 24,000 samples in the mean (half of them wait for labels), later where the labels
-change, since the memory contradicts them. The horizon is short beside the labels' delay, so it matters little: `bank`
-and `shipped` are back 10 % sooner than `constant`, `alarm` 5 % (by its twin). `reset` is back 15 % later, `restart`
-10 %. `after` is .01 to .02 above `constant` for `shipped`, `bank` and `alarm`, and .03 below it for both resets.
-
-Run: python benchmarks/recovery.py [--quick] [--seeds N] [--first-seed N] [--jobs N]. A line of JSON for each run as it
-ends, so that one that is cut short is not lost; two tables; the last line is JSON.
+Run: python benchmarks/recovery.py [--quick] [--seeds N] [--first-seed N] [--jobs N]. Prints a line of JSON per run and
+two tables; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -61,12 +49,12 @@ from streamlearn.loop import Parts, StepReport
 from streamlearn.records import Array
 
 DELAY = "geometric:9600"
-"""Of labels, in samples: 300 steps in the mean."""
+"""Label delay in samples: 300 steps on average."""
 BACK_AT, WINDOW = 0.95, 1000
 WHOLE_STEPS = -(-WINDOW // FRESH)
-"""From the change to the first window that is wholly after it."""
+"""Steps from the change to the first window wholly after it."""
 CHANGES: Mapping[str, Sequence[Change]] = {"digits": ("permute", "labels", "rotate"), "segments": ("permute", "labels")}
-"""By data set."""
+"""Changes by data set."""
 
 Settings = Mapping[str, Mapping[str, Any]]
 PLAIN: Settings = {
@@ -83,13 +71,13 @@ CONTENDERS: Mapping[str, Settings] = {
     "reset": PLAIN,
     "restart": PLAIN,
 }
-"""By name, what is not as by default."""
+"""Settings that differ from the default, by name."""
 REFERENCE = "constant"
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """In steps."""
+    """Lengths in steps."""
 
     reset_every: int
     change_step: int
@@ -101,25 +89,25 @@ LENGTHS, QUICK_LENGTHS = Lengths(1000, 1500, 3500), Lengths(120, 180, 420)
 
 @dataclass(frozen=True)
 class Case:
-    """One run to make."""
+    """One run."""
 
     stream: Stream
     contender: str
     reset_every: int
-    """In steps, where the contender is one that goes back."""
+    """In steps; only for contenders that reset."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run has come to."""
+    """The result of one run."""
 
     case: Case
     before: float
     """Accuracy over the window that ends with the change."""
     windows: tuple[float, ...]
-    """Accuracy over each window that is wholly after it, one a step."""
+    """Accuracy over each window wholly after the change, one per step."""
     after: float
-    """Accuracy over all samples since the change."""
+    """Accuracy over all samples after the change."""
 
     @property
     def lowest(self) -> float:
@@ -127,20 +115,20 @@ class Result:
         return min(self.windows)
 
     def back_after(self, earlier: float) -> int | None:
-        """Samples from the change until a window has 95 % of `earlier`; None: not until the end."""
+        """Samples from the change until a window has 95 % of `earlier`; None if never."""
         for number, accuracy in enumerate(self.windows):
             if accuracy >= BACK_AT * earlier:
                 return (WHOLE_STEPS + number) * FRESH
         return None
 
     def until_back(self, earlier: float) -> int:
-        """The same, and all samples since the change where it is never."""
+        """The same; all samples after the change if never."""
         stream, found = self.case.stream, self.back_after(earlier)
         return (stream.steps - stream.change_step) * FRESH if found is None else found
 
 
 class Following:
-    """Collects accuracies of whoever is served, while the stream runs."""
+    """Collects accuracies of the served network."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -150,7 +138,7 @@ class Following:
         self._right = self._scored = 0
 
     def __call__(self, oracle: Prequential, step: int) -> None:
-        """After each step that had fresh samples."""
+        """Record a step with fresh samples."""
         since = step - self._case.stream.change_step
         if since < 0:
             return
@@ -163,19 +151,19 @@ class Following:
             self._windows.append(accuracy)
 
     def result(self) -> Result:
-        """Of the whole stream."""
+        """The result of the whole stream."""
         right, scored = self._right - self._right_at_change, self._scored - self._scored_at_change
         return Result(self._case, self._before, tuple(self._windows), right / scored)
 
 
 class Resetting:
-    """Makes a learner what it was, every so many steps: what `kept` is, or else what it is when first asked."""
+    """Resets a learner every `every` steps: to `kept`, or to its state at the first call."""
 
     def __init__(self, every: int, kept: Mapping[str, Array] | None = None) -> None:
         self._every, self._kept = every, kept
 
     def __call__(self, learner: Learner, step: int) -> None:
-        """After each step. The learner's own count of steps goes on, since the loop and its journal go by it."""
+        """Called after each step. The step number is not reset, since the loop and the journal depend on it."""
         if step % self._every:
             return
         if self._kept is None:
@@ -185,7 +173,7 @@ class Resetting:
 
 
 def make_resetting(case: Case, learning: Learning) -> Resetting | None:
-    """Of the contenders that go back."""
+    """For contenders that reset."""
     if case.contender == "restart":
         unlearned = make_learner(learning.config(Path()))
         return Resetting(case.reset_every, unlearned.state())
@@ -202,7 +190,7 @@ def play(case: Case) -> Result:
 
     def hook(parts: Parts, report: StepReport, _folder: Path) -> None:
         if not report.fresh:
-            return  # labels that were left at the end
+            return  # only labels are left at the end
         following(parts.board.oracle, report.step)
         if resetting is not None:
             resetting(parts.learner, report.step)
@@ -213,7 +201,7 @@ def play(case: Case) -> Result:
 
 def cases(seeds: Sequence[int], lengths: Lengths, *, quick: bool) -> list[Case]:
     """All runs, seed by seed."""
-    assert lengths.change_step % lengths.reset_every, "a reset at the change itself would be a coincidence, or luck"
+    assert lengths.change_step % lengths.reset_every, "the change must not coincide with a reset"
     changed = [(data, change) for data, changes in CHANGES.items() for change in changes]
     return [
         Case(Stream(data, change, DELAY, seed, lengths.change_step, lengths.steps), contender, lengths.reset_every)
@@ -222,7 +210,7 @@ def cases(seeds: Sequence[int], lengths: Lengths, *, quick: bool) -> list[Case]:
 
 
 def line(result: Result) -> dict[str, Any]:
-    """One run, ready for JSON."""
+    """One run as JSON."""
     stream = result.case.stream
     return {
         "data": stream.data,
@@ -237,7 +225,7 @@ def line(result: Result) -> dict[str, Any]:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """A row for each change and contender: means over seeds."""
+    """One row per change and contender: means over seeds."""
     columns = ("data", "change", "contender", "before", "lowest", "after", "until back", f"until {REFERENCE}'s")
     shown = Table(*columns, title="Accuracies, and samples until 95 % is back")
     earlier = _earlier(results)
@@ -254,7 +242,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def totals(results: Sequence[Result]) -> Table:
-    """A row for each contender: means over all streams, and differences to `constant` on the same ones."""
+    """One row per contender: means over all streams, and paired differences to `constant`."""
     shown = Table("contender", "until back", "difference", "never", "after", "difference", title="All streams")
     for contender in CONTENDERS:
         some = _of(results, contender)
@@ -263,16 +251,16 @@ def totals(results: Sequence[Result]) -> Table:
         shown.add_row(
             contender,
             f"{_until_back(some):.0f}",
-            _told(*back, digits=0),
+            _with_error(*back, digits=0),
             f"{_never(some)} of {len(some)}",
             f"{np.mean([result.after for result in some]):.3f}",
-            _told(*after, digits=3),
+            _with_error(*after, digits=3),
         )
     return shown
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """The last line."""
+    """The JSON of the last line."""
     by_name = {contender: _of(results, contender) for contender in CONTENDERS}
     earlier = _earlier(results)
     return {
@@ -295,18 +283,18 @@ def _of(results: Sequence[Result], contender: str) -> list[Result]:
 
 
 def _names(results: Sequence[Result]) -> tuple[list[str], list[str]]:
-    """Of data sets and changes."""
+    """Names of data sets and changes."""
     streams = [result.case.stream for result in results]
     return sorted({stream.data for stream in streams}), sorted({stream.change for stream in streams})
 
 
 def _earlier(results: Sequence[Result]) -> dict[Stream, float]:
-    """What the contender that all are held against had before the change, by stream."""
+    """Accuracy of `constant` before the change, by stream."""
     return {result.case.stream: result.before for result in _of(results, REFERENCE)}
 
 
 def _back(results: Sequence[Result], earlier: Sequence[float]) -> str:
-    """Mean, and how many were never back."""
+    """Mean, and the number of runs that never recovered."""
     pairs = list(zip(results, earlier, strict=True))
     mean = np.mean([result.until_back(accuracy) for result, accuracy in pairs])
     never = sum(result.back_after(accuracy) is None for result, accuracy in pairs)
@@ -314,7 +302,7 @@ def _back(results: Sequence[Result], earlier: Sequence[float]) -> str:
 
 
 def _until_back(results: Sequence[Result]) -> float:
-    """Mean, each to its own accuracy before."""
+    """Mean over runs, each relative to its own `before`."""
     return float(np.mean([result.until_back(result.before) for result in results]))
 
 
@@ -325,7 +313,7 @@ def _never(results: Sequence[Result]) -> int:
 def _difference(
     results: Sequence[Result], contender: str, value: Callable[[Result], float]
 ) -> tuple[float, float | None]:
-    """Of a contender to the one that all are held against: mean, and standard error over seeds where there are two."""
+    """Difference to `constant`: mean, and standard error over seeds if there are at least two."""
     of_reference = {result.case.stream: value(result) for result in _of(results, REFERENCE)}
     by_seed: dict[int, list[float]] = {}
     for result in _of(results, contender):
@@ -336,17 +324,17 @@ def _difference(
     return float(np.mean(means)), error
 
 
-def _told(mean: float, error: float | None, *, digits: int) -> str:
+def _with_error(mean: float, error: float | None, *, digits: int) -> str:
     return f"{mean:+.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def main() -> None:
-    """Print a line of JSON for each run, two tables, and one JSON line."""
+    """Print a JSON line per run, two tables, and a JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed of one change of digits, much shorter")
+    parser.add_argument("--quick", action="store_true", help="one seed of one change of digits, shorter")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=300)
-    parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="processes with one thread each")
     options = parser.parse_args()
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
     lengths = QUICK_LENGTHS if options.quick else LENGTHS

@@ -1,10 +1,10 @@
-"""`/predict` of one raw 28x28 image against the server's own no-op route, one client and sixteen.
+"""Measures the latency of `/predict` for one 28 x 28 image relative to the server's no-op route, with 1 and 16 clients.
 
-A server process follows a published conv net; the clients are threads with kept-alive connections in this process, on
-the same cores. The limit measured in the same run is `/health/live`: what HTTP itself costs here.
+A server process serves a published convnet. The clients are threads with keep-alive connections in this process, on
+the same cores. `/health/live` measures the cost of HTTP in the same run. Then the same in alternating rounds, while
+another process saves checkpoints continuously and publishes a new teacher five times a second.
 
-Then the same while another process saves checkpoints, one after the other, and publishes a new teacher five times a
-second, as a learner would that has nothing else to do: what that costs the slowest answers. The rounds alternate.
+Run: python benchmarks/serve.py [--quick]. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (1, 28, 28), dtype=np.uint8).t
 
 
 def ask(port: int, count: int, route: str, took_s: list[float]) -> None:
-    """So many requests on one connection; how long each took."""
+    """Send `count` requests on one connection; append the duration of each."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     headers = {"content-type": "application/octet-stream"}
     for _ in range(count):
@@ -53,7 +53,7 @@ def ask(port: int, count: int, route: str, took_s: list[float]) -> None:
 
 
 def latencies_ms(port: int, route: str, *, clients: int, requests: int) -> tuple[float, float, float]:
-    """p50 and p99 in milliseconds, and requests a second."""
+    """p50 and p99 in milliseconds, and requests per second."""
     took_s: list[float] = []
     threads = [threading.Thread(target=ask, args=(port, requests // clients, route, took_s)) for _ in range(clients)]
     started = time.perf_counter()
@@ -68,11 +68,11 @@ def latencies_ms(port: int, route: str, *, clients: int, requests: int) -> tuple
 
 PUBLISHED_EVERY_S = 0.2
 COPIES, MEMORY_ROWS = 8, 5_000
-"""In a checkpoint: networks and moments of the optimizer; images of the labelled memory."""
+"""In a checkpoint: networks and moments of the optimizer; images of the replay buffer."""
 
 
 def make_publisher(path: Path) -> tuple[Publisher, dict[str, Array], dict[str, str]]:
-    """Who publishes for that config, with weights and header."""
+    """A publisher for the config, with weights and header."""
     config = load_config(path)
     spec = model_spec(config)
     weights: dict[str, Array] = {key: value.numpy() for key, value in build(spec).state_dict().items()}
@@ -81,7 +81,7 @@ def make_publisher(path: Path) -> tuple[Publisher, dict[str, Array], dict[str, s
 
 
 def save_and_publish(path: Path) -> None:
-    """For ever, as a learner would that has nothing else to do."""
+    """Save and publish continuously."""
     publisher, weights, header = make_publisher(path)
     folder = StatePaths(load_config(path).state.dir).checkpoints
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def save_and_publish(path: Path) -> None:
 
 @contextlib.contextmanager
 def saving_and_publishing(path: Path) -> Iterator[None]:
-    """Another process does."""
+    """Run `save_and_publish` in another process."""
     with subprocess.Popen([sys.executable, __file__, "--save", str(path)]) as process:
         try:
             deadline = time.monotonic() + 120.0
@@ -114,7 +114,7 @@ def saving_and_publishing(path: Path) -> Iterator[None]:
 
 
 def while_saving(path: Path, port: int, requests: int) -> dict[str, float]:
-    """The p99 of /predict, one client, in alternating rounds without and with saves and publications beside it."""
+    """p99 of /predict with one client, in alternating rounds with and without saves and publications."""
     rounds: dict[bool, list[float]] = {False: [], True: []}
     for saving in (False, True, False, True):
         with saving_and_publishing(path) if saving else contextlib.nullcontext():
@@ -126,7 +126,7 @@ def while_saving(path: Path, port: int, requests: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print latencies, and the ratios to the no-op and to p99 with nothing beside it."""
+    """Print latencies, and their ratios to the no-op route and to the p99 without saves."""
     if "--save" in sys.argv:
         save_and_publish(Path(sys.argv[-1]))
     requests = 800 if arguments(__doc__ or "").quick else 6_400

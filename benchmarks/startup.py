@@ -1,15 +1,16 @@
-"""How long does a learner with a checkpoint take from its start to its first step, and what takes that time?
+"""Measures the time of a learner with a checkpoint from its start to its first step.
 
-A learner of a small table model (16 features) is started again and again, as by `streamlearn learn`, on a state folder
-with a checkpoint and an embedded log with records that it has not read:
+A learner of a small table model (16 features) is started repeatedly as `streamlearn learn`, on a state folder with a
+checkpoint and an embedded log with unread records:
 
-    import_s      until Python has loaded all that a learner needs, torch above all
-    restore_s     from there until checkpoint, store and log are opened and checked, and the learner says so
-    first_step_s  from there until the journal has its first step
+    import_s      until Python has imported everything, mostly torch
+    restore_s     from there until checkpoint, store and log are opened and checked
+    first_step_s  from there until the journal has the first step
     total_s       all of it
 
-The limit is `python -c "import torch"`, measured right before each start: no learner can be faster. Figures are
-medians. Run: python benchmarks/startup.py [--quick]. The last line is JSON.
+The limit is `python -c "import torch"`, measured before each start. Figures are medians.
+
+Run: python benchmarks/startup.py [--quick]. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ print("imported", flush=True)
 from streamlearn.cli import main
 main()
 """
-"""What `streamlearn learn` does, with a word when it has imported everything."""
+"""`streamlearn learn`, which prints a line after its imports."""
 FIRST_RECORDS, MORE_RECORDS = 5000, 500
 TIMEOUT_S = 120.0
 ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def main() -> None:
-    """Measure, and print a line for each start."""
+    """Measure; print a line per start."""
     starts = 3 if arguments(__doc__ or "").quick else 9
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def send(path: Path, count: int) -> None:
-    """Append samples, a fifth of them with a label."""
+    """Append samples, a fifth of them labelled."""
     config = load_config(path, environ={})
     codec, draw = make_codec(config), np.random.default_rng(count)
     classes = draw.integers(0, 10, count)
@@ -84,17 +85,17 @@ def send(path: Path, count: int) -> None:
 
 
 def import_torch() -> float:
-    """Seconds of a bare import in a new process, without the end of that process."""
+    """Seconds of `import torch` in a new process, without its exit."""
     began_s = time.monotonic()
     program = "import torch; print('imported', flush=True)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=ENVIRON) as process:
         assert process.stdout is not None
-        assert process.stdout.readline(), f"import torch ended with {process.wait()}"
+        assert process.stdout.readline(), f"import torch exited with {process.wait()}"
         return time.monotonic() - began_s
 
 
 def start(path: Path) -> dict[str, float]:
-    """Start a learner, and time it up to its first step; then ask it to end, which leaves a checkpoint."""
+    """Start a learner, measure until its first step, then stop it, which saves a checkpoint."""
     journal = StatePaths(load_config(path, environ={}).state.dir).journal
     step, began_s = last_step(journal), time.monotonic()
     arguments = [sys.executable, "-c", LEARN, "learn", "--config", str(path)]
@@ -105,7 +106,7 @@ def start(path: Path) -> dict[str, float]:
         seen_s: dict[str, float] = {}
         for word in ("imported", "learner_started"):
             while word not in (line := learner.stdout.readline()):
-                assert line, f"the learner ended with {learner.wait()}"
+                assert line, f"the learner exited with {learner.wait()}"
             seen_s[word] = time.monotonic()
         while last_step(journal) <= step:
             assert time.monotonic() - began_s < TIMEOUT_S, "no step"

@@ -1,9 +1,9 @@
-"""`Learner.learn` over the bare step: student forward and backward and teacher forward, on tensors in memory.
+"""Measures `Learner.learn` relative to the bare step: student forward and backward, teacher forward.
 
-And what the label-only twin adds to a step of the loop: predict and learn with it, over the same without it.
+Also measured: the cost of the label-only twin, as predict and learn with it over the same without it. Ratios compare
+medians of alternating rounds on tensors in memory.
 
-Run: python benchmarks/step.py [--quick] [--model mlp|convnet|table] [--threads N]. The last line is JSON. The ratios
-compare medians of rounds that take turns, so that both sides see the same moods of the machine.
+Run: python benchmarks/step.py [--quick] [--model mlp|convnet|table] [--threads N]. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ def main() -> None:
 
 
 def measure(spec: ModelSpec, *, rounds: int) -> dict[str, float]:
-    """Median seconds a step of each side, `learn_over_bare`, and what a twin adds that learns each (second) step.
-
-    At most a quarter is wanted; `twin.every` is there for networks where it is more.
-    """
+    """Median seconds per step of each side, `learn_over_bare`, and the cost of a twin at each or each second step."""
     twins = (loop_step(spec, twin_every=every) for every in (0, 1, 2))
     sides = (bare_step(spec), learner_step(spec), *twins)
     steps = 2 * max(1, round(0.15 / seconds(sides[0], steps=3)))
@@ -68,7 +65,7 @@ def measure(spec: ModelSpec, *, rounds: int) -> dict[str, float]:
 
 
 def seconds(step: Callable[[], None], *, steps: int) -> float:
-    """Mean seconds of so many steps."""
+    """Mean seconds over `steps` steps."""
     started_s = time.perf_counter()
     for _ in range(steps):
         step()
@@ -76,7 +73,7 @@ def seconds(step: Callable[[], None], *, steps: int) -> float:
 
 
 def bare_step(spec: ModelSpec) -> Callable[[], None]:
-    """The three passes that no Mean Teacher can do without, on prepared rows, with nothing around them."""
+    """Only the three passes of Mean Teacher, on prepared rows."""
     student, teacher = build(spec, seed=0).net.train(), build(spec, seed=1).net.eval()
     x_B: Tensor = torch.randn((FRESH + LABELLED, *spec.shape))
     labels_B = torch.randint(CLASSES, (FRESH + LABELLED,))
@@ -95,13 +92,13 @@ def bare_step(spec: ModelSpec) -> Callable[[], None]:
 
 
 def learner_step(spec: ModelSpec) -> Callable[[], None]:
-    """`learn` on one micro-batch in memory, noise and all, without a twin."""
+    """`learn` on one micro-batch in memory, with noise, without a twin."""
     learner, batch = made(spec, twin_every=0)
     return lambda: learner.learn(batch)
 
 
 def loop_step(spec: ModelSpec, *, twin_every: int) -> Callable[[], None]:
-    """What the loop does with both networks in each step: predict the fresh samples, then learn."""
+    """As the loop: predict the fresh samples, then learn."""
     learner, batch = made(spec, twin_every=twin_every)
 
     def step() -> None:
@@ -112,7 +109,7 @@ def loop_step(spec: ModelSpec, *, twin_every: int) -> Callable[[], None]:
 
 
 def made(spec: ModelSpec, *, twin_every: int) -> tuple[Learner, MicroBatch]:
-    """A learner, and a micro-batch for it."""
+    """A learner and a micro-batch."""
     settings = LearnSettings(
         method="mean_teacher", consistency="mse", consistency_weight=10.0, rampup_steps=500, ema_decay=0.995,
         optimizer="adamw", learning_rate=3e-3, warmup_steps=0, momentum=0.9, nesterov=True, weight_decay=1e-4,

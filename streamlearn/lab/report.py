@@ -1,4 +1,4 @@
-"""What `streamlearn evaluate` shows and writes: bars while it runs, then a table, the curves as JSON, and a picture."""
+"""Output of `streamlearn evaluate`: progress bars, tables, evaluation.json, and curves.png."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 import orjson
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
+from streamlearn.lab.bars import Bars
 from streamlearn.lab.drift import parse_drift
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
+from streamlearn.lab.held_out import Accuracy
 from streamlearn.lab.offline import OfflineEvaluation, OfflinePlan, evaluate_offline
 from streamlearn.lab.plots import check_can_plot, draw
 from streamlearn.state.files import write_whole
@@ -51,20 +52,19 @@ def run_evaluation(
     keep_state: Path | None = None,
     plot: bool = True,
 ) -> Evaluation:
-    """Evaluate with a progress bar on stderr, print the table, write the files.
+    """Evaluate with progress bars on stderr, print the tables, write the files.
 
-    `out` is the folder for these, made where it is missing; None is `evaluation-` and the data set's name. Files of an
-    evaluation before are replaced.
+    `out`: folder of the files, created if missing; default: `evaluation-` and the name of the data set. Files of an
+    earlier evaluation are replaced.
 
     Raises:
-        ConfigError: as `evaluate`; or nothing can be written there, or there is nothing to plot with: all said
-            before it runs.
+        ConfigError: see `evaluate`; or the folder cannot be created, or matplotlib is missing. Raised before the run.
     """
     if plot:
         check_can_plot()
     folder = out if out is not None else Path(f"evaluation-{Path(plan.dataset).stem}")
     started = time.monotonic()
-    with _made(folder), _Bars() as bars:
+    with _output_folder(folder), Bars() as bars:
         evaluation = evaluate(config, plan, stopping, keep_state=keep_state, progress=bars)
     duration_s = max(time.monotonic() - started, 1e-9)
     written = {"curves and scores": folder / JSON_NAME}
@@ -77,8 +77,10 @@ def run_evaluation(
     console = Console(highlight=False, soft_wrap=True)
     console.print(*tables(evaluation), *_events(evaluation.scores), sep="\n")
     if not evaluation.complete:
-        console.print("[yellow]stopped before the stream ended: all of this is of its beginning[/]")
-    console.print(f"{evaluation.samples} samples in {duration_s:.1f} s: {evaluation.samples / duration_s:.0f} a second")
+        console.print("[yellow]stopped early: all figures are of the beginning of the stream[/]")
+    console.print(
+        f"{evaluation.samples} samples in {duration_s:.1f} s: {evaluation.samples / duration_s:.0f} per second"
+    )
     for what, path in written.items():
         console.print(f"{what}: {escape(str(path))}")
     return evaluation
@@ -87,35 +89,35 @@ def run_evaluation(
 def run_offline(
     config: Config, plan: OfflinePlan, stopping: threading.Event, *, out: Path | None = None
 ) -> OfflineEvaluation:
-    """The same for epochs over a data set: the bar, a table of test accuracies by step, and the JSON file.
+    """The same for `--offline`: progress bar, table of test accuracies by step, evaluation.json.
 
     Raises:
-        ConfigError: as `evaluate_offline`; or nothing can be written there.
+        ConfigError: see `evaluate_offline`; or the folder cannot be created.
     """
     folder = out if out is not None else Path(f"evaluation-{Path(plan.dataset).stem}")
-    with _made(folder), _Bars() as bars:
+    with _output_folder(folder), Bars() as bars:
         evaluation = evaluate_offline(config, plan, stopping, progress=bars)
         write_whole(folder / JSON_NAME, [orjson.dumps(evaluation.as_json(), option=orjson.OPT_INDENT_2)])
     title = f"{escape(plan.dataset)}: {evaluation.labels} labels, {plan.epochs} epochs, {config.learn.method}"
     shown = Table("step", *_NETWORKS.values(), title=title, title_justify="left", title_style="bold")
     for point in evaluation.curve:
-        shown.add_row(str(point["step"]), *(_number(point[name]) for name in _NETWORKS))
+        shown.add_row(str(point.step), *(_number(getattr(point, name)) for name in _NETWORKS))
     console = Console(highlight=False, soft_wrap=True)
     console.print(shown)
     if not evaluation.complete:
-        console.print("[yellow]stopped before the last epoch ended[/]")
+        console.print("[yellow]stopped early[/]")
     console.print(f"test accuracy by step: {escape(str(folder / JSON_NAME))}")
     return evaluation
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make the folder before the work; take a new one away again where the work failed."""
+def _output_folder(folder: Path) -> Iterator[None]:
+    """Create the folder before the run; remove a new one again if the run fails."""
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {folder}: {error.strerror or error}; name a folder that can be made") from error
+        raise ConfigError(f"--out {folder}: {error.strerror or error}; choose another folder") from error
     try:
         yield
     except BaseException:
@@ -125,48 +127,20 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def quiet(config: Config) -> Config:
-    """The same, with warnings alone as log lines where it does not say: a bar and a table tell the rest."""
+    """The config with log level `warning`, unless it sets one: log lines would break the progress bars."""
     if "log_level" in config.run.model_fields_set:
         return config
     return config.model_copy(update={"run": config.run.model_copy(update={"log_level": "warning"})})
 
 
-class _Bars:
-    """One bar for each thing that is done, on stderr."""
-
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True))
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """See `evaluating.Progress`."""
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done)
-
-
 def tables(evaluation: Evaluation) -> tuple[Table, Table]:
-    """First predictions of all samples beside those of the labelled ones; and what there is one number of."""
+    """Scores of the first predictions, oracle next to observed; and accuracies that are single numbers."""
     window = evaluation.plan.window
     first = Table(
         title=_headline(evaluation),
         title_justify="left",
         title_style="bold",
-        caption="oracle: all samples, which only a simulation knows; observed: those that got a label",
+        caption="oracle: all samples, known only in a simulation; observed: labelled samples",
         caption_justify="left",
     )
     first.add_column("first predictions", no_wrap=True)
@@ -175,10 +149,10 @@ def tables(evaluation: Evaluation) -> tuple[Table, Table]:
             first.add_column(f"{whose},\n{span}", justify="right", no_wrap=True)
     oracle, observed = evaluation.scores["oracle"], evaluation.scores["at_arrival"]
     spans = [scores[span] for scores in (oracle, observed) for span in ("windowed", "cumulative")]
-    for told, network in _ACCURACIES:
-        first.add_row(told, *(_number(span["accuracy"][network]) for span in spans))
-    for told, name in _SCORES:
-        first.add_row(told, *(_number(span[name]) for span in spans))
+    for title, network in _ACCURACIES:
+        first.add_row(title, *(_number(span["accuracy"][network]) for span in spans))
+    for title, name in _SCORES:
+        first.add_row(title, *(_number(span[name]) for span in spans))
     first.add_row("samples", *(str(span["count"]) for span in spans))
 
     second = Table("accuracy", "", "of")
@@ -189,11 +163,11 @@ def tables(evaluation: Evaluation) -> tuple[Table, Table]:
 
 
 def _events(scores: Mapping[str, Any]) -> list[str]:
-    """What guard and drift monitor said and did, where it was anything."""
+    """Alarms of the drift monitor and actions of the guard, if there were any."""
     counts = {f"drift, {source}": found["alarms"] for source, found in scores["drift"].items()}
     counts |= {f"guard, {action}": count for action, count in scores["guard"]["actions"].items()}
-    told = [f"{what.replace('_', ' ')}: {count}" for what, count in counts.items() if count and "good" not in what]
-    return [f"alarms and remedies: {'; '.join(told)}"] if told else []
+    shown = [f"{what.replace('_', ' ')}: {count}" for what, count in counts.items() if count and "good" not in what]
+    return [f"alarms and actions: {'; '.join(shown)}"] if shown else []
 
 
 def _headline(evaluation: Evaluation) -> str:
@@ -219,10 +193,12 @@ def _label_time_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _test_rows(test: Mapping[str, float | int | None] | None) -> list[tuple[str, str, str]]:
+def _test_rows(test: Accuracy | None) -> list[tuple[str, str, str]]:
     if test is None:
-        return [("held-out test", "there is none", "")]
-    return [(f"held-out test: {told}", _number(test[name]), str(test["count"])) for name, told in _NETWORKS.items()]
+        return [("held-out test", "none", "")]
+    return [
+        (f"held-out test: {title}", _number(getattr(test, name)), str(test.count)) for name, title in _NETWORKS.items()
+    ]
 
 
 def picture(evaluation: Evaluation) -> bytes:
@@ -242,7 +218,7 @@ def picture(evaluation: Evaluation) -> bytes:
             f" {evaluation.steps:,} steps of {evaluation.config.batch.fresh}"
         ),
         window=plan.window,
-        test_accuracy=None if evaluation.test is None else evaluation.test["teacher"],
+        test_accuracy=None if evaluation.test is None else evaluation.test.teacher,
         drifts_at=sorted({at for d in parse_drift(plan.drift) for at in (d.start, d.end) if at is not None}),
     )
 

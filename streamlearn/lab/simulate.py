@@ -1,4 +1,4 @@
-"""`streamlearn simulate`: a labelled data set into the log that the config names, with a progress bar on a terminal."""
+"""`streamlearn simulate`: sends a labelled data set as a stream to the log of the config."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import threading
 import zlib
 from typing import Any, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from streamlearn.app.wiring import make_topics, open_log
 from streamlearn.config import Config
+from streamlearn.lab.bars import Bars
 from streamlearn.lab.datasets import load
 from streamlearn.lab.delays import parse_delay
 from streamlearn.lab.drift import parse_drift
@@ -32,55 +30,45 @@ def run_simulation(
     id_prefix: str | None = None,
     **plan: Any,
 ) -> Counts:
-    """Stream until the data set ends or the event is set; what was appended is printed."""
-    schema = config.schema_.build()
+    """Send the stream until it ends or `stopping` is set; print the counts. `plan`: further fields of `StreamPlan`."""
     loaded = load(dataset, limit=limit)
     stream = StreamPlan(
         dataset=loaded,
-        schema=schema,
+        schema=config.schema_.build(),
         delay=parse_delay(label_delay),
         drifts=parse_drift(drift),
-        order=cast(Order, order),  # the plan checks it
+        order=cast(Order, order),  # StreamPlan checks it
         seed=seed,
-        id_prefix=_prefix(loaded.name, order, drift, seed) if id_prefix is None else id_prefix,
+        id_prefix=_default_prefix(loaded.name, order, drift, seed) if id_prefix is None else id_prefix,
         **plan,
     )
-    console = Console(stderr=True)
     total = len(loaded.y) * stream.passes or None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with contextlib.closing(open_log(config)) as log, Progress(*columns, console=console) as bar:
+    task = f"{dataset} to the {config.log.kind} log"
+    with contextlib.closing(open_log(config)) as log, Bars() as bars:
         make_topics(log, config)
         samples = config.log.topics.samples
-        if there := sum(log.end_offsets(samples).values()) - sum(log.beginning_offsets(samples).values()):
-            console.print(
-                f"{samples} holds {there} records already: where one has the same id "
-                f"({stream.id_prefix}0, …) it is not learned again, and labels are of it; --id-prefix gives others",
-                highlight=False,
+        if held := sum(log.end_offsets(samples).values()) - sum(log.beginning_offsets(samples).values()):
+            bars.console.print(
+                f"{samples} holds {held} records already. Samples with an id that it holds ({stream.id_prefix}0, …) are"
+                " not learned again, and labels join the first sample of the id; --id-prefix gives other ids"
             )
-        task = bar.add_task(f"{dataset} to the {config.log.kind} log", total=total)
+        bars(task, 0, total)
         counts = simulate(
             log,
             stream,
             topics=config.log.topics,
             rate=rate,
             stop=stopping.is_set,
-            progress=lambda samples, _: bar.update(task, completed=samples),
+            progress=lambda sent, _: bars(task, sent, total),
         )
-    console.print(
-        f"{counts.samples} samples, {counts.labels} labels sent; {counts.labels_pending} labels were not due yet",
-        highlight=False,
+    bars.console.print(
+        f"{counts.samples} samples, {counts.labels} labels sent; {counts.labels_pending} labels were not due yet"
     )
     return counts
 
 
-def _prefix(name: str, order: str, drift: str, seed: int) -> str:
-    """Of ids, which are the numbers of samples: another seed, order or drift sends other rows under each number."""
+def _default_prefix(name: str, order: str, drift: str, seed: int) -> str:
+    """Prefix of the ids, which number the samples. It differs if seed, order or drift assign other rows to them."""
     changed = [f"seed{seed}"] if seed else []
     if (order, drift) != ("shuffle", "none"):
         changed.append(f"{zlib.crc32(f'{order} {drift}'.encode()):08x}")

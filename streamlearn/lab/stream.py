@@ -1,8 +1,8 @@
-"""A labelled data set as a stream of samples and late labels, and its way into a log.
+"""A labelled data set as a stream of samples and late labels, sent to a log.
 
-A sample carries its class only as `true_label`, for oracle scores; what the learner may know comes as a label record,
-`delay` samples later, for `label_share` of the samples. The same plan gives the same records, bit for bit: order,
-which samples are labelled, delays and noise are functions of (seed, pass) or (seed, sample number).
+A sample carries its class only as `true_label`, for oracle scores. The learner gets it as a label record, `delay`
+samples later, for `label_share` of the samples. The same plan gives the same records, bit for bit: order, choice of
+labels, delays and noise are functions of (seed, pass) or (seed, sample number).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Event: TypeAlias = tuple[Literal["sample", "label"], NewRecord]
 
 MAX_RATE = 1e7
 APPENDS_PER_S = 10
-"""With a rate, about so many batches a second, so that records trickle rather than burst."""
+"""With a rate, the number of appends per second, which bounds the bursts."""
 MAX_SLEEP_S = 0.2
-"""How long a stop may go unseen."""
+"""Longest time without checking for a stop."""
 MAX_BEHIND_S = 1.0
-"""A log that stalls is caught up with by so much of the rate and no more."""
+"""After a stall, at most this many seconds of the rate are made up for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPlan:
-    """What to stream. Checked whole when it is made.
+    """What to stream. Validated on construction.
 
     Raises:
         ConfigError: a value is out of bounds, or the data set does not fit the schema or the drifts.
@@ -48,28 +48,28 @@ class StreamPlan:
 
     dataset: Dataset
     schema: Schema | None = None
-    """Of the records, if not the data set's own; class names are taken from it."""
+    """Schema of the records, including class names; default: that of the data set."""
     order: Order = "shuffle"
-    """shuffle (anew in each pass), file, or class-sorted."""
+    """shuffle (in each pass), file, or class-sorted."""
     passes: int = 1
-    """Times through the data set; 0 is for ever."""
+    """Passes over the data set; 0 means endless."""
     label_share: float = 1.0
-    """Share of the samples that get a label."""
+    """Share of labelled samples."""
     inline_share: float = 0.0
-    """Share of the labelled samples that carry the label inside, at once, and get no label record."""
+    """Share of the labelled samples whose label is in the sample record itself, without a label record."""
     delay: Delay = field(default_factory=lambda: parse_delay("0"))
     """From a sample to its label."""
     drifts: tuple[Drift, ...] = ()
     payload: Payload = "raw"
     id_prefix: str | None = None
-    """Before the sample's number in its id; None is the data set's name and a dash."""
+    """Prefix of the ids, before the sample number; default: the name of the data set and a dash."""
     seed: int = 0
     drop_pending: bool = False
-    """At the end of the stream, leave labels that are not due yet unsent, rather than send them at once."""
+    """At the end of the stream, drop labels that are not due, instead of sending them at once."""
     start_time_ms: int | None = None
-    """Timestamp of the first sample; None lets the log stamp the records."""
+    """Timestamp of the first sample; None: the log sets the timestamps."""
     max_pending: int = 5_000_000
-    """Most labels waiting for their time."""
+    """Most labels that wait until they are due."""
 
     def __post_init__(self) -> None:
         for name, wanted in (("order", get_args(Order)), ("payload", get_args(Payload))):
@@ -88,7 +88,7 @@ class StreamPlan:
 
 
 class Topics(Protocol):
-    """Names of the two topics, as `log.topics` of the config has them."""
+    """Topic names, as in `log.topics` of the config."""
 
     @property
     def samples(self) -> str: ...  # noqa: D102
@@ -97,7 +97,7 @@ class Topics(Protocol):
 
 
 class Counts(NamedTuple):
-    """What was appended, and what was not."""
+    """Counts of a stream."""
 
     samples: int
     labels: int
@@ -105,18 +105,18 @@ class Counts(NamedTuple):
     labels_pending: int
     """Labels of appended samples that were not due when the stream stopped, or were dropped at its end."""
     labels_inline: int
-    """Labels inside samples, not counted in `labels`."""
+    """Labels inside sample records; not counted in `labels`."""
 
 
 class Stream:
-    """The records of a plan, in order. Iterate once; `pending` and `inline` tell of what was handed out so far.
+    """The records of a plan, in order. Iterate once; `pending` and `inline` count what was yielded so far.
 
-    `rate`, in samples a second, only tells the spacing of timestamps and what a delay in time means in samples.
+    `rate` (samples per second) determines the spacing of timestamps, and converts delays in time to samples.
     """
 
     def __init__(self, plan: StreamPlan, *, rate: float | None = None) -> None:
         if rate is not None and not 0.0 < rate <= MAX_RATE:
-            raise ConfigError(f"rate: wanted more than 0 and at most {MAX_RATE:g} samples a second, got {rate!r:.80}")
+            raise ConfigError(f"rate: wanted more than 0 and at most {MAX_RATE:g} samples per second, got {rate!r:.80}")
         plan.delay.check_rate(rate)
         self.inline = 0
         self._plan = plan
@@ -126,12 +126,12 @@ class Stream:
         self._world = World(plan.dataset, plan.drifts, seed=plan.seed)
         self._prefix = f"{plan.dataset.name}-" if plan.id_prefix is None else plan.id_prefix
         self._waiting: list[tuple[int, int, int]] = []
-        """A heap of (number of the sample after which it is due, its own sample's number, class)."""
+        """A heap of (number of the sample after which the label is due, number of its own sample, class)."""
         self._events = self._run()
 
     @property
     def pending(self) -> int:
-        """Labels that wait for their time."""
+        """Labels that are not due yet."""
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[Event]:
@@ -153,9 +153,9 @@ class Stream:
     def _draw(
         self, turn: int, *, first: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """One pass: the row of each sample, its label's delay (-1 is no label), and whether the label is inside.
+        """Draw one pass: row of each sample, delay of its label (-1: no label), and whether the label is inline.
 
-        Each kind of draw has its own generator, so that changing one setting leaves the others' draws as they were.
+        Each kind of draw has its own generator, so that a change of one setting does not affect the other draws.
         """
         plan, count = self._plan, len(self._plan.dataset.y)
         order, share, inline, delay = (np.random.default_rng((plan.seed, kind, turn)) for kind in range(4))
@@ -176,7 +176,9 @@ class Stream:
             self.inline += 1
         elif label_after >= 0:
             if len(self._waiting) >= self._plan.max_pending:
-                raise ConfigError(f"label delay: more than {self._plan.max_pending} labels would wait; shorten it")
+                raise ConfigError(
+                    f"label delay: more than {self._plan.max_pending} labels would wait; use a shorter delay"
+                )
             heapq.heappush(self._waiting, (number + label_after, number, y))
         return self._codec.encode_sample(
             f"{self._prefix}{number}",
@@ -188,13 +190,13 @@ class Stream:
         )
 
     def _label(self, now: int) -> NewRecord:
-        """The label that is due first, stamped like the sample it follows."""
+        """The label that is due first, with the timestamp of the sample before it."""
         _, number, y = heapq.heappop(self._waiting)
         timestamp_ms = self._timestamp_ms(now)
         return self._codec.encode_label(f"{self._prefix}{number}", y, source="simulate", timestamp_ms=timestamp_ms)
 
     def _timestamp_ms(self, number: int) -> int | None:
-        """Samples are evenly spaced by the rate; without one, a millisecond apart."""
+        """Samples are spaced by the rate; without a rate, a millisecond apart."""
         if self._plan.start_time_ms is None:
             return None
         return self._plan.start_time_ms + int(number * 1000 / (self._rate or 1000))
@@ -212,14 +214,22 @@ def simulate(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Counts:
-    """Append the plan's records to a log in batches, samples before labels, until it ends or `stop` says so.
+    """Append the records of a plan to a log in batches, samples before labels, until it ends or `stop()` is true.
 
-    `rate` is in samples a second, None as fast as the log takes them; `batch` is the most records of one append;
-    `progress` is told the samples and labels appended so far, after each batch. `clock` is in monotonic seconds.
+    Args:
+        log: target.
+        plan: what to stream.
+        topics: names of the topics.
+        rate: samples per second; None: no limit.
+        stop: checked before each batch and while waiting.
+        progress: called after each batch with the samples and labels appended so far.
+        batch: most records per append.
+        clock: monotonic seconds.
+        sleep: waits for seconds.
 
     Raises:
         ConfigError: the rate is out of bounds, or a delay in time has no rate.
-        LogError: the log refused a batch or was away; batches before it are in the log.
+        LogError: the log refused a batch or was unavailable; earlier batches are in the log.
     """
     if batch < 1:
         raise ConfigError(f"batch: wanted at least 1 record, got {batch}")
@@ -246,7 +256,7 @@ def simulate(
 
 
 class _Pace:
-    """Holds a count to so many a second since it was made."""
+    """Limits a count to a rate."""
 
     def __init__(
         self, rate: float, clock: Callable[[], float], sleep: Callable[[float], None], stop: Callable[[], bool]
@@ -255,7 +265,7 @@ class _Pace:
         self._started_at_s = clock()
 
     def wait_for(self, count: int) -> bool:
-        """Wait until the `count`-th is due; False when told to stop first."""
+        """Wait until number `count` is due; False if stopped first."""
         while True:
             early_s = self._started_at_s + count / self._rate - self._clock()
             if early_s <= 0:

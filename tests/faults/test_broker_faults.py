@@ -34,7 +34,7 @@ import numpy as np
 import pytest
 from harness.damage import last_step
 from harness.fork_server import ForkServer
-from harness.soak import write_config
+from harness.site import write_config
 from harness.verify import read_log, verify
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as KafkaPartition

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from harness.damage import last_step
 from harness.fork_server import ForkServer
-from harness.soak import write_config
+from harness.site import write_config
 from harness.verify import verify
 from support import until
 
@@ -143,7 +143,7 @@ def test_a_learner_that_wakes_up_after_another_was_started_writes_nothing(
     # The state is whole: a third one reads on, and all is learned once.
     room.send(40)
     assert room.code(room.start("--until-end")) == 0, room.output.read_text()
-    assert verify(room.config, []).told == []
+    assert verify(room.config, []).problems == []
 
 
 def test_a_line_that_an_older_learner_writes_late_is_learned_once(room: Room) -> None:
@@ -166,7 +166,7 @@ def test_a_line_that_an_older_learner_writes_late_is_learned_once(room: Room) ->
     assert (late.step, late.epoch) == (5, 1)
     room.send(40)
     assert room.code(room.start("--until-end")) == 0, room.output.read_text()
-    assert verify(room.config, []).told == []
+    assert verify(room.config, []).problems == []
 
 
 def test_a_second_learner_is_refused_while_the_first_lives(room: Room) -> None:

@@ -1,8 +1,8 @@
-"""What a bad disk does to files of a state folder, while no learner runs: bits that flip, ends that are missing.
+"""Damages files of a state folder as a bad disk does, while no learner runs: flipped bits, missing ends.
 
-MENDED: only where the promise holds all the same: a checkpoint while two older ones are whole, and lines of the journal
-that no checkpoint needs. Their steps are cut anew, and nobody who kept a copy of such a teacher will see it again.
-REFUSED: there is one store, so a learner that finds a page of it damaged must refuse to start, and say what to do.
+RECOVERABLE damage must not break the promise: the newest of at least three whole checkpoints, and journal lines that no
+checkpoint needs. Those steps are formed again, perhaps with other batches.
+REFUSED damage: there is only one store, so a learner that finds a damaged page must exit and say what to do.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from streamlearn.ledger.store import FILE
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
 from streamlearn.state.journal import parse_line
 
-MENDED = ("checkpoint-bit", "checkpoint-end", "journal-bit", "journal-end", "journal-torn-line", "epoch-empty")
+RECOVERABLE = ("checkpoint-bit", "checkpoint-end", "journal-bit", "journal-end", "journal-torn-line", "epoch-empty")
 REFUSED = ("store-end", "store-garbage")
-KINDS = MENDED + REFUSED
+KINDS = RECOVERABLE + REFUSED
 LEAST_CHECKPOINTS = 3
 _PAGE_BYTES = 4096
 _TAIL_BYTES = 8192
 
 
 def damage(paths: StatePaths, kind: str, draw: Random) -> bool:
-    """Do it; False where there is nothing that may be damaged so."""
+    """Damage the state folder; False if it holds nothing that may be damaged in this way."""
     assert kind in KINDS, kind
     file, _, how = kind.partition("-")
     if file == "epoch":
@@ -34,10 +34,10 @@ def damage(paths: StatePaths, kind: str, draw: Random) -> bool:
         return True
     if file == "store":
         return _damage_store(paths.store / FILE, how, draw)
-    return _damage_what_can_be_mended(paths, file, how, draw)
+    return _damage_recoverable(paths, file, how, draw)
 
 
-def _damage_what_can_be_mended(paths: StatePaths, file: str, how: str, draw: Random) -> bool:
+def _damage_recoverable(paths: StatePaths, file: str, how: str, draw: Random) -> bool:
     if file == "checkpoint":
         steps = whole_checkpoints(paths.checkpoints)
         if len(steps) < LEAST_CHECKPOINTS:
@@ -64,9 +64,9 @@ def _damage_what_can_be_mended(paths: StatePaths, file: str, how: str, draw: Ran
 
 
 def last_step(journal: Path) -> int:
-    """The last whole step of a journal that somebody may be writing to; 0 where there is none.
+    """The last whole step of a journal that may be written to meanwhile; 0 if there is none.
 
-    Cheap to ask often: it reads the end of a segment alone.
+    Cheap: reads only the end of a segment.
     """
     for segment in sorted(journal.glob("journal-*.log"), reverse=True):
         with segment.open("rb") as file:
@@ -78,7 +78,7 @@ def last_step(journal: Path) -> int:
 
 
 def whole_checkpoints(folder: Path) -> list[int]:
-    """Steps of those that can be loaded, oldest first."""
+    """Steps of the checkpoints that can be loaded, oldest first."""
     found = []
     for step in steps_in(folder):
         try:
@@ -90,7 +90,7 @@ def whole_checkpoints(folder: Path) -> list[int]:
 
 
 def _damage_store(data: Path, how: str, draw: Random) -> bool:
-    """Somewhere in the file an end is missing, or a page is none any more; it may be one that nobody uses."""
+    """Cut the file off at a random byte, or overwrite a random page, which may be a free one."""
     size_bytes = data.stat().st_size if data.exists() else 0
     if size_bytes < _PAGE_BYTES:  # an earlier damage that nobody noticed, since the WAL holds every page
         return False
@@ -104,13 +104,13 @@ def _damage_store(data: Path, how: str, draw: Random) -> bool:
 
 
 def _needed_bytes(segment: Path, steps: list[int]) -> int:
-    """Up to the last line that a checkpoint covers."""
+    """Bytes up to and including the last line that a checkpoint covers."""
     newest = steps[-1] if steps else 0
     return sum(size for step, size in _lines(segment) if step <= newest)
 
 
 def _lines(segment: Path) -> list[tuple[int, int]]:
-    """Step and bytes of each line, up to one that is not whole."""
+    """Step and size in bytes of each line, up to the first that is not whole."""
     found: list[tuple[int, int]] = []
     for line in segment.read_bytes().splitlines(keepends=True):
         step = line[10:].partition(b",")[0]

@@ -1,7 +1,7 @@
-"""A small disk of its own for one folder, that can be filled and freed at once: a tmpfs, where we may mount one.
+"""A small disk for one folder, filled and freed at once: a tmpfs. Needs the right to mount (`may_mount`).
 
-Its size is what is changed, so nothing need be written to fill it: each page more than there is now fails with ENOSPC,
-and what a process removes it may use again, as on any full disk.
+It is filled by shrinking its size limit, so nothing is written: each further page fails with ENOSPC. As on any full
+disk, a process may reuse the space of files that it removes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 PAGE_BYTES = 4096
 ROOM_BYTES = 4 << 30
-"""What a free disk takes. Memory is used only for what is written."""
+"""Size when free. Memory is used only for what is written."""
 TRIES = 50
 
 
 class SmallDisk:
-    """A tmpfs over a folder. A context manager: at its end what it holds lies in the folder itself."""
+    """A tmpfs mounted over a folder. A context manager: on exit its files are moved into the folder itself."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ class SmallDisk:
         """Mount.
 
         Raises:
-            OSError: we may not; see `may_mount`.
+            OSError: mounting is not permitted; see `may_mount`.
         """
         _mount("-t", "tmpfs", "-o", f"size={ROOM_BYTES}", "tmpfs", str(self.folder))
         return self
@@ -38,26 +38,26 @@ class SmallDisk:
     def __exit__(self, *_: object) -> None:
         kept = self.folder.with_name(f"{self.folder.name}.kept")
         shutil.copytree(self.folder, kept)
-        _run("umount", "--lazy", str(self.folder))  # lazy: a process that was killed just now may still be let go of
+        _run("umount", "--lazy", str(self.folder))  # lazy: a process that was just killed may still hold files
         self.folder.rmdir()
         kept.rename(self.folder)
 
     @property
     def used_bytes(self) -> int:
-        """What is written."""
+        """Bytes in use."""
         found = os.statvfs(self.folder)
         return (found.f_blocks - found.f_bfree) * found.f_frsize
 
     def fill(self, spare_pages: int = 0) -> None:
-        """Let it take only so many pages more.
+        """Leave room for at most `spare_pages` further pages.
 
         Raises:
-            OSError: others write faster than it can be filled.
+            OSError: other processes write faster than the limit can be set.
         """
         for tries in range(TRIES):
             try:
                 self._resize(self.used_bytes + spare_pages * PAGE_BYTES)
-            except OSError:  # more was written meanwhile: a disk cannot be smaller than what it holds
+            except OSError:  # more was written meanwhile: the limit cannot be below the use
                 if tries == TRIES - 1:
                     raise
                 time.sleep(0.01)
@@ -65,15 +65,15 @@ class SmallDisk:
                 return
 
     def free(self) -> None:
-        """Give it room again."""
+        """Remove the limit."""
         self._resize(ROOM_BYTES)
 
     def _resize(self, size_bytes: int) -> None:
-        _mount("-o", f"remount,size={max(size_bytes, PAGE_BYTES)}", str(self.folder))  # 0 would be without a bound
+        _mount("-o", f"remount,size={max(size_bytes, PAGE_BYTES)}", str(self.folder))  # 0 means no limit
 
 
 def may_mount(folder: Path) -> bool:
-    """Whether this process may mount a disk: it is root, and in no container that forbids it."""
+    """Whether this process may mount: it runs as root, and no container forbids it."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return False
     try:

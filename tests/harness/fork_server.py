@@ -1,12 +1,12 @@
-"""Starts processes in milliseconds: one that has imported everything forks, and its children are real processes.
+"""Starts processes in milliseconds: a server imports everything once and forks for each command line.
 
-A learner spends seconds in importing torch, and nearly all of a soak would go there. So `serve_children` imports once,
-and starts each command line in a fork: own process id, own files, killed by real signals. What it lacks of a start by
-hand is the import; see `startups` for that. The parent must have no threads, so nothing here runs a
-step.
+A learner imports torch for seconds, which would take nearly all of a soak. A forked child is a real process, with its
+own id and files, killed by real signals; only the import is skipped (`startups` covers it). The server must have no
+threads, so it never runs a step itself.
 
-Protocol: one JSON object a line, on stdin and stdout. {"start": arguments, "output": path, "environ": {…}} gives
-{"pid": n}; {"poll": pid} gives {"code": null, or n as `subprocess` has it}. At the end of stdin all children die.
+Protocol: one JSON object per line on stdin and stdout. {"start": arguments, "output": path, "environ": {…}} returns
+{"pid": n}; {"poll": pid} returns {"code": exit code as in `subprocess`, or null}. At the end of stdin all children are
+killed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ WARM = (
     "streamlearn.app.server",
     "streamlearn.learn.methods.mean_teacher",
     "streamlearn.models.mlp",
+    "streamlearn.log.kafka",
     "harness.producer",
-    "torch._dynamo",  # 1.5 s, imported when the first optimizer is made
     "uvicorn.loops.uvloop",
     "uvicorn.protocols.http.httptools_impl",
 )
@@ -41,7 +41,7 @@ PRODUCER = "producer"
 
 
 class ForkServer:
-    """The harness's end: a process that forks others. A context manager."""
+    """Client of the server process. A context manager."""
 
     def __init__(self) -> None:
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -68,12 +68,12 @@ class ForkServer:
             self._process.stdout.close()
 
     def start(self, arguments: Sequence[str], output: Path, environ: Mapping[str, str] | None = None) -> int:
-        """Start `streamlearn ARGUMENTS` (or the producer); its process id. Both outputs are appended to a file."""
+        """Start `streamlearn ARGUMENTS`, or the producer; return its pid. `output` receives stdout and stderr."""
         order = {"start": list(arguments), "output": str(output), "environ": dict(environ or {})}
         return int(self._ask(order)["pid"])
 
     def poll(self, pid: int) -> int | None:
-        """The exit code, negative for a signal; None while it lives."""
+        """The exit code, negative for a signal; None while the process lives."""
         code: int | None = self._ask({"poll": pid})["code"]
         return code
 
@@ -84,17 +84,17 @@ class ForkServer:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            msg = f"the nursery ended with {self._process.wait(20.0)}"
+            msg = f"the fork server exited with {self._process.wait(20.0)}"
             raise RuntimeError(msg)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 def serve_children(orders: IO[str], answers: IO[str]) -> None:
-    """Do as told until the orders end, then kill whoever is left."""
+    """Serve requests until stdin ends, then kill all children."""
     for module in WARM:
         importlib.import_module(module)
-    gc.freeze()  # a child that collects would copy every page it looks at
+    gc.freeze()  # or a collection in a child would copy every page it visits
     codes: dict[int, int | None] = {}
     try:
         for line in orders:
@@ -138,13 +138,13 @@ def _fork(order: Mapping[str, Any]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # not through the parent's own exit handlers
+        os._exit(code)  # skips the exit handlers of the parent
 
 
 def _become(order: Mapping[str, Any], parent: int) -> None:
-    """Be the process that was asked for."""
+    """Turn this fork into the requested process."""
     from streamlearn.app.wiring import die_with  # noqa: PLC0415
-    from streamlearn.cli import main  # noqa: PLC0415 - with torch; whoever only gives orders does without
+    from streamlearn.cli import main  # noqa: PLC0415 - imports torch, which the client does not need
 
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -165,4 +165,4 @@ def _become(order: Mapping[str, Any], parent: int) -> None:
 
 if __name__ == "__main__":
     serve_children(sys.stdin, sys.stdout)
-    os._exit(0)  # what was imported has much to say about its own end
+    os._exit(0)  # skips the slow exit handlers of the imported libraries

@@ -1,13 +1,13 @@
-"""Runs everything for an hour at a steady pace, and says whether memory, open files and disk stay flat.
+"""Runs the whole system for an hour at a steady rate and measures the growth of memory, open files and disk.
 
-Real processes on an embedded log whose every bound is small, so that all of them are met within ten minutes:
-`streamlearn run` (learner and servers), `streamlearn simulate` (samples, late labels), and clients in this process that
-ask for predictions, half of them to be learned as well, and label those later. Every few seconds /proc is read (Linux).
+Real processes on an embedded log, with all bounds so small that they are reached within ten minutes: `streamlearn run`
+(learner and servers), `streamlearn simulate` (samples and late labels), and clients in this process. A client requests
+predictions; half of its samples are learned too, and labelled later. /proc is read every few seconds (Linux only).
 
     python -m harness.hour --minutes 60
 
-Growth is the slope of a line through what was measured after the warm-up, times that span: a leak grows with time, a
-saw tooth does not. The last line is JSON.
+Growth is the slope of a least-squares line after the warm-up, times its span. A leak has a slope; a saw tooth has none.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -74,50 +74,50 @@ WARM_UP_S = 600.0
 START_S = 120.0
 STOP_S = 90.0
 LABELLED_AFTER = 100
-"""A client labels its sample when it has sent so many others to be learned."""
+"""A client labels a sample after sending this many further ones."""
 CLIENT_TIMEOUT_S = 30.0
 _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 _MB = float(1 << 20)
 
 
 class HourError(AssertionError):
-    """A process ended that nobody ended, or the learner stands still."""
+    """A process exited on its own, or the learner takes no steps."""
 
 
 @dataclass
-class Seen:
-    """What one look found."""
+class Measurement:
+    """One measurement of all processes."""
 
     at_s: float
     rss_mb: dict[str, float]
-    """Of each process, by name; pages of mapped files count."""
+    """Resident memory by process name, including pages of mapped files."""
     anonymous_mb: dict[str, float]
-    """The same without pages of files, which the kernel may drop: of libraries."""
+    """The same without pages of mapped files, which the kernel may drop."""
     fds: dict[str, int]
     disk_mb: dict[str, float]
-    """Blocks on disk: of the log, and of the rest of the state folder."""
+    """Allocated blocks: of the log, and of the rest of the state folder."""
 
 
 @dataclass
-class Report:
-    """What an hour came to."""
+class HourReport:
+    """The measurements of one run."""
 
     minutes: float
-    seen: list[Seen] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
     steps: int = 0
     samples: int = 0
     predictions: int = 0
     labels: int = 0
     refused: int = 0
-    """Requests answered by 429 or 503."""
+    """Requests answered with 429 or 503."""
 
     def growth(self, kind: str, names: tuple[str, ...] | None = None) -> float:
-        """Of the sum over processes or folders, from the end of the warm-up to the end: slope times span."""
-        after = [seen for seen in self.seen if seen.at_s >= self.warm_up_s]
+        """Growth of the sum over `names` (default: all) after the warm-up: slope times span."""
+        after = [each for each in self.measurements if each.at_s >= self.warm_up_s]
         if len(after) < 2:
             return float("nan")
-        at_s = np.array([seen.at_s for seen in after])
-        values = [getattr(seen, kind) for seen in after]
+        at_s = np.array([each.at_s for each in after])
+        values = [getattr(each, kind) for each in after]
         total = np.array([sum(v for name, v in each.items() if names is None or name in names) for each in values])
         slope = np.polyfit(at_s - at_s[0], total, 1)[0]
         return float(slope * (at_s[-1] - at_s[0]))
@@ -128,7 +128,7 @@ class Report:
         return min(WARM_UP_S, self.minutes * 30.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the last line."""
+        """The JSON of the last line."""
         return {
             "minutes": round(self.minutes, 1),
             "rss_growth_mb": round(self.growth("rss_mb"), 2),
@@ -140,14 +140,14 @@ class Report:
             "predictions": self.predictions,
             "labels": self.labels,
             "refused": self.refused,
-            "looks": len(self.seen),
+            "measurements": len(self.measurements),
         }
 
 
 class Client(threading.Thread):
-    """Asks for predictions at a rate; every other sample is to be learned, and is labelled some requests later."""
+    """Requests predictions at a rate. Every other sample is learned too, and labelled some requests later."""
 
-    def __init__(self, port: int, rate: float, report: Report, stopping: threading.Event, number: int) -> None:
+    def __init__(self, port: int, rate: float, report: HourReport, stopping: threading.Event, number: int) -> None:
         super().__init__(name=f"client-{number}", daemon=True)
         self._port, self._rate, self._report, self._stopping = port, rate, report, stopping
         self._number = number
@@ -155,13 +155,13 @@ class Client(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """Until told to stop, or something is wrong."""
+        """Request until `stopping` is set, or an error occurs."""
         try:
-            self._ask_for_ever()
-        except BaseException as error:  # told by whoever waits for this thread
+            self._request_continuously()
+        except BaseException as error:  # raised by the main thread
             self.error = error
 
-    def _ask_for_ever(self) -> None:
+    def _request_continuously(self) -> None:
         digits = load_digits()
         draw, count = np.random.default_rng(self._number), 0
         with contextlib.closing(
@@ -186,7 +186,7 @@ class Client(threading.Thread):
             connection.request("POST", route, json.dumps(body), {"content-type": "application/json"})
             with connection.getresponse() as reply:
                 content = reply.read()
-        except http.client.RemoteDisconnected:  # an idle connection was ended by the server, as it may
+        except http.client.RemoteDisconnected:  # the server may close idle connections
             connection.close()
             return False
         if reply.status in (429, 503):
@@ -197,7 +197,7 @@ class Client(threading.Thread):
 
 
 def children(pid: int) -> dict[str, int]:
-    """The processes of a supervisor by name, itself among them. While others end, the kernel may leave one out."""
+    """Pids of a supervisor and its children, by name. May miss a child while another one exits."""
     found = {"supervisor": pid}
     listed = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     for child in chain.from_iterable(listed):
@@ -210,16 +210,16 @@ def children(pid: int) -> dict[str, int]:
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
-    """What of a process is in memory: all of it, and without pages of files."""
+    """Resident memory of a process, with and without pages of mapped files."""
     resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
     return resident * _PAGE_MB, (resident - shared) * _PAGE_MB
 
 
-def look(at_s: float, processes: dict[str, int], state: Path) -> Seen:
-    """Read /proc and the folder.
+def measure(at_s: float, processes: dict[str, int], state: Path) -> Measurement:
+    """Read /proc and the state folder.
 
     Raises:
-        HourError: a process is gone.
+        HourError: a process has exited.
     """
     rss_mb, anonymous_mb, fds = {}, {}, {}
     for name, pid in processes.items():
@@ -227,13 +227,13 @@ def look(at_s: float, processes: dict[str, int], state: Path) -> Seen:
             rss_mb[name], anonymous_mb[name] = memory_mb(pid)
             fds[name] = len(os.listdir(f"/proc/{pid}/fd"))
         except OSError as error:
-            raise HourError(f"the {name} (process {pid}) is gone") from error
+            raise HourError(f"the {name} (process {pid}) has exited") from error
     disk_mb = {"log": disk_use_mb(state / "log"), "state": disk_use_mb(state, without=state / "log")}
-    return Seen(at_s, rss_mb, anonymous_mb, fds, disk_mb)
+    return Measurement(at_s, rss_mb, anonymous_mb, fds, disk_mb)
 
 
 def disk_use_mb(folder: Path, without: Path | None = None) -> float:
-    """Blocks of all files below; what vanishes meanwhile is none."""
+    """Allocated blocks of all files below `folder`; files removed meanwhile count as 0."""
     total = 0
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if Path(path) / name != without]
@@ -245,7 +245,7 @@ def disk_use_mb(folder: Path, without: Path | None = None) -> float:
 
 @contextlib.contextmanager
 def command(arguments: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A streamlearn command, ended by SIGTERM."""
+    """Run a streamlearn command; SIGTERM on exit."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with output.open("ab") as file:
         process = subprocess.Popen(
@@ -263,7 +263,7 @@ def command(arguments: list[str], output: Path) -> Iterator[subprocess.Popen[byt
 
 
 def heartbeat(state: Path) -> dict[str, Any]:
-    """What the learner last said of itself."""
+    """The learner's last heartbeat; empty if there is none."""
     try:
         found: dict[str, Any] = json.loads((state / "learner.json").read_bytes())
     except (OSError, ValueError):
@@ -272,10 +272,10 @@ def heartbeat(state: Path) -> dict[str, Any]:
 
 
 def wait_ready(port: int) -> None:
-    """Until a teacher is served.
+    """Wait until a teacher is served.
 
     Raises:
-        HourError: it takes too long.
+        HourError: timeout.
     """
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
@@ -285,19 +285,26 @@ def wait_ready(port: int) -> None:
             if connection.getresponse().status == 200:
                 return
         time.sleep(0.2)
-    raise HourError(f"no teacher is served after {START_S} s")
+    raise HourError(f"no teacher is served within {START_S} s")
 
 
 def soak(
-    folder: Path, *, minutes: float, rate: float, clients: int, client_rate: float, every_s: float, say: bool = False
-) -> Report:
-    """Run so long, and report.
+    folder: Path,
+    *,
+    minutes: float,
+    rate: float,
+    clients: int,
+    client_rate: float,
+    every_s: float,
+    verbose: bool = False,
+) -> HourReport:
+    """Run for `minutes` and report.
 
     Raises:
-        HourError: a process ended, or the learner stands still.
+        HourError: a process exited on its own, or the learner takes no steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, config, report = free_port("127.0.0.1"), folder / "streamlearn.toml", Report(minutes)
+    port, config, report = free_port("127.0.0.1"), folder / "streamlearn.toml", HourReport(minutes)
     config.write_text(SETTINGS.format(folder=folder, port=port))
     state, stopping = folder / "state", threading.Event()
     simulation = ["simulate", "digits", "-c", str(config), "--rate", str(rate), "--passes", "1000000"]
@@ -311,66 +318,66 @@ def soak(
         for thread in threads:
             thread.start()
         try:
-            _watch(report, run, producer, threads, state, every_s=every_s, say=say)
+            _watch(report, run, producer, threads, state, every_s=every_s, verbose=verbose)
         finally:
             stopping.set()
             for thread in threads:
                 thread.join(CLIENT_TIMEOUT_S)
     if run.returncode != 0:
-        raise HourError(f"the run was asked to end, and ended with {run.returncode}")
-    told = heartbeat(state)
-    report.steps, report.samples = told["step"], told["accounts"]["samples_learned"]
+        raise HourError(f"streamlearn run exited with {run.returncode} on SIGTERM")
+    status = heartbeat(state)
+    report.steps, report.samples = status["step"], status["accounts"]["samples_learned"]
     return report
 
 
 def _watch(
-    report: Report,
+    report: HourReport,
     run: subprocess.Popen[bytes],
     producer: subprocess.Popen[bytes],
     clients: list[Client],
     state: Path,
     *,
     every_s: float,
-    say: bool,
+    verbose: bool,
 ) -> None:
-    processes, began_s, told_s = children(run.pid), time.monotonic(), 0.0
+    processes, began_s, printed_s = children(run.pid), time.monotonic(), 0.0
     step, stepped_at_s = 0, began_s
     if not {"learner", "server-0"} <= set(processes):
-        raise HourError(f"only {sorted(processes)} run")
+        raise HourError(f"not all processes run, only {sorted(processes)}")
     while (at_s := time.monotonic() - began_s) < report.minutes * 60.0:
-        report.seen.append(seen := look(at_s, processes, state))
+        report.measurements.append(now := measure(at_s, processes, state))
         if producer.poll() is not None:
-            raise HourError(f"the producer ended with {producer.returncode}")
+            raise HourError(f"the simulation exited with {producer.returncode}")
         for client in clients:
             if client.error is not None:
-                raise HourError(f"a client was refused: {client.error!r}") from client.error
-        if (now := heartbeat(state).get("step", 0)) > step:
-            step, stepped_at_s = now, time.monotonic()
+                raise HourError(f"a client failed: {client.error!r}") from client.error
+        if (newest := heartbeat(state).get("step", 0)) > step:
+            step, stepped_at_s = newest, time.monotonic()
         elif time.monotonic() - stepped_at_s > START_S:
-            raise HourError(f"no step after {step} for {START_S} s")
-        if say and at_s - told_s >= 60.0:
-            told_s = at_s
+            raise HourError(f"no step after step {step} for {START_S} s")
+        if verbose and at_s - printed_s >= 60.0:
+            printed_s = at_s
             print(
                 f"{at_s / 60:.0f} min, step {step}, lag {heartbeat(state).get('lag_records')}, RSS "
-                f"{ {name: round(mb) for name, mb in seen.rss_mb.items()} } MB, anonymous "
-                f"{ {name: round(mb, 1) for name, mb in seen.anonymous_mb.items()} } MB, files {seen.fds}, disk "
-                f"{ {name: round(mb, 1) for name, mb in seen.disk_mb.items()} } MB",
+                f"{ {name: round(mb) for name, mb in now.rss_mb.items()} } MB, anonymous "
+                f"{ {name: round(mb, 1) for name, mb in now.anonymous_mb.items()} } MB, files {now.fds}, disk "
+                f"{ {name: round(mb, 1) for name, mb in now.disk_mb.items()} } MB",
                 flush=True,
             )
         time.sleep(every_s)
 
 
 def main() -> None:
-    """Run it; print what each process and folder grew by an hour."""
+    """Run it; print the growth per hour of each process and folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--rate", type=float, default=60.0, help="samples a second of the simulation")
+    parser.add_argument("--rate", type=float, default=60.0, help="samples per second of the simulation")
     parser.add_argument("--clients", type=int, default=2)
-    parser.add_argument("--client-rate", type=float, default=10.0, help="requests a second of each client, at most")
-    parser.add_argument("--every-s", type=float, default=5.0, help="between two looks")
-    parser.add_argument("--folder", type=Path, help="kept; else a temporary one, kept where something went wrong")
+    parser.add_argument("--client-rate", type=float, default=10.0, help="most requests per second of each client")
+    parser.add_argument("--every-s", type=float, default=5.0, help="seconds between two measurements")
+    parser.add_argument("--folder", type=Path, help="kept; default: a temporary folder, kept after an error")
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the started processes are stopped
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="streamlearn-hour-"))
     report = soak(
         folder,
@@ -379,13 +386,13 @@ def main() -> None:
         clients=asked.clients,
         client_rate=asked.client_rate,
         every_s=asked.every_s,
-        say=True,
+        verbose=True,
     )
     hours = (report.minutes * 60.0 - report.warm_up_s) / 3600.0
     for kind in ("rss_mb", "anonymous_mb", "fds", "disk_mb"):
-        names = getattr(report.seen[-1], kind)
+        names = getattr(report.measurements[-1], kind)
         slopes = {name: round(report.growth(kind, (name,)) / hours, 2) for name in names}
-        print(f"{kind} an hour, after {report.warm_up_s / 60:.1f} min: {slopes}")
+        print(f"{kind} per hour, after {report.warm_up_s / 60:.1f} min: {slopes}")
     print(json.dumps(report.as_dict()))
     if asked.folder is None:
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Which faults strike whom, and when: drawn from a seed, endless. Pure; `soak` and `startups` carry them out."""
+"""Draws the faults of a soak from a seed: which process, which fault, when. Pure; `soak` and `startups` inject them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from streamlearn.state.kill_points import POINTS
 Victim = Literal["learner", "server", "producer", "broker", "disk"]
 How = Literal["kill", "point", "term", "stop", "hold", "fill"]
 TRIM = "log-trim"
-"""Of what happens while the learner is dead, what is no damage: retention takes the log past its checkpoint."""
+"""Retention trims the log past the checkpoint while the learner is dead. Not damage: files stay valid."""
 ONCE = ("epoch", "restore", "journal-cut", "replay", "dead-letters")
-"""Operations that a life passes once, or that are rare: only the first pass is waited for."""
+"""Operations that run once per process, or rarely: a fault waits for their first pass only."""
 MOST_PASSES = 4
 EARLY_SHARE = 0.3
 DAMAGED_SHARE = 0.25
@@ -25,9 +25,9 @@ Phase = Literal["import", "point", "steps"]
 PHASES: tuple[Phase, ...] = ("import", "point", "steps")
 BURST = 10
 FLUSHED = ("teacher.begin", "teacher.end")
-"""Places that a learner passes right after it flushed its ledger."""
+"""Kill points right after a flush of the store: its transaction is committed to the write-ahead log."""
 REWOUND = ("restore.end", "journal-cut.begin", "journal-cut.end", "replay.begin", "replay.end")
-"""Places that it passes at its start, when it has rewound its ledger and not flushed it again."""
+"""Kill points between the rewind of the store and the next flush: the rewind is not committed yet."""
 STARTING = (
     *REWOUND,
     "epoch.written",
@@ -36,33 +36,33 @@ STARTING = (
     "journal-append.begin",
     "journal-sync.end",
 )
-"""All that it passes at its start."""
+"""All kill points on the way from the start to the first step."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong."""
+    """One fault to inject."""
 
     victim: Victim
     how: How
-    """SIGKILL at some time, SIGKILL at a named place, SIGTERM, or SIGSTOP and SIGCONT later.
+    """`kill`: SIGKILL at a random time. `point`: SIGKILL at a kill point. `term`: SIGTERM. `stop`: SIGSTOP, SIGCONT.
 
-    A producer may hold its labels back, and send them in another order when it is over; the disk may be full.
+    `hold`: the producer holds its labels back, then sends them in another order. `fill`: the disk is full.
     """
     after_s: float = 0.0
-    """After the learner's first step in this life, or, where `early`, after its start."""
+    """Seconds after the learner's first step since its start; with `early`, after the start itself."""
     early: bool = False
     for_s: float = 0.0
     point: str = ""
     nth: int = 1
     damage: str | None = None
-    """To the state folder, or `TRIM`, while the learner is dead."""
+    """Damage to the state folder, or `TRIM`, while the learner is dead."""
 
 
 def draw_faults(seed: int, *, broker: bool = False, disk: bool = False) -> Iterator[Fault]:
-    """Faults for ever. Named places come in a shuffled round, so that each is met before any is met twice.
+    """Draw faults endlessly. Kill points come in shuffled rounds: each one occurs before any occurs twice.
 
-    `broker`: there is one to kill, and its log is not ours to trim. `disk`: there is one that can be filled.
+    `broker`: a broker can be killed, and its log cannot be trimmed. `disk`: a small disk can be filled.
     """
     draw = Random(f"faults/{seed}")
     points, damages = _rounds(POINTS, draw), _rounds(KINDS if broker else (*KINDS, TRIM), draw)
@@ -99,16 +99,16 @@ def draw_faults(seed: int, *, broker: bool = False, disk: bool = False) -> Itera
 
 @dataclass(frozen=True)
 class Start:
-    """A process that is started as a user starts it, and killed soon after."""
+    """A process that is started with the real command line and killed soon after."""
 
     command: Command
     phase: Phase
-    """Killed while it imports, at a named place, or after its first step (of a server: its first answer)."""
+    """Killed during imports, at a kill point, or after its first step (a server: after its first answer)."""
     after_s: float
-    """Since the start of the process, or since that step. At a place, how long it may take to get there."""
+    """`import`: seconds after the start. `steps`: seconds after the first step. `point`: timeout for reaching it."""
     point: str = ""
     with_children: bool = False
-    """A supervisor's learner and servers are killed at the same moment."""
+    """Kill the supervisor's learner and servers at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Burst:
 
     starts: tuple[Start, ...]
     checkpoint_every_steps: int
-    """0: by time alone, so in the burst mostly never."""
+    """0: by time only, so mostly never within the burst."""
 
 
 _COMMANDS: dict[str, tuple[Command, ...]] = {
@@ -128,11 +128,16 @@ _COMMANDS: dict[str, tuple[Command, ...]] = {
 
 
 def draw_bursts(seed: int) -> Iterator[Burst]:
-    """Bursts for ever: in turn of the learner alone, of all commands, of the supervisor alone.
+    """Draw bursts endlessly, in turn: learners only, all commands, supervisors only.
 
-    Every other start lives until it has flushed what it learned, so that the next has something to rewind and replay.
-    The first learner of a burst dies right after its first flush, the second right after it has rewound that: the free
-    pages of the store are few then, so new ones are taken at the end of the file.
+    Every other process lives until it has flushed, so that the next one has steps to rewind and to replay. In a
+    burst of learners the first two deaths are fixed, for the recovery of the SQLite store in WAL mode:
+
+        first   right after a flush: its transaction is in the write-ahead log only
+        second  after the rewind, before the next flush: SQLite discards the rewind, and the third start repeats it
+
+    No process closes the store, so the write-ahead log grows over the burst until SQLite copies it into the file
+    (its checkpoint, `ledger.store.WAL_PAGES`).
     """
     draw = Random(f"bursts/{seed}")
     flushed, rewound, starting = (_rounds(points, draw) for points in (FLUSHED, REWOUND, STARTING))

@@ -1,10 +1,9 @@
-"""Sends samples and labels over HTTP as a careless client does, and notes what was acknowledged.
+"""A careless client: sends samples and labels over HTTP and notes each acknowledgement.
 
-Labels come late, early, twice, corrected; what was not acknowledged is now and then sent again, so the log holds some
-records twice under one id. A few samples bypass the server and cannot be read: they must become dead letters. A few
-labels bypass it too, with a time of their own that is long past. What is sent is drawn from a seed; what a kill makes
-of it is not. At SIGWINCH (which kills nobody who does not listen yet) all labels are held back, until the next one:
-then those that are due come at once, in any order.
+Labels come late, early, twice and corrected. Unacknowledged records are sometimes sent again, so the log holds some ids
+twice. A few samples bypass the server and cannot be decoded: they must become dead letters. A few labels bypass it too,
+with an event time in the past. The seed determines what is sent; kills determine what arrives. SIGWINCH (ignored by a
+process without a handler) holds all labels back until the next SIGWINCH, which releases the due ones in random order.
 
 A note is one line, written after the acknowledgement and before the next request: topic, partition, offset, id, class.
 """
@@ -32,23 +31,23 @@ from streamlearn.records import NewRecord, Position
 
 TIMEOUT_S = 5.0
 LABEL_SHARE, EARLY, AGAIN, CORRECTED, UNREADABLE, RESENT = 0.5, 0.1, 0.1, 0.15, 0.01, 0.5
-"""Share of samples with a label; of these before the sample, twice, corrected; of samples: junk; of failures: again."""
+"""Shares: samples with a label; of these early, twice, corrected; undecodable samples; failures that are resent."""
 FOREIGN = 0.1
-"""Share of labels that bypass the server, with a time up to `OLDEST_S` ago."""
+"""Share of labels that bypass the server, with an event time up to `OLDEST_S` ago."""
 MEAN_DELAY_S, OLDEST_S = 0.7, 3.0
 Append = Callable[[str, int, int], Position]
-"""Append a label to the log itself: id, class, milliseconds since the epoch."""
+"""Appends a label directly to the log: id, class, milliseconds since the epoch."""
 
 
 class Producer:
-    """One connection to one server, and the labels that are to be sent later."""
+    """One connection to one server, and a queue of labels to send later."""
 
     def __init__(
         self, port: int, notes: Path, append: Append, *, seed: int, generation: int, features: int, classes: int
     ) -> None:
-        """`generation` keeps the ids of each life apart."""
+        """`generation` keeps the ids of restarted producers apart."""
         self.held = False
-        """Labels that are due wait."""
+        """Due labels are held back."""
         self._append = append
         self._port, self._random = port, random.Random(f"{seed}/{generation}")
         self._prefix, self._features, self._classes = f"g{generation}", features, classes
@@ -58,7 +57,7 @@ class Producer:
         self._sent = 0
 
     def sample(self, now_s: float) -> None:
-        """Send the next sample, and plan its labels."""
+        """Send the next sample and schedule its labels."""
         draw, number = self._random, self._sent
         self._sent += 1
         name, truth = f"{self._prefix}-{number}", draw.randrange(self._classes)
@@ -75,7 +74,7 @@ class Producer:
             self._plan(now_s, name, draw.randrange(self._classes))
 
     def labels_due(self, now_s: float) -> None:
-        """Send those whose time has come; where they were held back, in any order."""
+        """Send all due labels, in random order."""
         if self.held:
             return
         due = []
@@ -86,7 +85,7 @@ class Producer:
             self._label(name, class_index)
 
     def hold(self, *_: object) -> None:
-        """Hold labels back, or no longer."""
+        """Toggle holding labels back."""
         self.held = not self.held
 
     def _plan(self, now_s: float, name: str, class_index: int) -> None:
@@ -98,11 +97,11 @@ class Producer:
             self._post("label", {"id": name, "label": class_index})
             return
         at_ms = int((time.time() - self._random.uniform(0.0, OLDEST_S)) * 1000)
-        with contextlib.suppress(LogUnavailableError):  # a foreign client that gives up
+        with contextlib.suppress(LogUnavailableError):  # this client gives up
             self._note(self._append(name, class_index, at_ms), name, class_index)
 
     def _post(self, route: str, body: dict[str, Any]) -> None:
-        """Send; where it was not acknowledged, perhaps once more, as clients do who cannot know."""
+        """Send; without an acknowledgement, sometimes send again, since the outcome is unknown."""
         if not self._try(route, body) and self._random.random() < RESENT:
             self._try(route, body)
 
@@ -120,8 +119,8 @@ class Producer:
         if reply.status != http.client.ACCEPTED:
             assert reply.status in (429, 503), (reply.status, content)
             return False
-        (told,) = json.loads(content)["items"]
-        self._note(Position(**told["position"]), body["id"], body.get("label", -1))
+        (item,) = json.loads(content)["items"]
+        self._note(Position(**item["position"]), body["id"], body.get("label", -1))
         return True
 
     def _note(self, position: Position, name: str, class_index: int) -> None:
@@ -136,7 +135,7 @@ class Producer:
 
 
 def run(*arguments: str) -> None:
-    """Send samples and their labels for ever. Config, port, notes, samples a second, seed, generation."""
+    """Send continuously. Arguments: config, port, notes, samples per second, seed, generation."""
     config, port, notes, rate, seed, generation = arguments
     loaded = load_config(Path(config))
     schema, topics, codec = loaded.schema_.build(), loaded.log.topics, make_codec(loaded)
@@ -168,7 +167,7 @@ def run(*arguments: str) -> None:
             producer.labels_due(now_s)
             producer.sample(now_s)
             if junk.random() < UNREADABLE:
-                with contextlib.suppress(LogUnavailableError):  # a foreign client that gives up
+                with contextlib.suppress(LogUnavailableError):  # this client gives up
                     bad = NewRecord(b"junk-%d" % junk.getrandbits(48), b"{")
                     log.append(topics.samples, [bad], timeout_s=TIMEOUT_S)
             next_s = max(next_s + 1.0 / float(rate), time.monotonic() - 0.1)

@@ -1,4 +1,4 @@
-"""What a soak did, and what came of it: its last line."""
+"""The report of a soak, printed as its last line."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from typing import Any
 
 import numpy as np
 
-from harness.verify import Verdict
+from harness.verify import Audit
 
 
 @dataclass
-class Report:
-    """What was done, and what came of it."""
+class SoakReport:
+    """The faults that a soak injected, and the problems that it found."""
 
     seed: int
     kills: int = 0
-    """Processes ended by SIGKILL, of all kinds."""
+    """Processes ended by SIGKILL."""
     startup_kills: int = 0
-    """Of these, processes that were started as a user starts them, and killed while they started."""
+    """Kills of processes that were started with the real command line, during their start."""
     refusals: list[str] = field(default_factory=list)
-    """Of processes that did not come up though nothing was wrong, or of servers that could not read the store."""
+    """Processes that failed to start on healthy state, and servers that could not read a healthy store."""
     by: Counter[str] = field(default_factory=Counter)
     """Faults by victim and kind."""
     points: Counter[str] = field(default_factory=Counter)
-    """Kills at named places."""
+    """Kills by kill point."""
     recovery_s: list[float] = field(default_factory=list)
-    """From the death of a learner to the next step of the one that is forked then."""
+    """From the death of a learner to the next step of its forked successor."""
     cold_recovery_s: list[float] = field(default_factory=list)
-    """The same where Python and torch were loaded first."""
+    """The same for a successor that imports Python and torch first."""
     lost: int = 0
-    """Records that retention took before they were learned: counted by the learner, and by us."""
-    verdict: Verdict = field(default_factory=Verdict)
+    """Records that retention trimmed before they were learned, and that the learner counted as trimmed."""
+    audit: Audit = field(default_factory=Audit)
     different: list[str] = field(default_factory=list)
     formed_otherwise: int = 0
-    """Steps whose teacher was published, and that a restart cut in another way, though no disk had failed."""
+    """Steps with a published teacher that a restart formed from other records, although no disk had failed."""
     steps: int = 0
     duration_s: float = 0.0
 
     @property
     def good(self) -> bool:
-        """The promise was kept."""
-        return self.verdict.good and not (self.different or self.formed_otherwise or self.refusals)
+        """Nothing was lost, nothing was learned twice, no bit differs, every process started."""
+        return self.audit.good and not (self.different or self.formed_otherwise or self.refusals)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the last line."""
-        verdict = self.verdict
+        """The JSON of the last line."""
+        audit = self.audit
         return {
             "kills": self.kills,
             "startup_kills": self.startup_kills,
-            "labels_lost": verdict.labels_lost,
-            "learned_twice": verdict.learned_twice,
+            "labels_lost": audit.labels_lost,
+            "learned_twice": audit.learned_twice,
             "refused_starts": len(self.refusals),
             "weights_equal": not (self.different or self.refusals),
             "formed_otherwise": self.formed_otherwise,
@@ -62,14 +62,14 @@ class Report:
             "cold_recovery_p50_s": _quantile(self.cold_recovery_s, 0.5),
             "cold_recovery_max_s": _quantile(self.cold_recovery_s, 1.0),
             "trimmed_unlearned": self.lost,
-            "samples_lost": verdict.samples_lost,
-            "dead_letters_lost": verdict.dead_letters_lost,
-            "dead_letters_twice": verdict.dead_letters_twice,
-            "acknowledged": verdict.acknowledged,
+            "samples_lost": audit.samples_lost,
+            "dead_letters_lost": audit.dead_letters_lost,
+            "dead_letters_twice": audit.dead_letters_twice,
+            "acknowledged": audit.acknowledged,
             "steps": self.steps,
             "by": dict(sorted(self.by.items())),
             "points": dict(sorted(self.points.items())),
-            "told": self.refusals + verdict.told + self.different,
+            "problems": self.refusals + audit.problems + self.different,
             "duration_s": round(self.duration_s, 1),
         }
 

@@ -1,7 +1,7 @@
-"""Takes the embedded log past what a dead learner had learned, as retention does, and remembers what was taken.
+"""Trims the embedded log past the checkpoint of a dead learner, as retention does, and keeps a copy of what is trimmed.
 
-What a learner that comes back has lost is then known exactly: each record from its checkpoint's offset to where the log
-begins now. `verify` demands that it lost those, counted them, and nothing else.
+So the records that the restarted learner loses are known exactly: from its checkpoint's offset to the new beginning of
+the log. `verify` demands that it counts those as trimmed and loses no other.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _PAGE_RECORDS = 2000
 _MAX_AGE_S = 1.0
 _MOST_PASSES = 100
 _TOPIC = "retention"
-"""Appends trim, so something must be appended."""
+"""Trimming happens on append, so a record is appended here."""
 
 
 @dataclass
 class Trimmed:
-    """What retention took from the log."""
+    """Records that retention trimmed."""
 
     records: defaultdict[TopicPartition, list[Record]] = field(default_factory=lambda: defaultdict(list))
-    """By partition, from offset 0 on without a hole; some of the last ones may be in the log still."""
+    """By partition, from offset 0 without a gap; the last ones may still be in the log."""
     beginnings: Offsets = field(default_factory=dict)
-    """Where the log begins now, of partitions that lost something."""
+    """The new beginning of each trimmed partition."""
     lost: set[Position] = field(default_factory=set)
-    """Records that no learner has learned, nor will."""
+    """Records that were trimmed before they were learned."""
 
 
 def records_of(log: Log, partition: TopicPartition, offset: int, end: int) -> Iterator[Record]:
-    """What the log holds from `offset` to `end`."""
+    """Records of the log from `offset` up to but without `end`."""
     while offset < end:
         page = log.read(partition, offset, _PAGE_RECORDS)
         yield from page
@@ -46,9 +46,9 @@ def records_of(log: Log, partition: TopicPartition, offset: int, end: int) -> It
 
 
 def trim(config: Config, learned: Mapping[TopicPartition, int], trimmed: Trimmed) -> bool:
-    """Have retention take all that is in the log by now; `learned` is where the dead learner's checkpoint reads on.
+    """Have retention trim all records; `learned` are the next offsets of the dead learner's checkpoint.
 
-    False, and nothing was taken, where no record is there that it had not learned.
+    Returns False and trims nothing if the log holds no record that is not learned.
     """
     now_s = time.time()
     with closing(open_log(config)) as log:
@@ -71,9 +71,10 @@ def trim(config: Config, learned: Mapping[TopicPartition, int], trimmed: Trimmed
 
 
 def _take(config: Config, before_s: float, ends: Offsets) -> Offsets:
-    """Retention by age takes what was appended before that time, a part at a time; where the log begins then.
+    """Have retention by age trim all records appended before `before_s`; return the new beginnings.
 
-    It takes read records only, so these are committed as read. The next learner commits its own offsets at its start.
+    Retention trims committed records only, so their offsets are committed here. It trims in passes. The next learner
+    commits its own offsets when it starts.
     """
     beginnings: Offsets = {}
     for _ in range(_MOST_PASSES):
@@ -92,5 +93,5 @@ def _take(config: Config, before_s: float, ends: Offsets) -> Offsets:
                 beginnings |= log.beginning_offsets(topic)
         if beginnings == before:
             return beginnings
-    msg = f"retention did not end in {_MOST_PASSES} passes: {beginnings}"
+    msg = f"retention did not finish in {_MOST_PASSES} passes: {beginnings}"
     raise AssertionError(msg)

@@ -1,10 +1,10 @@
-"""How large the program is: what a reader must take in. Run by `make size`; compare two commits with it.
+"""Measures the size of the code base, to compare two commits. Run by `make size`.
 
     python tests/harness/size.py [FOLDER]
 
-FOLDER is a checkout, by default this one. A code line holds a token that is neither comment nor docstring. Settings,
-metrics, commands and routes are counted from the source, so that an older checkout needs no environment. The last line
-is one JSON object.
+FOLDER is a checkout, by default this one. A code line is a line with a token that is neither comment nor docstring.
+Settings, metrics, commands and routes are counted in the source, so an older checkout needs no environment. The last
+line is a JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, toke
 
 
 def code_lines(source: str, tree: ast.Module) -> int:
-    """Lines with a token that is neither comment nor docstring (of an attribute, too)."""
+    """Lines with a token that is neither comment nor docstring. An attribute's docstring does not count either."""
     texts = {
         line
         for node in ast.walk(tree)
@@ -37,19 +37,19 @@ def code_lines(source: str, tree: ast.Module) -> int:
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Lines and name of each function."""
+    """Length in lines and name of each function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield (node.end_lineno or node.lineno) - node.lineno + 1, node.name
 
 
 def is_section(node: ast.ClassDef) -> bool:
-    """A table of the config file: a model whose base is the common section."""
+    """Whether a class is a table of the config file: its base is the common section."""
     return any(ast.unparse(base) in ("_Section", "Section") for base in node.bases)
 
 
 def settings(trees: list[ast.Module]) -> int:
-    """Keys of the config file that hold a value and not a table."""
+    """Number of config keys that hold a value, not a table."""
     sections = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and is_section(n)]
     names = {section.name for section in sections}
     fields = [n for section in sections for n in section.body if isinstance(n, ast.AnnAssign)]
@@ -57,13 +57,13 @@ def settings(trees: list[ast.Module]) -> int:
 
 
 def calls(trees: list[ast.Module], pattern: str) -> int:
-    """Decorators or calls whose text matches."""
+    """Number of calls and decorators whose name matches."""
     found = (ast.unparse(node.func) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
     return sum(bool(re.fullmatch(pattern, text)) for text in found)
 
 
 def measure(root: Path) -> dict[str, object]:
-    """All figures of one checkout."""
+    """Measure one checkout."""
     package = root / "streamlearn"
     sources = {path: path.read_text() for path in sorted(package.rglob("*.py"))}
     trees = {path: ast.parse(source) for path, source in sources.items()}

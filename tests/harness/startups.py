@@ -1,9 +1,9 @@
-"""Kills processes while they start, in bursts, each started as a user starts it: `streamlearn learn`, `serve` or `run`.
+"""Kills processes during their start, in bursts. Each is started with the real command line: `learn`, `serve` or `run`.
 
-Each burst has a state folder and an embedded log of its own, with default settings, so with checkpoints 30 s apart (or,
-in every other burst, 20 steps apart), and more records to learn at each start. So processes die while they import,
-restore, rewind, replay and take their first steps, mostly with a large transaction behind them and no checkpoint. None
-may refuse to start. After the burst a learner reads to the end, and is compared as in `soak`.
+Each burst has its own state folder and embedded log, with default settings: checkpoints 30 s apart, or 20 steps apart
+in every other burst. Records are added before each start. So processes die while they import, restore, rewind, replay
+and take their first steps, mostly with a large flushed transaction and no checkpoint. None may refuse to start. At the
+end a learner reads the rest of the log, and is audited and compared as in `soak`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from harness.damage import last_step
 from harness.plan import Burst, Start
-from harness.report import Report
+from harness.report import SoakReport
 from harness.stretch import Stretches
 from harness.verify import verify
 from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
@@ -48,18 +48,18 @@ port = 0
 LABEL_SHARE = 0.2
 FIRST_RECORDS, MORE_RECORDS = 3000, 1000
 WAIT_S = 180.0
-"""By then a process must have come up, or be gone after its parent."""
+"""Timeout for a start, and for orphans to exit."""
 _POLL_S = 0.01
 
 
 class _Refused(Exception):  # noqa: N818 - an outcome, which is counted
-    """A process ended by itself, or a server could not read a healthy store."""
+    """A process exited on its own, or a server could not read a healthy store."""
 
 
 class Startups:
-    """One burst: a state folder, and the processes that start and die on it."""
+    """One burst of starts on one state folder."""
 
-    def __init__(self, folder: Path, number: int, burst: Burst, report: Report) -> None:
+    def __init__(self, folder: Path, number: int, burst: Burst, report: SoakReport) -> None:
         self._folder, self._name, self._burst, self._report = folder, f"startups-{number}", burst, report
         self._port = free_port("127.0.0.1")
         self._output = folder / f"{self._name}.log"
@@ -70,7 +70,7 @@ class Startups:
         self._paths = StatePaths(self._config.state.dir)
 
     def run(self) -> None:
-        """Start and kill each process of the burst; then demand that nothing was lost, and no bit differs."""
+        """Start and kill each process of the burst; then check that nothing was lost and no bit differs."""
         with closing(open_log(self._config)) as log:
             make_topics(log, self._config)
         self._send(FIRST_RECORDS)
@@ -79,7 +79,7 @@ class Startups:
                 self._start_and_kill(start)
                 self._send(MORE_RECORDS)
             self._learn_to_end(self._name)
-            self._report.verdict.include(verify(self._config, [self._notes]))
+            self._report.audit.include(verify(self._config, [self._notes]))
             stretches = Stretches(self._config, self._configure, self._learn_to_end)
             self._report.different += stretches.compare(self._config, f"{self._name}-never-killed")
         except _Refused as refused:
@@ -92,7 +92,7 @@ class Startups:
         return load_config(path, environ={})
 
     def _send(self, count: int) -> None:
-        """Append samples, and labels of some of them, and note where they are."""
+        """Append samples and some labels, and note their positions."""
         topics, codec, draw, sent = self._config.log.topics, make_codec(self._config), self._draw, self._sent
         self._sent += count
         names = [f"s{number}" for number in range(sent, self._sent)]
@@ -123,8 +123,8 @@ class Startups:
                 while process.poll() is None and time.monotonic() < deadline:
                     time.sleep(_POLL_S)
             else:
-                self._live(process, start)
-            process.send_signal(signal.SIGSTOP)  # so that it starts no child just now
+                self._let_run(process, start)
+            process.send_signal(signal.SIGSTOP)  # so that it starts no further child
             for pid in _children_of(process.pid) if start.with_children else ():
                 os.kill(pid, signal.SIGKILL)
                 self._report.kills += 1
@@ -137,8 +137,8 @@ class Startups:
         self._report.by[f"startup-{start.command}-{start.phase}"] += 1
         self._await_orphans(process.pid)
 
-    def _live(self, process: subprocess.Popen[bytes], start: Start) -> None:
-        """Let it live for a while; look at what a server answers meanwhile."""
+    def _let_run(self, process: subprocess.Popen[bytes], start: Start) -> None:
+        """Wait for `start.after_s`; check the answers of a server meanwhile."""
         deadline = time.monotonic() + start.after_s
         while process.poll() is None and time.monotonic() < deadline:
             if start.command != "learn" and start.phase == "steps":
@@ -146,19 +146,19 @@ class Startups:
             time.sleep(_POLL_S)
 
     def _answers(self) -> bool:
-        """Whether a server is up; if so, it can look a label up."""
+        """Whether a server answers; it must be able to read the store."""
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10.0)
         try:
             connection.request("GET", "/label/s0")
             reply = connection.getresponse()
-            told = reply.read().decode(errors="replace")
+            body = reply.read().decode(errors="replace")
         except (OSError, http.client.HTTPException):
             return False
         finally:
             connection.close()
-        is_damaged = reply.status == http.client.SERVICE_UNAVAILABLE and "damaged" in told
+        is_damaged = reply.status == http.client.SERVICE_UNAVAILABLE and "damaged" in body
         if reply.status == http.client.INTERNAL_SERVER_ERROR or is_damaged:
-            raise _Refused(f"GET /label answers {reply.status}: {told}")
+            raise _Refused(f"GET /label answers {reply.status}: {body}")
         return True
 
     def _await(self, process: subprocess.Popen[bytes], done: Callable[[], bool], what: str) -> None:
@@ -167,17 +167,17 @@ class Startups:
             if (code := process.poll()) is not None:
                 raise _Refused(self._ended(what, code))
             if time.monotonic() > deadline:
-                raise _Refused(f"nothing that {what} within {WAIT_S:g} s: {self._tail()}")
+                raise _Refused(f"no process {what} within {WAIT_S:g} s: {self._tail()}")
             time.sleep(_POLL_S)
 
     def _await_orphans(self, parent: int) -> None:
-        """The children of a supervisor that was killed end by themselves, and free port and state folder."""
+        """The children of a killed supervisor exit, and release the port and the state folder."""
         deadline = time.monotonic() + WAIT_S
         while left := _children_of(parent):
             if time.monotonic() > deadline:
                 for pid in left:
                     os.kill(pid, signal.SIGKILL)
-                raise _Refused(f"children of a killed supervisor live on after {WAIT_S:g} s: {self._tail()}")
+                raise _Refused(f"children of a killed supervisor still run after {WAIT_S:g} s: {self._tail()}")
             time.sleep(_POLL_S)
 
     def _learn_to_end(self, name: str) -> None:
@@ -201,19 +201,19 @@ class Startups:
             process.wait()
 
     def _ended(self, what: str, code: int) -> str:
-        return f"{what}: ended with {code}: {self._tail()}"
+        return f"{what}: exited with {code}: {self._tail()}"
 
     def _tail(self) -> str:
         return self._output.read_text(errors="replace")[-1000:]
 
 
 def _children_of(supervisor: int) -> list[int]:
-    """Processes that were started with `--parent SUPERVISOR`, which is how it starts them."""
+    """Processes whose command line contains `--parent SUPERVISOR`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = path.read_bytes().split(b"\0")
-        except OSError:  # it ended just now
+        except OSError:  # it has just exited
             continue
         if [b"--parent", b"%d" % supervisor] in (arguments[at : at + 2] for at in range(len(arguments))):
             found.append(int(path.parent.name))

@@ -1,8 +1,8 @@
-"""Holds a learner that is killed again and again against one without any fault, stretch by stretch.
+"""Compares a learner that is killed repeatedly with a reference learner that is never killed.
 
-Where retention takes records before they were learned, no other learner can form those steps again. So the stretch that
-ends there is held together first; and the next one begins, for both, with a copy of the state that is made once all
-its checkpoints are beyond the gap. Whatever is called here wants the learner to be dead.
+If retention trims records before they are learned, the reference cannot form those steps. So the run is split into
+stretches. A stretch is compared right before its log is trimmed. The next one starts, for both learners, from a copy of
+the state made once all checkpoints are past the gap. The learner must be dead during each call.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import load_checkpoint, load_newest, path_of
 
 Configure = Callable[[str], Config]
-"""The config of a learner in a state folder of that name."""
+"""Returns the config of a learner with a state folder of this name."""
 
 
 class Stretches:
-    """What was trimmed, and where the stretch of now begins."""
+    """What was trimmed, and the start of the current stretch."""
 
     def __init__(self, config: Config, configure: Configure, learn_to_end: Callable[[str], None]) -> None:
-        """`config` is that of the learner that is killed; `learn_to_end` runs the one of a name, to its end."""
+        """`config`: of the learner that is killed. `learn_to_end`: runs the learner of a name until the log ends."""
         self._config, self._configure, self._learn_to_end = config, configure, learn_to_end
         self._paths = StatePaths(config.state.dir)
         self._base: Path | None = None
-        """The state with which this stretch began; None of the first one, which began with nothing."""
+        """State at the start of this stretch; None for the first one, which starts from scratch."""
         self._passing: Offsets | None = None
-        """Where the log begins since a trim, while a checkpoint is left that is not beyond it."""
+        """Beginnings of the log after a trim, while a checkpoint before them is left."""
         self.trimmed = Trimmed()
 
     @property
     def in_gap(self) -> bool:
-        """There may be no checkpoint to fall back to, nor records to form a step again."""
+        """Older checkpoints and the records of their steps may be missing."""
         return self._passing is not None
 
     def trim(self) -> bool:
-        """Have retention take all that is in the log; False, and nothing happened, where that makes no gap."""
+        """Have retention trim the whole log; returns False and does nothing if that would leave no gap."""
         newest = load_newest(self._paths.checkpoints)
         if self.in_gap or newest is None or not trim(self._config, newest.next_offsets, self.trimmed):
             return False
         self._passing = dict(self.trimmed.beginnings)
         return True
 
-    def look(self) -> None:
-        """Begin the next stretch, where all checkpoints are beyond the gap."""
+    def maybe_start_next(self) -> None:
+        """Start the next stretch if all checkpoints are past the gap."""
         steps = whole_checkpoints(self._paths.checkpoints)
         if self._passing is None or len(steps) < LEAST_CHECKPOINTS:
             return
@@ -63,7 +63,7 @@ class Stretches:
         self._passing = None
 
     def compare_copies(self) -> list[str]:
-        """In what a copy of what we have, and the one without faults, would end apart if the stream ended here."""
+        """Differences if the stream ended here, found on copies of the state."""
         killed = self._copy("stretch", self._paths.root)
         self._learn_to_end("stretch")
         different = self.compare(killed, "stretch-never-killed")
@@ -71,9 +71,9 @@ class Stretches:
         return different
 
     def compare(self, killed: Config, name: str = "never-killed") -> list[str]:
-        """In what a learner that has read all, and the one without faults, ended apart."""
+        """Differences between a learner that has read everything and the reference."""
         reference = self._configure(name) if self._base is None else self._copy(name, self._base)
-        for part in ("log", "journal"):  # what was sent, and how it was cut
+        for part in ("log", "journal"):  # the same records, cut into the same steps
             if (killed.state.dir / part).exists():
                 shutil.rmtree(reference.state.dir / part, ignore_errors=True)
                 shutil.copytree(killed.state.dir / part, reference.state.dir / part)

@@ -1,11 +1,11 @@
-"""Reads the log alone, recomputes what must have been learned of it, and holds that against what a learner left behind.
+"""Audits a learner: recomputes from the log alone what it must have learned, and compares with its state.
 
-It shares nothing with the learner but the codec. With corrections = "last" and horizons that never pass, of all records
-but those that retention took before they were learned, which are counted as trimmed:
+Shares only the codec with the learner. Assumes corrections = "last" and horizons that never expire. Records that
+retention trimmed before they were learned must be counted as trimmed; for all others:
 
-    each sample id once, its further records counted as duplicate ids, what cannot be decoded dead-lettered
-    each label record once; of a sample the last by log time and position counts, and it is learned
-    each record in one step: the journal's offsets never fall, begin at the log's beginning and end at its end
+    each sample id is learned once; its further records count as duplicates; undecodable records are dead letters
+    each label record is counted once; the last label of a sample, by log time and position, is learned
+    each record is in exactly one step: the journal's offsets never fall, start at the log's beginning, reach its end
     each acknowledgement that a producer noted is in the log, at its position, with its content
 """
 
@@ -33,7 +33,7 @@ from streamlearn.state.journal import read_journal
 from streamlearn.state.status import read_status
 
 NEVER = -1
-_MOST_TOLD = 20
+_MOST_PROBLEMS = 20
 
 
 @dataclass
@@ -42,25 +42,25 @@ class Logged:
 
     ends: Offsets = field(default_factory=dict)
     samples: dict[str, Position] = field(default_factory=dict)
-    """By id, the first record of each."""
+    """Position of the first record of each id."""
     sample_records: int = 0
     labels: dict[str, list[Label]] = field(default_factory=lambda: defaultdict(list))
-    """By sample id, all records in the order in which they count."""
+    """All label records by sample id; the last one counts."""
     unreadable: set[str] = field(default_factory=set)
     dead_letters: Counter[str] = field(default_factory=Counter)
-    """By the position of the bad record."""
+    """Number of dead letters by the position of the bad record."""
     everything: dict[Position, tuple[str, int]] = field(default_factory=dict)
-    """Id and class (-1 of a sample) of each record that could be decoded, lost ones too."""
+    """Id and class (-1 for a sample) of each decodable record, including lost ones."""
     trimmed: Trimmed = field(default_factory=Trimmed)
 
     @property
     def label_records(self) -> int:
-        """All that could be decoded."""
+        """Number of decodable label records."""
         return sum(map(len, self.labels.values()))
 
 
 def read_log(config: Config, trimmed: Trimmed | None = None) -> Logged:
-    """Read all of samples, labels and dead letters, and what retention took of the first two."""
+    """Read all samples, labels and dead letters, including the samples and labels that retention trimmed."""
     topics, codec, found = config.log.topics, make_codec(config), Logged(trimmed=trimmed or Trimmed())
     lost = found.trimmed.lost
     with closing(open_log(config)) as log:
@@ -94,97 +94,97 @@ def _records(log: Log, topic: str, found: Logged) -> Iterator[Record]:
     for partition, end in sorted(log.end_offsets(topic).items()):
         found.ends[partition] = end
         taken = found.trimmed.records[partition]
-        assert len(taken) >= beginnings[partition], f"{partition} was trimmed, and nobody can say what was in it"
+        assert len(taken) >= beginnings[partition], f"{partition} was trimmed, and its records are unknown"
         yield from taken
         yield from records_of(log, partition, len(taken), end)
 
 
 @dataclass
-class Verdict:
-    """What is wrong: nothing, where all numbers are 0."""
+class Audit:
+    """The result: everything is right if all counts except `acknowledged` are 0."""
 
     acknowledged: int = 0
     """Notes of producers that were checked."""
     labels_lost: int = 0
-    """Not in the log though acknowledged, or in the log and not learned as it says."""
+    """Labels that are acknowledged but not in the log, or in the log but not learned as the log says."""
     samples_lost: int = 0
     learned_twice: int = 0
     """Records, samples or labels that were counted or learned more often than the log holds them."""
     dead_letters_lost: int = 0
     dead_letters_twice: int = 0
     """Allowed: a dead letter is written at least once."""
-    told: list[str] = field(default_factory=list)
-    """The first of what is wrong, in words."""
+    problems: list[str] = field(default_factory=list)
+    """Descriptions of the first problems."""
 
     @property
     def good(self) -> bool:
         """Nothing was lost, nothing was learned twice."""
         return not (self.labels_lost or self.samples_lost or self.learned_twice or self.dead_letters_lost)
 
-    def add(self, what: str, count: int, told: str) -> None:
-        """Count something that is wrong."""
+    def add(self, what: str, count: int, description: str) -> None:
+        """Add `count` problems of the kind `what`."""
         if count > 0:
             setattr(self, what, getattr(self, what) + count)
-            if len(self.told) < _MOST_TOLD:
-                self.told.append(f"{what} {count}: {told}")
+            if len(self.problems) < _MOST_PROBLEMS:
+                self.problems.append(f"{what} {count}: {description}")
 
-    def include(self, other: Verdict) -> None:
-        """Add what is wrong with another log."""
+    def include(self, other: Audit) -> None:
+        """Add the problems of another audit."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
-def verify(config: Config, notes: Iterable[Path], trimmed: Trimmed | None = None) -> Verdict:
-    """Hold what a learner that has read all left in the state folder against the log."""
-    logged, verdict, paths = read_log(config, trimmed), Verdict(), StatePaths(config.state.dir)
-    _check_notes(logged, notes, verdict, config)
-    _check_journal(logged, paths, verdict, config.log.topics.labels)
+def verify(config: Config, notes: Iterable[Path], trimmed: Trimmed | None = None) -> Audit:
+    """Compare the state folder of a learner that has read everything with the log."""
+    logged, audit, paths = read_log(config, trimmed), Audit(), StatePaths(config.state.dir)
+    _check_notes(logged, notes, audit, config)
+    _check_journal(logged, paths, audit, config.log.topics.labels)
     checkpoint, status = load_newest(paths.checkpoints), read_status(paths.heartbeat)
     assert checkpoint is not None, "there is no checkpoint"
     assert status is not None, "there is no heartbeat"
-    _check_accounts(logged, checkpoint, status["ledger"], verdict, config.log.topics.samples)
-    _check_labels(logged, LedgerView(paths.store, config.schema_.build()), checkpoint.step, verdict)
-    verdict.add("dead_letters_lost", len(logged.unreadable - logged.dead_letters.keys()), "no dead letter of them")
+    _check_accounts(logged, checkpoint, status["ledger"], audit, config.log.topics.samples)
+    _check_labels(logged, LedgerView(paths.store, config.schema_.build()), checkpoint.step, audit)
+    audit.add("dead_letters_lost", len(logged.unreadable - logged.dead_letters.keys()), "they have no dead letter")
     good = {str(position) for position in logged.everything}
-    verdict.add("learned_twice", len(logged.dead_letters.keys() & good), "dead letters of good records")
-    verdict.dead_letters_twice = sum(count - 1 for count in logged.dead_letters.values())
-    return verdict
+    audit.add("learned_twice", len(logged.dead_letters.keys() & good), "dead letters of valid records")
+    audit.dead_letters_twice = sum(count - 1 for count in logged.dead_letters.values())
+    return audit
 
 
-def _check_notes(logged: Logged, notes: Iterable[Path], verdict: Verdict, config: Config) -> None:
-    """What was acknowledged is in the log, or was until retention took it, as it was sent."""
+def _check_notes(logged: Logged, notes: Iterable[Path], audit: Audit, config: Config) -> None:
+    """Each acknowledged record is in the log as it was sent, or was until retention trimmed it."""
     for line in whole_lines(notes):
         topic, partition, offset, sample_id, class_index = line.split(" ")
         there = logged.everything.get(Position(topic, int(partition), int(offset)))
-        verdict.acknowledged += 1
+        audit.acknowledged += 1
         lost = "labels_lost" if topic == config.log.topics.labels else "samples_lost"
         same = there == (sample_id, int(class_index))
-        verdict.add(lost, not same, f"{line} was acknowledged; the log holds {there}")
+        audit.add(lost, not same, f"{line} was acknowledged; the log holds {there}")
 
 
 def whole_lines(notes: Iterable[Path]) -> Iterator[str]:
-    """Lines of the notes; the last of a producer that was killed may be torn."""
+    """Whole lines of the notes; the last line of a killed producer may be torn."""
     for path in notes:
         text = path.read_text() if path.exists() else ""
         yield from text[: text.rfind("\n") + 1].splitlines()
 
 
-def _check_journal(logged: Logged, paths: StatePaths, verdict: Verdict, labels_topic: str) -> None:
-    """Every record is in one step: offsets never fall, and the last step ends where the log does."""
+def _check_journal(logged: Logged, paths: StatePaths, audit: Audit, labels_topic: str) -> None:
+    """Every record is in one step: offsets never fall, and the last step ends at the end of the log."""
     before = dict.fromkeys(logged.ends, 0)
     for step, next_offsets in read_journal(paths.journal, 0):
         for partition, offset in next_offsets.items():
-            verdict.add("learned_twice", before[partition] - offset, f"step {step} went back in {partition}")
+            audit.add("learned_twice", before[partition] - offset, f"step {step} went back in {partition}")
             before[partition] = offset
     for partition, end in logged.ends.items():
         what = "labels_lost" if partition.topic == labels_topic else "samples_lost"
-        verdict.add(what, end - before[partition], f"no step has the end of {partition}")
+        audit.add(what, end - before[partition], f"no step reaches the end of {partition}")
 
 
 def _check_accounts(
-    logged: Logged, checkpoint: Checkpoint, ledger: dict[str, int], verdict: Verdict, samples_topic: str
+    logged: Logged, checkpoint: Checkpoint, ledger: dict[str, int], audit: Audit, samples_topic: str
 ) -> None:
-    """Totals, against those of the log."""
+    """Compare the totals of the checkpoint and the ledger with the log."""
     accounts = checkpoint.extra["accounts"]
     repeated = [
         earlier.class_index != later.class_index
@@ -193,7 +193,7 @@ def _check_accounts(
     ]
     joined = logged.labels.keys() & logged.samples.keys()
     samples_lost = sum(position.topic == samples_topic for position in logged.trimmed.lost)
-    wanted: list[tuple[str, int, int]] = [
+    expected: list[tuple[str, int, int]] = [
         ("samples_read", accounts["samples_read"], logged.sample_records),
         ("samples_learned", accounts["samples_learned"], len(logged.samples)),
         ("samples_dead_lettered", accounts["samples_dead_lettered"], len(logged.unreadable)),
@@ -208,31 +208,31 @@ def _check_accounts(
         ("ledger.duplicate", ledger["duplicate"], len(repeated) - sum(repeated)),
         ("ledger.corrected", ledger["corrected"], sum(repeated)),
     ]
-    for name, found, right in wanted:
+    for name, found, right in expected:
         lost = "labels_lost" if name.startswith(("labels", "ledger")) else "samples_lost"
-        verdict.add(lost, right - found, f"{name} is {found}, the log has {right}")
-        verdict.add("learned_twice", found - right, f"{name} is {found}, the log has {right}")
+        audit.add(lost, right - found, f"{name} is {found}, the log has {right}")
+        audit.add("learned_twice", found - right, f"{name} is {found}, the log has {right}")
 
 
-def _check_labels(logged: Logged, view: LedgerView, last_step: int, verdict: Verdict) -> None:
-    """Of each sample: known, and its label the one that counts, learned."""
+def _check_labels(logged: Logged, view: LedgerView, last_step: int, audit: Audit) -> None:
+    """Each sample is known to the ledger, and the label that counts is learned."""
     with closing(view):
         for sample_id, position in logged.samples.items():
             status = view.get(sample_id)
             same = status is not None and status.sample_position == position
-            verdict.add("samples_lost", not same, f"{sample_id} at {position} is known as {status}")
+            audit.add("samples_lost", not same, f"{sample_id} at {position} is known as {status}")
         for sample_id, labels in logged.labels.items():
             status, sample = view.get(sample_id), logged.samples.get(sample_id)
             taken = sample is not None and sample.offset < logged.trimmed.beginnings.get(sample.topic_partition, 0)
-            told = f"{sample_id} at {sample}: the log says {labels[-1]}, the ledger {status}"
+            problem = f"{sample_id} at {sample}: the log says {labels[-1]}, the ledger {status}"
             good = _is_learned(status, labels, last_step, known=sample is not None, may_expire=taken)
-            verdict.add("labels_lost", not good, told)
+            audit.add("labels_lost", not good, problem)
 
 
 def _is_learned(
     status: LabelStatus | None, labels: list[Label], last_step: int, *, known: bool, may_expire: bool
 ) -> bool:
-    """The label that counts is learned; where retention took the sample's payload before it came, it may be expired."""
+    """Whether the label that counts is learned; it may be expired if retention trimmed the payload of its sample."""
     last = labels[-1]
     if status is None or (status.class_index, status.label_position) != (last.class_index, last.position):
         return False
@@ -244,7 +244,7 @@ def _is_learned(
 
 
 def differences(config: Config, other: Config, trimmed: Trimmed | None = None) -> list[str]:
-    """In what two learners of the same log ended apart: the name of each array, account, offset or label."""
+    """Differences between two learners of the same log: names of arrays, accounts, offsets and labels."""
     a, b = (load_newest(StatePaths(each.state.dir).checkpoints) for each in (config, other))
     assert a is not None, config.state.dir
     assert b is not None, other.state.dir
@@ -266,7 +266,7 @@ def differences(config: Config, other: Config, trimmed: Trimmed | None = None) -
     ):
         ids = logged.samples.keys() | logged.labels.keys()
         found += [f"label of {name}" for name in sorted(ids) if one.get(name) != two.get(name)]
-    return found[:_MOST_TOLD]
+    return found[:_MOST_PROBLEMS]
 
 
 def _bits(array: Any) -> tuple[str, tuple[int, ...], bytes]:

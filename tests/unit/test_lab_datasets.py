@@ -1,4 +1,4 @@
-"""Data sets for simulation: what each one holds, and that a wrong file or schema says what to do."""
+"""Data sets: their content, and errors for invalid files and schemas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_idx(path: Path, array: np.ndarray[Any, np.dtype[np.uint8]], *, magic: 
 
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
-    """A folder that looks like Fashion-MNIST's, with six and three images."""
+    """A folder in the format of Fashion-MNIST, with six and three images."""
     for part, count in (("train", 6), ("t10k", 3)):
         images = np.arange(count * 784, dtype=np.uint32).astype(np.uint8).reshape(count, 28, 28)
         write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
@@ -39,7 +39,7 @@ def fashion(tmp_path: Path) -> Path:
 
 class TestNamed:
     def test_digits_are_sixteen_greys_with_a_balanced_holdout(self) -> None:
-        """1,297 samples to stream and 500 held out, the same ones each time, with all classes in both."""
+        """1,297 samples to stream and 500 held out, always the same, all classes in both."""
         digits, again = load("digits"), load("digits")
 
         assert digits.test_x is not None
@@ -55,10 +55,10 @@ class TestNamed:
         for ours, theirs in zip((digits.x, digits.test_x, digits.y, digits.test_y), split, strict=True):
             assert np.array_equal(ours, theirs)
         together = {row.tobytes() for row in digits.x} | {row.tobytes() for row in digits.test_x}
-        assert len(together) == 1797, "no sample is in both parts"
+        assert len(together) == 1797, "a sample is in both parts"
 
     def test_moons_are_two_balanced_classes(self) -> None:
-        """The upper half circle and the lower one, with a part held out."""
+        """The upper and the lower half circle."""
         moons = load("moons")
 
         assert (moons.x.shape, moons.x.dtype, moons.classes) == ((20_000, 2), np.float32, ("upper", "lower"))
@@ -66,14 +66,14 @@ class TestNamed:
         assert 0.45 < moons.y.mean() < 0.55
 
     def test_shuttle_is_mostly_normal(self) -> None:
-        """The real, imbalanced stream: 49,097 rows of 9 numbers, 3,511 of them anomalies."""
+        """The imbalanced Statlog stream: 49,097 rows of 9 numbers, 3,511 anomalies."""
         shuttle = load("shuttle")
 
         assert (shuttle.x.shape, int(shuttle.y.sum()), shuttle.classes[1]) == ((49_097, 9), 3511, "anomaly")
         assert shuttle.x[0].tolist() == [50, 21, 77, 0, 28, 0, 27, 48, 22]
 
-    def test_rbf_drift_has_clusters_that_move(self) -> None:
-        """The nearest of the first thousand samples tells the class of the next thousand, and not of the last."""
+    def test_rbf_drift_has_moving_clusters(self) -> None:
+        """1-NN on the first 1,000 samples is accurate on the next 1,000 but not on the last."""
         drift, again = load("rbf-drift"), load("rbf-drift", limit=100)
 
         assert (drift.x.shape, drift.x.dtype, len(drift.classes)) == ((30_000, 20), np.float32, 4)
@@ -84,14 +84,14 @@ class TestNamed:
 
     @pytest.mark.parametrize("name", ["digits", "moons", "shuttle", "rbf-drift"])
     def test_suggested_settings_are_the_schema_of_the_samples(self, name: str) -> None:
-        """What is suggested is valid as configuration and builds the data set's own schema."""
+        """They are valid settings and build the schema of the data set."""
         dataset = load(name, limit=10)
 
         built = SchemaConfig(**dataset.suggested["schema"]).build()
         assert replace(built, scale=1.0) == dataset.schema, "scaling is the network's"
 
     def test_limit_keeps_the_first_samples_and_the_whole_holdout(self) -> None:
-        """A short stream is scored on the same held-out part as a long one."""
+        """Short and long streams are scored on the same held-out part."""
         digits = load("digits", limit=7)
 
         assert (len(digits.x), len(digits.y)) == (7, 7)
@@ -100,20 +100,20 @@ class TestNamed:
         assert len(digits.test_y) == 500
 
     @pytest.mark.parametrize(("name", "limit"), [("mnist", None), ("digits", 0), ("missing.npz", None), ("", None)])
-    def test_what_there_is_not_is_an_error_of_the_operator(self, name: str, limit: int | None) -> None:
-        """A name that is none, a file that is not there, a limit of nothing."""
+    def test_invalid_arguments_are_config_errors(self, name: str, limit: int | None) -> None:
+        """An unknown name, a missing file, a limit of 0."""
         with pytest.raises(ConfigError):
             load(name, limit=limit)
 
-    def test_an_unknown_name_is_answered_with_the_known_ones(self) -> None:
-        """The message lists what can be asked for."""
+    def test_the_error_for_an_unknown_name_lists_the_known_ones(self) -> None:
+        """And the option of a .npz file."""
         with pytest.raises(ConfigError, match=r"'mnist'.*digits, fashion-mnist, shuttle, moons, rbf-drift, or a path"):
             load("mnist")
 
 
 class TestFashion:
     def test_reads_the_four_files(self, fashion: Path) -> None:
-        """Images become (1, 28, 28), labels stay with their images, train and test apart."""
+        """Images have shape (1, 28, 28); the test files become the held-out part."""
         dataset = load("fashion-mnist", folder=fashion)
 
         assert (dataset.x.shape, dataset.classes) == ((6, 1, 28, 28), FASHION_CLASSES)
@@ -122,14 +122,14 @@ class TestFashion:
         assert dataset.test_x.shape == (3, 1, 28, 28)
         assert dataset.x[1, 0, 0, :3].tolist() == [16, 17, 18]
 
-    def test_missing_files_name_the_package(self, tmp_path: Path) -> None:
-        """The message says where it looked and what to install."""
+    def test_the_error_for_missing_files_names_the_package(self, tmp_path: Path) -> None:
+        """And the searched folder."""
         with pytest.raises(ConfigError, match=f"{tmp_path}.*apt-get install dataset-fashion-mnist"):
             load("fashion-mnist", folder=tmp_path)
 
     @pytest.mark.parametrize("damage", ["cut", "magic", "plain", "count", "gone"])
-    def test_a_damaged_file_is_named(self, fashion: Path, damage: str) -> None:
-        """Truncated, another kind of file, not gzip, of another length, or not there."""
+    def test_a_damaged_file_is_refused(self, fashion: Path, damage: str) -> None:
+        """Truncated, another type, not gzip, another length, or missing."""
         path = fashion / "t10k-labels-idx1-ubyte.gz"
         if damage == "cut":
             path.write_bytes(path.read_bytes()[:-9])
@@ -146,8 +146,8 @@ class TestFashion:
             load("fashion-mnist", folder=fashion)
 
     @pytest.mark.parametrize("folder", [path for path in FASHION_FOLDERS if path.is_dir()])
-    def test_the_files_of_the_package_hold_what_they_should(self, folder: Path) -> None:
-        """Where Debian's package is installed: 60,000 images, each class a tenth."""
+    def test_the_debian_package_is_complete(self, folder: Path) -> None:
+        """60,000 images, balanced; runs where the package is installed."""
         dataset = load("fashion-mnist", folder=folder)
 
         assert np.bincount(dataset.y).tolist() == [6000] * 10
@@ -156,7 +156,7 @@ class TestFashion:
 
 class TestNpz:
     def test_reads_samples_classes_and_holdout(self, tmp_path: Path) -> None:
-        """Named after the file, with all five arrays."""
+        """All five arrays; the name is that of the file."""
         path = tmp_path / "mine.npz"
         x = np.arange(12, dtype=np.float32).reshape(4, 3)
         np.savez(path, x=x, y=[0, 1, 1, 0], test_x=x[:1], test_y=[1], classes=["a", "b"])
@@ -176,10 +176,10 @@ class TestNpz:
             ([True, False, True], ("0", "1"), [1, 0, 1]),
         ],
     )
-    def test_classes_are_found_in_y_where_none_are_named(
+    def test_without_classes_they_are_taken_from_y(
         self, tmp_path: Path, y: list[Any], classes: tuple[str, ...], indices: list[int]
     ) -> None:
-        """Texts sorted, or numbers from zero to the largest."""
+        """Sorted strings, or numbers from 0 to the largest."""
         path = tmp_path / "mine.npz"
         np.savez(path, x=np.zeros((3, 2), np.float32), y=y)
 
@@ -197,10 +197,10 @@ class TestNpz:
             (np.ones((2, 3), ">f4"), "float32", (3,)),
         ],
     )
-    def test_samples_are_of_a_dtype_that_a_schema_knows(
+    def test_samples_are_converted_to_a_dtype_of_the_schema(
         self, tmp_path: Path, x: Any, dtype: str, shape: tuple[int, ...]
     ) -> None:
-        """Wide integers that fit, booleans, lone numbers and swapped bytes are put right."""
+        """Wide integers that fit, booleans, scalars, swapped bytes."""
         path = tmp_path / "mine.npz"
         np.savez(path, x=x, y=[0, 1])
 
@@ -233,8 +233,8 @@ class TestNpz:
             {"x": np.zeros((2, 3)), "y": [0, 1], "test_x": np.zeros((2, 3)), "test_y": [1]},
         ],
     )
-    def test_what_is_no_labelled_data_set_is_refused(self, tmp_path: Path, arrays: dict[str, Any]) -> None:
-        """Arrays that are missing, at odds with each other, or of what no schema can hold; the file is named."""
+    def test_an_invalid_file_is_refused(self, tmp_path: Path, arrays: dict[str, Any]) -> None:
+        """Missing, inconsistent or unsupported arrays; the error names the file."""
         path = tmp_path / "mine.npz"
         np.savez(path, **arrays)
 
@@ -242,36 +242,36 @@ class TestNpz:
             load(path)
 
     def test_pickled_objects_are_refused(self, tmp_path: Path) -> None:
-        """A file that would run code is not opened so far."""
+        """Unpickling could run code."""
         path = tmp_path / "mine.npz"
         np.savez(path, x=np.zeros((1, 1)), y=np.array([print], object))
 
         with pytest.raises(ConfigError, match="without pickled objects"):
             load(path)
 
-    def test_a_file_that_is_no_archive_is_refused(self, tmp_path: Path) -> None:
-        """Any bytes under that name."""
+    def test_a_file_that_is_not_an_archive_is_refused(self, tmp_path: Path) -> None:
+        """Any bytes with the extension .npz."""
         path = tmp_path / "mine.npz"
         path.write_bytes(b"PK\x03\x04 no zip")
 
         with pytest.raises(ConfigError, match=r"wanted a \.npz file"):
             load(path)
 
-    def test_a_lone_array_is_refused(self, tmp_path: Path) -> None:
-        """A .npy file under the other name."""
+    def test_a_single_array_is_refused(self, tmp_path: Path) -> None:
+        """A .npy file with the extension .npz."""
         path = tmp_path / "mine.npz"
         with path.open("wb") as file:
             np.save(file, np.zeros(3))
 
-        with pytest.raises(ConfigError, match="one bare array"):
+        with pytest.raises(ConfigError, match="got a single array"):
             load(path)
 
 
 class TestFit:
     DATASET = Dataset("d", np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2), np.array([0, 1]), ("a", "b"))
 
-    def test_reshapes_and_widens(self) -> None:
-        """A model of flat floats can stream small images; classes take the config's names."""
+    def test_reshapes_and_casts(self) -> None:
+        """Images become flat floats; classes take the names of the schema."""
         fitted = self.DATASET.fit(Schema((4,), np.dtype("float32"), ("0", "1")))
 
         assert fitted.x.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -285,8 +285,8 @@ class TestFit:
             Schema((64,), np.dtype("uint8"), TEN[:9]),
         ],
     )
-    def test_refuses_what_would_change_the_data_and_says_what_to_set(self, schema: Schema) -> None:
-        """Another size, a dtype that cannot hold every value, another number of classes."""
+    def test_refuses_a_schema_that_would_change_values(self, schema: Schema) -> None:
+        """Another size, a narrower dtype, another number of classes; the error has settings that fit."""
         digits = load("digits", limit=3)
 
         with pytest.raises(

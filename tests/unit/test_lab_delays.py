@@ -1,4 +1,4 @@
-"""Label delays: the grammar, and that draws have the distribution that was named."""
+"""Label delays: the grammar and the distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def draw(text: str, count: int = 20_000, seed: int = 0, rate: float | None = Non
 
 class TestGrammar:
     @pytest.mark.parametrize(
-        ("text", "wanted"),
+        ("text", "expected"),
         [
             ("0", Delay("constant", 0, 0, "samples")),
             ("500", Delay("constant", 500, 500, "samples")),
@@ -31,9 +31,9 @@ class TestGrammar:
             ("geometric:5000", Delay("geometric", 5000, 5000, "samples")),
         ],
     )
-    def test_names_a_distribution(self, text: str, wanted: Delay) -> None:
-        """Numbers are samples unless a unit of time follows; zero is of either kind."""
-        assert parse_delay(text) == wanted
+    def test_names_a_distribution(self, text: str, expected: Delay) -> None:
+        """Numbers are samples unless a unit of time follows; zero fits both."""
+        assert parse_delay(text) == expected
 
     @pytest.mark.parametrize(
         "text",
@@ -65,54 +65,54 @@ class TestGrammar:
             "٣",
         ],
     )
-    def test_refuses_all_else(self, text: str) -> None:
-        """The message repeats the text, so that the option it came from is known."""
+    def test_refuses_everything_else(self, text: str) -> None:
+        """The message names the option."""
         with pytest.raises(ConfigError, match="label delay"):
             parse_delay(text)
 
 
 class TestDraws:
-    def test_a_constant_is_always_the_same(self) -> None:
-        """No randomness where none was asked for."""
+    def test_a_constant_delay_is_constant(self) -> None:
+        """All draws are equal."""
         assert set(draw("500")) == {500}
 
-    def test_uniform_reaches_both_ends_and_no_further(self) -> None:
-        """Both bounds are delays that happen."""
+    def test_uniform_includes_both_bounds(self) -> None:
+        """And nothing beyond them."""
         assert set(draw("uniform:3:6")) == {3, 4, 5, 6}
 
     @pytest.mark.parametrize(("text", "mean"), [("geometric:50", 50), ("exponential:50", 49.5), ("geometric:1", 1)])
-    def test_memoryless_delays_have_the_mean_that_was_named(self, text: str, mean: float) -> None:
-        """Within four standard errors; whole samples of an exponential are rounded down."""
+    def test_memoryless_delays_have_the_given_mean(self, text: str, mean: float) -> None:
+        """Within four standard errors; exponential delays are rounded down to samples."""
         delays = np.array(draw(text))
 
         assert abs(delays.mean() - mean) <= 4 * delays.std() / np.sqrt(len(delays))
 
     def test_geometric_is_at_least_one_sample(self) -> None:
-        """A geometric delay never comes with its sample."""
+        """A label never comes with its sample."""
         assert min(draw("geometric:2")) == 1
 
     @pytest.mark.parametrize(("text", "low", "high"), [("10s", 25, 25), ("0.1s", 1, 1), ("uniform:2s:4s", 5, 10)])
     def test_time_becomes_samples_by_the_rate(self, text: str, low: int, high: int) -> None:
-        """Ten seconds at 2.5 samples a second are 25 samples, and a part of a sample is a whole one."""
+        """10 s at 2.5 samples per second are 25 samples; fractions are rounded up."""
         delays = draw(text, rate=2.5)
 
         assert (min(delays), max(delays)) in ((low, high), (low + 1, high))
 
     def test_time_without_a_rate_is_refused(self) -> None:
-        """Nobody could tell how many samples ten seconds are."""
-        with pytest.raises(ConfigError, match="wants a rate"):
+        """It cannot be converted to samples."""
+        with pytest.raises(ConfigError, match="needs a rate"):
             draw("10s")
 
     def test_a_number_too_long_for_a_float_is_refused(self) -> None:
-        """It would be infinity."""
+        """It would be infinite."""
         with pytest.raises(ConfigError, match="label delay"):
             parse_delay("1" * 400)
 
-    def test_the_same_seed_draws_the_same(self) -> None:
+    def test_the_same_seed_draws_the_same_delays(self) -> None:
         """Another seed draws other delays."""
         assert draw("geometric:500", seed=1) == draw("geometric:500", seed=1)
         assert draw("geometric:500", seed=1) != draw("geometric:500", seed=2)
 
-    def test_no_draw_passes_the_bound(self) -> None:
-        """A long tail times a high rate stays a number that can be waited for."""
+    def test_no_draw_exceeds_the_bound(self) -> None:
+        """Even for a long tail and a high rate."""
         assert max(draw("exponential:10000d", rate=1e6)) == MAX_DELAY

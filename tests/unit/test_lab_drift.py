@@ -1,4 +1,4 @@
-"""Drift: the grammar, when each change holds, and exactly what it does to samples and classes."""
+"""Drift: the grammar, its range of samples, its effect on samples and classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TABLE = Dataset("table", RNG.normal(5, 2, (400, 3)).astype(np.float32), RNG.inte
 
 class TestGrammar:
     @pytest.mark.parametrize(
-        ("text", "wanted"),
+        ("text", "expected"),
         [
             ("none", ()),
             ("rotate:90@30000", (Drift("rotate", 90, 30_000),)),
@@ -26,9 +26,9 @@ class TestGrammar:
             ("noise:0.3@2, none,permute-labels", (Drift("noise", 0.3, 2), Drift("permute-labels"))),
         ],
     )
-    def test_names_changes_in_order(self, text: str, wanted: tuple[Drift, ...]) -> None:
-        """Without a start a drift holds from the beginning, without an end for ever."""
-        assert parse_drift(text) == wanted
+    def test_names_changes_in_order(self, text: str, expected: tuple[Drift, ...]) -> None:
+        """START defaults to 0, END to no end."""
+        assert parse_drift(text) == expected
 
     @pytest.mark.parametrize(
         "text",
@@ -53,29 +53,29 @@ class TestGrammar:
             ",".join(["none"] * 101),
         ],
     )
-    def test_refuses_all_else(self, text: str) -> None:
-        """A misspelt drift must not pass as none."""
+    def test_refuses_everything_else(self, text: str) -> None:
+        """A misspelt drift must not count as none."""
         with pytest.raises(ConfigError, match="drift"):
             parse_drift(text)
 
 
 class TestWorld:
     @pytest.mark.parametrize(("index", "changed"), [(0, False), (4, False), (5, True), (9, True), (10, False)])
-    def test_a_change_holds_from_its_start_up_to_its_end(self, index: int, changed: bool) -> None:
-        """The start is in, the end is out, so that A-B-A is one drift."""
+    def test_a_change_holds_from_start_up_to_without_end(self, index: int, changed: bool) -> None:
+        """A recurring concept is one drift with an END."""
         world = World(TABLE, parse_drift("permute-labels@5-10"), seed=0)
 
         assert (world.show(index, TABLE.x[0], 0)[1] != 0) == changed
 
-    def test_without_drift_nothing_is_touched(self) -> None:
-        """Not even copied."""
+    def test_without_drift_samples_are_not_copied(self) -> None:
+        """The sample is a view of the data set."""
         x, y = World(TABLE, (), seed=0).show(7, TABLE.x[0], 1)
 
         assert x.base is TABLE.x
         assert y == 1
 
-    def test_permuted_labels_all_move_and_none_collide(self) -> None:
-        """Every class takes the place of another, which no random permutation promises for two classes."""
+    def test_every_class_is_permuted(self) -> None:
+        """The permutation has no fixed point."""
         for seed in range(10):
             world = World(IMAGES, parse_drift("permute-labels"), seed=seed)
 
@@ -84,8 +84,8 @@ class TestWorld:
             assert sorted(moved) == [0, 1, 2, 3]
             assert all(new != old for old, new in enumerate(moved))
 
-    def test_noise_has_the_strength_that_was_named(self) -> None:
-        """One means the data set's own standard deviation; the mean stays."""
+    def test_noise_has_the_given_strength(self) -> None:
+        """In standard deviations of the data set; the mean is 0."""
         world = World(TABLE, parse_drift("noise:0.5"), seed=0)
 
         added = np.stack([world.show(i, x, 0)[0] for i, x in enumerate(TABLE.x)]) - TABLE.x
@@ -94,7 +94,7 @@ class TestWorld:
         assert abs(added.mean()) < 0.15
 
     def test_noise_on_integers_stays_in_the_range_of_the_data(self) -> None:
-        """Nothing wraps around: digits have no grey above 16."""
+        """Values are clipped and do not wrap around."""
         world = World(IMAGES, parse_drift("noise:2"), seed=0)
 
         shown = np.stack([world.show(i, x, 0)[0] for i, x in enumerate(IMAGES.x)])
@@ -102,8 +102,8 @@ class TestWorld:
         assert (shown.dtype, shown.min(), shown.max()) == (np.uint8, 0, 16)
         assert not np.array_equal(shown, IMAGES.x)
 
-    def test_the_same_sample_number_meets_the_same_noise(self) -> None:
-        """A function of (seed, number), whatever was shown before; and the data set is left as it is."""
+    def test_the_same_sample_number_gets_the_same_noise(self) -> None:
+        """A function of (seed, number); the data set is not changed."""
         before = TABLE.x.copy()
         one, other = (World(TABLE, parse_drift("noise:1"), seed=seed) for seed in (0, 1))
 
@@ -123,8 +123,8 @@ class TestWorld:
         assert np.array_equal(world.show(4, IMAGES.x[0], 0)[0], np.rot90(IMAGES.x[0], axes=(1, 2)))
 
     @pytest.mark.parametrize("shape", [(4,), (1, 2, 3)])
-    def test_a_rotation_that_cannot_be_is_refused_at_once(self, shape: tuple[int, ...]) -> None:
-        """A table has no angle, and a quarter turn of a wide image is another shape."""
+    def test_an_impossible_rotation_is_refused(self, shape: tuple[int, ...]) -> None:
+        """Tables cannot be rotated, and a quarter turn needs square images."""
         dataset = Dataset("d", np.zeros((2, *shape), np.uint8), np.array([0, 1]), ("a", "b"))
 
         with pytest.raises(ConfigError, match="drift rotate"):
@@ -132,18 +132,18 @@ class TestWorld:
 
 
 class TestPrior:
-    def test_shares_fall_geometrically_from_the_commonest_to_the_rarest(self) -> None:
-        """8, 4, 2 and 1 of 15, whichever class has which."""
+    def test_shares_fall_geometrically(self) -> None:
+        """8, 4, 2 and 1 of 15, in any order of the classes."""
         shares = prior_of(4, 8.0, seed=3)
 
         assert sorted(shares * 15) == pytest.approx([1, 2, 4, 8])
 
-    def test_the_seed_says_which_class_is_common(self) -> None:
-        """Or the first class would be in all of an experiment's runs."""
+    def test_the_seed_determines_the_most_frequent_class(self) -> None:
+        """Otherwise it would be the same class in all runs."""
         assert len({int(prior_of(10, 20.0, seed=seed).argmax()) for seed in range(20)}) > 5
 
-    def test_classes_have_the_shares_that_were_named(self) -> None:
-        """Though the data set's own are others."""
+    def test_classes_are_resampled_to_the_given_shares(self) -> None:
+        """Whatever their shares in the data set."""
         y = np.repeat(np.arange(4), [700, 100, 100, 100])
         dataset = Dataset("d", np.zeros((1000, 1), np.float32), y, ("a", "b", "c", "d"))
         world = World(dataset, parse_drift("prior:8"), seed=0)
@@ -152,8 +152,8 @@ class TestPrior:
 
         assert np.bincount(y[shown]) / 7000 == pytest.approx(prior_of(4, 8.0, seed=0), abs=0.02)
 
-    def test_it_holds_from_its_start_up_to_its_end_and_leaves_other_rows_alone(self) -> None:
-        """Where nearly all that is drawn is of one class, and all that was given of another."""
+    def test_only_samples_from_start_to_end_are_resampled(self) -> None:
+        """The given rows are of the rare class, and nearly all drawn rows of the other."""
         world = World(TABLE, parse_drift("prior:1000000@105-110"), seed=0)
         common = prior_of(2, 1e6, seed=0).argmax()
         given = np.flatnonzero(common != TABLE.y)[:20]
@@ -163,7 +163,7 @@ class TestPrior:
         assert np.array_equal(np.flatnonzero(TABLE.y[shown] == common), np.arange(5, 10))
         assert np.array_equal(np.delete(shown, np.s_[5:10]), np.delete(given, np.s_[5:10]))
 
-    def test_the_same_pass_is_drawn_alike_and_another_anew(self) -> None:
+    def test_each_pass_has_its_own_draw(self) -> None:
         """A function of (seed, number)."""
         y, given = TABLE.y, np.arange(400)
         world = World(TABLE, parse_drift("prior:3"), seed=0)
@@ -172,7 +172,7 @@ class TestPrior:
         assert not np.array_equal(world.rows(given, y, first=0), world.rows(given, y, first=400))
 
     def test_neither_samples_nor_classes_are_changed(self) -> None:
-        """Only how often they come."""
+        """Only their frequency."""
         x, y = World(TABLE, parse_drift("prior:3"), seed=0).show(7, TABLE.x[0], 1)
 
         assert (x is TABLE.x[0] or np.array_equal(x, TABLE.x[0]), y) == (True, 1)
@@ -181,15 +181,15 @@ class TestPrior:
 class TestRotate:
     @pytest.mark.parametrize("degrees", [0, 90, 180, 270, 360, -90])
     def test_quarter_turns_are_exact(self, degrees: int) -> None:
-        """No pixel is lost or mixed, and the array is contiguous, as an encoder wants it."""
+        """No pixel is lost or mixed, and the array is contiguous, as encoders need it."""
         turned = rotate(IMAGES.x[0], degrees)
 
         assert np.array_equal(turned, np.rot90(IMAGES.x[0], degrees // 90, axes=(1, 2)))
         assert turned.flags.c_contiguous
 
     @pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float64"])
-    def test_other_angles_turn_the_same_way(self, dtype: str) -> None:
-        """A bar on the right goes to the upper right, in each dtype, and values stay inside their range."""
+    def test_other_angles_rotate_in_the_same_direction(self, dtype: str) -> None:
+        """A bar on the right moves to the upper right; values stay in their range."""
         image = np.zeros((1, 21, 21), dtype)
         image[0, 9:12, 14:20] = 100
 

@@ -1,9 +1,8 @@
-"""Epochs over a data set of which a few samples are labelled: the papers' protocol, on the learner of the stream."""
+"""`evaluate --offline`: epochs over a data set with few labels, as in the papers."""
 
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,22 +30,22 @@ def evaluated(settings: dict[str, Any] | None = None, **changes: Any) -> Offline
 
 class TestProtocol:
     def test_the_same_seed_gives_the_same_numbers(self) -> None:
-        """And another one others."""
+        """Another seed gives others."""
         one, again, other = evaluated(), evaluated(), evaluated(seed=1)
 
         assert one.as_json() == again.as_json()
         assert one.curve != other.curve
 
     def test_each_epoch_sees_every_sample_once(self) -> None:
-        """Ten steps of 20 for each; the held-out part is asked as often as wanted, and at the end."""
+        """10 steps of 20 samples per epoch; `points` scores, the last one at the end."""
         found = evaluated(epochs=3, points=4)
 
         assert (found.steps, found.complete) == (30, True)
-        assert [point["step"] for point in found.curve] == [8, 15, 22, 30]
+        assert [point.step for point in found.curve] == [8, 15, 22, 30]
 
-    def test_it_learns_from_labels_and_more_of_them_teach_more(self) -> None:
-        """A sanity check of the whole."""
-        few, many = (evaluated(labels=labels, limit=1000, epochs=4).test["teacher"] for labels in (2, 500))
+    def test_more_labels_give_a_higher_accuracy(self) -> None:
+        """2 against 500 labels of two moons."""
+        few, many = (evaluated(labels=labels, limit=1000, epochs=4).test.teacher for labels in (2, 500))
 
         assert few is not None
         assert many is not None
@@ -54,15 +53,15 @@ class TestProtocol:
         assert many > 0.9
 
     @pytest.mark.parametrize("method", ["supervised", "pi", "temporal_ensembling", "mean_teacher", "ict"])
-    def test_every_method_can_be_asked(self, method: str) -> None:
-        """Twin and all; a learner of labels alone is its own twin."""
+    def test_every_method_runs(self, method: str) -> None:
+        """All but `supervised` have a twin."""
         found = evaluated({"learn.method": method})
 
-        assert (found.test["twin"] is None) == (method == "supervised")
-        assert (found.test["teacher"] or 0) > 0.5
+        assert (found.test.twin is None) == (method == "supervised")
+        assert (found.test.teacher or 0) > 0.5
 
     def test_it_can_be_stopped(self) -> None:
-        """With what was learned until then."""
+        """The last point is of the steps until then."""
         config = load_config(environ={}, overrides={"learn.threads": 1, "batch.fresh": 20})
         stopping = threading.Event()
 
@@ -73,7 +72,7 @@ class TestProtocol:
         plan = OfflinePlan(dataset="moons", limit=200, labels=20)
         found = evaluate_offline(config, plan, stopping, progress=progress)
 
-        assert (found.complete, found.steps, found.test["step"]) == (False, 3, 3)
+        assert (found.complete, found.steps, found.test.step) == (False, 3, 3)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -86,13 +85,13 @@ class TestProtocol:
             ({"dataset": "shuttle", "limit": 300}, "no held-out part"),
         ],
     )
-    def test_what_cannot_be_run_is_refused_with_the_reason(self, changes: dict[str, Any], message: str) -> None:
+    def test_an_invalid_plan_is_refused_with_the_reason(self, changes: dict[str, Any], message: str) -> None:
         """Before anything is learned."""
         with pytest.raises(ConfigError, match=message):
             evaluated(**changes)
 
-    def test_no_label_leaves_the_memory(self, tmp_path: Path) -> None:
-        """However small it is on a stream."""
+    def test_the_replay_buffer_holds_every_label(self) -> None:
+        """Even if the config has a smaller one."""
         found = evaluated({"labels.memory_rows": 3}, labels=40)
 
         assert found.labels == 40
@@ -100,8 +99,8 @@ class TestProtocol:
 
 
 class TestLabels:
-    def test_classes_are_as_even_as_can_be(self) -> None:
-        """5 of 3 classes are 2, 2 and 1; a class that runs out leaves its share to the others."""
+    def test_classes_are_balanced(self) -> None:
+        """5 labels of 3 classes are 2, 2 and 1; the share of an exhausted class goes to the others."""
         y = np.repeat(np.arange(3), [50, 30, 2])
 
         counts = np.bincount(y[choose_labelled(y, 5, 0)])
@@ -110,8 +109,8 @@ class TestLabels:
         assert sorted(counts) == [1, 2, 2]
         assert more.tolist() == [9, 9, 2]
 
-    def test_none_is_chosen_twice(self) -> None:
-        """All of them are all."""
+    def test_no_row_is_chosen_twice(self) -> None:
+        """Choosing all rows gives each one once."""
         y = np.arange(60) % 7
 
         assert sorted(choose_labelled(y, 60, 3)) == list(range(60))
@@ -119,12 +118,12 @@ class TestLabels:
 
 class TestLearningRate:
     @pytest.mark.parametrize(
-        ("done", "wanted"), [(0, 1.0), (750, 1.0), (875, np.exp(-12.5 / 4)), (1000, np.exp(-12.5))]
+        ("done", "expected"), [(0, 1.0), (750, 1.0), (875, np.exp(-12.5 / 4)), (1000, np.exp(-12.5))]
     )
-    def test_falls_over_the_last_quarter(self, done: int, wanted: float) -> None:
-        """As a half bell."""
-        assert learning_rate_factor(done, 1000, share=0.25) == pytest.approx(wanted)
+    def test_falls_over_the_last_quarter(self, done: int, expected: float) -> None:
+        """As exp(-12.5 x^2)."""
+        assert learning_rate_factor(done, 1000, share=0.25) == pytest.approx(expected)
 
-    def test_of_no_ramp_is_one(self) -> None:
-        """A stream has none."""
+    def test_without_a_rampdown_it_is_constant(self) -> None:
+        """`share` is 0."""
         assert learning_rate_factor(1000, 1000, share=0.0) == 1.0

@@ -1,4 +1,4 @@
-"""What `streamlearn evaluate` prints and writes."""
+"""The output of `streamlearn evaluate`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ torch.set_num_threads(1)
 def run(out: Path | None, stopping: threading.Event | None = None, *, plot: bool = False, **changes: Any) -> Evaluation:
     config = load_config(environ={}, overrides={"learn.threads": 1, "batch.fresh": 10})
     plan = {"dataset": "moons", "limit": 200, "window": 50, "label_probability": 1.0, "delay": "100"}
-    with capture_logs():  # of a process that has not said where they go
+    with capture_logs():  # logging is not configured here
         return run_evaluation(
             config, EvaluationPlan(**{**plan, **changes}), stopping or threading.Event(), out=out, plot=plot
         )
@@ -41,7 +42,7 @@ def row(shown: str, name: str) -> list[str]:
 
 class TestOffline:
     def test_shows_every_point_and_writes_them(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """A row for each time that the held-out part was asked."""
+        """One row per point."""
         config = load_config(environ={}, overrides={"learn.threads": 1, "batch.fresh": 20})
         plan = OfflinePlan(dataset="moons", limit=100, labels=10, epochs=2, points=2)
 
@@ -49,24 +50,25 @@ class TestOffline:
 
         shown = capsys.readouterr().out
         assert "moons: 10 labels, 2 epochs, mean_teacher" in shown
-        assert f"│ 10   │ {found.test['teacher']:.4f}" in shown
-        assert json.loads((tmp_path / "new" / "evaluation.json").read_text())["curve"] == found.curve
+        assert f"│ 10   │ {found.test.teacher:.4f}" in shown
+        written = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+        assert written["curve"] == [asdict(point) for point in found.curve]
 
-    def test_is_asked_for_at_the_command_line(self, tmp_path: Path) -> None:
-        """With the number of labels and of epochs, which a stream has not."""
-        wanted = ["evaluate", "moons", "--offline", "--labels", "10", "--epochs", "1", "--limit", "64"]
+    def test_is_an_option_of_the_command(self, tmp_path: Path) -> None:
+        """With --labels and --epochs."""
+        options = ["evaluate", "moons", "--offline", "--labels", "10", "--epochs", "1", "--limit", "64"]
 
-        found = CliRunner().invoke(app, [*wanted, "--set", "learn.threads=1", "--out", str(tmp_path)])
+        found = CliRunner().invoke(app, [*options, "--set", "learn.threads=1", "--out", str(tmp_path)])
 
         assert found.exit_code == 0, found.output
         assert json.loads((tmp_path / "evaluation.json").read_text())["protocol"]["labels"] == 10
 
 
 class TestTable:
-    def test_has_the_scores_of_all_samples_beside_the_observed_ones(
+    def test_has_the_oracle_scores_next_to_the_observed_ones(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Each over the last window and over the whole stream, on stdout; the bars are on stderr."""
+        """Over the last window and the whole stream, on stdout; the bars are on stderr."""
         scores = run(tmp_path).scores
         shown = capsys.readouterr()
 
@@ -79,7 +81,7 @@ class TestTable:
         assert "learning" in shown.err
 
     def test_has_twin_gain_and_held_out_test(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """With the interval of the gain, and of how many each is."""
+        """With the interval of the gain and the number of samples."""
         found = run(tmp_path)
         shown, at_label, test = capsys.readouterr().out, found.scores["at_label"], found.test
 
@@ -89,16 +91,16 @@ class TestTable:
         assert row(shown, "oracle: label-only twin") == [f"{twin['twin']:.4f}", "50"]
         assert row(shown, "label comes: label-only twin") == [f"{at_label['twin']:.4f}", "50"]
         assert row(shown, "ssl_gain") == [f"{at_label['gain']:+.4f} [{low:+.4f}, {high:+.4f}]", "50"]
-        assert row(shown, "test: teacher") == [f"{test['teacher']:.4f}", "2000"]
+        assert row(shown, "test: teacher") == [f"{test.teacher:.4f}", "2000"]
 
-    def test_begins_with_what_was_streamed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Samples, labels, their share, and what came of them."""
+    def test_begins_with_the_counts(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Samples, labels and their share, labels not due, steps."""
         run(tmp_path)
 
         assert capsys.readouterr().out.startswith("moons: 200 samples, 100 labels (50.0 %), 100 not due, 84 steps")
 
-    def test_shows_what_is_not_known_as_a_dash(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Without any label there is only the oracle."""
+    def test_shows_undefined_scores_as_a_dash(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Without labels only the oracle scores are defined."""
         run(tmp_path, label_probability=0.0)
         shown = capsys.readouterr().out
 
@@ -110,18 +112,18 @@ class TestFiles:
     def test_the_json_has_the_curves_and_everything_else(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """As the table says where it is."""
+        """The output names the file."""
         found = run(tmp_path / "new" / "folder")
         path = tmp_path / "new" / "folder" / "evaluation.json"
         read = json.loads(path.read_bytes())
 
-        assert read["curves"] == found.curves
+        assert read["curves"] == [asdict(point) for point in found.curves]
         assert read["protocol"]["label_probability"] == 1.0
         assert read["settings"]["batch"]["fresh"] == 10
         assert f"curves and scores: {path}" in capsys.readouterr().out
 
-    def test_the_plot_is_beside_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """Unless it is not wanted."""
+    def test_the_plot_is_in_the_same_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """With `plot=True`."""
         run(tmp_path, plot=True)
 
         assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -130,22 +132,22 @@ class TestFiles:
     def test_the_folder_is_named_after_the_data_set_by_default(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where one is."""
+        """In the current folder."""
         monkeypatch.chdir(tmp_path)
 
         run(None)
 
         assert [path.name for path in tmp_path.iterdir()] == ["evaluation-moons"]
 
-    def test_a_folder_that_cannot_be_made_is_refused(self, tmp_path: Path) -> None:
-        """Before it runs for an hour."""
+    def test_a_folder_that_cannot_be_created_is_refused(self, tmp_path: Path) -> None:
+        """Before the run."""
         (tmp_path / "file").touch()
 
         with pytest.raises(ConfigError, match="--out"):
             run(tmp_path / "file" / "below")
 
-    def test_a_plan_that_is_refused_leaves_no_folder(self, tmp_path: Path) -> None:
-        """As if it had not been asked for."""
+    def test_an_invalid_plan_leaves_no_folder(self, tmp_path: Path) -> None:
+        """The new folder is removed again."""
         with pytest.raises(ConfigError, match="soon"):
             run(tmp_path / "out", delay="soon")
 
@@ -153,7 +155,7 @@ class TestFiles:
 
 
 def test_without_matplotlib_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rather than found out at the end."""
+    """The error comes before the run."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
     with pytest.raises(ConfigError, match="matplotlib"):
@@ -162,14 +164,14 @@ def test_without_matplotlib_nothing_is_run(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("said", "level"), [({}, "warning"), ({"run.log_level": "info"}, "info")])
-def test_log_lines_are_few_unless_asked_for(said: dict[str, str], level: str) -> None:
-    """They would tear the bar."""
-    assert quiet(load_config(environ={}, overrides=said)).run.log_level == level
+@pytest.mark.parametrize(("given", "level"), [({}, "warning"), ({"run.log_level": "info"}, "info")])
+def test_the_log_level_is_warning_by_default(given: dict[str, str], level: str) -> None:
+    """Log lines would break the progress bars."""
+    assert quiet(load_config(environ={}, overrides=given)).run.log_level == level
 
 
-def test_the_help_teaches() -> None:
-    """By examples, and with the protocol's words."""
+def test_the_help_has_examples_and_all_options() -> None:
+    """With the terms of the protocol."""
     shown = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
 
     assert "streamlearn evaluate digits --label-probability 0.05 --delay 500" in shown
@@ -178,7 +180,7 @@ def test_the_help_teaches() -> None:
 
 
 def test_the_command_runs_from_a_shell(tmp_path: Path) -> None:
-    """With settings of its own, and without a word of log lines on stdout."""
+    """With overridden settings; stdout has no log lines."""
     options = ("--limit", 100, "--window", 50, "--delay", 10, "--label-probability", 0.5, "--no-plot")
 
     shown = finish("evaluate", "moons", *options, "-s", "batch.fresh=10", "--out", tmp_path)

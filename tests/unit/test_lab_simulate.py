@@ -1,4 +1,4 @@
-"""The simulate command's inside: a data set into the log that the config names."""
+"""`run_simulation`: a data set into the log of the config."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ def run(config: Config, stopping: threading.Event | None = None, **changes: Any)
 
 
 def held(config: Config) -> list[int]:
-    """Records of samples and of labels in the log."""
+    """Number of sample and label records in the log."""
     topics = config.log.topics
     with contextlib.closing(open_log(config)) as log:
         return [sum(log.end_offsets(topic).values()) for topic in (topics.samples, topics.labels)]
 
 
-def test_what_was_sent_is_in_the_log_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Topics are made, each pass goes in whole, and one line tells the counts, on stderr."""
+def test_all_passes_are_in_the_log_and_the_counts_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Topics are created; the output goes to stderr."""
     config = config_in(tmp_path, **{"log.topics.samples": "in", "log.partitions": 2})
 
     counts = run(config)
@@ -58,8 +60,8 @@ def test_what_was_sent_is_in_the_log_and_is_told(tmp_path: Path, capsys: pytest.
     assert shown.out == ""
 
 
-def test_a_stop_ends_it_and_tells_what_was_not_due(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the middle of a stream at a rate; what was sent stays, labels that were not due are counted."""
+def test_a_stop_counts_the_labels_that_were_not_due(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the middle of a stream with a rate; sent records stay in the log."""
     config, stopping = config_in(tmp_path), threading.Event()
     timer = threading.Timer(0.3, stopping.set)
     timer.start()
@@ -74,7 +76,7 @@ def test_a_stop_ends_it_and_tells_what_was_not_due(tmp_path: Path, capsys: pytes
 
 
 def test_a_stop_before_the_start_sends_nothing(tmp_path: Path) -> None:
-    """Not even the first batch."""
+    """Not the first batch either."""
     stopping = threading.Event()
     stopping.set()
 
@@ -89,8 +91,10 @@ def test_a_stop_before_the_start_sends_nothing(tmp_path: Path) -> None:
         ({"order": "random"}, "order: wanted"),
     ],
 )
-def test_a_wrong_plan_is_refused_before_a_log_is_made(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """The message names what was given."""
+def test_an_invalid_plan_is_refused_before_a_log_is_created(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """The message contains the invalid value."""
     with pytest.raises(ConfigError, match=message):
         run(config_in(tmp_path), **changes)
 
@@ -98,15 +102,15 @@ def test_a_wrong_plan_is_refused_before_a_log_is_made(tmp_path: Path, changes: d
 
 
 def test_a_data_set_that_does_not_fit_the_schema_is_refused(tmp_path: Path) -> None:
-    """Rather than sent as dead letters."""
+    """Its records would become dead letters."""
     with pytest.raises(ConfigError, match="shape"):
         run(config_in(tmp_path, **{"schema.shape": [3, 5]}))
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ids_are_others_where_other_rows_are_sent(tmp_path: Path) -> None:
-    """An id is the number of a sample; under another seed, order or drift that is another row, whose label it is."""
+def test_other_rows_get_other_ids(tmp_path: Path) -> None:
+    """Ids number the samples, so seed, order and drift are part of the prefix."""
     plans: list[dict[str, Any]] = [{}, {"seed": 7}, {"seed": 8}, {"drift": "prior:5@9"}, {"order": "file"}]
     plans += [{"order": "file", "drift": "prior:5@9"}, {"id_prefix": "mine-"}]
     config = config_in(tmp_path)
@@ -120,8 +124,8 @@ def test_ids_are_others_where_other_rows_are_sent(tmp_path: Path) -> None:
     assert [*ids[:4], *ids[-2:]] == ["digits-0", "digits-1", "digits-seed7-0", "digits-seed7-1", "mine-0", "mine-1"]
 
 
-def test_a_log_that_holds_records_already_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same ids once more are duplicates, which nothing else here would say."""
+def test_a_log_that_holds_records_gives_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples with the same ids are duplicates."""
     config = config_in(tmp_path)
 
     run(config)

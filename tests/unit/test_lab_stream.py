@@ -1,4 +1,4 @@
-"""Simulated streams: the order of samples and labels, what a plan decides, and the way into a log."""
+"""Simulated streams: order of samples and labels, plans, sending to a log."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def events(rate: float | None = None, **changes: Any) -> list[Event]:
     return list(Stream(plan(**changes), rate=rate))
 
 
-def story(records: list[Event]) -> list[str]:
-    """Samples as their number, labels as the number in brackets."""
+def order_of(records: list[Event]) -> list[str]:
+    """Samples by number, labels by number in brackets."""
     numbers = [(kind, (record.key or b"").decode().rpartition("-")[2]) for kind, record in records]
     return [number if kind == "sample" else f"({number})" for kind, number in numbers]
 
@@ -67,7 +67,7 @@ def memory_log() -> MemoryLog:
 
 
 class SlowClock(ManualClock):
-    """Time passes only by sleeping; every sleep is noted."""
+    """Time passes only by sleeping; every sleep is recorded."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
@@ -80,7 +80,7 @@ class SlowClock(ManualClock):
 
 class TestOrderOfRecords:
     @pytest.mark.parametrize(
-        ("delay", "wanted"),
+        ("delay", "expected"),
         [
             ("0", "0 (0) 1 (1) 2 (2) 3 (3)"),
             ("1", "0 1 (0) 2 (1) 3 (2) (3)"),
@@ -88,36 +88,37 @@ class TestOrderOfRecords:
             ("9", "0 1 2 3 (0) (1) (2) (3)"),
         ],
     )
-    def test_a_label_comes_after_so_many_later_samples(self, delay: str, wanted: str) -> None:
-        """Delay 0 is right behind its own sample; what is not due at the end comes at the end, in order."""
+    def test_a_label_comes_after_delay_later_samples(self, delay: str, expected: str) -> None:
+        """With delay 0 it follows its sample; labels not due at the end of the stream come at the end, in order."""
         dataset = Dataset("toy", DATASET.x[:4], DATASET.y[:4], CLASSES)
 
-        assert story(events(dataset=dataset, delay=parse_delay(delay))) == wanted.split()
+        assert order_of(events(dataset=dataset, delay=parse_delay(delay))) == expected.split()
 
     def test_labels_of_random_delays_overtake_each_other_but_never_their_sample(self) -> None:
-        """Each label stands between its due sample and the next one."""
-        told = story(events(delay=parse_delay("uniform:0:5"), passes=20))
+        """Each label comes between the sample after which it is due and the next one."""
+        records = order_of(events(delay=parse_delay("uniform:0:5"), passes=20))
 
-        numbers = [int(entry.strip("()")) for entry in told if entry.startswith("(")]
+        numbers = [int(entry.strip("()")) for entry in records if entry.startswith("(")]
         assert sorted(numbers) == list(range(20 * ROWS))
         assert numbers != sorted(numbers)
-        assert all(told.index(f"({number})") > told.index(str(number)) for number in numbers)
+        assert all(records.index(f"({number})") > records.index(str(number)) for number in numbers)
         waits = [
-            sum(not entry.startswith("(") for entry in told[told.index(str(n)) : told.index(f"({n})")]) for n in numbers
+            sum(not entry.startswith("(") for entry in records[records.index(str(n)) : records.index(f"({n})")])
+            for n in numbers
         ]
         assert (min(waits), max(waits)) == (1, 6)
 
     def test_pending_labels_can_be_dropped_at_the_end(self) -> None:
-        """They stay pending, as they would when a service ends before its labels come."""
+        """They stay pending."""
         stream = Stream(plan(delay=parse_delay("9"), drop_pending=True))
 
-        told = story(list(stream))
+        records = order_of(list(stream))
 
-        assert told[-6:] == ["9", "(0)", "10", "(1)", "11", "(2)"]
+        assert records[-6:] == ["9", "(0)", "10", "(1)", "11", "(2)"]
         assert stream.pending == 9
 
-    def test_a_change_of_the_prior_draws_rows_anew_from_its_start_on(self) -> None:
-        """Counted over the passes: here it begins in the middle of the second."""
+    def test_a_prior_drift_resamples_rows_from_its_start(self) -> None:
+        """Sample numbers continue over passes: here it starts in the middle of the second."""
         plain, changed = (
             rows_of(events(passes=2, drifts=parse_drift(drift))) for drift in ("none", f"prior:1000000@{ROWS + 6}")
         )
@@ -125,14 +126,14 @@ class TestOrderOfRecords:
         assert changed[: ROWS + 6] == plain[: ROWS + 6]
         assert len({int(DATASET.y[row]) for row in changed[ROWS + 6 :]}) == 1
 
-    def test_a_delay_in_time_is_counted_by_the_rate(self) -> None:
-        """Half a second at four samples a second is two samples; without a rate it is refused at once."""
-        assert story(events(rate=4.0, delay=parse_delay("0.5s"))) == story(events(delay=parse_delay("2")))
-        with pytest.raises(ConfigError, match="wants a rate"):
+    def test_a_delay_in_time_is_converted_by_the_rate(self) -> None:
+        """0.5 s at 4 samples per second are 2 samples; without a rate it is refused."""
+        assert order_of(events(rate=4.0, delay=parse_delay("0.5s"))) == order_of(events(delay=parse_delay("2")))
+        with pytest.raises(ConfigError, match="needs a rate"):
             Stream(plan(delay=parse_delay("0.5s")))
 
     def test_too_many_waiting_labels_are_an_error(self) -> None:
-        """Memory has a bound, and no label is dropped in silence to keep it."""
+        """Memory is bounded, and no label is dropped silently."""
         with pytest.raises(ConfigError, match="more than 5 labels would wait"):
             events(delay=parse_delay("100"), max_pending=5)
 
@@ -152,8 +153,8 @@ class TestPlan:
         assert events(**changes, seed=5) == events(**changes, seed=5)
         assert events(**changes, seed=5) != events(**changes, seed=6)
 
-    def test_order_is_the_files_shuffled_or_by_class(self) -> None:
-        """Each pass holds every row once, and is shuffled anew."""
+    def test_order_is_file_shuffled_or_class_sorted(self) -> None:
+        """Each pass contains every row once and has its own order."""
         shuffled = rows_of(events(order="shuffle", passes=2))
         by_class = DATASET.y[rows_of(events(order="class-sorted"))].tolist()
 
@@ -162,34 +163,40 @@ class TestPlan:
         assert len({tuple(shuffled[:ROWS]), tuple(shuffled[ROWS:]), tuple(range(ROWS))}) == 3
         assert by_class == sorted(by_class)
 
-    def test_no_passes_means_for_ever(self) -> None:
-        """Ids go on counting."""
+    def test_zero_passes_is_an_endless_stream(self) -> None:
+        """Ids continue over passes."""
         endless = Stream(plan(passes=0, label_share=0.0))
 
-        assert story(list(itertools.islice(endless, 30))) == [str(number) for number in range(30)]
+        assert order_of(list(itertools.islice(endless, 30))) == [str(number) for number in range(30)]
 
     @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
     def test_a_share_of_the_samples_is_labelled(self, share: float) -> None:
-        """Within four standard deviations; none and all are exact."""
+        """Within four standard deviations; 0 and 1 are exact."""
         total = 200 * ROWS
         labels = sum(kind == "label" for kind, _ in events(passes=200, label_share=share))
 
         assert abs(labels - share * total) <= 4 * (total * share * (1 - share)) ** 0.5
 
     def test_another_delay_labels_the_same_samples(self) -> None:
-        """One setting at a time can be compared: the draws of the others stay."""
+        """A change of one setting does not affect the draws of the others."""
         chosen = [
-            {entry for entry in story(events(passes=5, label_share=0.3, delay=parse_delay(delay))) if entry[0] == "("}
+            {
+                entry
+                for entry in order_of(events(passes=5, label_share=0.3, delay=parse_delay(delay)))
+                if entry[0] == "("
+            }
             for delay in ("0", "geometric:7")
         ]
 
         assert chosen[0] == chosen[1]
 
-    def test_a_sample_tells_the_truth_only_as_true_label(self) -> None:
-        """What the learner may know is in the label record, with the same class."""
-        told = events(delay=parse_delay("3"))
-        samples = [CODEC.decode_sample(as_read(record)) for kind, record in told if kind == "sample"]
-        labels = {label.sample_id: label for label in (CODEC.decode_label(as_read(r)) for k, r in told if k == "label")}
+    def test_a_sample_carries_its_class_only_as_true_label(self) -> None:
+        """The label record carries the same class for the learner."""
+        records = events(delay=parse_delay("3"))
+        samples = [CODEC.decode_sample(as_read(record)) for kind, record in records if kind == "sample"]
+        labels = {
+            label.sample_id: label for label in (CODEC.decode_label(as_read(r)) for k, r in records if k == "label")
+        }
 
         assert [sample.true_label for sample in samples] == DATASET.y.tolist()
         assert all(sample.label is None for sample in samples)
@@ -197,21 +204,23 @@ class TestPlan:
         assert {label.source for label in labels.values()} == {"simulate"}
 
     def test_inline_labels_replace_label_records(self) -> None:
-        """With every label inline there is no label record, and every sample carries its class."""
+        """With all labels inline there is no label record."""
         stream = Stream(plan(inline_share=1.0))
 
-        told = list(stream)
+        records = list(stream)
 
-        samples = [CODEC.decode_sample(as_read(record)) for _, record in told]
-        assert [kind for kind, _ in told] == ["sample"] * ROWS
+        samples = [CODEC.decode_sample(as_read(record)) for _, record in records]
+        assert [kind for kind, _ in records] == ["sample"] * ROWS
         assert [sample.label for sample in samples] == DATASET.y.tolist()
         assert (stream.inline, stream.pending) == (ROWS, 0)
 
     def test_drift_changes_sample_truth_and_label_together(self) -> None:
-        """From its start on; a label that comes later still tells what its sample was."""
-        told = events(drifts=parse_drift("permute-labels@4-8,rotate:180@6"), delay=parse_delay("5"))
-        samples = [CODEC.decode_sample(as_read(record)) for kind, record in told if kind == "sample"]
-        labels = {label.sample_id: label for label in (CODEC.decode_label(as_read(r)) for k, r in told if k == "label")}
+        """From its start on; a late label has the class of its sample."""
+        records = events(drifts=parse_drift("permute-labels@4-8,rotate:180@6"), delay=parse_delay("5"))
+        samples = [CODEC.decode_sample(as_read(record)) for kind, record in records if kind == "sample"]
+        labels = {
+            label.sample_id: label for label in (CODEC.decode_label(as_read(r)) for k, r in records if k == "label")
+        }
 
         moved = [sample.true_label != y for sample, y in zip(samples, DATASET.y.tolist(), strict=True)]
         turned = [not np.array_equal(sample.x, x) for sample, x in zip(samples, DATASET.x, strict=True)]
@@ -221,19 +230,19 @@ class TestPlan:
 
     @pytest.mark.parametrize("payload", ["raw", "npy", "json"])
     def test_records_are_in_the_schema_of_the_config(self, payload: str) -> None:
-        """Reshaped and widened, with the config's class names, in each payload; drift still sees images."""
+        """Reshaped and cast, with the class names of the config, in each payload format; drift is applied to images."""
         schema = Schema((4,), np.dtype("float32"), ("x", "y", "z"))
-        told = events(schema=schema, payload=payload, drifts=parse_drift("rotate:180"), id_prefix="p")
+        records = events(schema=schema, payload=payload, drifts=parse_drift("rotate:180"), id_prefix="p")
         codec = Codec(schema)
 
-        sample, label = codec.decode_sample(as_read(told[0][1])), codec.decode_label(as_read(told[1][1]))
+        sample, label = codec.decode_sample(as_read(records[0][1])), codec.decode_label(as_read(records[1][1]))
 
         assert sample.x.tolist() == [3, 2, 1, 0]
         assert (sample.sample_id, label.sample_id, label.class_index) == ("p0", "p0", 0)
-        assert b"x" in (told[1][1].value or b"")
+        assert b"x" in (records[1][1].value or b"")
 
     def test_timestamps_are_spaced_by_the_rate(self) -> None:
-        """A label is stamped like the sample that it follows; without a start the log stamps."""
+        """A label has the timestamp of the sample before it; without a start the log sets timestamps."""
         stamps = [record.timestamp_ms for _, record in events(rate=4.0, start_time_ms=1000, delay=parse_delay("1"))]
 
         assert stamps[:6] == [1000, 1250, 1250, 1500, 1500, 1750]
@@ -259,27 +268,27 @@ class TestPlan:
             {"dataset": Dataset("t", np.zeros((2, 3)), np.array([0, 1]), CLASSES), "drifts": parse_drift("rotate:90")},
         ],
     )
-    def test_a_plan_that_cannot_be_is_refused_when_it_is_made(self, changes: dict[str, Any]) -> None:
+    def test_an_invalid_plan_is_refused_on_construction(self, changes: dict[str, Any]) -> None:
         """Before a record is sent."""
         with pytest.raises(ConfigError):
             plan(**changes)
 
     @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
     def test_a_rate_out_of_bounds_is_refused(self, rate: float) -> None:
-        """Nothing would ever come, or no one could say when."""
+        """It must be positive and finite."""
         with pytest.raises(ConfigError, match="rate"):
             Stream(plan(), rate=rate)
 
 
 class TestSimulate:
     def test_the_log_holds_exactly_the_records_of_the_plan(self) -> None:
-        """Each partition in the plan's order; a sample and its label in partitions of one number."""
-        log, wanted = memory_log(), plan(label_share=0.5, delay=parse_delay("geometric:4"), passes=3)
+        """Each partition is in the order of the plan; a sample and its label have the same partition number."""
+        log, stream = memory_log(), plan(label_share=0.5, delay=parse_delay("geometric:4"), passes=3)
 
-        counts = simulate(log, wanted, topics=Topics(), batch=5)
+        counts = simulate(log, stream, topics=Topics(), batch=5)
 
         for topic, kind in (("samples", "sample"), ("labels", "label")):
-            streamed = [(record.key, record.value) for of_kind, record in Stream(wanted) if of_kind == kind]
+            streamed = [(record.key, record.value) for of_kind, record in Stream(stream) if of_kind == kind]
             held = [[(r.key, r.value) for r in log.records(topic) if r.position.partition == p] for p in (0, 1)]
             assert all(held), "both partitions are used"
             assert held == [[pair for pair in streamed if pair in partition] for partition in held]
@@ -288,8 +297,8 @@ class TestSimulate:
         assert all(partition_of[record.key] == record.position.partition for record in log.records("labels"))
         assert counts == Counts(3 * ROWS, len(log.records("labels")), labels_pending=0, labels_inline=0)
 
-    def test_counts_tell_what_came_and_what_did_not(self) -> None:
-        """Samples, label records, labels left pending, labels inside samples: every labelled sample is in one."""
+    def test_counts_cover_every_labelled_sample(self) -> None:
+        """Its label is a record, pending, or inline."""
         changes = {"passes": 20, "inline_share": 0.5, "delay": parse_delay("50"), "drop_pending": True}
 
         counts = simulate(memory_log(), plan(**changes), topics=Topics())
@@ -299,7 +308,7 @@ class TestSimulate:
         assert min(counts) > 0
 
     def test_a_label_is_never_in_the_log_before_its_sample(self) -> None:
-        """When labels cannot be appended, their samples are there; the error reaches the caller."""
+        """If labels cannot be appended, their samples are in the log; the error is raised."""
         log = memory_log()
         log.fail("append", LogUnavailableError("away"), after=1)
 
@@ -309,7 +318,7 @@ class TestSimulate:
         assert (len(log.records("samples")), len(log.records("labels"))) == (3, 0)
 
     def test_stops_between_two_batches(self) -> None:
-        """Asked before each batch; what is pending then is not sent."""
+        """`stop` is checked before each batch; pending labels are not sent."""
         answers = iter([False, False, True])
 
         counts = simulate(
@@ -318,36 +327,36 @@ class TestSimulate:
 
         assert counts == Counts(samples=8, labels=0, labels_pending=8, labels_inline=0)
 
-    def test_progress_is_told_after_each_batch(self) -> None:
-        """Totals so far, the last of which are the counts returned."""
-        told: list[tuple[int, int]] = []
+    def test_progress_is_reported_after_each_batch(self) -> None:
+        """With the totals so far."""
+        records: list[tuple[int, int]] = []
 
-        simulate(memory_log(), plan(), topics=Topics(), batch=10, progress=lambda *counts: told.append(counts))
+        simulate(memory_log(), plan(), topics=Topics(), batch=10, progress=lambda *counts: records.append(counts))
 
-        assert told == [(5, 5), (10, 10), (12, 12)]
+        assert records == [(5, 5), (10, 10), (12, 12)]
 
     @pytest.mark.parametrize(("rate", "batches"), [(5.0, 12), (40.0, 3)])
     def test_a_rate_spreads_small_batches_over_time(self, rate: float, batches: int) -> None:
-        """Twelve samples take twelve intervals; at a slow rate each is sent alone, at a faster one a few together."""
-        clock, told = SlowClock(), []
+        """At a slow rate samples are sent one by one, at a faster one a few per batch."""
+        clock, records = SlowClock(), []
 
         simulate(
             memory_log(),
             plan(label_share=0.0),
             topics=Topics(),
             rate=rate,
-            progress=lambda samples, _: told.append((samples, clock())),
+            progress=lambda samples, _: records.append((samples, clock())),
             clock=clock,
             sleep=clock.sleep,
         )
 
         assert clock() == pytest.approx(ROWS / rate)
-        assert len(told) == batches
+        assert len(records) == batches
         size = ROWS // batches
-        assert told == [(samples, pytest.approx((samples - size) / rate)) for samples in range(size, ROWS + 1, size)]
+        assert records == [(samples, pytest.approx((samples - size) / rate)) for samples in range(size, ROWS + 1, size)]
 
     def test_a_slow_rate_never_sleeps_long_and_stops_while_it_waits(self) -> None:
-        """One sample in a hundred seconds: the wait is cut into pieces, and a stop is seen after the next."""
+        """The wait is split, so that a stop is noticed soon."""
         clock = SlowClock()
 
         counts = simulate(
@@ -364,12 +373,12 @@ class TestSimulate:
         assert max(clock.slept) <= 0.2
         assert clock() < 1.5
 
-    def test_a_stall_is_not_made_up_for_in_one_burst(self) -> None:
-        """After a minute without a log, no more than a second's worth is sent at once."""
-        clock, told = SlowClock(), []
+    def test_a_stall_is_followed_by_a_bounded_burst(self) -> None:
+        """After a minute without a log, at most `MAX_BEHIND_S` of the rate is sent at once."""
+        clock, records = SlowClock(), []
 
         def progress(samples: int, _: int) -> None:
-            told.append(clock())
+            records.append(clock())
             if samples == 20:
                 clock.advance(60.0)
 
@@ -383,11 +392,11 @@ class TestSimulate:
             sleep=clock.sleep,
         )
 
-        burst = sum(at_s == told[20] for at_s in told[20:])
+        burst = sum(at_s == records[20] for at_s in records[20:])
         assert 10 * MAX_BEHIND_S <= burst <= 10 * MAX_BEHIND_S + 2
         assert clock() == pytest.approx(60.0 + 10 * ROWS / 10.0 - MAX_BEHIND_S, abs=0.2)
 
-    def test_a_batch_of_nothing_is_refused(self) -> None:
-        """It would never end."""
+    def test_an_empty_batch_is_refused(self) -> None:
+        """It would loop endlessly."""
         with pytest.raises(ConfigError, match="batch"):
             simulate(memory_log(), plan(), topics=Topics(), batch=0)

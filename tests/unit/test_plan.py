@@ -1,4 +1,4 @@
-"""Which faults come: the same for a seed, of every kind, at every place."""
+"""The plan of faults: deterministic by seed, with every kind of fault and every kill point."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ def faults(seed: int, count: int, *, broker: bool = False, disk: bool = False) -
 
 
 def test_a_seed_gives_the_same_faults() -> None:
-    """And another one gives others."""
+    """Another seed gives other faults."""
     assert faults(1, 50) == faults(1, 50)
     assert faults(1, 50) != faults(2, 50)
 
 
-def test_every_place_is_met_before_any_is_met_twice() -> None:
-    """A shuffled round."""
+def test_every_kill_point_occurs_before_any_occurs_twice() -> None:
+    """They come in shuffled rounds."""
     points = [fault.point for fault in faults(1, 200) if fault.how == "point"][: len(POINTS)]
 
     assert sorted(points) == sorted(POINTS)
 
 
 def test_only_a_dead_learner_is_damaged() -> None:
-    """A file that changes under a live process is another promise."""
+    """Files that change under a live process are not covered."""
     damaged = [fault for fault in faults(1, 1000) if fault.damage]
 
     assert {fault.damage for fault in damaged} == {*KINDS, TRIM}
     assert all(fault.victim == "learner" and fault.how in ("kill", "point") for fault in damaged)
 
 
-def test_a_broker_is_struck_only_where_there_is_one() -> None:
+def test_a_broker_is_killed_only_if_there_is_one() -> None:
     """An embedded log has none."""
     assert not any(fault.victim == "broker" for fault in faults(1, 300))
     assert any(fault.victim == "broker" for fault in faults(1, 300, broker=True))
 
 
 def test_the_log_of_a_broker_is_not_trimmed() -> None:
-    """Nobody but the broker can say what was in it."""
+    """The harness cannot know which records a broker trims."""
     assert any(fault.damage == TRIM for fault in faults(1, 300))
     assert not any(fault.damage == TRIM for fault in faults(1, 1000, broker=True))
 
 
-def test_a_disk_is_filled_only_where_there_is_a_small_one() -> None:
-    """Not that of whoever runs the tests."""
+def test_a_disk_is_filled_only_if_there_is_a_small_one() -> None:
+    """Never the disk of the machine that runs the tests."""
     assert not any(fault.victim == "disk" for fault in faults(1, 300))
     assert any(fault.victim == "disk" for fault in faults(1, 300, disk=True))
 
 
 def test_bursts_kill_every_command_in_every_phase() -> None:
-    """Before the first checkpoint, and after it."""
+    """With and without checkpoints by steps; the first two deaths of learners are fixed (see `draw_bursts`)."""
     bursts = list(islice(draw_bursts(1), 60))
     starts = [start for burst in bursts for start in burst.starts]
 
@@ -67,7 +67,7 @@ def test_bursts_kill_every_command_in_every_phase() -> None:
     assert killed == {(each, phase) for each in ("learn", "run", "serve") for phase in ("import", "steps")} | {
         ("learn", "point")
     }
-    for learner in bursts[0::3]:  # see draw_bursts
+    for learner in bursts[0::3]:
         assert learner.starts[0].point in FLUSHED
         assert learner.starts[1].point in REWOUND
     assert {start.point for start in starts if start.phase == "point"} == {*STARTING, *FLUSHED}

@@ -1,4 +1,4 @@
-"""Retention takes the log past a checkpoint: what was lost is known exactly, and the verifier demands just that."""
+"""Retention trims the log past a checkpoint: the lost records are known exactly, and the audit demands just those."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from harness.retention import Trimmed, trim
-from harness.soak import write_config
+from harness.site import write_config
 from harness.verify import verify
 
 from streamlearn.app import learner as learning
@@ -41,23 +41,23 @@ def learned(config: Config) -> dict[TopicPartition, int]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """A learner that has read all of 40 samples."""
+    """The config of a learner that has read all 40 samples."""
     config = load_config(write_config(tmp_path, "one"), environ={})
     send(config, range(40))
     learning.learn(config, threading.Event(), until_end=True)
     return config
 
 
-def test_what_was_learned_is_not_lost(config: Config) -> None:
-    """Nothing is taken where there is nothing new."""
+def test_without_new_records_nothing_is_trimmed(config: Config) -> None:
+    """All records are learned already."""
     assert not trim(config, learned(config), Trimmed())
 
     with closing(open_log(config)) as log:
         assert set(log.beginning_offsets("samples").values()) == {0}
 
 
-def test_what_is_lost_is_counted_and_nothing_else_is_missing(config: Config) -> None:
-    """Records between the checkpoint and the log's new beginning."""
+def test_lost_records_are_counted_as_trimmed_and_no_others_are_missing(config: Config) -> None:
+    """They lie between the checkpoint and the new beginning of the log."""
     trimmed, before = Trimmed(), learned(config)
     send(config, range(40, 60))
 
@@ -66,12 +66,12 @@ def test_what_is_lost_is_counted_and_nothing_else_is_missing(config: Config) -> 
     assert len(trimmed.lost) == 20 + 10
     send(config, range(60, 80))
     learning.learn(config, threading.Event(), until_end=True)
-    assert verify(config, [], trimmed).told == []
+    assert verify(config, [], trimmed).problems == []
 
 
 @pytest.mark.parametrize("topic", ["samples", "labels"])
-def test_the_verifier_sees_one_more_or_less(config: Config, topic: str) -> None:
-    """The learner's own count, and what it knows, against ours."""
+def test_the_audit_finds_one_lost_record_more_or_less(config: Config, topic: str) -> None:
+    """The learner's count and labels must match the trimmed records exactly."""
     trimmed, before = Trimmed(), learned(config)
     send(config, range(40, 60))
     trim(config, before, trimmed)
@@ -85,12 +85,12 @@ def test_the_verifier_sees_one_more_or_less(config: Config, topic: str) -> None:
     assert not verify(config, [], trimmed).good
 
 
-def test_a_log_that_was_trimmed_unseen_cannot_be_verified(config: Config) -> None:
-    """Nobody can say what was in it."""
+def test_a_log_trimmed_without_a_copy_cannot_be_audited(config: Config) -> None:
+    """The trimmed records are unknown."""
     before = learned(config)
     send(config, range(40, 60))
     trim(config, before, Trimmed())
     learning.learn(config, threading.Event(), until_end=True)
 
-    with pytest.raises(AssertionError, match="nobody can say"):
+    with pytest.raises(AssertionError, match="records are unknown"):
         verify(config, [])

@@ -1,4 +1,4 @@
-"""The fakes: what they can be told to do. That `MemoryLog` is a log is the contract suite's business."""
+"""The fakes: injected faults, manual clock. The contract suite covers `MemoryLog` as a log."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def append(log: MemoryLog) -> None:
 
 
 class TestFaults:
-    """Failures on cue."""
+    """Injected failures."""
 
-    def test_the_nth_call_fails_and_the_next_passes(self, log: MemoryLog) -> None:
-        """Nothing of the failed append is there."""
+    def test_the_nth_call_fails_and_the_next_succeeds(self, log: MemoryLog) -> None:
+        """The failed append has no effect."""
         log.fail("append", LogUnavailableError("away"), after=1)
 
         append(log)
@@ -40,7 +40,7 @@ class TestFaults:
         assert [record.position.offset for record in log.records("t")] == [0, 1]
 
     def test_a_fault_may_last(self, log: MemoryLog) -> None:
-        """So many calls fail, then it is over."""
+        """`times` calls fail, the next one succeeds."""
         log.fail("end_offsets", LogUnavailableError("away"), times=2)
 
         for _ in range(2):
@@ -50,7 +50,7 @@ class TestFaults:
         assert log.end_offsets("t") == {PARTITION: 0}
 
     def test_an_acknowledgement_may_be_lost(self, log: MemoryLog) -> None:
-        """The record is there, though the caller was told that nobody knows."""
+        """The record is in the log although the append raises."""
         log.fail("append", lost_acknowledgement(), applied=True)
 
         with pytest.raises(LogUnavailableError):
@@ -59,7 +59,7 @@ class TestFaults:
         assert len(log.records("t")) == 1
 
     def test_a_reader_fails_too(self, log: MemoryLog) -> None:
-        """And keeps its place."""
+        """It keeps its offset."""
         append(log)
         reader = log.reader({PARTITION: 0})
         log.fail("poll", LogUnavailableError("away"))
@@ -69,8 +69,8 @@ class TestFaults:
 
         assert len(reader.poll([PARTITION], 1, 0.0)) == 1
 
-    def test_an_injected_crash_passes_every_handler_of_errors(self, log: MemoryLog) -> None:
-        """It ends the program as a kill would."""
+    def test_no_error_handler_catches_an_injected_crash(self, log: MemoryLog) -> None:
+        """It is a BaseException."""
         log.fail("read", InjectedCrash())
 
         def swallow() -> None:
@@ -81,16 +81,16 @@ class TestFaults:
             swallow()
 
 
-def test_commits_can_be_seen(log: MemoryLog) -> None:
-    """The last of each partition."""
+def test_committed_offsets_are_visible(log: MemoryLog) -> None:
+    """The newest per partition."""
     log.commit({PARTITION: 1})
     log.commit({PARTITION: 5})
 
     assert log.committed == {PARTITION: 5}
 
 
-def test_the_clock_moves_only_when_told(log: MemoryLog) -> None:
-    """It can stamp a log's records."""
+def test_the_clock_moves_only_by_advance(log: MemoryLog) -> None:
+    """It can set the timestamps of a log."""
     clock = ManualClock(10.0)
     log = MemoryLog(clock=clock)
     log.create_topics({"t": 1})

@@ -1,4 +1,4 @@
-"""The verifier: it is content with what was learned right, and sees each way in which it could be wrong."""
+"""The audit: no problem with a correct learner, and a problem for each way to be wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness.soak import write_config
+from harness.site import write_config
 from harness.verify import differences, verify
 
 from streamlearn.app import learner as learning
@@ -32,7 +32,7 @@ def config_in(folder: Path, name: str = "one") -> Config:
 
 
 def append(config: Config, topic: str, record: NewRecord) -> str:
-    """Append one record; its note."""
+    """Append one record; return its note."""
     with closing(open_log(config)) as log:
         (position,) = log.append(topic, [record])
     return f"{position.topic} {position.partition} {position.offset}"
@@ -40,7 +40,7 @@ def append(config: Config, topic: str, record: NewRecord) -> str:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a learner made of samples, of labels that are early, twice and corrected, and of junk."""
+    """State of a learner after samples, early, repeated and corrected labels, and an undecodable record."""
     folder = tmp_path_factory.mktemp("learned")
     config, rng = config_in(folder), np.random.default_rng(0)
     codec, notes = make_codec(config), []
@@ -61,60 +61,56 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(learned: Path, tmp_path: Path) -> Path:
-    """A copy to be spoilt."""
+    """A copy that a test may change."""
     shutil.copytree(learned, tmp_path / "copy")
     return tmp_path / "copy"
 
 
-def told(folder: Path) -> list[str]:
-    return verify(config_in(folder), [folder / "notes"]).told
+def test_a_correct_learner_has_no_problems(folder: Path) -> None:
+    """Every whole note is checked."""
+    audit = verify(config_in(folder), [folder / "notes"])
 
-
-def test_is_content_with_what_is_right(folder: Path) -> None:
-    """And has looked at every note that is whole."""
-    verdict = verify(config_in(folder), [folder / "notes"])
-
-    assert verdict.told == []
-    assert verdict.good
-    assert verdict.acknowledged == 36
+    assert audit.problems == []
+    assert audit.good
+    assert audit.acknowledged == 36
 
 
 @pytest.mark.parametrize("note", ["labels 0 999 s1 0", "labels 1 999 s1 0", "labels 0 0 s1 3", "labels 0 0 other 1"])
-def test_sees_an_acknowledged_label_that_is_not_in_the_log(folder: Path, note: str) -> None:
-    """At another position, of another class, of another sample."""
+def test_finds_an_acknowledged_label_that_is_not_in_the_log(folder: Path, note: str) -> None:
+    """Another position, another class, another sample."""
     (folder / "notes").write_text(note + "\n")
 
     assert verify(config_in(folder), [folder / "notes"]).labels_lost == 1
 
 
-def test_sees_a_label_that_was_not_learned(folder: Path) -> None:
-    """It is in the log, and no step has it."""
+def test_finds_a_label_that_was_not_learned(folder: Path) -> None:
+    """It is in the log but in no step."""
     config = config_in(folder)
     append(config, "labels", make_codec(config).encode_label("s9", 1))
 
-    verdict = verify(config, [])
+    audit = verify(config, [])
 
-    assert verdict.labels_lost > 0
-    assert any("s9" in line for line in verdict.told)
+    assert audit.labels_lost > 0
+    assert any("s9" in line for line in audit.problems)
 
 
-def test_sees_a_sample_that_was_not_learned(folder: Path) -> None:
-    """The same."""
+def test_finds_a_sample_that_was_not_learned(folder: Path) -> None:
+    """It is in the log but in no step."""
     config = config_in(folder)
     append(config, "samples", make_codec(config).encode_sample("new", np.zeros(8, np.float32)))
 
     assert verify(config, []).samples_lost > 0
 
 
-def test_sees_junk_without_a_dead_letter(folder: Path) -> None:
-    """It was passed by."""
+def test_finds_an_undecodable_record_without_a_dead_letter(folder: Path) -> None:
+    """It was skipped silently."""
     append(config_in(folder), "samples", NewRecord(b"more", b"{"))
 
     assert verify(config_in(folder), []).dead_letters_lost == 1
 
 
-def test_sees_a_step_that_goes_back(folder: Path) -> None:
-    """Its records were in a step before."""
+def test_finds_a_step_whose_offsets_fall(folder: Path) -> None:
+    """Its records were in an earlier step."""
     config = config_in(folder)
     journal = Journal(StatePaths(config.state.dir).journal, max_bytes=1 << 20, fence=Fence(epoch=9))
     last = newest(config).step
@@ -126,8 +122,8 @@ def test_sees_a_step_that_goes_back(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "by"), [("samples_learned", 1), ("labels_read", 1), ("samples_read", 2)])
-def test_sees_what_was_counted_twice(folder: Path, name: str, by: int) -> None:
-    """More than the log holds."""
+def test_finds_accounts_that_are_too_large(folder: Path, name: str, by: int) -> None:
+    """The log holds fewer records."""
 
     def more(checkpoint: Checkpoint) -> Checkpoint:
         accounts = checkpoint.extra["accounts"]
@@ -138,8 +134,8 @@ def test_sees_what_was_counted_twice(folder: Path, name: str, by: int) -> None:
     assert verify(config_in(folder), []).learned_twice == by
 
 
-def test_sees_what_the_ledger_counted_twice(folder: Path) -> None:
-    """By what the learner last said of itself."""
+def test_finds_a_ledger_count_that_is_too_large(folder: Path) -> None:
+    """The count is in the heartbeat."""
     heartbeat = StatePaths(config_in(folder).state.dir).heartbeat
     status = json.loads(heartbeat.read_bytes())
     status["ledger"]["trained"] += 1
@@ -149,8 +145,8 @@ def test_sees_what_the_ledger_counted_twice(folder: Path) -> None:
 
 
 class TestDifferences:
-    def test_two_learners_of_the_same_cuts_have_none(self, folder: Path) -> None:
-        """The journal says the cuts."""
+    def test_two_learners_with_the_same_journal_are_equal(self, folder: Path) -> None:
+        """The journal determines the records of each step."""
         config, other = config_in(folder), config_in(folder, "two")
         for name in ("log", "journal"):
             shutil.copytree(config.state.dir / name, other.state.dir / name)
@@ -159,8 +155,8 @@ class TestDifferences:
 
         assert differences(config, other) == []
 
-    def test_one_bit_is_seen(self, folder: Path) -> None:
-        """Of any array; even the sign of a zero."""
+    def test_one_bit_is_found(self, folder: Path) -> None:
+        """In any array, even the sign of a zero."""
         config, other = config_in(folder), config_in(folder, "two")
         shutil.copytree(config.state.dir, other.state.dir)
 
@@ -172,8 +168,8 @@ class TestDifferences:
 
         assert differences(config, other) == ["x"]
 
-    def test_another_count_is_seen(self, folder: Path) -> None:
-        """By its name."""
+    def test_another_count_is_found(self, folder: Path) -> None:
+        """The difference has the name of the field."""
         config, other = config_in(folder), config_in(folder, "two")
         shutil.copytree(config.state.dir, other.state.dir)
         change(other, lambda it: replace(it, extra={**it.extra, "stream_time_s": 0.0}))
@@ -188,5 +184,5 @@ def newest(config: Config) -> Checkpoint:
 
 
 def change(config: Config, how: Callable[[Checkpoint], Checkpoint]) -> None:
-    """Save the newest checkpoint as another."""
+    """Replace the newest checkpoint."""
     save_checkpoint(StatePaths(config.state.dir).checkpoints, how(newest(config)))
