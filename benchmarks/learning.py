@@ -101,7 +101,7 @@ _NOT_RECIPE = {
 }
 _LATER = (("learn", "teacher_mode"),)
 """Settings that came when lines were there: no part of a recipe that leaves them as they are by default."""
-_RECIPE_TABLES = ("model", "learn", "batch", "twin", "bank", "guard", "drift")
+_RECIPE_TABLES = ("model", "learn", "batch", "twin", "guard", "drift")
 
 
 @dataclass(frozen=True)

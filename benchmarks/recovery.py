@@ -7,7 +7,6 @@ are pixels), with 5 % of late labels. The contenders learn the same stream, in o
     shipped   as by default: the guard is on, labels elect who is served, the teacher or its label-only twin, and an
               alarm makes the teacher's horizon short, and its targets earn their trust anew
     alarm     as shipped, but an alarm is only told
-    bank      as shipped, and averages of 10 and 33 steps stand for election too
     reset     as constant, but every 1,000 steps the learner goes back to what it was after the first 1,000
     restart   as constant, but every 1,000 steps the learner goes back to its random weights of the beginning
 
@@ -29,9 +28,9 @@ the means of the seeds.
 
 Prediction, written before the first run, when what is `alarm` now was shipped, and its reaction now was a contender
 of its own: `constant` is back after 24,000 samples in the mean (half of them wait for labels), later where the labels
-change, since the memory contradicts them. The horizon is short beside the labels' delay, so it matters little: `bank`
-and `shipped` are back 10 % sooner than `constant`, `alarm` 5 % (by its twin). `reset` is back 15 % later, `restart`
-10 %. `after` is .01 to .02 above `constant` for `shipped`, `bank` and `alarm`, and .03 below it for both resets.
+change, since the memory contradicts them. The horizon is short beside the labels' delay, so it matters little: `shipped` is
+back 10 % sooner than `constant`, `alarm` 5 % (by its twin). `reset` is back 15 % later, `restart` 10 %. `after` is .01
+to .02 above `constant` for `shipped` and `alarm`, and .03 below it for both resets.
 
 Run: python benchmarks/recovery.py [--quick] [--seeds N] [--first-seed N] [--jobs N]. A line of JSON for each run as it
 ends, so that one that is cut short is not lost; two tables; the last line is JSON.
@@ -70,16 +69,14 @@ CHANGES: Mapping[str, Sequence[Change]] = {"digits": ("permute", "labels", "rota
 
 Settings = Mapping[str, Mapping[str, Any]]
 PLAIN: Settings = {
-    "bank": {"serve": "teacher"},
     "guard": {"on": False},
     "drift": {"reaction": "alarm"},
-    "learn": {"trust_labels": 0},
+    "learn": {"serve": "teacher", "trust_labels": 0},
 }
 CONTENDERS: Mapping[str, Settings] = {
     "constant": PLAIN,
     "shipped": {},
     "alarm": {"drift": {"reaction": "alarm"}},
-    "bank": {"bank": {"decays": [0.9, 0.97]}},
     "reset": PLAIN,
     "restart": PLAIN,
 }

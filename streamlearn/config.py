@@ -225,6 +225,8 @@ class LearnConfig(Section):
     fade_labels: int = Field(0, ge=0)
     """Past so many labels w(t) falls again, as 1 over their number: the more labels, the less is gained from samples
     without. 0: it stays."""
+    serve: Literal["teacher", "elected"] = "elected"
+    """What is published: the teacher; or the teacher or the label-only twin, whichever labels show to be better."""
     trust_labels: int = Field(10, ge=0, le=10_000)
     """w(t) falls while the teacher is less often right on so many labels than it was on ten times as many. 0: never."""
     ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
@@ -421,26 +423,6 @@ class TwinConfig(Section):
     """In a simulation it answers each sample on arrival too, for the oracle's scores. `evaluate` sets it."""
 
 
-class BankConfig(Section):
-    """[bank]: which average of the student is served: the teacher's, one of another horizon, or the twin's."""
-
-    serve: Literal["teacher", "elected"] = "elected"
-    """teacher: always the one that the student learns from. elected: the one that labels show to be best."""
-    decays: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = Field((), max_length=8)
-    """alpha of further averages, each a pass over the weights a step. The twin is a candidate too, where it is on."""
-    alpha: float = Field(0.05, gt=0.0, le=1.0)
-    """Largest probability that one is promoted by chance within 10,000 labels. Smaller: fewer changes, made later."""
-    window: int = Field(500, ge=10, le=100_000)
-    """Newest labels in the accuracy that is reported of each candidate. It decides nothing."""
-
-    @field_validator("decays")
-    @classmethod
-    def _differ(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len({f"{decay:g}" for decay in value}) != len(value):
-            raise ValueError("decays: wanted each once")
-        return tuple(sorted(value))  # in any order they are the same candidates
-
-
 class GuardConfig(Section):
     """[guard]: what watches over the model, and mends it."""
 
@@ -585,7 +567,6 @@ class Config(Section):
     labels: LabelsConfig = LabelsConfig()
     score: ScoreConfig = ScoreConfig()
     twin: TwinConfig = TwinConfig()
-    bank: BankConfig = BankConfig()
     guard: GuardConfig = GuardConfig()
     drift: DriftConfig = DriftConfig()
     state: StateConfig = StateConfig()

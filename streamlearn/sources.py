@@ -30,8 +30,12 @@ NOT_SETTINGS = (
 )
 """Variables of this package that are no settings: the tests' own, the file's path, and the compose file's."""
 REMOVED = {
-    "bank.least": "removed; the test behind bank.alpha needs no minimum",
-    "bank.z": "removed; use bank.alpha, the chance of a promotion between equal candidates in 10,000 labels",
+    "bank.alpha": "removed: it is always 0.05",
+    "bank.decays": "removed: the teacher or its twin is served",
+    "bank.least": "removed: the test needs no minimum of labels",
+    "bank.serve": "use learn.serve",
+    "bank.window": "removed: it is always 500 labels",
+    "bank.z": "removed: the test bounds false promotions at 5 % in 10,000 labels",
 }
 """Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")

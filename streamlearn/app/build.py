@@ -68,23 +68,21 @@ def make_batcher(config: Config, next_offsets: Offsets) -> MicroBatcher:
 
 
 def learn_settings(config: Config) -> LearnSettings:
-    """How to learn, as [learn], [bank] and [twin] have it."""
-    learn = config.learn.model_dump(exclude={"recipe", "trust_labels"})
-    decays = config.bank.decays if config.bank.serve == "elected" else ()
-    return LearnSettings(**learn, twin_every=config.twin.every, bank_decays=decays)
+    """How to learn, from [learn] and [twin]."""
+    learn = config.learn.model_dump(exclude={"recipe", "trust_labels", "serve"})
+    return LearnSettings(**learn, twin_every=config.twin.every)
 
 
 def make_learner(config: Config) -> Learner:
-    """Student, teacher, bank and twin at step 0."""
+    """Student, teacher and twin at step 0."""
     return Learner(model_spec(config), learn_settings(config))
 
 
 def make_election(config: Config, learner: Learner) -> Election | None:
-    """Who says which of the learner's candidates is served; None where there is no choice."""
-    bank = config.bank
-    if bank.serve == "teacher" or len(learner.candidates) == 1:
+    """The test that promotes the better candidate; None where there is no choice."""
+    if config.learn.serve == "teacher" or len(learner.candidates) == 1:
         return None
-    return Election(learner.candidates, window=bank.window, alpha=bank.alpha)
+    return Election(learner.candidates)
 
 
 def make_recent(config: Config) -> RecentSamples | None:

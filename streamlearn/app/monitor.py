@@ -237,18 +237,18 @@ class Watch:
             class_mix_distance=traffic["class_mix_distance"],
             class_entropy=traffic["class_entropy"],
         )
-        bank = self._bank(parts)
+        candidates = self._candidates(parts)
         metrics.guard(frozen=guard["frozen"], reasons=guard["reasons"])
         metrics.trust(guarding["trust"]["factor"])
         for name, count in self._events(guarding).items():
             if (more := count - self._counted[name]) > 0:
                 (metrics.guard_acted if name in GUARD_ACTIONS else metrics.drifted)(name, more)
             self._counted[name] = count
-        self._scores = {"time_s": time.time(), "step": parts.learner.step, **report, **bank, **guarding}
+        self._scores = {"time_s": time.time(), "step": parts.learner.step, **report, **candidates, **guarding}
         self._tell_window(parts, report)
         return guarding
 
-    def _bank(self, parts: Parts) -> dict[str, Any]:
+    def _candidates(self, parts: Parts) -> dict[str, Any]:
         """Which candidate is served, and how all of them did on the newest labels."""
         served = parts.learner.candidates[parts.learner.served]
         accuracies = {served: None} if parts.election is None else parts.election.accuracies()

@@ -34,7 +34,10 @@ from streamlearn.judge.window import Window, group_of, joined
 from streamlearn.records import Array
 
 LABELS: Final = 10_000
-"""`alpha` bounds the false promotions in so many labels."""
+"""`alpha` bounds the expected number of false promotions within this many labels."""
+ALPHA: Final = 0.05
+WINDOW: Final = 500
+"""Labels in the reported accuracy of each candidate. It does not affect the test."""
 STAKES: Final = (1.0, 0.5, 0.25, 0.125, 0.0625)
 """Shares of the wealth that are bet. s is best where the challenger is the right one in (1 + s) / 2 of the pairs."""
 
@@ -46,7 +49,7 @@ class Election:
     for any other reason than the result of `update`.
     """
 
-    def __init__(self, candidates: Sequence[str], *, window: int, alpha: float) -> None:
+    def __init__(self, candidates: Sequence[str], *, window: int = WINDOW, alpha: float = ALPHA) -> None:
         """`alpha`: bound on the probability of a false promotion within `LABELS` labels."""
         assert len(set(candidates)) == len(candidates) > 1, candidates
         assert 0.0 < alpha <= 1.0, alpha
