@@ -135,9 +135,9 @@ class Following:
     def __call__(self, parts: Parts, report: StepReport, _folder: Path) -> None:
         """After each step."""
         if report.step % POLL_STEPS == 0 or report.step == self._stream.steps:
-            told = parts.guarding.report()["drift"]
+            told = parts.guarding.report().drift
             for source, alarms in self._alarms.items():
-                alarms.update(told[source]["last_alarm_steps"])
+                alarms.update(told[source].last_alarm_steps)
 
     def result(self) -> Result:
         """Of the whole stream."""

@@ -252,11 +252,12 @@ def play(case: Case) -> tuple[Case, Line | None, str]:
 def _figures(found: Evaluation) -> dict[str, Any]:
     """Accuracies by network and span, rounded to 1/100 of a point."""
     assert found.complete
-    oracle, last = found.scores["oracle"], found.curves[-LAST_WINDOWS:]
-    prequential = {**oracle["cumulative"]["accuracy"]}
+    oracle, last = found.scores.oracle, found.curves[-LAST_WINDOWS:]
+    assert oracle is not None
+    prequential: dict[str, float | None] = {**oracle.cumulative.accuracy}
     recent = {"teacher": _mean_of(last, "oracle"), "student": _mean_of(last, "oracle_student")}
-    if oracle["twin"] is not None:
-        prequential["twin"] = oracle["twin"]["cumulative"]["twin"]
+    if oracle.twin is not None:
+        prequential["twin"] = oracle.twin.cumulative.twin
         recent["twin"] = _mean_of(last, "oracle_twin")
     curve = {name: [point[key] for point in found.curves] for name, key in _CURVES.items()}
     return {
@@ -266,7 +267,7 @@ def _figures(found: Evaluation) -> dict[str, Any]:
         "prequential": _rounded(prequential),
         "last": _rounded(recent),
         "test": None if found.test is None else _rounded(found.test),
-        "guard": {name: count for name, count in found.scores["guard"]["actions"].items() if count},
+        "guard": {name: count for name, count in found.guarding.guard.actions.items() if count},
         "curve": {name: [_round(value) for value in values] for name, values in curve.items()},
     }
 

@@ -28,9 +28,9 @@ the means of the seeds.
 
 Prediction, written before the first run, when what is `alarm` now was shipped, and its reaction now was a contender
 of its own: `constant` is back after 24,000 samples in the mean (half of them wait for labels), later where the labels
-change, since the memory contradicts them. The horizon is short beside the labels' delay, so it matters little: `shipped` is
-back 10 % sooner than `constant`, `alarm` 5 % (by its twin). `reset` is back 15 % later, `restart` 10 %. `after` is .01
-to .02 above `constant` for `shipped` and `alarm`, and .03 below it for both resets.
+change, since the memory contradicts them. The horizon is short beside the labels' delay and matters little: `shipped`
+is back 10 % sooner than `constant`, `alarm` 5 % (by its twin). `reset` is back 15 % later, `restart` 10 %. `after` is
+.01 to .02 above `constant` for `shipped` and `alarm`, and .03 below it for both resets.
 
 Run: python benchmarks/recovery.py [--quick] [--seeds N] [--first-seed N] [--jobs N]. A line of JSON for each run as it
 ends, so that one that is cut short is not lost; two tables; the last line is JSON.
@@ -152,7 +152,8 @@ class Following:
         if since < 0:
             return
         accuracy = oracle.windowed("teacher") or 0.0
-        self._scored, self._right = oracle.scored, round((oracle.cumulative("teacher") or 0.0) * oracle.scored)
+        cumulative = oracle.report().cumulative.accuracy["teacher"] or 0.0
+        self._scored, self._right = oracle.scored, round(cumulative * oracle.scored)
         if since == 0:
             self._before = accuracy
             self._right_at_change, self._scored_at_change = self._right, self._scored

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from streamlearn.errors import ConfigError
+from streamlearn.judge.settings import DriftConfig, GuardConfig, ScoreConfig
 from streamlearn.records import Schema
 from streamlearn.section import Section
 from streamlearn.sources import explain, merged, read_layers
@@ -403,17 +404,6 @@ class LabelsConfig(Section):
     """When a sample that was handed out, and got no label, may be handed out again."""
 
 
-class ScoreConfig(Section):
-    """[score]: how the model is judged."""
-
-    window: int = Field(1000, ge=10, le=1_000_000)
-    """Labelled predictions in the windowed accuracy."""
-    fading: float = Field(0.999, ge=0.5, lt=1.0)
-    """What an older prediction weighs against the next newer one in faded scores."""
-    calibration_bins: int = Field(15, ge=2, le=1000)
-    """Bins of confidence, of equal width, for the calibration error."""
-
-
 class TwinConfig(Section):
     """[twin]: the label-only network beside the student, which says whether unlabelled samples help."""
 
@@ -421,37 +411,6 @@ class TwinConfig(Section):
     """It learns every n-th step; 0 is off. It sees the labelled rows alone, averaged as the teacher is."""
     oracle: bool = False
     """In a simulation it answers each sample on arrival too, for the oracle's scores. `evaluate` sets it."""
-
-
-class GuardConfig(Section):
-    """[guard]: what watches over the model, and mends it."""
-
-    on: bool = True
-    """Freeze, roll back, adopt the twin, lower the consistency weight. Off, it only watches for nothing."""
-    look_every_steps: int = Field(20, ge=1, le=100_000)
-    """Steps between two looks."""
-    max_skipped: int = Field(3, ge=1, le=1000)
-    """Steps in a row that are not finite, until the last good weights are put back."""
-    patience: int = Field(3, ge=1, le=1000)
-    """Looks in a row that are bad, until something is done."""
-    entropy_ratio: float = Field(0.5, ge=0.0, le=1.0)
-    """Collapse: the answers to the labelled memory have less than this share of its labels' entropy."""
-    max_loss: float = Field(0.02, ge=0.0, le=1.0)
-    """The guard acts where the 95 % interval of the teacher's gain over its twin is wholly below minus this share."""
-    keep_good_every_steps: int = Field(200, ge=1, le=1_000_000)
-    """Steps between two copies of good weights, kept to be rolled back to."""
-    backoff_steps: int = Field(200, ge=1, le=1_000_000)
-    """Steps of a lower learning rate after a rollback; doubles when it happens again."""
-
-
-class DriftConfig(Section):
-    """[drift]: what to do when the world changes."""
-
-    reaction: Literal["alarm", "renew"] = "renew"
-    """Say so only; or shorten the teacher's horizon and let it grow again, and after an alarm without labels do not
-    believe it until labels of new samples say that it is right (learn.trust_labels)."""
-    delta: float = Field(0.002, gt=0.0, lt=1.0)
-    """Of the ADWIN that watches errors, at each label: smaller means fewer false alarms, and later ones."""
 
 
 class StateConfig(Section):

@@ -36,6 +36,16 @@ REMOVED = {
     "bank.serve": "use learn.serve",
     "bank.window": "removed: it is always 500 labels",
     "bank.z": "removed: the test bounds false promotions at 5 % in 10,000 labels",
+    "drift.delta": "removed: it is always 0.002",
+    "guard.backoff_steps": "removed: it is always 200",
+    "guard.entropy_ratio": "removed: it is always 0.5",
+    "guard.keep_good_every_steps": "removed: it is always 200",
+    "guard.look_every_steps": "removed: it is always 20",
+    "guard.max_loss": "removed: it is always 0.02",
+    "guard.max_skipped": "removed: it is always 3",
+    "guard.patience": "removed: it is always 3",
+    "score.calibration_bins": "removed: there are always 15",
+    "score.fading": "removed: it is always 0.999",
 }
 """Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")

@@ -8,9 +8,9 @@ from streamlearn.app.adapters import Patience, read_back_from
 from streamlearn.app.network import model_spec
 from streamlearn.app.wiring import StatePaths
 from streamlearn.config import Config
-from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.election import Election
-from streamlearn.judge.guard import GuardSettings
+from streamlearn.judge.guard import Guard
+from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.learn.batching import MicroBatcher
 from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
@@ -22,7 +22,7 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.feed import PREFETCH_BYTES
 from streamlearn.loop import Cadence
-from streamlearn.loop.guarding import Guarding, WatchSettings
+from streamlearn.loop.guarding import Guarding
 from streamlearn.records import Offsets
 
 MOST_RECENT_BYTES = 64 << 20
@@ -111,25 +111,14 @@ def memory_rows(config: Config) -> int:
 
 def make_board(config: Config) -> Scoreboard:
     """The scores, none yet."""
-    schema, score = config.schema_.build(), config.score
-    return Scoreboard(
-        schema.classes,
-        window=score.window,
-        spare=schema.spare or 0,
-        fading=score.fading,
-        bins=score.calibration_bins,
-    )
+    schema = config.schema_.build()
+    return Scoreboard(schema.classes, window=config.score.window, spare=schema.spare or 0)
 
 
 def make_guarding(config: Config, learner: Learner, memory: ReplayBuffer, board: Scoreboard) -> Guarding:
     """Who watches over that learner."""
-    settings = WatchSettings(
-        guard=GuardSettings(**config.guard.model_dump()),
-        drift_delta=config.drift.delta,
-        drift_reaction=config.drift.reaction,
-        trust_labels=config.learn.trust_labels,
-    )
-    return Guarding(learner, memory, board, settings)
+    guard, reaction = Guard(config.guard.on), config.drift.reaction
+    return Guarding(learner, memory, board, guard, reaction=reaction, trust_labels=config.learn.trust_labels)
 
 
 def make_wanted(config: Config, paths: StatePaths) -> RequestWriter | None:

@@ -36,12 +36,14 @@ from streamlearn.app.learner import learn
 from streamlearn.app.wiring import make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StreamlearnError
+from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.lab.datasets import Classes, Dataset, load
 from streamlearn.lab.delays import parse_delay
 from streamlearn.lab.drift import Drift, World, parse_drift
 from streamlearn.lab.stream import Counts, Order, Stream, StreamPlan
 from streamlearn.learn.learner import Learner
 from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.guarding import GuardingReport
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, and how many samples of how many it has come to."""
@@ -101,8 +103,10 @@ class Evaluation:
     labels: int
     steps: int
     curves: list[Point]
-    scores: dict[str, Any]
-    """The report of the scoreboard at the end, and that of guard and drift monitor."""
+    scores: ScoreReport
+    """At the end."""
+    guarding: GuardingReport
+    """At the end."""
     test: dict[str, float | int | None] | None
     """Accuracy of each network on the held-out part at the end; None where the data set has none."""
 
@@ -119,7 +123,7 @@ class Evaluation:
             "labels_not_due": self.counts.labels_pending,
             "steps": self.steps,
             "curves": self.curves,
-            "scores": self.scores,
+            "scores": {**asdict(self.scores), **asdict(self.guarding)},
             "test": self.test,
         }
 
@@ -176,7 +180,8 @@ def evaluate(
             labels=parts.accounts.labels_read,
             steps=parts.learner.step,
             curves=recorder.curves,
-            scores={**parts.board.report(), **parts.guarding.report()},
+            scores=parts.board.report(),
+            guarding=parts.guarding.report(),
             test=held_out(parts.learner, dataset, drifts, ended_at=counts.samples - 1, seed=plan.seed),
         )
 
@@ -287,35 +292,35 @@ class Recorder:
 
     def _add(self, parts: Parts) -> None:
         since, report = self._since, parts.board.report()
-        oracle, observed, at_label = report["oracle"], report["at_arrival"], report["at_label"]
-        twin = oracle["twin"] or {"twin": None, "cumulative": {"twin": None}}
-        now, seen = oracle["windowed"], observed["windowed"]
-        low, high = at_label["interval"] or (None, None)
+        oracle, observed, at_label = report.oracle, report.at_arrival, report.at_label
+        assert oracle is not None, "every sample of the stream has its true label"
+        now, seen, twin = oracle.windowed, observed.windowed, oracle.twin
+        low, high = at_label.interval or (None, None)
         self.curves.append(
             {
                 "samples": parts.accounts.samples_learned,
                 "labels": parts.accounts.labels_read,
                 "step": parts.learner.step,
                 "labelled_share": since.labels / since.samples,
-                "oracle": now["accuracy"]["teacher"],
-                "oracle_student": now["accuracy"]["student"],
-                "oracle_twin": twin["twin"],
-                "oracle_cumulative": oracle["cumulative"]["accuracy"]["teacher"],
-                "oracle_twin_cumulative": twin["cumulative"]["twin"],
-                "oracle_log_loss": now["log_loss"],
-                "oracle_ece": now["ece"],
-                "observed": seen["accuracy"]["teacher"],
-                "observed_student": seen["accuracy"]["student"],
+                "oracle": now.accuracy["teacher"],
+                "oracle_student": now.accuracy["student"],
+                "oracle_twin": None if twin is None else twin.twin,
+                "oracle_cumulative": oracle.cumulative.accuracy["teacher"],
+                "oracle_twin_cumulative": None if twin is None else twin.cumulative.twin,
+                "oracle_log_loss": now.log_loss,
+                "oracle_ece": now.ece,
+                "observed": seen.accuracy["teacher"],
+                "observed_student": seen.accuracy["student"],
                 "observed_since": since.right / since.scored if since.scored else None,
                 "scored_since": since.scored,
-                "observed_cumulative": observed["cumulative"]["accuracy"]["teacher"],
-                "observed_log_loss": seen["log_loss"],
-                "observed_ece": seen["ece"],
-                "majority": seen["accuracy"]["majority"],
-                "no_change": seen["accuracy"]["no_change"],
-                "at_label_teacher": at_label["teacher"],
-                "at_label_twin": at_label["twin"],
-                "ssl_gain": at_label["gain"],
+                "observed_cumulative": observed.cumulative.accuracy["teacher"],
+                "observed_log_loss": seen.log_loss,
+                "observed_ece": seen.ece,
+                "majority": seen.accuracy["majority"],
+                "no_change": seen.accuracy["no_change"],
+                "at_label_teacher": at_label.teacher,
+                "at_label_twin": at_label.twin,
+                "ssl_gain": at_label.gain,
                 "ssl_gain_low": low,
                 "ssl_gain_high": high,
             }

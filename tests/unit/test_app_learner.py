@@ -33,6 +33,7 @@ from streamlearn.errors import (
     StateError,
     StateLockedError,
 )
+from streamlearn.judge.selection_bias import SelectionReport
 from streamlearn.ledger import LabelState
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import read_dead_letter
@@ -470,7 +471,7 @@ class TestRestart:
 
     def test_what_is_wanted_is_shown_while_the_guard_keeps_the_teacher_back(self, tmp_path: Path) -> None:
         """On the cadence of publishing, in a run that publishes nothing: labels are wanted most exactly then."""
-        config = config_in(tmp_path, **{"state.publish_every_s": 0.01, "guard.look_every_steps": 1000})
+        config = config_in(tmp_path, **{"state.publish_every_s": 0.01})
         log = filled(config, 0)
         encode = make_codec(config).encode_sample
         log.append("samples", [encode(f"s{n}", np.full(4, n, np.float32)) for n in range(40)])
@@ -852,18 +853,20 @@ class TestTraffic:
             log.append("samples", [codec.encode_sample(f"s{n}", x, answer=answer)])
             if n % 4 == 1:
                 log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
-        found: list[dict[str, Any]] = []
+        found: list[SelectionReport] = []
 
         def look(parts: Parts, _: StepReport) -> None:
-            found.append(parts.board.report()["traffic"])
+            found.append(parts.board.report().traffic)
 
         learning.learn(config, threading.Event(), until_end=True, opened=log, watching=look)
 
-        assert found[-1]["labelled"] == 100
-        assert found[-1]["compared"] == 100
-        assert found[-1]["confidence_gap"] == pytest.approx(0.0)
-        assert found[-1]["class_mix_distance"] == 0.0
-        assert found[-1]["confidence"] < 0.9, "half of all arrivals have the learner's own answers"
+        assert found[-1].labelled == 100
+        assert found[-1].compared == 100
+        assert found[-1].confidence_gap == pytest.approx(0.0)
+        assert found[-1].class_mix_distance == 0.0
+        confidence = found[-1].confidence
+        assert confidence is not None
+        assert confidence < 0.9, "half of all arrivals have the learner's own answers"
 
 
 class TestFurtherSteps:

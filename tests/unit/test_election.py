@@ -19,13 +19,12 @@ def votes(election: Election, *rows: list[int], times: int = 1, champion: int = 
     return champion
 
 
-def election(**changed: object) -> Election:
-    options = {"window": 100, "alpha": 0.05}
-    return Election(("teacher", "ema 0.9", "twin"), **(options | changed))
+def election() -> Election:
+    return Election(("teacher", "ema 0.9", "twin"), window=100)
 
 
 def pair() -> Election:
-    return Election(("teacher", "twin"), window=500, alpha=0.05)
+    return Election(("teacher", "twin"))
 
 
 def labels(rng: np.random.Generator, count: int, *, discordant: float, gap: float) -> Answers:

@@ -186,6 +186,6 @@ class TestSaving:
         distance = InputDistance()
         seen(batches(50, 4, 3), distance)
 
-        distance.begin()
+        distance.reset()
 
         assert seen(batches(50, 4, 3, seed=1) + 99.0, distance) == seen(batches(50, 4, 3, seed=1) + 99.0)

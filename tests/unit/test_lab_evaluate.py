@@ -13,6 +13,7 @@ import torch
 
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StreamlearnError
+from streamlearn.judge.selection_bias import Quantiles
 from streamlearn.lab.datasets import load
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate, settings_for
 
@@ -66,14 +67,15 @@ class TestProtocol:
     def test_every_sample_is_scored_by_the_oracle_and_only_labelled_ones_are_observed(self, found: Evaluation) -> None:
         """The labels of the first half come, the others are dropped."""
         assert (found.samples, found.labels, found.counts.labels_pending) == (200, 100, 100)
-        assert found.scores["oracle"]["cumulative"]["count"] == 200
-        assert found.scores["at_arrival"]["cumulative"]["count"] == 100
+        assert found.scores.oracle is not None
+        assert found.scores.oracle.cumulative.count == 200
+        assert found.scores.at_arrival.cumulative.count == 100
 
     def test_a_label_comes_exactly_as_late_as_said(self) -> None:
         """In the stream's own time, of which the rate says how long a sample takes."""
         found = evaluated(delay="2s", rate=50.0)
 
-        assert found.scores["traffic"]["delay_s"] == {"p50": 2.0, "p90": 2.0, "p99": 2.0, "max": 2.0}
+        assert found.scores.traffic.delay_s == Quantiles(2.0, 2.0, 2.0, 2.0)
         assert found.labels == 100
 
     def test_the_curves_have_a_point_for_each_window_and_one_for_the_end(self) -> None:
@@ -95,25 +97,30 @@ class TestProtocol:
     def test_what_was_observed_since_the_last_point_adds_up_to_all_of_it(self, found: Evaluation) -> None:
         """Right answers over labels, point by point, with the label that comes after the very last sample."""
         right = sum((point["observed_since"] or 0) * (point["scored_since"] or 0) for point in found.curves)
-        assert right / 100 == pytest.approx(found.scores["at_arrival"]["cumulative"]["accuracy"]["teacher"])
+        assert right / 100 == pytest.approx(found.scores.at_arrival.cumulative.accuracy["teacher"])
 
     def test_the_oracle_asks_the_twin_about_every_sample_too(self) -> None:
         """With labels for all it is neither at chance nor the teacher itself."""
         found = evaluated(limit=1000, window=200, delay="0")
 
-        twin = found.scores["oracle"]["twin"]["cumulative"]
-        assert twin["paired"] == 1000
-        assert twin["teacher"] == found.scores["oracle"]["cumulative"]["accuracy"]["teacher"]
-        assert 0.7 < twin["twin"] < 1.0
-        assert twin["twin"] != twin["teacher"]
-        assert found.curves[-1]["oracle_twin_cumulative"] == twin["twin"]
+        oracle = found.scores.oracle
+        assert oracle is not None
+        assert oracle.twin is not None
+        twin = oracle.twin.cumulative
+        assert twin.paired == 1000
+        assert twin.teacher == oracle.cumulative.accuracy["teacher"]
+        assert twin.twin is not None
+        assert 0.7 < twin.twin < 1.0
+        assert twin.twin != twin.teacher
+        assert found.curves[-1]["oracle_twin_cumulative"] == twin.twin
         assert found.curves[-1]["oracle_twin"] > 0.85  # type: ignore[operator]
 
     def test_a_learner_of_labels_alone_has_no_twin_to_ask(self) -> None:
         """It is the twin."""
         found = evaluated(settings={"learn.method": "supervised"})
 
-        assert found.scores["oracle"]["twin"] is None
+        assert found.scores.oracle is not None
+        assert found.scores.oracle.twin is None
         assert found.curves[-1]["oracle_twin"] is None
 
     def test_it_learns(self) -> None:
@@ -166,13 +173,13 @@ class TestSettings:
 
     def test_what_the_config_says_stands(self, tmp_path: Path) -> None:
         """And a shape or a factory of its own brings its own scale and normalisation."""
-        said = {"schema.shape": [64], "model.factory": "mlp", "learn.seed": 3, "score.fading": 0.5}
+        said = {"schema.shape": [64], "model.factory": "mlp", "learn.seed": 3, "guard.on": False}
 
         settings = settings_for(config_of(**said), load("digits"), EvaluationPlan(dataset="digits"), tmp_path)
 
         assert (settings.schema_.shape, settings.schema_.dtype, settings.schema_.scale) == ((64,), "uint8", 1.0)
         assert (settings.model.factory, settings.model.normalise, settings.learn.seed) == ("mlp", True, 3)
-        assert settings.score.fading == 0.5
+        assert not settings.guard.on
 
     def test_the_log_is_its_own_whatever_the_config_says(self, tmp_path: Path) -> None:
         """Nobody's Kafka gets a simulation by mistake."""

@@ -25,23 +25,29 @@ def busy_learner() -> LearnerMetrics:
     metrics = LearnerMetrics(version="1.2.3")
     metrics.read("samples", 10)
     metrics.finished("samples", "learned", 7)
-    metrics.waiting("labels", 2)
     metrics.dead_lettered("labels", "unknown_class")
-    metrics.trimmed("samples", 4)
+    metrics.finished("samples", "trimmed", 4)
     metrics.step(0.003, 1000.0)
-    metrics.skipped(1, 64)
+    metrics.skipped(1)
     metrics.phase("learn", 0.002)
-    metrics.costs(classification=0.5, consistency=0.1, weight=3.0, learning_rate=0.01)
+    metrics.costs(classification=0.5, consistency=0.1, weight=3.0)
     metrics.accuracy("teacher", "windowed", 0.75)
     metrics.accuracy("student", "windowed", None)
-    metrics.oracle_accuracy("teacher", "cumulative", 0.5)
+    metrics.score("kappa", "faded", 0.25)
+    metrics.label_time(teacher=0.5, twin=None)
+    metrics.ssl_gain(low=-0.1, mean=0.0, high=0.1)
+    metrics.selection_bias(labelled_share=0.5, confidence_gap=None)
+    metrics.candidate("twin", served=True)
+    metrics.guard(frozen=True, reasons=["collapsed"])
+    metrics.guard_acted("roll_back", 2)
+    metrics.trust(0.5)
+    metrics.drifted("inputs", 3)
     metrics.scored(30.0)
     metrics.ledger({"waiting": 3, "joined": 5}, samples=9, payload_bytes=700)
-    metrics.memory(6)
     metrics.lag("clicks", 3, 12)
     metrics.log_available(available=True)
-    metrics.published(40, 1001.0)
-    metrics.checkpoint_saved(39, duration_s=0.1, size_bytes=123, now_s=1002.0)
+    metrics.published(40)
+    metrics.checkpoint_saved(duration_s=0.1, now_s=1002.0)
     return metrics
 
 
@@ -105,7 +111,7 @@ class TestLearnerMetrics:
         for reason in REASONS:
             assert found["streamlearn_dead_letters_total", (("reason", reason),)] == 0.0
         assert found["streamlearn_records_total", (("outcome", "orphan"), ("topic", "labels"))] == 0.0
-        assert found["streamlearn_steps_skipped_total", (("reason", "nonfinite"),)] == 0.0
+        assert found["streamlearn_steps_skipped_total", ()] == 0.0
 
     def test_accuracy_is_nan_before_the_first_score(self):
         """No score is not a score of 0."""
@@ -124,11 +130,21 @@ class TestLearnerMetrics:
         assert found["streamlearn_records_total", (("outcome", "dead_lettered"), ("topic", "labels"))] == 1.0
         assert found["streamlearn_dead_letters_total", (("reason", "unknown_class"),)] == 1.0
         assert found["streamlearn_records_total", (("outcome", "trimmed"), ("topic", "samples"))] == 4.0
-        assert found["streamlearn_trimmed_records_total", (("topic", "samples"),)] == 4.0
         assert found["streamlearn_step_duration_seconds_bucket", (("le", "0.005"),)] == 1.0
         assert found["streamlearn_step_duration_seconds_bucket", (("le", "0.002"),)] == 0.0
         assert found["streamlearn_cost", (("term", "consistency"),)] == 0.1
         assert found["streamlearn_consistency_weight", ()] == 3.0
+        assert found["streamlearn_score", (("score", "kappa"), ("window", "faded"))] == 0.25
+        assert found["streamlearn_label_time_accuracy_ratio", (("network", "teacher"),)] == 0.5
+        assert found["streamlearn_ssl_gain_ratio", (("bound", "low"),)] == -0.1
+        assert found["streamlearn_selection_bias", (("measure", "labelled_share"),)] == 0.5
+        assert found["streamlearn_candidate_served", (("candidate", "twin"),)] == 1.0
+        assert found["streamlearn_guard_frozen", ()] == 1.0
+        assert found["streamlearn_guard_reason", (("reason", "collapsed"),)] == 1.0
+        assert found["streamlearn_guard_actions_total", (("action", "roll_back"),)] == 2.0
+        assert found["streamlearn_teacher_trust_ratio", ()] == 0.5
+        assert found["streamlearn_drift_alarms_total", (("source", "inputs"),)] == 3.0
+        assert found["streamlearn_label_delay_seconds_sum", ()] == 30.0
         assert found["streamlearn_ledger_labels", (("state", "joined"),)] == 5.0
         assert found["streamlearn_consumer_lag_records", (("partition", "3"), ("topic", "clicks"))] == 12.0
         assert found["streamlearn_checkpoint_last_success_timestamp_seconds", ()] == 1002.0
@@ -157,8 +173,8 @@ class TestMerge:
 
         found = samples(merge({"server-0": one.text(), "server-1": other.text()}))
 
-        assert found["streamlearn_predict_rows_total", (("process", "server-0"),)] == 3.0
-        assert found["streamlearn_predict_rows_total", (("process", "server-1"),)] == 4.0
+        assert found["streamlearn_predict_batch_rows_sum", (("process", "server-0"),)] == 3.0
+        assert found["streamlearn_predict_batch_rows_sum", (("process", "server-1"),)] == 4.0
 
     def test_writes_each_family_once(self):
         """HELP and TYPE stand once, before all samples of their family."""

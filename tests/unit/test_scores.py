@@ -105,8 +105,8 @@ class TestOfProbabilities:
         """None where no answer fell."""
         empty, full = scores.Reliability(np.array([0.0, 4.0]), np.array([0.0, 3.0]), np.array([0.0, 2.0])).diagram()
 
-        assert empty == {"low": 0.0, "high": 0.5, "count": 0.0, "confidence": None, "accuracy": None}
-        assert full == {"low": 0.5, "high": 1.0, "count": 4.0, "confidence": 0.75, "accuracy": 0.5}
+        assert empty == scores.ReliabilityBin(low=0.0, high=0.5, count=0.0, confidence=None, accuracy=None)
+        assert full == scores.ReliabilityBin(low=0.5, high=1.0, count=4.0, confidence=0.75, accuracy=0.5)
 
 
 class TestIntervals:

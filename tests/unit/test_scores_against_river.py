@@ -1,13 +1,14 @@
 """Our scores against river's own numbers on one sequence of events, wherever both define the score.
 
 The three forms of river's metrics: as they are (cumulative), in `utils.Rolling` (windowed), and updated with weights
-that grow by 1 / fading (faded). Run as a program, this file prints the table of `docs/scores.md`.
+that grow by 1 / fading (faded). Run as a program, this file prints the table.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ def judged(sequence: list[Event]) -> dict[str, Any]:
             majority_class=event.majority,
             no_change_class=event.no_change,
         )
-    return judge.report()
+    return asdict(judge.report())
 
 
 def of_river(

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.judge.selection_bias import ARRIVALS_PER_LABEL, SAME_MODEL_STEPS, SelectionBias
+from streamlearn.judge.selection_bias import (
+    ARRIVALS_PER_LABEL,
+    SAME_MODEL_STEPS,
+    LabelledShare,
+    Quantiles,
+    SelectionBias,
+    SelectionReport,
+)
 from streamlearn.records import Prediction
 
 SURE, DOUBTFUL, OTHER = (0.9, 0.1), (0.6, 0.4), (0.2, 0.8)
@@ -51,7 +59,7 @@ class TestLabelledShare:
 
         feed(traffic, [[SURE] * 8, *[(0, 0.9, 1.0)] * 3])
 
-        assert traffic.report()["labelled_share"] == {"windowed": 3 / 8, "cumulative": 3 / 8}
+        assert traffic.report().labelled_share == LabelledShare(windowed=3 / 8, cumulative=3 / 8)
 
     def test_of_the_window_tells_that_labels_have_stopped(self) -> None:
         """More labels than the window has are counted too, and only those of the remembered arrivals' time."""
@@ -59,10 +67,10 @@ class TestLabelledShare:
         arrivals = ARRIVALS_PER_LABEL * 4
 
         feed(traffic, [[SURE] * arrivals, *[(0, 0.9, 1.0)] * 20, [SURE] * (arrivals // 2)])
-        assert traffic.report()["labelled_share"] == {"windowed": 20 / arrivals, "cumulative": 20 / (1.5 * arrivals)}
+        assert traffic.report().labelled_share == LabelledShare(20 / arrivals, 20 / (1.5 * arrivals))
 
         feed(traffic, [[SURE] * (arrivals // 2)])
-        assert traffic.report()["labelled_share"] == {"windowed": 0.0, "cumulative": 20 / (2 * arrivals)}
+        assert traffic.report().labelled_share == LabelledShare(0.0, 20 / (2 * arrivals))
 
 
 class TestDelay:
@@ -72,7 +80,9 @@ class TestDelay:
 
         feed(traffic, [(0, 0.9, float(delay)) for delay in range(200)])
 
-        assert traffic.report()["delay_s"] == pytest.approx({"p50": 149.0, "p90": 189.0, "p99": 198.0, "max": 199.0})
+        assert asdict(traffic.report().delay_s) == pytest.approx(
+            {"p50": 149.0, "p90": 189.0, "p99": 198.0, "max": 199.0}
+        )
 
 
 class TestSelection:
@@ -83,8 +93,8 @@ class TestSelection:
         feed(traffic, [[SURE, DOUBTFUL], (0, 0.9, 0.0)])
 
         report = traffic.report()
-        assert report["confidence"] == pytest.approx(0.75)
-        assert report["confidence_gap"] == pytest.approx(0.15)
+        assert report.confidence == pytest.approx(0.75)
+        assert report.confidence_gap == pytest.approx(0.15)
 
     def test_class_mix_distance_is_between_labelled_and_all(self) -> None:
         """Labels on class 1 alone, where it is 1 answer of 4."""
@@ -92,8 +102,8 @@ class TestSelection:
 
         feed(traffic, [[SURE, SURE, SURE, OTHER], (1, 0.8, 0.0)])
 
-        assert traffic.report()["class_mix_distance"] == 0.75
-        assert traffic.report()["class_mix_by_chance"] == pytest.approx(0.3455, abs=1e-4)
+        assert traffic.report().class_mix_distance == 0.75
+        assert traffic.report().class_mix_by_chance == pytest.approx(0.3455, abs=1e-4)
 
     def test_class_entropy_is_of_the_arrivals(self) -> None:
         """1 where all classes are answered alike often, 0 where one is answered alone."""
@@ -102,7 +112,7 @@ class TestSelection:
         feed(even, [[SURE, OTHER], (0, 0.9, 0.0)])
         feed(one, [[SURE, SURE], (1, 0.9, 0.0)])
 
-        assert (even.report()["class_entropy"], one.report()["class_entropy"]) == (1.0, 0.0)
+        assert (even.report().class_entropy, one.report().class_entropy) == (1.0, 0.0)
 
     def test_arrivals_beyond_the_window_are_forgotten(self) -> None:
         """One large micro-batch may be all of it."""
@@ -110,9 +120,9 @@ class TestSelection:
 
         feed(traffic, [[SURE] * 25, [OTHER] * ARRIVALS_PER_LABEL])
 
-        assert traffic.report()["class_entropy"] == 0.0
-        assert traffic.report()["confidence"] == pytest.approx(0.8)
-        assert traffic.report()["arrived"] == 25 + ARRIVALS_PER_LABEL
+        assert traffic.report().class_entropy == 0.0
+        assert traffic.report().confidence == pytest.approx(0.8)
+        assert traffic.report().arrived == 25 + ARRIVALS_PER_LABEL
 
 
 class TestSameModel:
@@ -126,9 +136,9 @@ class TestSameModel:
             traffic.labelled(answer(DOUBTFUL if step % 2 else OTHER, 17), 10.0)
 
         report = traffic.report()
-        assert report["compared"] == 100
-        assert report["confidence_gap"] == pytest.approx(0.0)
-        assert report["class_mix_distance"] == pytest.approx(0.0)
+        assert report.compared == 100
+        assert report.confidence_gap == pytest.approx(0.0)
+        assert report.class_mix_distance == pytest.approx(0.0)
 
     def test_a_model_that_has_become_surer_since_is_no_gap(self) -> None:
         """Labels come late: their samples were answered by the model of that time."""
@@ -138,7 +148,7 @@ class TestSameModel:
 
         traffic.labelled(answer(DOUBTFUL, 0), 60.0)
 
-        assert traffic.report()["confidence_gap"] == pytest.approx(0.0)
+        assert traffic.report().confidence_gap == pytest.approx(0.0)
 
     def test_each_model_weighs_as_much_as_among_the_labels(self) -> None:
         """Three labels of the sure model's, one of the other's; and one easy sample too many among the latter."""
@@ -151,8 +161,8 @@ class TestSameModel:
 
         report = traffic.report()
         reference = (3 * (3 * 0.9 + 0.8) / 4 + (0.6 + 0.9) / 2) / 4
-        assert report["confidence_gap"] == pytest.approx((0.9 + 0.9 + 0.8 + 0.9) / 4 - reference)
-        assert report["class_mix_distance"] == pytest.approx(abs(1 / 4 - 3 / 4 / 4))
+        assert report.confidence_gap == pytest.approx((0.9 + 0.9 + 0.8 + 0.9) / 4 - reference)
+        assert report.class_mix_distance == pytest.approx(abs(1 / 4 - 3 / 4 / 4))
 
     def test_labels_whose_model_left_the_window_are_not_compared(self) -> None:
         """Nothing is known of how sure it was of all samples."""
@@ -163,9 +173,9 @@ class TestSameModel:
         traffic.labelled(answer(SURE, 0), 1e6)
 
         report = traffic.report()
-        assert report["compared"] == 0
-        assert report["confidence_gap"] is report["class_mix_distance"] is report["class_mix_by_chance"] is None
-        assert report["labelled_share"]["cumulative"] == pytest.approx(1 / 11)
+        assert report.compared == 0
+        assert report.confidence_gap is report.class_mix_distance is report.class_mix_by_chance is None
+        assert report.labelled_share.cumulative == pytest.approx(1 / 11)
 
 
 class TestEdges:
@@ -173,10 +183,18 @@ class TestEdges:
         """None, and a count of zero."""
         report = SelectionBias(2, window=4).report()
 
-        assert (report.pop("arrived"), report.pop("labelled")) == (0, 0)
-        assert report.pop("labelled_share") == {"windowed": None, "cumulative": None}
-        assert report.pop("compared") == 0
-        assert set(report.pop("delay_s").values()) == set(report.values()) == {None}
+        assert report == SelectionReport(
+            arrived=0,
+            labelled=0,
+            labelled_share=LabelledShare(None, None),
+            delay_s=Quantiles(),
+            confidence=None,
+            compared=0,
+            confidence_gap=None,
+            class_mix_distance=None,
+            class_mix_by_chance=None,
+            class_entropy=None,
+        )
 
     def test_an_empty_micro_batch_is_no_arrival(self) -> None:
         """A step of labels alone is legal."""
@@ -192,7 +210,7 @@ class TestEdges:
 
         traffic.arrived(batch((1.0,)))
 
-        assert traffic.report()["class_entropy"] is None
+        assert traffic.report().class_entropy is None
 
 
 class TestSaving:
@@ -206,7 +224,8 @@ class TestSaving:
         feed(traffic, events[fed:])
         feed(other, events[fed:])
 
-        assert other.report() == traffic.report() == json.loads(json.dumps(traffic.report(), allow_nan=False))
+        assert other.report() == traffic.report()
+        assert json.dumps(asdict(traffic.report()), allow_nan=False)
         for name, array in traffic.state().items():
             np.testing.assert_array_equal(other.state()[name], array)
 
@@ -218,4 +237,4 @@ class TestSaving:
         other.load(traffic.state())
 
         report = other.report()
-        assert (report["class_entropy"], report["delay_s"]["p50"], report["arrived"]) == (0.0, 7.0, 30)
+        assert (report.class_entropy, report.delay_s.p50, report.arrived) == (0.0, 7.0, 30)

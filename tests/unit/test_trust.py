@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.judge.trust import Trust
+from streamlearn.judge.trust import Trust, TrustReport
 
 
 def fed(trust: Trust, count: int, accuracy: float, *, version: int = 0, seed: int = 0) -> Trust:
@@ -41,10 +41,10 @@ class TestAWorldThatStays:
         """`trust_labels = 0`, also after a restart of a learner that had it on."""
         before, trust = fed(Trust(10), 100, 0.5), Trust(0)
         if lost:
-            before.lose(5)
+            before.distrust(5)
         trust.load(before.state())
         fed(trust, 100, 0.0)
-        trust.lose(5)
+        trust.distrust(5)
 
         assert (fed(Trust(0), 100, 0.0).factor, trust.factor) == (1.0, 1.0)
 
@@ -64,7 +64,7 @@ class TestAWorldThatChanges:
     def test_of_inputs_is_answered_for_by_samples_that_came_since(self):
         """An alarm at step 70: labels that come late, of samples from before, say nothing."""
         trust = fed(Trust(10), 100, 0.9)
-        trust.lose(70)
+        trust.distrust(70)
 
         assert trust.factor == 0.0
         assert fed(trust, 100, 1.0, version=69).factor == 0.0
@@ -74,7 +74,7 @@ class TestAWorldThatChanges:
     def test_is_not_over_by_one_lucky_label(self):
         """Nor by a second; some ten that are right are proof."""
         trust = fed(Trust(10), 100, 0.9)
-        trust.lose(70)
+        trust.distrust(70)
 
         factors = [fed(trust, 1, 1.0, version=70).factor for _ in range(15)]
 
@@ -85,18 +85,18 @@ class TestAWorldThatChanges:
     def test_of_inputs_is_forgotten_where_no_newer_answer_ever_comes(self):
         """A pinned server answers by the version of long ago: a thousand labels are passed by, and no more."""
         trust = fed(Trust(10), 100, 0.9)
-        trust.lose(70)
+        trust.distrust(70)
 
         assert fed(trust, 1000, 0.9, version=5).factor == 0.0
         assert fed(trust, 15, 1.0, version=5).factor == 1.0
-        trust.lose(2000)
+        trust.distrust(2000)
         assert fed(trust, 1000, 1.0, version=5).factor == 0.0
 
     def test_again_before_any_newer_label_came_prolongs_nothing(self):
         """Alarms that come faster than labels would keep the weight at 0 for ever."""
         trust = fed(Trust(10), 100, 0.9)
         for step in range(100, 1000, 100):
-            trust.lose(step)
+            trust.distrust(step)
             fed(trust, 1, 1.0, version=step - 150)
 
         assert fed(trust, 15, 1.0, version=800).factor == 1.0
@@ -104,7 +104,7 @@ class TestAWorldThatChanges:
     def test_costs_nothing_before_the_first_labels(self):
         """There was nothing to believe, and nothing was lost."""
         trust = fed(Trust(10), 9, 0.5)
-        trust.lose(70)
+        trust.distrust(70)
 
         assert trust.factor == 1.0
 
@@ -112,8 +112,8 @@ class TestAWorldThatChanges:
 class TestReport:
     def test_has_both_accuracies_once_there_are_labels(self):
         """None before."""
-        assert Trust(10).report() == {"factor": 1.0, "recent_accuracy": None, "usual_accuracy": None}
-        assert fed(Trust(10), 10, 1.0).report() == {"factor": 1.0, "recent_accuracy": 1.0, "usual_accuracy": 1.0}
+        assert Trust(10).report() == TrustReport(factor=1.0, recent_accuracy=None, usual_accuracy=None)
+        assert fed(Trust(10), 10, 1.0).report() == TrustReport(1.0, 1.0, 1.0)
 
 
 LABELS = st.lists(st.tuples(st.booleans(), st.integers(0, 5)) | st.integers(0, 5), max_size=60)
@@ -129,7 +129,7 @@ def test_a_loaded_one_goes_on_as_the_saved_one(before, after):
             if isinstance(event, tuple):
                 trust.update(right=event[0], version=event[1])
             else:
-                trust.lose(event)
+                trust.distrust(event)
             factors.append(trust.factor)
         return factors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.judge.board import Scoreboard
+from streamlearn.judge.gain import CumulativeGain
+from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.records import Prediction
 
 CLASSES = ("ant", "bee")
@@ -22,7 +24,7 @@ EVENTS = st.lists(
 
 
 def board(window: int = 4) -> Scoreboard:
-    return Scoreboard(CLASSES, window=window, fading=0.9, bins=5)
+    return Scoreboard(CLASSES, window=window)
 
 
 def feed(scoreboard: Scoreboard, events: list[Event]) -> None:
@@ -47,13 +49,22 @@ class TestReport:
         feed(scoreboard, [(True, 0, 0, 1), (True, 1, 0, 1)])
 
         report = scoreboard.report()
-        assert sorted(report) == ["at_arrival", "at_label", "classes", "first_minus_at_label", "oracle", "traffic"]
-        assert report["classes"] == ["ant", "bee"]
-        assert report["at_arrival"]["windowed"]["accuracy"]["teacher"] == 0.5
-        assert report["at_label"]["twin"] == 0.5
-        assert report["traffic"]["delay_s"]["p50"] == 2.0
-        assert report["oracle"]["cumulative"]["count"] == 2
-        assert report["oracle"]["twin"]["cumulative"] == {"paired": 2, "teacher": 0.5, "twin": 0.5}
+        assert list(asdict(report)) == [
+            "classes",
+            "at_arrival",
+            "at_label",
+            "first_minus_at_label",
+            "traffic",
+            "oracle",
+        ]
+        assert report.classes == ("ant", "bee")
+        assert report.at_arrival.windowed.accuracy["teacher"] == 0.5
+        assert report.at_label.twin == 0.5
+        assert report.traffic.delay_s.p50 == 2.0
+        assert report.oracle is not None
+        assert report.oracle.cumulative.count == 2
+        assert report.oracle.twin is not None
+        assert report.oracle.twin.cumulative == CumulativeGain(paired=2, teacher=0.5, twin=0.5)
 
     def test_classes_that_have_no_name_yet_are_no_part_of_the_entropy(self) -> None:
         """Nobody can be answered with them. Once named they are; and the list has the name."""
@@ -64,10 +75,10 @@ class TestReport:
         scoreboard.name([*CLASSES, "crab"])
         after = scoreboard.report()
 
-        assert before["classes"] == ["ant", "bee", "spare 0", "spare 1"]
-        assert before["traffic"]["class_entropy"] == pytest.approx(1.0)
-        assert after["classes"] == ["ant", "bee", "crab", "spare 1"]
-        assert after["traffic"]["class_entropy"] == pytest.approx(np.log(2) / np.log(3))
+        assert before.classes == ("ant", "bee", "spare 0", "spare 1")
+        assert before.traffic.class_entropy == pytest.approx(1.0)
+        assert after.classes == ("ant", "bee", "crab", "spare 1")
+        assert after.traffic.class_entropy == pytest.approx(np.log(2) / np.log(3))
 
     def test_has_no_oracle_of_a_twin_that_was_not_asked(self) -> None:
         """Whoever does not pay for its answers has none."""
@@ -77,7 +88,9 @@ class TestReport:
             true_class=0, teacher_class=0, student_class=0, teacher_probabilities_C=np.array([1.0, 0.0], np.float32)
         )
 
-        assert scoreboard.report()["oracle"]["twin"] is None
+        oracle = scoreboard.report().oracle
+        assert oracle is not None
+        assert oracle.twin is None
 
     def test_has_no_oracle_without_a_truth(self) -> None:
         """Only a simulation knows it."""
@@ -85,14 +98,14 @@ class TestReport:
 
         feed(scoreboard, [(False, 0, 0, 1)])
 
-        assert scoreboard.report()["oracle"] is None
+        assert scoreboard.report().oracle is None
 
     def test_of_nothing_is_json(self) -> None:
         """A server may ask before the first sample."""
         report = board().report()
 
-        assert json.loads(json.dumps(report, allow_nan=False)) == report
-        assert report["first_minus_at_label"] is None
+        assert json.dumps(asdict(report), allow_nan=False)
+        assert report.first_minus_at_label is None
 
     def test_first_minus_at_label_is_of_the_same_samples(self) -> None:
         """On arrival 1 of 3 was right, at the label 2 of 3."""
@@ -100,7 +113,7 @@ class TestReport:
 
         feed(scoreboard, [(False, 1, 1, None), (False, 1, 0, None), (False, 0, 1, None)])
 
-        assert scoreboard.report()["first_minus_at_label"] == pytest.approx(1 / 3 - 2 / 3)
+        assert scoreboard.report().first_minus_at_label == pytest.approx(1 / 3 - 2 / 3)
 
 
 class TestSaving:
@@ -126,10 +139,11 @@ class TestSaving:
         shorter.load(scoreboard.state())
 
         report = shorter.report()
-        assert report["at_arrival"]["windowed"]["accuracy"]["teacher"] == 0.0
-        assert report["at_arrival"]["cumulative"]["accuracy"]["teacher"] == 0.5
-        assert report["at_label"]["gain"] == 1.0
-        assert report["oracle"]["windowed"]["count"] == 1
+        assert report.at_arrival.windowed.accuracy["teacher"] == 0.0
+        assert report.at_arrival.cumulative.accuracy["teacher"] == 0.5
+        assert report.at_label.gain == 1.0
+        assert report.oracle is not None
+        assert report.oracle.windowed.count == 1
 
     def test_state_is_one_flat_mapping(self) -> None:
         """As a checkpoint takes it."""
