@@ -407,8 +407,8 @@ class Guard:
         if self._has_copy:
             return Action.ROLL_BACK
         # The twin has more entropy than a collapsed teacher; without a copy even an unhealthy twin is the better one.
-        beside_twin = "collapsed" in self._reasons and signals.twin_probe_entropy is not None
-        return Action.ADOPT_TWIN if beside_twin else Action.NONE
+        has_twin = "collapsed" in self._reasons and signals.twin_probe_entropy is not None
+        return Action.ADOPT_TWIN if has_twin else Action.NONE
 
     def _take(self, action: Action) -> Action:
         if action is not Action.NONE:

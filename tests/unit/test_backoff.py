@@ -1,4 +1,4 @@
-"""A factor that halves, and comes back step by step."""
+"""The back-off factor: halved at failures, and restored step by step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from streamlearn.judge.backoff import LEVELS, Backoff
 
 
 class TestBackoff:
-    def test_halves_until_its_floor(self):
-        """However often something goes wrong, some learning is left."""
+    def test_halves_down_to_its_minimum(self):
+        """Repeated failures never stop learning entirely."""
         backoff = Backoff(100)
         factors = []
 
@@ -22,7 +22,7 @@ class TestBackoff:
         assert factors == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 64, 1 / 64]
 
     @pytest.mark.parametrize(("step", "factor"), [(1, 1 / 4), (200, 1 / 4), (201, 1 / 2), (300, 1 / 2), (301, 1.0)])
-    def test_leaves_its_lower_level_more_slowly(self, step, factor):
+    def test_leaves_a_higher_level_more_slowly(self, step, factor):
         """The first pause after one halving, twice that after the second."""
         backoff = Backoff(100)
         backoff.halve(0)
@@ -31,8 +31,8 @@ class TestBackoff:
 
         assert backoff.factor(step) == factor
 
-    def test_comes_back_only_from_when_it_was_last_held(self):
-        """While something is wrong, time does not count."""
+    def test_hold_starts_the_pause_again(self):
+        """Time while something is wrong does not count."""
         backoff = Backoff(100)
         backoff.halve(0)
 
@@ -40,16 +40,16 @@ class TestBackoff:
 
         assert (backoff.factor(198), backoff.factor(199)) == (1 / 2, 1.0)
 
-    def test_pressed_is_at_its_floor_at_once(self):
-        """And takes its longest pause."""
+    def test_maximise_goes_to_the_minimum_factor_at_once(self):
+        """With the longest pause."""
         backoff = Backoff(100)
 
         backoff.maximise(5)
 
         assert (backoff.factor(5), backoff.pause_steps) == (1 / 64, 3200)
 
-    def test_released_backoffs_no_more(self):
-        """What did not help is undone."""
+    def test_reset_restores_the_factor_at_once(self):
+        """Used where the back-off has not helped."""
         backoff = Backoff(100)
         backoff.maximise(5)
 
@@ -58,11 +58,11 @@ class TestBackoff:
         assert backoff.factor(5) == 1.0
 
     @given(st.lists(st.tuples(st.sampled_from(["halve", "maximise", "hold"]), st.integers(0, 5000)), max_size=20))
-    def test_stays_within_its_bounds(self, doings):
-        """Whatever is done to it, and when."""
+    def test_the_factor_stays_within_its_bounds_and_recovers(self, calls):
+        """After any sequence of calls."""
         backoff, step = Backoff(50), 0
 
-        for name, later in doings:
+        for name, later in calls:
             step += later
             getattr(backoff, name)(step)
 

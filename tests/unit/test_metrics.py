@@ -1,4 +1,4 @@
-"""The metrics: every family lints, closed sets exist at 0, and the texts of several processes merge into one."""
+"""The metrics: promtool's lint, closed sets that start at 0, and the merge of several processes."""
 
 import math
 import shutil
@@ -66,7 +66,7 @@ def busy_server() -> ServerMetrics:
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """All samples of an exposition by name and labels, read by the official parser."""
+    """All samples of an exposition by name and labels, parsed by prometheus_client."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -76,8 +76,8 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 class TestTables:
     @pytest.mark.parametrize("table", [LEARNER_METRICS, SERVER_METRICS])
-    def test_names_stand_once(self, table):
-        """A metric has one row."""
+    def test_names_are_unique(self, table):
+        """Each metric has one row."""
         names = [metric.name for metric in table]
 
         assert len(names) == len(set(names))
@@ -85,18 +85,18 @@ class TestTables:
     @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
     @pytest.mark.parametrize("text", [busy_learner().text(), busy_server().text()], ids=["learner", "server"])
     def test_pass_promtools_lint(self, text):
-        """Prometheus' own linter finds nothing to say about names, units, and help."""
+        """Names, units and help follow Prometheus' conventions."""
         done = subprocess.run(["promtool", "check", "metrics"], input=text.encode(), capture_output=True, check=False)
 
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
     def test_have_no_created_series(self):
-        """Series that nobody asked for are not exposed."""
+        """They would double the scrape."""
         assert "_created" not in busy_learner().text()
 
     @pytest.mark.parametrize(("table", "text"), [(LEARNER_METRICS, busy_learner()), (SERVER_METRICS, busy_server())])
-    def test_name_all_that_is_exposed(self, table, text):
-        """The table and the exposition hold the same metrics of ours."""
+    def test_equal_the_exposition(self, table, text):
+        """Table and exposition have the same metrics."""
         found = {family.name for family in text_string_to_metric_families(text.text())}
         expected = {PREFIX + metric.name.removesuffix("_total") for metric in table}
 
@@ -114,15 +114,15 @@ class TestLearnerMetrics:
         assert found["streamlearn_steps_skipped_total", ()] == 0.0
 
     def test_accuracy_is_nan_before_the_first_score(self):
-        """No score is not a score of 0."""
+        """An undefined score is not 0."""
         found = samples(LearnerMetrics(version="1").text())
 
         assert math.isnan(
             found["streamlearn_prequential_accuracy_ratio", (("network", "teacher"), ("window", "windowed"))]
         )
 
-    def test_counts_what_it_is_told(self):
-        """Each method moves its own series."""
+    def test_each_method_updates_its_series(self):
+        """And no other."""
         found = samples(busy_learner().text())
 
         assert found["streamlearn_records_read_total", (("topic", "samples"),)] == 10.0
@@ -151,12 +151,12 @@ class TestLearnerMetrics:
         assert found["streamlearn_build_info", (("version", "1.2.3"),)] == 1.0
 
     def test_a_value_outside_a_closed_set_is_a_bug(self):
-        """Error texts and ids can not become label values."""
+        """Error texts and ids cannot become label values."""
         with pytest.raises(AssertionError, match="closed set"):
             LearnerMetrics(version="1").dead_lettered("samples", "it was Tuesday")
 
-    def test_objects_share_nothing(self):
-        """Two of them in one process count apart."""
+    def test_two_objects_in_one_process_are_independent(self):
+        """There is no global registry."""
         one, other = LearnerMetrics(version="1"), LearnerMetrics(version="1")
 
         one.step(0.1, 1.0)
@@ -166,7 +166,7 @@ class TestLearnerMetrics:
 
 class TestMerge:
     def test_labels_each_sample_with_its_process(self):
-        """Two processes' series of one name stay apart."""
+        """Series of the same name stay separate."""
         one, other = ServerMetrics(version="1"), ServerMetrics(version="1")
         one.forward(3, 0.1)
         other.forward(4, 0.1)
@@ -177,7 +177,7 @@ class TestMerge:
         assert found["streamlearn_predict_batch_rows_sum", (("process", "server-1"),)] == 4.0
 
     def test_writes_each_family_once(self):
-        """HELP and TYPE stand once, before all samples of their family."""
+        """HELP and TYPE appear once, before all samples of the family."""
         merged = merge(
             {"learner": busy_learner().text(), "server-0": busy_server().text(), "server-1": busy_server().text()}
         )
@@ -191,7 +191,7 @@ class TestMerge:
 
     @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
     def test_passes_promtools_lint(self):
-        """Prometheus takes the merged text as it would one process's."""
+        """Prometheus accepts the merged text."""
         merged = merge({"learner": busy_learner().text(), "server-0": busy_server().text()})
 
         done = subprocess.run(["promtool", "check", "metrics"], input=merged.encode(), capture_output=True, check=False)
@@ -199,8 +199,8 @@ class TestMerge:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
     @pytest.mark.parametrize("value", ['a"b', "a\\b", "a\\nb", "a\nb", "a}b", "a\u2028b", "a b,c", "ÄΩ"])
-    def test_keeps_label_values_whole(self, value):
-        """Whatever stands in a label value, in the text or as the process's name, is read back as it was."""
+    def test_keeps_special_characters_in_label_values(self, value):
+        """In the text and in the process's name."""
         metrics = ServerMetrics(version="1")
         metrics.scraped(value, failed=True)
 
@@ -211,14 +211,14 @@ class TestMerge:
     @pytest.mark.parametrize(
         "text", ["<html>no</html>", "# HELP a b\n{} 3\n", "orphan 1\n", "# TYPE a counter\na{ 3\n"]
     )
-    def test_refuses_what_is_no_exposition(self, text):
-        """Another program on the port must not end in our metrics."""
+    def test_refuses_other_formats(self, text):
+        """Output of another program on the port must not enter our metrics."""
         with pytest.raises(ValueError, match="server-0: line"):
             merge({"server-0": text})
 
 
-def test_a_port_of_its_own_answers_with_the_registry():
-    """The learner's /metrics is the exposition, and the port is free again after close."""
+def test_the_http_server_serves_the_registry():
+    """And releases the port when closed."""
     metrics = busy_learner()
 
     server, port = start_http(metrics.registry, "127.0.0.1", 0)
