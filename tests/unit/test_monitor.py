@@ -193,6 +193,18 @@ class TestSlowLook:
         assert accuracy["prequential"]["no_change"]["windowed"] is None
         assert accuracy["oracle"]["teacher"]["windowed"] is None
 
+    def test_the_score_file_has_the_keys_of_get_score(self, learner: Learning) -> None:
+        """Clients read them."""
+        learner.watch.start(learner.parts)
+        learner.watch.stop("stopped")
+
+        scores = read_status(learner.paths.scores) or {}
+        report = ["classes", "at_arrival", "at_label", "first_minus_at_label", "traffic", "oracle"]
+        assert list(scores) == ["time_s", "step", *report, "bank", "guard", "drift", "trust"]
+        assert scores["bank"] == {"served": "teacher", "accuracy": {"teacher": None, "twin": None}}
+        assert learner.metric("candidate_served", candidate="teacher") == 1
+        assert learner.metric("candidate_served", candidate="twin") == 0
+
     def test_lag_is_told_by_partition_and_in_sum(self, learner: Learning) -> None:
         """Records in the log that are in no step yet."""
         learner.log.append("samples", [learner.codec.encode_sample(f"s{n}", np.zeros(4, np.float32)) for n in range(5)])

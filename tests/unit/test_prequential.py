@@ -301,27 +301,6 @@ class TestSaving:
         assert other.report().cumulative.ece is None
         assert other.report().windowed.ece == 0.0
 
-    def test_a_shorter_window_keeps_the_newest(self) -> None:
-        """A changed setting does not affect the cumulative scores."""
-        judge, other = Prequential(3, window=4), Prequential(3, window=2)
-        score(judge, "1 0000", "1 0000", "1 1000", "1 1000", "1 1000")
-
-        other.load(judge.state())
-
-        assert other.windowed("teacher") == 1.0
-        assert other.report().cumulative.accuracy["teacher"] == 0.6
-
-    def test_a_longer_window_fills_up_from_the_saved_one(self) -> None:
-        """Samples that have left the shorter window stay out."""
-        judge, other = Prequential(3, window=2), Prequential(3, window=4)
-        score(judge, "1 0000", "1 0000", "1 1000")
-        other.load(judge.state())
-        assert other.windowed("teacher") == 0.5
-
-        score(other, "1 1000", "1 1000", "1 1000")
-
-        assert other.windowed("teacher") == 1.0
-
     def test_the_state_is_a_copy(self) -> None:
         """Another thread writes it while scoring continues."""
         judge = Prequential(3, window=2)

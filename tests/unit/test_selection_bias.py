@@ -230,13 +230,3 @@ class TestSaving:
         assert json.dumps(asdict(traffic.report()), allow_nan=False)
         for name, array in traffic.state().items():
             np.testing.assert_array_equal(other.state()[name], array)
-
-    def test_a_shorter_window_keeps_the_newest(self) -> None:
-        """Totals are those of the whole stream."""
-        traffic, other = SelectionBias(2, window=8), SelectionBias(2, window=1)
-        feed(traffic, [[CONFIDENT] * 20, [OTHER] * 10, (0, 0.9, 5.0), (1, 0.9, 7.0)])
-
-        other.load(traffic.state())
-
-        report = other.report()
-        assert (report.class_entropy, report.delay_s.p50, report.arrived) == (0.0, 7.0, 30)
