@@ -129,9 +129,9 @@ class Following:
     def __call__(self, parts: Parts, report: StepReport, _folder: Path) -> None:
         """Record the alarms of one step."""
         if report.step % POLL_STEPS == 0 or report.step == self._stream.steps:
-            reports = parts.guarding.report()["drift"]
+            reports = parts.guarding.report().drift
             for source, alarms in self._alarms.items():
-                alarms.update(reports[source]["last_alarm_steps"])
+                alarms.update(reports[source].last_alarm_steps)
 
     def result(self) -> Result:
         """The result of the whole stream."""

@@ -25,7 +25,6 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from streamlearn.config import BankConfig
 from streamlearn.judge.election import LABELS, Election
 
 MOST_LABELS = 20_000
@@ -41,7 +40,7 @@ Rule = Callable[[Labels], list[int]]
 
 def anytime(right_N2: Labels) -> list[int]:
     """The rule of `judge.election`."""
-    election, champion, changes = Election(("a", "b"), window=10, alpha=BankConfig().alpha), 0, []
+    election, champion, changes = Election(("a", "b"), window=10), 0, []
     for n, right in enumerate(right_N2, start=1):
         if (elected := election.update(champion, right)) != champion:
             champion = elected

@@ -267,7 +267,7 @@ def play(case: Case) -> Result:
             step=parts.learner.step,
             skipped_steps=looking.skipped_steps,
             longest_at_chance=round(looking.longest_at_chance),
-            actions=parts.guarding.report()["guard"]["actions"],
+            actions=parts.guarding.report().guard.actions,
         )
 
 

@@ -100,7 +100,7 @@ _NOT_RECIPE = {
 }
 _LATER = (("learn", "teacher_mode"),)
 """Settings newer than some results: part of a recipe only if they differ from the default."""
-_RECIPE_TABLES = ("model", "learn", "batch", "twin", "bank", "guard", "drift")
+_RECIPE_TABLES = ("model", "learn", "batch", "twin", "guard", "drift")
 
 
 @dataclass(frozen=True)
@@ -251,11 +251,12 @@ def play(case: Case) -> tuple[Case, Line | None, str]:
 def _figures(found: Evaluation) -> dict[str, Any]:
     """Accuracies by network and span, rounded to 0.01 points."""
     assert found.complete
-    oracle, last = found.scores["oracle"], found.curves[-LAST_WINDOWS:]
-    prequential = {**oracle["cumulative"]["accuracy"]}
+    oracle, last = found.scores.oracle, found.curves[-LAST_WINDOWS:]
+    assert oracle is not None
+    prequential: dict[str, float | None] = {**oracle.cumulative.accuracy}
     recent = {"teacher": _mean_of(last, "oracle"), "student": _mean_of(last, "oracle_student")}
-    if oracle["twin"] is not None:
-        prequential["twin"] = oracle["twin"]["cumulative"]["twin"]
+    if oracle.twin is not None:
+        prequential["twin"] = oracle.twin.cumulative.twin
         recent["twin"] = _mean_of(last, "oracle_twin")
     curve = {name: [getattr(point, key) for point in found.curves] for name, key in _CURVES.items()}
     return {
@@ -265,7 +266,7 @@ def _figures(found: Evaluation) -> dict[str, Any]:
         "prequential": _rounded(prequential),
         "last": _rounded(recent),
         "test": None if found.test is None else _rounded(asdict(found.test)),
-        "guard": {name: count for name, count in found.scores["guard"]["actions"].items() if count},
+        "guard": {name: count for name, count in found.guarding.guard.actions.items() if count},
         "curve": {name: [_round(value) for value in values] for name, values in curve.items()},
     }
 

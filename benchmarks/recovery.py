@@ -6,7 +6,6 @@ with 5 % of late labels and one step per micro-batch. Contenders:
     constant  one teacher with a constant horizon (100 steps from step 1,000 on), always served; no guard, no reaction
     shipped   the default: guard, election between teacher and twin, and after an alarm a short horizon and new trust
     alarm     as shipped, but an alarm is only reported
-    bank      as shipped, with averages of 10 and 33 steps as further candidates
     reset     as constant, but every 1,000 steps the learner returns to its state after the first 1,000
     restart   as constant, but every 1,000 steps the learner returns to its initial weights
 
@@ -58,16 +57,14 @@ CHANGES: Mapping[str, Sequence[Change]] = {"digits": ("permute", "labels", "rota
 
 Settings = Mapping[str, Mapping[str, Any]]
 PLAIN: Settings = {
-    "bank": {"serve": "teacher"},
     "guard": {"on": False},
     "drift": {"reaction": "alarm"},
-    "learn": {"trust_labels": 0},
+    "learn": {"serve": "teacher", "trust_labels": 0},
 }
 CONTENDERS: Mapping[str, Settings] = {
     "constant": PLAIN,
     "shipped": {},
     "alarm": {"drift": {"reaction": "alarm"}},
-    "bank": {"bank": {"decays": [0.9, 0.97]}},
     "reset": PLAIN,
     "restart": PLAIN,
 }
@@ -143,7 +140,8 @@ class Following:
         if since < 0:
             return
         accuracy = oracle.windowed("teacher") or 0.0
-        self._scored, self._right = oracle.scored, round((oracle.cumulative("teacher") or 0.0) * oracle.scored)
+        cumulative = oracle.report().cumulative.accuracy["teacher"] or 0.0
+        self._scored, self._right = oracle.scored, round(cumulative * oracle.scored)
         if since == 0:
             self._before = accuracy
             self._right_at_change, self._scored_at_change = self._right, self._scored

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from streamlearn.errors import ConfigError
+from streamlearn.judge.settings import DriftConfig, GuardConfig, ScoreConfig
 from streamlearn.log.settings import LogConfig
 from streamlearn.records import Schema
 from streamlearn.section import Section
@@ -165,6 +166,8 @@ class LearnConfig(Section):
     fade_labels: int = Field(0, ge=0)
     """Past so many labels w(t) falls again, as 1 over their number: the more labels, the less is gained from samples
     without. 0: it stays."""
+    serve: Literal["teacher", "elected"] = "elected"
+    """What is published: the teacher; or the teacher or the label-only twin, whichever labels show to be better."""
     trust_labels: int = Field(10, ge=0, le=10_000)
     """w(t) falls while the teacher is less often right on so many labels than it was on ten times as many. 0: never."""
     ema_decay: float = Field(0.995, ge=0.0, lt=1.0)
@@ -341,17 +344,6 @@ class LabelsConfig(Section):
     """When a sample that was handed out, and got no label, may be handed out again."""
 
 
-class ScoreConfig(Section):
-    """[score]: how the model is judged."""
-
-    window: int = Field(1000, ge=10, le=1_000_000)
-    """Labelled predictions in the windowed accuracy."""
-    fading: float = Field(0.999, ge=0.5, lt=1.0)
-    """What an older prediction weighs against the next newer one in faded scores."""
-    calibration_bins: int = Field(15, ge=2, le=1000)
-    """Bins of confidence, of equal width, for the calibration error."""
-
-
 class TwinConfig(Section):
     """[twin]: the label-only network beside the student, which says whether unlabelled samples help."""
 
@@ -359,57 +351,6 @@ class TwinConfig(Section):
     """It learns every n-th step; 0 is off. It sees the labelled rows alone, averaged as the teacher is."""
     oracle: bool = False
     """In a simulation it answers each sample on arrival too, for the oracle's scores. `evaluate` sets it."""
-
-
-class BankConfig(Section):
-    """[bank]: which average of the student is served: the teacher's, one of another horizon, or the twin's."""
-
-    serve: Literal["teacher", "elected"] = "elected"
-    """teacher: always the one that the student learns from. elected: the one that labels show to be best."""
-    decays: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = Field((), max_length=8)
-    """alpha of further averages, each a pass over the weights a step. The twin is a candidate too, where it is on."""
-    alpha: float = Field(0.05, gt=0.0, le=1.0)
-    """Largest probability that one is promoted by chance within 10,000 labels. Smaller: fewer changes, made later."""
-    window: int = Field(500, ge=10, le=100_000)
-    """Newest labels in the accuracy that is reported of each candidate. It decides nothing."""
-
-    @field_validator("decays")
-    @classmethod
-    def _differ(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len({f"{decay:g}" for decay in value}) != len(value):
-            raise ValueError("decays: wanted each once")
-        return tuple(sorted(value))  # in any order they are the same candidates
-
-
-class GuardConfig(Section):
-    """[guard]: what watches over the model, and mends it."""
-
-    on: bool = True
-    """Freeze, roll back, adopt the twin, lower the consistency weight. Off, it only watches for nothing."""
-    look_every_steps: int = Field(20, ge=1, le=100_000)
-    """Steps between two looks."""
-    max_skipped: int = Field(3, ge=1, le=1000)
-    """Steps in a row that are not finite, until the last good weights are put back."""
-    patience: int = Field(3, ge=1, le=1000)
-    """Looks in a row that are bad, until something is done."""
-    entropy_ratio: float = Field(0.5, ge=0.0, le=1.0)
-    """Collapse: the answers to the labelled memory have less than this share of its labels' entropy."""
-    max_loss: float = Field(0.02, ge=0.0, le=1.0)
-    """The guard acts where the 95 % interval of the teacher's gain over its twin is wholly below minus this share."""
-    keep_good_every_steps: int = Field(200, ge=1, le=1_000_000)
-    """Steps between two copies of good weights, kept to be rolled back to."""
-    backoff_steps: int = Field(200, ge=1, le=1_000_000)
-    """Steps of a lower learning rate after a rollback; doubles when it happens again."""
-
-
-class DriftConfig(Section):
-    """[drift]: what to do when the world changes."""
-
-    reaction: Literal["alarm", "renew"] = "renew"
-    """Say so only; or shorten the teacher's horizon and let it grow again, and after an alarm without labels do not
-    believe it until labels of new samples say that it is right (learn.trust_labels)."""
-    delta: float = Field(0.002, gt=0.0, lt=1.0)
-    """Of the ADWIN that watches errors, at each label: smaller means fewer false alarms, and later ones."""
 
 
 class StateConfig(Section):
@@ -525,7 +466,6 @@ class Config(Section):
     labels: LabelsConfig = LabelsConfig()
     score: ScoreConfig = ScoreConfig()
     twin: TwinConfig = TwinConfig()
-    bank: BankConfig = BankConfig()
     guard: GuardConfig = GuardConfig()
     drift: DriftConfig = DriftConfig()
     state: StateConfig = StateConfig()

@@ -1,9 +1,8 @@
 """Every metric: name, unit, labels, help. The only importer of prometheus_client.
 
-Each process has one object of its own (no global registry); its counters start at 0 with the process, as Prometheus
-expects. Labels are closed sets, whose series exist at 0 from the start, or sets bounded by the log's partitions and
-the API's routes: never an id, a user, or an error text. An update costs about a microsecond: once a micro-batch or
-a request, never once a record in a loop.
+Each process has its own registry. Its counters start at 0 with the process, as Prometheus expects. Label values come
+from closed sets, whose series exist at 0 from the start, or from the log's partitions and the API's routes: never an
+id, a user or an error text. An update costs about a microsecond: once a micro-batch or a request, never once a record.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from prometheus_client import (
 
 from streamlearn.errors import REASONS
 
-# A `_created` series beside each counter and histogram would double what is scraped and say nothing that is asked for.
+# A `_created` series for each counter and histogram would double the scrape for no use.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PREFIX = "streamlearn_"
@@ -42,7 +41,7 @@ DELAY_BUCKETS_S = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 3 *
 ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 
 TOPICS = ("samples", "labels")
-"""The part a topic plays, whatever its name in the log."""
+"""Roles of topics, whatever their names in the log."""
 OUTCOMES = {
     "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "trimmed"),
     "labels": (
@@ -77,7 +76,7 @@ PHASES = ("wait", "assemble", "predict", "ledger", "learn", "guard", "save", "pu
 NETWORKS = ("teacher", "student", "majority", "no_change")
 WINDOWS = ("windowed", "faded", "cumulative")
 SCORES = ("balanced_accuracy", "kappa", "kappa_m", "kappa_t", "log_loss", "brier", "ece")
-INTERVAL = ("low", "mean", "high")
+SELECTION_MEASURES = ("labelled_share", "confidence_gap", "class_mix_distance", "class_entropy")
 GUARD_REASONS = ("nonfinite", "collapsed", "exploded", "stuck", "worse_than_twin")
 GUARD_ACTIONS = ("keep_good", "roll_back", "adopt_twin", "accept")
 DRIFTS = ("inputs", "disagreement", "uncertainty", "error")
@@ -88,14 +87,17 @@ Labels = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of the table: `name` has no prefix and says the unit; `series` are the label values that exist."""
+    """One row of the table. `name` has no prefix and ends with its unit."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: Labels = ()
     series: tuple[Labels, ...] = ()
+    """The closed set of label values; empty where the set is open."""
     buckets: tuple[float, ...] = field(default=(), repr=False)
+    unknown: bool = False
+    """A gauge that is NaN before its first value, instead of 0."""
 
 
 def _each(*values: str) -> tuple[Labels, ...]:
@@ -111,90 +113,70 @@ BUILD = Metric("build_info", "gauge", "Always 1; the version is in the label.", 
 LEARNER_METRICS = (
     BUILD,
     Metric("records_read_total", "counter", "Records read from the log.", ("topic",), _each(*TOPICS)),
-    Metric("records_total", "counter", "Records by what became of them.", ("topic", "outcome"), _OUTCOMES),
-    Metric("records_waiting", "gauge", "Records read and in no finished step yet.", ("topic",), _each(*TOPICS)),
+    Metric("records_total", "counter", "Records by outcome.", ("topic", "outcome"), _OUTCOMES),
     Metric("dead_letters_total", "counter", "Dead-lettered records by reason.", ("reason",), _each(*REASONS)),
-    Metric("trimmed_records_total", "counter", "Records that retention took unread.", ("topic",), _each(*TOPICS)),
-    Metric("steps_total", "counter", "Steps taken, skipped ones included."),
-    Metric("steps_skipped_total", "counter", "Steps that left the weights alone.", ("reason",), _each("nonfinite")),
-    Metric("rows_skipped_total", "counter", "Rows of skipped steps.", ("reason",), _each("nonfinite")),
-    Metric("step_duration_seconds", "histogram", "Time of one step, all phases but the wait.", buckets=STEP_BUCKETS_S),
+    Metric("steps_total", "counter", "Steps, including skipped ones."),
+    Metric("steps_skipped_total", "counter", "Steps that were not finite and changed no weights."),
+    Metric("step_duration_seconds", "histogram", "Duration of a step, without the wait.", buckets=STEP_BUCKETS_S),
     Metric("step_phase_seconds_total", "counter", "Time by phase of the loop.", ("phase",), _each(*PHASES)),
     Metric("last_step_timestamp_seconds", "gauge", "When the last step ended, since the epoch; 0 before the first."),
     Metric("cost", "gauge", "Mean cost of recent steps.", ("term",), _each("classification", "consistency")),
     Metric("consistency_weight", "gauge", "w(t), the weight of the consistency cost."),
-    Metric("learning_rate", "gauge", "Learning rate of the last step."),
     Metric(
         "prequential_accuracy_ratio",
         "gauge",
-        "Share of labelled samples whose prediction on arrival was right; NaN before the first.",
+        "Accuracy of first predictions on labelled samples; NaN before the first.",
         ("network", "window"),
         _ACCURACIES,
-    ),
-    Metric(
-        "oracle_accuracy_ratio",
-        "gauge",
-        "The same over all samples, by the truth that only a simulation knows; NaN without one.",
-        ("network", "window"),
-        _ACCURACIES,
+        unknown=True,
     ),
     Metric(
         "score",
         "gauge",
-        "The teacher's first predictions by another measure; NaN where it is not defined (docs/scores.md).",
+        "Other scores of the teacher's first predictions; NaN where undefined (docs/scores.md).",
         ("score", "window"),
         _SCORES,
+        unknown=True,
     ),
     Metric(
         "label_time_accuracy_ratio",
         "gauge",
-        "The same labels, asked again when they came and before they were learned; NaN before the first.",
+        "Accuracy when the label arrives, before it is learned; NaN before the first.",
         ("network",),
         _each("teacher", "twin"),
+        unknown=True,
     ),
     Metric(
         "ssl_gain_ratio",
         "gauge",
-        "Teacher minus label-only twin at label time, with its 95 % interval; NaN before the first.",
+        "Teacher minus label-only twin when the label arrives, with its 95 % interval; NaN before the first.",
         ("bound",),
-        _each(*INTERVAL),
+        _each("low", "mean", "high"),
+        unknown=True,
     ),
-    Metric("labelled_share_ratio", "gauge", "Labels to samples of late; NaN before the first sample."),
-    Metric("label_confidence_gap_ratio", "gauge", "Mean confidence of labelled samples minus that of all."),
-    Metric("label_class_mix_distance_ratio", "gauge", "Total variation of the answers: labelled samples to all."),
-    Metric("prediction_entropy_ratio", "gauge", "Of the answers to all samples: 0 is one class, 1 all alike."),
     Metric(
-        "candidate_accuracy_ratio",
+        "selection_bias",
         "gauge",
-        "Of what could be served, over the newest labels: the teacher, averages of other horizons, the twin.",
-        ("candidate",),
+        "Labelled samples against all; NaN where undefined (docs/scores.md).",
+        ("measure",),
+        _each(*SELECTION_MEASURES),
+        unknown=True,
     ),
-    Metric("candidate_served", "gauge", "1 for the candidate that answers and is published.", ("candidate",)),
+    Metric("candidate_served", "gauge", "1 for the network that is published: teacher or twin.", ("candidate",)),
     Metric("guard_frozen", "gauge", "1 while no new teacher is published."),
-    Metric(
-        "guard_reason",
-        "gauge",
-        "1 for each thing that is wrong with the model now.",
-        ("reason",),
-        _each(*GUARD_REASONS),
-    ),
-    Metric("guard_actions_total", "counter", "What the guard has done.", ("action",), _each(*GUARD_ACTIONS)),
-    Metric("teacher_trust_ratio", "gauge", "How far labels say that the teacher may be believed: a factor of w(t)."),
-    Metric("drift_alarms_total", "counter", "Drift alarms by what raised them.", ("source",), _each(*DRIFTS)),
-    Metric("labelled_predictions_total", "counter", "Predictions scored by a label."),
-    Metric("label_delay_seconds", "histogram", "From a sample to its label, stream time.", buckets=DELAY_BUCKETS_S),
+    Metric("guard_reason", "gauge", "1 for each finding of the guard now.", ("reason",), _each(*GUARD_REASONS)),
+    Metric("guard_actions_total", "counter", "Actions of the guard.", ("action",), _each(*GUARD_ACTIONS)),
+    Metric("teacher_trust_ratio", "gauge", "Trust in the teacher by labels: a factor of w(t).", unknown=True),
+    Metric("drift_alarms_total", "counter", "Drift alarms by source.", ("source",), _each(*DRIFTS)),
+    Metric("label_delay_seconds", "histogram", "Scored labels by delay, in event time.", buckets=DELAY_BUCKETS_S),
     Metric("ledger_labels", "gauge", "Labels in the ledger by state.", ("state",), _each(*LABEL_STATES)),
-    Metric("ledger_samples", "gauge", "Sample ids that the ledger knows."),
+    Metric("ledger_samples", "gauge", "Sample ids in the ledger."),
     Metric("store_payload_bytes", "gauge", "Payloads in the sample store, in bytes."),
-    Metric("memory_rows", "gauge", "Rows of the labelled memory."),
-    Metric("consumer_lag_records", "gauge", "Records in the log that are not read yet.", ("topic", "partition")),
-    Metric("log_available", "gauge", "0 while the log cannot be read; NaN before the first look."),
+    Metric("consumer_lag_records", "gauge", "Records in the log that are in no step yet.", ("topic", "partition")),
+    Metric("log_available", "gauge", "0 while the log cannot be read; NaN before the first read.", unknown=True),
     Metric("published_step", "gauge", "Step of the published teacher; 0 before the first."),
-    Metric("published_timestamp_seconds", "gauge", "When it was published, since the epoch; 0 before the first."),
     Metric("checkpoint_duration_seconds", "histogram", "Time to save a checkpoint.", buckets=SAVE_BUCKETS_S),
-    Metric("checkpoint_size_bytes", "gauge", "Size of the last checkpoint."),
     Metric("checkpoint_last_success_timestamp_seconds", "gauge", "When the last one became durable; 0 before it."),
-    Metric("checkpoint_step", "gauge", "Step of the last durable checkpoint."),
 )
 
 SERVER_METRICS = (
@@ -202,18 +184,17 @@ SERVER_METRICS = (
     Metric(
         "http_request_duration_seconds",
         "histogram",
-        "Time of a request by route template, method and status.",
+        "Duration of a request by route template, method and status.",
         ("route", "method", "status"),
         buckets=HTTP_BUCKETS_S,
     ),
-    Metric("predict_rows_total", "counter", "Rows predicted."),
     Metric("predict_batch_rows", "histogram", "Rows of one forward pass.", buckets=ROWS_BUCKETS),
     Metric("predict_forward_seconds", "histogram", "Time of one forward pass.", buckets=FORWARD_BUCKETS_S),
-    Metric("predict_queue_length", "gauge", "Requests waiting for the model."),
-    Metric("rejected_total", "counter", "Requests turned away by reason.", ("reason",), _each(*REJECTIONS)),
-    Metric("model_version", "gauge", "Step of the teacher that answers; 0 before the first."),
+    Metric("predict_queue_length", "gauge", "Requests that wait for the model."),
+    Metric("rejected_total", "counter", "Rejected requests by reason.", ("reason",), _each(*REJECTIONS)),
+    Metric("model_version", "gauge", "Step of the served teacher; 0 before the first."),
     Metric("model_timestamp_seconds", "gauge", "When it was published, since the epoch; 0 before the first."),
-    Metric("model_pinned", "gauge", "1 while an older teacher is served on purpose."),
+    Metric("model_pinned", "gauge", "1 while an older teacher is pinned."),
     Metric("model_load_failures_total", "counter", "Published teachers that could not be loaded."),
     Metric("appended_records_total", "counter", "Records appended to the log.", ("topic",), _each(*TOPICS)),
     Metric("scrape_failed", "gauge", "1 where a sibling process could not be scraped.", ("target",)),
@@ -223,7 +204,7 @@ _Kind = TypeVar("_Kind", Counter, Gauge, Histogram)
 
 
 class _Metrics:
-    """The metrics of one table, in a registry of their own. Children are made once and kept."""
+    """The metrics of one table, in their own registry."""
 
     def __init__(self, table: tuple[Metric, ...], *, version: str) -> None:
         self.registry = CollectorRegistry()
@@ -234,7 +215,10 @@ class _Metrics:
         for metric in table:
             self._metrics[metric.name] = self._make(metric)
             for values in metric.series or ((),) * (not metric.labels):
-                self._add(metric.name, values)
+                child = self._add(metric.name, values)
+                if metric.unknown:
+                    assert isinstance(child, Gauge), metric.name
+                    child.set(math.nan)
         self._get(Gauge, "build_info", version).set(1.0)
 
     def _make(self, metric: Metric) -> Counter | Gauge | Histogram:
@@ -259,232 +243,185 @@ class _Metrics:
         return child
 
     def text(self) -> str:
-        """The exposition, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
 
 class LearnerMetrics(_Metrics):
-    """What the learner exports. Called by the pipeline, once a step at most."""
+    """Metrics of the learner, updated by the loop's thread, at most once a step."""
 
     def __init__(self, *, version: str) -> None:
         super().__init__(LEARNER_METRICS, version=version)
-        unknown: tuple[str, ...] = (
-            "prequential_accuracy_ratio",
-            "oracle_accuracy_ratio",
-            "score",
-            "label_time_accuracy_ratio",
-            "teacher_trust_ratio",
-            "log_available",
-        )
-        unknown += ("ssl_gain_ratio", "labelled_share_ratio", "label_confidence_gap_ratio")
-        unknown += ("label_class_mix_distance_ratio", "prediction_entropy_ratio")
-        for metric in LEARNER_METRICS:
-            for values in (metric.series or ((),)) if metric.name in unknown else ():
-                self._get(Gauge, metric.name, *values).set(float("nan"))
 
     def read(self, topic: str, records: int) -> None:
-        """Records came from the log."""
+        """Count records read from the log."""
         self._get(Counter, "records_read_total", topic).inc(records)
 
     def finished(self, topic: str, outcome: str, records: int = 1) -> None:
-        """Records came to their end; `outcome` is one of `OUTCOMES[topic]`."""
+        """Count records with their outcome, one of `OUTCOMES[topic]`."""
         self._get(Counter, "records_total", topic, outcome).inc(records)
 
-    def waiting(self, topic: str, records: int) -> None:
-        """So many records are read and in no finished step."""
-        self._get(Gauge, "records_waiting", topic).set(records)
-
     def dead_lettered(self, topic: str, reason: str) -> None:
-        """One record was set aside: counts its outcome and its reason."""
+        """Count one dead-lettered record, by outcome and by reason."""
         self._get(Counter, "records_total", topic, "dead_lettered").inc()
         self._get(Counter, "dead_letters_total", reason).inc()
 
-    def trimmed(self, topic: str, records: int) -> None:
-        """Retention took records before they were read."""
-        self._get(Counter, "trimmed_records_total", topic).inc(records)
-        self._get(Counter, "records_total", topic, "trimmed").inc(records)
-
     def step(self, duration_s: float, now_s: float) -> None:
-        """A step ended now."""
+        """Count a step that ends now."""
         self._get(Counter, "steps_total").inc()
         self._get(Histogram, "step_duration_seconds").observe(duration_s)
         self._get(Gauge, "last_step_timestamp_seconds").set(now_s)
 
-    def skipped(self, steps: int, rows: int, reason: str = "nonfinite") -> None:
-        """Steps of so many rows in all left the weights alone."""
-        self._get(Counter, "steps_skipped_total", reason).inc(steps)
-        self._get(Counter, "rows_skipped_total", reason).inc(rows)
+    def skipped(self, steps: int) -> None:
+        """Count steps that changed no weights."""
+        self._get(Counter, "steps_skipped_total").inc(steps)
 
     def phase(self, phase: str, duration_s: float) -> None:
-        """Time went into one of `PHASES`."""
+        """Add time to one of `PHASES`."""
         self._get(Counter, "step_phase_seconds_total", phase).inc(duration_s)
 
-    def costs(self, *, classification: float, consistency: float, weight: float, learning_rate: float) -> None:
-        """Mean costs of recent steps, and the schedules where they stand."""
+    def costs(self, *, classification: float, consistency: float, weight: float) -> None:
+        """Set the mean costs of recent steps, and the consistency weight."""
         self._get(Gauge, "cost", "classification").set(classification)
         self._get(Gauge, "cost", "consistency").set(consistency)
         self._get(Gauge, "consistency_weight").set(weight)
-        self._get(Gauge, "learning_rate").set(learning_rate)
 
     def accuracy(self, network: str, window: str, ratio: float | None) -> None:
-        """Prequential accuracy; None is left as it is."""
-        if ratio is not None:
-            self._get(Gauge, "prequential_accuracy_ratio", network, window).set(ratio)
-
-    def oracle_accuracy(self, network: str, window: str, ratio: float | None) -> None:
-        """Accuracy by a simulation's truth; None is left as it is."""
-        if ratio is not None:
-            self._get(Gauge, "oracle_accuracy_ratio", network, window).set(ratio)
+        """Set a prequential accuracy; None is undefined, here and below."""
+        self._get(Gauge, "prequential_accuracy_ratio", network, window).set(_or_nan(ratio))
 
     def score(self, score: str, window: str, value: float | None) -> None:
-        """Another measure of the first predictions; None is not defined."""
+        """Set another score of the first predictions."""
         self._get(Gauge, "score", score, window).set(_or_nan(value))
 
-    def label_time(self, network: str, ratio: float | None) -> None:
-        """Accuracy when the label came."""
-        self._get(Gauge, "label_time_accuracy_ratio", network).set(_or_nan(ratio))
+    def label_time(self, *, teacher: float | None, twin: float | None) -> None:
+        """Set the accuracies when the label arrives."""
+        self._get(Gauge, "label_time_accuracy_ratio", "teacher").set(_or_nan(teacher))
+        self._get(Gauge, "label_time_accuracy_ratio", "twin").set(_or_nan(twin))
 
-    def ssl_gain(self, bound: str, ratio: float | None) -> None:
-        """Teacher minus twin, or one end of its interval."""
-        self._get(Gauge, "ssl_gain_ratio", bound).set(_or_nan(ratio))
+    def ssl_gain(self, *, low: float | None, mean: float | None, high: float | None) -> None:
+        """Set teacher minus twin, and its interval."""
+        for bound, ratio in (("low", low), ("mean", mean), ("high", high)):
+            self._get(Gauge, "ssl_gain_ratio", bound).set(_or_nan(ratio))
 
-    def traffic(
-        self,
-        *,
-        labelled_share: float | None,
-        confidence_gap: float | None,
-        class_mix_distance: float | None,
-        class_entropy: float | None,
-    ) -> None:
-        """Whether the labelled samples are like the others."""
-        self._get(Gauge, "labelled_share_ratio").set(_or_nan(labelled_share))
-        self._get(Gauge, "label_confidence_gap_ratio").set(_or_nan(confidence_gap))
-        self._get(Gauge, "label_class_mix_distance_ratio").set(_or_nan(class_mix_distance))
-        self._get(Gauge, "prediction_entropy_ratio").set(_or_nan(class_entropy))
+    def selection_bias(self, **values: float | None) -> None:
+        """Set values by `SELECTION_MEASURES`."""
+        for measure, value in values.items():
+            self._get(Gauge, "selection_bias", measure).set(_or_nan(value))
 
     def guard(self, *, frozen: bool, reasons: Collection[str]) -> None:
-        """How the guard sees the model."""
+        """Set the state of the guard."""
         self._get(Gauge, "guard_frozen").set(frozen)
         for reason in GUARD_REASONS:
             self._get(Gauge, "guard_reason", reason).set(reason in reasons)
 
-    def candidate(self, name: str, *, served: bool, accuracy: float | None) -> None:
-        """What could be served, and whether it is."""
+    def candidate(self, name: str, *, served: bool) -> None:
+        """Set whether a candidate is served."""
         self._get(Gauge, "candidate_served", name).set(served)
-        self._get(Gauge, "candidate_accuracy_ratio", name).set(math.nan if accuracy is None else accuracy)
 
     def guard_acted(self, action: str, times: int) -> None:
-        """The guard did something."""
+        """Count actions of the guard."""
         self._get(Counter, "guard_actions_total", action).inc(times)
 
     def trust(self, factor: float) -> None:
-        """How far the teacher is believed."""
+        """Set the trust in the teacher."""
         self._get(Gauge, "teacher_trust_ratio").set(factor)
 
     def drifted(self, source: str, times: int) -> None:
-        """A drift alarm was raised."""
+        """Count drift alarms."""
         self._get(Counter, "drift_alarms_total", source).inc(times)
 
     def scored(self, delay_s: float) -> None:
-        """A label scored its sample's prediction, so long after the sample."""
-        self._get(Counter, "labelled_predictions_total").inc()
+        """Count a label that scored a prediction, by its delay after the sample."""
         self._get(Histogram, "label_delay_seconds").observe(delay_s)
 
     def ledger(self, labels: Mapping[str, int], *, samples: int, payload_bytes: int) -> None:
-        """The ledger's own counts: labels by `LABEL_STATES`, samples, and bytes of payloads."""
+        """Set the counts of the ledger: labels by `LABEL_STATES`, samples, and bytes of payloads."""
         for state, count in labels.items():
             self._get(Gauge, "ledger_labels", state).set(count)
         self._get(Gauge, "ledger_samples").set(samples)
         self._get(Gauge, "store_payload_bytes").set(payload_bytes)
 
-    def memory(self, rows: int) -> None:
-        """Rows of the labelled memory."""
-        self._get(Gauge, "memory_rows").set(rows)
-
     def lag(self, topic: str, partition: int, records: int) -> None:
-        """Records of one partition that are not read yet; `topic` is its name in the log."""
+        """Set the lag of one partition; `topic` is its name in the log."""
         self._get(Gauge, "consumer_lag_records", topic, str(partition)).set(records)
 
     def log_available(self, *, available: bool) -> None:
-        """Whether the log can be read: lag does not tell, since nobody counts what an absent log holds."""
+        """Set whether the log can be read. Lag does not show it: nothing counts the records of an absent log."""
         self._get(Gauge, "log_available").set(available)
 
-    def published(self, step: int, published_at_s: float) -> None:
-        """A teacher became what servers answer with."""
+    def published(self, step: int) -> None:
+        """Set the step of the published teacher."""
         self._get(Gauge, "published_step").set(step)
-        self._get(Gauge, "published_timestamp_seconds").set(published_at_s)
 
-    def checkpoint_saved(self, step: int, *, duration_s: float, size_bytes: int, now_s: float) -> None:
-        """A checkpoint is durable."""
+    def checkpoint_saved(self, *, duration_s: float, now_s: float) -> None:
+        """Count a checkpoint that became durable."""
         self._get(Histogram, "checkpoint_duration_seconds").observe(duration_s)
-        self._get(Gauge, "checkpoint_size_bytes").set(size_bytes)
         self._get(Gauge, "checkpoint_last_success_timestamp_seconds").set(now_s)
-        self._get(Gauge, "checkpoint_step").set(step)
 
 
 class ServerMetrics(_Metrics):
-    """What one server process exports."""
+    """Metrics of one server process."""
 
     def __init__(self, *, version: str) -> None:
         super().__init__(SERVER_METRICS, version=version)
 
     def request(self, route: str, method: str, status: str, duration_s: float) -> None:
-        """A request was answered. `route` is a template, so the set stays small."""
+        """Count a request. `route` is a template, so that the set of values stays small."""
         self._get(Histogram, "http_request_duration_seconds", route, method, status).observe(duration_s)
 
     def forward(self, rows: int, duration_s: float) -> None:
-        """A forward pass answered so many rows."""
-        self._get(Counter, "predict_rows_total").inc(rows)
+        """Count a forward pass."""
         self._get(Histogram, "predict_batch_rows").observe(rows)
         self._get(Histogram, "predict_forward_seconds").observe(duration_s)
 
     def queue_length(self, requests: int) -> None:
-        """So many requests wait for the model."""
+        """Set the number of requests that wait for the model."""
         self._get(Gauge, "predict_queue_length").set(requests)
 
     def rejected(self, reason: str) -> None:
-        """A request was turned away; `reason` is one of `REJECTIONS`."""
+        """Count a rejected request; `reason` is one of `REJECTIONS`."""
         self._get(Counter, "rejected_total", reason).inc()
 
     def model(self, step: int, published_at_s: float, *, pinned: bool = False) -> None:
-        """A teacher began to answer."""
+        """Set the served teacher."""
         self._get(Gauge, "model_pinned").set(pinned)
         self._get(Gauge, "model_version").set(step)
         self._get(Gauge, "model_timestamp_seconds").set(published_at_s)
 
     def model_load_failed(self) -> None:
-        """A published teacher could not be loaded."""
+        """Count a published teacher that could not be loaded."""
         self._get(Counter, "model_load_failures_total").inc()
 
     def appended(self, topic: str, records: int) -> None:
-        """Records are durable in the log."""
+        """Count records that are durable in the log."""
         self._get(Counter, "appended_records_total", topic).inc(records)
 
     def scraped(self, target: str, *, failed: bool) -> None:
-        """A sibling was asked for its metrics."""
+        """Set whether the last scrape of a sibling failed."""
         self._get(Gauge, "scrape_failed", target).set(failed)
 
 
 def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+    return math.nan if value is None else value
 
 
 class MetricsServer:
-    """A /metrics of its own port, behind one daemon thread."""
+    """An HTTP server of one registry, in a daemon thread."""
 
     def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
         self._server, self._thread = server, thread
         self.port = int(server.server_address[1])
 
     def close(self) -> None:
-        """Stop answering and let go of the port."""
+        """Stop, and release the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5.0)
 
 
 def start_http(registry: CollectorRegistry, host: str, port: int) -> tuple[MetricsServer, int]:
-    """Serve a registry on its own port (0 takes a free one), and say which.
+    """Serve a registry, and return the port: for port 0 a free one.
 
     Raises:
         OSError: the address cannot be bound.

@@ -30,13 +30,27 @@ NOT_SETTINGS = (
 )
 """Variables of this package that are no settings: the tests' own, the file's path, and the compose file's."""
 REMOVED = {
-    "bank.least": "removed; the test behind bank.alpha needs no minimum",
-    "bank.z": "removed; use bank.alpha, the chance of a promotion between equal candidates in 10,000 labels",
+    "bank.alpha": "removed: it is always 0.05",
+    "bank.decays": "removed: the teacher or its twin is served",
+    "bank.least": "removed: the test needs no minimum of labels",
+    "bank.serve": "use learn.serve",
+    "bank.window": "removed: it is always 500 labels",
+    "bank.z": "removed: the test bounds false promotions at 5 % in 10,000 labels",
+    "drift.delta": "removed: it is always 0.002",
+    "guard.backoff_steps": "removed: it is always 200",
+    "guard.entropy_ratio": "removed: it is always 0.5",
+    "guard.keep_good_every_steps": "removed: it is always 200",
+    "guard.look_every_steps": "removed: it is always 20",
+    "guard.max_loss": "removed: it is always 0.02",
+    "guard.max_skipped": "removed: it is always 3",
+    "guard.patience": "removed: it is always 3",
     "log.create_topics": "removed; log.partitions = 0 creates no topics",
     "log.embedded_max_age_s": "removed; records that were learned are kept for 30 days, within log.max_bytes",
     "log.embedded_max_bytes": "renamed log.max_bytes",
     "log.overload": "removed; set log.shed_above_records for load shedding, leave it out to let samples wait",
     "log.thin_above_records": "renamed log.shed_above_records",
+    "score.calibration_bins": "removed: there are always 15",
+    "score.fading": "removed: it is always 0.999",
 }
 """Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")

@@ -77,8 +77,8 @@ class Teachers:
     def publish(self, step: int, arrays: Mapping[str, Array], told: Mapping[str, Any]) -> None:
         """See `pipeline.Teachers.publish`."""
         header = {name: json.dumps(value) for name, value in told.items()}
-        published = self._publisher.publish(step, arrays, self._metadata | header)
-        self._watch.published(step, published.published_at_s)
+        self._publisher.publish(step, arrays, self._metadata | header)
+        self._watch.published(step)
 
 
 class DeadLetters:

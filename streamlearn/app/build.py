@@ -8,9 +8,9 @@ from streamlearn.app.adapters import Patience, read_back_from
 from streamlearn.app.network import model_spec
 from streamlearn.app.wiring import StatePaths
 from streamlearn.config import Config
-from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.election import Election
-from streamlearn.judge.guard import GuardSettings
+from streamlearn.judge.guard import Guard
+from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.learn.batching import MicroBatcher
 from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
@@ -22,7 +22,7 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.feed import PREFETCH_BYTES
 from streamlearn.loop import Cadence
-from streamlearn.loop.guarding import Guarding, WatchSettings
+from streamlearn.loop.guarding import Guarding
 from streamlearn.records import Offsets
 
 MOST_RECENT_BYTES = 64 << 20
@@ -68,23 +68,21 @@ def make_batcher(config: Config, next_offsets: Offsets) -> MicroBatcher:
 
 
 def learn_settings(config: Config) -> LearnSettings:
-    """How to learn, as [learn], [bank] and [twin] have it."""
-    learn = config.learn.model_dump(exclude={"recipe", "trust_labels"})
-    decays = config.bank.decays if config.bank.serve == "elected" else ()
-    return LearnSettings(**learn, twin_every=config.twin.every, bank_decays=decays)
+    """How to learn, from [learn] and [twin]."""
+    learn = config.learn.model_dump(exclude={"recipe", "trust_labels", "serve"})
+    return LearnSettings(**learn, twin_every=config.twin.every)
 
 
 def make_learner(config: Config) -> Learner:
-    """Student, teacher, bank and twin at step 0."""
+    """Student, teacher and twin at step 0."""
     return Learner(model_spec(config), learn_settings(config))
 
 
 def make_election(config: Config, learner: Learner) -> Election | None:
-    """Who says which of the learner's candidates is served; None where there is no choice."""
-    bank = config.bank
-    if bank.serve == "teacher" or len(learner.candidates) == 1:
+    """The test that promotes the better candidate; None where there is no choice."""
+    if config.learn.serve == "teacher" or len(learner.candidates) == 1:
         return None
-    return Election(learner.candidates, window=bank.window, alpha=bank.alpha)
+    return Election(learner.candidates)
 
 
 def make_recent(config: Config) -> RecentSamples | None:
@@ -113,25 +111,14 @@ def memory_rows(config: Config) -> int:
 
 def make_board(config: Config) -> Scoreboard:
     """The scores, none yet."""
-    schema, score = config.schema_.build(), config.score
-    return Scoreboard(
-        schema.classes,
-        window=score.window,
-        spare=schema.spare or 0,
-        fading=score.fading,
-        bins=score.calibration_bins,
-    )
+    schema = config.schema_.build()
+    return Scoreboard(schema.classes, window=config.score.window, spare=schema.spare or 0)
 
 
 def make_guarding(config: Config, learner: Learner, memory: ReplayBuffer, board: Scoreboard) -> Guarding:
     """Who watches over that learner."""
-    settings = WatchSettings(
-        guard=GuardSettings(**config.guard.model_dump()),
-        drift_delta=config.drift.delta,
-        drift_reaction=config.drift.reaction,
-        trust_labels=config.learn.trust_labels,
-    )
-    return Guarding(learner, memory, board, settings)
+    guard, reaction = Guard(config.guard.on), config.drift.reaction
+    return Guarding(learner, memory, board, guard, reaction=reaction, trust_labels=config.learn.trust_labels)
 
 
 def make_wanted(config: Config, paths: StatePaths) -> RequestWriter | None:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from typing import Any
 import structlog
 
 from streamlearn.errors import StateLockedError
-from streamlearn.judge.prequential import Prequential
+from streamlearn.judge.drift import SOURCES
+from streamlearn.judge.prequential import NETWORKS, PrequentialReport
+from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.log.feed import Feed
 from streamlearn.loop import Parts, StepReport
-from streamlearn.metrics import GUARD_ACTIONS, INTERVAL, LABEL_STATES, NETWORKS, SCORES, WINDOWS, LearnerMetrics
+from streamlearn.loop.guarding import GuardingReport
+from streamlearn.metrics import GUARD_ACTIONS, LABEL_STATES, SCORES, WINDOWS, LearnerMetrics
 from streamlearn.records import Position
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.files import DISK, Files
@@ -60,7 +63,7 @@ class Watch:
         exposed = {"metrics_host": metrics_host, "metrics_port": metrics_port}
         self._snapshot: dict[str, Any] = {"pid": os.getpid(), **exposed, "state": "starting"}
         self._scores: dict[str, Any] = {}
-        self._windows_told = 0
+        self._windows_logged = 0
         self._saved: Saved | None = None
         self._published_step = 0
         self._first_step_at_s: float | None = None
@@ -78,7 +81,7 @@ class Watch:
         self._parts = parts
         self._counted = Counter(asdict(parts.ledger.counts()))
         self._counted.update(self._events(parts.guarding.report()))
-        self._windows_told = parts.board.prequential.scored // parts.board.window
+        self._windows_logged = parts.board.prequential.scored // parts.board.window
         self.look()
         self._thread.start()
 
@@ -101,7 +104,7 @@ class Watch:
         for record in report.bad:
             metrics.dead_lettered(self._kind(record.position), record.error.reason)
         for gap in report.gaps:
-            metrics.trimmed(self._kind(gap.position), gap.missing)
+            metrics.finished(self._kind(gap.position), "trimmed", gap.missing)
         for arrival in report.arrivals:
             if arrival.scored is not None:
                 metrics.scored(arrival.scored.delay_s)
@@ -136,9 +139,8 @@ class Watch:
                 classification=costs.classification,
                 consistency=costs.consistency,
                 weight=costs.consistency_weight,
-                learning_rate=costs.learning_rate,
             )
-            metrics.skipped(costs.skipped_steps, costs.skipped_rows)
+            metrics.skipped(costs.skipped_steps)
             self._snapshot["costs"] = asdict(costs)
         ledger = asdict(counts)
         settled = ("joined", "duplicate", "corrected", "retracted", "erased", "expired", "orphan", "held_dropped")
@@ -146,24 +148,26 @@ class Watch:
             if (more := ledger[outcome] - self._counted[outcome]) > 0:
                 metrics.finished("labels", outcome, more)
                 self._counted[outcome] = ledger[outcome]  # and stays where a late record makes it fewer
-        metrics.waiting("samples", self._feed.waiting(parts.batcher.sample_topic))
-        metrics.waiting("labels", counts.waiting)
         metrics.ledger(
             {name: ledger[name] for name in LABEL_STATES},
             samples=counts.samples,
             payload_bytes=counts.payload_bytes,
         )
-        metrics.memory(len(parts.memory))
         lag = self._feed.lag()
         for partition, records in lag.items():
             metrics.lag(partition.topic, partition.partition, records)
         available = self._feed.available
         metrics.log_available(available=available)
-        accuracy = {
-            "prequential": self._accuracy(parts.board.prequential, metrics.accuracy),
-            "oracle": self._accuracy(parts.board.oracle, metrics.oracle_accuracy),
+        scores, guarding = parts.board.report(), parts.guarding.report()
+        self._export(scores, guarding)
+        self._scores = {
+            "time_s": time.time(),
+            "step": parts.learner.step,
+            **asdict(scores),
+            **self._candidates(parts),
+            **asdict(guarding),
         }
-        guarding = self._judge(parts)
+        self._log_window(parts, scores)
         self._snapshot = {
             **self._snapshot,
             "state": state if available else "log unavailable",
@@ -173,25 +177,23 @@ class Watch:
             "first_step_at_s": self._first_step_at_s,
             "last_step_at_s": self._last_step_at_s,
             "lag_records": sum(lag.values()),
-            "accuracy": accuracy,
+            "accuracy": {"prequential": _accuracy(scores.at_arrival), "oracle": _accuracy(scores.oracle)},
             "accounts": parts.accounts.as_dict(),
             "ledger": ledger,
             "held_classes": parts.ledger.held(),
             "memory_rows": len(parts.memory),
-            **guarding,
+            **asdict(guarding),
         }
 
-    def published(self, step: int, published_at_s: float) -> None:
+    def published(self, step: int) -> None:
         """A teacher became visible."""
         self._published_step = step
-        self.metrics.published(step, published_at_s)
+        self.metrics.published(step)
 
     def saved(self, saved: Saved) -> None:
         """A checkpoint became durable. Called by the saver's thread."""
         self._saved = saved
-        self.metrics.checkpoint_saved(
-            saved.step, duration_s=saved.duration_s, size_bytes=saved.size_bytes, now_s=saved.saved_at_s
-        )
+        self.metrics.checkpoint_saved(duration_s=saved.duration_s, now_s=saved.saved_at_s)
         _log.info(
             "checkpoint_saved", step=saved.step, size_bytes=saved.size_bytes, duration_s=round(saved.duration_s, 4)
         )
@@ -209,77 +211,62 @@ class Watch:
         assert self._parts is not None
         return "samples" if position.topic == self._parts.batcher.sample_topic else "labels"
 
-    def _accuracy(
-        self, judge: Prequential, export: Callable[[str, str, float | None], None]
-    ) -> dict[str, dict[str, float | None]]:
-        found: dict[str, dict[str, float | None]] = {}
-        for network in NETWORKS:
-            found[network] = {window: getattr(judge, window)(network) for window in WINDOWS}
-            for window, ratio in found[network].items():
-                export(network, window, ratio)
-        return found
-
-    def _judge(self, parts: Parts) -> dict[str, Any]:
-        """Export scores, guard and drift; tell a window of labels in one line; what the heartbeat shows of it."""
-        report, guarding, metrics = parts.board.report(), parts.guarding.report(), self.metrics
-        at_label, traffic, guard = report["at_label"], report["traffic"], guarding["guard"]
+    def _export(self, scores: ScoreReport, guarding: GuardingReport) -> None:
+        metrics, at_label, traffic = self.metrics, scores.at_label, scores.traffic
         for window in WINDOWS:
+            span = getattr(scores.at_arrival, window)
+            for network in NETWORKS:
+                metrics.accuracy(network, window, span.accuracy[network])
             for score in SCORES:
-                metrics.score(score, window, report["at_arrival"][window][score])
-        metrics.label_time("teacher", at_label["teacher"])
-        metrics.label_time("twin", at_label["twin"])
-        low, high = at_label["interval"] or (None, None)
-        for bound, ratio in zip(INTERVAL, (low, at_label["gain"], high), strict=True):
-            metrics.ssl_gain(bound, ratio)
-        metrics.traffic(
-            labelled_share=traffic["labelled_share"]["windowed"],
-            confidence_gap=traffic["confidence_gap"],
-            class_mix_distance=traffic["class_mix_distance"],
-            class_entropy=traffic["class_entropy"],
+                metrics.score(score, window, getattr(span, score))
+        metrics.label_time(teacher=at_label.teacher, twin=at_label.twin)
+        low, high = at_label.interval or (None, None)
+        metrics.ssl_gain(low=low, mean=at_label.gain, high=high)
+        metrics.selection_bias(
+            labelled_share=traffic.labelled_share.windowed,
+            confidence_gap=traffic.confidence_gap,
+            class_mix_distance=traffic.class_mix_distance,
+            class_entropy=traffic.class_entropy,
         )
-        bank = self._bank(parts)
-        metrics.guard(frozen=guard["frozen"], reasons=guard["reasons"])
-        metrics.trust(guarding["trust"]["factor"])
+        metrics.guard(frozen=guarding.guard.frozen, reasons=guarding.guard.reasons)
+        metrics.trust(guarding.trust.factor)
         for name, count in self._events(guarding).items():
             if (more := count - self._counted[name]) > 0:
                 (metrics.guard_acted if name in GUARD_ACTIONS else metrics.drifted)(name, more)
             self._counted[name] = count
-        self._scores = {"time_s": time.time(), "step": parts.learner.step, **report, **bank, **guarding}
-        self._tell_window(parts, report)
-        return guarding
 
-    def _bank(self, parts: Parts) -> dict[str, Any]:
-        """Which candidate is served, and how all of them did on the newest labels."""
+    def _candidates(self, parts: Parts) -> dict[str, Any]:
+        """The served candidate, and the accuracy of all of them on the newest labels."""
         served = parts.learner.candidates[parts.learner.served]
+        for name in parts.learner.candidates:
+            self.metrics.candidate(name, served=name == served)
         accuracies = {served: None} if parts.election is None else parts.election.accuracies()
-        for name, accuracy in accuracies.items():
-            self.metrics.candidate(name, served=name == served, accuracy=accuracy)
         return {"bank": {"served": served, "accuracy": accuracies}}
 
-    def _events(self, guarding: Mapping[str, Any]) -> dict[str, int]:
-        """What the guard did and the drift monitor said since the state folder was new."""
-        actions = {action: guarding["guard"]["actions"][action] for action in GUARD_ACTIONS}
-        return actions | {source: told["alarms"] for source, told in guarding["drift"].items()}
+    def _events(self, guarding: GuardingReport) -> dict[str, int]:
+        """Actions of the guard and drift alarms since the state folder was new."""
+        actions = {action: guarding.guard.actions[action] for action in GUARD_ACTIONS}
+        return actions | {source: guarding.drift[source].alarms for source in SOURCES}
 
-    def _tell_window(self, parts: Parts, report: Mapping[str, Any]) -> None:
-        """One structured line each time that a window of labels has come."""
+    def _log_window(self, parts: Parts, scores: ScoreReport) -> None:
+        """One log line for each window of labels."""
         windows = parts.board.prequential.scored // parts.board.window
-        if windows <= self._windows_told:
+        if windows <= self._windows_logged:
             return
-        self._windows_told = windows
-        now, at_label, traffic = report["at_arrival"]["windowed"], report["at_label"], report["traffic"]
+        self._windows_logged = windows
+        now, at_label, traffic = scores.at_arrival.windowed, scores.at_label, scores.traffic
         _log.info(
             "scores",
             step=parts.learner.step,
             labels=parts.board.prequential.scored,
-            **{f"accuracy_{network}": now["accuracy"][network] for network in NETWORKS},
-            **{score: now[score] for score in SCORES},
-            accuracy_at_label=at_label["teacher"],
-            ssl_gain=at_label["gain"],
-            ssl_gain_interval=at_label["interval"],
-            delay_s=traffic["delay_s"],
-            labelled_share=traffic["labelled_share"]["windowed"],
-            confidence_gap=traffic["confidence_gap"],
+            **{f"accuracy_{network}": now.accuracy[network] for network in NETWORKS},
+            **{score: getattr(now, score) for score in SCORES},
+            accuracy_at_label=at_label.teacher,
+            ssl_gain=at_label.gain,
+            ssl_gain_interval=at_label.interval,
+            delay_s=asdict(traffic.delay_s),
+            labelled_share=traffic.labelled_share.windowed,
+            confidence_gap=traffic.confidence_gap,
         )
 
     def _write(self) -> None:
@@ -300,3 +287,11 @@ class Watch:
                 if not failed:
                     _log.error("heartbeat_failed", error=str(error))
                 failed = True
+
+
+def _accuracy(report: PrequentialReport | None) -> dict[str, dict[str, float | None]]:
+    """By network and window."""
+    return {
+        network: {window: None if report is None else getattr(report, window).accuracy[network] for window in WINDOWS}
+        for network in NETWORKS
+    }

@@ -1,1 +1,1 @@
-"""Truth about the model, from labels that came after the predictions they judge."""
+"""Model quality: prequential scores, drift alarms, the guard, and the choice of the served network."""

@@ -1,14 +1,14 @@
 """ADWIN, adaptive windowing: detects a change of the mean of bounded values (Bifet and Gavalda, SDM 2007).
 
 The window is an exponential histogram: buckets of 1, 2, 4, … values, at most `_MAX_BUCKETS` of each size, so n values
-take O(log n) memory. Every `_CHECK_EVERY` values each boundary between two buckets is a candidate cut: the mean has
+take O(log n) memory. Every `_CHECK_EVERY` values, each boundary between two buckets is a candidate cut. The mean has
 changed where the means of the two parts differ by more than
 
     epsilon = sqrt(2 m v ln(2 ln(n) / delta)) + 2/3 m ln(2 ln(n) / delta),   m = 1/n0 + 1/n1
 
-where v is the variance of the window and n0, n1 are the sizes of its parts, each less `_MIN_PART` - 1. The constants
-are those of the authors' implementation in MOA, which river uses as well; tests compare with river value by value.
-After a change the window restarts empty, as in river: what came before it says nothing about what comes after it.
+v is the variance of the window; n0 and n1 are the sizes of its parts, each less `_MIN_PART` - 1. The constants are
+those of the authors' implementation in MOA and of river; tests compare with river value by value. After a change the
+window restarts empty, as in river.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _MIN_PART = 5
 
 
 class Adwin:
-    """A window over values in [0, 1], restarted where its older and its newer part have different means."""
+    """A window over values in [0, 1] that restarts where its older and its newer part have different means."""
 
     def __init__(self, delta: float) -> None:
-        """`delta` bounds the probability of a restart without a change."""
+        """`delta` bounds the probability of a false restart at each check."""
         assert 0.0 < delta < 1.0, delta
         self._delta = delta
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Empty the window."""
         self._width, self._total = 0, 0.0
         self._squares = 0.0
-        """Squared deviations from the mean, summed over the window."""
+        """Sum of squared deviations from the mean."""
         self._sums: list[list[float]] = [[]]
         """Level k: the sum of each bucket of 2^k values, oldest first."""
 
@@ -47,7 +47,7 @@ class Adwin:
         return self._total / self._width if self._width else None
 
     def update(self, value: float) -> bool:
-        """Add a value; True if the mean has risen. After a change in either direction the window restarts empty."""
+        """Add a value; True if the mean has risen. After a change in either direction the window restarts."""
         if self._width:
             self._squares += self._width * (value - self._total / self._width) ** 2 / (self._width + 1)
         self._width += 1
@@ -56,7 +56,7 @@ class Adwin:
         self._merge()
         if self._width % _CHECK_EVERY or (rise := self._rise()) == 0.0:
             return False
-        self.begin()
+        self.reset()
         return rise > 0.0
 
     def state(self) -> Array:
@@ -64,8 +64,8 @@ class Adwin:
         return np.array([(self._total, self._squares), *self._buckets()], np.float64)
 
     def load(self, state: Array) -> None:
-        """Become what `state` saved. A checkpoint of 0.1 holds the values since the last change, a flat array."""
-        self.begin()
+        """Restore what `state` saved. A checkpoint of 0.1 holds a flat array: the values since the last change."""
+        self.reset()
         if state.ndim == 1:
             for value in state.tolist():
                 self.update(value)
@@ -77,7 +77,7 @@ class Adwin:
             self._width += 1 << int(level)
 
     def _merge(self) -> None:
-        """Where a level is too full, merge its two oldest buckets into one of the next level."""
+        """Where a level is full, merge its two oldest buckets into one of the next level."""
         for level, sums in enumerate(self._sums):
             if len(sums) <= _MAX_BUCKETS:
                 return
@@ -86,7 +86,7 @@ class Adwin:
             self._sums[level + 1].append(sums.pop(0) + sums.pop(0))
 
     def _rise(self) -> float:
-        """By how much the newer part has the larger mean, at the first boundary that is a change; 0 without one."""
+        """Mean of the newer part minus that of the older, at the first cut that is a change; 0 without a change."""
         log_term = math.log(2.0 * math.log(self._width) / self._delta)
         variance = self._squares / self._width
         n0, sum_0 = 0, 0.0

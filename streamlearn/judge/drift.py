@@ -1,13 +1,12 @@
-"""Has the world changed? Alarms from inputs and from what the model says, before labels come, and from errors after.
+"""Drift detection: alarms from inputs and predictions before labels arrive, and from errors after.
 
-Without labels three values of each step are watched for a rise, by Page's cumulative sum (`judge/cusum.py`): how far
-the inputs are from those before (`judge/inputs.py`), how unsure the teacher is, and how far student and teacher are
-apart. The first needs no network, and sees most changes within five values. What the model says sees those that matter
-to it, though some only when labels of the changed world begin to contradict: a network that is sure and wrong is sure.
+Without labels, Page's cumulative sum (`judge/cusum.py`) watches three values of each step for a rise: the distance of
+the inputs from earlier inputs (`judge/inputs.py`), the teacher's uncertainty, and the disagreement of student and
+teacher. The first depends on no network and detects most changes within five values. The others detect changes that
+matter to the model, some of them only when new labels contradict it: a network can be confidently wrong.
 
-Errors go to ADWIN (`judge/adwin.py`): a window that is cut where two parts of it have different means. Only a mean
-that rises is an alarm; one that falls is the model learning, and restarts the window as well. ADWIN is for independent
-values that fill the interval from 0 to 1, and needs some 25 of them before it cuts: too late for the other three.
+ADWIN (`judge/adwin.py`) watches errors. Only a rise of its mean is an alarm; a fall means that the model learns. ADWIN
+assumes independent values over the whole interval from 0 to 1 and needs some 25 of them: too late for the others.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -26,85 +26,100 @@ from streamlearn.records import Array
 
 Source: TypeAlias = Literal["inputs", "disagreement", "uncertainty", "error"]
 SOURCES: tuple[Source, ...] = ("inputs", "disagreement", "uncertainty", "error")
-"""What is watched: a closed set, since each is a Prometheus label value."""
 
+ADWIN_DELTA = 0.002
+"""In ADWIN's theory it bounds the chance of a false alarm at each check, not over the whole stream; the formula in use
+is the normal approximation of that bound. The cumulative sums have no bound: `benchmarks/drift.py` measures their false
+alarms."""
 _WARMUP_STEPS = 500
-"""A student that leaves its teacher for the first time is no change of the world."""
+"""At the start of training the student departs from its teacher; that is no drift."""
 _LAST_ALARMS = 8
 
 
-class DriftMonitor:
-    """Fed in the order of the log; each method says whether its value has raised the alarm.
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What one detector has seen."""
 
-    All of its state is saved: continuing after `load` equals never having stopped.
+    alarms: int
+    last_alarm_steps: tuple[int, ...]
+    """At most 8."""
+    values: int
+    ignored: int
+    """Values that were not finite."""
+    mean: float | None
+    """Since the last alarm or reset; None before the first value."""
+
+
+DriftReport: TypeAlias = dict[Source, SourceReport]
+
+
+class DriftMonitor:
+    """Takes values in the order of the log; each method returns whether its value raises an alarm.
+
+    All state is saved: continuing after `load` equals an uninterrupted run.
     """
 
-    def __init__(self, delta: float, *, warmup_steps: int = _WARMUP_STEPS) -> None:
-        """`delta`: ADWIN's confidence parameter for errors.
-
-        By ADWIN's theory it bounds the chance of a false alarm at each check, not over the stream, and the formula in
-        use is the normal approximation of the bound. The cumulative sums have no bound: their false alarms were
-        measured (`benchmarks/drift.py`).
-        """
+    def __init__(self, *, warmup_steps: int = _WARMUP_STEPS) -> None:
+        """`warmup_steps`: steps without alarms of disagreement and uncertainty."""
         self._distance = InputDistance()
-        self._watched: dict[Source, _Watched] = {
-            "inputs": _Watched(Cusum(), skipped_values=0),
-            "disagreement": _Watched(Cusum(), skipped_values=warmup_steps),
-            "uncertainty": _Watched(Cusum(), skipped_values=warmup_steps),
-            "error": _Watched(Adwin(delta), skipped_values=0),
+        self._channels: dict[Source, _Channel] = {
+            "inputs": _Channel(Cusum(), skipped_values=0),
+            "disagreement": _Channel(Cusum(), skipped_values=warmup_steps),
+            "uncertainty": _Channel(Cusum(), skipped_values=warmup_steps),
+            "error": _Channel(Adwin(ADWIN_DELTA), skipped_values=0),
         }
 
     def inputs(self, x: Array, step: int) -> bool:
-        """Once a step: the samples that arrived, (B, *shape), B >= 1, finite, as they were sent."""
+        """Once a step: the samples that arrived, (B, *shape), B >= 1, finite, in the schema's dtype."""
         distance = self._distance.update(x)
-        if distance is None or not self._watched["inputs"].update(distance, step):
+        if distance is None or not self._channels["inputs"].update(distance, step):
             return False
-        self._distance.begin()
+        self._distance.reset()
         return True
 
     def disagreement(self, value: float, step: int) -> bool:
-        """Once a step: total variation between student's and teacher's probabilities, mean over the arrivals."""
-        return self._watched["disagreement"].update(value, step)
+        """Once a step: total variation between the probabilities of student and teacher, mean over the arrivals."""
+        return self._channels["disagreement"].update(value, step)
 
     def uncertainty(self, value: float, step: int) -> bool:
         """Once a step: 1 - the teacher's highest probability, mean over the arrivals."""
-        return self._watched["uncertainty"].update(value, step)
+        return self._channels["uncertainty"].update(value, step)
 
     def error(self, wrong: bool, step: int) -> bool:
-        """Once for each scored label: whether the answer on arrival was wrong.
+        """Once for each scored label: whether the first prediction was wrong.
 
-        Where clients are answered by a pinned version, that is its answer, as in all scores of first predictions.
+        That may be the prediction of a pinned version that a client received, as in all scores of first predictions.
         """
-        return self._watched["error"].update(float(wrong), step)
+        return self._channels["error"].update(float(wrong), step)
 
     def forget_answers(self) -> None:
-        """Other weights answer from here on, as after a rollback: what the old ones said is no measure for them."""
-        self._watched["disagreement"].begin()
-        self._watched["uncertainty"].begin()
+        """Reset the detectors of predictions: other weights predict from here on, as after a rollback."""
+        self._channels["disagreement"].reset()
+        self._channels["uncertainty"].reset()
 
-    def report(self) -> dict[str, Any]:
-        """Of each source: alarms and the steps of the last ones, mean since the last change, as JSON."""
-        return {source: watched.report() for source, watched in self._watched.items()}
+    def report(self) -> DriftReport:
+        """By source."""
+        return {source: channel.report() for source, channel in self._channels.items()}
 
     def state(self) -> dict[str, Array]:
-        """Copies; each name begins with its source."""
-        parts = {source: watched.state() for source, watched in self._watched.items()}
+        """Copies of all state; each name begins with its source."""
+        parts = {source: channel.state() for source, channel in self._channels.items()}
         saved = {f"{source}.{name}": array for source, arrays in parts.items() for name, array in arrays.items()}
         return saved | {f"distance.{name}": array for name, array in self._distance.state().items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved."""
+        """Restore what `state` saved."""
         parts: dict[str, dict[str, Array]] = {"distance": {}}
         for name, array in state.items():
             source, _, rest = name.partition(".")
             parts.setdefault(source, {})[rest] = array
         self._distance.load(parts["distance"])
-        for source, watched in self._watched.items():
-            watched.load(parts[source])
+        for source, channel in self._channels.items():
+            channel.load(parts[source])
 
 
-class _Watched:
-    """A detector, and an account of what it was fed and has found."""
+class _Channel:
+    """A detector with the counts of its values and alarms."""
 
     def __init__(self, detector: Cusum | Adwin, *, skipped_values: int) -> None:
         self._detector = detector
@@ -114,13 +129,13 @@ class _Watched:
         self._alarms = 0
         self._alarm_steps: deque[int] = deque(maxlen=_LAST_ALARMS)
 
-    def begin(self) -> None:
-        """The detector has seen nothing."""
-        self._detector.begin()
+    def reset(self) -> None:
+        """Reset the detector, not the counts."""
+        self._detector.reset()
 
     def update(self, value: float, step: int) -> bool:
         if not math.isfinite(value):
-            # The guard's business. Here it must neither raise nor spoil what is usual.
+            # The guard handles it. Here it must neither raise an alarm nor enter the running statistics.
             self._ignored += 1
             return False
         self._fed += 1
@@ -130,14 +145,14 @@ class _Watched:
         self._alarm_steps.append(step)
         return True
 
-    def report(self) -> dict[str, Any]:
-        return {
-            "alarms": self._alarms,
-            "last_alarm_steps": list(self._alarm_steps),
-            "values": self._fed,
-            "ignored": self._ignored,
-            "mean": self._detector.level,
-        }
+    def report(self) -> SourceReport:
+        return SourceReport(
+            alarms=self._alarms,
+            last_alarm_steps=tuple(self._alarm_steps),
+            values=self._fed,
+            ignored=self._ignored,
+            mean=self._detector.level,
+        )
 
     def state(self) -> dict[str, Array]:
         return {

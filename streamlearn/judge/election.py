@@ -1,23 +1,23 @@
-"""Which of several models is served: the champion, until labels show that a challenger is better.
+"""Champion and challengers: which candidate network is served, decided by a sequential test on labels.
 
-All candidates answer when a label comes and before it is learned. A label counts for or against a challenger where
-exactly one of the two was right (a discordant pair, as in McNemar's test): x is +1 where only the challenger was
-right, -1 where only the champion was, and 0 otherwise. The hypothesis to reject is that the challenger is not better:
-at each label, given all before it, x = +1 is at most as likely as x = -1.
+All candidates predict when a label arrives, before it is learned. A label counts for or against a challenger where
+exactly one of the two is right (a discordant pair, as in McNemar's test). x is +1 where only the challenger is right,
+-1 where only the champion is, and 0 otherwise. The null hypothesis is that the challenger is not better: at each label,
+given all before it, x = +1 is at most as likely as x = -1.
 
-The test is betting (Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting"): for each
+The test is betting (Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting"). For each
 stake s of `STAKES` a bettor starts with wealth 1, receives 1 / `LABELS` at each label, and stakes the share s of it:
 
     M_s <- (M_s + 1 / LABELS) (1 + s x)        promote where the mean of M_s over s >= 2 (K - 1) / alpha
 
-Under the hypothesis the mean of M_s minus (1 + n / LABELS) is a supermartingale in the number n of labels, so by
-optional stopping (Ville's inequality) the chance that any of the K - 1 challengers is ever promoted by chance within n
+Under the null hypothesis the mean of M_s minus (1 + n / LABELS) is a supermartingale in the number n of labels. By
+optional stopping (Ville's inequality) the probability that any of the K - 1 challengers is promoted by chance within n
 labels is at most alpha / 2 (1 + n / LABELS), although the test looks after every label: at most alpha in `LABELS`
 labels. A promotion starts the test again.
 
-Forgetting needs no window. Money received at each label is a test that starts at this label (a Shiryaev-Roberts sum;
-Shin, Ramdas & Rinaldo 2024, "E-detectors"), so a challenger that was worse for a long time is promoted soon after it
-has become better: the lost bets of the past cannot go below 0.
+The test needs no window to forget. Money received at each label is a test that starts at this label (a Shiryaev-Roberts
+sum; Shin, Ramdas & Rinaldo 2024, "E-detectors"). So a challenger that was worse for a long time is promoted soon after
+it has become better: past losses cannot go below 0.
 
 `python benchmarks/election.py` measures false promotions, and the labels until a better challenger is promoted.
 """
@@ -34,7 +34,10 @@ from streamlearn.judge.window import Window, group_of, joined
 from streamlearn.records import Array
 
 LABELS: Final = 10_000
-"""`alpha` bounds the false promotions in so many labels."""
+ALPHA: Final = 0.05
+"""Bound on the probability of a false promotion within `LABELS` labels."""
+WINDOW: Final = 500
+"""Labels in the reported accuracies. They do not affect the test."""
 STAKES: Final = (1.0, 0.5, 0.25, 0.125, 0.0625)
 """Shares of the wealth that are bet. s is best where the challenger is the right one in (1 + s) / 2 of the pairs."""
 
@@ -46,18 +49,16 @@ class Election:
     for any other reason than the result of `update`.
     """
 
-    def __init__(self, candidates: Sequence[str], *, window: int, alpha: float) -> None:
-        """`alpha`: bound on the probability of a false promotion within `LABELS` labels."""
+    def __init__(self, candidates: Sequence[str], *, window: int = WINDOW) -> None:
         assert len(set(candidates)) == len(candidates) > 1, candidates
-        assert 0.0 < alpha <= 1.0, alpha
         self.candidates = tuple(candidates)
-        self._threshold = 2 * (len(candidates) - 1) / alpha
+        self._threshold = 2 * (len(candidates) - 1) / ALPHA
         self._window = Window(window, dict.fromkeys(self.candidates, np.int8))
         self._stakes_S = np.array(STAKES)
         self._start_test()
 
     def update(self, champion: int, right_K: npt.NDArray[np.bool_]) -> int:
-        """One label came: which candidates had it right. Returns the champion from here on, by index."""
+        """Add a label: which candidates were right. Returns the index of the champion from here on."""
         right = right_K.astype(np.int8)
         self._window.append(*right.tolist())
         self._wealth_KS += 1 / LABELS
@@ -74,12 +75,12 @@ class Election:
         return best
 
     def accuracies(self) -> dict[str, float | None]:
-        """Of each candidate over the window; None before the first label."""
+        """Accuracy of each candidate over the window; None before the first label."""
         right = self._window.state()
         return {name: float(right[name].mean()) if len(right[name]) else None for name in self.candidates}
 
     def restart(self) -> None:
-        """Forget all labels: the candidates are other models than before."""
+        """Forget all labels: the candidates have other weights than before."""
         self._window.clear()
         self._start_test()
 

@@ -1,16 +1,17 @@
-"""Does it pay to learn from unlabelled samples? Teacher against label-only twin, on the same samples.
+"""The gain from unlabelled samples: teacher against label-only twin, on the same samples.
 
-The same comparison serves the oracle of a simulation, which has both answers to every sample as it arrives. Elsewhere
-both answer when the label comes and before it is learned, so the comparison is fair: the twin learns only what labels
-say, and neither has seen this one. The teacher has met the sample itself, unlabelled, when it came. That is the very
-thing that is judged here, and it is why these numbers are not prequential: accuracy as users meet it is that of the
-first prediction (Grzenda, Gomes, Bifet 2020), and stands in `judge/prequential.py`.
+Both predict when the label arrives and before it is learned, so the comparison is fair: the twin learns from labels
+only, and neither has seen this one. The teacher has already seen the sample without its label; that is the effect to be
+measured, and the reason why these accuracies are not prequential. Accuracy as users meet it is that of the first
+prediction (Grzenda, Gomes, Bifet 2020; `judge/prequential.py`).
+
+In a simulation the same comparison is made on all samples as they arrive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,11 +20,37 @@ from streamlearn.judge.window import Window
 from streamlearn.records import Array
 
 _NO_ANSWER = -1
-"""Of a network that did not answer; 0 is wrong and 1 is right."""
+"""In a window: no prediction; 0 is a wrong one and 1 a right one."""
+
+
+@dataclass(frozen=True, slots=True)
+class CumulativeGain:
+    """Accuracies over all samples since the start that both networks answered."""
+
+    paired: int
+    teacher: float | None
+    twin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GainReport:
+    """Accuracies over the window; None where there was no answer."""
+
+    count: int
+    """Labels in the window."""
+    teacher: float | None
+    paired: int
+    """Labels that both answered."""
+    twin: float | None
+    gain: float | None
+    """Teacher minus twin, on the labels that both answered."""
+    interval: scores.Interval | None
+    """95 % interval of `gain`."""
+    cumulative: CumulativeGain
 
 
 class TwinGain:
-    """Accuracy over the last `window` labels, teacher, twin, and their paired difference; both since the beginning."""
+    """Accuracy of teacher and twin and their paired difference, over the last `window` labels and since the start."""
 
     def __init__(self, window: int) -> None:
         self._window = Window(window, dict.fromkeys(("teacher", "twin", "first", "served"), np.int8))
@@ -41,14 +68,14 @@ class TwinGain:
         first_class: int | None = None,
         served_class: int | None = None,
     ) -> None:
-        """One label that came.
+        """Add one label.
 
         Args:
-            true_class: what the label says.
-            teacher_class: the teacher's answer now.
-            twin_class: the twin's answer now; None while there is no twin.
-            first_class: what was answered when the sample came; None where nothing was.
-            served_class: the answer now of the candidate that is served, which may be another than the teacher.
+            true_class: the label.
+            teacher_class: the teacher's prediction now.
+            twin_class: the twin's prediction now; None without a twin.
+            first_class: the prediction when the sample arrived; None where there was none.
+            served_class: the prediction now of the served candidate, which may be the twin.
         """
         answers = (teacher_class, twin_class, first_class, served_class)
         teacher, twin, first, served = (_right(answer, true_class) for answer in answers)
@@ -59,45 +86,38 @@ class TwinGain:
             self._twin_right += twin
 
     def restart(self) -> None:
-        """Forget the window: what came before a change of the teacher says nothing about the teacher now.
-
-        What is counted since the beginning stays.
-        """
+        """Empty the window, since the teacher has other weights now. Counts since the start stay."""
         self._window.clear()
 
-    def report(self) -> dict[str, Any]:
-        """Ready for JSON; None where there was no answer.
-
-        `gain` is teacher minus twin on the samples that both answered (`paired` of them), `interval` its 95 %
-        interval; `first_minus_at_label` is the first prediction minus the served candidate's answer at the label.
-        `cumulative` has the accuracies of both on all samples that both answered since the beginning.
-        """
-        right = self._window.state()
-        teacher_W, twin_W = right["teacher"], right["twin"]
+    def report(self) -> GainReport:
+        """The comparison over the window, and since the start."""
+        teacher_W, twin_W = self._window.column("teacher"), self._window.column("twin")
         paired, gain, interval = _difference(teacher_W, twin_W)
-        _, first_minus_at_label, _ = _difference(right["first"], right["served"])
-        return {
-            "count": len(self),
-            "teacher": _accuracy(teacher_W),
-            "paired": paired,
-            "twin": _accuracy(twin_W),
-            "gain": gain,
-            "interval": interval,
-            "first_minus_at_label": first_minus_at_label,
-            "cumulative": {
-                "paired": self._paired,
-                "teacher": scores.share(self._teacher_right, self._paired),
-                "twin": scores.share(self._twin_right, self._paired),
-            },
-        }
+        return GainReport(
+            count=len(self),
+            teacher=_accuracy(teacher_W),
+            paired=paired,
+            twin=_accuracy(twin_W),
+            gain=gain,
+            interval=interval,
+            cumulative=CumulativeGain(
+                paired=self._paired,
+                teacher=scores.share(self._teacher_right, self._paired),
+                twin=scores.share(self._twin_right, self._paired),
+            ),
+        )
+
+    def first_minus_at_label(self) -> float | None:
+        """Accuracy of the first predictions minus that of the served candidate at the label, on the same samples."""
+        return _difference(self._window.column("first"), self._window.column("served"))[1]
 
     def state(self) -> dict[str, Array]:
-        """All of it, as copies; the window oldest first."""
+        """Copies of all state; the window oldest first."""
         counts = np.array([self._paired, self._teacher_right, self._twin_right], np.int64)
         return {**self._window.state(), "counts": counts}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved; of a longer window the newest stay."""
+        """Restore what `state` saved; of a longer window the newest rows."""
         self._window.load(state)
         self._paired, self._teacher_right, self._twin_right = state["counts"].tolist()
 
@@ -111,7 +131,7 @@ def _accuracy(right_W: Array) -> float | None:
 
 
 def _difference(right_W: Array, other_W: Array) -> tuple[int, float | None, scores.Interval | None]:
-    """How many samples both answered, the difference of their accuracies on these, and its interval."""
+    """Number of samples that both answered, the difference of their accuracies on these, and its interval."""
     count = int(((right_W != _NO_ANSWER) & (other_W != _NO_ANSWER)).sum())
     first_only = int(((right_W == 1) & (other_W == 0)).sum())
     second_only = int(((right_W == 0) & (other_W == 1)).sum())

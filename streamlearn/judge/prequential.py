@@ -1,11 +1,11 @@
-"""Prequential scores: each prediction was made before its sample was learned, and is scored when the label comes.
+"""Prequential scores: each prediction is made before its sample is learned, and scored when its label arrives.
 
-Four answers are compared on the same samples: the teacher's and the student's, and two that no model should lose to,
-as they stood when the sample came: `majority`, the class with most labels received, and `no_change`, the class of the
-last label received. A baseline without an answer yet is not scored.
+Four predictors are compared on the same samples: teacher, student, and two baselines as they stood when the sample
+arrived. `majority` is the class with most labels so far, `no_change` the class of the last label. A baseline without an
+answer yet is not scored.
 
-All of it three times: over the last `window` scored samples; faded, where each sample weighs `fading` times the one
-after it (Gama, Sebastião, Rodrigues 2013); and since the beginning.
+Each score has three forms: over the last `window` scored samples; faded, where each sample weighs `fading` times the
+next one (Gama, Sebastião, Rodrigues 2013); and since the start.
 Letters: W window, K networks, C classes, M bins of confidence.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,18 +25,57 @@ from streamlearn.records import Array, Probabilities
 
 Network: TypeAlias = Literal["teacher", "student", "majority", "no_change"]
 NETWORKS: tuple[Network, ...] = ("teacher", "student", "majority", "no_change")
+FADING = 0.999
+BINS = 15
+"""Bins of confidence in the calibration error."""
 _NO_ANSWER = -1
 _CLASS_COLUMNS: tuple[str, ...] = ("true", *NETWORKS)
 _COST_COLUMNS: tuple[str, ...] = ("log_loss", "brier")
 _LARGEST_WEIGHT = 2.0**300
-"""Beyond it the faded sums are scaled down, by a power of two and so without rounding."""
+"""Above it the faded sums are scaled down, by a power of two and so without rounding."""
 _LEAST_FADING = 1e-100
+
+
+@dataclass(frozen=True, slots=True)
+class SpanScores:
+    """Scores over one span of samples; those without a network's name are the teacher's. None where undefined."""
+
+    count: float
+    """Scored samples; in the faded form the sum of their weights."""
+    accuracy: dict[Network, float | None]
+    balanced_accuracy: float | None
+    kappa: float | None
+    kappa_m: float | None
+    kappa_t: float | None
+    log_loss: float | None
+    brier: float | None
+    ece: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowScores(SpanScores):
+    """Scores over the window, with what takes single samples."""
+
+    interval: scores.Interval | None
+    """95 % interval of the teacher's accuracy."""
+    recall: list[float | None]
+    """By class."""
+    reliability: list[scores.ReliabilityBin]
+
+
+@dataclass(frozen=True, slots=True)
+class PrequentialReport:
+    """The three forms."""
+
+    windowed: WindowScores
+    faded: SpanScores
+    cumulative: SpanScores
 
 
 class _Tally:
     """Weighted sums over scored samples, from which every score follows.
 
-    Lists of Python's floats, since one of them is changed in a third of the time that an array's element takes.
+    Lists of Python floats: to change one takes a third of the time of an array element.
     """
 
     def __init__(self, classes: int, bins: int) -> None:
@@ -50,7 +90,7 @@ class _Tally:
     def add(
         self, weight: float, true_class: int, answers_K: tuple[int, ...], bin_m: int, confidence: float, *costs: float
     ) -> None:
-        """One sample. `teacher_right_beside` counts the teacher's right answers where each network had one."""
+        """Add a sample. `teacher_right_beside` counts the teacher's right answers where each network had an answer."""
         sums = self.sums
         right, answered, beside = sums["right"], sums["answered"], sums["teacher_right_beside"]
         hit = weight if answers_K[0] == true_class else 0.0
@@ -70,15 +110,15 @@ class _Tally:
             sums["costs"][n] += weight * cost
 
     def scale(self, factor: float) -> None:
-        """Every sum times a factor."""
+        """Multiply every sum by a factor."""
         self.sums = {name: [value * factor for value in values] for name, values in self.sums.items()}
 
     def state(self) -> dict[str, Counts]:
-        """The sums by name, as copies."""
+        """Copies of the sums by name."""
         return {name: np.array(values, np.float64) for name, values in self.sums.items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what was saved. Classes that are new have no counts yet; other bins than were saved begin anew."""
+        """Restore what `state` saved. New classes have no counts; with another number of bins, their sums are reset."""
         for name, values in self.sums.items():
             saved, size = state[name].tolist(), len(values)
             if name.startswith("bin_") and len(saved) != size:
@@ -86,20 +126,138 @@ class _Tally:
             assert len(saved) <= size, (name, len(saved), size)
             self.sums[name] = saved + [0.0] * (size - len(saved))
 
-    def accuracy(self, network: Network) -> float | None:
-        """Right answers of all answers."""
-        k = NETWORKS.index(network)
-        return scores.share(self.sums["right"][k], self.sums["answered"][k])
+
+class Prequential:
+    """Scores of one stream of labelled predictions, in memory of the order of W + C.
+
+    Args:
+        classes: C.
+        window: W, scored samples in the windowed scores.
+        fading: weight of a sample relative to the next one; 1 forgets nothing.
+        bins: M.
+    """
+
+    def __init__(self, classes: int, window: int, *, fading: float = FADING, bins: int = BINS) -> None:
+        assert classes >= 1, classes
+        assert _LEAST_FADING <= fading <= 1.0, fading
+        assert bins >= 1, bins
+        self._classes, self._fading, self._bins = classes, fading, bins
+        types = {
+            **dict.fromkeys(_CLASS_COLUMNS, np.int32),
+            "confidence": np.float32,
+            **dict.fromkeys(_COST_COLUMNS, np.float64),
+        }
+        self._window = Window(window, types)
+        self._faded, self._all = _Tally(classes, bins), _Tally(classes, bins)
+        self._weight = 1.0
+        self._scored = 0
+
+    @property
+    def scored(self) -> int:
+        """Samples scored since the start."""
+        return self._scored
+
+    def update(
+        self,
+        *,
+        true_class: int,
+        teacher_class: int,
+        student_class: int,
+        teacher_probabilities_C: Probabilities,
+        majority_class: int | None = None,
+        no_change_class: int | None = None,
+    ) -> None:
+        """Score the predictions of one sample against its label."""
+        assert 0 <= true_class < self._classes, true_class
+        assert 0 <= teacher_class < self._classes, teacher_class
+        assert len(teacher_probabilities_C) == self._classes, len(teacher_probabilities_C)
+        probability_of_true = float(teacher_probabilities_C[true_class])
+        confidence = float(teacher_probabilities_C[teacher_class])
+        sum_of_squares = float(teacher_probabilities_C.dot(teacher_probabilities_C))
+        majority = _NO_ANSWER if majority_class is None else majority_class
+        no_change = _NO_ANSWER if no_change_class is None else no_change_class
+        answers_K = (teacher_class, student_class, majority, no_change)
+        costs = (scores.log_loss(probability_of_true), scores.brier(probability_of_true, sum_of_squares))
+        self._window.append(true_class, *answers_K, confidence, *costs)
+        bin_m = scores.bin_of(confidence, self._bins)
+        self._all.add(1.0, true_class, answers_K, bin_m, confidence, *costs)
+        # Instead of fading all earlier samples, each sample weighs more than the one before it.
+        self._weight /= self._fading
+        if self._weight > _LARGEST_WEIGHT:
+            self._weight, exponent = math.frexp(self._weight)
+            self._faded.scale(2.0**-exponent)
+        self._faded.add(self._weight, true_class, answers_K, bin_m, confidence, *costs)
+        self._scored += 1
+
+    def windowed(self, network: Network) -> float | None:
+        """Accuracy over the window; None before the first answer. In time of the order of W."""
+        answers_W = self._window.column(network)
+        answered = float((answers_W != _NO_ANSWER).sum())
+        return scores.share(float((answers_W == self._window.column("true")).sum()), answered)
+
+    def report(self) -> PrequentialReport:
+        """Every score, in time of the order of W + C."""
+        held, sums, faded = len(self._window), self._sums_of_window(), self._faded.state()
+        return PrequentialReport(
+            windowed=WindowScores(
+                **_scores(sums, held),
+                interval=scores.wilson(float(sums["right"][0]), held),
+                recall=scores.recall_per_class(sums["hits"], sums["true"]),
+                reliability=_reliability(sums).diagram(),
+            ),
+            faded=SpanScores(**_scores(faded, float(faded["answered"][0]) / self._weight)),
+            cumulative=SpanScores(**_scores(self._all.state(), self._scored)),
+        )
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all state; the window oldest first."""
+        return joined(
+            {
+                "window": self._window.state(),
+                "faded": self._faded.state(),
+                "cumulative": self._all.state(),
+                "count": {"scored": np.array([self._scored], np.int64), "weight": np.array([self._weight], np.float64)},
+            }
+        )
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Restore what `state` saved; of a longer window the newest rows."""
+        self._window.load(group_of(state, "window"))
+        self._faded.load(group_of(state, "faded"))
+        self._all.load(group_of(state, "cumulative"))
+        self._scored = int(state["count.scored"].item())
+        self._weight = float(state["count.weight"].item())
+
+    def _sums_of_window(self) -> dict[str, Counts]:
+        """The sums of a tally over the samples in the window."""
+        columns, classes, bins = self._window.state(), self._classes, self._bins
+        true_W, answers_KW = columns["true"], np.stack([columns[network] for network in NETWORKS])
+        right_KW, answered_KW = answers_KW == true_W, answers_KW != _NO_ANSWER
+        confidence_W = columns["confidence"].astype(np.float64)
+        bins_W = scores.bins_of(confidence_W, bins)
+        sums = {
+            "hits": np.bincount(true_W[right_KW[0]], minlength=classes),
+            "true": np.bincount(true_W, minlength=classes),
+            "predicted": np.bincount(answers_KW[0], minlength=classes),
+            "bin_counts": np.bincount(bins_W, minlength=bins),
+            "bin_confidence": np.bincount(bins_W, confidence_W, minlength=bins),
+            "bin_right": np.bincount(bins_W[right_KW[0]], minlength=bins),
+            "right": right_KW.sum(axis=1),
+            "answered": answered_KW.sum(axis=1),
+            "teacher_right_beside": (right_KW[0] & answered_KW).sum(axis=1),
+            "costs": np.array([columns[name].sum() for name in _COST_COLUMNS]),
+        }
+        return {name: np.asarray(values, np.float64) for name, values in sums.items()}
 
 
-def _report(sums: Mapping[str, Counts], count: float) -> dict[str, Any]:
-    """Every score that follows from the sums of a tally over samples that weigh `count` together."""
+def _scores(sums: Mapping[str, Counts], count: float) -> dict[str, Any]:
+    """The fields of `SpanScores`, from the sums of a tally over samples of total weight `count`."""
     right_K, answered_K, beside_K = (sums[name].tolist() for name in ("right", "answered", "teacher_right_beside"))
     accuracy = {
         network: scores.share(right, answered)
         for network, right, answered in zip(NETWORKS, right_K, answered_K, strict=True)
     }
-    # A baseline knows nothing before the first label: it is compared on the samples that it answered.
+    # A baseline has no answer before the first label: the teacher is compared on the samples that it answered.
     skill = {
         network: scores.skill(scores.share(beside, answered), accuracy[network])
         for network, beside, answered in zip(NETWORKS, beside_K, answered_K, strict=True)
@@ -121,138 +279,3 @@ def _report(sums: Mapping[str, Counts], count: float) -> dict[str, Any]:
 def _reliability(sums: Mapping[str, Counts]) -> Reliability:
     """Of the teacher's confidence in its answers."""
     return Reliability(sums["bin_counts"], sums["bin_confidence"], sums["bin_right"])
-
-
-class Prequential:
-    """Scores of one stream of labelled predictions, in memory of the order of W + C.
-
-    Args:
-        classes: C.
-        window: W, scored samples in the windowed scores.
-        fading: what a sample weighs against the one after it; 1 forgets nothing.
-        bins: M, of the calibration error.
-    """
-
-    def __init__(self, classes: int, window: int, *, fading: float = 0.999, bins: int = 15) -> None:
-        assert classes >= 1, classes
-        assert _LEAST_FADING <= fading <= 1.0, fading
-        assert bins >= 1, bins
-        self._classes, self._fading, self._bins = classes, fading, bins
-        types = {
-            **dict.fromkeys(_CLASS_COLUMNS, np.int32),
-            "confidence": np.float32,
-            **dict.fromkeys(_COST_COLUMNS, np.float64),
-        }
-        self._window = Window(window, types)
-        self._faded, self._all = _Tally(classes, bins), _Tally(classes, bins)
-        self._weight = 1.0
-        self._scored = 0
-
-    @property
-    def scored(self) -> int:
-        """Samples scored since the beginning."""
-        return self._scored
-
-    def update(
-        self,
-        *,
-        true_class: int,
-        teacher_class: int,
-        student_class: int,
-        teacher_probabilities_C: Probabilities,
-        majority_class: int | None = None,
-        no_change_class: int | None = None,
-    ) -> None:
-        """Score the stored answers for one sample, now that its label is here."""
-        assert 0 <= true_class < self._classes, true_class
-        assert 0 <= teacher_class < self._classes, teacher_class
-        assert len(teacher_probabilities_C) == self._classes, len(teacher_probabilities_C)
-        probability_of_true = float(teacher_probabilities_C[true_class])
-        confidence = float(teacher_probabilities_C[teacher_class])
-        sum_of_squares = float(teacher_probabilities_C.dot(teacher_probabilities_C))
-        majority = _NO_ANSWER if majority_class is None else majority_class
-        no_change = _NO_ANSWER if no_change_class is None else no_change_class
-        answers_K = (teacher_class, student_class, majority, no_change)
-        costs = (scores.log_loss(probability_of_true), scores.brier(probability_of_true, sum_of_squares))
-        self._window.append(true_class, *answers_K, confidence, *costs)
-        bin_m = scores.bin_of(confidence, self._bins)
-        self._all.add(1.0, true_class, answers_K, bin_m, confidence, *costs)
-        # Rather than to fade all that was, each sample weighs more than the one before it.
-        self._weight /= self._fading
-        if self._weight > _LARGEST_WEIGHT:
-            self._weight, exponent = math.frexp(self._weight)
-            self._faded.scale(2.0**-exponent)
-        self._faded.add(self._weight, true_class, answers_K, bin_m, confidence, *costs)
-        self._scored += 1
-
-    def windowed(self, network: Network) -> float | None:
-        """Accuracy over the window; None before the first answer."""
-        answers_W = self._window.column(network)
-        answered = float((answers_W != _NO_ANSWER).sum())
-        return scores.share(float((answers_W == self._window.column("true")).sum()), answered)
-
-    def faded(self, network: Network) -> float | None:
-        """Accuracy in which the newest weigh most; None before the first answer."""
-        return self._faded.accuracy(network)
-
-    def cumulative(self, network: Network) -> float | None:
-        """Accuracy since the beginning; None before the first answer."""
-        return self._all.accuracy(network)
-
-    def log_loss(self) -> float | None:
-        """The teacher's mean -ln p(true class) over the window, in nats; None before the first."""
-        return float(self._window.column("log_loss").mean()) if len(self._window) else None
-
-    def report(self) -> dict[str, Any]:
-        """Every score, ready for JSON; None where one is not defined. It takes time of the order of W + C."""
-        held, sums, faded = len(self._window), self._sums_of_window(), self._faded.state()
-        return {
-            "windowed": {
-                **_report(sums, held),
-                "interval": scores.wilson(float(sums["right"][0]), held),
-                "recall": scores.recall_per_class(sums["hits"], sums["true"]),
-                "reliability": _reliability(sums).diagram(),
-            },
-            "faded": _report(faded, float(faded["answered"][0]) / self._weight),
-            "cumulative": _report(self._all.state(), self._scored),
-        }
-
-    def state(self) -> dict[str, Array]:
-        """All of it, as copies; the window oldest first."""
-        return joined(
-            {
-                "window": self._window.state(),
-                "faded": self._faded.state(),
-                "cumulative": self._all.state(),
-                "count": {"scored": np.array([self._scored], np.int64), "weight": np.array([self._weight], np.float64)},
-            }
-        )
-
-    def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved. Of a longer window the newest stay; a shorter one fills up anew from there."""
-        self._window.load(group_of(state, "window"))
-        self._faded.load(group_of(state, "faded"))
-        self._all.load(group_of(state, "cumulative"))
-        self._scored = int(state["count.scored"].item())
-        self._weight = float(state["count.weight"].item())
-
-    def _sums_of_window(self) -> dict[str, Counts]:
-        """The sums that a tally would have of the samples in the window alone."""
-        columns, classes, bins = self._window.state(), self._classes, self._bins
-        true_W, answers_KW = columns["true"], np.stack([columns[network] for network in NETWORKS])
-        right_KW, answered_KW = answers_KW == true_W, answers_KW != _NO_ANSWER
-        confidence_W = columns["confidence"].astype(np.float64)
-        bins_W = scores.bins_of(confidence_W, bins)
-        sums = {
-            "hits": np.bincount(true_W[right_KW[0]], minlength=classes),
-            "true": np.bincount(true_W, minlength=classes),
-            "predicted": np.bincount(answers_KW[0], minlength=classes),
-            "bin_counts": np.bincount(bins_W, minlength=bins),
-            "bin_confidence": np.bincount(bins_W, confidence_W, minlength=bins),
-            "bin_right": np.bincount(bins_W[right_KW[0]], minlength=bins),
-            "right": right_KW.sum(axis=1),
-            "answered": answered_KW.sum(axis=1),
-            "teacher_right_beside": (right_KW[0] & answered_KW).sum(axis=1),
-            "costs": np.array([columns[name].sum() for name in _COST_COLUMNS]),
-        }
-        return {name: np.asarray(values, np.float64) for name, values in sums.items()}

@@ -1,19 +1,20 @@
-"""What each score is, as functions of counts: no state, no window, no order.
+"""The scores as pure functions of counts.
 
-Accuracy, recall, balanced accuracy and kappa need of a confusion matrix n_ij (true class i, answered class j, as counts
-or as weights) only its diagonal and its margins, so that ten thousand classes take three vectors and not 800 MB:
+Accuracy, recall, balanced accuracy and kappa need only the diagonal and the margins of a confusion matrix n_ij (true
+class i, predicted class j, as counts or weights), so 10,000 classes take three vectors and not 800 MB:
 
-    hits_C       n_ii            rightly answered
-    true_C       sum_j n_ij      were of this class
-    predicted_C  sum_i n_ij      were said to be of this class
+    hits_C       n_ii            predicted correctly
+    true_C       sum_j n_ij      of this class
+    predicted_C  sum_i n_ij      predicted as this class
 
-Where a score is not defined it is None: never NaN, never infinite, never a number that was made up.
+An undefined score is None: never NaN, never infinite, never a placeholder.
 Letters: N samples, C classes, M bins of confidence.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,21 +22,21 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.float64]
 Interval = list[float]
-"""[low, high], a list as JSON has it."""
+"""[low, high], a list as in JSON."""
 
 Z_95 = 1.959963984540054
 """The 97.5 % point of the normal distribution: two-sided intervals of 95 %."""
 LEAST_PROBABILITY = 1e-7
-"""A probability of zero for what was true costs -ln of this, and not infinity."""
+"""Smaller probabilities of the true class count as this one, so that the log loss is finite."""
 
 
 def share(part: float, whole: float) -> float | None:
-    """One count over another: accuracy, where they are right answers and answers; None of nothing."""
+    """A ratio of counts, such as accuracy: right answers over answers. None if `whole` is 0."""
     return part / whole if whole > 0.0 else None
 
 
 def recall_per_class(hits_C: Counts, true_C: Counts) -> list[float | None]:
-    """n_ii / sum_j n_ij for each class: how much of what was there was found; None where a class did not occur."""
+    """n_ii / sum_j n_ij for each class; None where a class did not occur."""
     return [share(hits, true) for hits, true in zip(hits_C.tolist(), true_C.tolist(), strict=True)]
 
 
@@ -54,11 +55,11 @@ def kappa(hits_C: Counts, true_C: Counts, predicted_C: Counts) -> float | None:
 
 
 def skill(accuracy: float | None, reference: float | None) -> float | None:
-    """(p0 - p) / (1 - p): the share of the reference's errors that are avoided; None where it makes none.
+    """(p0 - p) / (1 - p): the share of the reference's errors that is avoided; None where the reference makes none.
 
     With the accuracy of the majority class it is kappa-M (Bifet, De Francisci Morales, Read, Holmes, Pfahringer 2015),
-    with that of the class before it is kappa-T (Žliobaitė, Bifet, Read, Pfahringer, Holmes 2015). Both accuracies are
-    to be of the same samples.
+    with that of the previous class kappa-T (Žliobaitė, Bifet, Read, Pfahringer, Holmes 2015). Both accuracies must be
+    of the same samples.
     """
     if accuracy is None or reference is None or reference >= 1.0:
         return None
@@ -66,44 +67,55 @@ def skill(accuracy: float | None, reference: float | None) -> float | None:
 
 
 def log_loss(probability_of_true: float) -> float:
-    """-ln p(true), in nats (Good 1952), of one sample, p no less than `LEAST_PROBABILITY`."""
+    """-ln p(true class), in nats (Good 1952), of one sample; p at least `LEAST_PROBABILITY`."""
     return -math.log(max(probability_of_true, LEAST_PROBABILITY))
 
 
 def brier(probability_of_true: float, sum_of_squares: float) -> float:
     """sum_c (p_c - [c is true])^2 = sum_c p_c^2 - 2 p(true) + 1 (Brier 1950), of one sample: from 0 to 2."""
-    # Sums of float32 may be a rounding below 0.
+    # Float32 sums may be below 0 by rounding.
     return max(sum_of_squares - 2.0 * probability_of_true + 1.0, 0.0)
 
 
 def bin_of(confidence: float, bins: int) -> int:
-    """Which of M bins ((m-1)/M, m/M], m from 1, has this confidence (Guo et al. 2017), counted from 0."""
+    """Index, from 0, of the bin ((m-1)/M, m/M] that holds this confidence (Guo et al. 2017)."""
     return min(max(math.ceil(confidence * bins) - 1, 0), bins - 1)
 
 
 def bins_of(confidences_N: npt.NDArray[np.float64], bins: int) -> npt.NDArray[np.int64]:
-    """The same of many."""
+    """`bin_of` for an array."""
     return np.clip(np.ceil(confidences_N * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Predictions with a confidence in (low, high]; the means are None where there are none."""
+
+    low: float
+    high: float
+    count: float
+    confidence: float | None
+    accuracy: float | None
+
+
 class Reliability(NamedTuple):
-    """What was answered with a confidence in each bin: its sum, how often it was right, how often it was at all."""
+    """By bin of confidence: number of predictions, sum of their confidence, number of right ones."""
 
     counts_M: Counts
     confidence_M: Counts
     right_M: Counts
 
-    def diagram(self) -> list[dict[str, float | None]]:
-        """The reliability diagram (DeGroot and Fienberg 1983): stated confidence beside accuracy, for each bin."""
+    def diagram(self) -> list[ReliabilityBin]:
+        """The reliability diagram (DeGroot and Fienberg 1983): mean confidence and accuracy of each bin."""
         bins = len(self.counts_M)
         return [
-            {
-                "low": m / bins,
-                "high": (m + 1) / bins,
-                "count": float(count),
-                "confidence": share(float(confidence), float(count)),
-                "accuracy": share(float(right), float(count)),
-            }
+            ReliabilityBin(
+                low=m / bins,
+                high=(m + 1) / bins,
+                count=float(count),
+                confidence=share(float(confidence), float(count)),
+                accuracy=share(float(right), float(count)),
+            )
             for m, (count, confidence, right) in enumerate(zip(*self, strict=True))
         ]
 
@@ -114,7 +126,7 @@ class Reliability(NamedTuple):
 
 
 def wilson(right: float, count: float, z: float = Z_95) -> Interval | None:
-    """Interval of a share of independent samples (Wilson 1927); sound where few are right, or all of them are."""
+    """Interval of a share of independent samples (Wilson 1927); valid also where few or all are right."""
     if count <= 0.0:
         return None
     p, z2_n = right / count, z * z / count
@@ -126,9 +138,9 @@ def wilson(right: float, count: float, z: float = Z_95) -> Interval | None:
 def paired_difference(first_only: int, second_only: int, count: int, z: float = Z_95) -> Interval | None:
     """Interval of the difference of two accuracies on the same samples.
 
-    b samples were right by the first alone, c by the second alone (the pairs of McNemar 1947), n at all:
-    d = (b - c) / n, its variance ((b + c) / n - d^2) / n, and half a sample is added to each of the four cells (Agresti
-    and Min 2005), since with no pair that differs the plain variance is 0 and one sample would be proof.
+    Of n samples only the first is right on b, only the second on c (the pairs of McNemar 1947): d = (b - c) / n with
+    variance ((b + c) / n - d^2) / n. Half a sample is added to each of the four cells (Agresti and Min 2005), since
+    without discordant pairs the plain variance is 0 and one sample would be proof.
     """
     if count <= 0:
         return None
@@ -139,9 +151,9 @@ def paired_difference(first_only: int, second_only: int, count: int, z: float = 
 
 
 def normalised_entropy(counts_C: Counts, classes: int | None = None) -> float | None:
-    """-sum_c q_c ln q_c / ln C (Shannon 1948, Pielou 1966): 0 is one class alone, 1 is all alike.
+    """-sum_c q_c ln q_c / ln C (Shannon 1948, Pielou 1966): 0 for one class alone, 1 for all classes alike.
 
-    `classes` where fewer than there are counts can be meant.
+    `classes` is C where it is less than the number of counts.
     """
     count, classes = float(counts_C.sum()), len(counts_C) if classes is None else classes
     if count <= 0.0 or classes < 2:
@@ -151,7 +163,7 @@ def normalised_entropy(counts_C: Counts, classes: int | None = None) -> float | 
 
 
 def total_variation(counts_C: Counts, other_C: Counts) -> float | None:
-    """1/2 sum_c |q_c - r_c| of two class mixes: the share of samples that would have to be of another class."""
+    """1/2 sum_c |q_c - r_c| of two class mixes, from 0 to 1."""
     count, other = float(counts_C.sum()), float(other_C.sum())
     if count <= 0.0 or other <= 0.0:
         return None
@@ -159,9 +171,9 @@ def total_variation(counts_C: Counts, other_C: Counts) -> float | None:
 
 
 def total_variation_by_chance(mix_C: Counts, drawn: float) -> float | None:
-    """About what `total_variation` is when `drawn` samples are a fair draw from a mix.
+    """Approximate `total_variation` between a mix and `drawn` samples drawn from it at random; at most 1.
 
-    The mean of |q - r| is close to sqrt(2 r (1 - r) / (pi n)), that of a normal distribution; at most 1.
+    The mean of |q - r| is close to sqrt(2 r (1 - r) / (pi n)), as for a normal distribution.
     """
     count = float(mix_C.sum())
     if count <= 0.0 or drawn <= 0.0:

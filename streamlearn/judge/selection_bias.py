@@ -1,12 +1,13 @@
-"""Can the scores be trusted? What was labelled, beside all that came.
+"""Selection bias: do the labelled samples look like all samples?
 
-A score is that of the labelled samples. It speaks for the others as far as labels are many, come soon, and fall on
-samples like the rest: hence the share, the delay, and what was answered on arrival of both kinds.
+A score is that of the labelled samples. It holds for the others only if there are many labels, they arrive soon, and
+they fall on samples like the rest. So this module reports the labelled share, the delay, and how the first predictions
+of labelled samples differ from those of all.
 
-A more confident model does not make labelled samples easier, so each labelled sample is compared with those that came
-at about the same time and got their answer from the same model: versions in one block of `SAME_MODEL_STEPS` steps count
-as one. Where clients are answered by a pinned version and other samples by the learner, or where the model has changed
-since, each label is held against its own kind. Labels whose block has left the window of arrivals are not compared.
+A more confident model does not make labelled samples easier. So each labelled sample is compared with arrivals of about
+the same time that were predicted by the same model, where versions in one block of `SAME_MODEL_STEPS` steps count as
+one model. This also compares like with like where a pinned version answers clients, and after the model has changed.
+Labels whose block has left the window of arrivals are not compared.
 
 Letters: B samples of a micro-batch, C classes, A arrivals, L labels.
 """
@@ -14,7 +15,8 @@ Letters: B samples of a micro-batch, C classes, A arrivals, L labels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +27,58 @@ from streamlearn.judge.window import Window, group_of, joined
 from streamlearn.records import UNLABELLED, Array, Prediction
 
 ARRIVALS_PER_LABEL = 10
-"""Arrivals that are remembered for each label that is: labels are few, and the arrivals are to cover their time."""
+"""Remembered arrivals for each remembered label: labels are few, and the arrivals must cover their time."""
 SAME_MODEL_STEPS = 16
-"""Within so few steps a model hardly changes, and enough samples arrive to compare a label with."""
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+"""Few enough that the model hardly changes, many enough that there are arrivals to compare a label with."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledShare:
+    """Scored labels as a share of arrivals; None before the first arrival."""
+
+    windowed: float | None
+    """Labels scored while the remembered arrivals came, as a share of these. Above 1 after a backlog of labels."""
+    cumulative: float | None
+    """Since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of the values in a window; None while it is empty."""
+
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionReport:
+    """Labelled samples against all; None where there is nothing to compare yet."""
+
+    arrived: int
+    labelled: int
+    labelled_share: LabelledShare
+    delay_s: Quantiles
+    """From sample to label, over the window of labels. Labels that are still to come are not included."""
+    confidence: float | None
+    """Mean over the arrivals."""
+    compared: int
+    """Labels whose prediction is by a model that also predicted remembered arrivals; of these the next three."""
+    confidence_gap: float | None
+    """Mean confidence of the labelled samples minus that of the arrivals of the same models."""
+    class_mix_distance: float | None
+    """Total variation between the predicted classes of both, from 0 to 1."""
+    class_mix_by_chance: float | None
+    """Its approximate value if labels fall on samples at random."""
+    class_entropy: float | None
+    """How even the predicted classes of the arrivals are: 0 for one class, 1 for all classes alike."""
 
 
 class SelectionBias:
     """The last `window` scored labels, and the last `ARRIVALS_PER_LABEL` times as many arrivals.
 
-    `classes` is C. Memory is of the order of the window; nothing is kept for each class.
+    `classes` is C. Memory is of the order of the window; nothing is kept per class.
     """
 
     def __init__(self, classes: int, window: int) -> None:
@@ -50,7 +94,7 @@ class SelectionBias:
         self._arrived = self._labelled = 0
 
     def arrived(self, answers_B: Sequence[Prediction]) -> None:
-        """Samples that came, with the answers that they got: those by which labels will score them."""
+        """Add samples that arrived, by their first predictions: those that labels will score."""
         classes_B = np.array([answer.class_index for answer in answers_B], np.int32)
         confidences_B = np.array([answer.probabilities_C.max() for answer in answers_B], np.float32)
         versions_B = np.array([answer.model_version for answer in answers_B], np.int64)
@@ -59,61 +103,49 @@ class SelectionBias:
         self._arrived += len(answers_B)
 
     def labelled(self, answer: Prediction, delay_s: float) -> None:
-        """A label that scored a sample: what was answered on its arrival, and how long after it the label came."""
+        """Add a label that scored a sample, by the first prediction, and the seconds from sample to label."""
         assert 0 <= answer.class_index < self._classes, answer.class_index
         confidence = float(answer.probabilities_C.max())
         self._labels.append(answer.class_index, confidence, answer.model_version, delay_s)
         self._labelled += 1
 
-    def report(self, named: int | None = None) -> dict[str, Any]:
-        """Ready for JSON; None where nothing came yet. `named`: so many classes have a name, and can be answered.
-
-        Returns:
-            labelled_share: labels scored while the remembered arrivals came, to these arrivals, and the same of all
-                since the beginning. A backlog of labels may bring the first above 1.
-            delay_s: quantiles over the window of labels. Labels that are still to come are not in them.
-            confidence, class_entropy: mean confidence of the answers to all; how even their classes are, 0 (one class
-                alone) to 1 (all classes alike).
-            compared: labels whose answer has a model that answered remembered arrivals too. Of them alone are
-            confidence_gap: their mean confidence, minus that of arrivals with the same models;
-            class_mix_distance: total variation between the answers to both, from 0 to 1;
-            class_mix_by_chance: about what it is if labels fall on samples at random.
-        """
+    def report(self, named: int | None = None) -> SelectionReport:
+        """The comparison now. `named`: number of classes that have a name; default all."""
         arrivals, labels = self._arrivals.state(), self._labels.state()
         labels_before = arrivals["labels_before"]
         recent = self._labelled - int(labels_before[0]) if len(labels_before) else 0
         compared = _compared(arrivals, labels)
         mix_C = self._mix(arrivals["class"], compared.weights_A)
-        return {
-            "arrived": self._arrived,
-            "labelled": self._labelled,
-            "labelled_share": {
-                "windowed": scores.share(recent, len(labels_before)),
-                "cumulative": scores.share(self._labelled, self._arrived),
-            },
-            "delay_s": _quantiles(labels["delay_s"]),
-            "confidence": _mean(arrivals["confidence"]),
-            "compared": int(compared.labels_L.sum()),
-            "confidence_gap": _gap(arrivals["confidence"], labels["confidence"], compared),
-            "class_mix_distance": scores.total_variation(self._mix(labels["class"][compared.labels_L]), mix_C),
-            "class_mix_by_chance": scores.total_variation_by_chance(mix_C, int(compared.labels_L.sum())),
-            "class_entropy": scores.normalised_entropy(self._mix(arrivals["class"]), named),
-        }
+        return SelectionReport(
+            arrived=self._arrived,
+            labelled=self._labelled,
+            labelled_share=LabelledShare(
+                windowed=scores.share(recent, len(labels_before)),
+                cumulative=scores.share(self._labelled, self._arrived),
+            ),
+            delay_s=_quantiles(labels["delay_s"]),
+            confidence=_mean(arrivals["confidence"]),
+            compared=int(compared.labels_L.sum()),
+            confidence_gap=_gap(arrivals["confidence"], labels["confidence"], compared),
+            class_mix_distance=scores.total_variation(self._mix(labels["class"][compared.labels_L]), mix_C),
+            class_mix_by_chance=scores.total_variation_by_chance(mix_C, int(compared.labels_L.sum())),
+            class_entropy=scores.normalised_entropy(self._mix(arrivals["class"]), named),
+        )
 
     def state(self) -> dict[str, Array]:
-        """All of it, as copies; the windows oldest first."""
+        """Copies of all state; the windows oldest first."""
         totals = {"arrived": np.array([self._arrived], np.int64), "labelled": np.array([self._labelled], np.int64)}
         return joined({"arrivals": self._arrivals.state(), "labels": self._labels.state(), "totals": totals})
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved; of longer windows the newest stay."""
+        """Restore what `state` saved; of longer windows the newest rows."""
         self._arrivals.load(group_of(state, "arrivals"))
         self._labels.load(group_of(state, "labels"))
         self._arrived = int(state["totals.arrived"].item())
         self._labelled = int(state["totals.labelled"].item())
 
     def _mix(self, classes_N: Array, weights_N: Array | None = None) -> Counts:
-        """How often each class was answered."""
+        """Weight of each predicted class."""
         return np.bincount(classes_N, weights_N, minlength=self._classes).astype(np.float64)
 
 
@@ -122,7 +154,7 @@ class _Compared(NamedTuple):
 
     labels_L: npt.NDArray[np.bool_]
     weights_A: npt.NDArray[np.float64]
-    """Of the arrivals, so that each model has as much weight among them as among the compared labels."""
+    """Of the arrivals, so that each model has the same weight among them as among the compared labels."""
 
 
 def _compared(arrivals: Mapping[str, Array], labels: Mapping[str, Array]) -> _Compared:
@@ -145,8 +177,7 @@ def _mean(values_N: Array) -> float | None:
     return float(values_N.astype(np.float64).mean()) if len(values_N) else None
 
 
-def _quantiles(values_N: Array) -> dict[str, float | None]:
+def _quantiles(values_N: Array) -> Quantiles:
     if not len(values_N):
-        return dict.fromkeys(_QUANTILES)
-    found = np.quantile(values_N.astype(np.float64), list(_QUANTILES.values()))
-    return dict(zip(_QUANTILES, found.tolist(), strict=True))
+        return Quantiles()
+    return Quantiles(*np.quantile(values_N.astype(np.float64), [0.5, 0.9, 0.99, 1.0]).tolist())

@@ -1,4 +1,4 @@
-"""The newest rows of a few named columns: the bounded memory under every windowed score.
+"""A ring buffer of rows with named columns: the bounded memory of every windowed score.
 
 Letters: W size of the window, N rows held, at most W.
 """
@@ -14,26 +14,26 @@ import numpy.typing as npt
 from streamlearn.records import Array
 
 Column = np.ndarray[tuple[int], np.dtype[Any]]
-"""One number of each row, oldest first."""
+"""One number per row, oldest first."""
 
 
 def joined(groups: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-    """States of several parts as one: "part.name"."""
+    """The states of several parts as one mapping, keyed "part.name"."""
     return {f"{group}.{name}": array for group, state in groups.items() for name, array in state.items()}
 
 
 def group_of(state: Mapping[str, Array], group: str) -> dict[str, Array]:
-    """The state of one part again, out of what `joined` made."""
+    """The state of one part of a mapping made by `joined`."""
     start = f"{group}."
     return {name.removeprefix(start): array for name, array in state.items() if name.startswith(start)}
 
 
 class Window:
-    """A ring of `size` rows. Reading gives copies, oldest first, so that a sum does not depend on where the ring stood.
+    """A ring of `size` rows. Reading copies them oldest first, so sums do not depend on the ring's position.
 
     Args:
-        size: most rows that are held.
-        columns: name and type of the columns, in the order in which `append` takes them.
+        size: W.
+        columns: names and types of the columns, in the order in which `append` takes them.
     """
 
     def __init__(self, size: int, columns: Mapping[str, npt.DTypeLike]) -> None:
@@ -47,11 +47,11 @@ class Window:
         return self._held
 
     def clear(self) -> None:
-        """Hold nothing."""
+        """Remove all rows."""
         self._held = self._next = 0
 
     def append(self, *row: float) -> None:
-        """One row, in place of the oldest where the window is full."""
+        """Add a row; a full window drops its oldest."""
         at = self._next
         for column_W, value in zip(self._arrays, row, strict=True):
             column_W[at] = value
@@ -59,7 +59,7 @@ class Window:
         self._next = (at + 1) % self._size
 
     def extend(self, *columns: Column | float) -> None:
-        """As many rows as the longest column has, in their order; a single number stands in each of them."""
+        """Add as many rows as the arrays have; a single number is the value of every row."""
         count = max(len(column) if isinstance(column, np.ndarray) else 0 for column in columns)
         kept = min(count, self._size)
         places = np.arange(self._next + count - kept, self._next + count) % self._size
@@ -69,21 +69,21 @@ class Window:
         self._next = (self._next + count) % self._size
 
     def column(self, name: str) -> Column:
-        """A copy of what is held of one column."""
+        """A copy of one column."""
         return self._columns[name][self._places()]
 
     def state(self) -> dict[str, Array]:
-        """Every column by its name, as copies."""
+        """Copies of all columns by name."""
         places = self._places()
         return {name: column_W[places] for name, column_W in self._columns.items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved. Of a longer window the newest rows stay; a shorter one fills up from there."""
+        """Restore what `state` saved; of a longer window the newest rows."""
         self.clear()
         lengths = {len(state[name]) for name in self._columns}
         assert len(lengths) == 1, lengths
         self.extend(*(np.asarray(state[name]) for name in self._columns))
 
     def _places(self) -> npt.NDArray[np.int64]:
-        """Where the rows stand, oldest first."""
+        """Indices of the rows, oldest first."""
         return np.arange(self._next - self._held, self._next) % self._size

@@ -103,35 +103,35 @@ class Recorder:
 
     def _add(self, parts: Parts) -> None:
         since, report = self._since, parts.board.report()
-        oracle, observed, at_label = report["oracle"], report["at_arrival"], report["at_label"]
-        twin = oracle["twin"] or {"twin": None, "cumulative": {"twin": None}}
-        oracle_window, observed_window = oracle["windowed"], observed["windowed"]
-        low, high = at_label["interval"] or (None, None)
+        oracle, observed, at_label = report.oracle, report.at_arrival, report.at_label
+        assert oracle is not None, "every sample of the stream has its true label"
+        now, seen, twin = oracle.windowed, observed.windowed, oracle.twin
+        low, high = at_label.interval or (None, None)
         self.curves.append(
             CurvePoint(
                 samples=parts.accounts.samples_learned,
                 labels=parts.accounts.labels_read,
                 step=parts.learner.step,
                 labelled_share=since.labels / since.samples,
-                oracle=oracle_window["accuracy"]["teacher"],
-                oracle_student=oracle_window["accuracy"]["student"],
-                oracle_twin=twin["twin"],
-                oracle_cumulative=oracle["cumulative"]["accuracy"]["teacher"],
-                oracle_twin_cumulative=twin["cumulative"]["twin"],
-                oracle_log_loss=oracle_window["log_loss"],
-                oracle_ece=oracle_window["ece"],
-                observed=observed_window["accuracy"]["teacher"],
-                observed_student=observed_window["accuracy"]["student"],
+                oracle=now.accuracy["teacher"],
+                oracle_student=now.accuracy["student"],
+                oracle_twin=None if twin is None else twin.twin,
+                oracle_cumulative=oracle.cumulative.accuracy["teacher"],
+                oracle_twin_cumulative=None if twin is None else twin.cumulative.twin,
+                oracle_log_loss=now.log_loss,
+                oracle_ece=now.ece,
+                observed=seen.accuracy["teacher"],
+                observed_student=seen.accuracy["student"],
                 observed_since=since.right / since.scored if since.scored else None,
                 scored_since=since.scored,
-                observed_cumulative=observed["cumulative"]["accuracy"]["teacher"],
-                observed_log_loss=observed_window["log_loss"],
-                observed_ece=observed_window["ece"],
-                majority=observed_window["accuracy"]["majority"],
-                no_change=observed_window["accuracy"]["no_change"],
-                at_label_teacher=at_label["teacher"],
-                at_label_twin=at_label["twin"],
-                ssl_gain=at_label["gain"],
+                observed_cumulative=observed.cumulative.accuracy["teacher"],
+                observed_log_loss=seen.log_loss,
+                observed_ece=seen.ece,
+                majority=seen.accuracy["majority"],
+                no_change=seen.accuracy["no_change"],
+                at_label_teacher=at_label.teacher,
+                at_label_twin=at_label.twin,
+                ssl_gain=at_label.gain,
                 ssl_gain_low=low,
                 ssl_gain_high=high,
             )

@@ -32,6 +32,7 @@ from streamlearn.app.learner import learn
 from streamlearn.app.wiring import make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError
+from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.lab.curves import CurvePoint, Recorder
 from streamlearn.lab.datasets import Dataset, load
 from streamlearn.lab.delays import parse_delay
@@ -45,6 +46,7 @@ from streamlearn.lab.held_out import (
     settings_as_json,
 )
 from streamlearn.lab.stream import Counts, Order, Stream, StreamPlan
+from streamlearn.loop.guarding import GuardingReport
 
 START_MS = 1_700_000_000_000
 """Event time of the first sample; any fixed time would do."""
@@ -115,8 +117,10 @@ class Evaluation:
     labels: int
     steps: int
     curves: list[CurvePoint]
-    scores: dict[str, Any]
-    """Final reports of the scoreboard, the guard and the drift monitor."""
+    scores: ScoreReport
+    """At the end."""
+    guarding: GuardingReport
+    """At the end."""
     test: Accuracy | None
     """On the held-out part at the end; None if the data set has none."""
 
@@ -132,7 +136,7 @@ class Evaluation:
             "labels_not_due": self.counts.labels_pending,
             "steps": self.steps,
             "curves": [asdict(point) for point in self.curves],
-            "scores": self.scores,
+            "scores": {**asdict(self.scores), **asdict(self.guarding)},
             "test": None if self.test is None else asdict(self.test),
         }
 
@@ -175,7 +179,8 @@ def evaluate(
             labels=parts.accounts.labels_read,
             steps=parts.learner.step,
             curves=recorder.curves,
-            scores={**parts.board.report(), **parts.guarding.report()},
+            scores=parts.board.report(),
+            guarding=parts.guarding.report(),
             test=score_held_out(parts.learner, dataset, stream.drifts, ended_at=counts.samples - 1, seed=plan.seed),
         )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 from rich.console import Console
@@ -16,15 +15,18 @@ from rich.table import Table
 
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
+from streamlearn.judge.prequential import Network, SpanScores
+from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.lab.bars import Bars
 from streamlearn.lab.drift import parse_drift
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
 from streamlearn.lab.held_out import Accuracy
 from streamlearn.lab.offline import OfflineEvaluation, OfflinePlan, evaluate_offline
 from streamlearn.lab.plots import check_can_plot, draw
+from streamlearn.loop.guarding import GuardingReport
 from streamlearn.state.files import write_whole
 
-_ACCURACIES = (
+_ACCURACIES: tuple[tuple[str, Network], ...] = (
     ("accuracy, teacher", "teacher"),
     ("accuracy, student", "student"),
     ("accuracy, majority", "majority"),
@@ -75,7 +77,7 @@ def run_evaluation(
     if keep_state is not None:
         written["state"] = keep_state
     console = Console(highlight=False, soft_wrap=True)
-    console.print(*tables(evaluation), *_events(evaluation.scores), sep="\n")
+    console.print(*tables(evaluation), *_events(evaluation.guarding), sep="\n")
     if not evaluation.complete:
         console.print("[yellow]stopped early: all figures are of the beginning of the stream[/]")
     console.print(
@@ -147,13 +149,14 @@ def tables(evaluation: Evaluation) -> tuple[Table, Table]:
     for whose in ("oracle", "observed"):
         for span in (f"last {window}", "whole stream"):
             first.add_column(f"{whose},\n{span}", justify="right", no_wrap=True)
-    oracle, observed = evaluation.scores["oracle"], evaluation.scores["at_arrival"]
-    spans = [scores[span] for scores in (oracle, observed) for span in ("windowed", "cumulative")]
+    oracle, observed = evaluation.scores.oracle, evaluation.scores.at_arrival
+    assert oracle is not None, "every sample of the stream has its true label"
+    spans: list[SpanScores] = [oracle.windowed, oracle.cumulative, observed.windowed, observed.cumulative]
     for title, network in _ACCURACIES:
-        first.add_row(title, *(_number(span["accuracy"][network]) for span in spans))
+        first.add_row(title, *(_number(span.accuracy[network]) for span in spans))
     for title, name in _SCORES:
-        first.add_row(title, *(_number(span[name]) for span in spans))
-    first.add_row("samples", *(str(span["count"]) for span in spans))
+        first.add_row(title, *(_number(getattr(span, name)) for span in spans))
+    first.add_row("samples", *(str(span.count) for span in spans))
 
     second = Table("accuracy", "", "of")
     second.columns[1].justify = second.columns[2].justify = "right"
@@ -162,10 +165,10 @@ def tables(evaluation: Evaluation) -> tuple[Table, Table]:
     return first, second
 
 
-def _events(scores: Mapping[str, Any]) -> list[str]:
+def _events(guarding: GuardingReport) -> list[str]:
     """Alarms of the drift monitor and actions of the guard, if there were any."""
-    counts = {f"drift, {source}": found["alarms"] for source, found in scores["drift"].items()}
-    counts |= {f"guard, {action}": count for action, count in scores["guard"]["actions"].items()}
+    counts = {f"drift, {source}": found.alarms for source, found in guarding.drift.items()}
+    counts |= {f"guard, {action}": count for action, count in guarding.guard.actions.items()}
     shown = [f"{what.replace('_', ' ')}: {count}" for what, count in counts.items() if count and "good" not in what]
     return [f"alarms and actions: {'; '.join(shown)}"] if shown else []
 
@@ -178,18 +181,17 @@ def _headline(evaluation: Evaluation) -> str:
     )
 
 
-def _label_time_rows(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    at_label = scores["at_label"]
-    low, high = at_label["interval"] or (None, None)
-    gain = _signed(at_label["gain"]) + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
-    count, paired = str(at_label["count"]), str(at_label["paired"])
-    twin = scores["oracle"]["twin"] or {"twin": None, "paired": 0}
+def _label_time_rows(scores: ScoreReport) -> list[tuple[str, str, str]]:
+    at_label, twin = scores.at_label, scores.oracle.twin if scores.oracle else None
+    low, high = at_label.interval or (None, None)
+    gain = _signed(at_label.gain) + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")
+    count, paired = str(at_label.count), str(at_label.paired)
     return [
-        ("oracle: label-only twin", _number(twin["twin"]), str(twin["paired"])),
-        ("when the label comes: teacher", _number(at_label["teacher"]), count),
-        ("when the label comes: label-only twin", _number(at_label["twin"]), paired),
+        ("oracle: label-only twin", _number(twin.twin if twin else None), str(twin.paired if twin else 0)),
+        ("when the label comes: teacher", _number(at_label.teacher), count),
+        ("when the label comes: label-only twin", _number(at_label.twin), paired),
         ("ssl_gain: teacher minus twin", gain, paired),
-        ("first prediction minus at the label", _signed(scores["first_minus_at_label"]), count),
+        ("first prediction minus at the label", _signed(scores.first_minus_at_label), count),
     ]
 
 

@@ -64,8 +64,6 @@ class LearnSettings(NoiseSettings):
     source_rows: int = 32
     source_weight: float = 0.1
     source_margin: float = 1.0
-    bank_decays: tuple[float, ...] = ()
-    """Other averages of the student that could be served."""
     twin_every: int = 0
     """The label-only twin learns every n-th step; 0 is off."""
 

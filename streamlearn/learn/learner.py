@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from streamlearn.errors import CheckpointError
 from streamlearn.learn import schedules
-from streamlearn.learn.bank import Bank, answers
 from streamlearn.learn.build import LearnSettings, find_device, make_trainee
 from streamlearn.learn.noise import make_noises, mixed_seed
 from streamlearn.learn.rows import Augment, Rows
@@ -116,7 +115,6 @@ class Learner:
         self._generator = torch.Generator(self._device)
         self._trainee = make_trainee(spec, settings, self._device)
         self._twin = _make_twin(spec, settings, self._device, self._trainee)
-        self._bank = Bank(settings.bank_decays, self._trainee, share=settings.ema_share)
         self.served = 0
         """Which candidate answers and is published, by index."""
         self._sums = torch.zeros(5, device=self._device)
@@ -153,14 +151,15 @@ class Learner:
         """What all that could be served say of (n, *shape) clean samples, n >= 1. Changes nothing."""
         with torch.inference_mode():
             prepared = self._trainee.student.prepare(self._to_device(np.require(x, requirements=["C", "W"])))
-            answers_KB = self._start_reading(answers(self._networks(), prepared))()
+            logits_KBC = torch.stack([network.net(prepared) for network in self._networks()])
+            finite_KB = torch.isfinite(logits_KBC).all(dim=2)
+            answers_KB = self._start_reading(torch.where(finite_KB, logits_KBC.argmax(dim=2), UNLABELLED))()
             return Classes(answers_KB, None if self._twin is None else answers_KB[-1])
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """What could be served: the teacher, its bank of other averages, the twin's average where there is a twin."""
-        bank = (f"ema {decay:g}" for decay in self.settings.bank_decays)
-        return ("teacher", *bank, *(() if self._twin is None else ("twin",)))
+        """What could be served: the teacher, and the twin's average where there is a twin."""
+        return ("teacher",) if self._twin is None else ("teacher", "twin")
 
     @property
     def wants_keys(self) -> bool:
@@ -220,7 +219,6 @@ class Learner:
         if outcome is not None:
             self._updates += 0 if self._trainee.knows_at_once(t) and outcome[1] else 1
             self._add_up(*outcome, fresh + labelled)
-            self._bank.update(outcome[1], t - self._averaged_at)
         if self._twin is not None:
             self._twin.learn(
                 rows, step=self.step, learning_rate=self._learning_rate(self._twin.updates + 1), alpha=alpha
@@ -312,9 +310,6 @@ class Learner:
             for network in (trainee.student.net, trainee.teacher.net):
                 if isinstance(network, SpareClasses):
                     network.admit(classes)
-        for member in self._bank.members:
-            if isinstance(member.net, SpareClasses):
-                member.net.admit(classes)
         self._name(classes)
         for kept in self._good:
             if self.spec.spare is not None:
@@ -339,7 +334,7 @@ class Learner:
     def state(self) -> dict[str, Array]:
         """Copies of all that step t+1 depends on: `student.*`, `teacher.*`, `optimizer.*`, `learner.*` and others."""
         tensors = self._tensors() | self._twin_tensors() | self._good_tensors()
-        tensors |= self._method_tensors() | self._bank_tensors() | self._input_tensors()
+        tensors |= self._method_tensors() | self._input_tensors()
         arrays = {name: _to_array(tensor) for name, tensor in tensors.items()}
         counts = {
             "step": self.step,
@@ -358,8 +353,8 @@ class Learner:
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Go on from what `state` returned.
 
-        A twin that was not there before begins as the student is now, and other averages as the teacher is. What
-        another method remembered is left behind where it does not fit; see `another_method` for where it does.
+        A twin that was not there before begins as the student is now. What another method remembered is left behind
+        where it does not fit; see `another_method` for where it does. So are further averages of earlier versions.
         `supervised` is what the twin was all along, and goes on from it.
 
         Raises:
@@ -373,8 +368,8 @@ class Learner:
         if has_twin:
             tensors |= self._twin_tensors()
         # What other settings had and these have not is left behind, and the other way round it begins anew.
-        optional = {"method.": self._method_tensors(), "bank.": self._bank_tensors(), "inputs.": self._input_tensors()}
-        left_behind = [] if self._twin else ["twin."]
+        optional = {"method.": self._method_tensors(), "inputs.": self._input_tensors()}
+        left_behind = ["bank."] if self._twin else ["bank.", "twin."]
         for prefix, named in optional.items():
             if {n: _signature(t) for n, t in named.items()} == _signatures(state, prefix):
                 tensors |= named
@@ -400,9 +395,7 @@ class Learner:
                 self._twin.begin_as(self._trainee, updates=self._updates, averaged_at=self._averaged_at)
         self.served = counts["served"]
         self._refresh_inputs(loaded="inputs." not in left_behind)
-        if "bank." in left_behind:
-            self._bank.begin_anew()
-        if "bank." in left_behind or self.served >= len(self.candidates):
+        if self.served >= len(self.candidates) or any(name.startswith("bank.") for name in state):
             self.served = 0
         self._sums.zero_()
         self._steps_read = self.step
@@ -431,7 +424,6 @@ class Learner:
         for parameter in method.parameters().values():
             for tensor in optimizer.state.get(parameter, {}).values():
                 tensor.zero_()
-        self._bank.begin_anew()
         self.served = 0
 
     def _name(self, classes: int) -> None:
@@ -531,10 +523,7 @@ class Learner:
     def _networks(self) -> list[Classifier]:
         """Of the candidates."""
         twin = [] if self._twin is None else [self._twin.trainee.teacher]
-        return [self._trainee.teacher, *self._bank.members, *twin]
-
-    def _bank_tensors(self) -> dict[str, Tensor]:
-        return {f"bank.{name}": tensor for name, tensor in self._bank.tensors().items()}
+        return [self._trainee.teacher, *twin]
 
     def _input_tensors(self) -> dict[str, Tensor]:
         """What the normaliser keeps of inputs next to its statistics."""

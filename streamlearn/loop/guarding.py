@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
-from streamlearn.judge.board import Scoreboard
-from streamlearn.judge.drift import DriftMonitor, Source
-from streamlearn.judge.guard import Action, Factors, Guard, GuardSettings, Signals
-from streamlearn.judge.trust import Trust
+from streamlearn.judge.drift import DriftMonitor, DriftReport, Source
+from streamlearn.judge.guard import Action, Factors, Guard, GuardReport, Signals
+from streamlearn.judge.scoreboard import Scoreboard
+from streamlearn.judge.trust import Trust, TrustReport
 from streamlearn.learn.learner import Learner, Predictions
 from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.records import UNLABELLED, Array
@@ -33,23 +33,31 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class WatchSettings:
-    """How to look, and what to do about drift."""
+class GuardingReport:
+    """What guard and drift monitor have seen and done, and the trust in the teacher."""
 
-    guard: GuardSettings
-    drift_delta: float
-    drift_reaction: Literal["alarm", "renew"]
-    trust_labels: int
+    guard: GuardReport
+    drift: DriftReport
+    trust: TrustReport
 
 
 class Guarding:
     """One for each learner; used in its thread."""
 
-    def __init__(self, learner: Learner, memory: ReplayBuffer, board: Scoreboard, settings: WatchSettings) -> None:
-        self._learner, self._memory, self._board, self._settings = learner, memory, board, settings
-        self._guard = Guard(settings.guard)
-        self._drift = DriftMonitor(settings.drift_delta)
-        self._trust = Trust(settings.trust_labels)
+    def __init__(
+        self,
+        learner: Learner,
+        memory: ReplayBuffer,
+        board: Scoreboard,
+        guard: Guard,
+        *,
+        reaction: Literal["alarm", "renew"],
+        trust_labels: int,
+    ) -> None:
+        self._learner, self._memory, self._board = learner, memory, board
+        self._guard, self._reaction = guard, reaction
+        self._drift = DriftMonitor()
+        self._trust = Trust(trust_labels)
         self._mended_step = -1
         self._reacted_step: int | None = None
 
@@ -65,8 +73,8 @@ class Guarding:
 
     def factors(self, step: int) -> Factors:
         """By what the consistency weight (0 while the teacher is not believed) and the learning rate are multiplied."""
-        weight, rate = self._guard.factors(step)
-        return Factors(weight * self._trust.factor, rate)
+        factors = self._guard.factors(step)
+        return Factors(factors.consistency_weight * self._trust.factor, factors.learning_rate)
 
     def arrived(self, x: Array, answers: Predictions) -> None:
         """Fresh samples x (B, *shape) were answered: they, and what both networks say of themselves, are watched."""
@@ -94,7 +102,7 @@ class Guarding:
 
     def look(self, step: int) -> None:
         """Look at the model after step `step`, where it is time to, and mend it where it must be."""
-        if step % self._settings.guard.look_every_steps == 0:
+        if step % self._guard.look_every_steps == 0:
             self._evict_breaking(step)
         if not self._guard.due(step):
             return
@@ -115,9 +123,9 @@ class Guarding:
         """Another network is served from here on: what the one before said is no measure for what this one says."""
         self._drift.forget_answers()
 
-    def report(self) -> dict[str, Any]:
-        """Ready for JSON: what guard and drift monitor have seen and done, and how far the teacher is believed."""
-        return {"guard": self._guard.report(), "drift": self._drift.report(), "trust": self._trust.report()}
+    def report(self) -> GuardingReport:
+        """What was seen and done so far."""
+        return GuardingReport(self._guard.report(), self._drift.report(), self._trust.report())
 
     def state(self) -> dict[str, Array]:
         """Copies of all of it."""
@@ -147,7 +155,7 @@ class Guarding:
         assert mend(), f"{action}: the guard counts on what the learner does not have"
         self._board.gain.restart()
         self._drift.forget_answers()
-        self._trust.lose(self._learner.step)
+        self._trust.distrust(self._learner.step)
         self._mended_step = self._learner.step
 
     def _evict_breaking(self, step: int) -> None:
@@ -184,18 +192,18 @@ class Guarding:
             probe_entropy=probe,
             probe_label_entropy=label,
             twin_probe_entropy=twin,
-            gain=gain["gain"],
-            gain_high=None if gain["interval"] is None else gain["interval"][1],
-            gain_count=gain["paired"],
+            gain=gain.gain,
+            gain_high=None if gain.interval is None else gain.interval[1],
+            gain_count=gain.paired,
         )
 
     def _drifted(self, source: Source, step: int) -> None:
-        reaction = self._settings.drift_reaction if source in REACTED_TO else "alarm"
+        reaction = self._reaction if source in REACTED_TO else "alarm"
         _log.warning("drift_detected", source=source, reaction=reaction, step=step)
         if reaction == "alarm":
             return
         if source != "error":  # that is the very labels that trust follows by itself
-            self._trust.lose(step)
+            self._trust.distrust(step)
         if self._reacted_step is None or step - self._reacted_step >= REACTION_RESTS_STEPS:
             self._learner.restart_average()
             self._reacted_step = step

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from streamlearn.judge.board import Scoreboard
+from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.learn.batching import Draft, thin
 from streamlearn.ledger import Arrival
 from streamlearn.loop.accounts import Accounts
@@ -565,8 +565,8 @@ def _summary(board: Scoreboard) -> dict[str, float | int | None]:
     return {
         "labels": board.prequential.scored,
         "windowed_accuracy": board.prequential.windowed("teacher"),
-        "accuracy_at_label": gain["teacher"],
-        "ssl_gain": gain["gain"],
+        "accuracy_at_label": gain.teacher,
+        "ssl_gain": gain.gain,
     }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.election import Election
+from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.learn.batching import MicroBatcher, Queues
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.recent import RecentSamples

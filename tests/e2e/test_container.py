@@ -238,11 +238,11 @@ ACCURACY = (
     'streamlearn_prequential_accuracy_ratio{instance="a", process="learner", network="teacher", window="windowed"}'
 )
 STARTED = 'process_start_time_seconds{job="streamlearn", instance="a", process="learner"}'
-SKIPPED = 'streamlearn_steps_skipped_total{instance="a", process="learner", reason="nonfinite"}'
+SKIPPED = 'streamlearn_steps_skipped_total{instance="a", process="learner"}'
 READ = 'streamlearn_records_read_total{instance="a", process="learner", topic="samples"}'
 DEAD = 'streamlearn_dead_letters_total{instance="a", process="learner", reason="bad_shape"}'
 THINNED = 'streamlearn_records_total{instance="a", process="learner", topic="samples", outcome="thinned"}'
-TRIMMED = 'streamlearn_trimmed_records_total{instance="a", process="learner", topic="samples"}'
+TRIMMED = 'streamlearn_records_total{instance="a", process="learner", topic="samples", outcome="trimmed"}'
 REQUESTS = 'streamlearn_http_request_duration_seconds_count{{instance="a", route="{}", status="{}"}}'
 PREDICT_OK, PREDICT_503 = REQUESTS.format("/predict", "200"), REQUESTS.format("/predict", "503")
 READY_503 = REQUESTS.format("/health/ready", "503")

@@ -40,8 +40,6 @@ def assert_equal_runs(killed: Path, whole: Path) -> None:
 RICH = {
     "BATCH__STEPS": "3",
     "BATCH__RECENT_ROWS": "300",
-    "BANK__DECAYS": "[0.9, 0.999]",
-    "BANK__ALPHA": "1.0",
     "LEARN__MIXUP_BETA": "0.5",
     "LEARN__RAMPUP_LABELS": "50",
 }
@@ -53,7 +51,7 @@ RECIPES = {
 
 class TestEmbedded:
     @pytest.mark.parametrize("recipe", RECIPES)
-    def test_kill_9_changes_no_bit_of_what_methods_and_bank_remember(
+    def test_kill_9_changes_no_bit_of_what_methods_remember(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
     ) -> None:
         """Steps without records, tables, moving averages, recent samples, and who is served."""

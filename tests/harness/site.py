@@ -42,9 +42,6 @@ max_age_s = 0.05
 merge_wait_s = 0.05
 [labels]
 payload_max_bytes = 65536  # late labels read their payload back from the log
-[guard]
-look_every_steps = 5
-keep_good_every_steps = 20
 [log]
 kind = "{kind}"
 partitions = 2

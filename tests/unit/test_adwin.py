@@ -1,4 +1,4 @@
-"""ADWIN against river's, and that its state is all of it."""
+"""ADWIN: equal to river's, and fully restored from its state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DELTA = 0.002
 
 
 def values(seed: int) -> list[float]:
-    """Six stretches of coin flips with different chances; every third seed adds noise."""
+    """Six stretches of coin flips with different probabilities; every third seed adds noise."""
     rng = np.random.default_rng(seed)
     flips = np.concatenate([rng.random(int(rng.integers(20, 2000))) < rng.random() for _ in range(6)]).astype(float)
     return (np.clip(flips + rng.normal(0, 0.1, len(flips)), 0, 1) if seed % 3 == 0 else flips).tolist()
@@ -20,8 +20,8 @@ def values(seed: int) -> list[float]:
 
 class TestAgainstRiver:
     @pytest.mark.parametrize("seed", range(12))
-    def test_cuts_where_rivers_does_and_knows_the_same_mean(self, seed):
-        """After each value: the same changes, the same direction, the same mean."""
+    def test_has_the_changes_and_the_mean_of_rivers(self, seed):
+        """After each value: the same changes in the same direction, and the same mean."""
         ours, theirs, cuts = Adwin(DELTA), ADWIN(delta=DELTA), 0
         total, count = 0.0, 0
         for value in values(seed):
@@ -41,8 +41,8 @@ class TestAgainstRiver:
 
 
 class TestState:
-    def test_continuing_after_load_equals_never_having_stopped(self):
-        """Saved and loaded after every hundredth value: the same rises and the same state."""
+    def test_continuing_after_load_equals_an_uninterrupted_run(self):
+        """Saved and loaded every hundred values: the same rises and the same state."""
         whole, saved, rises = Adwin(DELTA), Adwin(DELTA), 0
         for n, value in enumerate(values(3)):
             if n % 100 == 0:
@@ -53,8 +53,8 @@ class TestState:
         assert rises >= 1
         assert np.array_equal(whole.state(), saved.state())
 
-    def test_the_values_of_an_older_checkpoint_are_fed_again(self):
-        """Version 0.1 saved the values since the last cut."""
+    def test_a_checkpoint_of_version_0_1_is_loaded(self):
+        """It holds the values since the last change."""
         fed, loaded = Adwin(DELTA), Adwin(DELTA)
         window = [float(n % 10 == 0) for n in range(500)]
         for value in window:

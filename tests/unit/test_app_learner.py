@@ -33,6 +33,7 @@ from streamlearn.errors import (
     StateError,
     StateLockedError,
 )
+from streamlearn.judge.selection_bias import SelectionReport
 from streamlearn.ledger import LabelState
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.dead_letters import read_dead_letter
@@ -470,7 +471,7 @@ class TestRestart:
 
     def test_what_is_wanted_is_shown_while_the_guard_keeps_the_teacher_back(self, tmp_path: Path) -> None:
         """On the cadence of publishing, in a run that publishes nothing: labels are wanted most exactly then."""
-        config = config_in(tmp_path, **{"state.publish_every_s": 0.01, "guard.look_every_steps": 1000})
+        config = config_in(tmp_path, **{"state.publish_every_s": 0.01})
         log = filled(config, 0)
         encode = make_codec(config).encode_sample
         log.append("samples", [encode(f"s{n}", np.full(4, n, np.float32)) for n in range(40)])
@@ -533,16 +534,16 @@ class TestRestart:
         assert newest.step == step
         load_arrays(newest)
 
-    def test_no_election_serves_the_teacher_whoever_was_elected_before(self, tmp_path: Path) -> None:
-        """`bank.serve = "teacher"` says so, and nobody would ever elect another."""
+    def test_serve_teacher_serves_the_teacher_whatever_was_elected_before(self, tmp_path: Path) -> None:
+        """Without an election nothing would ever promote the teacher again."""
         log, served = filled(config_in(tmp_path), 16), []
 
         def elect(parts: Parts, _: StepReport) -> None:
             served.append(parts.learner.served)
             parts.learner.serve(1)
 
-        for n, bank in enumerate(("elected", "elected", "teacher")):
-            config = config_in(tmp_path, **{"bank.serve": bank})
+        for n, serve in enumerate(("elected", "elected", "teacher")):
+            config = config_in(tmp_path, **{"learn.serve": serve})
             log.append("samples", [make_codec(config).encode_sample(f"more{n}", np.ones(4, np.float32))])
             learning.learn(config, threading.Event(), until_end=True, opened=log, watching=elect)
             log._shared.closed = False
@@ -735,27 +736,9 @@ class TestRefusals:
 
 
 class TestElection:
-    def test_who_is_served_next_is_not_measured_by_what_the_one_before_said(self, tmp_path: Path) -> None:
-        """At each change the drift monitor is told to forget the answers, and at no other step."""
-        config = config_in(
-            tmp_path,
-            **{
-                "bank.alpha": 1.0,
-                "bank.decays": [0.5],
-                "guard.on": False,
-                "drift.reaction": "alarm",
-                "learn.learning_rate": 0.1,
-                "learn.ema_decay": 0.99,
-                "learn.ema_share": 1.0,
-            },
-        )
-        # The classes take each other's places in the middle: the average over half the stream is wrong for long.
-        log, codec = MemoryLog(clock=itertools.count(int(time.time()) - 60, 1 / 256).__next__), make_codec(config)
-        log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
-        for n in range(2000):
-            x = np.eye(3, 4, dtype=np.float32)[(n + n // 1000) % 3]
-            log.append("samples", [codec.encode_sample(f"s{n}", x)])
-            log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
+    def test_a_promotion_resets_the_drift_baselines_of_the_answers(self, tmp_path: Path) -> None:
+        """The answers of one candidate are no baseline for those of another. No other step resets them."""
+        config = config_in(tmp_path, **{"guard.on": False, "drift.reaction": "alarm"})
         served, forgotten = [0], []
 
         def look(parts: Parts, report: StepReport) -> None:
@@ -768,8 +751,10 @@ class TestElection:
                     forget()
 
                 parts.guarding.another_answers = note  # type: ignore[method-assign]
+                assert parts.election is not None
+                parts.election.update = lambda *_: 1 - parts.learner.served  # type: ignore[method-assign]
 
-        learning.learn(config, threading.Event(), until_end=True, opened=log, watching=look)
+        learning.learn(config, threading.Event(), until_end=True, opened=filled(config, 48), watching=look)
 
         changed = [step for step in range(2, len(served)) if served[step] != served[step - 1]]
         assert changed
@@ -868,18 +853,20 @@ class TestTraffic:
             log.append("samples", [codec.encode_sample(f"s{n}", x, answer=answer)])
             if n % 4 == 1:
                 log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
-        found: list[dict[str, Any]] = []
+        found: list[SelectionReport] = []
 
         def look(parts: Parts, _: StepReport) -> None:
-            found.append(parts.board.report()["traffic"])
+            found.append(parts.board.report().traffic)
 
         learning.learn(config, threading.Event(), until_end=True, opened=log, watching=look)
 
-        assert found[-1]["labelled"] == 100
-        assert found[-1]["compared"] == 100
-        assert found[-1]["confidence_gap"] == pytest.approx(0.0)
-        assert found[-1]["class_mix_distance"] == 0.0
-        assert found[-1]["confidence"] < 0.9, "half of all arrivals have the learner's own answers"
+        assert found[-1].labelled == 100
+        assert found[-1].compared == 100
+        assert found[-1].confidence_gap == pytest.approx(0.0)
+        assert found[-1].class_mix_distance == 0.0
+        confidence = found[-1].confidence
+        assert confidence is not None
+        assert confidence < 0.9, "half of all arrivals have the learner's own answers"
 
 
 class TestFurtherSteps:

@@ -83,7 +83,7 @@ class TestGrouping:
 
         assert answers == [[0], [1, 2], [3], [4, 5]]
         assert model.sizes == [1, 5]
-        assert "streamlearn_predict_rows_total 6.0" in text
+        assert "streamlearn_predict_batch_rows_sum 6.0" in text
 
     def test_a_group_holds_at_most_one_batch(self):
         """The request that would go over the bound waits for the next pass."""

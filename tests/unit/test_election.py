@@ -1,4 +1,4 @@
-"""Which candidate is served: false promotions, power, drift, and what a restart keeps."""
+"""Which candidate is served: false promotions, power, drift, and restarts."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ Answers = npt.NDArray[np.bool_]
 
 
 def votes(election: Election, *rows: list[int], times: int = 1, champion: int = 0) -> int:
-    """Feed the rows `times` times; the champion at the end."""
+    """Feed the rows `times` times; returns the champion."""
     for _ in range(times):
         for row in rows:
             champion = election.update(champion, np.array(row, bool))
     return champion
 
 
-def election(**changed: object) -> Election:
-    options = {"window": 100, "alpha": 0.05}
-    return Election(("teacher", "ema 0.9", "twin"), **(options | changed))
+def election() -> Election:
+    return Election(("teacher", "ema 0.9", "twin"), window=100)
 
 
 def pair() -> Election:
-    return Election(("teacher", "twin"), window=500, alpha=0.05)
+    return Election(("teacher", "twin"))
 
 
 def labels(rng: np.random.Generator, count: int, *, discordant: float, gap: float) -> Answers:
-    """(count, 2): the second is right more often than the first by `gap`; they differ on `discordant` of the labels."""
+    """(count, 2): the second is right more often by `gap`; they differ on the share `discordant` of the labels."""
     alike = rng.random(count) >= discordant
     second = np.where(alike, rng.random(count) < 0.8, rng.random(count) < 0.5 + gap / (2 * discordant))
     return np.stack((np.where(alike, second, ~second), second), axis=1)
 
 
 def changes(one: Election, right_NK: Answers, champion: int = 0) -> list[tuple[int, int]]:
-    """After which label, counted from 1, who was promoted."""
+    """(label, counted from 1; promoted candidate)."""
     found = []
     for n, right_K in enumerate(right_NK, start=1):
         if (elected := one.update(champion, right_K)) != champion:
@@ -46,30 +45,30 @@ def changes(one: Election, right_NK: Answers, champion: int = 0) -> list[tuple[i
 
 
 class TestPromotion:
-    def test_takes_more_than_a_few_labels_of_luck(self):
+    def test_takes_more_than_a_few_lucky_labels(self):
         """With two challengers and alpha .05 the threshold is 80: eight doublings over five stakes are 67, nine 126."""
         one = election()
         assert votes(one, [0, 0, 1], times=8) == 0
         assert votes(one, [0, 0, 1]) == 2
 
     def test_is_of_the_challenger_with_most_evidence(self):
-        """Both are better; the twin more often."""
+        """Both challengers are better, the twin more often."""
         assert votes(election(), [0, 0, 1], [0, 1, 1], times=8) == 2
 
-    def test_starts_the_test_again(self):
-        """The evidence was against the champion of before."""
+    def test_restarts_the_test(self):
+        """The earlier evidence was against the earlier champion."""
         one = election()
         assert votes(one, [0, 0, 1], times=9) == 2
         assert votes(one, [0, 1, 0], times=8, champion=2) == 2
         assert votes(one, [0, 1, 0], champion=2) == 1
 
-    def test_labels_that_all_have_right_or_wrong_are_no_evidence(self):
+    def test_labels_on_which_all_agree_are_no_evidence(self):
         """Only discordant pairs count. 100 labels add .01 to each wealth."""
         assert votes(election(), [1, 1, 1], [0, 0, 0], times=50) == 0
 
     @pytest.mark.parametrize("gap", [0.0, -0.01])
     def test_of_an_equal_or_a_worse_one_is_rare(self, gap):
-        """In the mean at most alpha = .05 per 10,000 labels: over 60 streams of so many, three promotions."""
+        """On average at most alpha = .05 per 10,000 labels: over 60 streams at most three promotions."""
         promotions = [
             len(changes(pair(), labels(np.random.default_rng(seed), LABELS, discordant=discordant, gap=gap)))
             for seed in range(20)
@@ -86,8 +85,8 @@ class TestPromotion:
 
         assert np.mean(promotions) <= 0.05
 
-    def test_of_a_better_one_takes_so_many_labels(self):
-        """Five points better, where they differ on 30 %: within 2,500 labels in nine streams of ten, and it stays."""
+    def test_of_a_better_one_takes_at_most_2500_labels(self):
+        """Five points better where they differ on 30 %, in nine streams of ten; then it stays."""
         found = [
             changes(pair(), labels(np.random.default_rng(seed), 8000, discordant=0.3, gap=0.05)) for seed in range(10)
         ]
@@ -95,8 +94,8 @@ class TestPromotion:
         assert all(len(one) == 1 for one in found)
         assert np.quantile([one[0][0] for one in found], 0.9) <= 2500
 
-    def test_comes_back_after_a_reversal(self):
-        """Worse by five points for 10,000 labels and better from then on: within 3,500 labels in nine of ten."""
+    def test_follows_a_reversal_within_3500_labels(self):
+        """Worse by five points for 10,000 labels and better from then on, in nine streams of ten."""
         delays = []
         for seed in range(10):
             rng = np.random.default_rng(seed)
@@ -112,7 +111,7 @@ class TestPromotion:
 
 class TestRestart:
     def test_forgets_the_evidence(self):
-        """Candidates are other weights after a rollback."""
+        """After a rollback the candidates have other weights."""
         one = election()
         votes(one, [0, 0, 1], times=8)
         one.restart()
@@ -122,8 +121,8 @@ class TestRestart:
 
 
 class TestState:
-    def test_goes_on_as_if_there_had_been_no_restart(self):
-        """Bit for bit, whenever the restart is."""
+    def test_continuing_after_load_equals_an_uninterrupted_run(self):
+        """Bit-equal, with a restart every 97 labels."""
         one, rng = pair(), np.random.default_rng(0)
         right_N2 = labels(rng, 4000, discordant=0.3, gap=0.05)
         champion, promoted = 0, 0
@@ -143,15 +142,15 @@ class TestState:
             np.testing.assert_array_equal(one.state()[name], array)
 
     def test_is_a_copy(self):
-        """What is saved in the background must not move."""
+        """Another thread writes it while labels arrive."""
         one = election()
         before = one.state()
         votes(one, [0, 0, 1], times=5)
 
         assert before["wealth.twin"].tolist() == [1.0] * 5
 
-    def test_of_other_candidates_is_left_behind(self):
-        """One changes the bank in the config: the new candidates have no record."""
+    def test_of_other_candidates_is_ignored(self):
+        """They have no record."""
         one, other = election(), pair()
         votes(one, [0, 1, 1], times=8)
 

@@ -1,4 +1,4 @@
-"""The guard: what it finds in scripted looks, what it does about it, and that it never stays in the way."""
+"""The guard: findings of scripted looks, remedies, and that every freeze ends."""
 
 from __future__ import annotations
 
@@ -11,19 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.judge.guard import REASONS, Action, Guard, GuardSettings, Signals, Verdict
+from streamlearn.judge.guard import LOOK_EVERY_STEPS, REASONS, Action, Guard, Signals, Verdict
 
-SETTINGS = GuardSettings(
-    on=True,
-    look_every_steps=20,
-    max_skipped=3,
-    patience=3,
-    entropy_ratio=0.5,
-    max_loss=0.02,
-    keep_good_every_steps=200,
-    backoff_steps=200,
-)
-WELL = Signals(
+PATIENCE, ENTROPY_RATIO = 3, 0.5
+HEALTHY = Signals(
     updates=0,
     skipped_in_a_row=0,
     finite=True,
@@ -42,39 +33,42 @@ SKIPPING: dict[str, Any] = {"skipped_in_a_row": 3}
 NO, KEEP, BACK, TWIN, ACCEPT = Action.NONE, Action.KEEP_GOOD, Action.ROLL_BACK, Action.ADOPT_TWIN, Action.ACCEPT
 
 
-class Watch:
-    """A guard that is shown one look after the other, every 20 steps, each with an update a step."""
+class Watched:
+    """A guard that looks every 20 steps, with an update in each step."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.settings = dataclasses.replace(SETTINGS, **settings)
-        self.guard = Guard(self.settings)
+    def __init__(self, *, on: bool = True, **settings: int) -> None:
+        self.guard = Guard(on, **settings)
         self.step = 0
 
     def look(self, **signals: Any) -> Verdict:
-        self.step += self.settings.look_every_steps
-        return self.guard.look(self.step, dataclasses.replace(WELL, **{"updates": self.step, **signals}))
+        self.step += LOOK_EVERY_STEPS
+        return self.guard.look(self.step, dataclasses.replace(HEALTHY, **{"updates": self.step, **signals}))
 
     def looks(self, count: int, **signals: Any) -> list[Action]:
         return [self.look(**signals).action for _ in range(count)]
 
     @property
     def factors(self) -> tuple[float, float]:
-        return self.guard.factors(self.step + 1)
+        return self.factors_at(self.step + 1)
+
+    def factors_at(self, step: int) -> tuple[float, float]:
+        factors = self.guard.factors(step)
+        return factors.consistency_weight, factors.learning_rate
 
 
-def well_for_long(**signals: Any) -> Watch:
-    """After 30 healthy looks: two copies are kept, everything is usual."""
-    watch = Watch()
-    watch.looks(30, **signals)
-    return watch
+def healthy_for_long(**signals: Any) -> Watched:
+    """After 30 healthy looks: two copies, and usual values of everything."""
+    guarded = Watched()
+    guarded.looks(30, **signals)
+    return guarded
 
 
-class TestNotFiniteTeacher:
+class TestNonFiniteTeacher:
     def test_is_frozen_and_rolled_back_at_once_and_never_accepted(self):
         """NaN weights cannot become healthy, however often remedies fail."""
-        watch = well_for_long()
+        guarded = healthy_for_long()
 
-        verdicts = [watch.look(finite=False) for _ in range(60)]
+        verdicts = [guarded.look(finite=False) for _ in range(60)]
 
         assert verdicts[0].action is BACK
         assert verdicts[0].reasons == ("nonfinite",)
@@ -83,383 +77,383 @@ class TestNotFiniteTeacher:
 
 
 class TestHealth:
-    def test_is_kept_every_so_often(self):
-        """A copy at the end of each stretch of health, none before the first."""
-        actions = Watch().looks(31)
+    def test_is_copied_every_200_steps(self):
+        """A copy at the end of each healthy stretch, none before the first."""
+        actions = Watched().looks(31)
 
         assert [place for place, action in enumerate(actions, start=1) if action is KEEP] == [11, 21, 31]
 
-    def test_is_kept_only_after_a_whole_stretch(self):
-        """One bad look, and the stretch begins anew after it."""
-        watch = Watch()
-        watch.looks(9)
-        watch.look(**SKIPPING)
+    def test_is_copied_only_after_a_whole_stretch(self):
+        """An unhealthy look restarts the stretch."""
+        guarded = Watched()
+        guarded.looks(9)
+        guarded.look(**SKIPPING)
 
-        actions = watch.looks(11)
+        actions = guarded.looks(11)
 
         assert actions == [NO] * 10 + [KEEP]
 
-    def test_of_every_look_leaves_all_as_it_is(self):
-        """Nothing frozen, no reason, no brake."""
-        watch = well_for_long(**WITH_TWIN)
+    def test_of_every_look_changes_nothing(self):
+        """No freeze, no reason, factors of 1."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        assert (watch.guard.frozen, watch.guard.reasons, watch.factors) == (False, (), (1.0, 1.0))
+        assert (guarded.guard.frozen, guarded.guard.report().reasons, guarded.factors) == (False, (), (1.0, 1.0))
 
 
-class TestStepsThatAreNotFinite:
+class TestNonFiniteSteps:
     def test_roll_back_at_once(self):
-        """As many in a row as were asked for need no second look."""
-        watch = well_for_long()
+        """Three in a row need no second look."""
+        guarded = healthy_for_long()
 
-        verdict = watch.look(**SKIPPING)
+        verdict = guarded.look(**SKIPPING)
 
         assert verdict == Verdict(healthy=False, reasons=("nonfinite",), action=BACK)
-        assert watch.factors == (1.0, 0.5)
+        assert guarded.factors == (1.0, 0.5)
 
-    def test_that_have_ended_are_forgotten(self):
-        """They changed nothing, so there is nothing to go back from."""
-        verdict = well_for_long().look(skipped_in_a_row=2)
+    def test_that_have_ended_need_no_remedy(self):
+        """They changed nothing."""
+        verdict = healthy_for_long().look(skipped_in_a_row=2)
 
         assert verdict.healthy
 
     def test_roll_back_again_only_after_a_pause_that_doubles(self):
-        """After 200, 400, 800 and 1600 steps, while they go on."""
-        watch = well_for_long()
-        first = watch.step + 20
+        """After 200, 400, 800 and 1600 steps, while they continue."""
+        guarded = healthy_for_long()
+        first = guarded.step + 20
 
-        steps = [watch.step for _ in range(160) if watch.look(**SKIPPING).action is BACK]
+        steps = [guarded.step for _ in range(160) if guarded.look(**SKIPPING).action is BACK]
 
         assert [step - first for step in steps] == [0, 200, 600, 1400, 3000]
-        assert watch.factors == (1.0, 1 / 32)
+        assert guarded.factors == (1.0, 1 / 32)
 
-    def test_leave_whatever_else_is_wrong_for_later(self):
-        """Nothing is learned, so nothing else can be mended or made worse."""
-        watch = well_for_long()
-        watch.look(**SKIPPING)
+    def test_come_before_other_findings(self):
+        """Nothing is learned, so nothing else can improve or deteriorate."""
+        guarded = healthy_for_long()
+        guarded.look(**SKIPPING)
 
-        assert watch.looks(5, **SKIPPING, **COLLAPSED) == [NO] * 5
+        assert guarded.looks(5, **SKIPPING, **COLLAPSED) == [NO] * 5
 
-    def test_take_the_twin_the_second_time(self):
-        """The copy has met the same end."""
-        watch = well_for_long(**WITH_TWIN)
+    def test_adopt_the_twin_the_second_time(self):
+        """The copy failed in the same way."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        actions = watch.looks(11, **WITH_TWIN, **SKIPPING)
+        actions = guarded.looks(11, **WITH_TWIN, **SKIPPING)
 
         assert [action for action in actions if action is not NO] == [BACK, TWIN]
 
-    def test_without_anything_to_go_back_to_only_brake(self):
-        """At the very beginning."""
-        watch = Watch()
+    def test_only_lower_the_rate_without_a_copy_and_a_twin(self):
+        """At the very start."""
+        guarded = Watched()
 
-        assert watch.looks(5, **SKIPPING) == [NO] * 5
-        assert watch.factors == (1.0, 0.5)
-        assert watch.guard.frozen
+        assert guarded.looks(5, **SKIPPING) == [NO] * 5
+        assert guarded.factors == (1.0, 0.5)
+        assert guarded.guard.frozen
 
-    def test_take_the_twin_where_no_copy_was_kept_yet(self):
-        """The only other weights that there are."""
-        assert Watch().look(**WITH_TWIN, **SKIPPING).action is TWIN
+    def test_adopt_the_twin_before_the_first_copy(self):
+        """It has the only other weights."""
+        assert Watched().look(**WITH_TWIN, **SKIPPING).action is TWIN
 
-    def test_give_the_learning_rate_back_with_time(self):
-        """Braked for `backoff_steps` from the last bad look."""
-        watch = well_for_long()
-        watch.look(**SKIPPING)
+    def test_restore_the_learning_rate_after_the_pause(self):
+        """200 steps after the last unhealthy look."""
+        guarded = healthy_for_long()
+        guarded.look(**SKIPPING)
 
-        watch.looks(9)
-        braked = watch.guard.factors(watch.step + 19)
+        guarded.looks(9)
+        braked = guarded.factors_at(guarded.step + 19)
 
-        assert (braked, watch.guard.factors(watch.step + 20)) == ((1.0, 0.5), (1.0, 1.0))
+        assert (braked, guarded.factors_at(guarded.step + 20)) == ((1.0, 0.5), (1.0, 1.0))
 
 
 class TestCollapse:
-    def test_takes_patience(self):
-        """Frozen from the first look, treated at the third."""
-        watch = well_for_long()
+    def test_is_treated_at_the_third_look(self):
+        """Publication is frozen from the first."""
+        guarded = healthy_for_long()
 
-        assert watch.looks(3, **COLLAPSED) == [NO, NO, BACK]
-        assert watch.guard.frozen
+        assert guarded.looks(3, **COLLAPSED) == [NO, NO, BACK]
+        assert guarded.guard.frozen
 
-    def test_with_a_twin_that_is_well_takes_the_twin(self):
-        """It knows the newest labels; its learning rate is not to blame."""
-        watch = well_for_long(**WITH_TWIN)
+    def test_with_a_healthy_twin_adopts_the_twin(self):
+        """It has the newest labels; its learning rate is not the cause."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        assert watch.looks(3, **WITH_TWIN, **COLLAPSED) == [NO, NO, TWIN]
-        assert watch.factors == (0.5, 1.0)
+        assert guarded.looks(3, **WITH_TWIN, **COLLAPSED) == [NO, NO, TWIN]
+        assert guarded.factors == (0.5, 1.0)
 
-    def test_without_a_twin_brakes_both(self):
-        """Nobody knows which of them it was."""
-        watch = well_for_long()
+    def test_without_a_twin_lowers_both_factors(self):
+        """The cause is unknown."""
+        guarded = healthy_for_long()
 
-        watch.looks(3, **COLLAPSED)
+        guarded.looks(3, **COLLAPSED)
 
-        assert watch.factors == (0.5, 0.5)
+        assert guarded.factors == (0.5, 0.5)
 
     def test_is_no_collapse_where_the_twin_is_as_low(self):
-        """Constant input, or labels without sense: other weights would not help."""
-        watch = well_for_long(**WITH_TWIN)
+        """Constant input, or random labels: other weights would not help."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        assert watch.look(**{**WITH_TWIN, **COLLAPSED, "twin_probe_entropy": 0.15}).healthy
+        assert guarded.look(**{**WITH_TWIN, **COLLAPSED, "twin_probe_entropy": 0.15}).healthy
 
-    def test_is_no_collapse_where_the_labels_are_as_few(self):
-        """The memory holds little else by now."""
-        assert well_for_long().look(probe_entropy=0.1, probe_label_entropy=0.15).healthy
+    def test_is_no_collapse_where_the_labels_have_few_classes(self):
+        """The replay buffer holds little else by now."""
+        assert healthy_for_long().look(probe_entropy=0.1, probe_label_entropy=0.15).healthy
 
-    def test_is_not_claimed_of_a_teacher_that_never_knew_better(self):
-        """A long beginning at chance, without a twin."""
-        watch = Watch()
+    def test_is_not_found_in_a_teacher_that_was_never_better(self):
+        """A long start at chance, without a twin."""
+        guarded = Watched()
 
-        watch.looks(50, **COLLAPSED)
+        guarded.looks(50, **COLLAPSED)
 
-        assert watch.guard.report()["looks"]["collapsed"] == 0
+        assert guarded.guard.report().looks["collapsed"] == 0
 
-    def test_is_not_claimed_from_what_an_untrained_teacher_said(self):
-        """Its many classes were noise. The first stretch with a probe says nothing."""
-        watch = Watch()
-        watch.looks(40, probe_entropy=None, probe_label_entropy=None)
-        watch.looks(9)
+    def test_is_not_measured_against_an_untrained_teacher(self):
+        """Its many classes were noise: the first stretch of probes does not count."""
+        guarded = Watched()
+        guarded.looks(40, probe_entropy=None, probe_label_entropy=None)
+        guarded.looks(9)
 
-        assert watch.look(**COLLAPSED).healthy
+        assert guarded.look(**COLLAPSED).healthy
 
-    def test_is_claimed_of_a_slow_fall(self):
-        """Each look is near the one before, and far from what once was."""
-        watch = well_for_long()
+    def test_is_found_in_a_slow_fall(self):
+        """Each look is close to the one before, and far from the highest."""
+        guarded = healthy_for_long()
 
-        reasons = [watch.look(probe_entropy=entropy).reasons for entropy in (1.9, 1.6, 1.3, 1.2, 1.0)]
+        reasons = [guarded.look(probe_entropy=entropy).reasons for entropy in (1.9, 1.6, 1.3, 1.2, 1.0)]
 
         assert reasons == [()] * 4 + [("collapsed",)]
 
-    def test_is_claimed_early_where_the_twin_is_well(self):
-        """The same labels tell the classes apart, and learning has had its first stretch."""
-        watch = Watch()
+    def test_is_found_early_with_a_healthy_twin(self):
+        """After the first stretch the twin tells the classes apart, from the same labels."""
+        guarded = Watched()
 
-        reasons = [watch.look(**WITH_TWIN, **COLLAPSED).reasons for _ in range(10)]
+        reasons = [guarded.look(**WITH_TWIN, **COLLAPSED).reasons for _ in range(10)]
 
         assert reasons == [()] * 9 + [("collapsed",)]
 
-    def test_is_not_claimed_when_new_classes_come(self):
-        """A class-sorted stream: labels of ten classes, a teacher that has met two and lost none."""
-        watch = Watch()
-        watch.looks(30, probe_entropy=0.69, probe_label_entropy=0.69)
+    def test_is_not_found_when_new_classes_arrive(self):
+        """A class-sorted stream: labels of ten classes, a teacher that has met two and forgotten none."""
+        guarded = Watched()
+        guarded.looks(30, probe_entropy=0.69, probe_label_entropy=0.69)
 
-        assert watch.look(probe_entropy=0.69, probe_label_entropy=2.3).healthy
+        assert guarded.look(probe_entropy=0.69, probe_label_entropy=2.3).healthy
 
     def test_is_over_with_the_first_healthy_look(self):
-        """The remedy helped; publication goes on, at half the weight."""
-        watch = well_for_long()
-        watch.looks(3, **COLLAPSED)
+        """The remedy helped; publication resumes, with half of both factors."""
+        guarded = healthy_for_long()
+        guarded.looks(3, **COLLAPSED)
 
-        assert watch.look().healthy
-        assert (watch.guard.frozen, watch.factors) == (False, (0.5, 0.5))
+        assert guarded.look().healthy
+        assert (guarded.guard.frozen, guarded.factors) == (False, (0.5, 0.5))
 
-    def test_that_is_suspected_is_not_over_with_a_little_more(self):
-        """Looks that waver about the bound are one collapse."""
-        watch = well_for_long(**WITH_TWIN)
+    def test_that_is_suspected_has_hysteresis(self):
+        """Looks that oscillate around the threshold are one collapse."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        actions = [watch.look(**WITH_TWIN, probe_entropy=entropy).action for entropy in (1.0, 1.2, 1.2)]
+        actions = [guarded.look(**WITH_TWIN, probe_entropy=entropy).action for entropy in (1.0, 1.2, 1.2)]
 
         assert actions == [NO, NO, TWIN]
 
-    def test_takes_a_twin_that_is_ill_where_there_is_nothing_else(self):
+    def test_adopts_an_unhealthy_twin_without_a_copy(self):
         """It still tells more classes apart than the teacher."""
-        watch = Watch(keep_good_every_steps=60)
+        guarded = Watched(keep_good_every_steps=60)
 
-        actions = watch.looks(5, twin_probe_entropy=0.6, probe_entropy=0.1)
+        actions = guarded.looks(5, twin_probe_entropy=0.6, probe_entropy=0.1)
 
         assert actions == [NO, NO, NO, NO, TWIN]
 
-    def test_that_an_ill_twin_does_not_cure_is_accepted(self):
-        """Only one that is well proves that better weights exist."""
-        actions = Watch(keep_good_every_steps=60).looks(11, twin_probe_entropy=0.6, probe_entropy=0.1)
+    def test_that_an_unhealthy_twin_does_not_cure_is_accepted(self):
+        """Only a healthy twin proves that better weights exist."""
+        actions = Watched(keep_good_every_steps=60).looks(11, twin_probe_entropy=0.6, probe_entropy=0.1)
 
         assert [action for action in actions if action is not NO] == [TWIN, TWIN, ACCEPT]
 
-    def test_that_was_accepted_beside_an_ill_twin_is_not_treated_again(self):
-        """Nothing was cured by the remedies, and nothing will be by more of them: a freeze ends."""
-        watch = Watch(keep_good_every_steps=60)
-        watch.looks(11, twin_probe_entropy=0.6, probe_entropy=0.1)
+    def test_that_was_accepted_with_an_unhealthy_twin_is_not_treated_again(self):
+        """Remedies have not helped, so the freeze ends."""
+        guarded = Watched(keep_good_every_steps=60)
+        guarded.looks(11, twin_probe_entropy=0.6, probe_entropy=0.1)
 
-        actions = watch.looks(40, twin_probe_entropy=0.6, probe_entropy=0.1)
+        actions = guarded.looks(40, twin_probe_entropy=0.6, probe_entropy=0.1)
 
         assert set(actions) <= {NO, KEEP}
-        assert not watch.guard.frozen
+        assert not guarded.guard.frozen
 
     @pytest.mark.parametrize("later", [{"twin_probe_entropy": 0.6, "probe_entropy": 0.01}, WITH_TWIN | COLLAPSED])
     def test_is_treated_after_another_was_accepted(self, later):
-        """Where it goes further down, or where the twin, by now, shows that it need not be."""
-        watch = Watch(keep_good_every_steps=60)
-        watch.looks(11, twin_probe_entropy=0.6, probe_entropy=0.1)
+        """Where the entropy falls further, or where the twin has become healthy."""
+        guarded = Watched(keep_good_every_steps=60)
+        guarded.looks(11, twin_probe_entropy=0.6, probe_entropy=0.1)
 
-        actions = watch.looks(5, **later)
+        actions = guarded.looks(5, **later)
 
         assert {BACK, TWIN} & set(actions)
 
-    def test_that_comes_back_brakes_harder_each_time(self):
-        """Three collapses with a healthy look between."""
-        watch = well_for_long(**WITH_TWIN)
+    def test_that_recurs_lowers_the_weight_each_time(self):
+        """Three collapses with a healthy look in between."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
         for _ in range(3):
-            watch.looks(3, **WITH_TWIN, **COLLAPSED)
-            watch.looks(1, **WITH_TWIN)
+            guarded.looks(3, **WITH_TWIN, **COLLAPSED)
+            guarded.looks(1, **WITH_TWIN)
 
-        assert watch.factors == (1 / 8, 1.0)
+        assert guarded.factors == (1 / 8, 1.0)
 
     @pytest.mark.parametrize(("later", "factors"), [(199, (0.5, 0.5)), (200, (0.5, 1.0)), (1000, (1.0, 1.0))])
-    def test_leaves_its_brakes_on_from_the_last_bad_look(self, later, factors):
-        """Here that is the look after the remedy. The weight comes back more slowly than the learning rate."""
-        watch = well_for_long()
-        watch.looks(4, **COLLAPSED)
-        last = watch.step
+    def test_restores_the_factors_after_the_last_unhealthy_look(self, later, factors):
+        """Here the look after the remedy. The weight recovers more slowly than the learning rate."""
+        guarded = healthy_for_long()
+        guarded.looks(4, **COLLAPSED)
+        last = guarded.step
 
-        watch.looks(1)
+        guarded.looks(1)
 
-        assert watch.guard.factors(last + later) == factors
-        assert watch.guard.factors(last + 999)[0] == 0.5
+        assert guarded.factors_at(last + later) == factors
+        assert guarded.factors_at(last + 999)[0] == 0.5
 
-    def test_that_the_first_remedy_does_not_cure_brakes_fully(self):
-        """Both, now: so the next looks show the weights that were put back, and not what became of them."""
-        watch = well_for_long(**WITH_TWIN)
+    def test_that_the_first_remedy_does_not_cure_minimises_both_factors(self):
+        """So the next looks show the restored weights and not what training made of them."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        assert watch.looks(6, **WITH_TWIN, **COLLAPSED) == [NO, NO, TWIN] * 2
-        assert watch.factors == (1 / 64, 1 / 64)
+        assert guarded.looks(6, **WITH_TWIN, **COLLAPSED) == [NO, NO, TWIN] * 2
+        assert guarded.factors == (1 / 64, 1 / 64)
 
     def test_that_no_remedy_cures_is_accepted(self):
-        """The probe is what has changed; the second remedy braked fully, and showed it."""
-        watch = well_for_long()
+        """The probe has changed: the second remedy minimised the factors, and showed it."""
+        guarded = healthy_for_long()
 
-        assert [action for action in watch.looks(9, **COLLAPSED) if action is not NO] == [BACK, BACK, ACCEPT]
-        assert (watch.guard.frozen, watch.factors) == (False, (1.0, 1.0))
-        assert watch.look(**COLLAPSED).healthy
+        assert [action for action in guarded.looks(9, **COLLAPSED) if action is not NO] == [BACK, BACK, ACCEPT]
+        assert (guarded.guard.frozen, guarded.factors) == (False, (1.0, 1.0))
+        assert guarded.look(**COLLAPSED).healthy
 
-    def test_that_no_remedy_cures_is_never_accepted_while_the_twin_is_well(self):
-        """Better weights exist. They are taken, and may be shown, as often as it needs."""
-        watch = well_for_long(**WITH_TWIN)
+    def test_that_no_remedy_cures_is_never_accepted_with_a_healthy_twin(self):
+        """Better weights exist, and are adopted and published each time."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        actions = watch.looks(30, **WITH_TWIN, **COLLAPSED)
+        actions = guarded.looks(30, **WITH_TWIN, **COLLAPSED)
 
         assert actions == [NO, NO, TWIN] * 10
-        assert watch.factors == (1 / 64, 1 / 64)
+        assert guarded.factors == (1 / 64, 1 / 64)
 
 
 class TestDistance:
     @pytest.mark.parametrize("distance", [0.71, math.inf, math.nan])
     def test_too_far_rolls_back(self, distance):
-        """For as long as patience lasts."""
-        watch = well_for_long()
+        """At the third look."""
+        guarded = healthy_for_long()
 
-        assert watch.looks(3, distance=distance) == [NO, NO, BACK]
-        assert watch.guard.reasons == ("exploded",)
-        assert watch.factors == (1.0, 0.5)
+        assert guarded.looks(3, distance=distance) == [NO, NO, BACK]
+        assert guarded.guard.report().reasons == ("exploded",)
+        assert guarded.factors == (1.0, 0.5)
 
     def test_many_times_the_usual_is_not_too_far(self):
         """A student that follows a drift."""
-        assert well_for_long(distance=0.01).look(distance=0.35).healthy
+        assert healthy_for_long(distance=0.01).look(distance=0.35).healthy
 
     @pytest.mark.parametrize(("distance", "healthy"), [(0.98, True), (1.02, False)])
-    def test_is_measured_against_a_usual_one_that_is_great(self, distance, healthy):
-        """A very long horizon keeps them far apart."""
-        assert well_for_long(distance=0.5).look(distance=distance).healthy is healthy
+    def test_is_measured_against_a_large_usual_distance(self, distance, healthy):
+        """A very long horizon keeps teacher and student far apart."""
+        assert healthy_for_long(distance=0.5).look(distance=distance).healthy is healthy
 
-    def test_of_networks_that_stand_still_is_not_usual(self):
-        """What moves again is no explosion."""
-        watch = well_for_long(distance=0.5)
-        watch.looks(30, distance=0.0)
+    def test_of_zero_does_not_enter_the_usual_distance(self):
+        """A network that moves again has not exploded."""
+        guarded = healthy_for_long(distance=0.5)
+        guarded.looks(30, distance=0.0)
 
-        assert watch.look(distance=0.9).healthy
+        assert guarded.look(distance=0.9).healthy
 
-    def test_right_after_a_remedy_is_not_usual(self):
-        """Teacher and student begin as one, and part again."""
-        watch = well_for_long(**WITH_TWIN, distance=0.5)
-        watch.look(**TWIN_AHEAD)
-        watch.looks(3, **WITH_TWIN, distance=0.001)
+    def test_soon_after_a_remedy_does_not_enter_the_usual_distance(self):
+        """Teacher and student start equal, and separate again."""
+        guarded = healthy_for_long(**WITH_TWIN, distance=0.5)
+        guarded.look(**TWIN_AHEAD)
+        guarded.looks(3, **WITH_TWIN, distance=0.001)
 
-        assert watch.look(**WITH_TWIN, distance=0.9).healthy
+        assert guarded.look(**WITH_TWIN, distance=0.9).healthy
 
     def test_that_grows_from_zero_is_no_explosion(self):
-        """Teacher and student begin as one."""
-        watch = Watch()
+        """Teacher and student start equal."""
+        guarded = Watched()
 
-        assert all(watch.look(distance=0.001 * 3**look).healthy for look in range(10))
+        assert all(guarded.look(distance=0.001 * 3**look).healthy for look in range(10))
 
-    def test_that_stays_is_the_new_normal(self):
-        """A longer horizon of the average does that."""
-        watch = well_for_long()
+    def test_that_stays_is_accepted(self):
+        """A longer horizon of the average causes it too."""
+        guarded = healthy_for_long()
 
-        assert [action for action in watch.looks(9, distance=5.0) if action is not NO] == [BACK, BACK, ACCEPT]
-        assert watch.look(distance=5.0).healthy
+        assert [action for action in guarded.looks(9, distance=5.0) if action is not NO] == [BACK, BACK, ACCEPT]
+        assert guarded.look(distance=5.0).healthy
 
-    def test_that_is_no_number_is_never_accepted(self):
-        """Such weights are not shown, whatever was tried."""
-        watch = well_for_long()
+    def test_that_is_not_finite_is_never_accepted(self):
+        """Such weights are never published."""
+        guarded = healthy_for_long()
 
-        assert ACCEPT not in watch.looks(40, distance=math.nan)
-        assert watch.guard.frozen
+        assert ACCEPT not in guarded.looks(40, distance=math.nan)
+        assert guarded.guard.frozen
 
-    def test_of_exactly_zero_is_said_and_nothing_more(self):
-        """A teacher without an average is its student."""
-        watch = well_for_long()
+    def test_of_zero_is_only_reported(self):
+        """A teacher without an average equals its student."""
+        guarded = healthy_for_long()
 
-        verdicts = [watch.look(distance=0.0) for _ in range(3)]
+        verdicts = [guarded.look(distance=0.0) for _ in range(3)]
 
         assert [verdict.reasons for verdict in verdicts] == [(), (), ("stuck",)]
         assert verdicts[-1].healthy
 
-    def test_of_exactly_zero_means_nothing_while_nothing_is_learned(self):
-        """No update, no movement."""
-        watch = well_for_long()
+    def test_of_zero_is_not_reported_without_updates(self):
+        """Nothing moves while nothing is learned."""
+        guarded = healthy_for_long()
 
-        assert [watch.look(distance=0.0, updates=600).reasons for _ in range(5)] == [()] * 5
+        assert [guarded.look(distance=0.0, updates=600).reasons for _ in range(5)] == [()] * 5
 
 
-class TestTwinAhead:
-    def test_is_adopted_at_once(self):
-        """The window of labels was patience enough."""
-        watch = well_for_long(**WITH_TWIN)
+class TestWorseThanTwin:
+    def test_adopts_the_twin_at_once(self):
+        """The window of labels is evidence enough."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        assert watch.look(**TWIN_AHEAD) == Verdict(healthy=False, reasons=("worse_than_twin",), action=TWIN)
-        assert watch.factors == (0.5, 1.0)
+        assert guarded.look(**TWIN_AHEAD) == Verdict(healthy=False, reasons=("worse_than_twin",), action=TWIN)
+        assert guarded.factors == (0.5, 1.0)
 
     @pytest.mark.parametrize(
         "change",
         [{"gain_high": -0.01}, {"gain_count": 99}, {"gain_high": None}, {"twin_probe_entropy": None}],
         ids=["margin", "few", "none", "gone"],
     )
-    def test_is_not_believed_without_evidence_and_a_twin(self, change):
-        """Too small a lead, too few labels, or none; or a window that has outlived its twin."""
-        assert well_for_long(**WITH_TWIN).look(**{**TWIN_AHEAD, **change}).healthy
+    def test_needs_evidence_and_a_twin(self, change):
+        """Not for too small a lead or too few labels, nor when the window has outlived its twin."""
+        assert healthy_for_long(**WITH_TWIN).look(**{**TWIN_AHEAD, **change}).healthy
 
-    def test_is_not_adopted_twice_for_the_same_labels(self):
-        """Though the window was not forgotten; after a rest the evidence counts again."""
-        watch = well_for_long(**WITH_TWIN)
+    def test_does_not_adopt_twice_for_the_same_labels(self):
+        """Although the window was not emptied; after a rest the evidence counts again."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        assert watch.looks(5, **TWIN_AHEAD) == [TWIN, NO, NO, NO, TWIN]
+        assert guarded.looks(5, **TWIN_AHEAD) == [TWIN, NO, NO, NO, TWIN]
 
 
 class TestOff:
     def test_finds_nothing_and_does_nothing(self):
-        """Whatever it sees."""
-        watch = Watch(on=False)
+        """For any signals."""
+        guarded = Watched(on=False)
 
-        assert watch.looks(5, **SKIPPING) == [NO] * 5
-        assert (watch.guard.frozen, watch.factors, watch.guard.due(20)) == (False, (1.0, 1.0), False)
-        assert watch.guard.report()["state"] == "off"
+        assert guarded.looks(5, **SKIPPING) == [NO] * 5
+        assert (guarded.guard.frozen, guarded.factors, guarded.guard.due(20)) == (False, (1.0, 1.0), False)
+        assert guarded.guard.report().state == "off"
 
-    def test_lets_go_of_what_it_held_when_it_was_on(self):
-        """An operator who switches it off is not left with a frozen model."""
-        watch = well_for_long()
-        watch.looks(3, **COLLAPSED)
-        off = Watch(on=False)
+    def test_ends_the_freeze_of_a_guard_that_was_on(self):
+        """An operator who switches the guard off has no frozen model."""
+        guarded = healthy_for_long()
+        guarded.looks(3, **COLLAPSED)
+        off = Watched(on=False)
 
-        off.guard.load(watch.guard.state())
+        off.guard.load(guarded.guard.state())
 
         assert (off.guard.frozen, off.factors) == (False, (1.0, 1.0))
 
 
 class TestReport:
-    def test_says_how_things_stand_as_json(self):
-        """State, since when, why, what was done, and how hard it brakes."""
-        watch = well_for_long()
-        watch.looks(4, **COLLAPSED)
+    def test_has_state_reasons_counts_and_factors(self):
+        """As JSON."""
+        guarded = healthy_for_long()
+        guarded.looks(4, **COLLAPSED)
 
-        assert json.loads(json.dumps(watch.guard.report())) == {
+        assert json.loads(json.dumps(dataclasses.asdict(guarded.guard.report()))) == {
             "state": "treated",
             "since_step": 660,
             "frozen": True,
@@ -469,17 +463,17 @@ class TestReport:
             "factors": {"consistency_weight": 0.5, "learning_rate": 0.5},
         }
 
-    def test_is_suspect_before_anything_was_done(self):
-        """The look that froze, and the step of it."""
-        watch = well_for_long()
-        watch.looks(2, **COLLAPSED)
+    def test_is_suspect_before_the_first_remedy(self):
+        """Since the look that froze publication."""
+        guarded = healthy_for_long()
+        guarded.looks(2, **COLLAPSED)
 
-        assert (watch.guard.report()["state"], watch.guard.report()["since_step"]) == ("suspect", 620)
+        assert (guarded.guard.report().state, guarded.guard.report().since_step) == ("suspect", 620)
 
 
-def test_is_due_every_so_many_steps():
-    """A function of the step, so a replay looks where the run did."""
-    guard = Guard(SETTINGS)
+def test_is_due_every_20_steps():
+    """A function of the step, so a replay looks at the same steps."""
+    guard = Guard(True)
 
     assert [step for step in range(1, 61) if guard.due(step)] == [20, 40, 60]
 
@@ -502,126 +496,126 @@ LOOKS = st.lists(
 )
 
 
-def watch_after(looks: int) -> Watch:
-    watch = Watch()
-    watch.looks(looks)
-    return watch
+def guarded_after(looks: int) -> Watched:
+    guarded = Watched()
+    guarded.looks(looks)
+    return guarded
 
 
-BEGINNINGS = st.sampled_from([0, 5, 30]).map(watch_after)
+STARTS = st.sampled_from([0, 5, 30]).map(guarded_after)
 
 
 class TestAlways:
-    @given(BEGINNINGS, LOOKS)
-    def test_a_healthy_look_thaws(self, watch, looks):
-        """Whatever came before, the first look without a reason ends the freeze."""
+    @given(STARTS, LOOKS)
+    def test_a_healthy_look_ends_the_freeze(self, guarded, looks):
+        """Whatever came before."""
         for look in looks:
-            watch.look(**look)
+            guarded.look(**look)
 
-        watch.look()
+        guarded.look()
 
-        assert not watch.guard.frozen
+        assert not guarded.guard.frozen
 
-    @given(BEGINNINGS, LOOKS)
-    def test_a_freeze_is_treated_or_ended_within_patience(self, watch, looks):
-        """While steps are finite and so are weights, none lasts longer without a remedy."""
+    @given(STARTS, LOOKS)
+    def test_a_freeze_is_treated_or_ended_within_three_looks(self, guarded, looks):
+        """While steps and weights are finite."""
         waited = 0
         for look in looks:
-            verdict = watch.look(**{**look, "skipped_in_a_row": 0, "distance": 0.1})
+            verdict = guarded.look(**{**look, "skipped_in_a_row": 0, "distance": 0.1})
 
             waited = 0 if verdict.healthy or verdict.action is not NO else waited + 1
-            assert waited < SETTINGS.patience
+            assert waited < PATIENCE
 
-    @given(BEGINNINGS, LOOKS)
-    def test_the_factors_stay_within_their_bounds(self, watch, looks):
+    @given(STARTS, LOOKS)
+    def test_the_factors_stay_within_their_bounds(self, guarded, looks):
         """From 1/64 to 1."""
         for look in looks:
-            watch.look(**look)
+            guarded.look(**look)
 
-            assert all(1 / 64 <= factor <= 1.0 for factor in watch.factors)
+            assert all(1 / 64 <= factor <= 1.0 for factor in guarded.factors)
 
-    @given(BEGINNINGS, LOOKS)
-    def test_nothing_is_rolled_back_to_before_it_was_kept(self, watch, looks):
-        """And no twin is adopted that is neither well nor ahead, but where nothing else is left.
+    @given(STARTS, LOOKS)
+    def test_a_rollback_needs_a_copy_and_an_adoption_a_better_twin(self, guarded, looks):
+        """The twin is healthy, ahead, or the only other weights there are.
 
-        That is where no copy was kept, and the teacher has collapsed beside that very twin, far below its entropy.
+        The last is without a copy, when the teacher's entropy is far below that of the twin.
         """
         for look in looks:
-            copies = watch.guard.report()["actions"]["keep_good"]
-            verdict = watch.look(**look)
+            copies = guarded.guard.report().actions["keep_good"]
+            verdict = guarded.look(**look)
 
             assert verdict.action is not BACK or copies > 0
             if verdict.action is TWIN:
                 teacher, twin = look["probe_entropy"], look["twin_probe_entropy"]
                 assert twin is not None, "there is no twin"
-                well = twin >= SETTINGS.entropy_ratio * look["probe_label_entropy"]
+                healthy = twin >= ENTROPY_RATIO * look["probe_label_entropy"]
                 ahead = "worse_than_twin" in verdict.reasons and "nonfinite" not in verdict.reasons
-                # 1.5 times the bound: what is suspected already is over only above that.
-                collapsed = "collapsed" in verdict.reasons and teacher < 1.5 * SETTINGS.entropy_ratio * min(twin, 2.3)
-                assert well or ahead or (copies == 0 and collapsed)
+                # A suspected collapse clears only above 1.5 times the threshold.
+                collapsed = "collapsed" in verdict.reasons and teacher < 1.5 * ENTROPY_RATIO * min(twin, 2.3)
+                assert healthy or ahead or (copies == 0 and collapsed)
 
-    @given(BEGINNINGS, LOOKS, LOOKS)
-    def test_a_loaded_guard_goes_on_as_the_saved_one(self, watch, before, after):
-        """At any point: the same verdicts, factors and report."""
+    @given(STARTS, LOOKS, LOOKS)
+    def test_continuing_after_load_equals_an_uninterrupted_run(self, guarded, before, after):
+        """At any look: the same verdicts and the same report."""
         for look in before:
-            watch.look(**look)
-        other = Watch()
-        other.step = watch.step
+            guarded.look(**look)
+        other = Watched()
+        other.step = guarded.step
 
-        other.guard.load(watch.guard.state())
+        other.guard.load(guarded.guard.state())
 
-        assert other.guard.report() == watch.guard.report()
+        assert other.guard.report() == guarded.guard.report()
         for look in after:
-            assert other.look(**look) == watch.look(**look)
-            assert other.guard.report() == watch.guard.report()
+            assert other.look(**look) == guarded.look(**look)
+            assert other.guard.report() == guarded.guard.report()
 
 
-class TestHostileStories:
-    def test_a_burst_of_bad_numbers(self):
-        """Rolled back once, braked for a while, and all is as it was."""
-        watch = well_for_long()
+class TestScenarios:
+    def test_a_burst_of_nonfinite_steps(self):
+        """One rollback, a lowered rate, and then everything as before."""
+        guarded = healthy_for_long()
 
-        actions = watch.looks(3, **SKIPPING) + watch.looks(11)
+        actions = guarded.looks(3, **SKIPPING) + guarded.looks(11)
 
         assert [action for action in actions if action is not NO] == [BACK, KEEP]
-        assert (watch.guard.frozen, watch.factors) == (False, (1.0, 1.0))
+        assert (guarded.guard.frozen, guarded.factors) == (False, (1.0, 1.0))
 
     def test_constant_input(self):
-        """Teacher and twin give one class: not the weights' fault, so nothing is frozen for it."""
-        watch = well_for_long(**WITH_TWIN)
+        """Teacher and twin predict one class: the weights are not the cause, so nothing is frozen."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
-        watch.looks(50, **{**WITH_TWIN, "probe_entropy": 0.0, "twin_probe_entropy": 0.0})
+        guarded.looks(50, **{**WITH_TWIN, "probe_entropy": 0.0, "twin_probe_entropy": 0.0})
 
-        assert watch.guard.report()["actions"]["adopt_twin"] == 0
-        assert not watch.guard.frozen
+        assert guarded.guard.report().actions["adopt_twin"] == 0
+        assert not guarded.guard.frozen
 
     def test_no_labels_for_long(self):
-        """No probe, no gain: health is assumed, and copies are kept against what skipped steps may show."""
-        watch = Watch()
+        """Without probe and gain the model counts as healthy, and is copied."""
+        guarded = Watched()
 
-        actions = watch.looks(780, probe_entropy=None, probe_label_entropy=None)
+        actions = guarded.looks(780, probe_entropy=None, probe_label_entropy=None)
 
         assert set(actions) == {NO, KEEP}
 
     def test_a_teacher_that_follows_wrong_labels(self):
-        """The twin leads again and again: consistency fades out, and every lead is adopted."""
-        watch = well_for_long(**WITH_TWIN)
+        """The twin leads repeatedly: each lead is adopted, and consistency fades out."""
+        guarded = healthy_for_long(**WITH_TWIN)
 
         for _ in range(8):
-            watch.looks(1, **TWIN_AHEAD)
-            watch.looks(9, **WITH_TWIN)
+            guarded.looks(1, **TWIN_AHEAD)
+            guarded.looks(9, **WITH_TWIN)
 
-        assert watch.guard.report()["actions"]["adopt_twin"] == 8
-        assert watch.factors == (1 / 64, 1.0)
+        assert guarded.guard.report().actions["adopt_twin"] == 8
+        assert guarded.factors == (1 / 64, 1.0)
 
 
 def test_every_reason_can_be_found():
     """None of the closed set is dead."""
-    watch = well_for_long(**WITH_TWIN)
+    guarded = healthy_for_long(**WITH_TWIN)
     found: set[str] = set()
 
-    found |= set(watch.look(**TWIN_AHEAD, **COLLAPSED, skipped_in_a_row=9, distance=9.0).reasons)
+    found |= set(guarded.look(**TWIN_AHEAD, **COLLAPSED, skipped_in_a_row=9, distance=9.0).reasons)
     for _ in range(3):
-        found |= set(watch.look(distance=0.0).reasons)
+        found |= set(guarded.look(distance=0.0).reasons)
 
     assert found == set(REASONS)

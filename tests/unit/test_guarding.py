@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
-from streamlearn.judge.board import Scoreboard
-from streamlearn.judge.guard import GuardSettings
+from streamlearn.judge.guard import Guard
+from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.learn.learner import Learner, Predictions
 from streamlearn.ledger.replay_buffer import ReplayBuffer
-from streamlearn.loop.guarding import Guarding, WatchSettings
+from streamlearn.loop.guarding import Guarding
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import UNLABELLED, Example, MicroBatch, Schema
 from tests.unit.test_learner import differing, one_thread, settings  # noqa: F401
@@ -25,19 +25,15 @@ CENTRES_CF = np.array([[3, 0, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0]], np.float32)
 class Loop:
     """Learner, memory and scores of three easy classes, and the guard that looks every fifth step."""
 
-    def __init__(self, *, reaction: Literal["alarm", "renew"] = "alarm", **guard: Any) -> None:
-        base: dict[str, Any] = {
-            "on": True, "look_every_steps": 5, "max_skipped": 3, "patience": 2, "entropy_ratio": 0.5, "max_loss": 0.02,
-            "keep_good_every_steps": 20, "backoff_steps": 20,
-        }  # fmt: skip
+    def __init__(self, *, reaction: Literal["alarm", "renew"] = "alarm", on: bool = True) -> None:
         self.learner = Learner(SPEC, settings(twin_every=1, noise="none", learning_rate=0.02))
         self.memory, self.board = ReplayBuffer(100, SCHEMA, 0), Scoreboard(SCHEMA.classes, window=200)
         rng = np.random.default_rng(0)
         for n in range(60):
             x = (CENTRES_CF[n % 3] + rng.normal(0, 0.3, 4)).astype(np.float32)
             self.memory.add(Example(f"s{n}", x, n % 3))
-        watch = WatchSettings(GuardSettings(**base | guard), drift_delta=0.002, drift_reaction=reaction, trust_labels=5)
-        self.guarding = Guarding(self.learner, self.memory, self.board, watch)
+        guard = Guard(on, look_every_steps=5, keep_good_every_steps=20, backoff_steps=20)
+        self.guarding = Guarding(self.learner, self.memory, self.board, guard, reaction=reaction, trust_labels=5)
         self.allowed: list[bool] = []
 
     def run(self, steps: int, *, bad: bool = False) -> Loop:
@@ -85,12 +81,12 @@ class TestCollapse:
         loop.collapse()
         assert loop.teacher_accuracy() < 0.5
 
-        loop.run(10)
+        loop.run(15)
 
-        assert loop.allowed[-6:] == [False] * 5 + [True], "suspect at the first look, mended at the second"
+        assert loop.allowed[-11:] == [False] * 10 + [True], "suspect at the first look, mended at the third"
         assert loop.guarding.just_mended
         assert loop.teacher_accuracy() == 1.0
-        assert loop.guarding.report()["guard"]["actions"]["adopt_twin"] == 1
+        assert loop.guarding.report().guard.actions["adopt_twin"] == 1
         assert loop.guarding.factors(loop.learner.step + 1).consistency_weight == 0.5
 
     def test_is_let_be_where_the_guard_is_off(self):
@@ -98,10 +94,10 @@ class TestCollapse:
         loop = Loop(on=False).run(100)
         loop.collapse()
 
-        loop.run(10)
+        loop.run(15)
 
         assert all(loop.allowed)
-        assert loop.guarding.report()["guard"]["actions"]["adopt_twin"] == 0
+        assert loop.guarding.report().guard.actions["adopt_twin"] == 0
 
     def test_forgets_the_scores_of_the_teacher_that_was(self):
         """The next comparison with the twin is about the teacher as it is now."""
@@ -110,7 +106,7 @@ class TestCollapse:
             loop.board.gain.update(0, 1, 0)
         loop.collapse()
 
-        loop.run(10)
+        loop.run(15)
 
         assert len(loop.board.gain) == 0
 
@@ -124,7 +120,7 @@ class TestWorseThanTwin:
 
         loop.run(5)
 
-        assert loop.guarding.report()["guard"]["actions"]["adopt_twin"] == 1
+        assert loop.guarding.report().guard.actions["adopt_twin"] == 1
         found = loop.learner.classify(np.random.default_rng(3).normal(1, 2, (50, 4)).astype(np.float32))
         assert found.twin_B is not None
         assert (found.teacher_B == found.twin_B).all()
@@ -137,8 +133,8 @@ class TestNotFinite:
 
         loop.run(5, bad=True)
 
-        report = loop.guarding.report()["guard"]
-        assert report["actions"]["roll_back"] == 1
+        report = loop.guarding.report().guard
+        assert report.actions["roll_back"] == 1
         assert loop.guarding.factors(loop.learner.step + 1).learning_rate == 0.5
         assert loop.teacher_accuracy() == 1.0
 
@@ -155,9 +151,9 @@ class TestNotFinite:
                 last.bias.fill_(-3e38)
         loop.guarding.look(105)
 
-        report = loop.guarding.report()["guard"]
-        assert report["looks"]["nonfinite"] == 1
-        assert report["actions"]["roll_back"] == 1
+        report = loop.guarding.report().guard
+        assert report.looks["nonfinite"] == 1
+        assert report.actions["roll_back"] == 1
         assert loop.teacher_accuracy() == 1.0
         assert all(torch.isfinite(tensor).all() for kept in loop.learner._good for tensor in kept.values())
 
@@ -171,12 +167,12 @@ class TestNotFinite:
                 parameter.fill_(torch.nan)
 
         found = loop.learner.classify(CENTRES_CF)
-        loop.guarding.look(105)
-        loop.guarding.look(110)
+        for step in (105, 110, 115):
+            loop.guarding.look(step)
 
         assert found.twin_B is not None
         assert found.twin_B.tolist() == [UNLABELLED] * 3
-        assert loop.guarding.report()["guard"]["actions"]["adopt_twin"] == 0
+        assert loop.guarding.report().guard.actions["adopt_twin"] == 0
         assert loop.teacher_accuracy() == 1.0
 
     @pytest.mark.parametrize("on", [False, True])
@@ -217,7 +213,7 @@ class TestNotFinite:
 
         loop.run(2, bad=True).run(20)
 
-        assert loop.guarding.report()["guard"]["actions"]["roll_back"] == 0
+        assert loop.guarding.report().guard.actions["roll_back"] == 0
         assert all(loop.allowed)
 
 
@@ -239,7 +235,7 @@ class TestDrift:
                 else:
                     loop.guarding.arrived(rng.normal(5.0 * changed, size=(4, 2)), self.answers(0.05))
 
-        assert loop.guarding.report()["drift"][source]["alarms"] >= 1
+        assert loop.guarding.report().drift[source].alarms >= 1
         assert int(loop.learner.state()["learner.averaged_at"]) == averaged_at
         lost = (reaction, source) == ("renew", "inputs")
         assert loop.guarding.factors(51).consistency_weight == (0.0 if lost else 1.0)
@@ -273,7 +269,7 @@ class TestDrift:
             for _ in range(300):
                 restarted.guarding.scored(wrong=wrong)
 
-        assert restarted.guarding.report()["drift"]["error"]["alarms"] >= 2
+        assert restarted.guarding.report().drift["error"].alarms >= 2
         assert int(restarted.learner.state()["learner.averaged_at"]) == 50
 
     def test_is_seen_before_any_label_comes(self):
@@ -281,13 +277,13 @@ class TestDrift:
         loop, rng = Loop(), np.random.default_rng(0)
         for _ in range(1500):
             loop.guarding.arrived(rng.normal(size=(4, 2)), self.answers(0.05 + rng.uniform(-0.01, 0.01)))
-        before = loop.guarding.report()["drift"]["disagreement"]["alarms"]
+        before = loop.guarding.report().drift["disagreement"].alarms
 
         for _ in range(300):
             loop.guarding.arrived(rng.normal(size=(4, 2)), self.answers(0.4 + rng.uniform(-0.01, 0.01)))
 
         assert before == 0
-        assert loop.guarding.report()["drift"]["disagreement"]["alarms"] >= 1
+        assert loop.guarding.report().drift["disagreement"].alarms >= 1
 
     def test_of_what_the_networks_disagree_on_is_told_and_not_reacted_to(self):
         """They may for many reasons."""
@@ -297,7 +293,7 @@ class TestDrift:
             for _ in range(1000):
                 loop.guarding.arrived(rng.normal(size=(4, 2)), self.answers(apart + rng.uniform(-0.01, 0.01)))
 
-        assert loop.guarding.report()["drift"]["disagreement"]["alarms"] >= 1
+        assert loop.guarding.report().drift["disagreement"].alarms >= 1
         assert int(loop.learner.state()["learner.averaged_at"]) == 0
 
 

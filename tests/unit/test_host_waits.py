@@ -91,9 +91,8 @@ def waits() -> Iterator[list[str]]:
 def as_on_a_gpu(spec: ModelSpec, **changed: Any) -> Learner:
     """A learner on the CPU that takes the way of a GPU, after its first steps, in which it may wait."""
     supervised = changed.get("method") == "supervised"
-    learner = Learner(spec, settings(**changed, bank_decays=(0.5,), twin_every=0 if supervised else 1))
+    learner = Learner(spec, settings(**changed, twin_every=0 if supervised else 1))
     learner._trainee = replace(learner._trainee, host_may_ask=False)
-    learner._bank._trainee = learner._trainee
     learner._updates = FIRST_STEPS
     if learner._twin is not None:
         learner._twin.trainee = replace(learner._twin.trainee, host_may_ask=False)

@@ -13,6 +13,7 @@ import torch
 
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StreamlearnError
+from streamlearn.judge.selection_bias import Quantiles
 from streamlearn.lab.datasets import load
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate, settings_for
 
@@ -66,14 +67,15 @@ class TestProtocol:
     def test_every_sample_is_scored_by_the_oracle_and_only_labelled_ones_are_observed(self, found: Evaluation) -> None:
         """Labels of the second half are not due in time and are dropped."""
         assert (found.samples, found.labels, found.counts.labels_pending) == (200, 100, 100)
-        assert found.scores["oracle"]["cumulative"]["count"] == 200
-        assert found.scores["at_arrival"]["cumulative"]["count"] == 100
+        assert found.scores.oracle is not None
+        assert found.scores.oracle.cumulative.count == 200
+        assert found.scores.at_arrival.cumulative.count == 100
 
     def test_a_delay_in_time_is_event_time(self) -> None:
         """The rate determines the event time of each sample."""
         found = evaluated(delay="2s", rate=50.0)
 
-        assert found.scores["traffic"]["delay_s"] == {"p50": 2.0, "p90": 2.0, "p99": 2.0, "max": 2.0}
+        assert found.scores.traffic.delay_s == Quantiles(2.0, 2.0, 2.0, 2.0)
         assert found.labels == 100
 
     def test_the_curves_have_a_point_for_each_window_and_one_for_the_end(self) -> None:
@@ -95,25 +97,30 @@ class TestProtocol:
     def test_observed_since_adds_up_to_the_cumulative_score(self, found: Evaluation) -> None:
         """Including the label that comes after the last sample."""
         right = sum((point.observed_since or 0) * point.scored_since for point in found.curves)
-        assert right / 100 == pytest.approx(found.scores["at_arrival"]["cumulative"]["accuracy"]["teacher"])
+        assert right / 100 == pytest.approx(found.scores.at_arrival.cumulative.accuracy["teacher"])
 
     def test_the_oracle_scores_the_twin_on_every_sample(self) -> None:
         """The twin is neither at chance nor equal to the teacher."""
         found = evaluated(limit=1000, window=200, delay="0")
 
-        twin = found.scores["oracle"]["twin"]["cumulative"]
-        assert twin["paired"] == 1000
-        assert twin["teacher"] == found.scores["oracle"]["cumulative"]["accuracy"]["teacher"]
-        assert 0.7 < twin["twin"] < 1.0
-        assert twin["twin"] != twin["teacher"]
-        assert found.curves[-1].oracle_twin_cumulative == twin["twin"]
+        oracle = found.scores.oracle
+        assert oracle is not None
+        assert oracle.twin is not None
+        twin = oracle.twin.cumulative
+        assert twin.paired == 1000
+        assert twin.teacher == oracle.cumulative.accuracy["teacher"]
+        assert twin.twin is not None
+        assert 0.7 < twin.twin < 1.0
+        assert twin.twin != twin.teacher
+        assert found.curves[-1].oracle_twin_cumulative == twin.twin
         assert (found.curves[-1].oracle_twin or 0.0) > 0.85
 
     def test_a_supervised_learner_has_no_twin(self) -> None:
         """It learns from labels only, as a twin does."""
         found = evaluated(settings={"learn.method": "supervised"})
 
-        assert found.scores["oracle"]["twin"] is None
+        assert found.scores.oracle is not None
+        assert found.scores.oracle.twin is None
         assert found.curves[-1].oracle_twin is None
 
     def test_it_learns(self) -> None:
@@ -166,13 +173,13 @@ class TestSettings:
 
     def test_the_config_takes_precedence(self, tmp_path: Path) -> None:
         """With a shape or a factory of the config, scale and normalisation are not suggested."""
-        given = {"schema.shape": [64], "model.factory": "mlp", "learn.seed": 3, "score.fading": 0.5}
+        given = {"schema.shape": [64], "model.factory": "mlp", "learn.seed": 3, "guard.on": False}
 
         settings = settings_for(config_of(**given), load("digits"), EvaluationPlan(dataset="digits"), tmp_path)
 
         assert (settings.schema_.shape, settings.schema_.dtype, settings.schema_.scale) == ((64,), "uint8", 1.0)
         assert (settings.model.factory, settings.model.normalise, settings.learn.seed) == ("mlp", True, 3)
-        assert settings.score.fading == 0.5
+        assert not settings.guard.on
 
     def test_the_log_is_always_a_new_embedded_one(self, tmp_path: Path) -> None:
         """A simulation never reaches the Kafka of the config."""

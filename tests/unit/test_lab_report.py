@@ -72,25 +72,29 @@ class TestTable:
         scores = run(tmp_path).scores
         shown = capsys.readouterr()
 
-        spans = [scores[of][span] for of in ("oracle", "at_arrival") for span in ("windowed", "cumulative")]
-        assert row(shown.out, "accuracy, teacher") == [f"{span['accuracy']['teacher']:.4f}" for span in spans]
-        assert row(shown.out, "kappa ") == [f"{span['kappa']:.4f}" for span in spans]
-        assert row(shown.out, "ECE") == [f"{span['ece']:.4f}" for span in spans]
-        assert row(shown.out, "log loss") == [f"{span['log_loss']:.4f}" for span in spans]
+        assert scores.oracle is not None
+        spans = [getattr(of, span) for of in (scores.oracle, scores.at_arrival) for span in ("windowed", "cumulative")]
+        assert row(shown.out, "accuracy, teacher") == [f"{span.accuracy['teacher']:.4f}" for span in spans]
+        assert row(shown.out, "kappa ") == [f"{span.kappa:.4f}" for span in spans]
+        assert row(shown.out, "ECE") == [f"{span.ece:.4f}" for span in spans]
+        assert row(shown.out, "log loss") == [f"{span.log_loss:.4f}" for span in spans]
         assert row(shown.out, "samples  ") == ["50", "200", "50", "100"]
         assert "learning" in shown.err
 
     def test_has_twin_gain_and_held_out_test(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """With the interval of the gain and the number of samples."""
         found = run(tmp_path)
-        shown, at_label, test = capsys.readouterr().out, found.scores["at_label"], found.test
+        shown, at_label, test = capsys.readouterr().out, found.scores.at_label, found.test
 
-        low, high = at_label["interval"]
+        assert at_label.interval is not None
+        low, high = at_label.interval
         assert test is not None
-        twin = found.scores["oracle"]["twin"]
-        assert row(shown, "oracle: label-only twin") == [f"{twin['twin']:.4f}", "50"]
-        assert row(shown, "label comes: label-only twin") == [f"{at_label['twin']:.4f}", "50"]
-        assert row(shown, "ssl_gain") == [f"{at_label['gain']:+.4f} [{low:+.4f}, {high:+.4f}]", "50"]
+        assert found.scores.oracle is not None
+        twin = found.scores.oracle.twin
+        assert twin is not None
+        assert row(shown, "oracle: label-only twin") == [f"{twin.twin:.4f}", "50"]
+        assert row(shown, "label comes: label-only twin") == [f"{at_label.twin:.4f}", "50"]
+        assert row(shown, "ssl_gain") == [f"{at_label.gain:+.4f} [{low:+.4f}, {high:+.4f}]", "50"]
         assert row(shown, "test: teacher") == [f"{test.teacher:.4f}", "2000"]
 
     def test_begins_with_the_counts(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -715,7 +715,7 @@ def test_settings_are_the_fields_of_the_config():
     """Every key of [learn] reaches the learner, but for what the loop makes of it."""
     from streamlearn.config import LearnConfig  # noqa: PLC0415
 
-    assert set(LearnConfig.model_fields) - {"recipe", "trust_labels"} | {"twin_every", "bank_decays"} == set(
+    assert set(LearnConfig.model_fields) - {"recipe", "trust_labels", "serve"} | {"twin_every"} == set(
         LearnSettings.__dataclass_fields__
     )
 

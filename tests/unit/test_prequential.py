@@ -1,12 +1,13 @@
-"""Prequential scores: over a window, faded and over all, of two networks and two baselines, kept over a restart.
+"""Prequential scores of two networks and two baselines: windowed, faded, cumulative, and after a restart.
 
-Accuracy, balanced accuracy, kappa and log loss stand beside river's in `test_scores_against_river.py`.
+Accuracy, balanced accuracy, kappa and log loss are compared with river's in `test_scores_against_river.py`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ PROBABILITIES_C = np.array([0.5, 0.25, 0.25], np.float32)
 
 
 def score(judge: Prequential, *pairs: str) -> None:
-    """Score samples like "1 112-": the truth; teacher, student, majority, no change ("-": no answer)."""
+    """Score samples like "1 112-": true class; teacher, student, majority, no change ("-": no answer)."""
     for pair in pairs:
         truth, answers = pair.split()
         teacher, student, majority, no_change = (None if a == "-" else int(a) for a in answers)
@@ -41,11 +42,11 @@ def windowed(judge: Prequential) -> list[float | None]:
 
 
 def cumulative(judge: Prequential) -> list[float | None]:
-    return [judge.cumulative(network) for network in NETWORKS]
+    return list(judge.report().cumulative.accuracy.values())
 
 
 def faded(judge: Prequential) -> list[float | None]:
-    return [judge.faded(network) for network in NETWORKS]
+    return list(judge.report().faded.accuracy.values())
 
 
 Event = tuple[int, int, int | None, int | None, tuple[float, ...]]
@@ -57,7 +58,7 @@ EVENTS = st.lists(
     ),
     max_size=40,
 )
-"""Truth, student, majority, no change, the teacher's probabilities; its class is that of the largest."""
+"""True class, student, majority, no change, the teacher's probabilities."""
 
 
 def feed(judge: Prequential, events: list[Event]) -> None:
@@ -73,7 +74,7 @@ def feed(judge: Prequential, events: list[Event]) -> None:
 
 
 def drawn(count: int, classes: int = 4, seed: int = 3) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """True classes, and probabilities that know something of them."""
+    """True classes, and probabilities correlated with them."""
     rng = np.random.default_rng(seed)
     true_N = rng.integers(0, classes, count)
     logits_NC = rng.normal(size=(count, classes)) + 1.5 * np.eye(classes)[true_N]
@@ -91,22 +92,22 @@ def judged(true_N: np.ndarray[Any, Any], p_NC: np.ndarray[Any, Any], **settings:
 
 class TestAccuracy:
     def test_is_none_before_the_first_score(self) -> None:
-        """No number is better than a made-up one."""
+        """An undefined score has no value."""
         judge = Prequential(3, window=4)
 
         assert windowed(judge) == faded(judge) == cumulative(judge) == [None] * 4
-        assert (judge.log_loss(), judge.scored) == (None, 0)
+        assert judge.scored == 0
 
     def test_is_the_share_of_right_answers_of_each_network(self) -> None:
-        """Each is judged by its own answers on the same samples."""
+        """Each by its own answers on the same samples."""
         judge = Prequential(3, window=10)
 
         score(judge, "1 1012", "1 1101", "2 2001", "0 1011")
 
         assert cumulative(judge) == windowed(judge) == [0.75, 0.5, 0.25, 0.25]
 
-    def test_of_the_window_forgets_what_left_it(self) -> None:
-        """The last `window` scores count, the cumulative ones never forget."""
+    def test_of_the_window_is_of_the_last_scores(self) -> None:
+        """The cumulative one is of all."""
         judge = Prequential(3, window=2)
 
         score(judge, "1 1111", "1 0111", "1 0011", "1 1001")
@@ -115,7 +116,7 @@ class TestAccuracy:
         assert cumulative(judge) == [0.5, 0.5, 0.75, 1.0]
 
     def test_of_a_baseline_counts_only_its_answers(self) -> None:
-        """Before the first label a baseline knows nothing; that is neither right nor wrong."""
+        """Before the first label a baseline has no answer, which is neither right nor wrong."""
         judge = Prequential(3, window=3)
 
         score(judge, "1 11--", "1 111-", "1 1101")
@@ -124,7 +125,7 @@ class TestAccuracy:
         assert cumulative(judge) == [1.0, 1.0, 0.5, 1.0]
         assert judge.scored == 3
 
-    def test_faded_halves_what_is_one_step_older(self) -> None:
+    def test_faded_weighs_each_sample_half_of_the_next(self) -> None:
         """With `fading` 1/2 the last four weigh 1, 1/2, 1/4, 1/8."""
         judge = Prequential(3, window=4, fading=0.5)
 
@@ -132,8 +133,8 @@ class TestAccuracy:
 
         assert faded(judge) == pytest.approx([11 / 15, 7 / 15, 6 / 14, 1.0])
 
-    def test_faded_forgets_as_the_definition_does_however_long_it_goes_on(self) -> None:
-        """Sum of fading^age of the right over that of all, after the sums were scaled down several times."""
+    def test_faded_equals_the_definition_on_a_long_stream(self) -> None:
+        """Sum of fading^age of the right over that of all, after several rescalings of the sums."""
         true_N, p_NC = drawn(3000)
 
         judge = judged(true_N, p_NC, window=10, fading=0.7)
@@ -141,28 +142,28 @@ class TestAccuracy:
         age_N = np.arange(3000)[::-1]
         weight_N = 0.7 ** age_N.astype(np.float64)
         expected = weight_N[p_NC.argmax(axis=1) == true_N].sum() / weight_N.sum()
-        assert judge.faded("teacher") == pytest.approx(expected, rel=1e-12)
-        assert judge.report()["faded"]["count"] == pytest.approx(1 / (1 - 0.7))
+        assert judge.report().faded.accuracy["teacher"] == pytest.approx(expected, rel=1e-12)
+        assert judge.report().faded.count == pytest.approx(1 / (1 - 0.7))
 
 
 class TestSkill:
     def test_is_over_a_baseline_on_the_samples_that_it_answered(self) -> None:
-        """Teacher 3 of 4 beside majority's 2 of 4, and 2 of 3 beside no change's 1 of 3."""
+        """Teacher 3 of 4 against majority's 2 of 4, and 2 of 3 against no change's 1 of 3."""
         judge = Prequential(3, window=9)
 
         score(judge, "1 11--", "1 111-", "0 1110", "2 2122", "1 1101")
         report = judge.report()
 
-        assert report["windowed"]["kappa_m"] == report["cumulative"]["kappa_m"] == pytest.approx((0.75 - 0.5) / 0.5)
-        assert report["windowed"]["kappa_t"] is report["cumulative"]["kappa_t"] is None
+        assert report.windowed.kappa_m == report.cumulative.kappa_m == pytest.approx((0.75 - 0.5) / 0.5)
+        assert report.windowed.kappa_t is report.cumulative.kappa_t is None
 
     def test_of_no_change_falls_below_zero_where_classes_come_in_runs(self) -> None:
-        """A teacher that is right 3 times of 4 is worth nothing where the last label is right 7 times of 8."""
+        """A teacher that is right 3 times of 4 has no skill where the last label is right 7 times of 8."""
         judge = Prequential(3, window=8)
 
         score(judge, *["1 1011"] * 3, "1 0011", *["1 1011"] * 3, "1 0000")
 
-        assert judge.report()["windowed"]["kappa_t"] == pytest.approx((6 / 8 - 7 / 8) / (1 / 8))
+        assert judge.report().windowed.kappa_t == pytest.approx((6 / 8 - 7 / 8) / (1 / 8))
 
 
 class TestCalibration:
@@ -170,10 +171,10 @@ class TestCalibration:
         ("form", "count", "fading"), [("windowed", 300, 1.0), ("cumulative", 800, 1.0), ("faded", 800, 0.99)]
     )
     def test_error_is_that_of_the_samples_of_the_form(self, form: str, count: int, fading: float) -> None:
-        """Worked out bin by bin from the probabilities themselves."""
+        """Computed bin by bin from the probabilities."""
         true_N, p_NC = drawn(800)
 
-        found = judged(true_N, p_NC, window=300, fading=fading, bins=10).report()[form]["ece"]
+        found = judged(true_N, p_NC, window=300, fading=fading, bins=10).report()
 
         weight_N = (fading ** np.arange(800.0)[::-1])[-count:]
         confidence_N, right_N = p_NC.max(axis=1)[-count:].astype(float), (p_NC.argmax(axis=1) == true_N)[-count:]
@@ -181,16 +182,16 @@ class TestCalibration:
             abs((weight_N * (right_N - confidence_N))[(m / 10 < confidence_N) & (confidence_N <= (m + 1) / 10)].sum())
             for m in range(10)
         ]
-        assert found == pytest.approx(sum(gaps) / weight_N.sum())
+        assert getattr(found, form).ece == pytest.approx(sum(gaps) / weight_N.sum())
 
     def test_diagram_counts_the_window(self) -> None:
-        """Every sample of it in one bin, by the confidence of the answer that was given."""
+        """Every sample in one bin, by the confidence of its answer."""
         true_N, p_NC = drawn(50)
 
-        bins = judged(true_N, p_NC, window=20, bins=5).report()["windowed"]["reliability"]
+        bins = judged(true_N, p_NC, window=20, bins=5).report().windowed.reliability
 
         held = np.histogram(p_NC.max(axis=1)[-20:], bins=5, range=(0.0, 1.0))[0]
-        assert [bin_["count"] for bin_ in bins] == held.tolist()
+        assert [bin_.count for bin_ in bins] == held.tolist()
 
     def test_brier_is_the_mean_squared_distance_to_the_truth(self) -> None:
         """Summed over the classes."""
@@ -199,77 +200,75 @@ class TestCalibration:
         report = judged(true_N, p_NC, window=25).report()
 
         distance_N = ((p_NC - np.eye(4)[true_N]) ** 2).sum(axis=1)
-        assert report["windowed"]["brier"] == pytest.approx(distance_N[-25:].mean(), rel=1e-6)
-        assert report["cumulative"]["brier"] == pytest.approx(distance_N.mean(), rel=1e-6)
+        assert report.windowed.brier == pytest.approx(distance_N[-25:].mean(), rel=1e-6)
+        assert report.cumulative.brier == pytest.approx(distance_N.mean(), rel=1e-6)
 
 
 class TestReport:
-    def test_of_nothing_is_none_throughout(self) -> None:
-        """Counts are zero, and JSON has no NaN."""
+    def test_without_samples_is_undefined(self) -> None:
+        """All scores are None, and counts are 0."""
         report = Prequential(2, window=4, bins=1).report()
 
-        json.dumps(report, allow_nan=False)
-        assert report["windowed"]["recall"] == [None, None]
-        for form in report.values():
-            assert form["count"] == 0
-            assert {form[name] for name in ("balanced_accuracy", "kappa", "kappa_m", "log_loss", "brier", "ece")} == {
-                None
-            }
+        assert report.windowed.recall == [None, None]
+        for form in (report.windowed, report.faded, report.cumulative):
+            assert form.count == 0
+            undefined = (form.balanced_accuracy, form.kappa, form.kappa_m, form.log_loss, form.brier, form.ece)
+            assert set(undefined) == {None}
 
     def test_of_one_class_has_an_accuracy_and_no_kappa(self) -> None:
-        """Where only one answer is possible there is no skill to speak of."""
+        """With one possible answer there is no skill."""
         judge = Prequential(1, window=4)
 
         judge.update(true_class=0, teacher_class=0, student_class=0, teacher_probabilities_C=np.ones(1, np.float32))
 
-        report = judge.report()["cumulative"]
-        assert (report["accuracy"]["teacher"], report["balanced_accuracy"], report["kappa"]) == (1.0, 1.0, None)
-        assert (report["log_loss"], report["brier"], report["ece"]) == (0.0, 0.0, 0.0)
+        report = judge.report().cumulative
+        assert (report.accuracy["teacher"], report.balanced_accuracy, report.kappa) == (1.0, 1.0, None)
+        assert (report.log_loss, report.brier, report.ece) == (0.0, 0.0, 0.0)
 
     @given(EVENTS)
-    def test_is_json_whatever_came(self, events: list[Event]) -> None:
-        """None of its numbers is NaN or infinite."""
+    def test_is_json(self, events: list[Event]) -> None:
+        """Without NaN or infinity, after any events."""
         judge = Prequential(3, window=5)
         feed(judge, events)
 
-        assert json.loads(json.dumps(judge.report(), allow_nan=False)) == judge.report()
+        assert json.dumps(asdict(judge.report()), allow_nan=False)
 
     @given(EVENTS)
-    def test_of_a_window_longer_than_all_is_the_cumulative_one(self, events: list[Event]) -> None:
-        """Two ways to the same sums."""
+    def test_of_a_window_longer_than_the_stream_is_the_cumulative_one(self, events: list[Event]) -> None:
+        """Two ways to compute the same sums."""
         judge = Prequential(3, window=40, fading=1.0)
         feed(judge, events)
 
         report = judge.report()
-        for name, value in report["cumulative"].items():
-            assert report["windowed"][name] == pytest.approx(value), name
-            assert report["faded"][name] == pytest.approx(value), name
+        for name, value in asdict(report.cumulative).items():
+            assert getattr(report.windowed, name) == pytest.approx(value), name
+            assert getattr(report.faded, name) == pytest.approx(value), name
 
 
 class TestLogLoss:
-    def test_is_the_mean_cost_of_what_was_true_over_the_window(self) -> None:
-        """-ln p(true), in nats."""
+    def test_is_the_mean_over_the_window(self) -> None:
+        """-ln p(true class), in nats."""
         judge = Prequential(3, window=2)
 
         score(judge, "0 0000", "0 0000", "1 0000")
 
-        assert judge.log_loss() == pytest.approx((math.log(2) + math.log(4)) / 2)
+        assert judge.report().windowed.log_loss == pytest.approx((math.log(2) + math.log(4)) / 2)
 
-    def test_stays_finite_where_the_truth_was_held_impossible(self) -> None:
-        """One sure and wrong answer must not make the window's number useless."""
+    def test_is_finite_for_a_probability_of_zero(self) -> None:
+        """One confident error must not spoil the mean."""
         judge = Prequential(2, window=2)
 
         judge.update(
             true_class=1, teacher_class=0, student_class=0, teacher_probabilities_C=np.array([1.0, 0.0], np.float32)
         )
 
-        assert judge.log_loss() == pytest.approx(7 * math.log(10))
+        assert judge.report().windowed.log_loss == pytest.approx(7 * math.log(10))
 
 
 class TestSaving:
     @given(EVENTS, st.integers(0, 40))
-    def test_a_loaded_judge_goes_on_as_the_saved_one(self, events: list[Event], scored: int) -> None:
-        """Bit for bit, wherever it stopped: before the window is full, when it is, after it has turned round."""
+    def test_continuing_after_load_equals_an_uninterrupted_run(self, events: list[Event], scored: int) -> None:
+        """Bit-equal at any sample: before the window is full, when it is, and after it has wrapped around."""
         judge, other = Prequential(3, window=3, fading=1e-99), Prequential(3, window=3, fading=1e-99)
         feed(judge, events[:scored])
 
@@ -283,48 +282,27 @@ class TestSaving:
             np.testing.assert_array_equal(other.state()[name], array)
 
     def test_classes_may_be_added(self) -> None:
-        """A head that grew has no counts of its new classes, and keeps those of the old."""
+        """New classes have no counts; the others keep theirs."""
         judge, other = Prequential(3, window=4), Prequential(5, window=4)
         score(judge, "1 1000", "2 1000")
 
         other.load(judge.state())
 
-        assert other.report()["windowed"]["recall"] == [None, 1.0, 0.0, None, None]
-        assert other.cumulative("teacher") == 0.5
+        assert other.report().windowed.recall == [None, 1.0, 0.0, None, None]
+        assert other.report().cumulative.accuracy["teacher"] == 0.5
 
-    def test_other_bins_begin_anew(self) -> None:
-        """Sums of other bins cannot be told apart; the window has its samples and loses nothing."""
+    def test_another_number_of_bins_resets_their_sums(self) -> None:
+        """The window recomputes them from its samples."""
         judge, other = Prequential(3, window=4, bins=10), Prequential(3, window=4, bins=20)
         score(judge, "1 0000", "0 0000")
 
         other.load(judge.state())
 
-        assert other.report()["cumulative"]["ece"] is None
-        assert other.report()["windowed"]["ece"] == 0.0
-
-    def test_a_shorter_window_keeps_the_newest(self) -> None:
-        """A changed setting takes effect at once and loses nothing of the cumulative numbers."""
-        judge, other = Prequential(3, window=4), Prequential(3, window=2)
-        score(judge, "1 0000", "1 0000", "1 1000", "1 1000", "1 1000")
-
-        other.load(judge.state())
-
-        assert other.windowed("teacher") == 1.0
-        assert other.cumulative("teacher") == 0.6
-
-    def test_a_longer_window_fills_up_from_what_was_saved(self) -> None:
-        """What had left the shorter window is not made up."""
-        judge, other = Prequential(3, window=2), Prequential(3, window=4)
-        score(judge, "1 0000", "1 0000", "1 1000")
-        other.load(judge.state())
-        assert other.windowed("teacher") == 0.5
-
-        score(other, "1 1000", "1 1000", "1 1000")
-
-        assert other.windowed("teacher") == 1.0
+        assert other.report().cumulative.ece is None
+        assert other.report().windowed.ece == 0.0
 
     def test_the_state_is_a_copy(self) -> None:
-        """It is written by another thread while scoring goes on."""
+        """Another thread writes it while scoring continues."""
         judge = Prequential(3, window=2)
         score(judge, "1 1111")
         state = judge.state()

@@ -151,12 +151,11 @@ class TestContenders:
 
         assert {config.batch.steps for config in made.values()} == {1}
         assert made["shipped"].guard.on
-        assert made["shipped"].bank.serve == "elected"
+        assert made["shipped"].learn.serve == "elected"
         for name in ("constant", "reset", "restart"):
             assert not made[name].guard.on
             assert made[name].learn.trust_labels == 0
-            assert made[name].bank.serve == "teacher"
-        assert made["bank"].bank.decays == (0.9, 0.97)
+            assert made[name].learn.serve == "teacher"
         assert [made[name].drift.reaction for name in ("constant", "alarm", "shipped")] == ["alarm", "alarm", "renew"]
 
     @pytest.mark.parametrize("quick", [False, True])
@@ -193,6 +192,6 @@ def test_the_summary_is_by_contender(bench: ModuleType) -> None:
     assert told["samples_until_back_to_constant"]["restart"] == all_of_it
     assert told["never"] == dict.fromkeys(bench.CONTENDERS, 1)
     assert told["accuracy_after"]["constant"] == 0.5
-    assert told["accuracy_after"]["bank"] == 0.375
+    assert told["accuracy_after"]["shipped"] == 0.375
     assert "-0.125 ± 0.125" in [str(cell) for column in bench.totals(results).columns for cell in column.cells]
     assert bench.table(results).row_count == len(bench.CONTENDERS)

@@ -1,4 +1,4 @@
-"""Each score against its definition, worked out from the samples themselves, and where it is not defined."""
+"""Each score against its definition, computed from samples, and where it is undefined."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def counts(classes_N: npt.NDArray[np.int64]) -> scores.Counts:
 HITS, OCCURRED, PREDICTED = counts(TRUE[TRUE == ANSWERS]), counts(TRUE), counts(ANSWERS)
 
 
-class TestOfAnswers:
+class TestAnswers:
     def test_recall_is_the_share_found_of_each_class(self) -> None:
         """2 of 4, 1 of 2, 3 of 4."""
         assert scores.recall_per_class(HITS, OCCURRED) == [0.5, 0.5, 0.75]
@@ -33,19 +33,19 @@ class TestOfAnswers:
         """Neither good nor bad."""
         assert scores.recall_per_class(np.array([1.0, 0.0]), np.array([2.0, 0.0])) == [0.5, None]
 
-    def test_balanced_accuracy_is_the_mean_recall_of_what_occurred(self) -> None:
-        """A class that was only predicted has no part in it."""
+    def test_balanced_accuracy_is_the_mean_recall_of_classes_that_occurred(self) -> None:
+        """A class that was only predicted does not count."""
         assert scores.balanced_accuracy(HITS, OCCURRED) == pytest.approx(1.75 / 3)
         assert scores.balanced_accuracy(np.array([1.0, 0.0]), np.array([2.0, 0.0])) == 0.5
 
-    def test_kappa_takes_off_what_chance_would_agree(self) -> None:
-        """Chance: the same two class mixes, paired anew in every possible way."""
+    def test_kappa_corrects_for_agreement_by_chance(self) -> None:
+        """Chance: all pairs of a true and a predicted class."""
         by_chance = np.mean([true == answer for true in TRUE for answer in ANSWERS])
 
         assert scores.kappa(HITS, OCCURRED, PREDICTED) == pytest.approx((0.6 - by_chance) / (1 - by_chance))
 
     def test_kappa_of_one_class_alone_is_none(self) -> None:
-        """Chance would be right as often, and leaves nothing to win."""
+        """Chance is always right."""
         assert scores.kappa(np.array([5.0]), np.array([5.0]), np.array([5.0])) is None
 
     @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ class TestOfAnswers:
     def test_skill_is_the_share_of_the_references_errors_avoided(
         self, accuracy: float | None, reference: float, skill: float | None
     ) -> None:
-        """Below 0 it is worse than its reference; beside a faultless one it is not defined."""
+        """Below 0: worse than the reference. Undefined for a faultless reference."""
         found = scores.skill(accuracy, reference)
 
         assert found == (skill if skill is None else pytest.approx(skill))
 
-    def test_nothing_has_no_score(self) -> None:
-        """None, and no warning of a division by zero."""
+    def test_scores_of_no_samples_are_none(self) -> None:
+        """Without a warning of a division by zero."""
         found = [scores.balanced_accuracy(NOTHING, NOTHING), scores.kappa(NOTHING, NOTHING, NOTHING)]
         found += scores.recall_per_class(NOTHING, NOTHING)
         found += [scores.share(0, 0), scores.skill(0.5, None), scores.Reliability(*[NOTHING] * 3).calibration_error()]
@@ -72,9 +72,9 @@ class TestOfAnswers:
         assert scores.wilson(0, 0) is scores.paired_difference(0, 0, 0) is None
 
 
-class TestOfProbabilities:
-    def test_log_loss_of_a_truth_held_impossible_is_finite(self) -> None:
-        """One sure and wrong answer must not make a mean useless."""
+class TestProbabilities:
+    def test_log_loss_is_finite_for_a_probability_of_zero(self) -> None:
+        """One confident error must not spoil a mean."""
         assert scores.log_loss(0.0) == pytest.approx(7 * math.log(10))
 
     @given(st.lists(st.floats(0.01, 1.0), min_size=2, max_size=5), st.data())
@@ -91,22 +91,22 @@ class TestOfProbabilities:
         ("confidence", "expected"), [(0.0, 0), (0.1, 0), (0.25, 0), (0.26, 1), (0.5, 1), (0.99, 3), (1.0, 3)]
     )
     def test_a_bin_holds_its_upper_end(self, confidence: float, expected: int) -> None:
-        """As in the paper; the lowest has 0 as well."""
+        """As in the paper; the lowest bin also contains 0."""
         assert scores.bin_of(confidence, 4) == expected
         assert scores.bins_of(np.array([confidence]), 4).tolist() == [expected]
 
     def test_calibration_error_is_the_weighted_gap_of_the_bins(self) -> None:
-        """3/4 of the samples are right half as often as said, 1/4 twice as often."""
+        """3/4 of the samples are right half as often as their confidence, 1/4 twice as often."""
         reliability = scores.Reliability(np.array([1.0, 3.0]), np.array([0.5, 2.4]), np.array([1.0, 1.2]))
 
         assert reliability.calibration_error() == pytest.approx(0.25 * (1.0 - 0.5) + 0.75 * (0.8 - 0.4))
 
-    def test_the_reliability_diagram_leaves_empty_bins_open(self) -> None:
-        """None where no answer fell."""
+    def test_the_reliability_diagram_has_none_in_empty_bins(self) -> None:
+        """They have no mean."""
         empty, full = scores.Reliability(np.array([0.0, 4.0]), np.array([0.0, 3.0]), np.array([0.0, 2.0])).diagram()
 
-        assert empty == {"low": 0.0, "high": 0.5, "count": 0.0, "confidence": None, "accuracy": None}
-        assert full == {"low": 0.5, "high": 1.0, "count": 4.0, "confidence": 0.75, "accuracy": 0.5}
+        assert empty == scores.ReliabilityBin(low=0.0, high=0.5, count=0.0, confidence=None, accuracy=None)
+        assert full == scores.ReliabilityBin(low=0.5, high=1.0, count=4.0, confidence=0.75, accuracy=0.5)
 
 
 class TestIntervals:
@@ -118,8 +118,8 @@ class TestIntervals:
         """Newcombe 1998, Statistics in Medicine 17:857-872, table I, method 3."""
         assert scores.wilson(right, count) == pytest.approx([low, high], abs=5e-5)
 
-    def test_a_paired_difference_is_as_wide_as_the_variance_of_its_pairs_says(self) -> None:
-        """40 pairs for the first, none for the second, 10 alike; and half a sample more in each of four cells."""
+    def test_a_paired_difference_has_the_width_of_its_variance(self) -> None:
+        """40 pairs for the first, none for the second, 10 ties, and half a sample more in each of four cells."""
         half_samples = np.repeat([1.0, -1.0, 0.0], [81, 1, 22])
         half_width = 1.96 * math.sqrt(half_samples.var() / 52)
 
@@ -128,8 +128,8 @@ class TestIntervals:
         assert low == pytest.approx(half_samples.mean() - half_width, abs=1e-4)
         assert high == pytest.approx(half_samples.mean() + half_width, abs=1e-4)
 
-    def test_a_paired_difference_holds_the_truth_as_often_as_it_says(self) -> None:
-        """95 % of draws of 60 samples in which 20 % are right by the first alone and 10 % by the second alone."""
+    def test_a_paired_difference_covers_the_true_value(self) -> None:
+        """In 95 % of draws of 60 samples, 20 % right by the first only and 10 % by the second only."""
         rng = np.random.default_rng(7)
         draws = rng.multinomial(60, [0.2, 0.1, 0.7], size=4000)
 
@@ -139,7 +139,7 @@ class TestIntervals:
 
     @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
     def test_a_paired_difference_is_never_certain(self, first_only: int, second_only: int, alike: int) -> None:
-        """It has a width and holds the difference, also where no pair differs."""
+        """It has a width and contains the difference, also without discordant pairs."""
         count = first_only + second_only + alike
         if count == 0:
             return
@@ -151,24 +151,24 @@ class TestIntervals:
         assert interval[0] <= (first_only - second_only) / count <= interval[1]
 
 
-class TestOfClassMixes:
+class TestClassMixes:
     @pytest.mark.parametrize(
         ("mix", "entropy"), [([5, 5], 1.0), ([9, 0, 0], 0.0), ([1, 1, 1, 1], 1.0), ([3, 1], 0.8112781), ([4], None)]
     )
-    def test_entropy_is_a_share_of_the_most_there_can_be(self, mix: list[int], entropy: float | None) -> None:
-        """Of one class there is none to have."""
+    def test_entropy_is_relative_to_its_maximum(self, mix: list[int], entropy: float | None) -> None:
+        """Undefined for one class."""
         found = scores.normalised_entropy(np.array(mix, np.float64))
 
         assert found == (entropy if entropy is None else pytest.approx(entropy))
 
     @pytest.mark.parametrize(("mix", "distance"), [([4, 4], 0.0), ([8, 0], 0.5), ([6, 2], 0.25)])
     def test_total_variation_is_the_share_to_be_moved(self, mix: list[int], distance: float) -> None:
-        """Of shares, however many samples each mix has."""
+        """Of shares, whatever the sizes of the mixes."""
         assert scores.total_variation(np.array(mix, np.float64), np.array([1.0, 1.0])) == distance
 
     @pytest.mark.parametrize(("mix", "drawn"), [([10, 10, 10], 50), ([70, 20, 10], 200), ([1] * 20, 400)])
-    def test_total_variation_by_chance_is_that_of_fair_draws(self, mix: list[int], drawn: int) -> None:
-        """Within a tenth of the mean of two thousand draws."""
+    def test_total_variation_by_chance_is_that_of_random_draws(self, mix: list[int], drawn: int) -> None:
+        """Within a tenth of the mean of 2,000 draws."""
         rng = np.random.default_rng(5)
         counts_C = np.array(mix, np.float64)
         draws = rng.multinomial(drawn, counts_C / counts_C.sum(), size=2000)

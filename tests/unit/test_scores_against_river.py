@@ -1,13 +1,14 @@
-"""Our scores against river's own numbers on one sequence of events, wherever both define the score.
+"""Our scores against river's on one sequence of events, for every score that both define.
 
-The three forms of river's metrics: as they are (cumulative), in `utils.Rolling` (windowed), and updated with weights
-that grow by 1 / fading (faded). Run as a program, this file prints the table of `docs/scores.md`.
+River's metrics in three forms: plain (cumulative), in `utils.Rolling` (windowed), and with weights that grow by
+1 / fading (faded). Run as a program, this file prints the table.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ TOLERANCE = 1e-9
 
 
 class Event(NamedTuple):
-    """One label, and what was answered on its sample's arrival; a baseline has no answer before the first label."""
+    """A label and the predictions on its sample's arrival; a baseline has none before the first label."""
 
     true: int
     probabilities_C: np.ndarray[Any, np.dtype[np.float32]]
@@ -38,13 +39,13 @@ class Event(NamedTuple):
     no_change: int | None
 
     def answer(self, network: Network) -> int | None:
-        """The class that a network gave."""
+        """The class that a network predicted."""
         teacher = int(self.probabilities_C.argmax())
         return dict(zip(NETWORKS, (teacher, self.student, self.majority, self.no_change), strict=True))[network]
 
 
 def events(seed: int = 11) -> list[Event]:
-    """Classes in runs, some of them rare; a teacher that errs more after a drift half way; labels 20 samples late."""
+    """Classes in runs, some rare; a teacher with more errors after a drift half way; labels 20 samples late."""
     rng = np.random.default_rng(seed)
     shares_C, received = rng.dirichlet(np.full(CLASSES, 2.0)), np.zeros(CLASSES)
     true, made = 0, list[Event]()
@@ -72,13 +73,13 @@ def judged(sequence: list[Event]) -> dict[str, Any]:
             majority_class=event.majority,
             no_change_class=event.no_change,
         )
-    return judge.report()
+    return asdict(judge.report())
 
 
 def of_river(
     metric: type[Any], form: str, sequence: list[Event], network: Network = "teacher", **settings: Any
 ) -> float:
-    """River's number for one network; samples that it did not answer are left out."""
+    """River's value for one network, on the samples that it answered."""
     judge: Any = utils.Rolling(metric, window_size=WINDOW, **settings) if form == "windowed" else metric(**settings)
     for n, event in enumerate(sequence):
         answer = event.answer(network)
@@ -91,7 +92,7 @@ def of_river(
 
 
 def rows(sequence: list[Event]) -> Iterator[tuple[str, str, float, float]]:
-    """Score, form, our number, river's."""
+    """Score, form, our value, river's."""
     report = judged(sequence)
     for form in FORMS:
         for network in NETWORKS:
@@ -105,7 +106,7 @@ def rows(sequence: list[Event]) -> Iterator[tuple[str, str, float, float]]:
 
 
 def binary(event: Event, c: int) -> Event:
-    """The same event as a question of yes or no: is it of class c?"""
+    """The event as a binary question: is it of class c?"""
     answered = np.float32(event.probabilities_C.argmax() == c)
     return event._replace(true=int(event.true == c), probabilities_C=np.array([1 - answered, answered]))
 
@@ -126,7 +127,7 @@ def test_every_score_that_both_define_is_equal(sequence: list[Event]) -> None:
 
 @pytest.mark.parametrize("scored", [1, 2, 19, 20, 21, WINDOW - 1, WINDOW, WINDOW + 1])
 def test_scores_are_equal_from_the_first_label_on(sequence: list[Event], scored: int) -> None:
-    """While the window fills, and before baselines answer. River says 0 where we say that there is no kappa."""
+    """While the window fills, and before baselines answer. River gives 0 where our kappa is None."""
     for name, form, ours, theirs in rows(sequence[:scored]):
         assert (0.0 if ours is None else ours) == pytest.approx(theirs, abs=TOLERANCE), (name, form)
 

@@ -1262,7 +1262,7 @@ class TestMetricsRoute:
         assert head + 'method="GET",route="unmatched",status="404"} 2.0' in text
         assert head + 'method="OTHER",route="unmatched",status="404"} 1.0' in text
         assert "secret" not in text
-        assert 'streamlearn_predict_rows_total{process="server-0"} 5.0' in text
+        assert 'streamlearn_predict_batch_rows_sum{process="server-0"} 5.0' in text
         assert 'streamlearn_model_version{process="server-0"} 7.0' in text
 
     def test_siblings_are_merged_in(self, client, served):

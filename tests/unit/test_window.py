@@ -1,4 +1,4 @@
-"""The newest rows of a few columns: bounded, oldest first, and the same after a restart."""
+"""The ring buffer: bounded, oldest first, and the same after a restart."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def filled(size: int, rows: int) -> Window:
     return window
 
 
-class TestHolding:
+class TestRows:
     def test_the_newest_rows_are_held_oldest_first(self) -> None:
-        """A full window forgets its oldest row."""
+        """A full window drops its oldest row."""
         window = filled(3, rows=5)
 
         assert len(window) == 3
@@ -29,8 +29,8 @@ class TestHolding:
         assert window.column("cost").tolist() == [1.0, 1.5, 2.0]
 
     @given(st.integers(1, 5), st.lists(st.integers(0, 12), max_size=6))
-    def test_many_rows_at_once_are_as_one_by_one(self, size: int, batches: list[int]) -> None:
-        """Batches that are empty, or longer than the window, too."""
+    def test_extend_equals_repeated_append(self, size: int, batches: list[int]) -> None:
+        """Also for batches that are empty or longer than the window."""
         at_once, one_by_one = Window(size, COLUMNS), Window(size, COLUMNS)
         for count in batches:
             values = np.arange(count) + len(at_once)
@@ -40,8 +40,8 @@ class TestHolding:
 
         assert at_once.column("class").tolist() == one_by_one.column("class").tolist()
 
-    def test_a_cleared_window_holds_nothing(self) -> None:
-        """And begins anew."""
+    def test_clear_removes_all_rows(self) -> None:
+        """Of every column."""
         window = filled(3, rows=5)
 
         window.clear()
@@ -52,8 +52,8 @@ class TestHolding:
 class TestSaving:
     @pytest.mark.parametrize("rows", [0, 2, 3, 7])
     @pytest.mark.parametrize(("size", "held"), [(2, 2), (3, 3), (5, 3)])
-    def test_a_loaded_window_of_any_size_has_the_newest(self, rows: int, size: int, held: int) -> None:
-        """A longer one does not make up what had left the saved one."""
+    def test_a_loaded_window_has_the_newest_rows(self, rows: int, size: int, held: int) -> None:
+        """Whether it is shorter or longer than the saved one."""
         saved, loaded = filled(3, rows), Window(size, COLUMNS)
 
         loaded.load(saved.state())
@@ -64,7 +64,7 @@ class TestSaving:
         assert len(loaded) == min(min(held, rows) + 1, size)
 
     def test_the_state_is_a_copy(self) -> None:
-        """It is written by another thread while rows come."""
+        """Another thread writes it while rows arrive."""
         window = filled(2, rows=2)
         state = window.state()
 
@@ -72,8 +72,8 @@ class TestSaving:
 
         assert state["class"].tolist() == [0, 1]
 
-    def test_states_of_parts_come_apart_again(self) -> None:
-        """Names within a part may have dots of their own."""
+    def test_joined_states_are_separated_again(self) -> None:
+        """Names within a part may contain dots."""
         one, other = {"a": np.zeros(1), "b.c": np.ones(2)}, {"a": np.ones(3)}
 
         state = joined({"one": one, "other": other})

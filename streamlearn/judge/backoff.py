@@ -1,7 +1,7 @@
-"""A factor below one that halves when something goes wrong, and comes back by itself when nothing does.
+"""A back-off factor: halved at each failure, doubled again after a pause without one.
 
-A function of steps, not of time. Leaving level l takes `first_pause_steps` * 2^(l-1) steps, so what had to be braked
-again and again is tried again ever more seldom.
+A function of steps, not of time. Leaving level l takes `first_pause_steps` * 2^(l-1) steps, so the pauses grow
+exponentially with repeated failures.
 """
 
 from __future__ import annotations
@@ -9,44 +9,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LEVELS = 6
-"""It halves so often at most: down to 1/64."""
+"""Most halvings: the factor is at least 1/64."""
 
 
 @dataclass(slots=True)
-class Brake:
-    """The factor is 1/2 to the power of a level. Level and `since_step` are all of its state."""
+class Backoff:
+    """The factor is 2^-level. `level` and `since_step` are all of the state. Steps must not decrease."""
 
     first_pause_steps: int
     level: int = 0
     since_step: int = 0
 
     def factor(self, step: int) -> float:
-        """At a step not before the last one that it was told of."""
+        """From 1/64 to 1."""
         return 0.5 ** self._settled(step)[0]
 
     def halve(self, step: int) -> None:
-        """One level more, from this step on."""
+        """Go up one level at this step."""
         self.level, self.since_step = min(self._settled(step)[0] + 1, LEVELS), step
 
-    def press(self, step: int) -> None:
-        """All the way down, from this step on."""
+    def maximise(self, step: int) -> None:
+        """Go to the highest level at this step."""
         self.level, self.since_step = LEVELS, step
 
     def hold(self, step: int) -> None:
-        """Something is still wrong: the way back from this level begins here."""
+        """Keep the level and start its pause again at this step."""
         self.level, self.since_step = self._settled(step)[0], step
 
-    def release(self) -> None:
-        """The factor is 1 again."""
+    def reset(self) -> None:
+        """Set the factor to 1."""
         self.level = 0
 
     @property
     def pause_steps(self) -> int:
-        """Of the level that it was put to last."""
+        """Pause of the level that was set last."""
         return _pause(self.first_pause_steps, self.level)
 
     def _settled(self, step: int) -> tuple[int, int]:
-        """Level at this step, and since when."""
+        """(level, step at which it began), after the pauses that have ended by this step."""
         level, since = self.level, self.since_step
         while level and step - since >= (pause := _pause(self.first_pause_steps, level)):
             level, since = level - 1, since + pause
