@@ -684,8 +684,8 @@ class TestImage:
 @pytest.mark.parametrize(
     ("value", "reason", "told"),
     [
-        (b'{"id": "a", "x": [1, NaN, 3, 4]}', "not_json", "JSON has no NaN: fill missing values in"),
-        (b'{"id": "a", "x": [1, null, 3, 4]}', "bad_dtype", "got null: fill missing values in"),
+        (b'{"id": "a", "x": [1, NaN, 3, 4]}', "not_json", "JSON has no NaN: replace missing values"),
+        (b'{"id": "a", "x": [1, null, 3, 4]}', "bad_dtype", "got null: replace missing values"),
     ],
 )
 def test_a_missing_value_in_json_is_told_as_one(value: bytes, reason: str, told: str) -> None:
@@ -701,7 +701,7 @@ def test_a_missing_value_in_a_tensor_is_told_with_its_place() -> None:
     x = np.zeros((3, 4), np.float32)
     x[1, 2] = np.nan
 
-    with pytest.raises(RecordError, match=r"NaN or infinity at \[1, 2\]: fill missing values in"):
+    with pytest.raises(RecordError, match=r"NaN or infinity at \[1, 2\]: replace missing values"):
         Codec(Schema((3, 4), np.dtype("float32"), CLASSES)).decode_payload(x.tobytes(), "application/octet-stream")
 
 
