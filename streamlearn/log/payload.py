@@ -161,7 +161,7 @@ class Tensors:
         return x
 
     def _npy(self, body: bytes) -> Array:
-        """Return the tensor of a .npy file. The header is matched, not evaluated; dtype and shape must be the schema's."""
+        """Return the tensor of a .npy file. Its header, matched and not evaluated, must have our dtype and shape."""
         start, width = (10, 2) if body[6:7] == b"\x01" else (12, 4)
         if body[:6] != b"\x93NUMPY" or body[6:7] not in (b"\x01", b"\x02", b"\x03") or len(body) < start:
             raise RecordError("bad_shape", "expected a .npy file of version 1, 2 or 3")

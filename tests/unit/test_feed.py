@@ -94,6 +94,7 @@ def test_a_partition_with_a_full_queue_is_not_polled() -> None:
     feed.start()
 
     wait(feed, lambda: len(feed.queues[S]) >= 100 and len(feed.queues[L]) == 10)
+    time.sleep(0.1)
 
     assert len(feed.queues[S]) < 100 + 512
     assert feed.behind(S)
