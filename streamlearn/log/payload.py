@@ -225,7 +225,7 @@ def payload_of(content_type: str) -> Payload:
         return "image"
     if essence not in _PAYLOAD_OF_TYPE:
         known = ", ".join((*_PAYLOAD_OF_TYPE, "image/png, image/jpeg or image/webp"))
-        raise RecordError("bad_content_type", f"content type {essence!r:.80} is not one of {known}")
+        raise RecordError("bad_content_type", f"expected content type {known}, got {essence!r:.80}")
     return _PAYLOAD_OF_TYPE[essence]
 
 
