@@ -1,33 +1,34 @@
-"""Every error this package raises on purpose, as one tree.
+"""The errors that this package raises, as one tree.
 
 StreamlearnError
-├── ConfigError              the operator must change a setting; exit 2
-├── RecordError              one record is bad; dead-letter it (or answer 422) and go on
-├── LogError                 the log cannot do what was asked
-│   ├── LogUnavailableError  it is away for now; retry, answer 503
-│   └── OffsetOutOfRangeError  the offset was trimmed or never written; follow `log.on_trimmed`
-├── StateError               saved state cannot be trusted or written; stop, exit 3
+├── ConfigError                 a setting must change; exit code 2
+├── RecordError                 one record is bad; dead-letter it (or answer 422) and continue
+├── LogError                    the log refuses permanently
+│   ├── LogUnavailableError     the log is away; retry, answer 503
+│   ├── RecordsUnreadableError  the log holds records that cannot be decoded
+│   └── OffsetOutOfRangeError   the offset was trimmed or never written; apply `log.on_trimmed`
+├── StateError                  saved state cannot be trusted or written; stop, exit code 3
 │   ├── CheckpointError
-│   ├── CheckpointFormatError  it is whole, and of a format that this version does not read
+│   ├── CheckpointFormatError   intact, but of a format that this version does not read
 │   ├── StoreError
-│   └── StateLockedError     another learner owns this state folder
-└── NotPublishedError        no teacher is published yet; answer 503
+│   └── StateLockedError        another learner owns this state folder
+└── NotPublishedError           no teacher is published yet; answer 503
 
-Anything outside the tree is a bug in this package and must reach the top.
+Any other exception is a bug in this package and must not be handled.
 """
 
-ANEW = "begin anew: move all but log/ out of state.dir, and what the log still holds is learned again"
-"""The way out of a state that cannot be gone on with. An embedded log lies in state.dir too, and must stay."""
+FROM_SCRATCH = "start from scratch: move all but log/ out of state.dir; what the log still holds is learned again"
+"""The last resort for unusable state. An embedded log is in state.dir too, and must stay."""
 
 
 class StreamlearnError(Exception):
-    """Root of the tree; `exit_code` is what the command line returns for it."""
+    """Root of the tree. The command line exits with `exit_code`."""
 
     exit_code = 1
 
 
 class ConfigError(StreamlearnError):
-    """A setting is missing or wrong; the message names key, value, bound and source."""
+    """A setting is missing or wrong. The message names key, value, bound and source."""
 
     exit_code = 2
 
@@ -46,11 +47,11 @@ REASONS = (
     "no_class",
     "too_large",
 )
-"""Why a record can be bad: a closed set, since each is a Prometheus label value."""
+"""Why a record can be bad. The set is closed: each is a Prometheus label value."""
 
 
 class RecordError(StreamlearnError):
-    """One record is bad. `reason` is one of `REASONS`, the message says what was found and what was wanted."""
+    """One record is bad. `reason` is one of `REASONS`; the message says what was expected and what was found."""
 
     def __init__(self, reason: str, message: str) -> None:
         assert reason in REASONS, reason
@@ -59,15 +60,15 @@ class RecordError(StreamlearnError):
 
 
 class LogError(StreamlearnError):
-    """The log cannot do what was asked."""
+    """The log refuses permanently: a retry fails too."""
 
 
 class LogUnavailableError(LogError):
-    """The log is away for now; nothing was acknowledged."""
+    """The log is away: nothing was acknowledged, and a retry may succeed."""
 
 
 class RecordsUnreadableError(LogError):
-    """The log has records there that nobody can decode, now or later: it, or who wrote them, is to be mended."""
+    """The log holds records that cannot be decoded. The log, or the producer that wrote them, must be fixed."""
 
 
 class OffsetOutOfRangeError(LogError):
@@ -81,11 +82,11 @@ class StateError(StreamlearnError):
 
 
 class CheckpointError(StateError):
-    """A checkpoint is torn, corrupt, or of another model."""
+    """A checkpoint is incomplete, corrupt, or of another model."""
 
 
 class CheckpointFormatError(StateError):
-    """A checkpoint is whole, and of a format that this version does not read."""
+    """A checkpoint is intact, but of a format that this version does not read."""
 
 
 class StoreError(StateError):

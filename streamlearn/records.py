@@ -1,6 +1,6 @@
-"""The vocabulary: what a log holds, and what its bytes mean once decoded. Imports nothing of ours but errors.
+"""Data types that all folders share: records of the log, and the samples and labels decoded from them.
 
-Dimension letters used everywhere: B batch, U unlabelled (fresh) rows, L labelled rows, F features, C classes.
+Dimension letters: B batch, U unlabelled (fresh) rows, L labelled rows, F features, C classes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Probabilities: TypeAlias = npt.NDArray[np.float32]
 UNLABELLED = -1
 """The class index of a row without a label; losses ignore it."""
 RETRACTED = -2
-"""What a label record has for a class where it withdraws the labels of its sample."""
+"""The class index of a label record that withdraws all labels of its sample."""
 ERASED = -3
-"""The same where it erases the sample as well: payload, example, and all labels."""
+"""The class index of a label record that erases its sample: payload, example and all labels."""
 
 
 class TopicPartition(NamedTuple):
@@ -34,7 +34,7 @@ class TopicPartition(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where one record stands in the log. Unique for ever, so a duplicate delivery is known by it."""
+    """The place of one record in the log. It is never reused, so it identifies a duplicate delivery."""
 
     topic: str
     partition: int
@@ -45,30 +45,30 @@ class Position(NamedTuple):
 
     @property
     def topic_partition(self) -> TopicPartition:
-        """The partition it stands in."""
+        """The partition that the record is in."""
         return TopicPartition(self.topic, self.partition)
 
 
 Offsets: TypeAlias = dict[TopicPartition, int]
-"""`next_offset` of each partition: the offset to read next."""
+"""The next offset to read of each partition."""
 
 Headers: TypeAlias = tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class NewRecord:
-    """A record to append. The log picks the partition by hashing `key`, as Kafka's clients do."""
+    """A record to append. The log chooses the partition by a hash of `key`, as Kafka's clients do."""
 
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
     timestamp_ms: int | None = None
-    """Milliseconds since the epoch; None lets the log stamp it."""
+    """Milliseconds since the epoch; if None, the log sets its own time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record as read from the log, untouched."""
+    """A record as read from the log."""
 
     position: Position
     timestamp_ms: int
@@ -78,30 +78,30 @@ class Record:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a class of this name is called by a number, as an index is."""
+    """Whether a class name looks like an index."""
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a sample is: shape and dtype of its payload, and the classes a label may name."""
+    """What a sample is: shape and dtype of its payload, and its classes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     classes: tuple[str, ...]
     spare: int | None = None
-    """Outputs beside those of the classes, for names that are not known yet; None where no such room was ever left."""
+    """Additional outputs for classes without a name yet; None if the network was built without them."""
     scale: float = 1.0
     """The network sees x * scale."""
 
     @property
     def largest_float(self) -> float:
-        """1.8e19 / scale: beyond it a feature's square, and with it a batch's variance, is infinite in the network."""
+        """1.8e19 / scale: above it a feature's square, and so a batch's variance, is infinite in the network."""
         return math.sqrt(float(np.finfo(np.float32).max)) / max(abs(self.scale), 1e-300)
 
     @property
     def capacity(self) -> int:
-        """C: how many classes there are room for; every array over classes is so long."""
+        """C: the number of classes, spare ones included; the length of every array over classes."""
         return len(self.classes) + (self.spare or 0)
 
     @property
@@ -110,16 +110,16 @@ class Schema:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def rows_within(self, rows: int, max_bytes: int, least: int = 1) -> int:
-        """As many of `rows` payloads as fit in `max_bytes`, but at least `least`: a bound that never blocks."""
+        """Return how many of `rows` payloads fit in `max_bytes`; at least `least`, so that the bound never blocks."""
         return min(rows, max(least, max_bytes // self.nbytes))
 
     def class_index(self, value: object) -> int:
-        """The index of a class given by name or by index; by name alone where a class is called by a number.
+        """Return the index of a class given by name or by index; only by name if the classes are `numbered`.
 
-        Of classes "1", "2" and "3" the number 1 is the first, as text or as JSON has it, and 0 is none.
+        Of the classes "1", "2" and "3", 1 is the first, as text or as a number; 0 is not a class.
 
         Raises:
-            RecordError: `unknown_class`, with the classes there are.
+            RecordError: `unknown_class`; the message lists the classes.
         """
         text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
         if isinstance(text, str) and text in self.classes:
@@ -127,19 +127,19 @@ class Schema:
         if isinstance(text, str) and is_whole(text) and not self.numbered and int(text) < len(self.classes):
             return int(text)
         shown = ", ".join(self.classes[:12]) + (", …" if len(self.classes) > 12 else "")
-        raise RecordError("unknown_class", f"class {value!r:.80} is none of {len(self.classes)}: {shown}")
+        raise RecordError("unknown_class", f"class {value!r:.80} is not one of {len(self.classes)}: {shown}")
 
     @property
     def numbered(self) -> bool:
-        """Some class is called by a number that is not its index, so that a number is a name and no index."""
+        """Whether the name of a class is a number other than its index; every number is a name then."""
         return any(is_whole(name) and name != str(index) for index, name in enumerate(self.classes))
 
 
 class Prediction(NamedTuple):
-    """One answer, and the whole teacher (by its step) that gave it."""
+    """One answer, and the step of the teacher that gave it."""
 
     class_index: int
-    """UNLABELLED where nobody was asked: a sample that was passed by under overload."""
+    """UNLABELLED if no prediction was made, because load shedding skipped the sample."""
     probabilities_C: Probabilities
     model_version: int
 
@@ -150,23 +150,23 @@ class Sample:
 
     position: Position
     timestamp_s: float
-    """When the log took it: the clock of the stream, for order, age and label delay."""
+    """When the log received it. Order, age and label delay are measured by this clock."""
     sample_id: str
     x: Array
     label: int | None = None
-    """A label that came inside the sample; UNLABELLED where no class has its name."""
+    """The label inside the sample; UNLABELLED if its class is unknown."""
     event_time_s: float | None = None
     domain: str | None = None
     true_label: int | None = None
-    """Simulations only: the truth, for oracle scores; nothing learns from it."""
+    """Simulation only: the ground truth, for oracle scores. It is never learned."""
     answer: Prediction | None = None
-    """What a client was really told about this sample (`/predict` with `learn`)."""
+    """The answer that a client received for this sample (`/predict` with `learn`)."""
     class_name: str | None = None
-    """Of the label inside: the name that no class has."""
+    """The name in the label inside the sample, if its class is unknown."""
 
     @property
     def inside(self) -> Label | None:
-        """The label that came inside, as a label record that stands where the sample does."""
+        """The label inside the sample, as a label at the sample's position."""
         if self.label is None:
             return None
         where = self.position, self.timestamp_s, self.sample_id
@@ -181,37 +181,37 @@ class Label:
     timestamp_s: float
     sample_id: str
     class_index: int
-    """UNLABELLED where no class has the name; RETRACTED or ERASED where the record withdraws labels."""
+    """UNLABELLED if the class is unknown; RETRACTED or ERASED if the record withdraws labels."""
     event_time_s: float | None = None
     source: str | None = None
     class_name: str | None = None
-    """The name that no class has."""
+    """The name, if the class is unknown."""
 
 
 @dataclass(slots=True)
 class BadRecord:
-    """A record that could not be decoded, whole, with the reason."""
+    """A record that could not be decoded, and the reason."""
 
     record: Record
     error: RecordError
 
     @property
     def position(self) -> Position:
-        """Where it stands in the log."""
+        """The place of the record in the log."""
         return self.record.position
 
     @property
     def timestamp_s(self) -> float:
-        """When the log took it."""
+        """When the log received it."""
         return self.record.timestamp_ms / 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Records that retention took before they were read; stands in the queue where they stood."""
+    """Records that retention removed before they were read. It takes their place in the queue."""
 
     position: Position
-    """Of the last record that is missing."""
+    """Of the last missing record."""
     missing: int
     timestamp_s: float = 0.0
 
@@ -221,24 +221,24 @@ Item: TypeAlias = Sample | Label | BadRecord | Gap
 
 @dataclass(slots=True)
 class Example:
-    """A labelled payload, ready to be learned."""
+    """A labelled payload to learn."""
 
     sample_id: str
     x: Array
     class_index: int
     labelled_at_s: float = 0.0
-    """When the log took the label, which is the order in which examples are old."""
+    """When the log received the label. Examples are ordered by it."""
 
 
 def sample_key(sample_id: str) -> int:
-    """A whole number in [0, 2^63) that stands for an id: 8 bytes of BLAKE2b, so that no two collide by design."""
+    """Return a hash of an id in [0, 2^63), from 8 bytes of BLAKE2b."""
     digest = hashlib.blake2b(sample_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 @dataclass(slots=True)
 class MicroBatch:
-    """The rows of one step, padded to a fixed shape. Rows beyond the counts are zeros, and no part of the step."""
+    """The rows of one step, padded to a fixed shape. Rows beyond the counts are zeros and not part of the step."""
 
     fresh_x: Array
     """(U, *shape) in the schema's dtype."""
@@ -246,11 +246,11 @@ class MicroBatch:
     labelled_x: Array
     """(L, *shape)."""
     labelled_y: npt.NDArray[np.int64]
-    """(L,), UNLABELLED where padded."""
+    """(L,), UNLABELLED in padding rows."""
     labelled_count: int
     trained_ids: list[str] = field(default_factory=list)
-    """Samples whose label is learned here for the first time: the first of the labelled rows."""
+    """Samples whose label is learned for the first time: the first of the labelled rows."""
     keys: npt.NDArray[np.int64] | None = None
-    """(fresh_count + labelled_count,), the same for the same sample at any time, >= 0; for a method that wants them."""
+    """(fresh_count + labelled_count,), >= 0: `sample_key` of each row, for methods that keep state per sample."""
     seen_before: bool = False
-    """The fresh rows are recent ones once more, already observed and predicted."""
+    """The fresh rows are recent rows repeated: already observed and predicted."""

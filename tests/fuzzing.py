@@ -374,10 +374,10 @@ def check_refusal(given: Record, error: RecordError) -> None:
     assert len(str(error)) < 2000, len(str(error))
     kept = dead_letter(given, error)
     again = Record(Position("dead-letters", 0, 0), 0, kept.key, kept.value, kept.headers)
-    told = read_dead_letter(again)
+    found = read_dead_letter(again)
     if given.key is None and given.value is None:  # Kafka has such records, and takes none like it from us
         given = replace(given, value=b"")
-    assert (told.reason, told.record) == (error.reason, given), "a dead letter lost bytes"
+    assert (found.reason, found.record) == (error.reason, given), "a dead letter lost bytes"
 
 
 def check_sample(codec: Codec, given: Record) -> None:

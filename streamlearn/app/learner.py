@@ -156,10 +156,8 @@ class _Wired:
         self.feed = Feed(
             log,
             next_offsets,
-            schema=schema,
+            codec,
             sample_topic=topics.samples,
-            decode_sample=codec.decode_sample,
-            decode_label=codec.decode_label,
             max_records=config.batch.prefetch_records,
             on_trimmed=config.log.on_trimmed,
         )

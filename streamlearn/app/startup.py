@@ -10,7 +10,7 @@ from streamlearn.app.network import model_spec
 from streamlearn.app.wiring import StatePaths
 from streamlearn.config import Config
 from streamlearn.errors import (
-    ANEW,
+    FROM_SCRATCH,
     CheckpointError,
     ConfigError,
     OffsetOutOfRangeError,
@@ -77,7 +77,7 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
         wanted["classes"] = saved["classes"]
     if changed := list(_differences(saved, wanted)):
         head = f"the checkpoint of step {checkpoint.step} was made with other settings:"
-        raise ConfigError("\n".join([head, *changed, f"set them back; or {ANEW}"]))
+        raise ConfigError("\n".join([head, *changed, f"set them back; or {FROM_SCRATCH}"]))
 
 
 def check_arrays(built: Mapping[str, Array], checkpoint: Checkpoint) -> None:
@@ -92,7 +92,7 @@ def check_arrays(built: Mapping[str, Array], checkpoint: Checkpoint) -> None:
     if checkpoint.step > 0 and lacking:
         shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
         msg = f"the checkpoint of step {checkpoint.step} is of another version of streamlearn: it has no {shown}"
-        raise CheckpointError(f"{msg}; go on with the version that saved it, or {ANEW}")
+        raise CheckpointError(f"{msg}; go on with the version that saved it, or {FROM_SCRATCH}")
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], above: str = "") -> Iterator[str]:
@@ -136,7 +136,7 @@ def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None) ->
         return
     if found != sample_id:
         msg = f"{position} holds the sample {found!r:.80}, and {sample_id!r:.80} was learned from there"
-        raise StateError(f"{msg}: this is another log, or its topics were made anew; restore it, or {ANEW}")
+        raise StateError(f"{msg}: this is another log, or its topics were made anew; restore it, or {FROM_SCRATCH}")
 
 
 def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
@@ -151,6 +151,6 @@ def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
             if partition.topic == topic and ends.get(partition, 0) < offset:
                 msg = (
                     f"{topic}[{partition.partition}] ends at {ends.get(partition, 0)}, and {offset} records of it were "
-                    f"learned: this is another log, or it lost records; restore it, or {ANEW}"
+                    f"learned: this is another log, or it lost records; restore it, or {FROM_SCRATCH}"
                 )
                 raise StateError(msg)

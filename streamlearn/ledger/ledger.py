@@ -49,7 +49,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal
 
-from streamlearn.errors import ANEW, StoreError
+from streamlearn.errors import FROM_SCRATCH, StoreError
 from streamlearn.ledger import Arrival, LabelState, LedgerCounts, Scored
 from streamlearn.ledger.baselines import Baselines
 from streamlearn.ledger.held import HeldLabels
@@ -653,7 +653,7 @@ class Ledger:
         grown = {**wanted, "classes": wanted["classes"][: len(known_classes)]}
         if found != grown:
             msg = f"{path}: the store is of another schema: found {found}, wanted {wanted}"
-            raise StoreError(f"{msg}; set schema back, or {ANEW}")
+            raise StoreError(f"{msg}; set schema back, or {FROM_SCRATCH}")
         for row, name in self._grown.items():
             index, same = int.from_bytes(row, "big"), name.decode() in schema.classes
             if (index < len(schema.classes) or same) and schema.classes[index : index + 1] != (name.decode(),):

@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from streamlearn.errors import ANEW, StateLockedError, StoreError
+from streamlearn.errors import FROM_SCRATCH, StateLockedError, StoreError
 
 Key = TypeVar("Key")
 Get: TypeAlias = Callable[[str, bytes], bytes | None]
@@ -393,12 +393,12 @@ class Store:
         if step > self.step:
             raise StoreError(
                 f"the store ends at step {self.step}, the checkpoint is at {step}: it is of another run, or was lost; "
-                f"put back the store that belongs to the checkpoint, or {ANEW}"
+                f"put back the store that belongs to the checkpoint, or {FROM_SCRATCH}"
             )
         if step < self.pruned:
             raise StoreError(
                 f"the store can go back to step {self.pruned}, not to {step}: older undo was pruned; put back a newer "
-                f"checkpoint, or {ANEW}"
+                f"checkpoint, or {FROM_SCRATCH}"
             )
         with self._errors:
             undo = "SELECT name, key, value FROM undo WHERE step > ? ORDER BY step DESC"
@@ -558,7 +558,7 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _damaged(path: Path, why: str) -> StoreError:
-    return StoreError(f"{path}: the store is damaged ({why}); restore {path.parent} from a backup, or {ANEW}")
+    return StoreError(f"{path}: the store is damaged ({why}); restore {path.parent} from a backup, or {FROM_SCRATCH}")
 
 
 def _refuse_former_format(path: Path) -> None:
@@ -570,5 +570,5 @@ def _wrong_format(path: Path, found: bytes | None) -> StoreError:
     number_found = "none" if found is None else int.from_bytes(found, "big")
     return StoreError(
         f"{path}: the store is of format {number_found}, this version reads {FORMAT}: "
-        f"go on with the version that wrote it, or {ANEW}"
+        f"go on with the version that wrote it, or {FROM_SCRATCH}"
     )

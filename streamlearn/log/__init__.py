@@ -1,1 +1,1 @@
-"""The log: the only inlet (D1). One protocol, two logs (D2), and the codec of what they carry."""
+"""The log is the only input (D1): one interface with two implementations (D2), and the codec of its records."""

@@ -1,7 +1,7 @@
-"""Choose the partition of a record, as Kafka's own clients do, so that every log co-partitions alike.
+"""The partition of a record, chosen as Kafka's own clients do, so that every log co-partitions in the same way.
 
 murmur2 with Kafka's seed, as in `org.apache.kafka.common.utils.Utils.murmur2`; the partition is its lower 31 bits
-modulo the number of partitions. Two topics of equal partition count therefore hold a key in partitions of equal number.
+modulo the number of partitions. Two topics with the same number of partitions hold a key in the same partition.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _WORD = 0xFFFFFFFF
 
 
 def murmur2(data: bytes) -> int:
-    """The 32-bit hash, unsigned."""
+    """Return the 32-bit hash, unsigned."""
     length = len(data)
     tail = length & 3
     h = _SEED ^ length
@@ -29,6 +29,6 @@ def murmur2(data: bytes) -> int:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition of a keyed record among so many."""
+    """Return the partition of a keyed record."""
     assert partitions > 0, partitions
     return (murmur2(key) & 0x7FFFFFFF) % partitions

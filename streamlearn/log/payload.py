@@ -1,7 +1,7 @@
-"""Payloads: raw and .npy bytes, images and parsed JSON lists to tensors of one schema, and back. Knows no records.
+"""Payloads: raw and .npy bytes, images and parsed JSON lists to tensors of one schema, and back.
 
-Whatever the bytes, the only error that leaves is RecordError. Shapes are checked before anything is built: no input
-costs more than its own length times a small constant. Nothing here recurses over the input.
+Every error is a RecordError, for any bytes. Shapes are checked before anything is built: no input costs more than its
+own length times a small constant. Nothing here recurses over the input.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from streamlearn.errors import RecordError
 from streamlearn.records import Array, Schema
 
-FILL_IN = "fill missing values in before they are sent"
-"""What a network cannot do for whoever sends."""
+FILL_IN = "replace missing values before sending"
 Payload: TypeAlias = Literal["json", "raw", "npy", "image"]
 
 _NPY_HEADER_BYTES = 4096
 MAX_JPEG_SCANS = 100
-"""Each is a pass over all pixels and may be 14 bytes long: 4 MB of them would keep a core busy for half a minute."""
+"""Each is a pass over all pixels and can be 14 bytes long: 4 MB of them would occupy a core for half a minute."""
 _PAYLOAD_OF_TYPE: dict[str, Payload] = {
     "application/json": "json",
     "application/octet-stream": "raw",
@@ -43,7 +42,7 @@ _NPY_DESCR = re.compile(rb"""['"]descr['"]\s*:\s*['"]([<>|=][a-zA-Z][0-9]{1,3})[
 _NPY_ORDER = re.compile(rb"""['"]fortran_order['"]\s*:\s*(True|False)""")
 _NPY_SHAPE = re.compile(rb"""['"]shape['"]\s*:\s*\(([0-9,\s]{0,200})\)""")
 
-# What Pillow's decoders raise on hostile bytes. Warnings are here since they are exceptions where the process says so.
+# What Pillow's decoders raise on hostile bytes. Warnings too: a process may turn them into exceptions.
 _IMAGE_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -64,7 +63,7 @@ _IMAGE_ERRORS = (
 
 
 class Tensors:
-    """Bytes or parsed JSON to a tensor of one schema, and back."""
+    """Converts bytes or parsed JSON to a tensor of one schema, and back."""
 
     def __init__(self, schema: Schema) -> None:
         assert schema.shape, schema
@@ -92,18 +91,18 @@ class Tensors:
         return self._cast(numbers).reshape(self.schema.shape)
 
     def from_bytes(self, body: bytes, payload: Payload) -> Array:
-        """The tensor in a raw, .npy or image body. Raises RecordError."""
+        """Return the tensor in a raw, .npy or image body. Raises RecordError."""
         if payload == "image":
             return self._image(body)
         if payload == "npy":
             return self._npy(body)
         if len(body) != self._nbytes:
-            wanted = f"{self._nbytes} bytes ({self.schema.dtype} of shape {_shape_text(self.schema.shape)})"
-            raise RecordError("bad_shape", f"expected {wanted}, got {len(body)}")
+            expected = f"{self._nbytes} bytes ({self.schema.dtype} of shape {_shape_text(self.schema.shape)})"
+            raise RecordError("bad_shape", f"expected {expected}, got {len(body)}")
         return self._tensor(body, self._wire_dtype, 0, "C")
 
     def to_bytes(self, x: Array, payload: str) -> bytes:
-        """The tensor as a raw body, or else as a .npy file."""
+        """Return the tensor as a raw body (`payload` is "raw") or as a .npy file."""
         x = np.ascontiguousarray(x, self._wire_dtype)
         if payload == "raw":
             return x.tobytes()
@@ -112,7 +111,7 @@ class Tensors:
         return file.getvalue()
 
     def check(self, x: Array) -> None:
-        """Raise RecordError unless shape and dtype are the schema's, and the numbers finite and not too large."""
+        """Raise RecordError unless shape and dtype are the schema's, and all numbers are finite and not too large."""
         if x.shape != self.schema.shape:
             raise self._bad_shape(_shape_text(x.shape))
         if x.dtype != self.schema.dtype:
@@ -121,7 +120,7 @@ class Tensors:
             self._check_range(x)
 
     def _flatten(self, value: object) -> list[Any]:
-        """The numbers of a flat or nested list; each level's length is checked before the next is opened."""
+        """Return the numbers of a flat or nested list; each level's length is checked before the next level."""
         if not isinstance(value, list):
             raise self._bad_shape(f"a JSON {json_type(value)}")
         if value and not isinstance(value[0], list):
@@ -136,7 +135,7 @@ class Tensors:
         return level
 
     def _cast(self, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> Array:
-        """Float64 numbers in the schema's dtype: exactly where it is an integer, finite where it is a float."""
+        """Return float64 numbers in the schema's dtype: exact if it is an integer, finite if it is a float."""
         dtype = self.schema.dtype
         if self._floating:
             with np.errstate(over="ignore"):
@@ -144,7 +143,7 @@ class Tensors:
             self._check_range(x)
             return x
         bounds = np.iinfo(cast(Any, dtype))
-        # Float64 holds every integer of up to 32 bits, so that equality after the cast means exact. NaN fails `<=`.
+        # Float64 holds every integer of up to 32 bits, so equality after the cast means exact. NaN fails `<=`.
         if bounds.min <= numbers.min() and numbers.max() <= bounds.max:
             x = numbers.astype(dtype)
             if (x == numbers).all():
@@ -153,7 +152,7 @@ class Tensors:
         raise RecordError("bad_dtype", f"expected {dtype} numbers, got {wrong:g}")
 
     def _tensor(self, body: bytes, dtype: np.dtype[Any], offset: int, order: Literal["C", "F"]) -> Array:
-        """The tensor that begins at `offset`, without a copy where its layout is already ours."""
+        """Return the tensor that starts at `offset`, without a copy if its layout is already the schema's."""
         x: Array = np.frombuffer(body, dtype, self._count, offset).reshape(self.schema.shape, order=order)
         if dtype != self.schema.dtype or order == "F":
             x = np.ascontiguousarray(x, self.schema.dtype)
@@ -162,7 +161,7 @@ class Tensors:
         return x
 
     def _npy(self, body: bytes) -> Array:
-        """A .npy file. The header is matched, not evaluated, and must name the schema's dtype and shape."""
+        """Return the tensor of a .npy file. Its header, matched and not evaluated, must have our dtype and shape."""
         start, width = (10, 2) if body[6:7] == b"\x01" else (12, 4)
         if body[:6] != b"\x93NUMPY" or body[6:7] not in (b"\x01", b"\x02", b"\x03") or len(body) < start:
             raise RecordError("bad_shape", "expected a .npy file of version 1, 2 or 3")
@@ -171,8 +170,8 @@ class Tensors:
         descr, order, found = _NPY_DESCR.search(header), _NPY_ORDER.search(header), npy_shape(header)
         if descr is None or order is None or found is None:
             raise RecordError("bad_dtype", "expected a .npy header with a plain dtype, an order and a shape")
-        named, wanted = descr[1].decode(), self._wire_dtype.str
-        if named[1:] != wanted[1:]:
+        named = descr[1].decode()
+        if named[1:] != self._wire_dtype.str[1:]:
             raise RecordError("bad_dtype", f"expected dtype {self.schema.dtype}, got {named} in the .npy header")
         if found != self.schema.shape or len(body) != end + self._nbytes:
             got = f"{_shape_text(found)} in the .npy header and {max(0, len(body) - end)} bytes of data"
@@ -182,7 +181,7 @@ class Tensors:
         return self._tensor(body, dtype, end, "F" if order[1] == b"True" else "C")
 
     def _image(self, body: bytes) -> Array:
-        """A PNG, JPEG or WebP file as uint8 (C, H, W); its size is known to be right before a pixel is decoded."""
+        """Return a PNG, JPEG or WebP file as uint8 (C, H, W); its size is checked before a pixel is decoded."""
         shape = self.schema.shape
         if len(shape) != 3 or shape[0] not in (1, 3) or self.schema.dtype != np.uint8:
             raise RecordError("bad_content_type", f"expected no image: samples are {self.schema.dtype} {shape}")
@@ -192,7 +191,7 @@ class Tensors:
                 _check_image_size(image.size, (width, height))
                 if image.mode[:1] in ("I", "F"):
                     raise RecordError("bad_image", f"expected 8 bits a channel, got mode {image.mode}")
-                # Pillow warns when it cannot carry a palette's transparency over; it is not wanted here.
+                # Pillow warns if it cannot convert a palette's transparency, which is not used.
                 image.info.pop("transparency", None)
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
         except _IMAGE_ERRORS as error:
@@ -200,7 +199,7 @@ class Tensors:
         return np.ascontiguousarray(np.moveaxis(pixels.reshape(height, width, channels), 2, 0))
 
     def _check_range(self, x: Array) -> None:
-        """The network computes in float32: what has no finite square there would spoil the step for every other row."""
+        """The network computes in float32: a number without a finite square would spoil the step for all rows."""
         smallest, largest = float(x.min()), float(x.max())
         if -self._largest <= smallest and largest <= self._largest:
             return
@@ -209,15 +208,15 @@ class Tensors:
             found = f"NaN or infinity at {place}: {FILL_IN}"
             raise RecordError("not_finite", f"expected finite {self.schema.dtype} numbers, got {found}")
         got = smallest if -smallest > largest else largest
-        wanted = f"expected numbers up to {self._largest:.2g}, whose square is finite in float32"
-        raise RecordError("not_finite", f"{wanted}, got {got:.3g}")
+        expected = f"expected numbers up to {self._largest:.2g}, whose square is finite in float32"
+        raise RecordError("not_finite", f"{expected}, got {got:.3g}")
 
     def _bad_shape(self, got: str) -> RecordError:
         return RecordError("bad_shape", f"expected shape {_shape_text(self.schema.shape)}, got {got}")
 
 
 def payload_of(content_type: str) -> Payload:
-    """The payload that a content type names; parameters after a semicolon are ignored."""
+    """Return the payload that a content type names; parameters after a semicolon are ignored."""
     payload = _PAYLOAD_OF_TYPE.get(content_type)
     if payload is not None:
         return payload
@@ -225,40 +224,40 @@ def payload_of(content_type: str) -> Payload:
     if essence.startswith("image/"):
         return "image"
     if essence not in _PAYLOAD_OF_TYPE:
-        wanted = ", ".join((*_PAYLOAD_OF_TYPE, "image/png, image/jpeg or image/webp"))
-        raise RecordError("bad_content_type", f"content type {essence!r:.80} is none of {wanted}")
+        known = ", ".join((*_PAYLOAD_OF_TYPE, "image/png, image/jpeg or image/webp"))
+        raise RecordError("bad_content_type", f"expected content type {known}, got {essence!r:.80}")
     return _PAYLOAD_OF_TYPE[essence]
 
 
 def npy_shape(header: bytes) -> tuple[int, ...] | None:
-    """The shape that the header of a .npy file names; matched, not evaluated. None where it names none."""
+    """Return the shape in the header of a .npy file, matched and not evaluated; None if there is none."""
     if (match := _NPY_SHAPE.search(header)) is None:
         return None
     return tuple(int(size) for size in match[1].split(b",") if size.strip().isdigit())
 
 
-def _open_image(body: bytes, wanted: tuple[int, int]) -> Image.Image:
-    """The image, header read and pixels not. The plugins are named, so no other of Pillow's formats can be reached.
+def _open_image(body: bytes, size: tuple[int, int]) -> Image.Image:
+    """Open an image: read its header, not its pixels. Only the three plugins named here can be reached.
 
-    `Image.open` would do more: it warns of large images, which is an answer for a desktop, not for a server.
+    `Image.open` would reach all formats of Pillow, and warn about large images.
     """
     file = io.BytesIO(body)
     if body[:8] == b"\x89PNG\r\n\x1a\n":
         return PngImagePlugin.PngImageFile(file)
     if body[:3] == b"\xff\xd8\xff":
-        # In coded data FF is followed by 00, so this counts the scans; a thumbnail's own are a few more.
+        # In coded data FF is followed by 00, so this counts the scans, and the few of a thumbnail.
         if (scans := body.count(b"\xff\xda")) > MAX_JPEG_SCANS:
             raise RecordError("bad_image", f"expected a JPEG of at most {MAX_JPEG_SCANS} scans, got {scans}")
         return JpegImagePlugin.JpegImageFile(file)
     if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
-        # The decoder allocates the canvas, up to two gigabytes of it, as soon as it is made.
-        _check_image_size(_webp_size(body), wanted)
+        # The decoder allocates the canvas, up to two gigabytes, in its constructor.
+        _check_image_size(_webp_size(body), size)
         return WebPImagePlugin.WebPImageFile(file)
     raise RecordError("bad_image", "expected a PNG, JPEG or WebP file")
 
 
 def _webp_size(body: bytes) -> tuple[int, int]:
-    """Width and height of the canvas by the file's first chunk, lossy, lossless or extended; zeros if it is none."""
+    """Return width and height of the canvas from the first chunk (lossy, lossless or extended); else zeros."""
     kind = body[12:16] if len(body) >= 30 else b""
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", body, 26)
@@ -271,9 +270,9 @@ def _webp_size(body: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _check_image_size(found: tuple[int, int], wanted: tuple[int, int]) -> None:
-    if found != wanted:
-        raise RecordError("bad_shape", f"expected an image {wanted[0]} by {wanted[1]}, got {found[0]} by {found[1]}")
+def _check_image_size(found: tuple[int, int], size: tuple[int, int]) -> None:
+    if found != size:
+        raise RecordError("bad_shape", f"expected an image {size[0]} by {size[1]}, got {found[0]} by {found[1]}")
 
 
 def _holds(bounds: np.iinfo[Any], number: float) -> bool:
@@ -285,7 +284,7 @@ def _shape_text(shape: tuple[int, ...]) -> str:
 
 
 def _nested_shape(value: object) -> str:
-    """The shape of nested lists as their first elements show it, to at most six levels."""
+    """Return the shape of nested lists, from their first elements, to at most six levels."""
     sizes: list[int] = []
     while isinstance(value, list) and len(sizes) < 6:
         sizes.append(len(value))
@@ -294,6 +293,6 @@ def _nested_shape(value: object) -> str:
 
 
 def json_type(value: object) -> str:
-    """What JSON calls a parsed value, for messages: they show no value that may be deep or long."""
+    """Return the JSON type of a parsed value, for messages: a value itself may be too deep or too long to show."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
     return "null" if value is None else names.get(type(value), type(value).__name__)

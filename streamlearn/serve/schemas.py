@@ -31,7 +31,7 @@ class ErrorBody(_Shape):
 
     code: str = Field(examples=["unknown_class"])
     """Stable; for programs."""
-    message: str = Field(examples=["class 'dog' is none of 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"])
+    message: str = Field(examples=["class 'dog' is not one of 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"])
     """A sentence; for people."""
     details: Any = None
     """What belongs to the code, such as the ids that are missing."""

@@ -26,7 +26,7 @@ import structlog
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from streamlearn.errors import ANEW, CheckpointError, CheckpointFormatError, StateError
+from streamlearn.errors import FROM_SCRATCH, CheckpointError, CheckpointFormatError, StateError
 from streamlearn.records import Array, Offsets, TopicPartition
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
@@ -116,7 +116,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(msg)
         msg = (
             f"{path} is a checkpoint of format {blob[len(MAGIC) - 1]}, and this version of streamlearn reads format "
-            f"{MAGIC[-1]}: go on with the version that saved it, or {ANEW}"
+            f"{MAGIC[-1]}: go on with the version that saved it, or {FROM_SCRATCH}"
         )
         raise CheckpointFormatError(msg)
     try:
@@ -195,7 +195,7 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
             path.replace(aside)
     # Not at the first start alone: the next one would find no checkpoint, and begin at step 0 without a word.
     if steps or (at_most is None and any(folder.glob("*.corrupt"))):
-        raise CheckpointError(f"{folder}: no checkpoint is whole; restore a backup, or {ANEW}")
+        raise CheckpointError(f"{folder}: no checkpoint is whole; restore a backup, or {FROM_SCRATCH}")
     return None
 
 

@@ -1,4 +1,4 @@
-"""The contract of `streamlearn.log.base`, held against the fake, the embedded log and a real Apache Kafka."""
+"""The contract of `streamlearn.log.base`, tested on the fake, the embedded log and a real Apache Kafka."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ GENEROUS_S = 20.0
 
 
 class Retention:
-    """Makes the oldest records go, in each log's own way."""
+    """Makes each log remove its oldest records."""
 
     def __init__(self) -> None:
         self.ahead = ManualClock(0.0)
         self.servers = ""
 
     def clock(self) -> float:
-        """The real time, and what was let pass."""
+        """The real time, plus the simulated time that passed."""
         return time.time() + self.ahead()
 
     def let_pass(self) -> None:
-        """Everything that is there grows too old."""
+        """Make every record too old."""
         self.ahead.advance(MAX_AGE_S + 1)
 
     def take_before(self, log: Log, partition: TopicPartition, beginning: int) -> None:
-        """The embedded log counts age up to the append before the present one; the others are told."""
+        """Remove records below `beginning`. The embedded log counts age up to the append before the current one."""
         if isinstance(log, EmbeddedLog):
             log.create_topics({"any": 1})
             self.ahead.advance(MAX_AGE_S / 2)
@@ -98,7 +98,7 @@ def topic(log: Log) -> str:
 
 @pytest.fixture
 def open_reader(log: Log) -> Iterator[Callable[[Offsets], Reader]]:
-    """Opens readers, and closes them after the test."""
+    """Open readers; close them after the test."""
     readers: list[Reader] = []
 
     def open_one(next_offsets: Offsets) -> Reader:
@@ -111,32 +111,32 @@ def open_reader(log: Log) -> Iterator[Callable[[Offsets], Reader]]:
 
 
 def unique(name: str) -> str:
-    """A name of this test's own, since tests share a broker."""
+    """A unique name, since tests share a broker."""
     return f"{name}-{uuid.uuid4().hex[:12]}"
 
 
 def all_of(topic: str, offset: int = 0) -> Offsets:
-    """Every partition, from one offset."""
+    """Every partition, at one offset."""
     return {TopicPartition(topic, index): offset for index in range(PARTITIONS)}
 
 
 def numbered(count: int, *, key: bytes | None = b"one key") -> list[NewRecord]:
-    """Records whose value tells their order."""
+    """Records whose values are their order."""
     return [NewRecord(key, str(i).encode()) for i in range(count)]
 
 
-def take(reader: Reader, wanted: Offsets, count: int) -> list[Record]:
-    """Poll until so many records are there."""
+def take(reader: Reader, partitions: Offsets, count: int) -> list[Record]:
+    """Poll until `count` records have arrived."""
     records: list[Record] = []
     deadline = time.monotonic() + GENEROUS_S
     while len(records) < count and time.monotonic() < deadline:
-        records += reader.poll(list(wanted), count - len(records), 0.5)
+        records += reader.poll(list(partitions), count - len(records), 0.5)
     assert len(records) == count, f"{len(records)} of {count} records in {GENEROUS_S} s"
     return records
 
 
 def only_partition(positions: list[Position]) -> TopicPartition:
-    """The one partition that records of one key are in."""
+    """The partition of records with one key."""
     (partition,) = {position.topic_partition for position in positions}
     return partition
 
@@ -144,8 +144,8 @@ def only_partition(positions: list[Position]) -> TopicPartition:
 class TestTopics:
     """Creating and counting."""
 
-    def test_a_topic_is_created_once_and_again_without_harm(self, log: Log, topic: str) -> None:
-        """Creating what exists with the same number of partitions changes nothing."""
+    def test_creating_an_existing_topic_changes_nothing(self, log: Log, topic: str) -> None:
+        """If the number of partitions is the same."""
         log.append(topic, numbered(1))
 
         log.create_topics({topic: PARTITIONS})
@@ -159,14 +159,14 @@ class TestTopics:
             log.create_topics({topic: PARTITIONS + 1})
 
     def test_a_missing_topic_has_no_partitions(self, log: Log) -> None:
-        """Asking is no error, and creates nothing."""
+        """The question is not an error and creates nothing."""
         name = unique("missing")
 
         assert log.partition_count(name) == 0
         assert log.partition_count(name) == 0
 
     def test_appending_to_a_missing_topic_is_refused(self, log: Log) -> None:
-        """It is not created behind the operator's back, and asking again would not help."""
+        """It is not created implicitly, and a retry would not help."""
         name = unique("missing")
 
         with pytest.raises(LogError, match=name) as raised:
@@ -176,35 +176,35 @@ class TestTopics:
         assert log.partition_count(name) == 0
 
     def test_asking_for_offsets_of_a_missing_topic_is_refused(self, log: Log) -> None:
-        """An empty answer would look like an empty topic."""
+        """An empty result would look like an empty topic."""
         with pytest.raises(LogError):
             log.end_offsets(unique("missing"))
 
-    def test_a_partition_that_is_not_there_is_refused(self, log: Log, topic: str) -> None:
-        """A reader of it would wait for ever."""
+    def test_a_missing_partition_is_refused(self, log: Log, topic: str) -> None:
+        """A reader of it would wait indefinitely."""
         with pytest.raises(LogError):
             log.reader({TopicPartition(topic, PARTITIONS): 0})
 
 
 class TestAppend:
-    """What an acknowledgement says."""
+    """What an acknowledgement means."""
 
     def test_returns_the_position_of_each_record_in_order(self, log: Log, topic: str) -> None:
-        """Records of one key are in one partition, at offsets that grow by one from zero."""
+        """Records of one key are in one partition, at offsets from 0 on."""
         positions = log.append(topic, numbered(5))
 
         partition = only_partition(positions)
         assert [position.offset for position in positions] == [0, 1, 2, 3, 4]
         assert [log.read(partition, position.offset, 1)[0].position for position in positions] == positions
 
-    def test_goes_on_where_it_stopped(self, log: Log, topic: str) -> None:
-        """A second append leaves no hole."""
+    def test_continues_at_the_end(self, log: Log, topic: str) -> None:
+        """A second append leaves no gap."""
         log.append(topic, numbered(2))
 
         assert [position.offset for position in log.append(topic, numbered(2))] == [2, 3]
 
     def test_equal_keys_share_a_partition_number_across_topics(self, log: Log, topic: str) -> None:
-        """A label finds its sample's partition: the hash is Kafka's own, whatever the log."""
+        """A label goes to its sample's partition: every log uses Kafka's hash."""
         other = unique("other")
         log.create_topics({other: PARTITIONS})
         keys = [f"id-{i}".encode() for i in range(50)]
@@ -216,8 +216,8 @@ class TestAppend:
         assert here == there
         assert set(here.values()) == set(range(PARTITIONS))
 
-    def test_keys_go_where_every_kafka_client_puts_them(self, log: Log, topic: str) -> None:
-        """Fixed examples, worked out by Kafka's Java client."""
+    def test_keys_go_to_the_partition_of_every_kafka_client(self, log: Log, topic: str) -> None:
+        """Fixed examples, from Kafka's Java client."""
         positions = log.append(topic, [NewRecord(key, b"x") for key in (b"21", b"foobar", b"a-little-bit-long-string")])
 
         # murmur2, signed: -973932308, -790332482, -985981536
@@ -226,22 +226,22 @@ class TestAppend:
         ]
 
     def test_records_without_a_key_use_every_partition(self, log: Log, topic: str) -> None:
-        """So that no partition is left idle."""
+        """So that no partition stays empty."""
         positions = log.append(topic, numbered(100, key=None))
 
         assert {position.partition for position in positions} == set(range(PARTITIONS))
 
-    def test_nothing_to_append_is_nothing(self, log: Log, topic: str) -> None:
-        """An empty batch is answered with no positions."""
+    def test_appending_no_records_returns_no_positions(self, log: Log, topic: str) -> None:
+        """An empty batch is valid."""
         assert log.append(topic, []) == []
 
     def test_a_record_with_neither_key_nor_value_is_refused(self, log: Log, topic: str) -> None:
-        """It says nothing, and kafka-python cannot send it."""
+        """It is meaningless, and kafka-python cannot send it."""
         with pytest.raises(LogError, match="key or a value"):
             log.append(topic, [NewRecord(None, None)])
 
     def test_a_record_that_is_too_large_is_refused_with_its_size(self, log: Log, topic: str) -> None:
-        """Asking again would not help, so it is not `unavailable`."""
+        """A retry would not help, so it is not LogUnavailableError."""
         with pytest.raises(LogError, match=str(MAX_RECORD_BYTES)) as raised:
             log.append(topic, [NewRecord(b"k", bytes(MAX_RECORD_BYTES))])
 
@@ -249,7 +249,7 @@ class TestAppend:
         assert sum(log.end_offsets(topic).values()) == 0
 
     def test_threads_that_append_together_lose_nothing(self, log: Log, topic: str) -> None:
-        """Each acknowledged position holds that thread's record, and no two are equal."""
+        """Each acknowledged position holds that thread's record; all positions differ."""
         found: dict[Position, bytes] = {}
 
         def work(name: int) -> None:
@@ -268,8 +268,8 @@ class TestAppend:
         stored = {r.position: r.value for p in all_of(topic) for r in log.read(p, 0, 1000)}
         assert stored == found
 
-    def test_after_close_fails_clearly(self, log: Log, topic: str) -> None:
-        """Neither a hang nor a silent loss. Closing twice is allowed."""
+    def test_after_close_raises(self, log: Log, topic: str) -> None:
+        """It neither hangs nor loses records silently. Closing twice is allowed."""
         log.close()
         log.close()
 
@@ -291,13 +291,13 @@ ROUND_TRIPS = {
 
 
 class TestRoundTrip:
-    """What goes in comes out."""
+    """What is appended is read back."""
 
     @pytest.mark.parametrize("case", ROUND_TRIPS)
-    def test_a_record_comes_back_untouched(
+    def test_a_record_is_read_back_unchanged(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader], case: str
     ) -> None:
-        """Through a reader and by position alike."""
+        """By a reader and by position."""
         record = ROUND_TRIPS[case]
 
         (position,) = log.append(topic, [record])
@@ -313,14 +313,14 @@ class TestRoundTrip:
         assert polled == read
 
     def test_a_given_timestamp_is_kept(self, log: Log, topic: str) -> None:
-        """To the millisecond; it may lie in the past."""
+        """To the millisecond; it may be in the past."""
         stamp_ms = int(time.time() * 1000) - 3_600_001
 
         (position,) = log.append(topic, [NewRecord(b"k", b"v", timestamp_ms=stamp_ms)])
 
         assert log.read(position.topic_partition, position.offset, 1)[0].timestamp_ms == stamp_ms
 
-    def test_a_record_without_timestamp_is_stamped_with_now(self, log: Log, topic: str) -> None:
+    def test_a_record_without_timestamp_gets_the_current_time(self, log: Log, topic: str) -> None:
         """In milliseconds since the epoch."""
         before = int(time.time() * 1000)
 
@@ -333,10 +333,10 @@ class TestRoundTrip:
 class TestPoll:
     """Reading forward."""
 
-    def test_gives_each_partition_in_order_and_each_record_once(
+    def test_returns_each_partition_in_order_and_each_record_once(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """Whatever the size of the polls."""
+        """For any size of polls."""
         appended = log.append(topic, [NewRecord(str(i).encode(), b"v") for i in range(200)])
         reader = open_reader(all_of(topic))
 
@@ -354,7 +354,7 @@ class TestPoll:
     def test_an_empty_log_answers_within_the_timeout(
         self, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """Empty, not at once and not much later."""
+        """With an empty list, neither at once nor much later."""
         reader = open_reader(all_of(topic))
         began = time.monotonic()
 
@@ -362,10 +362,10 @@ class TestPoll:
 
         assert 0.25 <= time.monotonic() - began <= 3.0
 
-    def test_wanting_nothing_waits_and_gives_nothing(
+    def test_a_poll_of_no_partitions_waits_and_returns_nothing(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """So that a caller who wants nothing does not spin."""
+        """So that the caller does not spin."""
         log.append(topic, numbered(3))
         reader = open_reader(all_of(topic))
         began = time.monotonic()
@@ -375,10 +375,10 @@ class TestPoll:
         assert time.monotonic() - began >= 0.15
         assert reader.next_offsets() == all_of(topic)
 
-    def test_a_partition_that_is_not_wanted_keeps_its_place(
+    def test_a_partition_that_is_not_polled_keeps_its_offset(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """Nothing of it is given, nothing of it is lost, and it goes on where it was when wanted again."""
+        """None of its records is returned or lost, and it continues there when polled again."""
         positions = log.append(topic, [NewRecord(str(i).encode(), b"v") for i in range(90)])
         first, *others = sorted(all_of(topic))
         reader = open_reader(all_of(topic))
@@ -391,26 +391,26 @@ class TestPoll:
         assert {record.position.topic_partition for record in rest} == set(others)
         assert [record.position for record in head + tail] == here
 
-    def test_a_partition_that_is_wanted_on_and_off_is_read_to_its_end(
+    def test_a_partition_that_is_polled_on_and_off_is_read_to_its_end(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """Backpressure stops and resumes partitions for ever; none may stay silent in the end (kafka-python's did)."""
+        """Backpressure stops and resumes partitions; none may stay silent (as with kafka-python's `pause`)."""
         log.append(topic, [NewRecord(f"key {n}".encode(), b"x" * 800) for n in range(3000)], timeout_s=30.0)
         ends = log.end_offsets(topic)
         reader, held = open_reader(all_of(topic)), dict.fromkeys(ends, 0)
         deadline = time.monotonic() + GENEROUS_S
 
         while reader.next_offsets() != ends and time.monotonic() < deadline:
-            wanted = [partition for partition, count in held.items() if count < 300]
-            for record in reader.poll(wanted, 100, 0.05) if wanted else ():
+            chosen = [partition for partition, count in held.items() if count < 300]
+            for record in reader.poll(chosen, 100, 0.05) if chosen else ():
                 held[record.position.topic_partition] += 1
             for n, partition in enumerate(sorted(held)):
                 held[partition] = max(0, held[partition] - 20 * n - 10)
 
         assert reader.next_offsets() == ends
 
-    def test_sees_records_that_come_later(self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]) -> None:
-        """A poll that waits is woken by an append, well before its timeout."""
+    def test_returns_later_records(self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]) -> None:
+        """An append ends a waiting poll, well before its timeout."""
         reader = open_reader(all_of(topic))
         assert reader.poll(list(all_of(topic)), 10, 0.1) == []
         later = threading.Timer(0.2, lambda: log.append(topic, numbered(1)))
@@ -423,10 +423,10 @@ class TestPoll:
         assert record.value == b"0"
         assert time.monotonic() - began < GENEROUS_S / 2
 
-    def test_next_offsets_follow_what_was_given(
+    def test_next_offsets_follow_the_returned_records(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """They move by what poll returned, not by what was fetched ahead."""
+        """Not the records that were fetched ahead."""
         partition = only_partition(log.append(topic, numbered(10)))
         reader = open_reader(all_of(topic))
         assert reader.next_offsets() == all_of(topic)
@@ -435,10 +435,10 @@ class TestPoll:
 
         assert reader.next_offsets() == all_of(topic) | {partition: 4}
 
-    def test_another_reader_begins_where_the_first_stopped(
+    def test_another_reader_continues_where_the_first_stopped(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """Offsets saved from one reader start the next: none twice, none missing."""
+        """With its saved offsets: no record twice, none missing."""
         log.append(topic, [NewRecord(str(i).encode(), b"v") for i in range(30)])
         first = open_reader(all_of(topic))
         head = take(first, all_of(topic), 11)
@@ -447,10 +447,10 @@ class TestPoll:
 
         assert len({record.position for record in head + tail}) == 30
 
-    def test_a_seek_back_gives_the_same_again(
+    def test_a_seek_back_returns_the_same_records_again(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """Also when later records were fetched ahead."""
+        """Also if later records were fetched ahead."""
         partition = only_partition(log.append(topic, numbered(10)))
         reader = open_reader(all_of(topic))
         first = take(reader, {partition: 0}, 6)
@@ -460,7 +460,7 @@ class TestPoll:
         assert take(reader, {partition: 0}, 8)[:4] == first[2:]
 
     def test_a_seek_forward_skips(self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]) -> None:
-        """The next record is the one that was asked for."""
+        """The next record is the one at the new offset."""
         partition = only_partition(log.append(topic, numbered(10)))
         reader = open_reader(all_of(topic))
         take(reader, {partition: 0}, 1)
@@ -469,10 +469,10 @@ class TestPoll:
 
         assert [record.value for record in take(reader, {partition: 0}, 3)] == [b"7", b"8", b"9"]
 
-    def test_end_offsets_tell_how_far_there_is_to_go(
+    def test_end_offsets_are_known_for_every_partition(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """Of every partition, also of those never polled."""
+        """Also for those never polled."""
         partition = only_partition(log.append(topic, numbered(10)))
         reader = open_reader(all_of(topic))
 
@@ -483,7 +483,7 @@ class TestPoll:
 
 
 class TestOffsets:
-    """Asking the log, and reading by position."""
+    """Offsets, and reading by position."""
 
     def test_an_empty_topic_begins_and_ends_at_zero(self, log: Log, topic: str) -> None:
         """For every partition."""
@@ -491,21 +491,21 @@ class TestOffsets:
         assert log.end_offsets(topic) == all_of(topic)
 
     def test_the_end_moves_with_each_record(self, log: Log, topic: str) -> None:
-        """It is the offset that the next record gets."""
+        """It is the offset of the next record."""
         partition = only_partition(log.append(topic, numbered(3)))
 
         assert log.end_offsets(topic) == all_of(topic) | {partition: 3}
         assert log.beginning_offsets(topic) == all_of(topic)
 
-    def test_read_gives_so_many_from_there(self, log: Log, topic: str) -> None:
-        """At most as many as asked for, fewer at the end."""
+    def test_read_returns_records_from_an_offset_on(self, log: Log, topic: str) -> None:
+        """At most `max_records`, fewer at the end."""
         partition = only_partition(log.append(topic, numbered(10)))
 
         assert [record.value for record in log.read(partition, 3, 4)] == [b"3", b"4", b"5", b"6"]
         assert [record.value for record in log.read(partition, 8, 100)] == [b"8", b"9"]
 
     def test_read_at_the_end_is_empty(self, log: Log, topic: str) -> None:
-        """And does not wait for a record to come."""
+        """It does not wait for a record."""
         partition = only_partition(log.append(topic, numbered(3)))
         began = time.monotonic()
 
@@ -513,8 +513,8 @@ class TestOffsets:
 
         assert time.monotonic() - began < 5.0
 
-    def test_read_finds_what_was_appended_since_the_last_read(self, log: Log, topic: str) -> None:
-        """An end that was seen before is not believed."""
+    def test_read_returns_what_was_appended_since_the_last_read(self, log: Log, topic: str) -> None:
+        """A known end is not trusted."""
         partition = only_partition(log.append(topic, numbered(1)))
         assert len(log.read(partition, 0, 10)) == 1
         log.append(topic, numbered(1))
@@ -523,10 +523,10 @@ class TestOffsets:
         assert len(log.read(partition, 0, 10)) == 2
 
     @pytest.mark.parametrize("offset", [11, 1_000_000])
-    def test_reading_past_the_end_is_loud(
+    def test_reading_past_the_end_raises(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader], offset: int
     ) -> None:
-        """A checkpoint that is ahead of the log means that the log was lost: never wait for it to catch up."""
+        """A checkpoint ahead of the log means that the log was lost: never wait for it to catch up."""
         partition = only_partition(log.append(topic, numbered(10)))
         reader = open_reader({partition: offset})
 
@@ -537,10 +537,10 @@ class TestOffsets:
         with pytest.raises(OffsetOutOfRangeError):
             reader.poll([partition], 10, GENEROUS_S)
 
-    def test_reading_what_was_trimmed_is_loud_and_a_seek_goes_on(
+    def test_reading_a_trimmed_offset_raises_and_a_seek_continues(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader], retention: Retention
     ) -> None:
-        """Never a silent jump. From the new beginning all is well."""
+        """It never jumps silently. Reading continues from the new beginning."""
         partition = only_partition(log.append(topic, numbered(6)))
         reader = open_reader({partition: 3})
         retention.let_pass()
@@ -559,7 +559,7 @@ class TestOffsets:
     def test_a_poll_is_bounded_by_its_bytes(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """However many records are asked for; and all come, one poll after the other."""
+        """For any `max_records`; later polls return the rest."""
         large = [NewRecord(b"k", bytes([number]) * (MAX_RECORD_BYTES - 1000)) for number in range(12)]
         partition = only_partition([position for record in large for position in log.append(topic, [record])])
         reader, found = open_reader({partition: 0}), []
@@ -571,10 +571,10 @@ class TestOffsets:
 
         assert [record.value for record in found] == [record.value for record in large]
 
-    def test_a_commit_is_accepted_and_changes_no_reading(
+    def test_a_commit_does_not_affect_reading(
         self, log: Log, topic: str, open_reader: Callable[[Offsets], Reader]
     ) -> None:
-        """It is for dashboards alone."""
+        """It is only for dashboards."""
         partition = only_partition(log.append(topic, numbered(3)))
 
         log.commit({partition: 2})

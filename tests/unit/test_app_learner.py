@@ -559,7 +559,7 @@ class TestRestart:
             path.write_bytes(b"nothing")
 
         for _ in range(2):
-            with pytest.raises(StateError, match="no checkpoint is whole; restore a backup, or begin anew"):
+            with pytest.raises(StateError, match="no checkpoint is whole; restore a backup, or start from scratch"):
                 learn(config, log)
 
     def test_journaled_steps_are_formed_again_whatever_the_batch_size_is_now(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The codec: what becomes a sample or a label, what is refused and why, and that nothing else can happen."""
+"""The codec: which bytes become a sample or a label, and which are refused for which reason."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def reason_of(call: Any, *arguments: Any) -> str:
 
 @st.composite
 def samples(draw: st.DrawFn) -> tuple[Codec, dict[str, Any]]:
-    """A codec of a random schema, and the arguments of a sample that fits it."""
+    """A codec of a random schema, and the arguments of a matching sample."""
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
     dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     if dtype.kind == "f":
@@ -129,7 +129,7 @@ class TestRoundTrip:
     @given(samples())
     @FUZZ
     def test_a_sample_decodes_to_what_was_encoded(self, drawn: tuple[Codec, dict[str, Any]]) -> None:
-        """Every field of a sample survives each payload bit for bit, whatever payload the reader is configured for."""
+        """Every field of a sample survives each payload bit for bit, for any payload configured in the reader."""
         codec, arguments = drawn
 
         sample = codec.decode_sample(as_read(codec.encode_sample(**arguments)))
@@ -159,7 +159,7 @@ class TestRoundTrip:
     def test_a_label_decodes_to_what_was_encoded(
         self, sample_id: str, index: int, time: float | None, source: str | None
     ):
-        """Every field of a label survives; a class called "0" that is not the first one keeps its place."""
+        """Every field of a label survives; a class named "0" that is not the first keeps its index."""
         codec = ANY_CODECS[0]
 
         label = codec.decode_label(as_read(codec.encode_label(sample_id, index, event_time_s=time, source=source)))
@@ -172,13 +172,13 @@ class TestRoundTrip:
         )
 
     def test_a_time_of_minus_zero_is_written_as_zero(self) -> None:
-        """Its sign would not be read back from a header."""
+        """A header would lose its sign."""
         written = as_read(ANY_CODECS[0].encode_sample("a", np.zeros(4, np.float32), event_time_s=-0.0))
 
         assert ANY_CODECS[0].decode_sample(written).event_time_s == 0.0
 
-    def test_the_key_is_the_id_and_the_timestamp_is_passed_on(self) -> None:
-        """Samples and labels of one id share a key, so that they land in partitions of one number."""
+    def test_the_key_is_the_id_and_the_timestamp_is_kept(self) -> None:
+        """Samples and labels of one id share a key, so they go to the same partition number."""
         codec = ANY_CODECS[0]
 
         sample = codec.encode_sample("ä1", np.zeros(4, np.float32), timestamp_ms=7)
@@ -202,15 +202,15 @@ class TestRoundTrip:
             ({"answer": Prediction(0, np.ones(3, np.float32) / 3, 1)}, "bad_shape"),
         ],
     )
-    def test_nothing_is_written_that_could_not_be_read(self, arguments: dict[str, Any], reason: str) -> None:
+    def test_nothing_is_encoded_that_could_not_be_decoded(self, arguments: dict[str, Any], reason: str) -> None:
         """Encoding refuses what decoding would refuse, with the same reason."""
         whole = {"sample_id": "a", "x": np.zeros(4, np.float32)} | arguments
 
         assert reason_of(lambda: ANY_CODECS[0].encode_sample(**whole)) == reason
 
     @pytest.mark.parametrize("payload", ["json", "raw", "npy"])
-    def test_a_label_inside_of_an_unknown_class_keeps_its_name_where_such_are_held(self, payload: str) -> None:
-        """The sample is not lost with its label; where such labels are refused it is a dead letter."""
+    def test_a_label_inside_of_an_unknown_class_keeps_its_name_if_held(self, payload: str) -> None:
+        """The sample is not lost with its label; if such labels are refused, it is a bad record."""
         held, refused = (Codec(TABLE, unknown_class=policy) for policy in ("hold", "refuse"))
         written = held.encode_sample(
             "a", np.zeros(4, np.float32), payload=payload, label=UNLABELLED, class_name="glühbirne"
@@ -226,7 +226,7 @@ class TestRoundTrip:
 
 class TestJsonSample:
     def test_reads_every_field(self) -> None:
-        """All fields of the object are taken; unknown ones are left alone."""
+        """Unknown fields are ignored."""
         answer = {"class_index": 1, "probabilities": [0.25, 0.75, 0, 0], "model_version": 9}
         fields = {"id": "a", "x": [1, 2.5, True, 0], "label": "dog", "time": "2024-01-01T01:00:00+01:00", "domain": "d"}
 
@@ -240,14 +240,14 @@ class TestJsonSample:
         assert sample.answer.probabilities_C.dtype == np.float32
 
     @pytest.mark.parametrize(
-        ("key", "field", "wanted"),
+        ("key", "field", "expected"),
         [(b"a", None, "a"), (None, "a", "a"), (b"", "a", "a"), (b"a", "a", "a"), (b"17", 17, "17"), (None, 17, "17")],
     )
-    def test_takes_the_id_from_field_or_key(self, key: bytes | None, field: object, wanted: str) -> None:
-        """One of the two is enough, and an integer is an id by its digits."""
+    def test_takes_the_id_from_field_or_key(self, key: bytes | None, field: object, expected: str) -> None:
+        """One of the two is enough; an integer is an id by its digits."""
         value = orjson.dumps({"id": field, "x": [1, 2, 3, 4]})
 
-        assert Codec(TABLE).decode_sample(record(value, key)).sample_id == wanted
+        assert Codec(TABLE).decode_sample(record(value, key)).sample_id == expected
 
     @pytest.mark.parametrize(
         ("key", "field"),
@@ -266,8 +266,8 @@ class TestJsonSample:
             (None, "é" * 257),
         ],
     )
-    def test_refuses_ids_that_are_absent_wrong_or_at_odds_with_the_key(self, key: bytes | None, field: object) -> None:
-        """An id that differs from the key would put its label into another partition."""
+    def test_refuses_ids_that_are_missing_wrong_or_differ_from_the_key(self, key: bytes | None, field: object) -> None:
+        """If the id differed from the key, its label would go to another partition."""
         value = orjson.dumps({"id": field, "x": [1, 2, 3, 4]})
 
         assert reason_of(Codec(TABLE).decode_sample, record(value, key)) == "no_id"
@@ -298,8 +298,8 @@ class TestJsonSample:
         """Each kind of bad record has its reason."""
         assert reason_of(Codec(TABLE).decode_sample, record(value)) == reason
 
-    def test_message_says_where_what_and_what_was_wanted(self) -> None:
-        """The message begins with the position, so a dead letter can be found by it."""
+    def test_the_message_has_the_position_what_was_found_and_what_was_expected(self) -> None:
+        """The position comes first, so that a dead letter can be found by it."""
         with pytest.raises(RecordError) as caught:
             Codec(Schema((16,), np.dtype("float32"), CLASSES)).decode_sample(json_record(id="a", x=[0] * 15))
 
@@ -308,7 +308,7 @@ class TestJsonSample:
     @pytest.mark.parametrize("field", ["id", "x", "label", "time", "domain", "answer"])
     @pytest.mark.parametrize("depth", [500, 1000, 100_000])
     def test_deep_nesting_is_refused_without_recursion(self, field: str, depth: int) -> None:
-        """A thousand brackets, which the parser lets through, end as a bad record in any field."""
+        """A thousand brackets, which the parser accepts, make a bad record in any field."""
         good = {"id": "a", "x": [1, 2, 3, 4], field: "DEEP"}
         value = orjson.dumps(good).replace(b'"DEEP"', b"[" * depth + b"]" * depth)
 
@@ -319,7 +319,7 @@ class TestJsonPayload:
     @pytest.mark.parametrize("nested", [True, False])
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_flat_and_nested_lists_are_the_same_tensor(self, dtype: str, nested: bool) -> None:
-        """A flat list of the right length is laid out in C order."""
+        """A flat list of the right length is in C order."""
         x = np.arange(12).reshape(1, 3, 4).astype(dtype)
         value = x.tolist() if nested else x.ravel().tolist()
 
@@ -346,7 +346,7 @@ class TestJsonPayload:
         ],
     )
     def test_another_shape_is_refused(self, value: object) -> None:
-        """Ragged, short, deep and missing levels are shapes that differ, even where the count of numbers is right."""
+        """Ragged, short, deep and missing levels differ, even if the count of numbers is right."""
         assert reason_of(Codec(Schema((2, 2), np.dtype("int16"), CLASSES)).payload_from_json, value) == "bad_shape"
 
     @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ class TestJsonPayload:
         ],
     )
     def test_a_number_that_the_dtype_cannot_hold_is_refused(self, dtype: str, number: object) -> None:
-        """Nothing wraps around, is cut off, or is parsed out of text."""
+        """Nothing wraps around, is truncated, or is parsed from text."""
         codec = Codec(Schema((2,), np.dtype(dtype), CLASSES))
 
         assert reason_of(codec.payload_from_json, [1, number]) == "bad_dtype"
@@ -380,13 +380,13 @@ class TestJsonPayload:
         [("float16", 70_000), ("float32", 1e39), ("float64", float("nan")), ("float32", float("-inf"))],
     )
     def test_a_float_that_is_or_becomes_infinite_is_refused(self, dtype: str, number: float) -> None:
-        """A number past the end of a narrow float is not finite, and no warning escapes."""
+        """A number above the range of a narrow float is not finite; there is no warning."""
         codec = Codec(Schema((2,), np.dtype(dtype), CLASSES))
 
         assert reason_of(codec.payload_from_json, [0.5, number]) == "not_finite"
 
     def test_long_text_among_many_numbers_costs_no_memory(self) -> None:
-        """Text is refused where it stands; an array of fixed-width text would take their lengths multiplied."""
+        """An array of fixed-width text would need the product of their lengths."""
         codec = Codec(Schema((100_001,), np.dtype("float32"), CLASSES))
 
         assert reason_of(codec.payload_from_json, ["x" * 1_000_000, *[0] * 100_000]) == "bad_dtype"
@@ -394,7 +394,7 @@ class TestJsonPayload:
 
 class TestBinarySample:
     def test_reads_every_header(self) -> None:
-        """The id is the key; the other fields are headers, whatever their names' case."""
+        """The id is the key; the other fields are headers, in any case."""
         x = np.arange(4, dtype=np.float32)
         answer = b'{"class_index": 0, "probabilities": [1, 0, 0, 0], "model_version": 2}'
         headers = (("Content-Type", b"application/octet-stream; v=1"), ("Label", b"dog"), ("time", b"12.5"))
@@ -421,7 +421,7 @@ class TestBinarySample:
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
     @pytest.mark.parametrize("payload", ["raw", "npy"])
     def test_floats_that_are_not_finite_are_refused(self, payload: str, dtype: str, bad: float) -> None:
-        """NaN and both infinities are found in every float, raw or .npy."""
+        """NaN and both infinities, in every float dtype, raw or .npy."""
         x = np.array([0, bad, 1, 2], dtype)
         value = x.tobytes() if payload == "raw" else npy_bytes(x)
         codec = Codec(Schema((4,), x.dtype, CLASSES), payload=payload)
@@ -434,7 +434,7 @@ class TestBinarySample:
     def test_floats_whose_square_is_infinite_in_the_network_are_refused(
         self, payload: str, dtype: str, sign: float
     ) -> None:
-        """One of them, in one row, would be the variance of a whole batch. The largest that has a square is taken."""
+        """One of them makes the variance of its batch infinite. The largest with a finite square is accepted."""
         codec = Codec(Schema((4,), np.dtype(dtype), CLASSES), payload=payload)
         outcomes = []
         for largest in (1.8e19, 1.9e19, 1e30):
@@ -448,23 +448,23 @@ class TestBinarySample:
         assert outcomes == [None, "not_finite", "not_finite"]
 
     @pytest.mark.parametrize(("scale", "taken"), [(1e-3, 1.8e22), (-10.0, 1.8e18)])
-    def test_how_large_a_float_may_be_is_measured_as_the_network_sees_it(self, scale: float, taken: float) -> None:
-        """After `schema.scale`; and the message says the bound and what was found."""
+    def test_the_bound_of_floats_applies_after_the_scale(self, scale: float, taken: float) -> None:
+        """As the network sees them; the message has the bound and the number."""
         codec = Codec(Schema((2,), np.dtype("float32"), CLASSES, scale=scale))
 
         assert codec.payload_from_json([0.0, taken]).tolist()[1] == pytest.approx(taken)
         with pytest.raises(RecordError, match=r"up to 1.8e\+\d\d, whose square is finite in float32, got -2e\+\d\d"):
             codec.payload_from_json([0.0, -taken / 0.9])
 
-    def test_what_is_too_large_is_not_encoded_either(self) -> None:
-        """Nobody appends what would be a dead letter."""
+    def test_a_float_that_is_too_large_is_not_encoded(self) -> None:
+        """It would become a dead letter."""
         codec = Codec(TABLE)
 
         assert reason_of(codec.encode_sample, "a", np.array([0, 1e30, 0, 0], np.float32)) == "not_finite"
 
     @pytest.mark.parametrize("length", [0, 1, 15, 17, 32])
     def test_raw_of_another_length_is_refused(self, length: int) -> None:
-        """The byte count is the shape."""
+        """Only the byte count tells the shape."""
         assert reason_of(Codec(TABLE, payload="raw").decode_sample, record(bytes(length))) == "bad_shape"
 
     @pytest.mark.parametrize(
@@ -488,11 +488,11 @@ class TestBinarySample:
         ],
     )
     def test_names_the_bad_header(self, header: tuple[str, bytes], reason: str) -> None:
-        """A header that means nothing makes the record bad rather than being dropped."""
+        """An invalid header makes the record bad; it is not ignored."""
         assert reason_of(Codec(TABLE, payload="raw").decode_sample, record(bytes(16), b"a", (header,))) == reason
 
     def test_without_a_key_has_no_id(self) -> None:
-        """Nothing else can name a binary sample."""
+        """A binary sample has no other place for its id."""
         assert reason_of(Codec(TABLE, payload="raw").decode_sample, record(bytes(16), None)) == "no_id"
 
     def test_content_type_overrides_the_configured_payload(self) -> None:
@@ -526,13 +526,13 @@ class TestAnswer:
         ],
     )
     def test_a_forged_or_malformed_answer_is_a_bad_record(self, change: dict[str, Any], reason: str) -> None:
-        """It would be scored as if the model had said it."""
+        """It would be scored like an answer of the model."""
         bad = json_record(id="a", x=[1, 2, 3, 4], answer=self.GOOD | change)
 
         assert reason_of(Codec(TABLE).decode_sample, bad) == reason
 
-    def test_probabilities_rounded_by_a_client_are_taken(self) -> None:
-        """A sum that is one to two digits is one."""
+    def test_probabilities_rounded_by_a_client_are_accepted(self) -> None:
+        """Their sum may differ from one by 0.01."""
         answer = self.GOOD | {"probabilities": [0.333, 0.333, 0.333, 0]}
 
         assert Codec(TABLE).decode_sample(json_record(id="a", x=[1, 2, 3, 4], answer=answer)).answer is not None
@@ -545,7 +545,7 @@ class TestNpy:
     def test_reads_each_version_layout_and_byte_order(
         self, version: tuple[int, int], order: Any, byte_order: Any
     ) -> None:
-        """What NumPy writes arrives as a native C-order tensor with the same numbers."""
+        """A file written by NumPy becomes a native C-order tensor with the same numbers."""
         x = np.arange(24).reshape(2, 3, 4).astype(np.dtype("int32").newbyteorder(byte_order))
         value = npy_bytes(np.asarray(x, order=order), version)
 
@@ -568,24 +568,24 @@ class TestNpy:
         ],
     )
     def test_another_dtype_or_shape_is_refused(self, x: Array, reason: str) -> None:
-        """The file must be of the schema, not merely convertible to it."""
+        """The file must match the schema, not only be convertible to it."""
         assert reason_of(Codec(TABLE).decode_payload, npy_bytes(x), "application/x-npy") == reason
 
     @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b[:64], lambda b: b[:9]])
-    def test_a_file_cut_short_or_too_long_is_refused(self, change: Any) -> None:
+    def test_a_truncated_or_extended_file_is_refused(self, change: Any) -> None:
         """Header and data must fill the file exactly."""
         value = change(npy_bytes(np.zeros(4, np.float32)))
 
         assert reason_of(Codec(TABLE).decode_payload, value, "application/x-npy") in ("bad_shape", "bad_dtype")
 
     def test_an_object_array_is_never_unpickled(self) -> None:
-        """A dtype that needs pickle is not in the closed set of dtypes that are matched."""
+        """A dtype that needs pickle is not among the dtypes that are matched."""
         file = io.BytesIO()
         np.lib.format.write_array(file, np.array([print] * 4, object), allow_pickle=True)
 
         assert reason_of(Codec(TABLE).decode_payload, file.getvalue(), "application/x-npy") == "bad_dtype"
 
-    def test_a_header_that_promises_gigabytes_allocates_nothing(self) -> None:
+    def test_a_header_of_gigabytes_allocates_nothing(self) -> None:
         """The length of the header is checked before it is read, and the shape before the data."""
         value = b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"x" * 50
 
@@ -622,19 +622,19 @@ class TestImage:
         ],
     )
     def test_every_mode_of_eight_bits_is_converted(self, mode: str, kind: str, schema: Schema) -> None:
-        """Palettes, alpha and CMYK all end as grey or colour, without a warning."""
+        """Palettes, alpha and CMYK become grey or colour, without a warning."""
         x = Codec(schema).decode_payload(image_bytes(mode, kind=kind), f"image/{kind.lower()}")
 
         assert x.shape == schema.shape
 
     def test_a_palette_with_transparency_is_converted(self) -> None:
-        """Pillow would warn of it."""
+        """Pillow would warn about it."""
         value = image_bytes("P", transparency=bytes(range(256)))
 
         assert Codec(COLOUR).decode_payload(value, "image/png").shape == (3, 5, 7)
 
     def test_sixteen_bits_are_refused(self) -> None:
-        """Their conversion clips, which would be a silent loss."""
+        """Their conversion clips: a silent loss."""
         file = io.BytesIO()
         Image.fromarray(np.full((5, 7), 40_000, np.uint16)).save(file, "PNG")
 
@@ -642,26 +642,26 @@ class TestImage:
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
     def test_another_size_is_refused(self, kind: str) -> None:
-        """Nothing is resized: width and height stand in the schema."""
+        """Nothing is resized: the schema has width and height."""
         value = image_bytes("RGB", (5, 7), kind)
 
         assert reason_of(Codec(COLOUR).decode_payload, value, "image/png") == "bad_shape"
 
     @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO", "TGA"])
     def test_other_formats_are_refused(self, kind: str) -> None:
-        """Only three decoders can be reached, whatever the content type says."""
+        """Only three decoders can be reached, for any content type."""
         assert reason_of(Codec(COLOUR).decode_payload, image_bytes("RGB", kind=kind), "image/png") == "bad_image"
 
-    def test_a_bomb_is_refused_by_its_header(self) -> None:
-        """A PNG that would fill four gigabytes is judged by its first bytes, and no warning escapes."""
+    def test_a_decompression_bomb_is_refused_by_its_header(self) -> None:
+        """A PNG of four gigabytes is refused after its first bytes, without a warning."""
         small = image_bytes("L")
         ihdr = b"IHDR" + (65_535).to_bytes(4, "big") * 2 + small[24:29]
         value = small[:12] + ihdr + zlib.crc32(ihdr).to_bytes(4, "big") + small[33:]
 
         assert reason_of(Codec(GREY).decode_payload, value, "image/png") == "bad_shape"
 
-    def test_a_webp_canvas_is_judged_before_the_decoder_allocates_it(self) -> None:
-        """The extended header's canvas of 16384 by 16384 is refused by size though the frame in it fits."""
+    def test_a_webp_canvas_is_checked_before_the_decoder_allocates_it(self) -> None:
+        """A canvas of 16384 by 16384 in the extended header is refused, although the frame in it fits."""
         value = bytearray(image_bytes("RGBA", kind="WEBP", exif=EXIF))
         assert value[12:16] == b"VP8X"
         value[24:30] = b"\xff\x3f\x00" * 2
@@ -671,43 +671,43 @@ class TestImage:
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
     def test_a_truncated_file_is_refused(self, kind: str) -> None:
-        """Missing pixels are not invented."""
+        """Missing pixels are not filled in."""
         value = image_bytes("RGB", kind=kind)
 
         assert reason_of(Codec(COLOUR).decode_payload, value[: len(value) * 2 // 3], "image/png") == "bad_image"
 
-    def test_a_table_takes_no_image(self) -> None:
-        """An image has no place in a schema that is not (1 or 3, height, width) of uint8."""
+    def test_a_table_accepts_no_image(self) -> None:
+        """Images need a schema of uint8 (1 or 3, height, width)."""
         assert reason_of(Codec(TABLE).decode_payload, image_bytes(), "image/png") == "bad_content_type"
 
 
 @pytest.mark.parametrize(
-    ("value", "reason", "told"),
+    ("value", "reason", "message"),
     [
-        (b'{"id": "a", "x": [1, NaN, 3, 4]}', "not_json", "JSON has no NaN: fill missing values in"),
-        (b'{"id": "a", "x": [1, null, 3, 4]}', "bad_dtype", "got null: fill missing values in"),
+        (b'{"id": "a", "x": [1, NaN, 3, 4]}', "not_json", "JSON has no NaN: replace missing values"),
+        (b'{"id": "a", "x": [1, null, 3, 4]}', "bad_dtype", "got null: replace missing values"),
     ],
 )
-def test_a_missing_value_in_json_is_told_as_one(value: bytes, reason: str, told: str) -> None:
-    """It is the commonest fault of a table."""
-    with pytest.raises(RecordError, match=told) as caught:
+def test_a_missing_value_in_json_gets_a_hint(value: bytes, reason: str, message: str) -> None:
+    """It is the most common error in tables."""
+    with pytest.raises(RecordError, match=message) as caught:
         Codec(TABLE).decode_sample(record(value))
 
     assert caught.value.reason == reason
 
 
-def test_a_missing_value_in_a_tensor_is_told_with_its_place() -> None:
-    """Row and feature, where there are several."""
+def test_a_missing_value_in_a_tensor_is_named_by_its_place() -> None:
+    """Row and feature."""
     x = np.zeros((3, 4), np.float32)
     x[1, 2] = np.nan
 
-    with pytest.raises(RecordError, match=r"NaN or infinity at \[1, 2\]: fill missing values in"):
+    with pytest.raises(RecordError, match=r"NaN or infinity at \[1, 2\]: replace missing values"):
         Codec(Schema((3, 4), np.dtype("float32"), CLASSES)).decode_payload(x.tobytes(), "application/octet-stream")
 
 
 class TestLabel:
     @pytest.mark.parametrize(
-        ("value", "wanted"),
+        ("value", "expected"),
         [
             (b'{"id": "a", "label": "dog"}', 1),
             (b'{"id": "a", "class": "dog"}', 1),
@@ -720,30 +720,30 @@ class TestLabel:
             (b"1", 1),
         ],
     )
-    def test_takes_a_class_by_name_or_by_index(self, value: bytes, wanted: int) -> None:
-        """In an object or bare."""
+    def test_takes_a_class_by_name_or_by_index(self, value: bytes, expected: int) -> None:
+        """In an object or as plain text."""
         label = Codec(NAMED).decode_label(record(value))
 
-        assert (label.sample_id, label.class_index) == ("a", wanted)
+        assert (label.sample_id, label.class_index) == ("a", expected)
 
     @pytest.mark.parametrize(
-        ("value", "wanted"),
+        ("value", "expected"),
         [(b'{"label": "3"}', 2), (b'{"label": 3}', 2), (b"3", 2), (b'{"class": 0}', 3), (b"cat", 0)],
     )
-    def test_a_number_is_a_name_where_a_class_is_called_by_one(self, value: bytes, wanted: int) -> None:
-        """As text or as JSON has it: whoever sends y of a table as it is means the class of that name."""
-        assert Codec(TABLE).decode_label(record(value)).class_index == wanted
+    def test_a_number_is_a_name_if_classes_are_numbered(self, value: bytes, expected: int) -> None:
+        """As text or as a JSON number: the y column of a table means the class of that name."""
+        assert Codec(TABLE).decode_label(record(value)).class_index == expected
 
     @pytest.mark.parametrize("value", [b"7", b'{"label": 7}', b'{"label": "7"}'])
-    def test_a_number_may_be_a_class_to_come_where_a_class_is_called_by_one(self, value: bytes) -> None:
-        """It is held by its name, as any other name that is not known."""
+    def test_a_number_may_be_an_unknown_class_if_classes_are_numbered(self, value: bytes) -> None:
+        """It is held by its name, like any unknown class."""
         label = Codec(TABLE, unknown_class="hold").decode_label(record(value))
 
         assert (label.class_index, label.class_name) == (UNLABELLED, "7")
 
     @pytest.mark.parametrize("value", [b"1", b'{"label": 1}', b'{"label": "2"}'])
-    def test_a_number_is_no_index_where_a_class_is_called_by_one(self, value: bytes) -> None:
-        """It may be meant as a name, and would be learned as another class."""
+    def test_a_number_is_not_an_index_if_classes_are_numbered(self, value: bytes) -> None:
+        """It may be a name, and would be learned as another class."""
         assert reason_of(Codec(TABLE).decode_label, record(value)) == "unknown_class"
 
     @pytest.mark.parametrize(
@@ -783,7 +783,7 @@ class TestLabel:
 
     @pytest.mark.parametrize("value", [b'{"erase": true}', b'{"id": "a", "label": null, "erase": true}'])
     def test_may_erase_its_sample(self, value: bytes) -> None:
-        """And can be written as it was read."""
+        """It encodes to what was decoded."""
         label = Codec(TABLE).decode_label(record(value))
         again = Codec(TABLE).decode_label(as_read(Codec(TABLE).encode_erasure("a")))
 
@@ -791,8 +791,8 @@ class TestLabel:
         assert (again.sample_id, again.class_index) == ("a", ERASED)
 
     @pytest.mark.parametrize("value", [b'{"label": null}', b'{"class": null}', b'{"label": null, "class": null}'])
-    def test_without_a_class_is_a_retraction(self, value: bytes) -> None:
-        """A null in JSON, on purpose. It can be written as it was read; a null next to a class is ignored."""
+    def test_a_null_class_is_a_retraction(self, value: bytes) -> None:
+        """It encodes to what was decoded. A null next to a class is ignored."""
         label = Codec(TABLE).decode_label(record(value))
         again = Codec(TABLE).decode_label(as_read(Codec(TABLE).encode_label("a", RETRACTED, source="audit")))
 
@@ -804,8 +804,8 @@ class TestLabel:
         ("value", "name"),
         [(b'{"label": "cow"}', "cow"), (b" cow ", "cow"), (b'{"class": "gl\xc3\xbchbirne"}', "glühbirne")],
     )
-    def test_of_an_unknown_class_keeps_its_name_where_such_are_held(self, value: bytes, name: str) -> None:
-        """The ledger holds it until a class has the name; and it can be written as it was read."""
+    def test_of_an_unknown_class_keeps_its_name_if_held(self, value: bytes, name: str) -> None:
+        """The ledger holds it until a class has the name. It encodes to what was decoded."""
         codec = Codec(TABLE, unknown_class="hold")
 
         label = codec.decode_label(record(value))
@@ -827,13 +827,13 @@ class TestLabel:
             (b'{"label": "' + b"c" * 257 + b'"}', "too_large"),
         ],
     )
-    def test_that_gives_no_name_is_refused_all_the_same(self, value: bytes, reason: str) -> None:
-        """Neither is a number that is no index, where no class is called by one."""
+    def test_without_a_usable_name_is_refused_even_if_unknown_ones_are_held(self, value: bytes, reason: str) -> None:
+        """A number that is not an index is not a name either, unless classes are numbered."""
         assert reason_of(Codec(TABLE, unknown_class="hold").decode_label, record(value)) == reason
         assert reason_of(Codec(NAMED, unknown_class="hold").decode_label, record(b"4")) == "unknown_class"
 
     @pytest.mark.parametrize(
-        ("time", "wanted"),
+        ("time", "expected"),
         [
             (0, 0.0),
             (1.5, 1.5),
@@ -843,18 +843,18 @@ class TestLabel:
             (None, None),
         ],
     )
-    def test_time_is_seconds_or_iso_8601_with_a_zone(self, time: object, wanted: float | None) -> None:
-        """Both forms end as seconds since the epoch."""
+    def test_time_is_seconds_or_iso_8601_with_a_zone(self, time: object, expected: float | None) -> None:
+        """Both become seconds since the epoch."""
         value = orjson.dumps({"label": 0, "time": time})
 
-        assert Codec(TABLE).decode_label(record(value)).event_time_s == wanted
+        assert Codec(TABLE).decode_label(record(value)).event_time_s == expected
 
     @pytest.mark.parametrize(
         "time",
         [-1, -0.001, 1e11, 1_700_000_000_000, "1970-01-01T00:00:01", "1", "", True, [], {}, "1969-12-31T23:59:59Z"],
     )
-    def test_a_time_that_could_mean_two_things_is_refused(self, time: object) -> None:
-        """Milliseconds, local times and numbers in quotes are not guessed at."""
+    def test_an_ambiguous_time_is_refused(self, time: object) -> None:
+        """Milliseconds, local times and numbers in quotes are not guessed."""
         value = orjson.dumps({"label": 0, "time": time})
 
         assert reason_of(Codec(TABLE).decode_label, record(value)) == "bad_time"
@@ -877,15 +877,15 @@ class TestSize:
         assert reason_of(codec.decode_sample, large) == "too_large"
         assert reason_of(codec.decode_label, large) == "too_large"
 
-    def test_a_record_at_the_limit_is_taken(self) -> None:
-        """The bound itself is allowed, and one byte more is not."""
+    def test_a_record_at_the_limit_is_accepted(self) -> None:
+        """One byte more is refused."""
         value = b'{"x":[1,2,3,4]}'
 
         assert Codec(TABLE, max_record_bytes=len(value) + 1).decode_sample(record(value)).sample_id == "a"
         assert reason_of(Codec(TABLE, max_record_bytes=len(value)).decode_sample, record(value)) == "too_large"
 
     def test_bodies_and_records_to_write_have_the_same_limit(self) -> None:
-        """What is over the limit can neither be posted nor written."""
+        """Above it nothing can be posted or encoded."""
         codec = Codec(TABLE, max_record_bytes=15)
 
         assert reason_of(codec.decode_payload, bytes(16), "application/octet-stream") == "too_large"
@@ -894,7 +894,7 @@ class TestSize:
 
 class TestPayloadType:
     @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "", "image", "é"])
-    def test_a_body_that_is_no_tensor_is_refused(self, content_type: str) -> None:
+    def test_a_body_that_is_not_a_tensor_is_refused(self, content_type: str) -> None:
         """JSON bodies go through `payload_from_json`."""
         assert reason_of(Codec(GREY).decode_payload, bytes(35), content_type) == "bad_content_type"
 
@@ -905,7 +905,7 @@ class TestHostileBytes:
     def test_any_bytes_decode_or_are_a_bad_record(
         self, codec: Codec, value: bytes, key: bytes | None, headers: Headers
     ) -> None:
-        """Value, key and headers at random: the only error is RecordError, for samples and for labels."""
+        """Random value, key and headers: the only error is RecordError, for samples and for labels."""
         for decode in (codec.decode_sample, codec.decode_label):
             try:
                 decode(record(value, key, headers))
@@ -924,7 +924,7 @@ class TestHostileBytes:
     )
     @FUZZ
     def test_any_json_object_decodes_or_is_a_bad_record(self, fields: dict[str, Any], sound: bool) -> None:
-        """Fields of any JSON type in any place; with a sound payload and id the later fields are reached too."""
+        """Fields of any JSON type in any place. With a valid payload and id, later fields are reached too."""
         value = orjson.dumps({"id": "a", "x": [1, 2, 3, 4], "label": 0} | fields if sound else fields)
         for decode in (Codec(TABLE).decode_sample, Codec(TABLE).decode_label):
             try:
@@ -951,7 +951,7 @@ class TestHostileBytes:
     def test_any_damage_to_an_image_decodes_or_is_a_bad_record(
         self, value: bytes, patches: list[tuple[int, bytes]], cut: int
     ) -> None:
-        """Bytes changed, inserted, removed or cut off in PNG (animated too), JPEG (with EXIF) and WebP."""
+        """Bytes changed, inserted, removed or truncated in PNG (animated too), JPEG (with EXIF) and WebP."""
         damaged = bytearray(value)
         for at, patch in patches:
             damaged[at % len(value) : at % len(value) + max(1, len(patch))] = patch
@@ -967,7 +967,7 @@ class TestHostileBytes:
     @given(st.integers(0, 200), st.binary(min_size=1, max_size=6), st.booleans())
     @FUZZ
     def test_any_damage_to_a_npy_decodes_or_is_a_bad_record(self, at: int, patch: bytes, insert: bool) -> None:
-        """The header is text that a producer controls whole."""
+        """A producer controls the whole header."""
         damaged = bytearray(npy_bytes(np.zeros(4, np.float32)))
         at %= len(damaged)
         damaged[at : at if insert else at + len(patch)] = patch
@@ -980,14 +980,14 @@ class TestHostileBytes:
 
 
 class TestDeadLetter:
-    def test_of_nothing_is_an_empty_value(self) -> None:
-        """Kafka takes a record with neither key nor value; a dead letter like it would be refused, for ever."""
+    def test_a_record_without_key_and_value_gets_an_empty_value(self) -> None:
+        """Kafka accepts such a record from others; our log would refuse its dead letter on every retry."""
         letter = dead_letter(record(None, None), RecordError("no_value", "samples[3]@1042"))
 
         assert (letter.key, letter.value) == (None, b"")
 
-    def test_keeps_the_bytes_and_says_why_and_where(self) -> None:
-        """Key, value and headers are untouched; six headers follow them, and the log stamps it anew."""
+    def test_keeps_the_bytes_and_adds_reason_and_position(self) -> None:
+        """Key, value and headers are unchanged; six headers follow, and the log sets a new timestamp."""
         bad = record(b"\x00\xff", b"k\xff", (("content-type", b"x"),))
 
         letter = dead_letter(bad, RecordError("not_json", "samples[3]@1042: ü"))
@@ -1008,7 +1008,7 @@ class TestDeadLetter:
     def test_reads_back_as_the_record_that_it_was(
         self, value: bytes | None, key: bytes | None, headers: Headers, message: str
     ) -> None:
-        """Position, time and all bytes return, so that a tool can send it again; no value at all as an empty one."""
+        """Position, time and all bytes return, so that it can be sent again; a missing value becomes an empty one."""
         bad = record(b"" if value is None and key is None else value, key, headers)
         letter = dead_letter(bad, RecordError("bad_shape", message))
 
@@ -1016,8 +1016,8 @@ class TestDeadLetter:
 
         assert (read.reason, read.record) == ("bad_shape", bad)
 
-    def test_a_letter_set_aside_again_comes_back_one_step_at_a_time(self) -> None:
-        """The last six headers belong to the last time."""
+    def test_a_dead_letter_of_a_dead_letter_is_read_one_step_at_a_time(self) -> None:
+        """The last six headers belong to the last one."""
         bad = record(b"v")
         once = as_read(dead_letter(bad, RecordError("no_id", "first")))
 
@@ -1028,15 +1028,15 @@ class TestDeadLetter:
 
     @pytest.mark.parametrize("place", [2, 3, 5])
     def test_other_records_of_the_topic_are_refused(self, place: int) -> None:
-        """A record without the headers, or with numbers that are none, is no dead letter."""
+        """Without the headers, or with invalid numbers in them, a record is not a dead letter."""
         headers = list(dead_letter(record(b"v"), RecordError("no_id", "m")).headers)
         headers[place] = (headers[place][0] + ("" if place > 2 else "x"), b"12x")
 
         assert reason_of(read_dead_letter, record(b"v", b"a", ())) == "no_value"
         assert reason_of(read_dead_letter, record(b"v", b"a", tuple(headers))) in ("no_value", "bad_dtype")
 
-    def test_a_long_message_is_cut(self) -> None:
-        """A dead letter stays about as large as the record in it."""
+    def test_a_long_message_is_truncated(self) -> None:
+        """A dead letter is about as large as the record in it."""
         letter = dead_letter(record(b"v"), RecordError("no_id", "m" * 100_000))
 
         assert sum(len(content) for _, content in letter.headers) < 1200

@@ -1,10 +1,11 @@
-"""Reading ahead: bounded queues, bad records kept whole, and what happens when the log is away or was trimmed."""
+"""Prefetch: bounded queues, bad records kept whole, and a log that is away or was trimmed."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,8 +14,19 @@ from structlog.testing import capture_logs
 from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError
 from streamlearn.log.codec import Codec
 from streamlearn.log.feed import Feed
-from streamlearn.records import BadRecord, Gap, Label, NewRecord, Position, Record, Sample, Schema, TopicPartition
-from streamlearn.testing import MemoryLog
+from streamlearn.records import (
+    BadRecord,
+    Gap,
+    Label,
+    NewRecord,
+    Offsets,
+    Position,
+    Record,
+    Sample,
+    Schema,
+    TopicPartition,
+)
+from streamlearn.testing import MemoryLog, MemoryReader
 
 SCHEMA = Schema((2,), np.dtype(np.float32), ("a", "b"))
 CODEC = Codec(SCHEMA)
@@ -29,16 +41,16 @@ def filled(samples: int, labels: int = 0) -> MemoryLog:
     return log
 
 
-def feed_of(log: MemoryLog, **settings: object) -> Feed:
-    decoders = {"decode_sample": CODEC.decode_sample, "decode_label": CODEC.decode_label}
-    chosen = {"max_records": 1000, "on_trimmed": "stop", **decoders} | settings
-    return Feed(
-        log,
-        {S: 0, L: 0},
-        sample_topic="samples",
-        schema=SCHEMA,
-        **chosen,  # type: ignore[arg-type]
-    )
+def feed_of(
+    log: MemoryLog,
+    next_offsets: Offsets | None = None,
+    codec: Codec = CODEC,
+    *,
+    max_records: int = 1000,
+    on_trimmed: Literal["stop", "skip"] = "stop",
+) -> Feed:
+    offsets = next_offsets or {S: 0, L: 0}
+    return Feed(log, offsets, codec, sample_topic="samples", max_records=max_records, on_trimmed=on_trimmed)
 
 
 def wait(feed: Feed, done: Callable[[], bool]) -> None:
@@ -49,7 +61,7 @@ def wait(feed: Feed, done: Callable[[], bool]) -> None:
 
 
 def test_reads_and_decodes_every_partition() -> None:
-    """Samples and labels stand in their own queues, in offset order, and nothing is behind in the end."""
+    """Samples and labels are in their own queues, in offset order; in the end no partition is behind."""
     feed = feed_of(filled(5, 3))
     feed.start()
 
@@ -61,8 +73,8 @@ def test_reads_and_decodes_every_partition() -> None:
     feed.close()
 
 
-def test_a_bad_record_stays_whole_with_its_reason() -> None:
-    """What cannot be decoded is handed on, not dropped."""
+def test_a_bad_record_is_kept_whole_with_its_reason() -> None:
+    """It is passed on, not dropped."""
     log = filled(0)
     log.append("samples", [NewRecord(b"k", b"not json")])
     feed = feed_of(log)
@@ -76,12 +88,13 @@ def test_a_bad_record_stays_whole_with_its_reason() -> None:
     assert (bad.error.reason, bad.record.value) == ("not_json", b"not json")
 
 
-def test_a_full_queue_is_not_read_on() -> None:
-    """The bound of each partition holds, up to one poll (I6), and the others go on."""
+def test_a_partition_with_a_full_queue_is_not_polled() -> None:
+    """The bound of each queue holds, up to one poll (I6); other partitions continue."""
     feed = feed_of(filled(3000, 10), max_records=100)
     feed.start()
 
     wait(feed, lambda: len(feed.queues[S]) >= 100 and len(feed.queues[L]) == 10)
+    time.sleep(0.1)
 
     assert len(feed.queues[S]) < 100 + 512
     assert feed.behind(S)
@@ -91,7 +104,7 @@ def test_a_full_queue_is_not_read_on() -> None:
 
 
 def test_large_bad_records_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are kept as they came, so their number alone bounds nothing; taken, they make room again."""
+    """They keep their original bytes, so a bound on their number is not enough."""
     monkeypatch.setattr("streamlearn.log.feed._BAD_BYTES", 2 * 50_000)  # of two partitions
     monkeypatch.setattr("streamlearn.log.feed._POLL_RECORDS", 16)
     log = filled(0, 10)
@@ -113,7 +126,7 @@ def test_large_bad_records_are_bounded_by_their_bytes(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("room", "held"), [(24, 12), (0.5, 1)])
 def test_large_samples_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch, room: float, held: int) -> None:
-    """All queues together have room for so many; each partition holds one at least, so that all are read."""
+    """Over all queues; but each partition may hold one sample, so that all are read."""
     schema = Schema((3, 224, 224), np.dtype(np.float32), ("a", "b"))
     monkeypatch.setattr("streamlearn.log.feed.PREFETCH_BYTES", int(room * schema.nbytes))
     monkeypatch.setattr("streamlearn.log.feed.POLL_BYTES", 2 * schema.nbytes)
@@ -121,16 +134,7 @@ def test_large_samples_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatc
     log.create_topics({"samples": 2, "labels": 1})
     log.append("samples", [codec.encode_sample(f"s{n}", np.zeros(schema.shape, np.float32)) for n in range(60)])
     partitions = [TopicPartition("samples", number) for number in (0, 1)]
-    feed = Feed(
-        log,
-        dict.fromkeys(partitions, 0),
-        schema=schema,
-        sample_topic="samples",
-        decode_sample=codec.decode_sample,
-        decode_label=codec.decode_label,
-        max_records=2048,
-        on_trimmed="stop",
-    )
+    feed = feed_of(log, dict.fromkeys(partitions, 0), codec, max_records=2048)
     feed.start()
 
     taken = 0
@@ -139,31 +143,24 @@ def test_large_samples_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatc
         time.sleep(0.02)
         for partition in partitions:
             queue = feed.queues[partition]
-            assert len(queue) <= held + 1, "one poll of two more than the last look allowed"
+            assert len(queue) <= held + 1, "a poll of two adds one to the bound"
             taken += len(queue) > 0 and bool(queue.popleft())
 
     feed.close()
 
 
-def test_small_samples_are_bounded_by_their_number() -> None:
-    """As the setting has it, and so is a poll."""
-    feed = feed_of(filled(0), max_records=70)
-
-    assert (feed._max_records, feed._poll_records) == ({S: 70, L: 70}, 512)
-    feed.close()
-
-
-def test_a_client_that_never_answers_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stops a learner waits for the thread so long and no longer; the thread ends with the process."""
+def test_a_client_that_never_answers_does_not_block_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`close` waits for the thread a bounded time; the thread ends with the process."""
     monkeypatch.setattr("streamlearn.log.feed._JOIN_S", 0.1)
-    feed, hangs, released = feed_of(filled(0)), threading.Event(), threading.Event()
+    hangs, released = threading.Event(), threading.Event()
 
     def poll(*_: object) -> list[Record]:
         hangs.set()
         released.wait(30)
         return []
 
-    monkeypatch.setattr(feed._reader, "poll", poll)
+    monkeypatch.setattr(MemoryReader, "poll", poll)
+    feed = feed_of(filled(0))
     feed.start()
     assert hangs.wait(8)
     began = time.monotonic()
@@ -172,12 +169,12 @@ def test_a_client_that_never_answers_does_not_keep_the_process(monkeypatch: pyte
         feed.close()
 
     assert time.monotonic() - began < 5.0
-    assert [line["event"] for line in lines] == ["feed_does_not_end"]
+    assert [line["event"] for line in lines] == ["feed_thread_hangs"]
     released.set()
 
 
-def test_a_log_that_is_away_is_waited_for() -> None:
-    """Reading goes on by itself once the log is back, and nobody is told of an error."""
+def test_a_log_that_is_away_is_retried() -> None:
+    """Reading continues once the log is back; the learner gets no error."""
     log = filled(4)
     log.fail("poll", LogUnavailableError("away"), times=2)
     feed = feed_of(log)
@@ -190,8 +187,8 @@ def test_a_log_that_is_away_is_waited_for() -> None:
 
 
 class TestTrimmed:
-    def test_stops_by_default_and_says_what_to_do(self) -> None:
-        """Records that left before they were read are never skipped in silence."""
+    def test_stops_by_default_and_names_the_setting(self) -> None:
+        """Records that were trimmed unread are never skipped silently."""
         log = filled(6)
         log.trim(S, 4)
         feed = feed_of(log)
@@ -202,8 +199,8 @@ class TestTrimmed:
 
         feed.close()
 
-    def test_skips_where_that_is_set_and_counts_the_gap(self) -> None:
-        """Reading goes on at the oldest record there is; the gap stands in the queue where its records stood."""
+    def test_skips_if_set_and_counts_the_gap(self) -> None:
+        """Reading continues at the oldest record; the gap takes the place of its records in the queue."""
         log = filled(6)
         log.trim(S, 4)
         feed = feed_of(log, on_trimmed="skip")
@@ -216,17 +213,8 @@ class TestTrimmed:
         assert [item.position.offset for item in feed.queues[S]] == [3, 4, 5]
 
     def test_an_offset_past_the_end_is_never_skipped(self) -> None:
-        """That is another log, not a trimmed one."""
-        feed = Feed(
-            filled(2),
-            {S: 9, L: 0},
-            sample_topic="samples",
-            schema=SCHEMA,
-            decode_sample=CODEC.decode_sample,
-            decode_label=CODEC.decode_label,
-            max_records=10,
-            on_trimmed="skip",
-        )
+        """It is a sign of another log, not of retention."""
+        feed = feed_of(filled(2), {S: 9, L: 0}, on_trimmed="skip")
         feed.start()
 
         with pytest.raises(OffsetOutOfRangeError):
@@ -235,13 +223,14 @@ class TestTrimmed:
         feed.close()
 
 
-def test_a_bug_in_reading_ends_the_learner_too() -> None:
-    """What kills the thread is raised in the learner's, whatever it is; it would wait for ever otherwise."""
+def test_a_bug_in_reading_is_raised_in_the_learner() -> None:
+    """Without its feed the learner would wait indefinitely."""
 
-    def decode(_record: object) -> Sample:
-        raise ZeroDivisionError("a bug")
+    class Broken(Codec):
+        def decode_sample(self, record: Record) -> Sample:
+            raise ZeroDivisionError("a bug")
 
-    feed = feed_of(filled(1), decode_sample=decode)
+    feed = feed_of(filled(1), codec=Broken(SCHEMA))
     feed.start()
     try:
         with pytest.raises(ZeroDivisionError, match="a bug"):

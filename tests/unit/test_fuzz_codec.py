@@ -1,4 +1,4 @@
-"""Hostile records in numbers: each ends as a sample, a label, or bad for a known reason. More: `benchmarks/fuzz.py`."""
+"""Many hostile records: each becomes a sample, a label, or bad for a known reason. More: `benchmarks/fuzz.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from streamlearn.records import Position, Record, Schema
 
 SEED, COUNT = 20261124, 4000
 MOST_CPU_S = 0.5
-"""For one record of at most 20 kB. The slowest of a million took a hundredth of it."""
+"""For one record of at most 20 kB. The slowest of a million took 1 % of it."""
 POSITION = Position("samples", 0, 0)
 
 
@@ -32,7 +32,7 @@ def sample_record(value: bytes, content_type: bytes) -> Record:
 
 
 def png_of(size: tuple[int, int], rows: bytes) -> bytes:
-    """A grey PNG whose header says `size`, with these bytes as its rows."""
+    """A grey PNG with `size` in its header and these bytes as its rows."""
     file = b"\x89PNG\r\n\x1a\n"
     header = struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0)
     for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")):
@@ -41,7 +41,7 @@ def png_of(size: tuple[int, int], rows: bytes) -> bytes:
 
 
 def jpeg_of_scans(scans: int, size: int) -> bytes:
-    """A progressive JPEG that says its last scan over and over: few bytes each, and a pass over all pixels."""
+    """A progressive JPEG that repeats its last scan: few bytes each, and a pass over all pixels."""
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (size, size), np.uint8)
     Image.fromarray(noise).save(file, "JPEG", progressive=True, quality=5)
@@ -55,7 +55,7 @@ def jpeg_of_scans(scans: int, size: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def outcomes() -> Counter[str]:
-    """What became of all records; a hang ends the process with every thread's stack."""
+    """The outcomes of all records. If one hangs, the process ends with the stacks of all threads."""
     faulthandler.dump_traceback_later(100, exit=True)
     found: Counter[str] = Counter()
     for number in range(COUNT):
@@ -71,29 +71,29 @@ def outcomes() -> Counter[str]:
     return found
 
 
-def test_every_record_ends_in_one_of_the_known_ways(outcomes: Counter[str]) -> None:
-    """No other exception, none that takes long, no byte lost in a dead letter, and none unaccounted for."""
+def test_every_record_has_a_known_outcome(outcomes: Counter[str]) -> None:
+    """No other exception, none that takes long, no byte lost in a dead letter, none uncounted."""
     assert sum(outcomes.values()) == COUNT
     assert outcomes.keys() <= {"sample", "label", *REASONS}
 
 
-def test_the_fuzzer_reaches_every_way_there_is(outcomes: Counter[str]) -> None:
-    """Else it would show little."""
+def test_the_fuzzer_reaches_every_outcome(outcomes: Counter[str]) -> None:
+    """Otherwise it would prove little."""
     assert {"sample", "label", *REASONS} - outcomes.keys() <= {"not_finite"}  # one in five thousand
 
 
 def test_the_same_seed_makes_the_same_records() -> None:
-    """A record that fails somewhere can be had here."""
+    """A record that fails elsewhere can be reproduced here."""
     assert record(1, 7)[1:] == record(1, 7)[1:]
     assert record(1, 7)[2] != record(2, 7)[2]
 
 
 class TestBombs:
-    """Small inputs that want to become large, in memory or in time."""
+    """Small inputs that could take much memory or time."""
 
     @pytest.mark.parametrize("size", [(6, 4), (30_000, 30_000)])
     def test_a_png_that_inflates_to_gigabytes_costs_no_memory(self, size: tuple[int, int]) -> None:
-        """Whether its header tells the truth or not: 64 MB of rows in 64 kB, where 24 bytes are wanted."""
+        """With a true or a false header: 64 MB of rows in 64 kB, where 24 bytes are expected."""
         bomb = png_of(size, bytes(64 << 20))
         codec = Codec(GREY, payload="image")
         tracemalloc.start()
@@ -105,8 +105,8 @@ class TestBombs:
 
         assert peak_bytes < 4 << 20
 
-    def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(self) -> None:
-        """Each scan is a pass over all pixels for fourteen bytes; a camera's has about ten."""
+    def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(self) -> None:
+        """Each scan of 14 bytes is a pass over all pixels; a camera's file has about ten scans."""
         schema = Schema((1, 1024, 1024), np.dtype("uint8"), ("cat", "dog"))
         bomb = jpeg_of_scans(20_000, 1024)
         started = time.thread_time()
@@ -117,8 +117,8 @@ class TestBombs:
         assert caught.value.reason == "bad_image"
         assert time.thread_time() - started < MOST_CPU_S
 
-    def test_a_progressive_jpeg_of_usual_scans_is_taken(self) -> None:
-        """The bound is no obstacle to what encoders write."""
+    def test_a_usual_progressive_jpeg_is_accepted(self) -> None:
+        """The bound does not affect what encoders write."""
         schema = Schema((1, 64, 64), np.dtype("uint8"), ("cat", "dog"))
 
         sample = Codec(schema, payload="image").decode_sample(sample_record(jpeg_of_scans(0, 64), b"image/jpeg"))
@@ -126,8 +126,8 @@ class TestBombs:
         assert sample.x.shape == (1, 64, 64)
 
     @pytest.mark.parametrize("value", [b"[" * 4_000_000, b'{"x":' * 800_000, b'{"x":' + b"[" * 4_000_000])
-    def test_nesting_is_refused_and_not_followed(self, value: bytes) -> None:
-        """Neither the stack nor the time is exhausted."""
+    def test_deep_nesting_is_refused(self, value: bytes) -> None:
+        """It exhausts neither the stack nor the time."""
         started = time.thread_time()
 
         with pytest.raises(RecordError) as caught:
@@ -136,8 +136,8 @@ class TestBombs:
         assert caught.value.reason == "not_json"
         assert time.thread_time() - started < MOST_CPU_S
 
-    def test_a_header_of_a_tensor_that_would_fill_memory_builds_none(self) -> None:
-        """A .npy file of a few bytes may name any shape."""
+    def test_a_header_of_a_huge_tensor_allocates_nothing(self) -> None:
+        """A .npy file of a few bytes can name any shape."""
         header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 900000000, 900000000), }"
         value = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
 
@@ -147,7 +147,7 @@ class TestBombs:
         assert caught.value.reason == "bad_shape"
 
     def test_many_headers_count_as_bytes(self) -> None:
-        """A record is not small because its value is."""
+        """A record with a small value can be large."""
         given = Record(POSITION, 0, b"a", b"{}", tuple(("x", b"y" * 10) for _ in range(MAX_RECORD_BYTES // 10)))
 
         with pytest.raises(RecordError) as caught:
@@ -156,7 +156,7 @@ class TestBombs:
         assert caught.value.reason == "too_large"
 
     def test_json_costs_at_most_forty_times_its_bytes(self) -> None:
-        """Empty lists are the dearest there is; docs/security.md counts on the figure."""
+        """Empty lists cost the most; docs/security.md uses this figure."""
         value = b'{"x":[' + b"[]," * 100_000 + b"[]]}"
         codec = Codec(TABLE)
         tracemalloc.start()
@@ -170,7 +170,7 @@ class TestBombs:
 
 
 def test_damage_changes_what_it_damages() -> None:
-    """A fuzzer that hands on what it was given finds nothing."""
+    """A fuzzer that changes nothing finds nothing."""
     rng = random.Random(1)
     whole = b'{"id":"a","x":[1,2,3,4]}'
 

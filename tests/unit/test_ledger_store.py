@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import streamlearn.ledger.store
-from streamlearn.errors import ANEW, StateLockedError, StoreError
+from streamlearn.errors import FROM_SCRATCH, StateLockedError, StoreError
 from streamlearn.ledger.store import FILE, FORMAT, Store, StoreView, check_whole, number
 
 
@@ -368,7 +368,7 @@ class TestOpening:
         store.close()
 
         for check in (open_store, view_once):
-            with pytest.raises(StoreError, match=f"format 99, this version reads {FORMAT}: .*{ANEW}"):
+            with pytest.raises(StoreError, match=f"format 99, this version reads {FORMAT}: .*{FROM_SCRATCH}"):
                 check(tmp_path)
 
     def test_a_file_that_is_no_store_is_refused(self, tmp_path):
@@ -376,7 +376,7 @@ class TestOpening:
         (tmp_path / FILE).write_bytes(b"garbage" * 5000)
 
         for check in (open_store, view_once, check_whole):
-            with pytest.raises(StoreError, match=f"{tmp_path}: the store is damaged .*{ANEW}"):
+            with pytest.raises(StoreError, match=f"{tmp_path}: the store is damaged .*{FROM_SCRATCH}"):
                 check(tmp_path)
         assert (tmp_path / FILE).read_bytes() == b"garbage" * 5000
 
@@ -386,7 +386,7 @@ class TestOpening:
             db.execute("CREATE TABLE meta (something INTEGER)")
 
         for check in (open_store, view_once):
-            with pytest.raises(StoreError, match=ANEW):
+            with pytest.raises(StoreError, match=FROM_SCRATCH):
                 check(tmp_path)
 
     def test_a_store_of_the_former_format_is_refused_by_writer_and_view(self, tmp_path):
@@ -394,7 +394,7 @@ class TestOpening:
         (tmp_path / "data.mdb").write_bytes(b"pages")
 
         for check in (open_store, view_once):
-            with pytest.raises(StoreError, match=f"format 4, this version reads {FORMAT}: .*{ANEW}"):
+            with pytest.raises(StoreError, match=f"format 4, this version reads {FORMAT}: .*{FROM_SCRATCH}"):
                 check(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["data.mdb"]
 

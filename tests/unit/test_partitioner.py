@@ -1,4 +1,4 @@
-"""The partitioner: Kafka's own hash."""
+"""The partitioner: Kafka's hash."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ JAVA = {
 
 
 @pytest.mark.parametrize("data", JAVA)
-def test_the_hash_is_that_of_the_java_client(data: bytes) -> None:
-    """Also for lengths that are no multiple of four."""
+def test_the_hash_equals_that_of_the_java_client(data: bytes) -> None:
+    """Also for lengths that are not a multiple of four."""
     assert murmur2(data) == JAVA[data] & 0xFFFFFFFF
 
 
-def test_the_hash_is_that_of_kafka_python() -> None:
+def test_the_hash_equals_that_of_kafka_python() -> None:
     """For any bytes of any length."""
     source = random.Random(5)
     for length in range(64):
@@ -34,7 +34,7 @@ def test_the_hash_is_that_of_kafka_python() -> None:
         assert murmur2(data) == kafka_murmur2(data), (length, data)
 
 
-def test_a_partition_is_never_negative_and_never_too_high() -> None:
+def test_a_partition_is_within_range() -> None:
     """The hash's sign bit is dropped before the modulo, as in Java."""
     chosen = {partition_of(str(i).encode(), 5) for i in range(200)}
 

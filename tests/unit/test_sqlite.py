@@ -1,4 +1,4 @@
-"""The embedded log's file: transactions, waiting for the lock, what errors become."""
+"""The embedded log's file: transactions, waiting for the lock, errors."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def soon() -> float:
 
 
 @given(st.lists(st.tuples(names, st.binary())).map(tuple))
-def test_headers_come_back_as_they_were(headers: Headers) -> None:
+def test_headers_are_read_back_unchanged(headers: Headers) -> None:
     """Any name, any bytes, in order."""
     assert decode_headers(encode_headers(headers)) == headers
 
 
-def test_no_headers_take_no_room() -> None:
+def test_no_headers_take_no_space() -> None:
     """Most records have none."""
     assert encode_headers(()) is None
 
 
 def test_a_transaction_that_fails_leaves_nothing(db: sqlite3.Connection) -> None:
-    """Whatever ended it, also an interrupt."""
+    """Also if an interrupt ended it."""
 
     def half_done() -> None:
         with transaction(db, soon()):
@@ -67,8 +67,8 @@ def test_waiting_for_the_lock_ends_at_the_deadline(db: sqlite3.Connection, tmp_p
         assert 0.04 <= time.monotonic() - began < 2.0
 
 
-def test_other_errors_than_a_held_lock_are_not_waited_for(db: sqlite3.Connection) -> None:
-    """They would not go away."""
+def test_only_a_held_lock_is_retried(db: sqlite3.Connection) -> None:
+    """Other errors would not go away."""
     began = time.monotonic()
 
     with pytest.raises(sqlite3.OperationalError, match="syntax"):
@@ -92,8 +92,8 @@ def error_with(code: int) -> sqlite3.OperationalError:
         (sqlite3.SQLITE_READONLY_DIRECTORY, "owner and mode"),
     ],
 )
-def test_what_may_pass_is_unavailable_and_says_what_to_do(tmp_path: Path, code: int, advice: str) -> None:
-    """With the path, what was being done, and SQLite's own words."""
+def test_errors_that_may_go_away_are_unavailable_and_give_advice(tmp_path: Path, code: int, advice: str) -> None:
+    """With the path, the operation, and SQLite's message."""
     with (
         pytest.raises(LogUnavailableError, match=rf"log: append: what SQLite says; .*{advice}"),
         translated(tmp_path / "log", "append"),
@@ -101,15 +101,15 @@ def test_what_may_pass_is_unavailable_and_says_what_to_do(tmp_path: Path, code: 
         raise error_with(code)
 
 
-def test_a_damaged_file_is_no_passing_trouble(tmp_path: Path) -> None:
-    """A retry would only go on with it."""
+def test_a_damaged_file_is_a_permanent_error(tmp_path: Path) -> None:
+    """A retry would not help."""
     with pytest.raises(LogError, match="restore it") as raised, translated(tmp_path / "log", "read"):
         raise error_with(sqlite3.SQLITE_CORRUPT)
 
     assert not isinstance(raised.value, LogUnavailableError)
 
 
-def test_a_mistake_of_ours_reaches_the_top(db: sqlite3.Connection, tmp_path: Path) -> None:
-    """Only a closed connection is the caller's to know."""
+def test_a_programming_error_is_not_translated(db: sqlite3.Connection, tmp_path: Path) -> None:
+    """Except for a closed connection."""
     with pytest.raises(sqlite3.ProgrammingError), translated(tmp_path, "read"):
         db.execute("SELECT ?", (1, 2))

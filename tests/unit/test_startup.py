@@ -21,7 +21,7 @@ from streamlearn.app.check import check
 from streamlearn.app.startup import check_model
 from streamlearn.app.wiring import StatePaths, make_codec
 from streamlearn.config import Config, load_config
-from streamlearn.errors import ANEW, CheckpointError, CheckpointFormatError, ConfigError
+from streamlearn.errors import FROM_SCRATCH, CheckpointError, CheckpointFormatError, ConfigError
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.testing import MemoryLog
@@ -114,7 +114,7 @@ class TestOtherSettings:
             '  schema.dtype: checkpoint "float32" → config "uint8"',
             "  schema.scale: checkpoint 1.0 → config 0.5",
         ]
-        assert way_out == f"set them back; or {ANEW}"
+        assert way_out == f"set them back; or {FROM_SCRATCH}"
 
     @pytest.mark.parametrize("method", ["supervised", "ict", "pi"])
     def test_another_method_goes_on_with_the_weights(self, tmp_path: Path, log: MemoryLog, method: str) -> None:
@@ -219,7 +219,7 @@ class TestOtherVersions:
         path = write_by_hand(folder, saved, arrays=arrays, extra=saved.extra)
         before = path.read_bytes()
 
-        with pytest.raises(CheckpointError, match=rf"another version.* it has no {group}.*{ANEW}") as caught:
+        with pytest.raises(CheckpointError, match=rf"another version.* it has no {group}.*{FROM_SCRATCH}") as caught:
             learn(config, log)
 
         assert "go on with the version that saved it" in str(caught.value)
