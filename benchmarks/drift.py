@@ -40,7 +40,8 @@ from rich.table import Table
 
 from streamlearn.judge.drift import SOURCES, Source
 from streamlearn.lab.delays import parse_delay
-from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
 
 FRESH, LABEL_SHARE = 32, 0.05
 CHANGE_STEP, STEPS = 1000, 1800
@@ -132,10 +133,10 @@ class Following:
         self._stream = stream
         self._alarms: dict[Source, set[int]] = {source: set() for source in SOURCES}
 
-    def __call__(self, parts: Parts, report: StepReport, _folder: Path) -> None:
+    def __call__(self, loop: TrainingLoop, report: StepReport, _folder: Path) -> None:
         """After each step."""
         if report.step % POLL_STEPS == 0 or report.step == self._stream.steps:
-            told = parts.guarding.report()["drift"]
+            told = loop.guarding.report()["drift"]
             for source, alarms in self._alarms.items():
                 alarms.update(told[source]["last_alarm_steps"])
 

@@ -30,8 +30,16 @@ NOT_SETTINGS = (
 )
 """Variables of this package that are no settings: the tests' own, the file's path, and the compose file's."""
 REMOVED = {
+    "batch.max_labels": "removed: 1024 label records enter one step at most",
+    "batch.merge_wait_s": "removed: 1 s; with --until-end 60 s",
+    "batch.prefetch_records": "removed: 2048 records per partition, bounded by bytes as before",
+    "batch.recent_rows": "removed: 2048 samples, bounded by bytes as before",
     "bank.least": "removed; the test behind bank.alpha needs no minimum",
     "bank.z": "removed; use bank.alpha, the chance of a promotion between equal candidates in 10,000 labels",
+    "state.checkpoint_every_steps": "removed; use state.checkpoint_every_s",
+    "state.journal_max_bytes": "removed: 1 GiB",
+    "state.keep_history": "removed: 10 older teachers",
+    "state.keep_published": "removed: the 5 newest teachers",
 }
 """Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")

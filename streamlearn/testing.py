@@ -134,6 +134,22 @@ class MemoryLog:
         with self._shared.changed:
             self._shared.faults.setdefault(operation, []).append(_Fault(error, after, times, applied))
 
+    def reopen(self) -> MemoryLog:
+        """Another handle of the same log, open although one was closed."""
+        again = MemoryLog(clock=self._clock, max_record_bytes=self._max_record_bytes)
+        again.committed, again._shared, again._turn = self.committed, self._shared, self._turn
+        with self._shared.changed:
+            self._shared.closed = False
+        return again
+
+    def put(self, record: Record) -> None:
+        """Append a record unchecked, as another client may have."""
+        with self._shared.changed:
+            held = self._shared.partition(record.position.topic_partition)
+            assert record.position.offset == held.end, (record.position, held.end)
+            held.records.append(record)
+            self._shared.changed.notify_all()
+
     def trim(self, partition: TopicPartition, beginning: int) -> None:
         """Drop what is before `beginning`, as retention does."""
         with self._shared.changed:

@@ -12,11 +12,11 @@ from typing import Literal
 
 import torch
 
-from streamlearn.app.build import make_learner
-from streamlearn.app.network import model_spec
+from streamlearn.app.build import make_learner, model_spec
+from streamlearn.app.log import log_exists, open_log
+from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import learner_parts, server_parts
 from streamlearn.app.startup import check_log_reaches, check_model
-from streamlearn.app.wiring import StatePaths, expose, listen, log_exists, open_log
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.learn.build import find_device
@@ -24,7 +24,9 @@ from streamlearn.learn.learner import Learner
 from streamlearn.log.base import Log
 from streamlearn.metrics import LearnerMetrics
 from streamlearn.models.build import build
+from streamlearn.state import journal
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+from streamlearn.state.paths import StatePaths
 
 _ID_BYTES = 1024
 """About what one remembered sample takes in the store, its history included."""
@@ -178,7 +180,7 @@ def _state(config: Config) -> Iterator[Finding]:
         yield Finding("error", "state", f"{existing} is not a folder that can be written")
         return
     free = shutil.disk_usage(existing).free
-    bound = config.labels.payload_max_bytes + config.state.journal_max_bytes + config.labels.max_ids * _ID_BYTES
+    bound = config.labels.payload_max_bytes + journal.MAX_BYTES + config.labels.max_ids * _ID_BYTES
     if config.log.kind == "embedded":
         bound += 3 * config.log.embedded_max_bytes
     verdict: Literal["ok", "warning"] = "ok" if free > bound else "warning"

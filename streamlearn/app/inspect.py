@@ -8,12 +8,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from streamlearn.app.wiring import StatePaths, log_exists, open_log
+from streamlearn.app.log import log_exists, open_log
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, RecordError, StateError
 from streamlearn.log.codec import read_dead_letter
 from streamlearn.records import Record, TopicPartition
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir, PublishedModel
 from streamlearn.state.status import read_status
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from streamlearn.app.build import memory_rows, recent_rows
-from streamlearn.app.network import model_spec
+from streamlearn.app.build import model_spec, recent_rows, replay_rows, wide_rows
 from streamlearn.config import Config
 from streamlearn.learn.learner import Learner
+from streamlearn.learn.recent import RECENT_ROWS
 from streamlearn.ledger.ledger import UNFLUSHED_BYTES
 from streamlearn.log.base import POLL_BYTES
-from streamlearn.log.feed import PREFETCH_BYTES
+from streamlearn.log.feed import PREFETCH_BYTES, PREFETCH_RECORDS
 from streamlearn.models.build import build
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT
 
@@ -48,18 +48,18 @@ def learner_parts(config: Config, learner: Learner) -> list[Part]:
     student, teacher = (_starting_with(networks, name) for name in ("student.", "teacher."))
     gradients = student + _starting_with(networks, "twin.student.")
     rows = batch.fresh + batch.labelled
-    memory, recent, partitions = memory_rows(config), recent_rows(config), config.log.partitions
-    queued = schema.rows_within(batch.prefetch_records, PREFETCH_BYTES // partitions)
-    waiting = schema.rows_within(batch.prefetch_records, PREFETCH_BYTES) if config.log.overload == "thin" else 0
-    saved = sum(networks.values()) + 2 * teacher + (memory + recent) * schema.nbytes
+    replay, recent, partitions = replay_rows(config), recent_rows(config), config.log.partitions
+    queued = schema.rows_within(PREFETCH_RECORDS, PREFETCH_BYTES // partitions)
+    waiting = wide_rows(config) if config.log.overload == "thin" else 0
+    saved = sum(networks.values()) + 2 * teacher + (replay + recent) * schema.nbytes
     return [
         Part("Python and torch", _LEARNER_BYTES),
         Part("networks, averages, optimizer, gradients", sum(networks.values()) + gradients),
         Part("good teachers of the guard", _GOOD_TEACHERS * teacher),
         Part("activations", 2 * rows * activation_bytes(config)),
-        Part(_of("replay buffer", memory, config.labels.memory_rows), memory * schema.nbytes),
-        Part(_of("recent samples", recent, batch.recent_rows), recent * schema.nbytes),
-        Part(_of("read ahead", queued, batch.prefetch_records), partitions * queued * schema.nbytes + POLL_BYTES),
+        Part(_of("replay buffer", replay, config.labels.memory_rows), replay * schema.nbytes),
+        Part(_of("recent samples", recent, RECENT_ROWS), recent * schema.nbytes),
+        Part(_of("read ahead", queued, PREFETCH_RECORDS), partitions * queued * schema.nbytes + POLL_BYTES),
         Part("micro-batch", (waiting + _BATCH_COPIES * rows) * schema.nbytes),
         Part("store", UNFLUSHED_BYTES),
         Part("checkpoint being saved", _SAVED_COPIES * saved),

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from streamlearn.app.network import model_spec
-from streamlearn.app.wiring import StatePaths
+from streamlearn.app.build import identity
 from streamlearn.config import Config
 from streamlearn.errors import (
     ANEW,
@@ -22,6 +21,7 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.records import Array, Offsets, Position
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
+from streamlearn.state.paths import StatePaths
 
 _SETTINGS = {
     "model.shape": "schema.shape",
@@ -37,20 +37,6 @@ _SETTINGS = {
 _NOT_THERE = object()
 _ALWAYS = ("board.", "guard.", "memory.")
 """Groups of arrays that every checkpoint of this version has, whatever the settings."""
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """What a checkpoint must agree with the config on, since weights and offsets mean nothing without it."""
-    topics, model = config.log.topics, json.loads(model_spec(config).to_json())
-    model["spare"] = model["spare"] is not None  # how many is no matter: fewer when a class gets its name
-    return {
-        "model": model,
-        "classes": list(config.schema_.build().classes),
-        "dtype": config.schema_.dtype,
-        "method": config.learn.method,
-        "optimizer": config.learn.optimizer,
-        "topics": [topics.samples, topics.labels],
-    }
 
 
 def first_checkpoint(config: Config, log: Log, paths: StatePaths) -> Checkpoint:

@@ -33,7 +33,7 @@ import numpy as np
 
 from streamlearn import __version__
 from streamlearn.app.learner import learn
-from streamlearn.app.wiring import make_topics, open_log
+from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StreamlearnError
 from streamlearn.lab.datasets import Classes, Dataset, load
@@ -41,7 +41,8 @@ from streamlearn.lab.delays import parse_delay
 from streamlearn.lab.drift import Drift, World, parse_drift
 from streamlearn.lab.stream import Counts, Order, Stream, StreamPlan
 from streamlearn.learn.learner import Learner
-from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, and how many samples of how many it has come to."""
@@ -164,20 +165,20 @@ def evaluate(
         )
         counts = _write(settings, Stream(stream, rate=plan.rate), len(dataset.y) * plan.passes, stopping, progress)
         recorder = Recorder(plan.window, lambda samples: progress("learning", samples, counts.samples))
-        learn(settings, stopping, until_end=True, watching=recorder)
-        parts = recorder.finish()
+        learn(settings, stopping, until_end=True, on_step=recorder)
+        loop = recorder.finish()
         return Evaluation(
             plan=plan,
             dataset=dataset,
             config=settings,
             counts=counts,
             complete=not stopping.is_set(),
-            samples=parts.accounts.samples_learned,
-            labels=parts.accounts.labels_read,
-            steps=parts.learner.step,
+            samples=loop.accounts.samples_learned,
+            labels=loop.accounts.labels_read,
+            steps=loop.learner.step,
             curves=recorder.curves,
-            scores={**parts.board.report(), **parts.guarding.report()},
-            test=held_out(parts.learner, dataset, drifts, ended_at=counts.samples - 1, seed=plan.seed),
+            scores={**loop.board.report(), **loop.guarding.report()},
+            test=held_out(loop.learner, dataset, drifts, ended_at=counts.samples - 1, seed=plan.seed),
         )
 
 
@@ -197,7 +198,7 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
             " fewer by --limit or --passes, or name a larger disk by --keep-state or TMPDIR"
         )
     # The clock must close no batch and hurry no merge, and nothing may be trimmed before it is learned.
-    tables["batch"] = tables.get("batch", {}) | {"max_age_s": 3600.0, "merge_wait_s": 60.0}
+    tables["batch"] = tables.get("batch", {}) | {"max_age_s": 3600.0}
     tables["log"] = {
         "kind": "embedded",
         "embedded_max_bytes": max(size_bytes, 1 << 20),
@@ -253,49 +254,49 @@ class Recorder:
     def __init__(self, window: int, progress: Callable[[int], None]) -> None:
         self.curves: list[Point] = []
         self._window, self._progress = window, progress
-        self._parts: Parts | None = None
+        self._loop: TrainingLoop | None = None
         self._since, self._full = _Since(), False
 
-    def __call__(self, parts: Parts, report: StepReport) -> None:
+    def __call__(self, loop: TrainingLoop, report: StepReport) -> None:
         """After each step."""
-        self._parts = parts
-        samples = parts.accounts.samples_learned
+        self._loop = loop
+        samples = loop.accounts.samples_learned
         if self._full and report.fresh:
             self._since, self._full = _Since(), False
         self._since.count(report)
         if self._full:  # labels alone, after the last sample of the window: they belong to its point
             self.curves.pop()
-            self._add(parts)
+            self._add(loop)
         elif samples // self._window > (samples - report.fresh) // self._window:
-            self._add(parts)
+            self._add(loop)
             self._full = True
         self._progress(samples)
 
-    def finish(self) -> Parts:
-        """Make the last point, of all there was; the parts as they were left.
+    def finish(self) -> TrainingLoop:
+        """Make the last point, of all there was; the loop as it ended.
 
         Raises:
             StreamlearnError: there was no step.
         """
-        if self._parts is None:
+        if self._loop is None:
             msg = "stopped before the first step: there is nothing to tell"
             raise StreamlearnError(msg)
         if not self._full and self._since.samples:
-            self._add(self._parts)
+            self._add(self._loop)
             self._full = True
-        return self._parts
+        return self._loop
 
-    def _add(self, parts: Parts) -> None:
-        since, report = self._since, parts.board.report()
+    def _add(self, loop: TrainingLoop) -> None:
+        since, report = self._since, loop.board.report()
         oracle, observed, at_label = report["oracle"], report["at_arrival"], report["at_label"]
         twin = oracle["twin"] or {"twin": None, "cumulative": {"twin": None}}
         now, seen = oracle["windowed"], observed["windowed"]
         low, high = at_label["interval"] or (None, None)
         self.curves.append(
             {
-                "samples": parts.accounts.samples_learned,
-                "labels": parts.accounts.labels_read,
-                "step": parts.learner.step,
+                "samples": loop.accounts.samples_learned,
+                "labels": loop.accounts.labels_read,
+                "step": loop.learner.step,
                 "labelled_share": since.labels / since.samples,
                 "oracle": now["accuracy"]["teacher"],
                 "oracle_student": now["accuracy"]["student"],

@@ -10,7 +10,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from streamlearn.app.wiring import make_topics, open_log
+from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config
 from streamlearn.lab.datasets import load
 from streamlearn.lab.delays import parse_delay

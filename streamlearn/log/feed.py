@@ -18,6 +18,8 @@ from streamlearn.log.base import POLL_BYTES, Log, Reader
 from streamlearn.records import BadRecord, Gap, Item, Label, Offsets, Position, Record, Sample, Schema, TopicPartition
 
 _log = structlog.get_logger(__name__)
+PREFETCH_RECORDS = 2048
+"""Decoded records waiting, for each partition."""
 PREFETCH_BYTES = 256 << 20
 """Bound of the samples in all queues together. Each partition has an equal share, and room for one sample at least."""
 _POLL_RECORDS = 512
@@ -41,7 +43,7 @@ class Feed:
         sample_topic: str,
         decode_sample: Callable[[Record], Sample],
         decode_label: Callable[[Record], Label],
-        max_records: int,
+        max_records: int = PREFETCH_RECORDS,
         on_trimmed: Literal["stop", "skip"],
     ) -> None:
         self.queues: dict[TopicPartition, deque[Item]] = {tp: deque() for tp in sorted(next_offsets)}

@@ -228,6 +228,10 @@ class Saver:
         """A save is under way."""
         return self._busy.is_set()
 
+    def oldest_step(self) -> int:
+        """Step of the oldest checkpoint that a restart may fall back to; 0 if there is none."""
+        return min(steps_in(self._folder), default=0)
+
     def submit(self, checkpoint: Checkpoint) -> bool:
         """Begin to save; False where one is under way. The caller hands over arrays that nobody changes any more.
 

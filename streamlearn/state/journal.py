@@ -35,9 +35,8 @@ from streamlearn.state.files import DISK, Files
 from streamlearn.state.kill_points import reached
 
 SEGMENT_BYTES = 8 << 20
-_LEAST_SEGMENTS = 4
-"""A bound below this many segments is raised to it: of two segments, the current one and the one before, one may be
-needed for a single step."""
+MAX_BYTES = 1 << 30
+"""Bound of all segments. Beyond it the oldest are removed, except those that the oldest kept checkpoint needs."""
 _REARM = 0.5
 """Hysteresis: `journal_full` is reported again once the load was below this."""
 _log = structlog.get_logger(__name__)
@@ -157,10 +156,12 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
 class Journal:
     """Appends steps. Used by one thread."""
 
-    def __init__(self, folder: Path, *, max_bytes: int, fence: Fence = NO_FENCE, files: Files = DISK) -> None:
+    def __init__(
+        self, folder: Path, *, max_bytes: int = MAX_BYTES, fence: Fence = NO_FENCE, files: Files = DISK
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._fence, self._files = folder, fence, files
-        self._max_bytes = max(max_bytes, _LEAST_SEGMENTS * SEGMENT_BYTES)
+        self._max_bytes = max_bytes
         self._descriptor: int | None = None
         self._size_bytes = 0
         """Of the segment that is open."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ POINTER = "current.json"
 PIN = "pinned.safetensors"
 DIGEST = "sha256"
 """Key of the digest in a teacher's header. Teachers that earlier versions published have none, and are not checked."""
+KEEP = 5
+"""Newest teachers kept on disk."""
+KEEP_HISTORY = 10
+"""Older teachers kept, further and further apart, to roll back to."""
 _TEACHERS = "teacher-*.safetensors"
 _ZEROS = "0" * 64
 
@@ -62,9 +67,10 @@ class Publisher:
         self,
         folder: Path,
         *,
-        keep: int,
-        keep_history: int = 0,
-        clock: Callable[[], float],
+        keep: int = KEEP,
+        keep_history: int = KEEP_HISTORY,
+        metadata: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
         files: Files | None = None,
         fence: Fence = NO_FENCE,
     ) -> None:
@@ -76,7 +82,7 @@ class Publisher:
         """
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        self._folder, self._keep, self._keep_history = folder, keep, keep_history
+        self._folder, self._keep, self._keep_history, self._metadata = folder, keep, keep_history, metadata or {}
         self._clock, self._files, self._epoch = clock, files or FencedFiles(fence), fence.epoch
 
     def publish(self, step: int, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> PublishedModel:
@@ -92,7 +98,13 @@ class Publisher:
         """
         path = teacher_path(self._folder, step)
         published_at_s = self._clock()
-        header = {**metadata, "step": str(step), "published_at_s": repr(published_at_s), "epoch": str(self._epoch)}
+        header = {
+            **self._metadata,
+            **metadata,
+            "step": str(step),
+            "published_at_s": repr(published_at_s),
+            "epoch": str(self._epoch),
+        }
         content, header = _sealed({name: np.asarray(array, order="C") for name, array in arrays.items()}, header)
         reached("teacher", "begin")
         write_whole(path, content, self._files, name="teacher")

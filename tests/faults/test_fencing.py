@@ -18,11 +18,12 @@ from harness.soak import write_config
 from harness.verify import verify
 from support import until
 
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.ledger.store import FILE
 from streamlearn.state.journal import parse_line, read_journal
 from streamlearn.state.kill_points import VARIABLE
+from streamlearn.state.paths import StatePaths
 
 REFUSED = 3
 ONE_THREAD = {"STREAMLEARN_STATE__CHECKPOINT_EVERY_STEPS": "1000", "STREAMLEARN_STATE__PUBLISH_EVERY_S": "1000"}

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from streamlearn.app.wiring import MOST_RECORD_BYTES, StatePaths, open_log
+from streamlearn.app.log import APPEND_BYTES, open_log
 from streamlearn.config import Config
 from streamlearn.log.base import Log
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
+from streamlearn.state.paths import StatePaths
 
 _PAGE_RECORDS = 2000
 _MAX_AGE_S = 1.0
@@ -81,7 +82,7 @@ def _take(config: Config, before_s: float, ends: Offsets) -> Offsets:
             StatePaths(config.state.dir).log,
             max_age_s=_MAX_AGE_S,
             max_bytes=config.log.embedded_max_bytes,
-            max_record_bytes=MOST_RECORD_BYTES,
+            max_record_bytes=APPEND_BYTES,
             clock=lambda: before_s + _MAX_AGE_S,
         )
         with closing(log):

@@ -36,13 +36,14 @@ from harness.report import Report
 from harness.startups import Startups
 from harness.stretch import Stretches
 from harness.verify import verify
-from streamlearn.app.wiring import StatePaths, make_topics, open_log
+from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.lab.broker import Broker, free_port
 from streamlearn.ledger.store import FILE
 from streamlearn.records import Offsets
 from streamlearn.state.journal import read_journal
 from streamlearn.state.kill_points import VARIABLE
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
 
 SETTINGS = """
@@ -59,7 +60,6 @@ fresh = 8
 labelled = 8
 steps = 2  # some without records; more would only make the learner that is never killed take as many times longer
 max_age_s = 0.05
-merge_wait_s = 0.05
 [labels]
 payload_max_bytes = 65536  # late labels read their payload back from the log
 [guard]
@@ -74,11 +74,9 @@ bootstrap_servers = "{bootstrap}"
 group_id = "{name}"
 [state]
 dir = "{folder}/{name}"
-checkpoint_every_steps = 5
+checkpoint_every_s = 0.2
 keep_checkpoints = 4
 publish_every_s = 0.05
-keep_published = 3
-keep_history = 2
 [serve]
 processes = 1
 port = {port}

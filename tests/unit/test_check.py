@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from streamlearn.app.build import identity
 from streamlearn.app.check import Finding, check
-from streamlearn.app.startup import identity
-from streamlearn.app.wiring import StatePaths, listen, open_log
+from streamlearn.app.log import open_log
+from streamlearn.app.ports import listen
 from streamlearn.config import Config, load_config
 from streamlearn.log.base import Log
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, path_of, save_checkpoint
+from streamlearn.state.paths import StatePaths
 
 torch.set_num_threads(1)
 S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)

@@ -12,11 +12,12 @@ import torch
 
 from streamlearn.app import inspect as inspecting
 from streamlearn.app.learner import learn
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, OffsetOutOfRangeError
 from streamlearn.records import NewRecord, Position, Record
 from streamlearn.state.checkpoint import path_of, steps_in
+from streamlearn.state.paths import StatePaths
 
 torch.set_num_threads(1)
 

@@ -17,13 +17,14 @@ from structlog.testing import capture_logs
 from support import until
 
 from streamlearn.app.learner import _Wired
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics
+from streamlearn.app.log import make_codec, make_topics
 from streamlearn.config import Config, load_config
 from streamlearn.errors import LogUnavailableError, RecordError
 from streamlearn.ledger import Arrival, LabelState, Scored
-from streamlearn.loop import StepReport
+from streamlearn.loop.report import StepReport
 from streamlearn.records import BadRecord, Gap, Position, Prediction, Record, Sample, TopicPartition
 from streamlearn.state.checkpoint import Saved
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
 from streamlearn.testing import MemoryLog
 

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 import torch
 from harness.hour import memory_mb
+from streamlearn.app.adapters import Checkpoints
 
 from streamlearn.app import learner as learning
-from streamlearn.app.adapters import Checkpoints
+from streamlearn.app.build import identity
 from streamlearn.app.learner import _Wired
-from streamlearn.app.startup import identity
-from streamlearn.app.wiring import StatePaths, make_codec
+from streamlearn.app.log import make_codec
 from streamlearn.config import Config, load_config
 from streamlearn.records import Array, Offsets, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, Saver, load_checkpoint, load_newest, path_of, steps_in
 from streamlearn.state.files import Chunk, Files
+from streamlearn.state.paths import StatePaths
 from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)

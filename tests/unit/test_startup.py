@@ -18,12 +18,13 @@ from safetensors.numpy import save
 
 from streamlearn.app import learner as learning
 from streamlearn.app.check import check
+from streamlearn.app.log import make_codec
 from streamlearn.app.startup import check_model
-from streamlearn.app.wiring import StatePaths, make_codec
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ANEW, CheckpointError, CheckpointFormatError, ConfigError
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
+from streamlearn.state.paths import StatePaths
 from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
