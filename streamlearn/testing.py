@@ -135,11 +135,11 @@ class MemoryLog:
             self._shared.faults.setdefault(operation, []).append(_Fault(error, after, times, applied))
 
     def reopen(self) -> MemoryLog:
-        """Another handle of the same log, open although one was closed."""
+        """Another handle of the same log. Each is closed by itself."""
         again = MemoryLog(clock=self._clock, max_record_bytes=self._max_record_bytes)
-        again.committed, again._shared, again._turn = self.committed, self._shared, self._turn
-        with self._shared.changed:
-            self._shared.closed = False
+        again.committed, again._turn = self.committed, self._turn
+        again._shared.changed, again._shared.topics = self._shared.changed, self._shared.topics
+        again._shared.faults = self._shared.faults
         return again
 
     def put(self, record: Record) -> None:

@@ -69,7 +69,6 @@ def learn(
 ) -> Checkpoint:
     """Run a whole learner until it has learned the log, or is stopped; its newest checkpoint."""
     learning.learn(config, stopping or threading.Event(), until_end=True, opened=log.reopen(), on_step=on_step)
-    log.reopen()
     return newest_checkpoint(config)
 
 

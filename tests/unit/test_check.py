@@ -280,7 +280,6 @@ class TestMachine:
         assert found(config_in(tmp_path, **bounds))["disk"].verdict == "warning"
         small = {
             "labels.payload_max_bytes": 1 << 16,
-            "state.journal_max_bytes": 1 << 16,
             "log.embedded_max_bytes": 1 << 20,
         }
         assert found(config_in(tmp_path, **small))["disk"].verdict == "ok"

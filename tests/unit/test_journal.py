@@ -159,15 +159,6 @@ class TestAppending:
         assert [step for step, _ in read_journal(tmp_path, 100)] == list(range(101, 201))
         assert [(line["event"], line["log_level"]) for line in lines] == [("journal_full", "warning")] * 2
 
-    def test_a_bound_of_a_few_steps_is_raised_to_some_segments(self, tmp_path: Path) -> None:
-        """Else the load would be high with the checkpoint of the step before."""
-        journal = Journal(tmp_path, max_bytes=1)
-
-        journal.append(1, cut(1))
-
-        assert journal.load < 0.01
-        journal.close()
-
     def test_what_an_earlier_start_wrote_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Many restarts between two checkpoints do not escape the bound."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 500)

@@ -35,7 +35,7 @@ def arrays(step: int) -> dict[str, np.ndarray]:
 
 
 def publisher(folder: Path, **more: object) -> Publisher:
-    return Publisher(folder, keep=2, clock=lambda: 1234.5, **more)  # type: ignore[arg-type]
+    return Publisher(folder, keep=2, keep_history=0, clock=lambda: 1234.5, **more)  # type: ignore[arg-type]
 
 
 def test_servers_see_the_newest_with_its_header(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ class TestHistory:
     def test_is_by_time_and_not_by_step(self, tmp_path: Path) -> None:
         """After a restore of an older checkpoint, what it left behind has larger steps and is older all the same."""
         clock = ManualClock(1000.0)
-        writes = Publisher(tmp_path, keep=2, clock=clock)
+        writes = Publisher(tmp_path, keep=2, keep_history=0, clock=clock)
         for step in (100, 101, 50, 51):
             writes.publish(step, arrays(step), {})
             clock.advance(1.0)

@@ -11,16 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import learning
 import numpy as np
 import pytest
 import torch
+from learning import empty_log, learn
 from safetensors.numpy import save
 
-from streamlearn.app import learner as learning
 from streamlearn.app.check import check
+from streamlearn.app.learner import learn as run_learner
 from streamlearn.app.log import make_codec
 from streamlearn.app.startup import check_model
-from streamlearn.config import Config, load_config
+from streamlearn.config import Config
 from streamlearn.errors import ANEW, CheckpointError, CheckpointFormatError, ConfigError
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
@@ -31,18 +33,7 @@ torch.set_num_threads(1)
 
 
 def config_in(folder: Path, **overrides: Any) -> Config:
-    settings = {
-        "state.dir": str(folder),
-        "schema.shape": [4],
-        "schema.classes": 3,
-        "model.options": {"hidden": [8]},
-        "batch.fresh": 8,
-        "batch.labelled": 4,
-        "batch.max_age_s": 3600.0,
-        "learn.threads": 1,
-        "metrics.port": 0,
-    }
-    return load_config(environ={}, overrides={**settings, **overrides})
+    return learning.config_in(folder, **{"batch.steps": 4, **overrides})
 
 
 def more(log: MemoryLog, config: Config, count: int = 16) -> None:
@@ -52,23 +43,10 @@ def more(log: MemoryLog, config: Config, count: int = 16) -> None:
         log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
 
 
-def learn(config: Config, log: MemoryLog) -> Checkpoint:
-    copy = MemoryLog()
-    copy._shared = log._shared  # the same log, opened once more
-    try:
-        learning.learn(config, threading.Event(), until_end=True, opened=copy)
-    finally:
-        log._shared.closed = False
-    found = load_newest(StatePaths(config.state.dir).checkpoints)
-    assert found is not None
-    return found
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> MemoryLog:
     """A log of which a learner in `tmp_path` has learned all there is."""
-    made = MemoryLog()
-    made.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+    made = empty_log()
     config = config_in(tmp_path)
     more(made, config)
     learn(config, made)
@@ -174,7 +152,7 @@ class TestOtherSettings:
     def test_check_tells_before_anything_runs(self, tmp_path: Path) -> None:
         """`streamlearn check` names the same differences."""
         config = config_in(tmp_path, **{"log.kind": "embedded"})
-        learning.learn(config, threading.Event(), until_end=True)
+        run_learner(config, threading.Event(), until_end=True)
 
         findings = check(config_in(tmp_path, **{"learn.optimizer": "sgd"}))
 
