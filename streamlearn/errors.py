@@ -16,8 +16,8 @@ StreamlearnError
 Anything outside the tree is a bug in this package and must reach the top.
 """
 
-ANEW = "begin anew: move all but log/ out of state.dir, and what the log still holds is learned again"
-"""The way out of a state that cannot be gone on with. An embedded log lies in state.dir too, and must stay."""
+ANEW = "start from scratch: move everything but log/ out of state.dir; what the log still holds is learned again"
+"""The way out if the state cannot be used. An embedded log is in state.dir too, and must stay."""
 
 
 class StreamlearnError(Exception):

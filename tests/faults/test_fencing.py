@@ -139,7 +139,7 @@ def test_a_learner_that_wakes_up_after_another_was_started_writes_nothing(
     os.kill(older, signal.SIGCONT)
 
     assert room.code(older) == REFUSED, room.output.read_text()
-    assert "has taken this state folder over" in room.output.read_text()
+    assert "has taken over this state folder" in room.output.read_text()
     assert (room.content(), room.journal_bytes()) == before
     # The state is whole: a third one reads on, and all is learned once.
     room.send(40)

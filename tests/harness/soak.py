@@ -286,7 +286,7 @@ class Soak:
             self._kill(self._learner)
             return True
         told = output.read_bytes()[told_from:].decode(errors="replace")
-        if code != STATE_BAD or "begin anew" not in told:
+        if code != STATE_BAD or "start from scratch" not in told:
             msg = f"{kind}: the learner ended with {code}, and named no way out: {told[-2000:]}"
             raise SoakError(msg)
         shutil.copyfile(kept, data)

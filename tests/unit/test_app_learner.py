@@ -61,7 +61,7 @@ class TestRestart:
         log = filled_log(config, 16)
         step = learn(config, log).step
         (StatePaths(tmp_path).published / "current.json").write_text("{")
-        assert "wanted the pointer" in inspecting.state(config)["published"]["error"]
+        assert "not a pointer" in inspecting.state(config)["published"]["error"]
 
         learn(config, log)
 
@@ -109,7 +109,7 @@ class TestRestart:
             path.write_bytes(b"nothing")
 
         for _ in range(2):
-            with pytest.raises(StateError, match=f"no checkpoint is whole; restore a backup, or {ANEW}"):
+            with pytest.raises(StateError, match=f"no checkpoint is valid; restore a backup, or {ANEW}"):
                 learn(config, log)
 
     def test_journaled_steps_are_repeated_whatever_the_batch_size_is_now(self, tmp_path: Path) -> None:

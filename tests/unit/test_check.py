@@ -206,7 +206,7 @@ class TestCheckpoint:
         save(config, 5, 0)
         save(config, 7, 0)
 
-        assert found(config)["checkpoint"] == Finding("ok", "checkpoint", "step 7, 2 kept, digest fits")
+        assert found(config)["checkpoint"] == Finding("ok", "checkpoint", "step 7, 2 kept, digest matches")
 
     def test_a_corrupt_newest_is_an_error_and_stays(self, tmp_path: Path) -> None:
         """The learner would fall back; whoever checks may want to know before, and look at it."""

@@ -238,7 +238,7 @@ class TestDrift:
     @pytest.mark.parametrize(("reaction", "averaged_at"), [("alarm", 0), ("renew", 50)])
     @pytest.mark.parametrize("source", ["inputs", "error"])
     def test_reacts_as_set(self, reaction, averaged_at, source):
-        """renew restarts the average, and without labels the teacher loses trust."""
+        """With `renew` the average restarts, and without labels the teacher loses trust."""
         loop, rng = Loop(reaction=reaction).run(50).labels(20, right=True), np.random.default_rng(0)
         for changed in (False, True):
             for _ in range(300):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -37,7 +38,7 @@ torch.set_num_threads(1)
 def ids_in(arrays: dict[str, Any]) -> set[str]:
     """Ids of the rows of a saved replay buffer."""
     ends = arrays["memory.id_offsets"].tolist()
-    return {arrays["memory.ids"].tobytes()[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)}
+    return {arrays["memory.ids"].tobytes()[a:b].decode() for a, b in itertools.pairwise(ends)}
 
 
 class TestOutcomes:

@@ -201,7 +201,7 @@ class TestOtherVersions:
         with pytest.raises(CheckpointError, match=rf"another version.* it has no {group}.*{ANEW}") as caught:
             learn(config, log)
 
-        assert "go on with the version that saved it" in str(caught.value)
+        assert "use the version that saved it" in str(caught.value)
         assert path.read_bytes() == before
 
     @pytest.mark.parametrize("format_", [0, 2, 255])
@@ -214,7 +214,9 @@ class TestOtherVersions:
         assert saved is not None
         path = write_by_hand(folder, saved, arrays=saved.arrays, extra=saved.extra, format_=format_)
 
-        with pytest.raises(CheckpointFormatError, match=f"format {format_}, .* reads format 1: go on with .* or begin"):
+        with pytest.raises(
+            CheckpointFormatError, match=f"format {format_}, .* reads format 1: use the version .* or start"
+        ):
             learn(config, log)
 
         assert sorted(folder.iterdir()) == [path]

@@ -14,7 +14,7 @@ from streamlearn.errors import StoreError
 from streamlearn.ledger.store import FILE, Store, StoreView, check_whole, number
 
 PAGE_BYTES = 4096
-WAY_OUT = "restore .* from a backup, or begin anew"
+WAY_OUT = "restore .* from a backup, or start from scratch"
 
 
 def open_store(folder: Path) -> Store:
@@ -133,5 +133,8 @@ def test_an_empty_file_is_a_store_that_was_lost(store: Path) -> None:
 
     assert check_whole(store)
 
-    with closing(open_store(store)) as empty, pytest.raises(StoreError, match=r"it is of another run.*begin anew"):
+    with (
+        closing(open_store(store)) as empty,
+        pytest.raises(StoreError, match=r"it is of another run.*start from scratch"),
+    ):
         empty.rewind(5)
