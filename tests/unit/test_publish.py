@@ -23,8 +23,8 @@ from streamlearn.state.publish import (
     load_arrays,
     pin,
     scores_of,
-    teacher_path,
     spread,
+    teacher_path,
     unpin,
 )
 from streamlearn.testing import FaultyFiles, ManualClock
