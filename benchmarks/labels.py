@@ -175,11 +175,11 @@ class LedgerSide:
         assert example.x.tobytes() == payload(int(example.sample_id[-9:])), "another sample's payload"
 
     def commit(self) -> None:
-        """What `Pipeline.publish` does."""
+        """What `TrainingLoop.publish` does."""
         self._ledger.flush()
 
     def checkpoint(self) -> None:
-        """What `Pipeline._save` does."""
+        """What `TrainingLoop._save` does."""
         self._checkpoints.append(self._ledger.step)
         self._ledger.prune(self._checkpoints[0])
         self._ledger.flush()

@@ -122,7 +122,7 @@ class TestAppending:
     def test_is_bounded_and_keeps_what_the_oldest_checkpoint_needs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Above `max_bytes` the oldest segments are removed (I6), but not the steps after the oldest kept checkpoint."""
+        """Above `max_bytes` the oldest segments are removed (I6), but no step after the oldest kept checkpoint."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
         journal, oldest = Journal(tmp_path, max_bytes=4_000), 0
 
