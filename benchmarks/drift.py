@@ -34,7 +34,8 @@ from rich.table import Table
 
 from streamlearn.judge.drift import SOURCES, Source
 from streamlearn.lab.delays import parse_delay
-from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
 
 FRESH, LABEL_SHARE = 32, 0.05
 CHANGE_STEP, STEPS = 1000, 1800
@@ -126,10 +127,10 @@ class Following:
         self._stream = stream
         self._alarms: dict[Source, set[int]] = {source: set() for source in SOURCES}
 
-    def __call__(self, parts: Parts, report: StepReport, _folder: Path) -> None:
+    def __call__(self, loop: TrainingLoop, report: StepReport, _folder: Path) -> None:
         """Record the alarms of one step."""
         if report.step % POLL_STEPS == 0 or report.step == self._stream.steps:
-            reports = parts.guarding.report().drift
+            reports = loop.guarding.report().drift
             for source, alarms in self._alarms.items():
                 alarms.update(reports[source].last_alarm_steps)
 

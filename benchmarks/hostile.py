@@ -38,7 +38,8 @@ from offline import Data, Event, Learning, accuracy, chance, in_pool, published,
 from rich.console import Console
 from rich.table import Table
 
-from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
 
 LABEL_SHARE, DELAY, WRONG_SHARE = 0.03, 500, 0.4
 BURST, RUN_LENGTH = 500, 2000
@@ -229,23 +230,23 @@ class Looking:
         self.skipped_steps = 0
         self._labelled: set[int] = set()
 
-    def __call__(self, parts: Parts, report: StepReport, folder: Path) -> None:
+    def __call__(self, loop: TrainingLoop, report: StepReport, folder: Path) -> None:
         """Record one step."""
         self._labelled |= {arrival.class_index for arrival in report.arrivals if arrival.example is not None}
-        self.skipped_steps += parts.learner.health().skipped_in_a_row > 0
+        self.skipped_steps += loop.learner.health().skipped_in_a_row > 0
         if report.step % LOOK_EVERY_STEPS or not self._labelled or published(folder, self._data.schema) is None:
             return
-        seen = self.compare(parts, folder)
+        seen = self.compare(loop, folder)
         behind = seen.twin > seen.chance >= seen.served
         self._at_chance = self._at_chance + LOOK_EVERY_STEPS * self._fresh if behind else 0.0
         self.longest_at_chance = max(self.longest_at_chance, self._at_chance)
 
-    def compare(self, parts: Parts, folder: Path) -> Seen:
+    def compare(self, loop: TrainingLoop, folder: Path) -> Seen:
         """Score served teacher and twin on held-out samples of classes with labels."""
         data = self._data
         asked = np.isin(data.test_y, sorted(self._labelled))
         x, y = data.test_x[asked], data.test_y[asked]
-        served, twin_B = published(folder, data.schema), parts.learner.classify(x).twin_B
+        served, twin_B = published(folder, data.schema), loop.learner.classify(x).twin_B
         assert twin_B is not None
         right = 0.0 if served is None else accuracy(served.probabilities(x).argmax(axis=1), y)
         return Seen(right, accuracy(twin_B, y), chance(y), 0 if served is None else served.step)
@@ -257,17 +258,17 @@ def play(case: Case) -> Result:
     settings = {"guard": {"on": case.guard}, "learn": CONDITIONS[case.condition], "batch": {"steps": case.steps}}
     learning = Learning(data, case.seed, settings=settings)
     looking = Looking(data, learning.fresh / case.steps)
-    with run(learning, STREAMS[case.stream](data, rng, case.lengths), looking) as (parts, folder):
-        accounts = parts.accounts
+    with run(learning, STREAMS[case.stream](data, rng, case.lengths), looking) as (loop, folder):
+        accounts = loop.accounts
         if case.stream == "nan-burst":
             assert accounts.samples_dead_lettered == BURST, accounts
         return Result(
             case=case,
-            seen=looking.compare(parts, folder),
-            step=parts.learner.step,
+            seen=looking.compare(loop, folder),
+            step=loop.learner.step,
             skipped_steps=looking.skipped_steps,
             longest_at_chance=round(looking.longest_at_chance),
-            actions=parts.guarding.report().guard.actions,
+            actions=loop.guarding.report().guard.actions,
         )
 
 

@@ -59,7 +59,7 @@ import numpy as np
 import numpy.typing as npt
 from common import figures, tell
 
-from streamlearn.app.garbage import rare_collections
+from streamlearn.app.garbage import gc_threshold
 from streamlearn.ledger import Arrival, LabelState, Scored
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.records import Example, Label, Position, Prediction, Sample, Schema
@@ -175,11 +175,11 @@ class LedgerSide:
         assert example.x.tobytes() == payload(int(example.sample_id[-9:])), "another sample's payload"
 
     def commit(self) -> None:
-        """What `Pipeline.publish` does."""
+        """What `TrainingLoop.publish` does."""
         self._ledger.flush()
 
     def checkpoint(self) -> None:
-        """What `Pipeline._save` does."""
+        """What `TrainingLoop._save` does."""
         self._checkpoints.append(self._ledger.step)
         self._ledger.prune(self._checkpoints[0])
         self._ledger.flush()
@@ -426,7 +426,7 @@ def resident(kind: str) -> float:
 
 def _serve(kind: str, folder: Path, ids: int, pipe: Connection) -> None:  # pragma: no cover - child process
     worker = Worker(kind, folder, ids)
-    with rare_collections():  # as the learner does
+    with gc_threshold():  # as the learner does
         while True:
             name, arguments = pipe.recv()
             pipe.send(getattr(worker, name)(*arguments))

@@ -56,6 +56,7 @@ from streamlearn.config import Config, load_config, settings
 from streamlearn.lab.curves import CurvePoint
 from streamlearn.lab.drift import prior_of
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
+from streamlearn.learn.recent import RECENT_ROWS
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = (0.1, 0.01, 0.002)
@@ -95,7 +96,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
 """Settings by run; unknown keys are dropped. `full` has room for all new labels and for replay."""
 _NOT_RECIPE = {
     "learn": {"seed", "threads", "device"},
-    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels", "idle_steps"},
+    "batch": {"max_age_s", "idle_steps"},
     "twin": {"oracle"},
 }
 _LATER = (("learn", "teacher_mode"),)
@@ -186,6 +187,7 @@ class Case:
         for name, setting in _LATER:
             if tables[name][setting] == type(getattr(config, name)).model_fields[setting].default:
                 del tables[name][setting]
+        tables["batch"]["recent_rows"] = RECENT_ROWS  # a setting when the first lines were written
         tables["labels"] = {"memory_rows": config.labels.memory_rows}
         plan = self.plan
         stream = {"limit": plan.limit, "passes": plan.passes, "order": plan.order, "drift": plan.drift}

@@ -27,7 +27,8 @@ from rich.table import Table
 from step import CLASSES, learner_step, seconds
 
 from streamlearn.lab.datasets import load
-from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import Array
 
@@ -102,11 +103,11 @@ def play(case: Case) -> Result:
         "learn": {"flip": case.data != "digits"},
     }
 
-    def nothing(_parts: Parts, _report: StepReport, _folder: Path) -> None:
+    def nothing(_loop: TrainingLoop, _report: StepReport, _folder: Path) -> None:
         """Measure nothing during the run."""
 
-    with run(Learning(data, case.seed, settings=settings), events(data, case), nothing) as (parts, folder):
-        served, twin_B = published(folder, data.schema), parts.learner.classify(data.test_x).twin_B
+    with run(Learning(data, case.seed, settings=settings), events(data, case), nothing) as (loop, folder):
+        served, twin_B = published(folder, data.schema), loop.learner.classify(data.test_x).twin_B
         assert served is not None
         assert twin_B is not None
         answered = served.probabilities(data.test_x).argmax(axis=1)

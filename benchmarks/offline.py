@@ -25,14 +25,16 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from streamlearn.app.learner import learn
-from streamlearn.app.wiring import StatePaths, make_topics
+from streamlearn.app.log import make_topics
 from streamlearn.config import Config, load_config
 from streamlearn.lab.datasets import Classes, load
 from streamlearn.log.codec import Codec
-from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
 from streamlearn.records import NewRecord, Schema
 from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.predictor import load as load_published
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
 from streamlearn.testing import MemoryLog
 
@@ -113,7 +115,7 @@ class Event(NamedTuple):
     delay: int
 
 
-Hook = Callable[[Parts, StepReport, Path], None]
+Hook = Callable[[TrainingLoop, StepReport, Path], None]
 """Called after each step in the learner's thread, with the state folder. Only `recovery.py` changes the learner."""
 
 
@@ -141,7 +143,7 @@ class Learning:
             "model": {"normalise": data.normalise, **(CONVNET if data.x.ndim == 4 else MLP)},
             "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
             # One step per micro-batch, as under a fast stream; it also makes the benchmark cheap.
-            "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S, "merge_wait_s": 60.0},
+            "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S},
             "labels": {"wanted_rows": 0, "memory_rows": 1000},
             "state": {"dir": folder, "checkpoint_every_s": _NEVER_S, "publish_every_s": PUBLISH_EVERY_S},
             "metrics": {"port": 0},
@@ -158,10 +160,10 @@ def published(folder: Path, schema: Schema) -> LoadedModel | None:
 
 
 @contextlib.contextmanager
-def run(learning: Learning, events: Iterator[Event], hook: Hook) -> Iterator[tuple[Parts, Path]]:
+def run(learning: Learning, events: Iterator[Event], hook: Hook) -> Iterator[tuple[TrainingLoop, Path]]:
     """Learn a whole stream; yields the final parts and the state folder, which is removed afterwards."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    last: list[Parts] = []
+    last: list[TrainingLoop] = []
     with tempfile.TemporaryDirectory(prefix="bench-offline-") as name:
         folder = Path(name)
         config = learning.config(folder)
@@ -169,11 +171,11 @@ def run(learning: Learning, events: Iterator[Event], hook: Hook) -> Iterator[tup
         make_topics(log, config)
         _write(log, config, events)
 
-        def watching(parts: Parts, report: StepReport) -> None:
-            last[:] = [parts]
-            hook(parts, report, folder)
+        def on_step(loop: TrainingLoop, report: StepReport) -> None:
+            last[:] = [loop]
+            hook(loop, report, folder)
 
-        learn(config, threading.Event(), until_end=True, opened=log, watching=watching)
+        learn(config, threading.Event(), until_end=True, opened=log, on_step=on_step)
         yield last[0], folder
 
 

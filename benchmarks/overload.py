@@ -23,7 +23,7 @@ import numpy as np
 from common import figures, heartbeat, running, tell, write_config
 from harness.hour import memory_mb
 
-from streamlearn.app.wiring import make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.lab.datasets import load
 from streamlearn.log.base import Log

@@ -21,8 +21,7 @@ from pathlib import Path
 import numpy as np
 from common import arguments, broker, command, figures, finish, heartbeat, running, tell, write_config
 
-from streamlearn.app.build import learn_settings
-from streamlearn.app.network import model_spec
+from streamlearn.app.build import learn_settings, model_spec
 from streamlearn.config import Config, load_config
 from streamlearn.lab.datasets import load
 from streamlearn.learn.learner import Learner

@@ -44,7 +44,8 @@ from rich.table import Table
 from streamlearn.app.build import make_learner
 from streamlearn.judge.prequential import Prequential
 from streamlearn.learn.learner import Learner
-from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
 from streamlearn.records import Array
 
 DELAY = "geometric:9600"
@@ -186,12 +187,12 @@ def play(case: Case) -> Result:
     learning = Learning(data, stream.seed, fresh=FRESH, settings=settings)
     resetting = make_resetting(case, learning)
 
-    def hook(parts: Parts, report: StepReport, _folder: Path) -> None:
+    def hook(loop: TrainingLoop, report: StepReport, _folder: Path) -> None:
         if not report.fresh:
             return  # only labels are left at the end
-        following(parts.board.oracle, report.step)
+        following(loop.board.oracle, report.step)
         if resetting is not None:
-            resetting(parts.learner, report.step)
+            resetting(loop.learner, report.step)
 
     with run(learning, events(stream, data), hook):
         return following.result()

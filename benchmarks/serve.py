@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from common import arguments, figures, running, tell, wait_ready, write_config
 
-from streamlearn.app.network import model_spec
-from streamlearn.app.wiring import StatePaths
+from streamlearn.app.build import model_spec
 from streamlearn.config import load_config
 from streamlearn.lab.broker import free_port
 from streamlearn.models.build import build
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import Publisher
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 28, 28), dtype=np.uint8).tobytes()

@@ -28,8 +28,9 @@ import numpy as np
 from common import arguments, figures, finish, tell
 from harness.damage import last_step
 
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import load_config
+from streamlearn.state.paths import StatePaths
 
 SETTINGS = """
 schema = {{ shape = [16], classes = 10 }}

@@ -62,13 +62,14 @@ def _load(config: Path | None, overrides: list[str] | None) -> Config:
 
 
 def _start(config: Path | None, overrides: list[str] | None, *, parent: int | None = None) -> Config:
-    from streamlearn.app.wiring import die_loudly, die_with, set_up_logs
+    from streamlearn.app.logs import set_up_logs
+    from streamlearn.app.signals import exit_on_thread_error, exit_with_parent
 
     loaded = _load(config, overrides)
     set_up_logs(loaded)
-    die_loudly()
+    exit_on_thread_error()
     if parent is not None:
-        die_with(parent)
+        exit_with_parent(parent)
     return loaded
 
 
@@ -93,8 +94,8 @@ def run(config: ConfigOption = None, overrides: SetOption = None) -> None:
 
     SIGTERM or Ctrl-C stops cleanly: requests are answered, a checkpoint is saved. A second one leaves at once.
     """
+    from streamlearn.app.signals import stop_signals
     from streamlearn.app.supervisor import Supervisor
-    from streamlearn.app.wiring import stop_signals
 
     loaded = _start(config, overrides)
     with stop_signals() as stopping:
@@ -121,7 +122,7 @@ def learn(
         streamlearn learn --config streamlearn.toml --until-end
     """
     from streamlearn.app.learner import learn as run_learner
-    from streamlearn.app.wiring import stop_signals
+    from streamlearn.app.signals import stop_signals
 
     loaded = _start(config, overrides, parent=parent)
     with stop_signals() as stopping:
@@ -144,8 +145,8 @@ def serve(
 
         streamlearn serve --config streamlearn.toml --set serve.port=8081 --name server-1
     """
+    from streamlearn.app.ports import listen
     from streamlearn.app.server import serve as run_server
-    from streamlearn.app.wiring import listen
 
     loaded = _start(config, overrides, parent=parent)
     listener = socket.socket(fileno=fd) if fd is not None else listen(loaded)
@@ -207,7 +208,7 @@ def simulate(
 
         streamlearn simulate mine.npz -c streamlearn.toml --drift rotate:90@10000 --seed 7
     """
-    from streamlearn.app.wiring import stop_signals
+    from streamlearn.app.signals import stop_signals
     from streamlearn.lab.simulate import run_simulation
 
     loaded = _start(config, overrides, parent=parent)
@@ -284,14 +285,15 @@ def evaluate(
 
         streamlearn evaluate fashion-mnist --offline --labels 500 --epochs 20 --set learn.method=pi
     """
-    from streamlearn.app.wiring import die_loudly, set_up_logs, stop_signals
+    from streamlearn.app.logs import set_up_logs
+    from streamlearn.app.signals import exit_on_thread_error, stop_signals
     from streamlearn.lab.evaluate import EvaluationPlan
     from streamlearn.lab.offline import OfflinePlan
     from streamlearn.lab.report import quiet, run_evaluation, run_offline
 
     loaded = quiet(_load(config, overrides))
     set_up_logs(loaded)
-    die_loudly()
+    exit_on_thread_error()
     plan = EvaluationPlan(
         dataset=dataset,
         label_probability=label_probability,

@@ -28,9 +28,11 @@ from pydantic import (
 from streamlearn.errors import ConfigError
 from streamlearn.judge.settings import DriftConfig, GuardConfig, ScoreConfig
 from streamlearn.log.settings import LogConfig
+from streamlearn.loop.settings import BatchConfig
 from streamlearn.records import Schema
 from streamlearn.section import Section
 from streamlearn.sources import explain, merged, read_layers
+from streamlearn.state.settings import StateConfig
 
 
 def _import_path_or_name(value: str) -> str:
@@ -287,31 +289,6 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
 """Settings of [learn] that have an effect with some values of another one alone: names, that setting, its values."""
 
 
-class BatchConfig(Section):
-    """[batch]: how a micro-batch is formed."""
-
-    fresh: int = Field(64, ge=1, le=65_536)
-    """Fresh samples of a micro-batch."""
-    labelled: int = Field(32, ge=1, le=65_536)
-    """Labelled rows beside them: new labels first, then replay from the labelled memory."""
-    steps: int = Field(4, ge=1, le=1000)
-    """Steps for each micro-batch, as far as there is time: those after the first have no records, learn from labelled
-    and recent samples once more, and are left out while another whole micro-batch waits."""
-    idle_steps: int = Field(0, ge=0, le=100_000)
-    """So many more at most while no record comes, as the clock allows. The journal knows how many there were."""
-    recent_rows: int = Field(2048, ge=1, le=1_000_000)
-    """Newest samples that are kept for these steps, in memory and in the checkpoint; of large ones 64 MiB, or a
-    micro-batch where that is more."""
-    max_age_s: float = Field(0.5, ge=0.001, le=3600.0)
-    """Longest wait of the first record of a micro-batch before it is closed."""
-    max_labels: int = Field(1024, ge=1, le=1_000_000)
-    """Most label records taken into one step."""
-    prefetch_records: int = Field(2048, ge=1, le=1_000_000)
-    """Most decoded records waiting, for each partition; of large samples 256 MiB in all partitions together."""
-    merge_wait_s: float = Field(1.0, ge=0.0, le=60.0)
-    """How long the merge by time waits for a partition that is behind, before it goes on without it."""
-
-
 class LabelsConfig(Section):
     """[labels]: how long samples and labels are kept."""
 
@@ -351,28 +328,6 @@ class TwinConfig(Section):
     """It learns every n-th step; 0 is off. It sees the labelled rows alone, averaged as the teacher is."""
     oracle: bool = False
     """In a simulation it answers each sample on arrival too, for the oracle's scores. `evaluate` sets it."""
-
-
-class StateConfig(Section):
-    """[state]: where and how often state is saved."""
-
-    dir: Path = Path("streamlearn-state")
-    """Checkpoints, journal, sample store, published teachers, and the embedded log."""
-    checkpoint_every_s: float = Field(30.0, gt=0.0)
-    """Between two checkpoints, at most."""
-    checkpoint_every_steps: int = Field(0, ge=0)
-    """The same in steps; 0 is off."""
-    keep_checkpoints: int = Field(3, ge=2, le=1000)
-    """A corrupt newest falls back to the one before, so never fewer than two."""
-    publish_every_s: float = Field(1.0, ge=0.01)
-    """Between two published teachers, at least."""
-    keep_published: int = Field(5, ge=2, le=10_000)
-    """Published teachers kept on disk."""
-    keep_history: int = Field(10, ge=0, le=10_000)
-    """Older ones kept besides, further and further apart, to roll back to."""
-    journal_max_bytes: int = Field(1 << 30, ge=1 << 16)
-    """Past it, or 32 MB, the oldest part of the journal is removed, except what the oldest kept checkpoint needs. If
-    that is more, checkpoints are saved sooner, and learning waits for them."""
 
 
 class ServeConfig(Section):

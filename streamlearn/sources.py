@@ -36,6 +36,10 @@ REMOVED = {
     "bank.serve": "use learn.serve",
     "bank.window": "removed: it is always 500 labels",
     "bank.z": "removed: the test bounds false promotions at 5 % in 10,000 labels",
+    "batch.max_labels": "removed: 1024 label records enter one step at most",
+    "batch.merge_wait_s": "removed: 1 s; with --until-end 60 s",
+    "batch.prefetch_records": "removed: 2048 records per partition, bounded by bytes as before",
+    "batch.recent_rows": "removed: 2048 samples, bounded by bytes as before",
     "drift.delta": "removed: it is always 0.002",
     "guard.backoff_steps": "removed: it is always 200",
     "guard.entropy_ratio": "removed: it is always 0.5",
@@ -51,6 +55,10 @@ REMOVED = {
     "log.thin_above_records": "renamed log.shed_above_records",
     "score.calibration_bins": "removed: there are always 15",
     "score.fading": "removed: it is always 0.999",
+    "state.checkpoint_every_steps": "removed; use state.checkpoint_every_s",
+    "state.journal_max_bytes": "removed: 1 GiB",
+    "state.keep_history": "removed: 10 older teachers",
+    "state.keep_published": "removed: the 5 newest teachers",
 }
 """Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")

@@ -134,6 +134,22 @@ class MemoryLog:
         with self._shared.changed:
             self._shared.faults.setdefault(operation, []).append(_Fault(error, after, times, applied))
 
+    def reopen(self) -> MemoryLog:
+        """Another handle of the same log. Each is closed by itself."""
+        again = MemoryLog(clock=self._clock, max_record_bytes=self._max_record_bytes)
+        again.committed, again._turn = self.committed, self._turn
+        again._shared.changed, again._shared.topics = self._shared.changed, self._shared.topics
+        again._shared.faults = self._shared.faults
+        return again
+
+    def put(self, record: Record) -> None:
+        """Append a record unchecked, as another client may have."""
+        with self._shared.changed:
+            held = self._shared.partition(record.position.topic_partition)
+            assert record.position.offset == held.end, (record.position, held.end)
+            held.records.append(record)
+            self._shared.changed.notify_all()
+
     def trim(self, partition: TopicPartition, beginning: int) -> None:
         """Drop all records before `beginning`, as retention does."""
         with self._shared.changed:

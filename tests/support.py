@@ -38,7 +38,6 @@ fresh = 32
 labelled = 16
 steps = 1
 max_age_s = {max_age_s}
-merge_wait_s = {merge_wait_s}
 
 [log]
 kind = "{kind}"
@@ -55,7 +54,6 @@ dead_letters = "{prefix}dead-letters"
 [state]
 dir = "{folder}/state"
 checkpoint_every_s = {checkpoint_every_s}
-checkpoint_every_steps = {checkpoint_every_steps}
 publish_every_s = 0.2
 
 [serve]
@@ -69,13 +67,11 @@ _DEFAULTS: Mapping[str, Any] = {
     "factory": "convnet",
     "normalise": "false",
     "max_age_s": 0.2,
-    "merge_wait_s": 1.0,
     "kind": "embedded",
     "partitions": 1,
     "bootstrap": "127.0.0.1:1",
     "prefix": "",
     "checkpoint_every_s": 5.0,
-    "checkpoint_every_steps": 0,
     "port": 0,
 }
 

@@ -17,7 +17,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "streamlearn"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 TESTED_ELSEWHERE = {
-    "streamlearn/app/adapters.py": "tests/unit/test_app_learner.py",
     "streamlearn/app/startup.py": "tests/unit/test_app_learner.py",
     "streamlearn/ledger/baselines.py": "tests/unit/test_ledger.py",
     "streamlearn/ledger/held.py": "tests/unit/test_ledger.py",
@@ -34,7 +33,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/learn/methods/temporal_ensembling.py": "tests/unit/test_methods.py",
     "streamlearn/learn/rows.py": "tests/unit/test_methods.py",
     "streamlearn/learn/targets.py": "tests/unit/test_methods.py",
-    "streamlearn/app/network.py": "tests/unit/test_wiring.py",
+    "streamlearn/app/ports.py": "tests/unit/test_server.py, tests/unit/test_check.py",
     "streamlearn/sources.py": "tests/unit/test_config.py",
     "streamlearn/models/build.py": "tests/unit/test_models.py",
     "streamlearn/models/conv13.py": "tests/unit/test_models.py",
@@ -57,9 +56,9 @@ TESTED_ELSEWHERE = {
     "streamlearn/lab/curves.py": "tests/unit/test_lab_evaluate.py",
     "streamlearn/lab/demo.py": "tests/e2e/test_commands.py",
     "streamlearn/lab/held_out.py": "tests/unit/test_lab_evaluate.py",
-    "streamlearn/loop/loop.py": "tests/e2e/test_restart.py, tests/e2e/test_daemon.py",
-    "streamlearn/loop/parts.py": "tests/e2e/test_restart.py",
-    "streamlearn/app/build.py": "tests/unit/test_app_learner.py",
+    "streamlearn/loop/report.py": "tests/unit/test_loop.py, tests/unit/test_monitor.py",
+    "streamlearn/loop/rows.py": "tests/unit/test_loop.py",
+    "streamlearn/loop/scoring.py": "tests/unit/test_loop.py",
     "streamlearn/learn/build.py": "tests/unit/test_step.py",
     "streamlearn/models/spare.py": "tests/unit/test_twin.py",
     "streamlearn/records.py": "tests/unit/test_codec.py",

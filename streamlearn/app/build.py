@@ -1,70 +1,72 @@
-"""Makes the parts of the learning loop from the config: values flow down, and below here no config is known (D14)."""
+"""Build the learner from the config. Below this module parts get plain values and their own section (D14)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from streamlearn.app.adapters import Patience, read_back_from
-from streamlearn.app.network import model_spec
-from streamlearn.app.wiring import StatePaths
+from streamlearn import __version__
+from streamlearn.app.log import make_codec
 from streamlearn.config import Config
 from streamlearn.judge.election import Election
 from streamlearn.judge.guard import Guard
 from streamlearn.judge.scoreboard import Scoreboard
-from streamlearn.learn.batching import MicroBatcher
+from streamlearn.learn.batching import MERGE_WAIT_S, MicroBatcher
 from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.recent import RecentSamples
+from streamlearn.learn.recent import RECENT_BYTES, RECENT_ROWS, RecentSamples
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.log.base import Log
-from streamlearn.log.codec import Codec
-from streamlearn.log.feed import PREFETCH_BYTES
-from streamlearn.loop import Cadence
+from streamlearn.log.feed import PREFETCH_BYTES, PREFETCH_RECORDS, Feed
 from streamlearn.loop.guarding import Guarding
+from streamlearn.loop.log_access import LogAccess
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import Observer
+from streamlearn.models.build import ModelSpec
 from streamlearn.records import Offsets
+from streamlearn.state.checkpoint import Saved, Saver
+from streamlearn.state.fence import NO_FENCE, Fence
+from streamlearn.state.journal import Journal
+from streamlearn.state.kill_points import reached
+from streamlearn.state.paths import StatePaths
+from streamlearn.state.publish import Publisher
 
-MOST_RECENT_BYTES = 64 << 20
-"""Bound of the recent samples: they are saved with every checkpoint."""
-MOST_MEMORY_BYTES = 512 << 20
-"""Bound of the replay buffer, for the same reason."""
+REPLAY_BYTES = 512 << 20
+"""Bound of the replay buffer: it is in each checkpoint."""
+MERGE_WAIT_TO_END_S = 60.0
+"""`learn.batching.MERGE_WAIT_S` with --until-end: so long that the result does not depend on time."""
 
 
-def make_ledger(
-    config: Config, paths: StatePaths, log: Log, codec: Codec, patience: Patience, *, may_write: Callable[[], None]
-) -> Ledger:
-    """The ledger in the state folder; payloads that left it are read back from the log."""
-    labels, schema = config.labels, config.schema_.build()
-    return Ledger(
-        paths.store,
-        schema=schema,
-        read_back=read_back_from(log, codec, patience),
-        payload_max_bytes=labels.payload_max_bytes,
-        payload_max_age_s=labels.payload_max_age_s,
-        horizon_s=labels.horizon_s,
-        max_ids=labels.max_ids,
-        corrections=labels.corrections,
-        implied_class=None if labels.implied_class is None else schema.class_index(labels.implied_class),
-        implied_after_s=labels.implied_after_s,
-        max_held=labels.max_held,
-        grow=labels.unknown_class == "grow",
-        may_write=may_write,
+def model_spec(config: Config) -> ModelSpec:
+    """The network that the config names. Published with its weights."""
+    schema = config.schema_.build()
+    return ModelSpec(
+        factory=config.model.factory,
+        options=config.model.build_options(),
+        shape=schema.shape,
+        classes=schema.capacity,
+        spare=schema.spare,
+        normalise=config.model.normalise,
+        scale=config.schema_.scale,
     )
 
 
-def make_batcher(config: Config, next_offsets: Offsets) -> MicroBatcher:
-    """Cuts micro-batches from there on."""
-    batch = config.batch
-    return MicroBatcher(
-        next_offsets,
-        sample_topic=config.log.topics.samples,
-        fresh=batch.fresh,
-        wide=max(batch.fresh, config.schema_.build().rows_within(batch.prefetch_records, PREFETCH_BYTES)),
-        max_labels=batch.max_labels,
-        max_age_s=batch.max_age_s,
-        merge_wait_s=batch.merge_wait_s,
-    )
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that saved weights and offsets depend on. Saved in each checkpoint, and compared at each start."""
+    topics, model = config.log.topics, json.loads(model_spec(config).to_json())
+    model["spare"] = model["spare"] is not None  # their number does not matter: it falls when a class gets its name
+    return {
+        "model": model,
+        "classes": list(config.schema_.build().classes),
+        "dtype": config.schema_.dtype,
+        "method": config.learn.method,
+        "optimizer": config.learn.optimizer,
+        "topics": [topics.samples, topics.labels],
+    }
 
 
 def learn_settings(config: Config) -> LearnSettings:
@@ -78,68 +80,138 @@ def make_learner(config: Config) -> Learner:
     return Learner(model_spec(config), learn_settings(config))
 
 
-def make_election(config: Config, learner: Learner) -> Election | None:
-    """The test that promotes the better candidate; None where there is no choice."""
-    if config.learn.serve == "teacher" or len(learner.candidates) == 1:
-        return None
-    return Election(learner.candidates)
-
-
-def make_recent(config: Config) -> RecentSamples | None:
-    """Samples to learn from once more; None where every step has records of its own, or learns from labels alone."""
-    rows = recent_rows(config)
-    return RecentSamples(rows, config.schema_.build(), config.learn.seed) if rows else None
-
-
 def recent_rows(config: Config) -> int:
-    """How many recent samples are held at most; 0 where none are."""
+    """Capacity for recent samples; 0 if no step is without records, or the method uses only labels."""
     batch = config.batch
     if (batch.steps == 1 and not batch.idle_steps) or config.learn.method == "supervised":
         return 0
-    return config.schema_.build().rows_within(batch.recent_rows, MOST_RECENT_BYTES, least=batch.fresh)
+    return config.schema_.build().rows_within(RECENT_ROWS, RECENT_BYTES, least=batch.fresh)
 
 
-def make_memory(config: Config) -> ReplayBuffer:
-    """The replay buffer, empty."""
-    return ReplayBuffer(memory_rows(config), config.schema_.build(), config.learn.seed)
+def replay_rows(config: Config) -> int:
+    """Capacity of the replay buffer."""
+    return config.schema_.build().rows_within(config.labels.memory_rows, REPLAY_BYTES, least=config.batch.labelled)
 
 
-def memory_rows(config: Config) -> int:
-    """How many rows the replay buffer holds at most."""
-    return config.schema_.build().rows_within(config.labels.memory_rows, MOST_MEMORY_BYTES, least=config.batch.labelled)
+def wide_rows(config: Config) -> int:
+    """Samples of a micro-batch under overload: all that may be read ahead."""
+    return max(config.batch.fresh, config.schema_.build().rows_within(PREFETCH_RECORDS, PREFETCH_BYTES))
 
 
-def make_board(config: Config) -> Scoreboard:
-    """The scores, none yet."""
+def build_loop(
+    config: Config,
+    log: Log,
+    next_offsets: Offsets,
+    *,
+    stopping: threading.Event,
+    until_end: bool = False,
+    fence: Fence = NO_FENCE,
+    observer: Observer | None = None,
+    on_saved: Callable[[Saved], None] = lambda _: None,
+) -> TrainingLoop:
+    """The loop with all its parts, at step 0. It does not read yet: see `Feed.start`.
+
+    Args:
+        config: all settings.
+        log: read by the feed, and by the loop for dead letters and old payloads.
+        next_offsets: where each partition is read from.
+        stopping: ends the retries of calls of the log.
+        until_end: for a run that ends with the log.
+        fence: checked before each write into the state folder.
+        observer: sees each step; by default nobody does.
+        on_saved: called by the saver's thread after each checkpoint.
+    """
+    paths, schema, topics, codec = (
+        StatePaths(config.state.dir),
+        config.schema_.build(),
+        config.log.topics,
+        make_codec(config),
+    )
+    access = LogAccess(log, codec, dead_letters=topics.dead_letters, stopping=stopping)
+    learner = make_learner(config)
+    candidates = learner.candidates if config.learn.serve == "elected" else learner.candidates[:1]
+    election = Election(candidates)
+    replay = ReplayBuffer(replay_rows(config), schema, config.learn.seed)
+    board = _make_board(config)
+    return TrainingLoop(
+        schema=schema,
+        batch=config.batch,
+        state=config.state,
+        log=access,
+        feed=Feed(
+            log,
+            next_offsets,
+            codec,
+            sample_topic=topics.samples,
+            on_trimmed=config.log.on_trimmed,
+        ),
+        batcher=MicroBatcher(
+            next_offsets,
+            sample_topic=topics.samples,
+            fresh=config.batch.fresh,
+            wide=wide_rows(config),
+            max_age_s=config.batch.max_age_s,
+            merge_wait_s=MERGE_WAIT_TO_END_S if until_end else MERGE_WAIT_S,
+        ),
+        ledger=_make_ledger(config, paths, access, fence),
+        learner=learner,
+        replay=replay,
+        recent=RecentSamples(recent_rows(config), schema, config.learn.seed),
+        board=board,
+        election=election,
+        guarding=Guarding(
+            learner,
+            replay,
+            board,
+            election,
+            guard=Guard(config.guard.on),
+            reaction=config.drift.reaction,
+            trust_labels=config.learn.trust_labels,
+        ),
+        requests=RequestWriter(paths.label_requests, config.labels.wanted_rows, keep_s=config.labels.payload_max_age_s),
+        journal=Journal(paths.journal, fence=fence),
+        saver=Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=on_saved, fence=fence),
+        publisher=Publisher(paths.published, metadata=_metadata(config), fence=fence),
+        observer=observer or Observer(),
+        identity=identity(config),
+        shed_above=config.log.shed_above_records,
+        twin_on_arrival=config.twin.oracle,
+    )
+
+
+def _make_ledger(config: Config, paths: StatePaths, access: LogAccess, fence: Fence) -> Ledger:
+    labels, schema = config.labels, config.schema_.build()
+
+    def may_write() -> None:
+        reached("ledger-flush", "begin")
+        fence.check()
+
+    return Ledger(
+        paths.store,
+        schema=schema,
+        read_back=access.read_back,
+        payload_max_bytes=labels.payload_max_bytes,
+        payload_max_age_s=labels.payload_max_age_s,
+        horizon_s=labels.horizon_s,
+        max_ids=labels.max_ids,
+        corrections=labels.corrections,
+        implied_class=None if labels.implied_class is None else schema.class_index(labels.implied_class),
+        implied_after_s=labels.implied_after_s,
+        max_held=labels.max_held,
+        grow=labels.unknown_class == "grow",
+        may_write=may_write,
+    )
+
+
+def _make_board(config: Config) -> Scoreboard:
     schema = config.schema_.build()
     return Scoreboard(schema.classes, window=config.score.window, spare=schema.spare or 0)
 
 
-def make_guarding(config: Config, learner: Learner, memory: ReplayBuffer, board: Scoreboard) -> Guarding:
-    """Who watches over that learner."""
-    guard, reaction = Guard(config.guard.on), config.drift.reaction
-    return Guarding(learner, memory, board, guard, reaction=reaction, trust_labels=config.learn.trust_labels)
-
-
-def make_wanted(config: Config, paths: StatePaths) -> RequestWriter | None:
-    """Where the samples stand whose labels would help most; None where that is off."""
-    labels = config.labels
-    return (
-        RequestWriter(paths.wanted, labels.wanted_rows, keep_s=labels.payload_max_age_s) if labels.wanted_rows else None
-    )
-
-
-def make_cadence(config: Config) -> Cadence:
-    """How batches are cut, and how often state is shown and saved."""
-    batch, state = config.batch, config.state
-    return Cadence(
-        fresh=batch.fresh,
-        labelled=batch.labelled,
-        max_age_s=batch.max_age_s,
-        publish_every_s=state.publish_every_s,
-        checkpoint_every_s=state.checkpoint_every_s,
-        checkpoint_every_steps=state.checkpoint_every_steps,
-        steps=batch.steps,
-        idle_steps=batch.idle_steps,
-        thin_above=config.log.shed_above_records,
-    )
+def _metadata(config: Config) -> Mapping[str, str]:
+    """In the header of each published teacher: what servers need to rebuild the network."""
+    return {
+        "model_spec": model_spec(config).to_json(),
+        "dtype": config.schema_.dtype,
+        "streamlearn": __version__,
+    }

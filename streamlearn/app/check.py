@@ -1,4 +1,4 @@
-"""`streamlearn check`: would it run, and what would surprise its operator at three in the morning. Changes nothing."""
+"""`streamlearn check`: would it run, and which settings will cause trouble later. Changes nothing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Literal
 
 import torch
 
-from streamlearn.app.build import make_learner
-from streamlearn.app.network import model_spec
+from streamlearn.app.build import make_learner, model_spec
+from streamlearn.app.log import log_exists, open_log
+from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import learner_parts, server_parts
 from streamlearn.app.startup import check_log_reaches, check_model
-from streamlearn.app.wiring import StatePaths, expose, listen, log_exists, open_log
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.learn.build import find_device
@@ -25,12 +25,14 @@ from streamlearn.log.base import Log
 from streamlearn.log.retention import MAX_AGE_S
 from streamlearn.metrics import LearnerMetrics
 from streamlearn.models.build import build
+from streamlearn.state import journal
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+from streamlearn.state.paths import StatePaths
 
 _ID_BYTES = 1024
-"""About what one remembered sample takes in the store, its history included."""
+"""Approximate size of one known sample in the store, with its history."""
 _SHOWN_BYTES = 5 << 20
-"""Smaller parts of the memory are not listed."""
+"""Smaller parts of the processes' memory are not listed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Finding:
 
 
 def check(config: Config) -> Iterator[Finding]:
-    """Look at everything the config names, one after the other."""
+    """Check everything that the config names."""
     yield from _model(config)
     yield from _log(config)
     yield from _state(config)
@@ -71,7 +73,7 @@ def _model(config: Config) -> Iterator[Finding]:
 def _method(config: Config) -> Iterator[Finding]:
     learn = config.learn
     try:
-        # On the CPU: whoever checks may do so beside a learner that fills the GPU.
+        # On the CPU: a running learner may fill the GPU.
         on_cpu = config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})})
         learner = make_learner(on_cpu)
     except ConfigError as error:
@@ -84,18 +86,20 @@ def _method(config: Config) -> Iterator[Finding]:
 
 
 def _memory(config: Config, learner: Learner) -> Iterator[Finding]:
-    """About what the processes take with every buffer full, largest part first."""
+    """Approximate memory of the processes with every buffer full, largest part first."""
     of_learner, of_server = learner_parts(config, learner), server_parts(config, learner)
     servers = config.serve.processes
     total = sum(part.size_bytes for part in of_learner) + servers * sum(part.size_bytes for part in of_server)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for subject, parts in (("learner memory", of_learner), ("server memory", of_server)):
         size = sum(part.size_bytes for part in parts) / 2**30
         shown = [p for p in sorted(parts, key=lambda p: -p.size_bytes) if p.size_bytes >= _SHOWN_BYTES]
         text = ", ".join(f"{part.name} {part.size_bytes / 2**30:.2f}" for part in shown)
         yield Finding("ok", subject, f"about {size:.1f} GiB at most: {text}")
-    verdict: Literal["ok", "warning"] = "ok" if total < there else "warning"
-    text = f"about {total / 2**30:.1f} GiB for a learner and {servers} servers, this machine has {there / 2**30:.1f}"
+    verdict: Literal["ok", "warning"] = "ok" if total < installed else "warning"
+    text = (
+        f"about {total / 2**30:.1f} GiB for a learner and {servers} servers, this machine has {installed / 2**30:.1f}"
+    )
     yield Finding(verdict, "memory", text)
 
 
@@ -103,7 +107,7 @@ def _log(config: Config) -> Iterator[Finding]:
     yield from _retention(config)
     yield from _record_size(config)
     if not log_exists(config):
-        yield Finding("ok", "log", f"{StatePaths(config.state.dir).log} is not there yet; will be created")
+        yield Finding("ok", "log", f"{StatePaths(config.state.dir).log} does not exist yet; will be created")
         return
     try:
         with contextlib.closing(open_log(config)) as log:
@@ -126,7 +130,7 @@ def _topics(config: Config, log: Log) -> Iterator[Finding]:
         else:
             yield Finding("error", f"topic {name}", "missing, and log.partitions = 0 creates none")
     if counts[topics.samples] and counts[topics.labels] and counts[topics.samples] != counts[topics.labels]:
-        text = "samples and labels must have as many partitions: a label must be in the same one as its sample"
+        text = "samples and labels must have equal partition counts: a label must be in its sample's partition"
         yield Finding("error", "topics", text)
 
 
@@ -147,18 +151,18 @@ def _retention(config: Config) -> Iterator[Finding]:
 
 
 def _reach(config: Config, log: Log) -> Iterator[Finding]:
-    """Does the log still hold what comes after the newest checkpoint?"""
+    """Whether the log still holds the records after the newest checkpoint."""
     paths = StatePaths(config.state.dir)
     steps = steps_in(paths.checkpoints)
     if not steps:
-        yield Finding("ok", "checkpoint", f"none yet; learning begins at the log's {config.log.start} record")
+        yield Finding("ok", "checkpoint", f"none yet; learning starts at the log's {config.log.start} record")
         return
     try:
         checkpoint = load_checkpoint(path_of(paths.checkpoints, steps[-1]))
     except StateError as error:
         yield Finding("error", "checkpoint", str(error))
         return
-    yield Finding("ok", "checkpoint", f"step {checkpoint.step}, {len(steps)} kept, digest fits")
+    yield Finding("ok", "checkpoint", f"step {checkpoint.step}, {len(steps)} kept, digest matches")
     try:
         check_model(config, checkpoint)
         check_log_reaches(log, config, checkpoint.next_offsets)
@@ -179,7 +183,7 @@ def _state(config: Config) -> Iterator[Finding]:
         yield Finding("error", "state", f"{existing} is not a folder that can be written")
         return
     free = shutil.disk_usage(existing).free
-    bound = config.labels.payload_max_bytes + config.state.journal_max_bytes + config.labels.max_ids * _ID_BYTES
+    bound = config.labels.payload_max_bytes + journal.MAX_BYTES + config.labels.max_ids * _ID_BYTES
     if config.log.kind == "embedded":
         bound += 3 * config.log.max_bytes
     verdict: Literal["ok", "warning"] = "ok" if free > bound else "warning"
@@ -191,7 +195,7 @@ def _state(config: Config) -> Iterator[Finding]:
 def _port(config: Config) -> Iterator[Finding]:
     serve, metrics = config.serve, config.metrics
     if serve.port == metrics.port != 0 and serve.host == metrics.host:
-        yield Finding("error", "port", f"serve.port and metrics.port are both {serve.port}: each wants its own")
+        yield Finding("error", "port", f"serve.port and metrics.port are both {serve.port}; choose two ports")
         return
     try:
         listener: socket.socket = listen(config)

@@ -1,4 +1,4 @@
-"""How often Python looks for objects that refer to each other in a ring, which reference counts alone never free."""
+"""The GC threshold of the learner: how many objects are allocated between two passes of Python's cycle collector."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-EVERY_OBJECTS = 50_000
-"""So many more made than freed, and the collector looks. Python's own 700 are a hundred labels: it would go through
-those of one large step many times over (with 50,000 a join takes .91 of the processor time that it takes with 700)."""
+GC_THRESHOLD = 50_000
+"""Python's default of 700 allocations is reached every hundred labels, so a large step would start many passes. With
+50,000 a join takes .91 of the processor time."""
 
 
 @contextlib.contextmanager
-def rare_collections() -> Iterator[None]:
-    """Look seldom while a learner runs. Its steps leave no rings behind: none in 200 steps with the collector off."""
+def gc_threshold(objects: int = GC_THRESHOLD) -> Iterator[None]:
+    """Raise the threshold while a learner runs. Steps create no reference cycles: none in 200 steps without passes."""
     before = gc.get_threshold()
-    gc.set_threshold(EVERY_OBJECTS, *before[1:])
+    gc.set_threshold(objects, *before[1:])
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""`streamlearn inspect`: what is in the state folder and in the log, read while everything runs. Changes nothing."""
+"""`streamlearn inspect`: the content of state folder and log, also of a running daemon. Changes nothing."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from streamlearn.app.wiring import StatePaths, log_exists, open_log
+from streamlearn.app.log import log_exists, open_log
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, RecordError, StateError
 from streamlearn.log.dead_letters import read_dead_letter
 from streamlearn.records import Record, TopicPartition
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir, PublishedModel
 from streamlearn.state.status import read_status
 
 _SHOWN_BYTES = 200
-"""Of a value or header, unless all are asked for."""
+"""Of a value or header, unless the whole record is requested."""
 
 
 def state(config: Config) -> dict[str, Any]:
-    """Heartbeat, checkpoints, published teacher: all as plain values."""
+    """Heartbeat, checkpoints and published teacher as plain values."""
     paths = StatePaths(config.state.dir)
     folder = PublishedDir(paths.published)
     return {
@@ -46,7 +47,7 @@ def _checkpoint(paths: StatePaths, step: int) -> dict[str, Any]:
     path = path_of(paths.checkpoints, step)
     try:
         checkpoint, size_bytes = load_checkpoint(path), path.stat().st_size
-    except (StateError, OSError) as error:  # a learner that lives may have removed it meanwhile
+    except (StateError, OSError) as error:  # a running learner may have just removed it
         return {"step": step, "error": str(error)}
     return {
         "step": step,
@@ -57,10 +58,10 @@ def _checkpoint(paths: StatePaths, step: int) -> dict[str, Any]:
 
 
 def records(config: Config, topic: str, *, partition: int, offset: int | None, count: int) -> Iterator[Record]:
-    """Records of one partition, from `offset` on, else the last `count`.
+    """Up to `count` records of one partition, from `offset` on; the last ones without an offset.
 
     Raises:
-        ConfigError: there is no such topic or partition.
+        ConfigError: the topic or partition does not exist.
     """
     if not log_exists(config):
         msg = f"{StatePaths(config.state.dir).log}: there is no log yet"
@@ -79,9 +80,9 @@ def records(config: Config, topic: str, *, partition: int, offset: int | None, c
 
 
 def described(config: Config, record: Record, *, whole: bool = False) -> dict[str, Any]:
-    """One record as plain values; a dead letter with its reason. Of long bytes the first, unless the `whole` is wanted.
+    """One record as plain values; a dead letter with its reason. Long values are cut unless `whole` is set.
 
-    What is no UTF-8 is `{"base64": …}`.
+    Bytes that are not UTF-8 become `{"base64": …}`.
     """
     value = record.value
     shown: dict[str, Any] = {
@@ -95,14 +96,14 @@ def described(config: Config, record: Record, *, whole: bool = False) -> dict[st
     if value is not None and len(value) > _SHOWN_BYTES and not whole:
         shown["value_shown_bytes"] = _SHOWN_BYTES
     if record.position.topic == config.log.topics.dead_letters:
-        with contextlib.suppress(RecordError):  # whoever wrote it, it is shown as it is
+        with contextlib.suppress(RecordError):  # another client's record is shown unchanged
             letter = read_dead_letter(record)
             shown |= {"reason": letter.reason, "message": letter.message, "was": str(letter.record.position)}
     return shown
 
 
 def _readable(data: bytes, *, whole: bool = True) -> str | dict[str, str]:
-    """As text, where it is some; its last character may be cut."""
+    """As text if it is UTF-8; the last character may be cut."""
     shown = data if whole else data[:_SHOWN_BYTES]
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(shown, final=len(shown) == len(data))

@@ -1,8 +1,10 @@
-"""The learner's process: restore, replay what the journal knows, learn, and stop without losing anything.
+"""The learner's process: restore, replay the journal, learn, and stop without losing anything.
 
-Threads: the main one runs the pipeline and is the only one that touches student, ledger and memory; `feed` reads the
-log; `checkpoint` writes checkpoints; `heartbeat` says that we are alive. Stop, within one deadline: stop reading,
-finish the step, publish, save, commit, close the log. A second signal leaves at once; the last checkpoint stands.
+Threads: the main one runs the loop, and alone changes student, ledger and replay buffer; `feed` reads the log;
+`checkpoint` writes checkpoints; `heartbeat` reports that the process is alive.
+
+Stop, within `run.shutdown_s`: finish the step, publish, save, commit, close the log. A second signal exits
+immediately; the last checkpoint stands.
 """
 
 from __future__ import annotations
@@ -11,63 +13,38 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
+from typing import Self
 
 import structlog
 
 from streamlearn import __version__
-from streamlearn.app.adapters import Checkpoints, DeadLetters, Patience, Teachers
-from streamlearn.app.build import (
-    make_batcher,
-    make_board,
-    make_cadence,
-    make_election,
-    make_guarding,
-    make_learner,
-    make_ledger,
-    make_memory,
-    make_recent,
-    make_wanted,
-)
-from streamlearn.app.garbage import rare_collections
-from streamlearn.app.monitor import Watch, Watching
+from streamlearn.app.build import build_loop
+from streamlearn.app.garbage import gc_threshold
+from streamlearn.app.log import make_codec, make_topics, open_log
+from streamlearn.app.monitor import Monitor, OnStep
+from streamlearn.app.ports import expose
 from streamlearn.app.startup import (
     check_arrays,
     check_log_reaches,
     check_model,
     check_same_log,
     first_checkpoint,
-    identity,
     with_new_partitions,
 )
-from streamlearn.app.wiring import (
-    StatePaths,
-    expose,
-    make_codec,
-    make_topics,
-    open_log,
-    state_lock,
-)
 from streamlearn.config import Config
-from streamlearn.errors import (
-    LogError,
-    OffsetOutOfRangeError,
-    StateError,
-    StateLockedError,
-)
-from streamlearn.ledger.ledger import Ledger
+from streamlearn.errors import LogError, OffsetOutOfRangeError, StateError, StateLockedError
 from streamlearn.ledger.store import check_whole
 from streamlearn.log.base import Log
-from streamlearn.log.feed import Feed
-from streamlearn.loop import Parts, Pipeline
 from streamlearn.metrics import LearnerMetrics
 from streamlearn.records import Offsets
 from streamlearn.state import checkpoint as checkpoints
 from streamlearn.state import journal as journals
-from streamlearn.state.checkpoint import Checkpoint, Saved, Saver, load_newest
-from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
+from streamlearn.state.checkpoint import Checkpoint, Saved, load_newest
+from streamlearn.state.fence import NO_FENCE, Fence
 from streamlearn.state.files import remove_leftovers
-from streamlearn.state.journal import Journal, read_journal
+from streamlearn.state.journal import read_journal
 from streamlearn.state.kill_points import reached
+from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir, load_arrays
 
 _log = structlog.get_logger(__name__)
@@ -79,24 +56,24 @@ def learn(
     *,
     until_end: bool = False,
     opened: Log | None = None,
-    watching: Watching | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
-    """Run the learner until told to stop, or, with `until_end`, until all that the log holds is learned.
+    """Run the learner until `stopping` is set or, with `until_end`, until everything in the log is learned.
 
-    `opened` is a log to use, and to close, in place of the one that the config names. `watching` is called after each
-    step, in the loop's thread, and must change nothing.
+    `opened` is used, and closed, in place of the log that the config names. `on_step` is called after each step, in the
+    loop's thread, and must change nothing.
     """
     try:
-        with rare_collections():
-            _learn(config, stopping, until_end=until_end, opened=opened, watching=watching)
+        with gc_threshold():
+            _learn(config, stopping, until_end=until_end, opened=opened, on_step=on_step)
     except OSError as error:
-        # Of the state folder: the log's errors are LogErrors. What was acknowledged is in the log or in a checkpoint.
+        # From the state folder: errors of the log are LogErrors. What was acknowledged is in the log or a checkpoint.
         msg = f"{config.state.dir}: {error}; free space or repair the disk, then start again: nothing is lost"
         raise StateError(msg) from error
 
 
 def _learn(
-    config: Config, stopping: threading.Event, *, until_end: bool, opened: Log | None, watching: Watching | None
+    config: Config, stopping: threading.Event, *, until_end: bool, opened: Log | None, on_step: OnStep | None
 ) -> None:
     paths = StatePaths(config.state.dir)
     with state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
@@ -110,155 +87,149 @@ def _learn(
         if not check_whole(paths.store):
             _log.warning("store_not_walked", path=str(paths.store), why="too large")
         try:
-            with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching, fence=fence) as wired:
-                wired.restore(checkpoint)
-                check_same_log(log, make_codec(config), wired.parts.ledger.newest_sample())
-                wired.start()
-                _replay(wired, journaled, config, stopping)
+            with LearnerProcess(
+                config, log, next_offsets, stopping=stopping, until_end=until_end, fence=fence, on_step=on_step
+            ) as process:
+                process.restore(checkpoint)
+                check_same_log(log, make_codec(config), process.loop.ledger.newest_sample())
+                process.start()
+                process.replay(journaled)
                 if not stopping.is_set():
-                    wired.publish_if_behind()
-                wired.pipeline.run(stopping, until_end=until_end)
-                wired.finish()
+                    process.publish_if_behind()
+                process.loop.run(stopping, until_end=until_end)
+                process.finish()
         except Exception:
-            fence.check()  # a successor writes where we read: whatever we met, that is why
+            fence.check()  # if another learner writes to this folder, that explains the error
             raise
 
 
 def _take_over(paths: StatePaths) -> Fence:
-    """From here on, whoever learned in this folder before writes nothing more, dead or not."""
+    """Take the next epoch: learners that used this folder before can write nothing more, even if they still run."""
     written = max(checkpoints.newest_epoch(paths.checkpoints), journals.newest_epoch(paths.journal))
     fence = Fence.take(paths.epoch, after=written)
     remove_leftovers(paths.root)
     return fence
 
 
-class _Wired:
-    """Every part of one learner, from the feed to the metrics, and the order in which they end."""
+class LearnerProcess:
+    """The loop, its metrics and heartbeat, and the order in which they end. A context manager."""
 
     def __init__(
         self,
         config: Config,
         log: Log,
-        paths: StatePaths,
         next_offsets: Offsets,
         *,
         stopping: threading.Event,
-        watching: Watching | None = None,
+        until_end: bool = False,
         fence: Fence = NO_FENCE,
+        on_step: OnStep | None = None,
     ) -> None:
-        topics, schema, codec = config.log.topics, config.schema_.build(), make_codec(config)
-        self._config, self._log, self._paths, self._fence = config, log, paths, fence
-        patience = Patience(stopping)
-        self._ends = contextlib.ExitStack()
+        self._config, self._log, self._fence, self._stopping = config, log, fence, stopping
+        paths = StatePaths(config.state.dir)
+        self._published = PublishedDir(paths.published)
         self.metrics = LearnerMetrics(version=__version__)
-        self._server, port = expose(config, self.metrics)
-        self._ends.callback(self._server.close)
-        self.feed = Feed(
-            log,
-            next_offsets,
-            codec,
-            sample_topic=topics.samples,
-            max_records=config.batch.prefetch_records,
-            on_trimmed=config.log.on_trimmed,
-        )
-        self._ends.callback(self.feed.close)
-        self.watch = Watch(
-            self.metrics,
-            paths.heartbeat,
-            paths.scores,
-            self.feed,
-            metrics_host=config.metrics.host,
-            metrics_port=port,
-            watching=watching,
-            files=FencedFiles(fence),
-        )
-        self.journal = Journal(paths.journal, max_bytes=config.state.journal_max_bytes, fence=fence)
-        self._ends.callback(self.journal.close)
-        self.saver = Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=self._saved, fence=fence)
-        ledger = make_ledger(config, paths, log, codec, patience, may_write=self._may_flush)
-        self._ends.callback(self._close, ledger)
-        wanted = make_wanted(config, paths)
-        if wanted is not None:
-            self._ends.callback(wanted.close)
-        learner, memory, board = make_learner(config), make_memory(config), make_board(config)
-        self.parts = Parts(
-            schema=schema,
-            source=self.feed,
-            batcher=make_batcher(config, next_offsets),
-            learner=learner,
-            ledger=ledger,
-            memory=memory,
-            board=board,
-            guarding=make_guarding(config, learner, memory, board),
-            journal=self.journal,
-            checkpoints=Checkpoints(self.saver, paths, identity(config)),
-            teachers=Teachers(config, paths, self.watch, fence),
-            dead_letters=DeadLetters(log, topics.dead_letters, patience),
-            watcher=self.watch,
-            wanted=wanted,
-            recent=make_recent(config),
-            election=make_election(config, learner),
-            oracle_asks_twin=config.twin.oracle,
-        )
-        self.pipeline = Pipeline(self.parts, make_cadence(config))
+        with contextlib.ExitStack() as ends:
+            server, port = expose(config, self.metrics)
+            ends.callback(server.close)
+            self.monitor = Monitor(
+                self.metrics,
+                paths,
+                metrics_address=(config.metrics.host, port),
+                on_step=on_step,
+                fence=fence,
+            )
+            self.loop = build_loop(
+                config,
+                log,
+                next_offsets,
+                stopping=stopping,
+                until_end=until_end,
+                fence=fence,
+                observer=self.monitor,
+                on_saved=self._saved,
+            )
+            ends.callback(self.loop.feed.close)
+            ends.callback(self.loop.journal.close)
+            ends.callback(self._close_ledger)
+            ends.callback(self.loop.requests.close)
+            self._ends = ends.pop_all()
 
-    def __enter__(self) -> _Wired:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         with self._ends:
-            if self.watch.started:
-                self.watch.stop("stopped" if error is None else f"failed: {error}")
+            self.monitor.stop("stopped" if error is None else f"failed: {error}")
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Be as of the checkpoint."""
+        """Restore all state to the checkpoint."""
         reached("restore", "begin")
-        check_arrays(self.pipeline.arrays(), checkpoint)
-        self.pipeline.restore(checkpoint.step, checkpoint.arrays, checkpoint.extra)
+        check_arrays(self.loop.arrays(), checkpoint)
+        self.loop.restore(checkpoint)
         was, now = checkpoint.extra["identity"]["method"], self._config.learn.method
         if was != now:
             _log.warning("method_changed", was=was, now=now, step=checkpoint.step)
-            self.pipeline.another_method()
-        if self.parts.election is None:
-            self.parts.learner.serve(0)  # an election was held before, and none is now
+            self.loop.another_method()
         reached("restore", "end")
 
-    def _may_flush(self) -> None:
-        """Say whether the ledger may be flushed: a successor's store must not be written to."""
-        reached("ledger-flush", "begin")
-        self._fence.check()
+    def start(self) -> None:
+        """Start to read and to report."""
+        loop = self.loop
+        self.monitor.start(loop)
+        # Before the first save, and after a fallback to an older checkpoint, the log must not trim unread records.
+        self._commit(loop.learner.step, loop.batcher.next_offsets)
+        loop.feed.start()
+        _log.info("learner_started", step=loop.learner.step, **loop.learner.describe())
 
-    def _close(self, ledger: Ledger) -> None:
-        """Let go of the ledger, what was not flushed with it where a successor is there."""
+    def replay(self, journaled: Sequence[tuple[int, Offsets]]) -> None:
+        """Repeat the steps after the checkpoint as the journal has them."""
+        loop, started_s = self.loop, time.monotonic()
+        loop.journal.cut_after(loop.learner.step + len(journaled))
+        if not journaled:
+            return
+        reached("replay", "begin")
         try:
-            ledger.close()
-        except StateLockedError as error:
-            _log.error("learner_fenced", epoch=self._fence.epoch, error=str(error))
+            count = loop.replay_journal(journaled, self._stopping)
+        except OffsetOutOfRangeError as error:
+            if self._config.log.on_trimmed == "stop":
+                raise
+            # Their records are gone, so the steps cannot be repeated. What is left of them forms other steps.
+            _log.error("journal_abandoned", step=loop.learner.step, error=str(error))
+            loop.journal.cut_after(loop.learner.step)
+        else:
+            duration_s = round(time.monotonic() - started_s, 3)
+            _log.info("journal_replayed", steps=count, of=len(journaled), step=loop.learner.step, duration_s=duration_s)
+        reached("replay", "end")
 
     def publish_if_behind(self) -> None:
-        """Servers may hold an older teacher than we do, or none, where the folder was lost or is corrupt."""
-        step = self.parts.learner.step
+        """Publish if servers have an older teacher, or none, because the folder was lost or is corrupt."""
+        step = self.loop.learner.step
         try:
-            newest = PublishedDir(self._paths.published).newest()
+            newest = self._published.newest()
             if newest is not None:
                 load_arrays(newest)
         except StateError as error:
             _log.warning("published_unreadable", error=str(error), step=step)
-            newest = None  # which is mended by publishing
-        if step > 0 and (newest is None or newest.step != step) and self.parts.guarding.may_publish:
-            self.pipeline.publish()
+            newest = None
+        if step > 0 and (newest is None or newest.step != step) and self.loop.guarding.may_publish:
+            self.loop.publish()
 
-    def start(self) -> None:
-        """Begin to read, and say that we live."""
-        self.watch.start(self.parts)
-        # Before the first save, and after a fallback to an older checkpoint, the log must not trim unread records.
-        self._commit(self.parts.learner.step, self.parts.batcher.next_offsets)
-        self.feed.start()
-        _log.info("learner_started", step=self.parts.learner.step, **self.parts.learner.describe())
+    def finish(self) -> None:
+        """Publish and save what is new, durably."""
+        loop, timeout_s = self.loop, self._config.run.shutdown_s
+        deadline = time.monotonic() + timeout_s
+        if not loop.saver.wait(timeout_s):
+            msg = f"a checkpoint took longer than run.shutdown_s = {timeout_s}; the one before stands"
+            raise StateError(msg)
+        loop.close()
+        loop.saver.close(max(0.1, deadline - time.monotonic()))
+        self.monitor.look("stopped")
+        _log.info("learner_stopped", step=loop.learner.step, **loop.accounts.as_dict())
 
     def _saved(self, saved: Saved) -> None:
-        """A checkpoint is durable: report it, and only now commit its offsets (I2). In the saver's thread."""
-        self.watch.saved(saved)
+        """A checkpoint is durable: only now its offsets are committed (I2). Called by the saver's thread."""
+        self.monitor.saved(saved)
         reached("offsets-commit", "begin")
         self._commit(saved.step, saved.next_offsets)
         reached("offsets-commit", "end")
@@ -269,35 +240,8 @@ class _Wired:
         except LogError as error:
             _log.warning("offsets_not_committed", step=step, error=str(error))
 
-    def finish(self) -> None:
-        """Publish and save what is new, durably."""
-        deadline = time.monotonic() + self._config.run.shutdown_s
-        if not self.saver.wait(self._config.run.shutdown_s):
-            msg = f"a checkpoint took longer than run.shutdown_s = {self._config.run.shutdown_s}; the one before stands"
-            raise StateError(msg)
-        self.pipeline.close()
-        self.saver.close(max(0.1, deadline - time.monotonic()))
-        self.watch.look("stopped")
-        _log.info("learner_stopped", step=self.parts.learner.step, **self.parts.accounts.as_dict())
-
-
-def _replay(wired: _Wired, journaled: Sequence[tuple[int, Offsets]], config: Config, stopping: threading.Event) -> None:
-    """Form the steps after the checkpoint as the journal has them."""
-    wired.journal.cut_after(wired.parts.learner.step + len(journaled))
-    if not journaled:
-        return
-    started = time.monotonic()
-    reached("replay", "begin")
-    try:
-        count = wired.pipeline.replay(iter(journaled), stopping)
-    except OffsetOutOfRangeError as error:
-        if config.log.on_trimmed == "stop":
-            raise
-        # The steps cannot be formed as they were: their records are gone. What is left is learned anew, and said.
-        _log.error("journal_abandoned", step=wired.parts.learner.step, error=str(error))
-        wired.journal.cut_after(wired.parts.learner.step)
-    else:
-        duration_s = round(time.monotonic() - started, 3)
-        told = {"steps": count, "of": len(journaled), "step": wired.parts.learner.step}
-        _log.info("journal_replayed", **told, duration_s=duration_s)
-    reached("replay", "end")
+    def _close_ledger(self) -> None:
+        try:
+            self.loop.ledger.close()
+        except StateLockedError as error:  # what was not flushed is lost with this learner, which was fenced off
+            _log.error("learner_fenced", epoch=self._fence.epoch, error=str(error))

@@ -21,7 +21,8 @@ import uvicorn
 from pydantic import SecretStr
 
 from streamlearn import __version__
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log, stop_signals
+from streamlearn.app.log import make_codec, make_topics, open_log
+from streamlearn.app.signals import stop_signals
 from streamlearn.config import Config
 from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.ledger.request_queue import RequestQueue
@@ -35,6 +36,7 @@ from streamlearn.serve.connections import BoundedProtocol, limits_of_process
 from streamlearn.serve.parts import ServerParts, ServeSettings
 from streamlearn.serve.predictor import Predictor
 from streamlearn.state.files import write_whole
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
 from streamlearn.state.status import read_status
 
@@ -137,7 +139,9 @@ def _wanted(config: Config, paths: StatePaths) -> RequestQueue | None:
     labels = config.labels
     if labels.wanted_rows == 0:
         return None
-    return RequestQueue(paths.wanted, per_hour=labels.wanted_per_hour, again_after_s=labels.wanted_again_after_s)
+    return RequestQueue(
+        paths.label_requests, per_hour=labels.wanted_per_hour, again_after_s=labels.wanted_again_after_s
+    )
 
 
 def _settings(config: Config, name: str) -> ServeSettings:

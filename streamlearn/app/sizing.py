@@ -1,7 +1,6 @@
-"""About how much memory a learner and its servers take, part by part: for `streamlearn check`.
+"""Approximate memory of a learner and its servers, part by part, for `streamlearn check`.
 
-What is bounded by a setting or a constant is computed from it, as if it were full. Pages of files (the store's map, the
-log's) are not counted: the kernel takes them back when it needs memory.
+Bounded buffers are counted as full. Cached pages of files (store, log) are not counted: the kernel reclaims them.
 """
 
 from __future__ import annotations
@@ -11,27 +10,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from streamlearn.app.build import memory_rows, recent_rows
-from streamlearn.app.network import model_spec
+from streamlearn.app.build import model_spec, recent_rows, replay_rows, wide_rows
 from streamlearn.config import Config
 from streamlearn.learn.learner import Learner
+from streamlearn.learn.recent import RECENT_ROWS
 from streamlearn.ledger.ledger import UNFLUSHED_BYTES
 from streamlearn.log.base import POLL_BYTES
-from streamlearn.log.feed import PREFETCH_BYTES
+from streamlearn.log.feed import PREFETCH_BYTES, PREFETCH_RECORDS
 from streamlearn.models.build import build
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT
 
 _LEARNER_BYTES = 480 << 20
-"""Python, torch and all that is imported, before there is a network; measured on Linux, torch for the CPU."""
+"""Python, torch and other imports, without a network. Measured on Linux, with torch for the CPU."""
 _SERVER_BYTES = 400 << 20
 _GOOD_TEACHERS = 3
-"""Two copies to roll back to, and for a moment a third."""
+"""Two copies to roll back to, and briefly a third."""
 _SAVED_COPIES = 2
-"""Of everything that is saved: the arrays, and the bytes of the file."""
+"""Of everything that is saved: the arrays and the bytes of the file."""
 _BATCH_COPIES = 4
-"""Of the rows of a step: as decoded, as a batch, as seen by the student and by the teacher."""
+"""Of the rows of a step: decoded, as a batch, and as prepared for student and teacher."""
 _SERVED_TEACHERS = 3
-"""The one that answers, the one that is loaded next, and its file."""
+"""The one in use, the next one, and its file."""
 
 
 class Part(NamedTuple):
@@ -42,24 +41,24 @@ class Part(NamedTuple):
 
 
 def learner_parts(config: Config, learner: Learner) -> list[Part]:
-    """Parts of the learner; what is on a GPU there is not told apart."""
+    """Parts of the learner. Memory on a GPU is included."""
     schema, batch = config.schema_.build(), config.batch
     networks = {name: array.nbytes for name, array in learner.state().items()}
     student, teacher = (_starting_with(networks, name) for name in ("student.", "teacher."))
     gradients = student + _starting_with(networks, "twin.student.")
     rows = batch.fresh + batch.labelled
-    memory, recent, partitions = memory_rows(config), recent_rows(config), max(1, config.log.partitions)
-    queued = schema.rows_within(batch.prefetch_records, PREFETCH_BYTES // partitions)
-    waiting = schema.rows_within(batch.prefetch_records, PREFETCH_BYTES) if config.log.shed_above_records else 0
-    saved = sum(networks.values()) + 2 * teacher + (memory + recent) * schema.nbytes
+    replay, recent, partitions = replay_rows(config), recent_rows(config), max(1, config.log.partitions)
+    queued = schema.rows_within(PREFETCH_RECORDS, PREFETCH_BYTES // partitions)
+    waiting = wide_rows(config) if config.log.shed_above_records else 0
+    saved = sum(networks.values()) + 2 * teacher + (replay + recent) * schema.nbytes
     return [
         Part("Python and torch", _LEARNER_BYTES),
         Part("networks, averages, optimizer, gradients", sum(networks.values()) + gradients),
         Part("good teachers of the guard", _GOOD_TEACHERS * teacher),
         Part("activations", 2 * rows * activation_bytes(config)),
-        Part(_of("replay buffer", memory, config.labels.memory_rows), memory * schema.nbytes),
-        Part(_of("recent samples", recent, batch.recent_rows), recent * schema.nbytes),
-        Part(_of("read ahead", queued, batch.prefetch_records), partitions * queued * schema.nbytes + POLL_BYTES),
+        Part(_of("replay buffer", replay, config.labels.memory_rows), replay * schema.nbytes),
+        Part(_of("recent samples", recent, RECENT_ROWS), recent * schema.nbytes),
+        Part(_of("read ahead", queued, PREFETCH_RECORDS), partitions * queued * schema.nbytes + POLL_BYTES),
         Part("micro-batch", (waiting + _BATCH_COPIES * rows) * schema.nbytes),
         Part("store", UNFLUSHED_BYTES),
         Part("checkpoint being saved", _SAVED_COPIES * saved),
@@ -80,7 +79,7 @@ def server_parts(config: Config, learner: Learner) -> list[Part]:
 
 
 def activation_bytes(config: Config) -> int:
-    """What all layers of the network put out for one row."""
+    """Bytes of the outputs of all layers for one row."""
     sizes: list[int] = []
 
     def note(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -99,7 +98,7 @@ def activation_bytes(config: Config) -> int:
 
 
 def _of(name: str, rows: int, setting: int) -> str:
-    """The name; where rows are so large that their bytes are the bound, with how many there are room for."""
+    """The name; with the number of rows that fit, if their bytes are the bound."""
     return name if rows in (0, setting) else f"{name} ({rows:,} of {setting:,} rows)"
 
 

@@ -1,4 +1,4 @@
-"""Before a learner begins: where the stream is entered, and whether state, config and log belong together."""
+"""Before a learner starts: where it starts in the log, and whether state, config and log belong together."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from streamlearn.app.network import model_spec
-from streamlearn.app.wiring import StatePaths
+from streamlearn.app.build import identity
 from streamlearn.config import Config
 from streamlearn.errors import (
     FROM_SCRATCH,
@@ -22,6 +21,7 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.records import Array, Offsets, Position
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
+from streamlearn.state.paths import StatePaths
 
 _SETTINGS = {
     "model.shape": "schema.shape",
@@ -33,28 +33,14 @@ _SETTINGS = {
     "optimizer": "learn.optimizer",
     "topics": "log.topics (samples, labels)",
 }
-"""What the operator calls what `identity` names."""
+"""The settings behind the keys of `build.identity`."""
 _NOT_THERE = object()
 _ALWAYS = ("board.", "guard.", "memory.")
-"""Groups of arrays that every checkpoint of this version has, whatever the settings."""
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """What a checkpoint must agree with the config on, since weights and offsets mean nothing without it."""
-    topics, model = config.log.topics, json.loads(model_spec(config).to_json())
-    model["spare"] = model["spare"] is not None  # how many is no matter: fewer when a class gets its name
-    return {
-        "model": model,
-        "classes": list(config.schema_.build().classes),
-        "dtype": config.schema_.dtype,
-        "method": config.learn.method,
-        "optimizer": config.learn.optimizer,
-        "topics": [topics.samples, topics.labels],
-    }
+"""Groups of arrays that every checkpoint of this version has, under all settings."""
 
 
 def first_checkpoint(config: Config, log: Log, paths: StatePaths) -> Checkpoint:
-    """Save step 0, so that where the stream was entered is known for ever."""
+    """Save step 0, so that later starts know where the learner started in the log."""
     topics = (config.log.topics.samples, config.log.topics.labels)
     ask = log.beginning_offsets if config.log.start == "earliest" else log.end_offsets
     next_offsets = {partition: offset for topic in topics for partition, offset in ask(topic).items()}
@@ -65,40 +51,40 @@ def first_checkpoint(config: Config, log: Log, paths: StatePaths) -> Checkpoint:
 
 
 def check_model(config: Config, checkpoint: Checkpoint) -> None:
-    """Refuse to go on with another model than the checkpoint's, and say what differs.
+    """Refuse settings that do not fit the checkpoint, each with both values.
 
     Raises:
         ConfigError: a setting that the saved state depends on was changed.
     """
-    saved, wanted = checkpoint.extra.get("identity", {}), json.loads(json.dumps(identity(config)))
-    wanted["method"] = saved.get("method")  # the weights are of use to another one too: `Learner.load_state`
-    # Classes may be named at the end, in the room that was left for them: the network is the same then.
-    if wanted["classes"][: len(saved.get("classes", ()))] == saved.get("classes"):
-        wanted["classes"] = saved["classes"]
-    if changed := list(_differences(saved, wanted)):
+    saved, found = checkpoint.extra.get("identity", {}), json.loads(json.dumps(identity(config)))
+    found["method"] = saved.get("method")  # another method can use the weights: `Learner.load_state`
+    # Spare classes may have got a name: the network is the same.
+    if found["classes"][: len(saved.get("classes", ()))] == saved.get("classes"):
+        found["classes"] = saved["classes"]
+    if changed := list(_differences(saved, found)):
         head = f"the checkpoint of step {checkpoint.step} was made with other settings:"
         raise ConfigError("\n".join([head, *changed, f"set them back; or {FROM_SCRATCH}"]))
 
 
 def check_arrays(built: Mapping[str, Array], checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that lacks what the parts of this version want to go on with, before any is changed.
+    """Refuse a checkpoint without the arrays that this version needs, before any state is changed.
 
-    Of the others, settings decide whether they are there, and a checkpoint without them is gone on from.
+    Other groups of arrays depend on settings, and may be missing.
 
     Raises:
-        CheckpointError: naming what is lacking, and the way out.
+        CheckpointError: with the missing arrays, and the way out.
     """
-    lacking = sorted(name for name in built if name.startswith(_ALWAYS) and name not in checkpoint.arrays)
-    if checkpoint.step > 0 and lacking:
-        shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
+    missing = sorted(name for name in built if name.startswith(_ALWAYS) and name not in checkpoint.arrays)
+    if checkpoint.step > 0 and missing:
+        shown = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
         msg = f"the checkpoint of step {checkpoint.step} is of another version of streamlearn: it has no {shown}"
-        raise CheckpointError(f"{msg}; go on with the version that saved it, or {FROM_SCRATCH}")
+        raise CheckpointError(f"{msg}; use the version that saved it, or {FROM_SCRATCH}")
 
 
-def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """One line for each value that differs, tables within tables by their dotted keys."""
-    for key in dict.fromkeys([*wanted, *saved]):
-        was, now, name = saved.get(key, _NOT_THERE), wanted.get(key, _NOT_THERE), above + key
+def _differences(saved: Mapping[str, Any], found: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """One line for each value that differs, with its dotted key."""
+    for key in dict.fromkeys([*found, *saved]):
+        was, now, name = saved.get(key, _NOT_THERE), found.get(key, _NOT_THERE), above + key
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _differences(was, now, f"{name}.")
         elif was != now:
@@ -110,7 +96,7 @@ def _shown(value: object) -> str:
 
 
 def with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offsets:
-    """The checkpoint's offsets, and the beginning of partitions that did not exist then."""
+    """The checkpoint's offsets, and the beginning of partitions that were created since."""
     found: Offsets = {}
     for topic in (config.log.topics.samples, config.log.topics.labels):
         found.update(log.beginning_offsets(topic))
@@ -118,13 +104,13 @@ def with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offs
 
 
 def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None) -> None:
-    """Refuse a log that has another sample where the last one stood: a topic made anew, or of another cluster.
+    """Refuse a log with another sample at the last learned position: a recreated topic, or another cluster.
 
-    It would be gone on from where the old one was left, and all before that passed by. `last`: position and id of a
-    sample that was learned; where it has left the log, or nobody can read it, nothing is known.
+    Reading would continue at the old offsets, and everything before them would be skipped. `last` has position and id
+    of the newest known sample. If it has left the log, or cannot be read, nothing can be checked.
 
     Raises:
-        StateError: naming the position.
+        StateError: with the position.
     """
     if last is None:
         return
@@ -136,14 +122,14 @@ def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None) ->
         return
     if found != sample_id:
         msg = f"{position} holds the sample {found!r:.80}, and {sample_id!r:.80} was learned from there"
-        raise StateError(f"{msg}: this is another log, or its topics were made anew; restore it, or {FROM_SCRATCH}")
+        raise StateError(f"{msg}: this is another log, or its topics were recreated; restore it, or {FROM_SCRATCH}")
 
 
 def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
-    """Refuse a log that ends before what was learned from it: it is another log, or it lost records.
+    """Refuse a log that ends before the records that were learned: it is another log, or it lost records.
 
     Raises:
-        StateError: naming the partition.
+        StateError: with the partition.
     """
     for topic in (config.log.topics.samples, config.log.topics.labels):
         ends = log.end_offsets(topic)

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import structlog
 
-from streamlearn.app.wiring import StatePaths, listen, state_lock
+from streamlearn.app.ports import listen
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, StreamlearnError
+from streamlearn.state.paths import StatePaths, state_lock
 
 _log = structlog.get_logger(__name__)
 _RESTART_S = (0.5, 60.0)

@@ -13,9 +13,9 @@ from typing import Any
 import structlog
 from rich.table import Table
 
-from streamlearn.app.wiring import StatePaths
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, StateError
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir, PublishedModel, listing, pin, unpin
 
 _log = structlog.get_logger(__name__)

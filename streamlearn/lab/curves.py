@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from streamlearn.errors import StreamlearnError
-from streamlearn.loop import Parts, StepReport
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,49 +70,49 @@ class Recorder:
     def __init__(self, window: int, progress: Callable[[int], None]) -> None:
         self.curves: list[CurvePoint] = []
         self._window, self._progress = window, progress
-        self._parts: Parts | None = None
+        self._loop: TrainingLoop | None = None
         self._since, self._full = _Since(), False
 
-    def __call__(self, parts: Parts, report: StepReport) -> None:
+    def __call__(self, loop: TrainingLoop, report: StepReport) -> None:
         """Record one step."""
-        self._parts = parts
-        samples = parts.accounts.samples_learned
+        self._loop = loop
+        samples = loop.accounts.samples_learned
         if self._full and report.fresh:
             self._since, self._full = _Since(), False
         self._since.count(report)
         if self._full:  # a step with labels only belongs to the point of the samples before it
             self.curves.pop()
-            self._add(parts)
+            self._add(loop)
         elif samples // self._window > (samples - report.fresh) // self._window:
-            self._add(parts)
+            self._add(loop)
             self._full = True
         self._progress(samples)
 
-    def finish(self) -> Parts:
-        """Add the last point, and return the final parts.
+    def finish(self) -> TrainingLoop:
+        """Add the last point, and return the final loop.
 
         Raises:
             StreamlearnError: there was no step.
         """
-        if self._parts is None:
+        if self._loop is None:
             msg = "stopped before the first step: there are no scores"
             raise StreamlearnError(msg)
         if not self._full and self._since.samples:
-            self._add(self._parts)
+            self._add(self._loop)
             self._full = True
-        return self._parts
+        return self._loop
 
-    def _add(self, parts: Parts) -> None:
-        since, report = self._since, parts.board.report()
+    def _add(self, loop: TrainingLoop) -> None:
+        since, report = self._since, loop.board.report()
         oracle, observed, at_label = report.oracle, report.at_arrival, report.at_label
         assert oracle is not None, "every sample of the stream has its true label"
         now, seen, twin = oracle.windowed, observed.windowed, oracle.twin
         low, high = at_label.interval or (None, None)
         self.curves.append(
             CurvePoint(
-                samples=parts.accounts.samples_learned,
-                labels=parts.accounts.labels_read,
-                step=parts.learner.step,
+                samples=loop.accounts.samples_learned,
+                labels=loop.accounts.labels_read,
+                step=loop.learner.step,
                 labelled_share=since.labels / since.samples,
                 oracle=now.accuracy["teacher"],
                 oracle_student=now.accuracy["student"],

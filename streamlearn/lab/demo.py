@@ -21,10 +21,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from streamlearn.app.logs import set_up_logs
+from streamlearn.app.signals import stop_signals
 from streamlearn.app.supervisor import Child, Supervisor
-from streamlearn.app.wiring import StatePaths, set_up_logs, state_lock, stop_signals
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError
+from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.status import read_status
 
 _CONFIG_NAME = "streamlearn.toml"

@@ -29,7 +29,7 @@ from typing import Any, cast
 
 from streamlearn import __version__
 from streamlearn.app.learner import learn
-from streamlearn.app.wiring import make_topics, open_log
+from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError
 from streamlearn.judge.scoreboard import ScoreReport
@@ -167,21 +167,21 @@ def evaluate(
         stream = plan.stream(dataset)
         counts = _write(settings, Stream(stream, rate=plan.rate), len(dataset.y) * plan.passes, stopping, progress)
         recorder = Recorder(plan.window, lambda samples: progress("learning", samples, counts.samples))
-        learn(settings, stopping, until_end=True, watching=recorder)
-        parts = recorder.finish()
+        learn(settings, stopping, until_end=True, on_step=recorder)
+        loop = recorder.finish()
         return Evaluation(
             plan=plan,
             dataset=dataset,
             config=settings,
             counts=counts,
             complete=not stopping.is_set(),
-            samples=parts.accounts.samples_learned,
-            labels=parts.accounts.labels_read,
-            steps=parts.learner.step,
+            samples=loop.accounts.samples_learned,
+            labels=loop.accounts.labels_read,
+            steps=loop.learner.step,
             curves=recorder.curves,
-            scores=parts.board.report(),
-            guarding=parts.guarding.report(),
-            test=score_held_out(parts.learner, dataset, stream.drifts, ended_at=counts.samples - 1, seed=plan.seed),
+            scores=loop.board.report(),
+            guarding=loop.guarding.report(),
+            test=score_held_out(loop.learner, dataset, stream.drifts, ended_at=counts.samples - 1, seed=plan.seed),
         )
 
 
@@ -200,8 +200,8 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
             f"{samples} samples may take {size_bytes >> 20} MiB in {folder}, which has {free_bytes >> 20} MiB free:"
             " reduce --limit or --passes, or choose a larger disk with --keep-state or TMPDIR"
         )
-    # No micro-batch may close by time, no merge may time out, and nothing may be trimmed before it is learned.
-    tables["batch"] = tables.get("batch", {}) | {"max_age_s": 3600.0, "merge_wait_s": 60.0}
+    # No micro-batch may close by time and nothing may be trimmed before it is learned.
+    tables["batch"] = tables.get("batch", {}) | {"max_age_s": 3600.0}
     tables["log"] = {
         "kind": "embedded",
         "max_bytes": max(size_bytes, 1 << 20),

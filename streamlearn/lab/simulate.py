@@ -7,7 +7,7 @@ import threading
 import zlib
 from typing import Any, cast
 
-from streamlearn.app.wiring import make_topics, open_log
+from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config
 from streamlearn.lab.bars import Bars
 from streamlearn.lab.datasets import load

@@ -22,6 +22,11 @@ from dataclasses import dataclass
 from streamlearn.errors import OffsetOutOfRangeError
 from streamlearn.records import Gap, Item, Offsets, Sample, TopicPartition
 
+MAX_LABELS = 1024
+"""Label records of one step."""
+MERGE_WAIT_S = 1.0
+"""How long the merge by time waits for a partition that is behind, before it goes on without it."""
+
 Queues = Mapping[TopicPartition, deque[Item]]
 
 
@@ -82,9 +87,9 @@ class MicroBatcher:
         sample_topic: str,
         fresh: int,
         wide: int | None = None,
-        max_labels: int,
+        max_labels: int = MAX_LABELS,
         max_age_s: float,
-        merge_wait_s: float,
+        merge_wait_s: float = MERGE_WAIT_S,
     ) -> None:
         assert fresh > 0, fresh
         assert max_labels > 0, max_labels

@@ -17,11 +17,17 @@ _DRAWS = 0x5EE9
 """Another stream of chance than the labelled memory's, of the same seed and step."""
 
 
+RECENT_ROWS = 2048
+"""Samples held, as far as `RECENT_BYTES` allow."""
+RECENT_BYTES = 64 << 20
+"""Bound of their bytes: they are in each checkpoint."""
+
+
 class RecentSamples:
-    """At most `capacity` samples with their keys."""
+    """At most `capacity` samples with their keys. With capacity 0 it holds none, and has no state."""
 
     def __init__(self, capacity: int, schema: Schema, seed: int) -> None:
-        assert capacity >= 1, capacity
+        assert capacity >= 0, capacity
         self._x = np.zeros((capacity, *schema.shape), schema.dtype)
         self._keys = np.zeros(capacity, np.int64)
         self._seed = seed
@@ -38,6 +44,8 @@ class RecentSamples:
     def add(self, x: Array, keys: npt.NDArray[np.int64] | None = None) -> None:
         """Hold (n, *shape) samples in place of the oldest."""
         capacity = len(self._x)
+        if capacity == 0:
+            return
         x, n = x[-capacity:], min(len(x), capacity)
         places = (self._next + np.arange(n)) % capacity
         self._x[places] = x
@@ -66,6 +74,8 @@ class RecentSamples:
 
     def state(self) -> dict[str, Array]:
         """Copies, in the order of the ring: which place is next matters to what is drawn."""
+        if not self.capacity:
+            return {}
         return {
             "x": self._x[: self._held].copy(),
             "keys": self._keys[: self._held].copy(),
@@ -74,6 +84,8 @@ class RecentSamples:
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Become what `state` saved; of a larger ring the newest stay."""
+        if not state or not self.capacity:
+            return
         x, keys, begin = state["x"], state["keys"], int(state["next"])
         self._held = self._next = 0
         if len(x) == len(self._x):

@@ -121,8 +121,8 @@ class RequestWriter:
     """
 
     def __init__(self, path: Path, rows: int, *, keep_s: float = math.inf) -> None:
-        """Keep `rows` samples, none that came more than `keep_s` before the newest: payloads do not stay for ever."""
-        assert rows >= 1, rows
+        """Keep `rows` samples, none that came more than `keep_s` before the newest. 0 rows: no sample and no file."""
+        assert rows >= 0, rows
         self._path, self._rows, self._keep_s = path, rows, keep_s
         self._db: sqlite3.Connection | None = None
         self._inode = 0
@@ -136,7 +136,8 @@ class RequestWriter:
         self._new: set[str] = set()
         """Ids in the pool that are not in the file, or not as they are."""
         self._forget_file()
-        self._guarded(self._resume)
+        if rows:
+            self._guarded(self._resume)
 
     def __len__(self) -> int:
         """Samples that wait, as far as the learner knows."""
@@ -154,7 +155,7 @@ class RequestWriter:
 
         `now_s` is the stream's time. Rows that are not finite are passed by.
         """
-        if not len(ids):
+        if not self._rows or not len(ids):
             return
         self._newest_s = max(self._newest_s, now_s)
         ratings = rate(teacher_probs_BC, student_probs_BC)
@@ -184,6 +185,8 @@ class RequestWriter:
 
     def flush(self) -> None:
         """Write the difference in one transaction, and read what was handed out since the last time."""
+        if not self._rows:
+            return
         before_s = self._newest_s - self._keep_s
         for sample_id in [wanted.sample_id for wanted in self._pool.values() if wanted.offered_at_s < before_s]:
             self._drop(sample_id)

@@ -19,6 +19,8 @@ from streamlearn.log.codec import Codec
 from streamlearn.records import BadRecord, Gap, Item, Offsets, Position, Record, TopicPartition
 
 _log = structlog.get_logger(__name__)
+PREFETCH_RECORDS = 2048
+"""Decoded records waiting, for each partition."""
 PREFETCH_BYTES = 256 << 20
 """Bound of the samples in all queues. Each partition has an equal share, and room for at least one sample."""
 _POLL_RECORDS = 512
@@ -40,7 +42,7 @@ class Feed:
         codec: Codec,
         *,
         sample_topic: str,
-        max_records: int,
+        max_records: int = PREFETCH_RECORDS,
         on_trimmed: Literal["stop", "skip"],
     ) -> None:
         """`max_records` bounds each queue, by up to one poll more; `PREFETCH_BYTES` bounds all samples."""

@@ -1,26 +1,28 @@
-"""What became of every record that was read (I7): counted as state, so that a restart goes on where it was.
+"""The outcome of every record that was read (I7). Saved in checkpoints, so a restart continues the counts.
 
-    samples read = learned + thinned + duplicate_id + dead_lettered
+    samples read = learned + shed + duplicate_id + dead_lettered
     labels read  = taken by the ledger + dead_lettered
 
-What the ledger took, and the labels that came inside samples, have a state there, and an identity of their own.
-Records trimmed from the log before they were read are
-counted beside these: they were never read. A thinned sample was shed (`log.shed_above_records`): neither
-predicted nor learned, but known, so that its label is joined and learned when it comes.
+The ledger has states and an identity of its own for the labels it took and for those inside samples. Records that
+retention trimmed from the log before they were read are counted separately.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from streamlearn.loop.report import StepReport
+from streamlearn.records import Gap
+
 
 @dataclass(slots=True)
 class Accounts:
-    """Totals since the state folder was new."""
+    """Totals since the state folder was created. The names are those of the checkpoint format."""
 
     samples_read: int = 0
     samples_learned: int = 0
     samples_thinned: int = 0
+    """Shed under overload: neither predicted nor learned, but known, so that their labels are joined and learned."""
     samples_duplicate_id: int = 0
     samples_dead_lettered: int = 0
     labels_read: int = 0
@@ -30,13 +32,34 @@ class Accounts:
     samples_trimmed: int = 0
     labels_trimmed: int = 0
 
+    def add(self, report: StepReport, sample_topic: str) -> None:
+        """Count the records of one step."""
+        bad_samples = sum(bad.position.topic == sample_topic for bad in report.bad)
+        bad_labels = len(report.bad) - bad_samples
+        self.samples_read += report.samples
+        self.samples_learned += report.fresh
+        self.samples_thinned += report.shed
+        self.samples_duplicate_id += report.duplicates
+        self.samples_dead_lettered += bad_samples
+        self.labels_read += report.labels
+        self.labels_dead_lettered += bad_labels
+        self.labels_taken += report.labels - bad_labels
+        self.labels_inline += report.inline_labels
+        for gap in report.gaps:
+            self._add_gap(gap, sample_topic)
+
     def check(self) -> None:
-        """Assert the identities: a record that is in no class was lost, and that is a bug."""
-        told = self.samples_learned + self.samples_thinned
-        outcomes = told + self.samples_duplicate_id + self.samples_dead_lettered
+        """Assert the identities. A record without an outcome was lost, which is a bug."""
+        outcomes = self.samples_learned + self.samples_thinned + self.samples_duplicate_id + self.samples_dead_lettered
         assert self.samples_read == outcomes, f"samples do not add up: {self}"
         assert self.labels_read == self.labels_taken + self.labels_dead_lettered, f"labels do not add up: {self}"
 
     def as_dict(self) -> dict[str, int]:
         """For the checkpoint, the heartbeat and `inspect`."""
         return asdict(self)
+
+    def _add_gap(self, gap: Gap, sample_topic: str) -> None:
+        if gap.position.topic == sample_topic:
+            self.samples_trimmed += gap.missing
+        else:
+            self.labels_trimmed += gap.missing

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 
 class FurtherSteps:
-    """Counts by what the steps themselves were, so a replay of the journal ends with the same numbers."""
+    """Counts down by the steps themselves, so that a replay of the journal ends with the same numbers."""
 
     def __init__(self, *, per_batch: int, idle: int) -> None:
-        """After each micro-batch `per_batch` steps belong to it, and `idle` more may follow while nothing arrives."""
+        """Each micro-batch is followed by `per_batch` steps, and by up to `idle` more while no record arrives."""
         self._per_batch, self._idle = per_batch, idle
         self.of_batch = self.idle = 0
 
@@ -17,7 +17,7 @@ class FurtherSteps:
         return bool(self.of_batch or self.idle)
 
     def step_done(self, *, with_records: bool) -> None:
-        """Take one step."""
+        """Count one step."""
         if with_records:
             self.of_batch, self.idle = self._per_batch, self._idle
         elif self.of_batch:
@@ -26,7 +26,7 @@ class FurtherSteps:
             self.idle -= 1
 
     def apply_settings(self) -> None:
-        """Lower what a checkpoint with other settings left. Not before its journal was replayed."""
+        """Lower counts that were restored from other settings. Call it after the journal is replayed."""
         self.of_batch, self.idle = min(self.of_batch, self._per_batch), min(self.idle, self._idle)
 
     def as_json(self) -> dict[str, int]:
@@ -34,5 +34,5 @@ class FurtherSteps:
         return {"further_steps": self.of_batch, "idle_steps": self.idle}
 
     def load(self, saved: Mapping[str, int]) -> None:
-        """Become what `as_json` saved. The first version of checkpoints had no such steps."""
+        """Restore what `as_json` returned. Checkpoints of the first version have no such steps."""
         self.of_batch, self.idle = saved.get("further_steps", 0), saved.get("idle_steps", 0)

@@ -1,7 +1,7 @@
-"""Watches over the model in the loop: what the guard and the drift monitor ask, and what they have done.
+"""Guard, drift monitor and trust in the loop: what they are shown, and what they do to the model.
 
-The guard looks at steps of certain numbers, and at nothing but the fold: so a restart looks at the same steps, sees the
-same, and does the same (I3).
+The guard checks the model at fixed step numbers, and depends only on state that a restart restores. So a restart makes
+the same checks with the same results (I3).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import structlog
 
 from streamlearn.judge.drift import DriftMonitor, DriftReport, Source
+from streamlearn.judge.election import Election
 from streamlearn.judge.guard import Action, Factors, Guard, GuardReport, Signals
 from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.judge.trust import Trust, TrustReport
@@ -23,12 +24,12 @@ from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.records import UNLABELLED, Array
 
 REACTED_TO: tuple[Source, ...] = ("inputs", "uncertainty", "error")
-"""Student and teacher may disagree for many reasons."""
+"""Not disagreement: student and teacher may disagree for many reasons."""
 REACTION_RESTS_STEPS = 500
-"""One change of the world raises several alarms, one for each source and as the model learns it: an average that began
-anew at each of them would stay short."""
+"""A change raises several alarms, one per source and more as the model learns it. An average that restarted at each
+would stay short."""
 PROBE_ROWS = 64
-"""Rows of the labelled memory that the networks are asked about at each look."""
+"""Rows of the replay buffer that the networks classify at each check."""
 _log = structlog.get_logger(__name__)
 
 
@@ -42,44 +43,45 @@ class GuardingReport:
 
 
 class Guarding:
-    """One for each learner; used in its thread."""
+    """One per learner, used in its thread."""
 
     def __init__(
         self,
         learner: Learner,
-        memory: ReplayBuffer,
+        replay: ReplayBuffer,
         board: Scoreboard,
-        guard: Guard,
+        election: Election,
         *,
+        guard: Guard,
         reaction: Literal["alarm", "renew"],
         trust_labels: int,
     ) -> None:
-        self._learner, self._memory, self._board = learner, memory, board
+        self._learner, self._replay, self._board, self._election = learner, replay, board, election
         self._guard, self._reaction = guard, reaction
         self._drift = DriftMonitor()
         self._trust = Trust(trust_labels)
-        self._mended_step = -1
+        self._repaired_step = -1
         self._reacted_step: int | None = None
 
     @property
     def may_publish(self) -> bool:
-        """Whether the teacher of now may be shown; else the last one that was healthy goes on serving."""
-        return not self._guard.frozen or self.just_mended
+        """Whether the teacher may be published. If not, servers keep serving the last healthy one."""
+        return not self._guard.frozen or self.just_repaired
 
     @property
-    def just_mended(self) -> bool:
-        """The teacher of now was put back in this very step: it is known to be good, and better than what is served."""
-        return self._mended_step == self._learner.step > 0
+    def just_repaired(self) -> bool:
+        """Whether the teacher was replaced in this step: it is known to be better than the served one."""
+        return self._repaired_step == self._learner.step > 0
 
     def factors(self, step: int) -> Factors:
-        """By what the consistency weight (0 while the teacher is not believed) and the learning rate are multiplied."""
+        """Factors of the consistency weight (0 while the teacher is not trusted) and of the learning rate."""
         factors = self._guard.factors(step)
         return Factors(factors.consistency_weight * self._trust.factor, factors.learning_rate)
 
     def arrived(self, x: Array, answers: Predictions) -> None:
-        """Fresh samples x (B, *shape) were answered: they, and what both networks say of themselves, are watched."""
+        """Watch fresh samples x (B, *shape), and what both networks answer."""
         teacher_BC, student_BC = answers.teacher_probs_BC, answers.student_probs_BC
-        # An answer that is no number agrees with none and is sure of nothing: a mean must not become NaN for ever.
+        # A NaN answer counts as full disagreement and full uncertainty, so that no mean becomes NaN.
         apart_B = np.nan_to_num(0.5 * np.abs(teacher_BC - student_BC).sum(axis=1, dtype=np.float64), nan=1.0)
         unsure_B = np.nan_to_num(1.0 - teacher_BC.max(axis=1).astype(np.float64), nan=1.0)
         step = self._learner.step + 1
@@ -91,17 +93,17 @@ class Guarding:
             self._drifted("uncertainty", step)
 
     def scored(self, *, wrong: bool) -> None:
-        """A first prediction was judged by its label."""
+        """Watch the error of a prediction that its label has scored."""
         step = self._learner.step + 1
         if self._drift.error(wrong, step):
             self._drifted("error", step)
 
     def compared(self, *, right: bool, version: int) -> None:
-        """A label came: whether the teacher, asked now, is right; its sample was answered after step `version`."""
+        """Take a label: whether the teacher is right now, and the version that answered its sample."""
         self._trust.update(right=right, version=version)
 
-    def look(self, step: int) -> None:
-        """Look at the model after step `step`, where it is time to, and mend it where it must be."""
+    def check(self, step: int) -> None:
+        """Check the model after the steps at which a check is due, and repair it if necessary."""
         if step % self._guard.look_every_steps == 0:
             self._evict_breaking(step)
         if not self._guard.due(step):
@@ -114,13 +116,14 @@ class Guarding:
             event = "publication_frozen" if self._guard.frozen else "publication_resumed"
             _log.warning(event, step=step, reasons=list(verdict.reasons))
 
-    def another_learns(self) -> None:
-        """Another method learns from here on: what was gained before is no measure for it."""
+    def another_method(self) -> None:
+        """Reset what compares networks: another method learns from here on."""
         self._board.gain.restart()
         self._drift.forget_answers()
+        self._election.restart()
 
     def another_answers(self) -> None:
-        """Another network is served from here on: what the one before said is no measure for what this one says."""
+        """Reset what compares answers: another network is served from here on."""
         self._drift.forget_answers()
 
     def report(self) -> GuardingReport:
@@ -128,14 +131,14 @@ class Guarding:
         return GuardingReport(self._guard.report(), self._drift.report(), self._trust.report())
 
     def state(self) -> dict[str, Array]:
-        """Copies of all of it."""
+        """Copies of all state."""
         reacted = {} if self._reacted_step is None else {"reacted_step": np.array(self._reacted_step)}
         return reacted | {
             f"{name}.{key}": array for name, part in self._parts.items() for key, array in part.state().items()
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved."""
+        """Restore what `state` returned."""
         self._reacted_step = int(state["reacted_step"]) if "reacted_step" in state else None
         for name, part in self._parts.items():
             prefix = f"{name}."
@@ -149,35 +152,36 @@ class Guarding:
         if action is Action.KEEP_GOOD:
             self._learner.keep_good()
             return
-        mend = {Action.ROLL_BACK: self._learner.roll_back, Action.ADOPT_TWIN: self._learner.adopt_twin}.get(action)
-        if mend is None:
+        repair = {Action.ROLL_BACK: self._learner.roll_back, Action.ADOPT_TWIN: self._learner.adopt_twin}.get(action)
+        if repair is None:
             return
-        assert mend(), f"{action}: the guard counts on what the learner does not have"
+        assert repair(), f"{action}: the learner has nothing to repair the teacher with"
         self._board.gain.restart()
         self._drift.forget_answers()
+        self._election.restart()
         self._trust.distrust(self._learner.step)
-        self._mended_step = self._learner.step
+        self._repaired_step = self._learner.step
 
     def _evict_breaking(self, step: int) -> None:
-        """If this step was skipped, remove those of its labelled rows that fail once more alone, while others do not.
+        """If this step was skipped, remove those of its labelled rows that fail alone, if others do not.
 
-        Replay would make every step fail that draws them. What is decided by is all of this step, so a restart removes
+        Replay would make every step fail that draws them. The decision depends on this step only, so a restart removes
         the same rows (I3).
         """
-        drawn = sorted(set(self._memory.drawn_ids))
+        drawn = sorted(set(self._replay.drawn_ids))
         if not drawn or not self._learner.health().skipped_in_a_row:
             return
-        x, y = self._memory.rows(drawn)
+        x, y = self._replay.rows(drawn)
         breaking = [drawn[row] for row in self._learner.breaking_rows(x, y)]
         for sample_id in breaking:
-            self._memory.remove(sample_id)
+            self._replay.remove(sample_id)
         if breaking:
             _log.warning("labelled_rows_evicted", step=step, ids=breaking)
 
     def _signals(self, step: int) -> Signals:
         health, gain = self._learner.health(), self._board.gain.report()
         finite, probe, label, twin = health.finite, None, None, None
-        x_P, y_P = self._memory.probe(PROBE_ROWS, step)
+        x_P, y_P = self._replay.probe(PROBE_ROWS, step)
         if len(np.unique(y_P)) >= 2:
             found = self._learner.classify(x_P)
             finite = finite and UNLABELLED not in found.teacher_B
@@ -202,7 +206,7 @@ class Guarding:
         _log.warning("drift_detected", source=source, reaction=reaction, step=step)
         if reaction == "alarm":
             return
-        if source != "error":  # that is the very labels that trust follows by itself
+        if source != "error":  # errors come from labels, which trust follows by itself
             self._trust.distrust(step)
         if self._reacted_step is None or step - self._reacted_step >= REACTION_RESTS_STEPS:
             self._learner.restart_average()

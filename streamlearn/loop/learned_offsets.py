@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from streamlearn.records import Offsets, TopicPartition
 
 MAX_UNLEARNED_STEPS = 4096
-"""Steps told apart while labels arrive faster than they are learned; later ones are reported with a later step."""
+"""Steps tracked while labels arrive faster than they are learned; later ones are reported with a later step."""
 
 
 class LearnedOffsets:
@@ -17,10 +17,10 @@ class LearnedOffsets:
     def __init__(self, start: Offsets) -> None:
         self.offsets = dict(start)
         self._waiting: deque[tuple[int, Offsets]] = deque()
-        """Of each step that is not learned yet: rows added to the buffer up to it, and where reading stood after it."""
+        """For each step that is not learned yet: rows added to the buffer up to it, and its next offsets."""
 
     def step_done(self, next_offsets: Offsets, *, rows_added: int, rows_drawn: int) -> None:
-        """Take one step. `rows_added` counts new rows of the replay buffer so far, `rows_drawn` those drawn once."""
+        """Count one step. `rows_added`: new rows of the replay buffer so far; `rows_drawn`: those drawn once."""
         if len(self._waiting) < MAX_UNLEARNED_STEPS:
             self._waiting.append((rows_added, next_offsets))
         while self._waiting and self._waiting[0][0] <= rows_drawn:
@@ -31,7 +31,7 @@ class LearnedOffsets:
         return {f"{topic}:{partition}": offset for (topic, partition), offset in self.offsets.items()}
 
     def load(self, saved: Mapping[str, int]) -> None:
-        """Become what `as_json` saved."""
+        """Restore what `as_json` returned."""
         self._waiting.clear()
         self.offsets = {}
         for name, offset in saved.items():

@@ -1,566 +1,428 @@
-"""The loop: read, batch, score, learn, save, publish. The whole program in one screen.
+"""The training loop: read, batch, predict, score, learn, publish, save.
 
-Order is the safety argument, so it is written once, here. For each step t:
+The order is the safety argument, so it is written once, here. For each step t:
 
-    1. dead-letter   bad records are durable elsewhere, with their reasons, before they are passed by
-    2. journal       which records form step t is written down before anything comes of them
-    3. predict       both networks answer every fresh sample before it is learned (under overload, those that are)
-    4. join          samples and labels enter the ledger, in the one order that the records define; scores follow
-    5. learn         one step; only weights in memory change
-    6. look          the guard looks at what came of it, and mends it where it must
-    7. show, save    journal and ledger are synced first; then the teacher is published, or everything saved together
+    1. dead-letter    bad records are durable in their own topic, with the reason, before anything else
+    2. journal        the records of step t are written down before they have any effect
+    3. predict        both networks answer every fresh sample before it is learned
+    4. join           samples and labels enter the ledger, in an order that the records alone define; labels score
+    5. learn          one step, which changes only weights in memory
+    6. guard          at some steps the model is checked, and repaired if necessary
+    7. publish, save  journal and ledger are synced first; then the teacher is published, or all state is saved
 
-A crash after 2 forms step t again from the same records. A crash before 2 lets the clock cut anew, and nobody has seen
-the difference. Replay of journaled steps takes the same path with the cut given (D4): there is no second loop.
+A crash after 2 repeats step t with the same records. A crash before 2 may form step t from other records, and nothing
+outside has seen a difference. Journaled steps are replayed on the same path with the batch given (D4); there is no
+second loop.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import structlog
 
+from streamlearn.judge.election import Election
 from streamlearn.judge.scoreboard import Scoreboard
-from streamlearn.learn.batching import Draft, thin
+from streamlearn.judge.window import group_of, joined
+from streamlearn.learn.batching import Draft, MicroBatcher, thin
+from streamlearn.learn.learner import Learner
+from streamlearn.learn.recent import RecentSamples
 from streamlearn.ledger import Arrival
+from streamlearn.ledger.ledger import Ledger
+from streamlearn.ledger.replay_buffer import ReplayBuffer
+from streamlearn.ledger.request_writer import RequestWriter
+from streamlearn.log.feed import Feed
 from streamlearn.loop.accounts import Accounts
 from streamlearn.loop.further_steps import FurtherSteps
+from streamlearn.loop.guarding import Guarding
+from streamlearn.loop.interval import Interval
 from streamlearn.loop.learned_offsets import LearnedOffsets
-from streamlearn.loop.parts import Cadence, Parts, StepReport
+from streamlearn.loop.log_access import LogAccess
+from streamlearn.loop.report import Observer, Phases, StepReport
+from streamlearn.loop.rows import Rows
+from streamlearn.loop.scoring import Answers, Scoring
+from streamlearn.loop.settings import BatchConfig
 from streamlearn.loop.watermark import Watermark
-from streamlearn.records import (
-    ERASED,
-    RETRACTED,
-    UNLABELLED,
-    Array,
-    BadRecord,
-    Gap,
-    Item,
-    Label,
-    MicroBatch,
-    Offsets,
-    Prediction,
-    Sample,
-    sample_key,
-)
+from streamlearn.records import Array, BadRecord, Gap, Item, Label, Offsets, Sample, Schema
+from streamlearn.state.checkpoint import Checkpoint, Saver
+from streamlearn.state.journal import Journal
+from streamlearn.state.publish import Publisher
+from streamlearn.state.settings import StateConfig
 
 _log = structlog.get_logger(__name__)
 _JOURNAL_CROWDED = 0.5
-"""From this load on, the next checkpoint is saved at once, and from 1 on no step is taken while a save is under way."""
+"""Load of the journal from which the next checkpoint is saved at once. From 1 on, steps wait while one is saved."""
 
 
-class Pipeline:
-    """Runs in one thread, the only one that touches student, ledger and memory."""
+@dataclass(kw_only=True, eq=False)
+class TrainingLoop:
+    """The parts of a learner, and the loop that runs them in one thread. No other thread changes them."""
 
-    def __init__(self, parts: Parts, cadence: Cadence, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.parts, self._cadence, self._clock = parts, cadence, clock
-        self._published_step = self._shown_step = self._saved_step = parts.learner.step
-        self._published_at_s = self._shown_at_s = self._saved_at_s = clock()
-        self._stepped_at_s = clock()
-        self._nothing_said = Prediction(UNLABELLED, np.zeros(parts.schema.capacity, np.float32), 0)
-        """Of a sample that got no answer."""
-        self._behind_journal = False
-        """A replay was stopped before its end."""
-        self._pruned_step = 0
-        self._admitted = 0
+    schema: Schema
+    batch: BatchConfig
+    state: StateConfig
+    log: LogAccess
+    feed: Feed
+    batcher: MicroBatcher
+    ledger: Ledger
+    learner: Learner
+    replay: ReplayBuffer
+    recent: RecentSamples
+    board: Scoreboard
+    election: Election
+    guarding: Guarding
+    requests: RequestWriter
+    journal: Journal
+    saver: Saver
+    publisher: Publisher
+    observer: Observer
+    identity: Mapping[str, Any]
+    """Saved in each checkpoint: the settings that its state depends on."""
+    shed_above: int | None = None
+    """Waiting samples above which some are shed; None: never."""
+    twin_on_arrival: bool = False
+    """In a simulation the twin answers fresh samples too: one more forward pass."""
+    accounts: Accounts = field(default_factory=Accounts)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._rows = Rows(self.schema, self.batch, self.learner, self.replay, self.recent)
+        self._scoring = Scoring(
+            self.learner,
+            self.ledger,
+            self.board,
+            guarding=self.guarding,
+            election=self.election,
+            requests=self.requests,
+            classes=self.schema.capacity,
+            twin_on_arrival=self.twin_on_arrival,
+        )
         self._watermark = Watermark()
-        self._learned = LearnedOffsets(parts.batcher.next_offsets)
-        self._further = FurtherSteps(per_batch=cadence.steps - 1, idle=cadence.idle_steps)
+        self._learned = LearnedOffsets(self.batcher.next_offsets)
+        self._further = FurtherSteps(per_batch=self.batch.steps - 1, idle=self.batch.idle_steps)
+        now_s, step = self.clock(), self.learner.step
+        self._publishing = Interval(self.state.publish_every_s, now_s, step)
+        self._flushing = Interval(self.state.publish_every_s, now_s, step)
+        self._saving = Interval(self.state.checkpoint_every_s, now_s, step)
+        self._stepped_at_s = now_s
+        self._replay_stopped = False
+        self._pruned_step = 0
 
-    def replay(self, journaled: Iterator[tuple[int, Offsets]], stopping: threading.Event) -> int:
-        """Form the steps that the journal knows, exactly as they were; returns how many.
+    # -- run
 
-        Told to stop, it ends between two of them: they may be as many as were not saved yet.
-        """
-        count, watcher = 0, self.parts.watcher
+    def replay_journal(self, journaled: Iterable[tuple[int, Offsets]], stopping: threading.Event) -> int:
+        """Repeat the journaled steps; how many. If `stopping` is set, it ends between two steps."""
+        count = 0
         for step, next_offsets in journaled:
-            assert step == self.parts.learner.step + 1, (
-                f"the journal goes on at {step}, the learner at {self.parts.learner.step}"
-            )
+            assert step == self.learner.step + 1, f"the journal has step {step}, the learner {self.learner.step}"
             draft = None
-            while not stopping.is_set():
-                draft = self.parts.batcher.take_exactly(self.parts.source.queues, next_offsets)
-                if draft is not None:
-                    break
-                self.parts.source.wait(0.1)
+            while draft is None and not stopping.is_set():
+                draft = self.batcher.take_exactly(self.feed.queues, next_offsets)
+                if draft is None:
+                    self.feed.wait(0.1)
             if draft is None:
-                self._behind_journal = True
-                return count
+                self._replay_stopped = True
+                break
             self.step(draft, journaled=True)
-            watcher.came_round()
+            self.observer.turn_done()
             count += 1
         return count
 
     def run(self, stopping: threading.Event, *, until_end: bool = False) -> None:
-        """Learn until told to stop (or, with `until_end`, until all that the log holds is learned).
-
-        Further steps are taken as far as no micro-batch can be closed instead; all of them with `until_end`, where
-        nothing but the end is waited for.
-        """
+        """Learn until `stopping` is set or, with `until_end`, until everything in the log is learned."""
         self._further.apply_settings()
-        parts = self.parts
         while not stopping.is_set():
-            if parts.journal.load >= 1.0 and parts.checkpoints.busy:
+            if self.journal.load >= 1.0 and self.saver.busy:
                 self._wait_for_save(stopping)
                 continue
-            source = parts.source
-            draft = parts.batcher.nothing() if until_end and self._further.of_batch else None
-            if draft is None:
-                overloaded = self._overloaded()
-                draft = parts.batcher.fill(source.queues, source.behind, self._clock(), overloaded=overloaded)
-            if draft is None and self._owes_a_step(until_end=until_end):
-                draft = parts.batcher.close_now()
-            if draft is None and self._further and not until_end:
-                draft = parts.batcher.nothing()
+            draft = self._next_batch(until_end=until_end)
             if draft is not None:
                 self.step(draft, journaled=False)
-            self._keep()
-            parts.watcher.came_round()
+            self._publish_and_save()
+            self.observer.turn_done()
             if draft is None:
                 if until_end and self._read_all():
                     return
                 with self._timed("wait"):
-                    parts.source.wait(0.05)
+                    self.feed.wait(0.05)
 
     def step(self, draft: Draft, *, journaled: bool) -> None:
-        """One step of the loop: the numbered sentences at the top of this file."""
-        parts, phases = self.parts, _Phases(self._clock)
-        items = draft.in_order()
-        t = parts.learner.step + 1
-
+        """Take one step: the numbered sentences at the top of this file, up to 6."""
+        phases, items, t = Phases(self.clock), draft.in_order(), self.learner.step + 1
         bad = [item for item in items if isinstance(item, BadRecord)]
-        if bad and not journaled:
-            parts.dead_letters(bad)
         if not journaled:
-            parts.journal.append(t, draft.next_offsets)
+            self.log.dead_letter(bad)
+            self.journal.append(t, draft.next_offsets)
         self._watermark.advance(items)
-        parts.ledger.begin(t, self._watermark.time_s)
-        fresh, duplicates = self._fresh(items)
-        fresh, thinned = self._thin(fresh)
+        self.ledger.begin(t, self._watermark.time_s)
+        fresh, shed, duplicates = self._select(items)
         phases.end("assemble")
 
-        predictions = self._predict(fresh)
-        predictions |= {sample.sample_id: (self._nothing_said, UNLABELLED) for sample in thinned}
+        answers = self._scoring.predict(fresh, self._watermark.time_s) | self._scoring.unanswered(shed)
         phases.end("predict")
 
-        arrivals = self._join(items, predictions)
+        arrivals = self._join(items, answers)
+        self._scoring.take_labels(arrivals)
+        self._rows.take_labels(arrivals)
         phases.end("ledger")
 
-        batch = self._assemble(fresh, t, again=not items)
-        self._erase_recent(arrivals)
+        batch = self._rows.assemble(fresh, t, again=not items)
+        self._rows.erase(arrivals)
         phases.end("assemble")
 
-        factors = parts.guarding.factors(t)
-        parts.learner.learn(batch, weight_factor=factors.consistency_weight, learning_rate_factor=factors.learning_rate)
+        factors = self.guarding.factors(t)
+        self.learner.learn(batch, weight_factor=factors.consistency_weight, learning_rate_factor=factors.learning_rate)
         phases.end("learn")
 
-        parts.guarding.look(t)
-        if parts.election is not None and parts.guarding.just_mended:
-            parts.election.restart()
+        self.guarding.check(t)
         phases.end("guard")
 
-        self._stepped_at_s = self._clock()
-        parts.ledger.trained(batch.trained_ids)
-        parts.ledger.end()
-        self._learned.step_done(draft.next_offsets, rows_added=parts.memory.added, rows_drawn=parts.memory.drawn_below)
+        self._stepped_at_s = self.clock()
+        self.ledger.trained(batch.trained_ids)
+        self.ledger.end()
+        self._learned.step_done(draft.next_offsets, rows_added=self.replay.added, rows_drawn=self.replay.drawn_below)
         self._further.step_done(with_records=bool(items))
         phases.end("ledger")
+
         gaps = [item for item in items if isinstance(item, Gap)]
-        samples = sum(item.position.topic == parts.batcher.sample_topic for item in items if not isinstance(item, Gap))
+        samples = sum(item.position.topic == self.batcher.sample_topic for item in items if not isinstance(item, Gap))
         report = StepReport(
             step=t,
             samples=samples,
             labels=len(items) - len(gaps) - samples,
             fresh=len(fresh),
+            shed=len(shed),
+            duplicates=duplicates,
+            inline_labels=sum(isinstance(item, Sample) and item.label is not None for item in items),
             labelled=batch.labelled_count,
             bad=bad,
             gaps=gaps,
-            duplicates=duplicates,
             arrivals=arrivals,
             phases_s=phases.spent_s,
-            thinned=len(thinned),
         )
-        self._account(report, items)
-        parts.watcher.step_done(report)
+        self.accounts.add(report, self.batcher.sample_topic)
+        self.observer.step_done(report)
 
     def close(self) -> None:
-        """Publish and save what was learned since the last time. The save goes on in the background."""
-        if self._behind_journal:
-            pass  # what is shown is newer than this
-        elif self.parts.learner.step > self._published_step and self.parts.guarding.may_publish:
+        """Publish and save what is new. The save goes on in the background."""
+        step = self.learner.step
+        if self._replay_stopped:
+            pass  # what is published is newer
+        elif self._publishing.behind(step) and self.guarding.may_publish:
             self.publish()
-        elif self.parts.learner.step > self._shown_step:
-            self._show()
-        if self.parts.learner.step > self._saved_step:
+        elif self._flushing.behind(step):
+            self._flush()
+        if self._saving.behind(step):
             self._save()
 
-    def arrays(self) -> dict[str, Array]:
-        """Everything that changes with a step, as arrays for the checkpoint."""
-        parts = self.parts
-        groups = {
-            "learner": parts.learner.state(),
-            "memory": parts.memory.state(),
-            "board": parts.board.state(),
-            "guard": parts.guarding.state(),
-            "election": parts.election.state() if parts.election is not None else {},
-            "recent": parts.recent.state() if parts.recent is not None else {},
-        }
-        return {f"{group}.{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
+    # -- the records of a step
 
-    def extra(self) -> dict[str, Any]:
-        """The same, what is no array."""
-        return {
-            "accounts": self.parts.accounts.as_dict(),
-            **self._watermark.as_json(),
-            "learned_offsets": self._learned.as_json(),
-            **self._further.as_json(),
-        }
+    def _next_batch(self, *, until_end: bool) -> Draft | None:
+        """The records of the next step; None if it is not time for one.
 
-    def restore(self, step: int, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
-        """Be as of the end of that step, the ledger included."""
-        parts = self.parts
-        parts.ledger.rewind(step)
-        if step == 0:
-            return  # as built
-        groups: dict[str, dict[str, Array]] = {"learner": {}, "memory": {}, "board": {}, "guard": {}}
-        groups |= {"election": {}, "recent": {}}
-        for name, array in arrays.items():
-            group, _, rest = name.partition(".")
-            groups[group][rest] = array
-        parts.learner.load_state(groups["learner"])
-        parts.memory.load(groups["memory"])
-        parts.board.load(groups["board"])
-        parts.guarding.load(groups["guard"])
-        if parts.election is not None:
-            parts.election.load(groups["election"])
-        if parts.recent is not None and groups["recent"]:
-            parts.recent.load(groups["recent"])
-        parts.accounts = Accounts(**extra["accounts"])
-        self._watermark.load(extra)
-        self._learned.load(extra["learned_offsets"])
-        self._further.load(extra)
-        assert parts.learner.step == step, (parts.learner.step, step)
-        parts.journal.keep_after(parts.checkpoints.oldest_step())
-        self._saved_step = self._published_step = self._shown_step = step
-        self._check()
+        Further steps have no records, and are taken only if no micro-batch can be closed. With `until_end` all those of
+        each micro-batch are taken, so that the result does not depend on time.
+        """
+        if until_end and self._further.of_batch:
+            return self.batcher.nothing()
+        now_s, overloaded = self.clock(), self._overloaded()
+        draft = self.batcher.fill(self.feed.queues, self.feed.behind, now_s, overloaded=overloaded)
+        if draft is None and self._step_due(until_end=until_end):
+            draft = self.batcher.close_now()
+        if draft is None and self._further and not until_end:
+            draft = self.batcher.nothing()
+        return draft
 
-    def another_method(self) -> None:
-        """What was restored was learned by another method: what was counted to judge that one by is forgotten."""
-        self.parts.learner.another_method()
-        self.parts.guarding.another_learns()
-        if self.parts.election is not None:
-            self.parts.election.restart()
+    def _step_due(self, *, until_end: bool) -> bool:
+        """Whether labels wait to be learned and no record comes, or the log ends with an open batch.
 
-    def _check(self) -> None:
-        """Assert I7: what was read is what became of it."""
-        self.parts.accounts.check()
-        taken, accounts = self.parts.ledger.counts().read, self.parts.accounts
-        assert taken == accounts.labels_taken + accounts.labels_inline, (taken, accounts)
+        Such a step may have no records. It is journaled like any other.
+        """
+        waiting = self.replay.new_count > 0
+        if until_end and self._read_all():
+            return waiting or self.batcher.opened_at_s is not None
+        return waiting and self.clock() - self._stepped_at_s >= self.batch.max_age_s
 
-    def _fresh(self, items: Sequence[Item]) -> tuple[list[Sample], int]:
-        """Samples with a new id, in order, and how many had an id that was seen before."""
+    def _read_all(self) -> bool:
+        """Whether everything in the log is in a step or in the open batch."""
+        return not any(self.feed.behind(tp) for tp in self.feed.queues) and not any(self.feed.queues.values())
+
+    def _overloaded(self) -> bool:
+        if self.shed_above is None:
+            return False
+        lag = self.feed.lag()
+        return sum(n for tp, n in lag.items() if tp.topic == self.batcher.sample_topic) > self.shed_above
+
+    def _select(self, items: Sequence[Item]) -> tuple[list[Sample], list[Sample], int]:
+        """Samples to learn, samples to shed, and how many have a known id. Depends on items and settings only."""
         fresh: dict[str, Sample] = {}
         duplicates = 0
         for item in items:
             if isinstance(item, Sample):
-                if item.sample_id in fresh or self.parts.ledger.is_known(item.sample_id):
+                if item.sample_id in fresh or self.ledger.is_known(item.sample_id):
                     duplicates += 1
                 else:
                     fresh[item.sample_id] = item
-        return list(fresh.values()), duplicates
+        samples = list(fresh.values())
+        if self.shed_above is None or len(samples) <= self.batch.fresh:
+            return samples, [], duplicates
+        return *thin(samples, self.batch.fresh), duplicates
 
-    def _overloaded(self) -> bool:
-        """So many samples wait in the log that some are to be passed by (`log.shed_above_records`)."""
-        if self._cadence.thin_above is None:
-            return False
-        topic, lag = self.parts.batcher.sample_topic, self.parts.source.lag()
-        return sum(records for partition, records in lag.items() if partition.topic == topic) > self._cadence.thin_above
-
-    def _thin(self, fresh: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """What of a wide batch is learned, and what is passed by: by the batch and the settings alone."""
-        if self._cadence.thin_above is None or len(fresh) <= self._cadence.fresh:
-            return fresh, []
-        return thin(fresh, self._cadence.fresh)
-
-    def _predict(self, fresh: Sequence[Sample]) -> dict[str, tuple[Prediction, int]]:
-        """Teacher's prediction and student's class of each fresh sample; the given answer where a client had one."""
-        if not fresh:
-            return {}
-        parts, version = self.parts, self.parts.learner.step
-        x = np.stack([sample.x for sample in fresh])
-        asked = parts.learner.ask(x)
-        majority, no_change = parts.ledger.baselines
-        ids, positions = [sample.sample_id for sample in fresh], [sample.position for sample in fresh]
-        answers = asked()
-        twin_B = parts.learner.classify(x).twin_B if parts.oracle_asks_twin else None
-        teacher_B = answers.teacher_probs_BC.argmax(axis=1).tolist()
-        finite_B = np.isfinite(answers.student_probs_BC.sum(axis=1))
-        student_B = np.where(finite_B, answers.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
-        # A value may be too much for a network; a server refuses to answer it, and here it is as if it was not asked.
-        answered_B = np.isfinite(answers.teacher_probs_BC.sum(axis=1))
-        predictions: dict[str, tuple[Prediction, int]] = {}
-        for n, sample in enumerate(fresh):
-            own = Prediction(teacher_B[n], answers.teacher_probs_BC[n], version)
-            predictions[sample.sample_id] = (
-                sample.answer or (own if answered_B[n] else self._nothing_said),
-                student_B[n],
-            )
-            if sample.true_label is not None and answered_B[n]:
-                parts.board.oracle.update(
-                    true_class=sample.true_label,
-                    teacher_class=teacher_B[n],
-                    student_class=student_B[n],
-                    teacher_probabilities_C=own.probabilities_C,
-                    majority_class=majority,
-                    no_change_class=no_change,
-                )
-                if twin_B is not None:
-                    parts.board.oracle_gain.update(sample.true_label, teacher_B[n], int(twin_B[n]))
-        given = [answer for answer, _ in predictions.values() if answer.class_index != UNLABELLED]
-        parts.board.traffic.arrived(given)
-        parts.guarding.arrived(x, answers)
-        if parts.wanted is not None:
-            parts.wanted.offer(
-                ids, positions, answers.teacher_probs_BC, answers.student_probs_BC, self._watermark.time_s
-            )
-        return predictions
-
-    def _join(self, items: Sequence[Item], predictions: dict[str, tuple[Prediction, int]]) -> list[Arrival]:
-        """Enter samples and labels into the ledger in order; remember examples, score what can be scored."""
-        parts = self.parts
-        arrivals = parts.ledger.release_held()
-        labels: list[Label] = []  # those in a row enter together
+    def _join(self, items: Sequence[Item], answers: Answers) -> list[Arrival]:
+        """Enter samples and labels into the ledger, in order; what became of each label."""
+        arrivals = self.ledger.release_held()
+        labels: list[Label] = []  # consecutive labels enter together
         for item in items:
             if isinstance(item, Label):
                 labels.append(item)
             elif isinstance(item, Sample):
-                arrivals += parts.ledger.labels_arrived(labels)
+                arrivals += self.ledger.labels_arrived(labels)
                 labels = []
-                if (answer := predictions.pop(item.sample_id, None)) is not None:
-                    arrivals += parts.ledger.sample_arrived(item, *answer)
+                if (answer := answers.pop(item.sample_id, None)) is not None:
+                    arrivals += self.ledger.sample_arrived(item, *answer)
                 elif item.inside is not None:
-                    # A sample sent again with its label: the sample is a duplicate, the label is news.
-                    labels.append(item.inside)
-        arrivals += parts.ledger.labels_arrived(labels)
-        arrivals += parts.ledger.implied()
-        self._admit()
-        self._compare_now(arrivals)
-        for arrival in arrivals:
-            self._learn_of(arrival)
-        if parts.wanted is not None and arrivals:
-            parts.wanted.labelled([arrival.sample_id for arrival in arrivals])
-        return arrivals
+                    labels.append(item.inside)  # the sample is a duplicate, but its label is new
+        arrivals += self.ledger.labels_arrived(labels)
+        return arrivals + self.ledger.implied()
 
-    def _admit(self) -> None:
-        """Classes that have a name since a moment ago, or since the config names them, are learned from here on."""
-        names = self.parts.ledger.class_names
-        if len(names) > self._admitted:
-            self.parts.learner.admit(len(names))
-            self.parts.board.name(names)
-            self._admitted = len(names)
+    # -- publish and save
 
-    def _compare_now(self, arrivals: Sequence[Arrival]) -> None:
-        """Ask all that could be served once more, now that the label is here and before it is learned."""
-        compared = [arrival for arrival in arrivals if arrival.scored is not None and arrival.example is not None]
-        if not compared:
+    def publish(self) -> None:
+        """Publish the teacher, unless it is not finite. Everything that it came from is durable first."""
+        self._flush()
+        step, self._publishing.last_s = self.learner.step, self.clock()
+        arrays = self.learner.teacher_state()
+        if not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            _log.error("teacher_not_published", step=step, not_finite=not_finite[:5])
             return
-        parts = self.parts
-        found = parts.learner.classify(np.stack([a.example.x for a in compared if a.example is not None]))
-        champion = parts.learner.served
-        for n, arrival in enumerate(compared):
-            assert arrival.scored is not None
-            parts.board.gain.update(
-                arrival.class_index,
-                int(found.teacher_B[n]),
-                None if found.twin_B is None else int(found.twin_B[n]),
-                first_class=arrival.scored.prediction.class_index,
-                served_class=int(found.candidates_KB[parts.learner.served, n]),
-            )
-            parts.guarding.compared(
-                right=bool(found.teacher_B[n] == arrival.class_index),
-                version=arrival.scored.prediction.model_version,
-            )
-            if parts.election is not None:
-                champion = parts.election.update(champion, found.candidates_KB[:, n] == arrival.class_index)
-        if champion != parts.learner.served:
-            parts.learner.serve(champion)
-            parts.guarding.another_answers()
+        header = {
+            "scores": _summary(self.board),
+            "learned_offsets": self._learned.as_json(),
+            "classes": self.ledger.class_names,
+        }
+        self.publisher.publish(step, arrays, {name: json.dumps(value) for name, value in header.items()})
+        self._publishing.last_step = step
+        self.observer.published(step)
 
-    def _learn_of(self, arrival: Arrival) -> None:
-        """What one label changes in memory and scores."""
-        if arrival.example is not None and self.parts.learner.clips(arrival.example.x):
-            # Once as a fresh sample is enough: replayed, it would determine the batch statistics again and again.
-            _log.warning("labelled_rows_evicted", step=self.parts.learner.step + 1, ids=[arrival.sample_id])
-        elif arrival.example is not None:
-            self.parts.memory.add(arrival.example)
-        elif arrival.class_index in (RETRACTED, ERASED):
-            self.parts.memory.remove(arrival.sample_id)
-        elif arrival.correction or arrival.labelled_at_s is not None:
-            self.parts.memory.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
-        if (scored := arrival.scored) is not None:
-            prediction = scored.prediction
-            self.parts.board.prequential.update(
-                true_class=scored.class_index,
-                teacher_class=prediction.class_index,
-                student_class=scored.student_class,
-                teacher_probabilities_C=prediction.probabilities_C,
-                majority_class=scored.majority_class,
-                no_change_class=scored.no_change_class,
-            )
-            self.parts.board.traffic.labelled(prediction, scored.delay_s)
-            self.parts.guarding.scored(wrong=prediction.class_index != scored.class_index)
-
-    def _assemble(self, fresh: Sequence[Sample], step: int, *, again: bool) -> MicroBatch:
-        """Rows of one fixed shape: fresh samples, and labelled rows from the memory, new ones first (D7).
-
-        `again`: a step without records learns from recent samples once more, where there are any.
-        """
-        parts, schema, cadence = self.parts, self.parts.schema, self._cadence
-        # A journaled step may be larger than batch.fresh is now.
-        fresh_x = np.zeros((max(cadence.fresh, len(fresh)), *schema.shape), schema.dtype)
-        for n, sample in enumerate(fresh):
-            fresh_x[n] = sample.x
-        labelled_x = np.zeros((cadence.labelled, *schema.shape), schema.dtype)
-        labelled_y = np.full(cadence.labelled, UNLABELLED, np.int64)
-        new_ids = parts.memory.draw_into(labelled_x, labelled_y, step)
-        drawn = cadence.labelled if len(parts.memory) else 0
-        count, wants_keys = len(fresh), parts.learner.wants_keys
-        # Recent samples outlive a change of the method, so they have their keys whether this one asks for them or not.
-        keyed = wants_keys or parts.recent is not None
-        keys_U = np.array([sample_key(s.sample_id) for s in fresh] if keyed else [0] * count, np.int64)
-        if again and parts.recent is not None and len(parts.recent):
-            keys_U = parts.recent.draw_into(fresh_x, step)
-            count = len(keys_U)
-        elif parts.recent is not None and count:
-            parts.recent.add(fresh_x[:count], keys_U)
-        keys = None
-        if wants_keys:
-            keys_L = np.array([sample_key(sample_id) for sample_id in parts.memory.drawn_ids], np.int64)
-            keys = np.concatenate((keys_U, keys_L))
-        return MicroBatch(fresh_x, count, labelled_x, labelled_y, drawn, new_ids, keys, seen_before=again)
-
-    def _erase_recent(self, arrivals: Sequence[Arrival]) -> None:
-        """No later step learns from erased samples, those of this step included."""
-        if self.parts.recent is not None:
-            for arrival in arrivals:
-                if arrival.class_index == ERASED:
-                    self.parts.recent.remove(sample_key(arrival.sample_id))
-
-    def _account(self, report: StepReport, items: Sequence[Item]) -> None:
-        accounts, sample_topic = self.parts.accounts, self.parts.batcher.sample_topic
-        bad_samples = sum(item.position.topic == sample_topic for item in report.bad)
-        bad_labels = len(report.bad) - bad_samples
-        accounts.samples_read += report.samples
-        accounts.samples_learned += report.fresh
-        accounts.samples_thinned += report.thinned
-        accounts.samples_duplicate_id += report.duplicates
-        accounts.samples_dead_lettered += bad_samples
-        accounts.labels_read += report.labels
-        accounts.labels_dead_lettered += bad_labels
-        accounts.labels_taken += report.labels - bad_labels
-        accounts.labels_inline += sum(isinstance(item, Sample) and item.label is not None for item in items)
-        for gap in report.gaps:
-            if gap.position.topic == sample_topic:
-                accounts.samples_trimmed += gap.missing
-            else:
-                accounts.labels_trimmed += gap.missing
-
-    def _owes_a_step(self, *, until_end: bool) -> bool:
-        """Labels wait to be learned and no record has come for a while; or the log ends with an open batch.
-
-        Such a step may have no records at all. It is journaled like any other.
-        """
-        waiting = self.parts.memory.new_count > 0
-        if until_end and self._read_all():
-            return waiting or self.parts.batcher.opened_at_s is not None
-        return waiting and self._clock() - self._stepped_at_s >= self._cadence.max_age_s
-
-    def _read_all(self) -> bool:
-        """All that the log holds now is in a step, or in the batch that is open."""
-        source = self.parts.source
-        return not any(source.behind(tp) for tp in source.queues) and not any(source.queues.values())
-
-    def _keep(self) -> None:
-        """Publish and save where that is due."""
-        now, cadence, step = self._clock(), self._cadence, self.parts.learner.step
-        guarding = self.parts.guarding
-        due = now - self._published_at_s >= cadence.publish_every_s or guarding.just_mended
-        if step > self._published_step and due and guarding.may_publish:
+    def _publish_and_save(self) -> None:
+        """Do what is due. While the guard holds back the teacher, label states and label requests are still shown."""
+        now_s, step = self.clock(), self.learner.step
+        if self.guarding.may_publish:
+            if self._publishing.due(step, now_s, at_once=self.guarding.just_repaired):
+                with self._timed("publish"):
+                    self.publish()
+        elif self._flushing.due(step, now_s):
             with self._timed("publish"):
-                self.publish()
-        elif not guarding.may_publish and now - self._shown_at_s >= cadence.publish_every_s and step > self._shown_step:
-            with self._timed("publish"):
-                self._show()
-        by_steps = cadence.checkpoint_every_steps and step - self._saved_step >= cadence.checkpoint_every_steps
-        by_time = now - self._saved_at_s >= cadence.checkpoint_every_s
-        due = by_steps or by_time or self.parts.journal.load >= _JOURNAL_CROWDED
-        # A disk slower than that must not have all state copied at each turn, to learn that it is still at the last.
-        if step > self._saved_step and due and not self.parts.checkpoints.busy:
+                self._flush()
+        # `busy` is asked first: a slow disk must not cost a copy of all state at each turn.
+        crowded = self.journal.load >= _JOURNAL_CROWDED
+        if not self.saver.busy and self._saving.due(step, now_s, at_once=crowded):
             with self._timed("save"):
                 self._save()
 
+    def _flush(self) -> None:
+        """Make visible what became of labels, and label requests. The journal that leads to them is durable first."""
+        self.journal.sync()
+        self.ledger.flush()
+        self.requests.flush()
+        self._flushing.done(self.learner.step, self.clock())
+
+    def _save(self) -> None:
+        self._check()
+        self.journal.sync()
+        oldest = self.saver.oldest_step()
+        if oldest > self._pruned_step:
+            self.ledger.prune(oldest)
+            self._pruned_step = oldest
+        self.journal.keep_after(oldest)
+        self.ledger.flush()
+        step = self.learner.step
+        if self.saver.submit(Checkpoint(step, self.batcher.next_offsets, self.arrays(), self.extra())):
+            self._saving.done(step, self.clock())
+
     def _wait_for_save(self, stopping: threading.Event) -> None:
-        """The journal is full, and may not drop what a restart needs: wait until an old checkpoint is removed (I6)."""
+        """The journal is full of steps that a restart needs: wait until an old checkpoint is removed (I6)."""
         with self._timed("save"):
             stopping.wait(0.05)
-        self.parts.journal.keep_after(self.parts.checkpoints.oldest_step())
-        self.parts.watcher.came_round()
+        self.journal.keep_after(self.saver.oldest_step())
+        self.observer.turn_done()
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        started = self._clock()
+        started_s = self.clock()
         yield
-        self.parts.watcher.spent(phase, self._clock() - started)
+        self.observer.phase_done(phase, self.clock() - started_s)
 
-    def publish(self) -> None:
-        """Publish the teacher as it is now, unless it is not finite. What it came of is durable first."""
-        parts = self.parts
-        self._show()
-        self._published_at_s = self._clock()
-        arrays = parts.learner.teacher_state()
-        if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-            _log.error("teacher_not_published", step=parts.learner.step, not_finite=broken[:5])
-            return
-        told = {
-            "scores": _summary(parts.board),
+    # -- checkpoints
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything that a step changes, as arrays for the checkpoint. The names are its format."""
+        return joined(
+            {
+                "learner": self.learner.state(),
+                "memory": self.replay.state(),
+                "board": self.board.state(),
+                "guard": self.guarding.state(),
+                "election": self.election.state(),
+                "recent": self.recent.state(),
+            }
+        )
+
+    def extra(self) -> dict[str, Any]:
+        """The rest of it, as JSON."""
+        return {
+            "accounts": self.accounts.as_dict(),
+            **self._watermark.as_json(),
             "learned_offsets": self._learned.as_json(),
-            "classes": parts.ledger.class_names,
+            **self._further.as_json(),
+            "identity": self.identity,
         }
-        parts.teachers.publish(parts.learner.step, arrays, told)
-        self._published_step = parts.learner.step
 
-    def _show(self) -> None:
-        """Show what became of labels, and which are wanted: also where the guard keeps the teacher back.
-
-        Labels are wanted most exactly then. What is shown is durable, and so is the journal that leads to it.
-        """
-        self.parts.journal.sync()
-        self.parts.ledger.flush()
-        if self.parts.wanted is not None:
-            self.parts.wanted.flush()
-        self._shown_step, self._shown_at_s = self.parts.learner.step, self._clock()
-
-    def _save(self) -> None:
-        parts, step = self.parts, self.parts.learner.step
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Restore all state, including the ledger, to the end of the checkpoint's step."""
+        step, arrays, extra = checkpoint.step, checkpoint.arrays, checkpoint.extra
+        self.ledger.rewind(step)
+        if step == 0:
+            return  # the parts are as built
+        self.learner.load_state(group_of(arrays, "learner"))
+        self.replay.load(group_of(arrays, "memory"))
+        self.board.load(group_of(arrays, "board"))
+        self.guarding.load(group_of(arrays, "guard"))
+        self.election.load(group_of(arrays, "election"))
+        self.recent.load(group_of(arrays, "recent"))
+        self.accounts = Accounts(**extra["accounts"])
+        self._watermark.load(extra)
+        self._learned.load(extra["learned_offsets"])
+        self._further.load(extra)
+        assert self.learner.step == step, (self.learner.step, step)
+        if self.learner.served >= len(self.election.candidates):
+            self.learner.serve(0)  # it was elected under other settings
+        self.journal.keep_after(self.saver.oldest_step())
+        for interval in (self._publishing, self._flushing, self._saving):
+            interval.last_step = step
         self._check()
-        parts.journal.sync()
-        oldest = parts.checkpoints.oldest_step()
-        if oldest > self._pruned_step:
-            parts.ledger.prune(oldest)
-            self._pruned_step = oldest
-        parts.journal.keep_after(oldest)
-        parts.ledger.flush()
-        if parts.checkpoints.save(step, parts.batcher.next_offsets, self.arrays(), self.extra()):
-            self._saved_step, self._saved_at_s = step, self._clock()
+
+    def another_method(self) -> None:
+        """Reset what belongs to the method that learned the restored state."""
+        self.learner.another_method()
+        self.guarding.another_method()
+
+    def _check(self) -> None:
+        """Assert I7: every record that was read has one outcome."""
+        self.accounts.check()
+        taken, accounts = self.ledger.counts().read, self.accounts
+        assert taken == accounts.labels_taken + accounts.labels_inline, (taken, accounts)
 
 
 def _summary(board: Scoreboard) -> dict[str, float | int | None]:
-    """What is known of a version when it is published."""
+    """The scores in the header of a published teacher."""
     gain = board.gain.report()
     return {
         "labels": board.prequential.scored,
@@ -568,16 +430,3 @@ def _summary(board: Scoreboard) -> dict[str, float | int | None]:
         "accuracy_at_label": gain.teacher,
         "ssl_gain": gain.gain,
     }
-
-
-class _Phases:
-    """Where the time of a step goes."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock, self._since_s = clock, clock()
-        self.spent_s: dict[str, float] = {}
-
-    def end(self, phase: str) -> None:
-        now = self._clock()
-        self.spent_s[phase] = self.spent_s.get(phase, 0.0) + now - self._since_s
-        self._since_s = now

@@ -9,7 +9,7 @@ from typing import Any
 from streamlearn.records import Item, Sample
 
 JUMP_S = 86_400.0
-"""A larger step forward must be confirmed."""
+"""A larger jump must be confirmed."""
 CONFIRMING_SAMPLES = 8
 CONFIRMING_STEPS = 2
 
@@ -17,11 +17,11 @@ CONFIRMING_STEPS = 2
 class Watermark:
     """The largest median record time of any step so far, in seconds since the epoch; it never decreases.
 
-    The median, because one producer whose clock is years ahead must not make everything expire. A step may hold the
-    records of that producer alone, so a jump of more than `JUMP_S` waits until `CONFIRMING_SAMPLES` samples in at least
+    The median, because one producer whose clock is years ahead must not make everything expire. A step may hold only
+    records of that producer, so a jump of more than `JUMP_S` waits until `CONFIRMING_SAMPLES` samples in at least
     `CONFIRMING_STEPS` consecutive steps agree. Labels do not confirm, because one labeller may send hundreds at once.
-    The first step is believed. A stream of less than one sample a day therefore lags by up to twice as many days as
-    samples must confirm.
+    The first step needs no confirmation. A stream of less than one sample a day lags by up to 2 `CONFIRMING_SAMPLES`
+    days.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Watermark:
         self._jump_samples = self._jump_steps = 0
 
     def advance(self, items: Sequence[Item]) -> None:
-        """Take the records of one step."""
+        """Advance by the records of one step."""
         if not items:
             return
         newest_s = statistics.median_low([item.timestamp_s for item in items])
@@ -53,7 +53,7 @@ class Watermark:
         return {"stream_time_s": self.time_s, "claimed": [self._jump_to_s, self._jump_samples, self._jump_steps]}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Become what `as_json` saved."""
+        """Restore what `as_json` returned."""
         self.time_s = float(saved["stream_time_s"])
         self._jump_to_s, self._jump_samples, self._jump_steps = saved.get("claimed") or (0.0, 0, 0)
 
@@ -61,7 +61,7 @@ class Watermark:
         return self.time_s > 0.0 and time_s > self.time_s + JUMP_S
 
     def _confirm(self, jump_to_s: float, samples: int) -> float | None:
-        """Count one more step that jumps; the earlier of the last two times once enough agree."""
+        """Count a step that jumps; once enough agree, the earlier of the last two times."""
         before_s, self._jump_to_s = self._jump_to_s, jump_to_s
         self._jump_samples += samples
         self._jump_steps += 1

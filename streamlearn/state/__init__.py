@@ -1,1 +1,1 @@
-"""What survives: checkpoints, journal, published teachers, heartbeat. Numpy arrays in, numpy arrays out."""
+"""The state folder: checkpoints, journal, published teachers, heartbeat. Arrays are numpy arrays."""

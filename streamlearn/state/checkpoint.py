@@ -1,11 +1,11 @@
-"""Save and load the whole learner as one file, so weights and offsets never part (I1).
+"""Save and load the whole learner as one file, so that weights and offsets cannot disagree (I1).
 
-Layout: 8 bytes of magic and format, 32 bytes of SHA-256 over the payload, then the payload; so in every format, since
-that tells another format, which is refused, from a corrupt file, which is set aside. The JSON part names the format
-once more, under the digest: a byte that flipped is no other format. The payload is one safetensors
-blob whose header carries the JSON part (step, next_offsets, counters). Written aside, synced, renamed, the folder
-synced: a crash at any instant leaves the old checkpoint or the new one, whole. A corrupt newest falls back to the one
-before, loudly.
+Layout of every format: 7 bytes of magic, 1 byte of format, 32 bytes of SHA-256 over the payload, then the payload. The
+payload is one safetensors blob whose header has a JSON part: step, next_offsets, counters. The JSON part repeats the
+format, so that a flipped format byte is recognised. A corrupt file is set aside; another format is refused.
+
+A file is written under a temporary name, synced and renamed, and the folder is synced. So a crash at any instant leaves
+the old checkpoint or the new one. If the newest is corrupt, the one before it is loaded.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that state is, as of the end of one step."""
+    """All state of a learner at the end of one step."""
 
     step: int
     next_offsets: Offsets
     arrays: Mapping[str, Array]
     extra: Mapping[str, Any]
-    """JSON: counters, stream time, the model's spec."""
+    """JSON: counters, watermark, identity of the model."""
     epoch: int = 0
-    """Of the learner that saved it (`state.fence`); 0 of one that knew no epochs."""
+    """Of the learner that saved it (`state.fence`); 0 in files of the first version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """One durable save: step, size, how long it took, when it ended, and where reading goes on after it."""
+    """One durable save."""
 
     step: int
     size_bytes: int
@@ -63,7 +63,7 @@ class Saved:
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is kept."""
+    """The file of a step's checkpoint."""
     return folder / f"checkpoint-{step:012d}.ckpt"
 
 
@@ -94,8 +94,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        CheckpointError: torn or corrupt, or on a bad sector of the disk.
-        CheckpointFormatError: whole, and of another format.
+        CheckpointError: it is torn or corrupt, or the disk cannot read it.
+        CheckpointFormatError: it is valid, but of another format.
     """
     try:
         blob = path.read_bytes()
@@ -108,15 +108,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(msg)
     digest, payload = blob[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES], blob[len(MAGIC) + _DIGEST_BYTES :]
     if hashlib.sha256(payload).digest() != digest:
-        msg = f"{path}: torn or corrupt: its digest does not fit its {len(payload)} bytes"
+        msg = f"{path}: torn or corrupt: the digest does not match the payload of {len(payload)} bytes"
         raise CheckpointError(msg)
     if blob[len(MAGIC) - 1] != MAGIC[-1]:
         if _format_in(payload) == MAGIC[-1]:
-            msg = f"{path}: corrupt: it says to be of format {blob[len(MAGIC) - 1]}, and is of {MAGIC[-1]}"
+            msg = f"{path}: corrupt: the first bytes have format {blob[len(MAGIC) - 1]}, the payload {MAGIC[-1]}"
             raise CheckpointError(msg)
         msg = (
             f"{path} is a checkpoint of format {blob[len(MAGIC) - 1]}, and this version of streamlearn reads format "
-            f"{MAGIC[-1]}: go on with the version that saved it, or {FROM_SCRATCH}"
+            f"{MAGIC[-1]}: use the version that saved it, or {FROM_SCRATCH}"
         )
         raise CheckpointFormatError(msg)
     try:
@@ -125,19 +125,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         next_offsets = {TopicPartition(str(t), int(p)): int(offset) for t, p, offset in meta["next_offsets"]}
         return Checkpoint(int(meta["step"]), next_offsets, arrays, meta["extra"], int(meta.get("epoch", 0)))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        msg = f"{path}: its digest fits, and yet it cannot be read: {error!r}"
+        msg = f"{path}: the digest matches, but the content cannot be decoded: {error!r}"
         raise CheckpointError(msg) from error
 
 
 def _meta(payload: bytes) -> dict[str, Any]:
-    """The JSON part, of a payload that may end after its header."""
+    """The JSON part. The payload may be cut after its header."""
     header_bytes = int.from_bytes(payload[:8], "little")
     meta: dict[str, Any] = json.loads(json.loads(payload[8 : 8 + header_bytes])["__metadata__"]["streamlearn"])
     return meta
 
 
 def _format_in(payload: bytes) -> int | None:
-    """What the JSON part says; None where there is none that could."""
+    """The format in the JSON part; None if that cannot be decoded."""
     try:
         return int(_meta(payload).get("format", 0))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -145,7 +145,7 @@ def _format_in(payload: bytes) -> int | None:
 
 
 def _epoch_of(path: Path) -> int | None:
-    """Which learner saved it, by its header alone; None where that cannot be read."""
+    """The epoch in the header, without reading the rest; None if it cannot be decoded."""
     before = len(MAGIC) + _DIGEST_BYTES
     try:
         with path.open("rb") as file:
@@ -159,14 +159,14 @@ def _epoch_of(path: Path) -> int | None:
 
 
 def newest_epoch(folder: Path) -> int:
-    """The largest epoch of a checkpoint here."""
+    """The largest epoch of a checkpoint in the folder; 0 if there is none."""
     return max((_epoch_of(path_of(folder, step)) or 0 for step in steps_in(folder)), default=0)
 
 
 def _by_age(folder: Path, steps: list[int], *, unreadable: int) -> list[int]:
-    """Steps in the order of their checkpoints, by learner, then by step; `unreadable` is the epoch of what is not.
+    """Steps by epoch, then by step. `unreadable` is the epoch of files without one.
 
-    A learner that was fenced off may have finished one late, of a larger step than its successor's.
+    A fenced learner may have finished a save late, with a larger step than those of the next learner.
     """
     epochs = {step: _epoch_of(path_of(folder, step)) for step in steps}
     found = {step: unreadable if epoch is None else epoch for step, epoch in epochs.items()}
@@ -174,14 +174,16 @@ def _by_age(folder: Path, steps: list[int], *, unreadable: int) -> list[int]:
 
 
 def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | None:
-    """The newest whole checkpoint; a corrupt one is set aside as `.corrupt`, loudly, and the one before it is taken.
+    """The newest valid checkpoint, up to step `at_most`; None if there never was one.
+
+    A corrupt checkpoint is logged and renamed to `.corrupt`, and the one before it is tried.
 
     Raises:
-        CheckpointError: there are checkpoints, or were, and none of them is whole.
-        CheckpointFormatError: the newest whole one is of another format; it is left where it is.
+        CheckpointError: there are checkpoints, or corrupt ones were set aside, and none is valid.
+        CheckpointFormatError: the newest valid one is of another format. It is left in place.
     """
-    wanted = [step for step in steps_in(folder) if at_most is None or step <= at_most]
-    steps = _by_age(folder, wanted, unreadable=_LAST)  # to be found corrupt, and said
+    candidates = [step for step in steps_in(folder) if at_most is None or step <= at_most]
+    steps = _by_age(folder, candidates, unreadable=_LAST)  # so that an unreadable one is reported
     for step in reversed(steps):
         path = path_of(folder, step)
         try:
@@ -190,17 +192,17 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
             _log.error("checkpoint_corrupt", step=step, error=str(error))
             aside = path.with_suffix(".corrupt")
             for earlier in folder.glob("*.corrupt"):
-                if earlier.name < aside.name:  # of an incident before this one; what is set aside now stays, all of it
+                if earlier.name < aside.name:  # from an earlier incident; those of this one are kept
                     earlier.unlink()
             path.replace(aside)
-    # Not at the first start alone: the next one would find no checkpoint, and begin at step 0 without a word.
+    # Also at later starts, which find only set-aside files: they must not silently start from step 0.
     if steps or (at_most is None and any(folder.glob("*.corrupt"))):
-        raise CheckpointError(f"{folder}: no checkpoint is whole; restore a backup, or {FROM_SCRATCH}")
+        raise CheckpointError(f"{folder}: no checkpoint is valid; restore a backup, or {FROM_SCRATCH}")
     return None
 
 
 class Saver:
-    """Saves in the background. One save at a time; a second is refused while one is under way, never queued."""
+    """Saves in a background thread, one save at a time. A second one is refused, not queued."""
 
     def __init__(
         self,
@@ -212,7 +214,7 @@ class Saver:
         files: Files | None = None,
         fence: Fence = NO_FENCE,
     ) -> None:
-        """Keep the newest `keep`. `fence` says whether we may still write, and is asked by default `files`."""
+        """Keep the newest `keep` checkpoints. `fence` applies unless `files` are given."""
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         self._folder, self._keep, self._on_saved, self._clock = folder, keep, on_saved, clock
@@ -225,15 +227,19 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """A save is under way."""
+        """Whether a save is in progress."""
         return self._busy.is_set()
 
+    def oldest_step(self) -> int:
+        """Step of the oldest checkpoint that a restart may fall back to; 0 if there is none."""
+        return min(steps_in(self._folder), default=0)
+
     def submit(self, checkpoint: Checkpoint) -> bool:
-        """Begin to save; False where one is under way. The caller hands over arrays that nobody changes any more.
+        """Start a save; False if one is in progress. The arrays must not change any more.
 
         Raises:
-            OSError: the save before failed; nothing newer than the last good checkpoint is on disk.
-            StateLockedError: another learner has taken over; nothing was written over what is its.
+            OSError: the last save failed; the checkpoint before it stands.
+            StateLockedError: another learner has taken over; none of its files was overwritten.
         """
         self._raise_pending()
         if self._busy.is_set():
@@ -243,10 +249,10 @@ class Saver:
         return True
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the save under way; False where it did not end in time.
+        """Wait for the save in progress; False if it did not end in time.
 
         Raises:
-            OSError: it failed.
+            OSError: the save failed.
         """
         deadline = time.monotonic() + timeout_s
         while self._busy.is_set() and time.monotonic() < deadline:
@@ -255,11 +261,11 @@ class Saver:
         return not self._busy.is_set()
 
     def close(self, timeout_s: float) -> None:
-        """Wait for the save under way, and end the thread.
+        """Wait for the save in progress, and end the thread.
 
         Raises:
             OSError: the save failed.
-            CheckpointError: it did not end in time.
+            CheckpointError: the save did not end in time.
         """
         if not self.wait(timeout_s):
             msg = f"{self._folder}: a save took longer than {timeout_s:.1f} s; the checkpoint before it stands"

@@ -1,12 +1,12 @@
-"""A fence against a learner that was given up for dead and wakes up: it must not write over its successor's state.
+"""Fencing token against zombie writers: a learner that was replaced must not write to the state folder any more.
 
-The lock of the state folder keeps a second learner out while the first lives. It can be lost: its file removed, the
-folder moved, a network disk that keeps no locks. So each learner takes the next number, its epoch, when it starts, and
-looks whether it is still the newest right before it writes: before each step in the journal, before the ledger is
-flushed, before and after each rename. An older one raises, and writes nothing more.
+The lock of the folder keeps a second learner out while the first one lives. The lock can be lost: its file removed, the
+folder moved, a network disk without locks. So each learner takes the next epoch at its start. It checks that no newer
+epoch was taken before each step in the journal, before a flush of the ledger, and before and after each rename. If one
+was, it raises and writes nothing more.
 
-Between such a look and the write that follows lies a moment in which a process can be stopped for long. What it then
-writes late is passed by where its epoch is read: a journal's line, a checkpoint. docs/reliability.md has what is left.
+A process can be suspended between the check and the write. What it writes late is skipped by its epoch where it is
+read, in a journal line or a checkpoint. docs/reliability.md lists what remains.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from streamlearn.state.kill_points import reached
 
 
 class Fence:
-    """One learner's right to write into a state folder. Without a path nobody contests it, and nothing is looked at."""
+    """One learner's right to write into a state folder. Without a path nothing is checked."""
 
     def __init__(self, path: Path | None = None, epoch: int = 0) -> None:
         self._path = path
         self.epoch = epoch
-        """Larger than that of every learner that wrote here before; 0 of who is no learner."""
+        """Larger than the epochs of all earlier learners; 0 for processes that are not learners."""
 
     @classmethod
     def take(cls, path: Path, *, after: int = 0, files: Files = DISK) -> Fence:
-        """Take the next epoch, durably. Under the folder's lock, so that no two learners take the same.
+        """Take the next epoch, durably. The caller holds the folder's lock, so that epochs are unique.
 
-        `after` is the largest that is known otherwise: the file may be lost.
+        `after` is the largest epoch in journal and checkpoints: the file at `path` may be lost.
 
         Raises:
-            OSError: it cannot be written; nothing was taken.
+            OSError: the file cannot be written; no epoch was taken.
         """
         fence = cls(path, max(_read(path), after) + 1)
         reached("epoch", "begin")
@@ -43,15 +43,15 @@ class Fence:
         return fence
 
     def check(self) -> None:
-        """Say whether we may write.
+        """Check that this learner may write.
 
         Raises:
             StateLockedError: another learner has taken over.
         """
         if self._path is not None and (newest := _read(self._path)) != self.epoch:
             msg = (
-                f"{self._path.parent}: another learner (epoch {newest}) has taken this state folder over from this one "
-                f"(epoch {self.epoch}), which writes nothing more; see that only one is started"
+                f"{self._path.parent}: another learner (epoch {newest}) has taken over this state folder; this one "
+                f"(epoch {self.epoch}) writes nothing more; make sure that only one is started"
             )
             raise StateLockedError(msg)
 
@@ -60,7 +60,7 @@ NO_FENCE = Fence()
 
 
 def _read(path: Path) -> int:
-    """0 where there is none that can be read: then nobody holds it, and the next one counts from what else is known."""
+    """0 if the file is missing or unreadable: the next epoch is then counted from `after`."""
     try:
         return int(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -68,7 +68,7 @@ def _read(path: Path) -> int:
 
 
 class FencedFiles(Files):
-    """A disk that takes changes from the newest learner only."""
+    """The disk, for the learner with the newest epoch only."""
 
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
@@ -79,7 +79,7 @@ class FencedFiles(Files):
         super().write(path, chunks)
 
     def replace(self, source: Path, target: Path) -> None:
-        """See `Files.replace`. Looks once more when it is done, so that who was late learns of it here."""
+        """See `Files.replace`. Checks again afterwards, so that a late writer is stopped here."""
         self._fence.check()
         super().replace(source, target)
         self._fence.check()

@@ -1,6 +1,6 @@
-"""The seam to the disk: the few operations whose order makes a save safe, so that a test can fail each of them.
+"""The operations on the disk whose order makes a save safe. Tests replace them, to make each of them fail.
 
-A whole file appears at once or not at all: written aside, synced, renamed over the old one, the folder synced.
+A file is replaced as a whole: written under a temporary name, synced, renamed over the old one, the folder synced.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Chunk = bytes | bytearray | memoryview
 
 
 class Files:
-    """The disk as it is."""
+    """The real disk."""
 
     def write(self, path: Path, chunks: Iterable[Chunk]) -> None:
-        """Write a new file, and sync its content."""
+        """Write a new file and sync its content."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         with os.fdopen(descriptor, "wb") as file:
             for chunk in chunks:
@@ -28,23 +28,23 @@ class Files:
             self.sync(file.fileno())
 
     def sync(self, descriptor: int) -> None:
-        """Have the disk hold what was written."""
+        """Make what was written durable."""
         os.fsync(descriptor)
 
     def append(self, descriptor: int, line: bytes) -> int:
-        """Write at the end of a file, once; how many bytes it took."""
+        """Append in one call; the number of bytes written."""
         return os.write(descriptor, line)
 
     def sync_data(self, descriptor: int) -> None:
-        """Have the disk hold what was appended, if not its time."""
+        """Make what was appended durable, without the file's times."""
         os.fdatasync(descriptor)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename over the target: readers see the old file or the new one."""
+        """Rename over the target. Readers see the old file or the new one."""
         source.replace(target)
 
     def sync_folder(self, folder: Path) -> None:
-        """Have the disk hold the folder's names; without it a crash can undo a rename."""
+        """Make the folder's entries durable. Without it a crash can undo a rename."""
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self.sync(descriptor)
@@ -52,7 +52,7 @@ class Files:
             os.close(descriptor)
 
     def remove(self, path: Path) -> None:
-        """Remove a file that may be gone already."""
+        """Remove a file, if it is there."""
         path.unlink(missing_ok=True)
 
 
@@ -60,13 +60,13 @@ DISK = Files()
 
 
 def write_whole(path: Path, chunks: Iterable[Chunk], files: Files = DISK, *, name: str = "") -> None:
-    """Write a file so that a crash at any instant leaves the old one or the new one, whole.
+    """Replace a file so that a crash at any instant leaves the old one or the new one.
 
-    `name` is that of the operation in `points`.
+    `name` is the operation in `kill_points`.
 
     Raises:
-        OSError: the old file still stands; what was written aside is removed.
-        StateError: the same, where `files` are fenced.
+        OSError: the old file is unchanged; the temporary file is removed.
+        StateError: the same, if `files` are fenced.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -81,6 +81,6 @@ def write_whole(path: Path, chunks: Iterable[Chunk], files: Files = DISK, *, nam
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process had written aside."""
+    """Remove temporary files of killed processes."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

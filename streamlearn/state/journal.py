@@ -1,18 +1,19 @@
-"""Which records formed which step: the little that makes a restart equal no restart (D4).
+"""The records of each step, written down so that a restart equals an uninterrupted run (D4).
 
-A micro-batch closed by age depends on the clock, and one over several partitions on arrival. So each step's end, its
-`next_offset` of every partition, is written down before anything that came of it is shown. A restart forms the steps
-that the journal knows exactly as they were, whatever the clock says now.
+A micro-batch that is closed by age depends on the clock, and one of several partitions on the order of arrival. So the
+`next_offset` of every partition after each step is journaled before the step has any visible effect. A restart repeats
+journaled steps with the same records.
 
-One line a step: CRC-32, then JSON of step, offsets and the learner's epoch. Appended with one write, so a kill leaves
-whole lines or one torn last line, which is cut off. Synced before a publish and before a checkpoint.
+One line per step: CRC-32, then JSON of step, offsets and the learner's epoch. A line is appended with one write, so a
+kill leaves complete lines and at most one torn last line, which is cut off. The journal is synced before a publish and
+before a checkpoint.
 
-The lines are kept in segments, each written by one learner and named by its first step and that learner's epoch. A
-learner that was fenced off (`fence`) may still write a line into a segment of its own. Such a line is stale and
-skipped: from the step on at which a later learner's first segment begins, only that learner's lines count.
+Lines are kept in segments. Each is written by one learner, and named by its first step and the learner's epoch. A
+fenced learner (`fence`) may still append a line to its own segment. Such a line is stale and skipped: from the first
+step of a later learner's first segment on, only that learner's lines count.
 
-Past `max_bytes` the oldest segments are removed, except those that the oldest kept checkpoint needs (`keep_after`).
-`load` reports how much of the bound these take, so that the loop can save sooner, and wait for a save.
+Above `max_bytes` the oldest segments are removed, except those that the oldest kept checkpoint needs (`keep_after`).
+`load` is the share of the bound that these take, so that the loop can save sooner, or wait for a save.
 """
 
 from __future__ import annotations
@@ -35,34 +36,33 @@ from streamlearn.state.files import DISK, Files
 from streamlearn.state.kill_points import reached
 
 SEGMENT_BYTES = 8 << 20
-_LEAST_SEGMENTS = 4
-"""A bound below this many segments is raised to it: of two segments, the current one and the one before, one may be
-needed for a single step."""
+MAX_BYTES = 1 << 30
+"""Bound of all segments. Beyond it the oldest are removed, except those that the oldest kept checkpoint needs."""
 _REARM = 0.5
-"""Hysteresis: `journal_full` is reported again once the load was below this."""
+"""Hysteresis: `journal_full` is logged again only after the load fell below this."""
 _log = structlog.get_logger(__name__)
 
 
 class _Line(NamedTuple):
-    """One step, as it is written down."""
+    """One journaled step."""
 
     step: int
     next_offsets: Offsets
     epoch: int
     size_bytes: int
     stale: bool = False
-    """Written by a learner that was fenced off: it does not count."""
+    """Written by a fenced learner: it does not count."""
 
 
 class _Segment(NamedTuple):
     """One file, and which of its lines count."""
 
     epoch: int
-    """Of the learner that wrote it; 0 of one that had no fence, or whose version shared segments between learners."""
+    """Of the learner that wrote it; 0 without a fence, and in files of versions whose learners shared segments."""
     first_step: int
     path: Path
     until: float = math.inf
-    """Lines from this step on are stale: a later learner's first segment begins there."""
+    """Lines from this step on are stale: a later learner's first segment starts there."""
 
     @property
     def stale(self) -> bool:
@@ -77,13 +77,13 @@ def _line(step: int, next_offsets: Offsets, epoch: int) -> bytes:
 
 
 def parse_line(line: bytes) -> _Line | None:
-    """One line; None where it is torn."""
+    """Parse one line; None if it is torn."""
     if not line.endswith(b"\n") or line[8:9] != b" ":
         return None
     try:
         if int(line[:8], 16) != zlib.crc32(line[9:-1]):
             return None
-        step, rows, *more = json.loads(line[9:-1])  # no epoch in a line of a version that knew none
+        step, rows, *more = json.loads(line[9:-1])  # the first version wrote no epoch
         next_offsets = {TopicPartition(str(topic), int(partition)): int(n) for topic, partition, n in rows}
         return _Line(int(step), next_offsets, int(more[0]) if more else 0, len(line))
     except (ValueError, TypeError):
@@ -91,7 +91,7 @@ def parse_line(line: bytes) -> _Line | None:
 
 
 def _segments(folder: Path) -> list[_Segment]:
-    """By learner, then by step; so those that are not stale are in the order of their steps."""
+    """By epoch, then by step, so that those that are not stale are in the order of their steps."""
     found = []
     for path in folder.glob("journal-*.log"):
         step, _, epoch = path.stem.removeprefix("journal-").partition("-")
@@ -106,7 +106,7 @@ def _segments(folder: Path) -> list[_Segment]:
 
 
 def _lines(segment: _Segment) -> Iterator[_Line | None]:
-    """Lines of one segment in order; None, once, where one is not whole."""
+    """Lines of one segment in order; ends with None at a torn line."""
     newest_epoch = 0
     with segment.path.open("rb") as file:
         for line in file:
@@ -119,24 +119,24 @@ def _lines(segment: _Segment) -> Iterator[_Line | None]:
 
 
 def newest_epoch(folder: Path) -> int:
-    """The epoch of the learner that wrote here last; 0 where that is not known."""
+    """The epoch of the last learner that wrote here; 0 if it is not known."""
     newest = _segments(folder)[-1:]
     return max([0, *(s.epoch for s in newest), *(line.epoch for s in newest for line in _lines(s) if line)])
 
 
 def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]:
-    """Steps after `after_step`, in order, without a gap, up to the first line that is not whole.
+    """Steps after `after_step`, in order and without a gap, up to the first torn line.
 
-    The line after one that is not whole counts only where a later learner cut there, and went on in its own segment.
+    Lines after a torn line count only if a later learner cut the journal there and continued in its own segment.
 
     Raises:
-        StateError: the steps right after `after_step` were removed already, or a step is missing in the middle.
+        StateError: a step is missing: it was removed, or the journal has a gap.
     """
     expected = after_step + 1
     segments = [segment for segment in _segments(folder) if not segment.stale]
     for segment, following in itertools.zip_longest(segments, segments[1:]):
-        goes_on_at = following.first_step if following else math.inf
-        if goes_on_at <= expected:
+        continues_at = following.first_step if following else math.inf
+        if continues_at <= expected:
             continue
         for line in _lines(segment):
             if line is None:
@@ -144,40 +144,42 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
             if line.stale or line.step < expected:
                 continue
             if line.step > expected:
-                msg = f"{segment.path}: wanted step {expected}, found {line.step}: that part of the journal is gone"
+                msg = f"{segment.path}: expected step {expected}, found {line.step}: steps are missing"
                 raise StateError(msg)
             yield line.step, line.next_offsets
             expected += 1
         else:
             continue
-        if goes_on_at != expected:
+        if continues_at != expected:
             return
 
 
 class Journal:
-    """Appends steps. Used by one thread."""
+    """Appends steps. Used by one thread only."""
 
-    def __init__(self, folder: Path, *, max_bytes: int, fence: Fence = NO_FENCE, files: Files = DISK) -> None:
+    def __init__(
+        self, folder: Path, *, max_bytes: int = MAX_BYTES, fence: Fence = NO_FENCE, files: Files = DISK
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._fence, self._files = folder, fence, files
-        self._max_bytes = max(max_bytes, _LEAST_SEGMENTS * SEGMENT_BYTES)
+        self._max_bytes = max_bytes
         self._descriptor: int | None = None
         self._size_bytes = 0
-        """Of the segment that is open."""
+        """Of the open segment."""
         self._keep_after = 0
         self._needed_bytes = 0
         self._reported_full = False
 
     @property
     def load(self) -> float:
-        """Bytes of steps that the oldest kept checkpoint needs, as a share of the bound.
+        """Bytes of the steps since the oldest kept checkpoint, as a share of the bound.
 
-        From 1 on the bound is exceeded: a checkpoint must be saved, and then another, until an old one is removed.
+        From 1 on the bound is exceeded: checkpoints must be saved until the oldest one is removed.
         """
         return self._needed_bytes / self._max_bytes
 
     def keep_after(self, step: int) -> None:
-        """Keep all steps after this one, that of the oldest kept checkpoint; earlier ones may be removed.
+        """Set the step of the oldest kept checkpoint: earlier steps may be removed.
 
         Raises:
             StateLockedError: another learner has taken over.
@@ -187,7 +189,7 @@ class Journal:
         self._trim()
 
     def cut_after(self, step: int) -> None:
-        """Drop a torn last line and every line after `step`; appending goes on there, in a new segment.
+        """Remove a torn last line and all lines after `step`. The next append starts a new segment.
 
         Raises:
             StateLockedError: another learner has taken over.
@@ -210,11 +212,11 @@ class Journal:
         reached("journal-cut", "end")
 
     def append(self, step: int, next_offsets: Offsets) -> None:
-        """Write one step down. A kill right after keeps it; a power cut may not, before `sync`.
+        """Append one step. It survives a kill; after `sync` it survives a power failure.
 
         Raises:
             StateLockedError: another learner has taken over; nothing was written.
-            StateError: the disk did not take all of it.
+            StateError: the disk accepted only a part of the line.
         """
         self._fence.check()
         if self._descriptor is None or self._size_bytes >= SEGMENT_BYTES:
@@ -227,7 +229,7 @@ class Journal:
         written = self._files.append(self._descriptor, line)
         reached("journal-append", "end")
         if written != len(line):
-            msg = f"{self._folder}: the journal took {written} of {len(line)} bytes: is the disk full?"
+            msg = f"{self._folder}: the disk took {written} of {len(line)} bytes of a journal line: is it full?"
             raise StateError(msg)
         self._size_bytes += written
         self._needed_bytes += written
@@ -236,10 +238,10 @@ class Journal:
             _log.warning("journal_full", step=step, needed_bytes=self._needed_bytes, max_bytes=self._max_bytes)
 
     def sync(self) -> None:
-        """Have the disk hold every step appended so far. The ledger is flushed after it, so it asks for both.
+        """Make all appended steps durable. The fence is checked for the ledger's flush too, which comes next.
 
         Raises:
-            StateLockedError: another learner has taken over; nothing may be shown or saved.
+            StateLockedError: another learner has taken over; nothing may be published or saved.
         """
         self._fence.check()
         reached("journal-sync", "begin")
@@ -247,7 +249,7 @@ class Journal:
         reached("journal-sync", "end")
 
     def close(self) -> None:
-        """Sync and let go of the file."""
+        """Sync and close the open segment."""
         self._sync()
         self._close_segment()
 
@@ -265,11 +267,11 @@ class Journal:
         is_new = not segment.exists()
         self._descriptor = os.open(segment, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         if is_new:
-            self._files.sync_folder(self._folder)  # else a power cut may take the whole segment, synced lines and all
+            self._files.sync_folder(self._folder)  # else a power failure may remove the segment, synced lines included
         self._size_bytes = segment.stat().st_size
 
     def _trim(self) -> None:
-        """Remove stale segments, and the oldest that are not needed until the rest fits; and see how much is needed."""
+        """Remove stale segments, then the oldest unneeded ones until the rest fits. Updates the load."""
         live = []
         for segment in _segments(self._folder):
             if segment.stale:

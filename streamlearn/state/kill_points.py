@@ -1,12 +1,11 @@
-"""Named places in the learner where a fault harness can have the process killed: around each durable operation.
+"""Named points in the learner, around each durable operation, at which a fault harness can kill the process.
 
-Off, a place costs one comparison. On, it is the harness of `streamlearn.testing` that set it: by the environment
-variable `STREAMLEARN_CRASH_AT=checkpoint.renamed:3` (SIGKILL at the third pass; with `:3:stop` SIGSTOP, to be continued
-whenever the harness likes) or by `arm`, in the same process. No setting reaches it, and a name that is not in `POINTS`
-stops the process, so that no test passes by a spelling mistake.
+A point costs one comparison unless one is armed: by the environment variable `STREAMLEARN_CRASH_AT`, or by `arm` in the
+same process. `STREAMLEARN_CRASH_AT=checkpoint.renamed:3` sends SIGKILL at the third pass; with `:3:stop` it sends
+SIGSTOP. No setting arms a point. An unknown name stops the process, so that a misspelt point does not pass a test.
 
-What is written whole has four places: `begin`, `written` (aside, and synced), `renamed` (the folder not yet synced),
-`end`. The ledger's flush begins at `ledger-flush.begin`; the next place after it is `teacher.begin`, or
+A file that is replaced as a whole has four points: `begin`, `written` (temporary file, synced), `renamed` (folder not
+yet synced), `end`. The flush of the ledger has one, `ledger-flush.begin`; the next is `teacher.begin` or
 `checkpoint.begin`.
 """
 
@@ -37,7 +36,7 @@ _OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "offsets-commit": _AROUND,
 }
 POINTS = tuple(f"{operation}.{place}" for operation, places in _OPERATIONS.items() for place in places)
-"""Every place, in the order in which a life meets them first."""
+"""Every point, in the order in which a learner first passes them."""
 
 
 def _kill() -> None:
@@ -52,11 +51,11 @@ _ACTS = {"kill": _kill, "stop": _stop}
 
 
 class _Armed:
-    """Counts down the passes of one place. Several threads pass here."""
+    """Counts down the passes of one point, in any thread."""
 
     def __init__(self, point: str, nth: int, act: Callable[[], None]) -> None:
         if point not in POINTS or nth < 1:
-            msg = f"{VARIABLE}: no pass {nth} of a place {point!r}; places are {', '.join(POINTS)}"
+            msg = f"{VARIABLE}: no pass {nth} of a point {point!r}; points are {', '.join(POINTS)}"
             raise ValueError(msg)
         self._point, self._left, self._act = point, nth, act
         self._counting = threading.Lock()
@@ -75,37 +74,37 @@ _armed: _Armed | None = None
 
 
 def reached(operation: str, place: str) -> None:
-    """The process is at this place now."""
+    """The process passes this point."""
     if _armed is not None:
         _armed.passed(f"{operation}.{place}")
 
 
 def arm(point: str, nth: int = 1, act: Callable[[], None] = _kill) -> None:
-    """Call `act` at the n-th pass of a place from now on; by default, SIGKILL to this process.
+    """Call `act` at the n-th pass of a point from now on; by default it sends SIGKILL to this process.
 
     Raises:
-        ValueError: there is no such place.
+        ValueError: there is no such point.
     """
-    global _armed  # noqa: PLW0603  one place a process, and nothing to carry it through every part
+    global _armed  # noqa: PLW0603  one point per process, so that it need not be passed through every part
     _armed = _Armed(point, nth, act)
 
 
 def disarm() -> None:
-    """Pass every place."""
+    """Disarm the point."""
     global _armed  # noqa: PLW0603
     _armed = None
 
 
 def arm_from(environ: Mapping[str, str]) -> None:
-    """Do as the environment variable says.
+    """Arm the point that the environment variable names.
 
     Raises:
-        ValueError: it is not understood.
+        ValueError: the variable cannot be parsed.
     """
-    if (told := environ.get(VARIABLE)) is not None:
-        point, nth, act, *_ = [*told.split(":"), "", ""]
+    if (value := environ.get(VARIABLE)) is not None:
+        point, nth, act, *_ = [*value.split(":"), "", ""]
         if act and act not in _ACTS:
-            msg = f"{VARIABLE}={told}: nothing is known to do but {', '.join(_ACTS)}"
+            msg = f"{VARIABLE}={value}: the action must be one of {', '.join(_ACTS)}"
             raise ValueError(msg)
         arm(point, int(nth or 1), _ACTS[act or "kill"])
 

@@ -1,10 +1,11 @@
-"""Published teachers: one immutable safetensors file each, a pointer to the newest, and at most one that is pinned.
+"""Published teachers: one immutable safetensors file each, a pointer to the newest, and at most one pinned teacher.
 
-`teacher-000000001200.safetensors` holds weights, and in its header what is needed to rebuild and name the network, and
-a SHA-256 digest of the whole file, which is checked on load. It remains a file that any safetensors library reads.
-`current.json` names the newest. `pinned.safetensors`, where it is there, is what an operator rolled back to: a copy of
-its own, so that no clean-up and no later teacher of the same step can take it away, and served until it is removed.
-Each of these is replaced whole, so a server in another process reads the old or the new one.
+`teacher-000000001200.safetensors` holds weights. Its header holds what is needed to rebuild the network, and a SHA-256
+digest of the whole file, which is checked on load. Any safetensors library can read it. `current.json` names the
+newest. `pinned.safetensors` is the version that an operator rolled back to, served until it is removed. It is a copy,
+so that neither clean-up nor a later teacher of the same step can remove it.
+
+Each file is replaced as a whole, so a server in another process reads the old one or the new one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +32,18 @@ from streamlearn.state.kill_points import reached
 POINTER = "current.json"
 PIN = "pinned.safetensors"
 DIGEST = "sha256"
-"""Key of the digest in a teacher's header. Teachers that earlier versions published have none, and are not checked."""
+"""Key of the digest in a teacher's header. Teachers of early versions have none, and are not checked."""
+KEEP = 5
+"""Newest teachers kept on disk."""
+KEEP_HISTORY = 10
+"""Older teachers kept, further and further apart, to roll back to."""
 _TEACHERS = "teacher-*.safetensors"
 _ZEROS = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedModel:
-    """One published teacher: the step it was taken after, when, where, and what its header says."""
+    """One published teacher: its step, time of publication, file and header."""
 
     step: int
     published_at_s: float
@@ -46,53 +52,60 @@ class PublishedModel:
 
     @property
     def identity(self) -> tuple[int, float]:
-        """Tells it from every other: a step alone may come twice, after a restore, with other weights."""
+        """Unique. The step is not: after a restore it may come again, with other weights."""
         return self.step, self.published_at_s
 
 
 def teacher_path(folder: Path, step: int) -> Path:
-    """Where the teacher of a step lies."""
+    """The file of a step's teacher."""
     return folder / f"teacher-{step:012d}.safetensors"
 
 
 class Publisher:
-    """Writes teachers into a folder, and keeps some. Used by the learner alone."""
+    """Writes teachers into a folder, and removes old ones. Used by the learner only."""
 
     def __init__(
         self,
         folder: Path,
         *,
-        keep: int,
-        keep_history: int = 0,
-        clock: Callable[[], float],
+        keep: int = KEEP,
+        keep_history: int = KEEP_HISTORY,
+        metadata: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
         files: Files | None = None,
         fence: Fence = NO_FENCE,
     ) -> None:
-        """Keep the newest `keep`, and besides `keep_history` older ones, as `thinned` chooses them.
+        """Keep the newest `keep`, and `keep_history` older ones as `spread` chooses them.
 
-        With the one that may be pinned, no more than `keep + keep_history + 1` teachers lie on disk between two
-        publications. `clock` gives seconds since the epoch. `fence` says whether we may still write, and is asked by
-        default `files`.
+        Together with a pinned one, at most `keep + keep_history + 1` teachers are on disk between two publications.
+        `metadata` goes into every header. `clock` gives seconds since the epoch. `fence` applies unless `files` are
+        given.
         """
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        self._folder, self._keep, self._keep_history = folder, keep, keep_history
+        self._folder, self._keep, self._keep_history, self._metadata = folder, keep, keep_history, metadata or {}
         self._clock, self._files, self._epoch = clock, files or FencedFiles(fence), fence.epoch
 
     def publish(self, step: int, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> PublishedModel:
-        """Write the teacher of a step, point servers to it, and remove those that need not be kept.
+        """Write the teacher of a step, point servers to it, and remove old ones.
 
-        `metadata` goes into the header. What is read from it here: `scores`, a JSON object of scores at that step, and
-        `learned_offsets`, a JSON object of `next_offset` by "topic:partition", below which all labels are learned or
-        have ended otherwise.
+        `metadata` goes into the header. Two keys of it are read in this module: `scores`, a JSON object of scores at
+        that step, and `learned_offsets`, a JSON object of `next_offset` by "topic:partition": all labels below are
+        learned or settled.
 
         Raises:
             OSError: the pointer still names the teacher before.
-            StateLockedError: another learner has taken over; nothing was written over what is its.
+            StateLockedError: another learner has taken over; none of its files was overwritten.
         """
         path = teacher_path(self._folder, step)
         published_at_s = self._clock()
-        header = {**metadata, "step": str(step), "published_at_s": repr(published_at_s), "epoch": str(self._epoch)}
+        header = {
+            **self._metadata,
+            **metadata,
+            "step": str(step),
+            "published_at_s": repr(published_at_s),
+            "epoch": str(self._epoch),
+        }
         content, header = _sealed({name: np.asarray(array, order="C") for name, array in arrays.items()}, header)
         reached("teacher", "begin")
         write_whole(path, content, self._files, name="teacher")
@@ -107,9 +120,9 @@ class Publisher:
         return PublishedModel(step, published_at_s, path, header)
 
     def _remove_old(self, newest: Path) -> None:
-        """By time of publication, not by step: after a restore, larger steps are the older teachers.
+        """By time of publication, not by step: after a restore, teachers of larger steps are older.
 
-        A file that cannot be read as a teacher could never be served, and goes too.
+        Files that cannot be read as a teacher are removed too.
         """
         others = [model for model in _models(self._folder) if model.path != newest]
         split = max(0, len(others) - (self._keep - 1))
@@ -117,25 +130,25 @@ class Publisher:
         now_s = self._clock()
         ages_s = [now_s - model.published_at_s for model in reversed(old)]
         youngest_s = now_s - recent[0].published_at_s if recent else 0.0
-        chosen = thinned(ages_s, keep=self._keep_history, after_s=youngest_s)
+        chosen = spread(ages_s, keep=self._keep_history, after_s=youngest_s)
         history = [old[len(old) - 1 - index] for index in chosen]
-        wanted = {newest, *(model.path for model in (*recent, *history))}
+        kept = {newest, *(model.path for model in (*recent, *history))}
         for path in sorted(self._folder.glob(_TEACHERS)):
-            if path not in wanted:
+            if path not in kept:
                 self._files.remove(path)
 
 
-def thinned(ages_s: Sequence[float], *, keep: int, after_s: float = 0.0) -> list[int]:
-    """Which `keep` of these ages (ascending) to keep, by index, so that a rollback finds something at every distance.
+def spread(ages_s: Sequence[float], *, keep: int, after_s: float = 0.0) -> list[int]:
+    """Indices of the `keep` ages (ascending) to keep, so that a rollback finds a version at every distance in time.
 
-    While there are too many, that one goes whose two neighbours are closest to each other by the ratio of their ages;
-    the oldest stays. So their distances grow about geometrically from `after_s`, the age of what is kept anyway, to the
-    first publication, however long ago that was. Applied at each publication it keeps that shape: in simulations of
-    100,000 of them, one a second, with 10 kept, no two neighbours were further apart than by 2.1 times the even ratio.
+    While there are too many, the age whose two neighbours have the smallest ratio is dropped; the oldest is kept. So
+    the kept ages grow about geometrically, from `after_s`, the age of the oldest version kept anyway. The shape is
+    stable when this is applied at each publication: in simulations of 100,000 publications, one per second, with 10
+    kept, no two neighbours were further apart than 2.1 times the even ratio.
     """
     if keep == 0:
         return []
-    least_s = 1e-3  # two of one moment, or a clock that was set back
+    least_s = 1e-3  # equal times, or a clock that was set back
     left = list(range(len(ages_s)))
     while len(left) > keep:
         bounds_s = [max(least_s, age_s) for age_s in (after_s, *(ages_s[index] for index in left))]
@@ -145,7 +158,7 @@ def thinned(ages_s: Sequence[float], *, keep: int, after_s: float = 0.0) -> list
 
 
 class PublishedDir:
-    """What servers see of the folder. Cheap to ask often: one stat while nothing has changed."""
+    """The folder as servers see it. A call costs one stat if nothing has changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -153,23 +166,23 @@ class PublishedDir:
         self._pinned = _Watched(folder / PIN, _read_teacher)
 
     def newest(self) -> PublishedModel | None:
-        """The teacher that was published last; None before the first.
+        """The last published teacher; None before the first.
 
         Raises:
-            StateError: the pointer is there and cannot be read.
+            StateError: the pointer cannot be read.
         """
         return self._newest.get()
 
     def pinned(self) -> PublishedModel | None:
-        """The teacher to serve instead of the newest; None where none is pinned.
+        """The teacher to serve instead of the newest; None if none is pinned.
 
         Raises:
-            StateError: it is there and cannot be read.
+            StateError: it cannot be read.
         """
         return self._pinned.get()
 
     def versions(self) -> list[PublishedModel]:
-        """All that can be served, in the order of publication. Reads headers only, and passes by what is none."""
+        """All versions that can be served, in the order of publication. Reads headers only; skips other files."""
         found = {model.identity: model for model in _models(self.folder)}
         pinned = _pinned_or_none(self.folder)
         if pinned is not None:
@@ -178,11 +191,10 @@ class PublishedDir:
 
 
 def pin(folder: Path, step: int, files: Files = DISK) -> PublishedModel:
-    """Have servers answer with the version of a step, until `unpin`, whatever is published meanwhile.
+    """Make servers answer with the version of a step until `unpin`, whatever is published.
 
     Raises:
-        StateError: that version is not there, or is corrupt; the message lists those that are there. Nothing was
-            changed.
+        StateError: that version does not exist or is corrupt; the message lists the others. Nothing was changed.
         OSError: nothing was changed.
     """
     path = teacher_path(folder, step)
@@ -194,19 +206,19 @@ def pin(folder: Path, step: int, files: Files = DISK) -> PublishedModel:
         pinned = _pinned_or_none(folder)
         if pinned is not None and pinned.step == step:
             return pinned
-        there = ", ".join(str(model.step) for model in PublishedDir(folder).versions()) or "none"
+        existing = ", ".join(str(model.step) for model in PublishedDir(folder).versions()) or "none"
         why = f": {error}" if isinstance(error, StateError) else ""
-        msg = f"{folder}: version {step} is not there to roll back to{why}; there are: {there}"
+        msg = f"{folder}: no version {step} to roll back to{why}; there are: {existing}"
         raise StateError(msg) from error
     write_whole(folder / PIN, [content], files)
     return _read_teacher(folder / PIN)
 
 
 def unpin(folder: Path, files: Files = DISK) -> bool:
-    """Have servers follow the newest teacher again; False where none was pinned.
+    """Make servers follow the newest teacher again; False if none was pinned.
 
     Raises:
-        OSError: it may still be pinned.
+        OSError: the version may still be pinned.
     """
     path = folder / PIN
     if not path.exists():
@@ -217,9 +229,9 @@ def unpin(folder: Path, files: Files = DISK) -> bool:
 
 
 def listing(published: PublishedDir, now_s: float) -> list[dict[str, Any]]:
-    """All versions as plain values, newest first; `served` marks what a server answers with if it could load it."""
+    """All versions as plain values, newest first; `served` marks the one that servers answer with."""
     newest, pinned = None, _pinned_or_none(published.folder)
-    with contextlib.suppress(StateError):  # a broken pointer hides no version from who is here to mend it
+    with contextlib.suppress(StateError):  # a broken pointer must not hide the versions
         newest = published.newest()
     served = pinned or newest
     return [
@@ -238,30 +250,30 @@ def listing(published: PublishedDir, now_s: float) -> list[dict[str, Any]]:
 
 
 def scores_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """The scores in a teacher's header; None where it has none that can be read."""
+    """The scores in a teacher's header; None if it has none."""
     return _json_object(metadata, "scores")
 
 
 def learned_offsets_of(metadata: Mapping[str, str]) -> dict[str, int] | None:
-    """`next_offset` by "topic:partition" below which a teacher has learned every label; None where it does not say."""
-    told = _json_object(metadata, "learned_offsets")
-    if told is None or not all(type(offset) is int for offset in told.values()):
+    """`next_offset` by "topic:partition" below which a teacher has learned every label; None if it is not known."""
+    offsets = _json_object(metadata, "learned_offsets")
+    if offsets is None or not all(type(offset) is int for offset in offsets.values()):
         return None
-    return told
+    return offsets
 
 
 def load_arrays(model: PublishedModel) -> dict[str, Array]:
-    """The weights of a published teacher, once its digest is verified.
+    """The weights of a published teacher. Its digest is checked.
 
     Raises:
-        StateError: the file is gone (a newer one was published), torn or corrupt, or is another teacher by now.
+        StateError: the file was removed, is torn or corrupt, or holds another teacher.
     """
     try:
         content = model.path.read_bytes()
         _check_digest(model, content)
         arrays: dict[str, Array] = load(content)
     except (OSError, SafetensorError) as error:
-        msg = f"{model.path}: not readable as a published teacher: {error}"
+        msg = f"{model.path}: cannot be read as a published teacher: {error}"
         raise StateError(msg) from error
     return arrays
 
@@ -269,7 +281,7 @@ def load_arrays(model: PublishedModel) -> dict[str, Array]:
 def _sealed(arrays: Mapping[str, Array], header: Mapping[str, str]) -> tuple[list[Chunk], dict[str, str]]:
     """The content of a teacher's file, and its header with the digest.
 
-    The digest is in the header, so it covers the file with zeros in its own place.
+    The digest is a part of the header, so it is computed with zeros in its place.
     """
     content = memoryview(save(dict(arrays), metadata={**header, DIGEST: _ZEROS}))
     before, after = _around_digest(content)
@@ -285,9 +297,9 @@ def _digest(before: memoryview, after: memoryview) -> str:
 
 
 def _around_digest(content: memoryview) -> tuple[memoryview, memoryview]:
-    """What stands before the digest and after it.
+    """The content before and after the digest.
 
-    The key cannot be found inside a value of the header, where its quotes would be escaped.
+    The key cannot match inside a value of the header, where its quotes are escaped.
     """
     key = f'"{DIGEST}":"'.encode()
     at = bytes(_header(content)).find(key) + 8 + len(key)
@@ -299,24 +311,24 @@ def _header(content: memoryview) -> memoryview:
 
 
 def _check_digest(model: PublishedModel, content: bytes) -> None:
-    """Verify a file, and that its header is what the model has, which may come from the pointer.
+    """Check the digest of a file, and that its header equals the model's, which may come from the pointer.
 
     Raises:
-        StateError: one of them is not so.
+        StateError: one of them differs.
     """
-    told, view = model.metadata.get(DIGEST), memoryview(content)
-    if told is None:
+    digest, view = model.metadata.get(DIGEST), memoryview(content)
+    if digest is None:
         return
-    if _digest(*_around_digest(view)) != told:
-        msg = f"{model.path}: torn or corrupt, or another teacher: its digest does not fit its {len(content)} bytes"
+    if _digest(*_around_digest(view)) != digest:
+        msg = f"{model.path}: torn, corrupt or another teacher: the digest does not match its {len(content)} bytes"
         raise StateError(msg)
     if json.loads(bytes(_header(view)))["__metadata__"] != model.metadata:
-        msg = f"{model.path}: the pointer to it is corrupt: it gives another header than the file has"
+        msg = f"{model.path}: the pointer to it is corrupt: it has another header than the file"
         raise StateError(msg)
 
 
 class _Watched:
-    """A file that is replaced whole, read again only when it is another one."""
+    """A file that is replaced as a whole. It is read again only after it was replaced."""
 
     def __init__(self, path: Path, read: Callable[[Path], PublishedModel]) -> None:
         self._path, self._read = path, read
@@ -324,10 +336,10 @@ class _Watched:
         self._model: PublishedModel | None = None
 
     def get(self) -> PublishedModel | None:
-        """What it says; None where it is not there.
+        """The model that it names; None if there is no file.
 
         Raises:
-            StateError: it cannot be read, or is nothing that was published.
+            StateError: it cannot be read, or is no published file.
         """
         try:
             stat = self._path.stat()
@@ -337,7 +349,7 @@ class _Watched:
                 self._seen = seen
         except FileNotFoundError:
             self._seen = self._model = None
-        except OSError as error:  # a stale handle, no descriptor left: it may pass
+        except OSError as error:  # a stale handle or no free descriptor, which may be temporary
             msg = f"{self._path}: cannot read: {error}"
             raise StateError(msg) from error
         return self._model
@@ -345,19 +357,19 @@ class _Watched:
 
 def _read_pointer(path: Path) -> PublishedModel:
     try:
-        told = json.loads(path.read_bytes())
-        metadata = {str(key): str(value) for key, value in told["metadata"].items()}
-        return _model(path.parent / Path(str(told["file"])).name, metadata)
+        pointer = json.loads(path.read_bytes())
+        metadata = {str(key): str(value) for key, value in pointer["metadata"].items()}
+        return _model(path.parent / Path(str(pointer["file"])).name, metadata)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path}: wanted the pointer to a published teacher, got {error!r}"
+        msg = f"{path}: not a pointer to a published teacher: {error!r}"
         raise StateError(msg) from error
 
 
 def _read_teacher(path: Path) -> PublishedModel:
-    """A teacher by its header: its weights are mapped, not read; that the file is as long as it says is checked.
+    """A teacher by its header. The length of the file is checked; the weights are mapped and not read.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: there is no file.
         StateError: it is no published teacher.
     """
     try:
@@ -367,7 +379,7 @@ def _read_teacher(path: Path) -> PublishedModel:
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        msg = f"{path}: wanted a published teacher, got {error!r}"
+        msg = f"{path}: not a published teacher: {error!r}"
         raise StateError(msg) from error
 
 
@@ -376,13 +388,13 @@ def _model(path: Path, metadata: dict[str, str]) -> PublishedModel:
 
 
 def _models(folder: Path) -> list[PublishedModel]:
-    """Teachers of the folder in the order of publication, without those that cannot be read."""
+    """Readable teachers of the folder, in the order of publication."""
     found = []
     for path in folder.glob(_TEACHERS):
         try:
             found.append(_read_teacher(path))
         except (FileNotFoundError, StateError):
-            continue  # removed by the learner just now, or torn
+            continue  # just removed by the learner, or torn
     return sorted(found, key=_by_publication)
 
 
@@ -406,7 +418,7 @@ def _size_bytes(path: Path) -> int | None:
 
 def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
     try:
-        told = json.loads(metadata.get(key, "null"))
+        value = json.loads(metadata.get(key, "null"))
     except (ValueError, RecursionError):
         return None
-    return told if isinstance(told, dict) else None
+    return value if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""The learner's heartbeat: a small JSON file by which servers tell a stalled learner from a live one."""
+"""The learner's heartbeat: a small JSON file that tells servers a stalled learner from a live one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from streamlearn.state.files import DISK, Files
 
 
 def write_status(path: Path, status: Mapping[str, Any], files: Files = DISK) -> None:
-    """Replace the heartbeat. Not synced: it says what is true now, and is worth nothing after a crash.
+    """Replace the heartbeat. Not synced, because it is worthless after a crash.
 
     Raises:
-        OSError: the old one still stands.
-        StateError: the same, where `files` are fenced.
+        OSError: the old one is unchanged.
+        StateError: the same, if `files` are fenced.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,7 +29,7 @@ def write_status(path: Path, status: Mapping[str, Any], files: Files = DISK) -> 
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
-    """The last heartbeat; None where there is none that can be read."""
+    """The last heartbeat; None if there is none, or it cannot be read."""
     try:
         status = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

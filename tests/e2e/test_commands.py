@@ -30,11 +30,11 @@ from support import ask, heartbeat, newest_checkpoint, start, stop, until, write
 from typer.testing import CliRunner
 
 from streamlearn import __version__
-from streamlearn.app.wiring import StatePaths, state_lock
 from streamlearn.cli import app, main
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.lab.broker import java_command, speaks_kafka
+from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir
 
 torch.set_num_threads(1)

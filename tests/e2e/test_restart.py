@@ -1,4 +1,4 @@
-"""A restart equals no restart (I3, D4): kill -9 in the middle, and end with the very same bits."""
+"""A restart equals an uninterrupted run, bit by bit (I3, D4): kill -9 in the middle."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from support import finish, journaled_steps, newest_checkpoint, start, until, write_config
 
 PLAN = ("digits", "--limit", 1280, "--passes", 2, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
-EXACT = {"partitions": 2, "max_age_s": 3600.0, "merge_wait_s": 60.0, "checkpoint_every_s": 3600.0}
+EXACT = {"partitions": 2, "max_age_s": 3600.0, "checkpoint_every_s": 3600.0}
 
 
 def learn_with_kills(folder: Path, config: Path, kill_at: tuple[int, ...]) -> int:
-    """Learn to the end of the log, killed once each time so many steps are in the journal; how often it was killed."""
+    """Learn to the end of the log, killed once the journal has each number of steps; how often it was killed."""
     kills = 0
     for steps in kill_at:
         process = start("learn", "--until-end", "--config", config, output=folder / "learner.log")
@@ -39,7 +39,6 @@ def assert_equal_runs(killed: Path, whole: Path) -> None:
 
 RICH = {
     "BATCH__STEPS": "3",
-    "BATCH__RECENT_ROWS": "300",
     "LEARN__MIXUP_BETA": "0.5",
     "LEARN__RAMPUP_LABELS": "50",
 }
@@ -51,13 +50,13 @@ RECIPES = {
 
 class TestEmbedded:
     @pytest.mark.parametrize("recipe", RECIPES)
-    def test_kill_9_changes_no_bit_of_what_methods_remember(
+    def test_kill_9_changes_no_bit_of_any_method(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
     ) -> None:
-        """Steps without records, tables, moving averages, recent samples, and who is served."""
+        """Further steps, tables, moving averages, recent samples, and the served candidate."""
         for key, value in RECIPES[recipe].items():
             monkeypatch.setenv(f"STREAMLEARN_{key}", value)
-        settings = {**EXACT, "checkpoint_every_steps": 20}
+        settings = {**EXACT, "checkpoint_every_s": 0.5}
         killed, whole = tmp_path / "killed", tmp_path / "whole"
         configs = [write_config(folder, **settings) for folder in (killed, whole)]
         finish("simulate", *PLAN, "--config", configs[0])
@@ -70,10 +69,10 @@ class TestEmbedded:
         assert_equal_runs(killed, whole)
         assert newest_checkpoint(whole).step >= 240
 
-    @pytest.mark.parametrize("checkpoint_every_steps", [0, 7])
-    def test_kill_9_changes_no_bit(self, tmp_path: Path, checkpoint_every_steps: int) -> None:
+    @pytest.mark.parametrize("checkpoint_every_s", [3600.0, 0.1])
+    def test_kill_9_changes_no_bit(self, tmp_path: Path, checkpoint_every_s: float) -> None:
         """Three kills at different steps, two partitions, with and without checkpoints in between."""
-        settings = {**EXACT, "checkpoint_every_steps": checkpoint_every_steps}
+        settings = {**EXACT, "checkpoint_every_s": checkpoint_every_s}
         killed, whole = tmp_path / "killed", tmp_path / "whole"
         configs = [write_config(folder, **settings) for folder in (killed, whole)]
         finish("simulate", *PLAN, "--config", configs[0])
@@ -89,13 +88,13 @@ class TestEmbedded:
 @pytest.mark.kafka
 class TestKafka:
     def test_kill_9_changes_no_bit(self, tmp_path: Path, kafka_broker: str) -> None:
-        """The same on a real broker; both runs read the same topics."""
+        """On a real broker. Both runs read the same topics."""
         settings = {
             **EXACT,
             "kind": "kafka",
             "bootstrap": kafka_broker,
             "prefix": f"restart-{uuid.uuid4().hex[:8]}-",
-            "checkpoint_every_steps": 9,
+            "checkpoint_every_s": 0.2,
         }
         killed, whole = tmp_path / "killed", tmp_path / "whole"
         configs = [write_config(folder, **settings) for folder in (killed, whole)]

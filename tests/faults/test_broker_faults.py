@@ -40,7 +40,7 @@ from kafka import KafkaAdminClient
 from kafka import TopicPartition as KafkaPartition
 from support import until
 
-from streamlearn.app.wiring import StatePaths, make_topics, open_log
+from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.lab.broker import LOOPBACK, Cluster, free_port, java_command
@@ -49,6 +49,7 @@ from streamlearn.log.kafka import KafkaLog
 from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import load_newest
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
 
 LONG = os.environ.get("STREAMLEARN_LONG_FAULTS") == "1"
@@ -244,7 +245,7 @@ class Site:
             "log.topics.dead_letters": f"{name}-dead-letters",
             "serve.timeout_s": TIMEOUT_S,
             "log.on_trimmed": "skip",
-            "state.checkpoint_every_steps": 20,
+            "state.checkpoint_every_s": 1.0,
             "state.publish_every_s": 0.5,
         }
         self.path = write_config(folder, "site", port=self._port, bootstrap=cluster.bootstrap_servers)

@@ -18,11 +18,12 @@ from harness.site import write_config
 from harness.verify import verify
 from support import until
 
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.ledger.store import FILE
 from streamlearn.state.journal import parse_line, read_journal
 from streamlearn.state.kill_points import VARIABLE
+from streamlearn.state.paths import StatePaths
 
 REFUSED = 3
 ONE_THREAD = {"STREAMLEARN_STATE__CHECKPOINT_EVERY_STEPS": "1000", "STREAMLEARN_STATE__PUBLISH_EVERY_S": "1000"}
@@ -138,7 +139,7 @@ def test_a_learner_that_wakes_up_after_another_was_started_writes_nothing(
     os.kill(older, signal.SIGCONT)
 
     assert room.code(older) == REFUSED, room.output.read_text()
-    assert "has taken this state folder over" in room.output.read_text()
+    assert "has taken over this state folder" in room.output.read_text()
     assert (room.content(), room.journal_bytes()) == before
     # The state is whole: a third one reads on, and all is learned once.
     room.send(40)

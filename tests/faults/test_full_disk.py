@@ -15,11 +15,11 @@ import pytest
 from harness.disk import SmallDisk, may_mount
 
 from streamlearn.app.server import _registered
-from streamlearn.app.wiring import StatePaths
 from streamlearn.errors import LogUnavailableError, StoreError
 from streamlearn.ledger.store import Store, number
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.records import NewRecord, Position, TopicPartition
+from streamlearn.state.paths import StatePaths
 
 TOPIC = "t"
 PARTITION = TopicPartition(TOPIC, 0)

@@ -11,11 +11,11 @@ import os
 from pathlib import Path
 from random import Random
 
-from streamlearn.app.wiring import StatePaths
 from streamlearn.errors import CheckpointError
 from streamlearn.ledger.store import FILE
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
 from streamlearn.state.journal import parse_line
+from streamlearn.state.paths import StatePaths
 
 RECOVERABLE = ("checkpoint-bit", "checkpoint-end", "journal-bit", "journal-end", "journal-torn-line", "epoch-empty")
 REFUSED = ("store-end", "store-garbage")

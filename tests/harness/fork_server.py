@@ -143,7 +143,7 @@ def _fork(order: Mapping[str, Any]) -> int:
 
 def _become(order: Mapping[str, Any], parent: int) -> None:
     """Turn this fork into the requested process."""
-    from streamlearn.app.wiring import die_with  # noqa: PLC0415
+    from streamlearn.app.signals import exit_with_parent  # noqa: PLC0415
     from streamlearn.cli import main  # noqa: PLC0415 - imports torch, which the client does not need
 
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
@@ -151,7 +151,7 @@ def _become(order: Mapping[str, Any], parent: int) -> None:
     for target, source in ((0, nothing), (1, output), (2, output)):
         os.dup2(source, target)
     os.setsid()
-    die_with(parent)
+    exit_with_parent(parent)
     os.environ.update(order["environ"])
     points.arm_from(os.environ)
     if order["start"][0] == PRODUCER:

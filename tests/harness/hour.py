@@ -59,9 +59,6 @@ wanted_again_after_s = 240.0
 [state]
 dir = "{folder}/state"
 checkpoint_every_s = 5.0
-keep_published = 3
-keep_history = 4
-journal_max_bytes = 131072
 [serve]
 port = {port}
 processes = 2

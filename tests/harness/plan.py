@@ -24,6 +24,8 @@ Command = Literal["learn", "serve", "run"]
 Phase = Literal["import", "point", "steps"]
 PHASES: tuple[Phase, ...] = ("import", "point", "steps")
 BURST = 10
+SAVE_OFTEN_S, SAVE_SELDOM_S = 0.5, 3600.0
+"""Time between checkpoints in every other burst, and in the others: there mostly none is saved."""
 FLUSHED = ("teacher.begin", "teacher.end")
 """Kill points right after a flush of the store: its transaction is committed to the write-ahead log."""
 REWOUND = ("restore.end", "journal-cut.begin", "journal-cut.end", "replay.begin", "replay.end")
@@ -116,8 +118,7 @@ class Burst:
     """Starts on one state folder, one after another."""
 
     starts: tuple[Start, ...]
-    checkpoint_every_steps: int
-    """0: by time only, so mostly never within the burst."""
+    checkpoint_every_s: float
 
 
 _COMMANDS: dict[str, tuple[Command, ...]] = {
@@ -153,7 +154,7 @@ def draw_bursts(seed: int) -> Iterator[Burst]:
             points = flushed if works else rewound if index == 1 else starting
             point = next(points) if phase == "point" else ""
             starts.append(Start(command, phase, after_s, point, with_children=draw.random() < 0.5))
-        yield Burst(tuple(starts), checkpoint_every_steps=20 * (number % 2))
+        yield Burst(tuple(starts), checkpoint_every_s=SAVE_OFTEN_S if number % 2 else SAVE_SELDOM_S)
 
 
 def _rounds(names: tuple[str, ...], draw: Random) -> Iterator[str]:

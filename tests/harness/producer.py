@@ -24,7 +24,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from streamlearn.app.wiring import make_codec, open_log
+from streamlearn.app.log import make_codec, open_log
 from streamlearn.config import load_config
 from streamlearn.errors import LogUnavailableError
 from streamlearn.records import NewRecord, Position

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from streamlearn.app.wiring import StatePaths, open_log
+from streamlearn.app.log import open_log
 from streamlearn.config import Config
 from streamlearn.log.base import Log
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
+from streamlearn.state.paths import StatePaths
 
 _PAGE_RECORDS = 2000
 _MAX_AGE_S = 1.0

@@ -20,10 +20,11 @@ from harness.damage import last_step
 from harness.fork_server import PRODUCER, ForkServer
 from harness.plan import Fault
 from harness.report import SoakReport
-from streamlearn.app.wiring import StatePaths, make_topics, open_log
+from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.lab.broker import Broker, free_port
 from streamlearn.state.kill_points import VARIABLE
+from streamlearn.state.paths import StatePaths
 
 SETTINGS = """
 [schema]
@@ -39,7 +40,6 @@ fresh = 8
 labelled = 8
 steps = 2  # includes steps without records; more would only slow the reference learner down
 max_age_s = 0.05
-merge_wait_s = 0.05
 [labels]
 payload_max_bytes = 65536  # late labels read their payload back from the log
 [log]
@@ -51,11 +51,9 @@ bootstrap_servers = "{bootstrap}"
 group_id = "{name}"
 [state]
 dir = "{folder}/{name}"
-checkpoint_every_steps = 5
+checkpoint_every_s = 0.2
 keep_checkpoints = 4
 publish_every_s = 0.05
-keep_published = 3
-keep_history = 2
 [serve]
 processes = 1
 port = {port}

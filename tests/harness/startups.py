@@ -25,10 +25,11 @@ from harness.plan import Burst, Start
 from harness.report import SoakReport
 from harness.stretch import Stretches
 from harness.verify import verify
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.lab.broker import free_port
 from streamlearn.state.kill_points import VARIABLE
+from streamlearn.state.paths import StatePaths
 
 SETTINGS = """
 [schema]
@@ -38,7 +39,7 @@ classes = 10
 threads = 1
 [state]
 dir = "{folder}/{name}"
-checkpoint_every_steps = {checkpoint_every_steps}
+checkpoint_every_s = {checkpoint_every_s}
 [serve]
 processes = 1
 port = {port}
@@ -87,8 +88,8 @@ class Startups:
 
     def _configure(self, name: str) -> Config:
         path = self._folder / f"{name}.toml"
-        every = self._burst.checkpoint_every_steps
-        path.write_text(SETTINGS.format(folder=self._folder, name=name, port=self._port, checkpoint_every_steps=every))
+        every_s = self._burst.checkpoint_every_s
+        path.write_text(SETTINGS.format(folder=self._folder, name=name, port=self._port, checkpoint_every_s=every_s))
         return load_config(path, environ={})
 
     def _send(self, count: int) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 from harness.damage import LEAST_CHECKPOINTS, whole_checkpoints
 from harness.retention import Trimmed, trim
 from harness.verify import differences
-from streamlearn.app.wiring import StatePaths
 from streamlearn.config import Config
 from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import load_checkpoint, load_newest, path_of
+from streamlearn.state.paths import StatePaths
 
 Configure = Callable[[str], Config]
 """Returns the config of a learner with a state folder of this name."""

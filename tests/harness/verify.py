@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.retention import Trimmed, records_of
-from streamlearn.app.wiring import StatePaths, make_codec, open_log
+from streamlearn.app.log import make_codec, open_log
 from streamlearn.config import Config
 from streamlearn.errors import RecordError
 from streamlearn.ledger import LabelState, LabelStatus
@@ -30,6 +30,7 @@ from streamlearn.log.dead_letters import read_dead_letter
 from streamlearn.records import Label, Offsets, Position, Record, Sample
 from streamlearn.state.checkpoint import Checkpoint, load_newest
 from streamlearn.state.journal import read_journal
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
 
 NEVER = -1

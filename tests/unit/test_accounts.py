@@ -1,10 +1,13 @@
-"""What became of every record that was read (I7)."""
+"""The outcome of every record that was read (I7)."""
 
 from __future__ import annotations
 
 import pytest
 
+from streamlearn.errors import RecordError
 from streamlearn.loop.accounts import Accounts
+from streamlearn.loop.report import StepReport
+from streamlearn.records import BadRecord, Gap, Position, Record
 
 SOUND = {
     "samples_read": 12,
@@ -21,8 +24,8 @@ SOUND = {
 }
 
 
-def test_new_accounts_are_empty_and_add_up() -> None:
-    """Nothing was read, nothing is missing."""
+def test_new_accounts_are_zero_and_add_up() -> None:
+    """Nothing was read."""
     accounts = Accounts()
 
     accounts.check()
@@ -30,8 +33,25 @@ def test_new_accounts_are_empty_and_add_up() -> None:
     assert set(accounts.as_dict().values()) == {0}
 
 
-def test_accounts_come_back_whole_from_a_checkpoint() -> None:
-    """Every total is saved, and restored under its own name."""
+def test_a_step_adds_each_record_to_one_outcome() -> None:
+    """Bad records and gaps by their topic."""
+    bad = [BadRecord(Record(Position(topic, 0, 1), 0, b"k", b"v"), RecordError("not_json", "")) for topic in ("s", "l")]
+    gaps = [Gap(Position("s", 0, 9), missing=7), Gap(Position("l", 0, 9), missing=8)]
+    report = StepReport(
+        step=1, samples=12, labels=5, fresh=6, shed=2, duplicates=3, inline_labels=2, bad=bad, gaps=gaps, phases_s={}
+    )
+    accounts = Accounts()
+
+    accounts.add(report, "s")
+
+    assert accounts.as_dict() == SOUND
+    accounts.add(report, "s")
+    assert accounts.as_dict() == {name: 2 * count for name, count in SOUND.items()}
+    accounts.check()
+
+
+def test_accounts_are_restored_from_a_checkpoint() -> None:
+    """Every total is saved under its own name."""
     accounts = Accounts(**SOUND)
 
     assert accounts.as_dict() == SOUND
@@ -42,19 +62,19 @@ def test_accounts_come_back_whole_from_a_checkpoint() -> None:
 @pytest.mark.parametrize(
     "outcome", ["samples_learned", "samples_thinned", "samples_duplicate_id", "samples_dead_lettered"]
 )
-def test_a_sample_in_no_class_is_a_bug(outcome: str) -> None:
-    """Read = learned + thinned + duplicate id + dead-lettered, and each of the four counts."""
+def test_a_sample_without_an_outcome_is_a_bug(outcome: str) -> None:
+    """Read = learned + shed + duplicate id + dead-lettered."""
     with pytest.raises(AssertionError, match="samples do not add up"):
         Accounts(**SOUND | {outcome: SOUND[outcome] - 1}).check()
 
 
 @pytest.mark.parametrize("outcome", ["labels_taken", "labels_dead_lettered"])
-def test_a_label_in_no_class_is_a_bug(outcome: str) -> None:
+def test_a_label_without_an_outcome_is_a_bug(outcome: str) -> None:
     """Read = taken by the ledger + dead-lettered."""
     with pytest.raises(AssertionError, match="labels do not add up"):
         Accounts(**SOUND | {outcome: SOUND[outcome] + 1}).check()
 
 
-def test_records_trimmed_unread_stand_beside_the_identities() -> None:
-    """They were never read, so no class of what was read holds them."""
+def test_trimmed_records_are_not_part_of_the_identities() -> None:
+    """They were never read."""
     Accounts(**SOUND | {"samples_trimmed": 1_000, "labels_trimmed": 0, "labels_inline": 9}).check()

@@ -1,4 +1,4 @@
-"""What `streamlearn check` finds: each verdict, in bounded time, and nothing changed by it."""
+"""`streamlearn check`: each verdict, in bounded time; nothing is changed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from streamlearn.app.build import identity
 from streamlearn.app.check import Finding, check
-from streamlearn.app.startup import identity
-from streamlearn.app.wiring import StatePaths, listen, open_log
+from streamlearn.app.log import open_log
+from streamlearn.app.ports import listen
 from streamlearn.config import Config, load_config
 from streamlearn.log.base import Log
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, path_of, save_checkpoint
+from streamlearn.state.paths import StatePaths
 
 torch.set_num_threads(1)
 S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
@@ -55,7 +57,7 @@ def save(config: Config, step: int, next_offset: int) -> Path:
 
 @pytest.fixture
 def refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Collects, within the test, the sockets of refused connections, which kafka-python leaves to the collector."""
+    """Collect the sockets of refused connections within the test; kafka-python leaves them to the collector."""
     caplog.set_level(logging.CRITICAL, logger="kafka")  # a log record with a traceback would keep them
     yield
     with warnings.catch_warnings():
@@ -64,8 +66,8 @@ def refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 class TestEmpty:
-    def test_a_new_folder_is_fine_and_is_not_made(self, tmp_path: Path) -> None:
-        """Everything is as it was before."""
+    def test_a_new_folder_is_ok_and_is_not_created(self, tmp_path: Path) -> None:
+        """Nothing is changed."""
         config = config_in(tmp_path)
 
         findings = found(config)
@@ -77,21 +79,21 @@ class TestEmpty:
 
 class TestModel:
     def test_is_built_and_counted(self, tmp_path: Path) -> None:
-        """By its factory, shape and classes: 4 to 8 to 3, with biases."""
+        """Factory, shape and classes: 4 to 8 to 3, with biases."""
         text = found(config_in(tmp_path, **{"model.normalise": False}))["model"].text
 
         assert text == f"mlp: 4 to 3 classes, {4 * 8 + 8 + 8 * 3 + 3} parameters"
 
     @pytest.mark.parametrize("factory", ["perceptron", "no.such.module:factory", "json:dumps"])
     def test_one_that_cannot_be_built_is_an_error(self, tmp_path: Path, factory: str) -> None:
-        """And the rest is looked at all the same."""
+        """The rest is checked nevertheless."""
         findings = found(config_in(tmp_path, **{"model.factory": factory, "model.options": {}}))
 
         assert findings["model"].verdict == "error"
         assert factory.partition(":")[0] in findings["model"].text
         assert findings["port"].verdict == "ok"
 
-    def test_a_device_that_is_not_there_is_an_error(self, tmp_path: Path) -> None:
+    def test_a_missing_device_is_an_error(self, tmp_path: Path) -> None:
         """On a machine without CUDA."""
         finding = found(config_in(tmp_path, **{"learn.device": "cuda"}))["device"]
 
@@ -104,8 +106,8 @@ class TestModel:
             ({"learn.method": "dsne", "learn.source_path": "nowhere.npz", "learn.mixup_beta": 0}, "nowhere.npz"),
         ],
     )
-    def test_what_the_method_wants_is_looked_for(self, tmp_path: Path, settings: dict[str, object], said: str) -> None:
-        """Else the learner is the one to find out."""
+    def test_what_the_method_needs_is_checked(self, tmp_path: Path, settings: dict[str, object], said: str) -> None:
+        """Else the learner would fail at its start."""
         finding = found(config_in(tmp_path, **settings))["method"]
 
         assert finding.verdict == "error"
@@ -113,8 +115,8 @@ class TestModel:
 
 
 class TestLog:
-    def test_topics_are_told_with_what_they_hold(self, tmp_path: Path) -> None:
-        """Partitions and records."""
+    def test_topics_are_listed(self, tmp_path: Path) -> None:
+        """With their partitions and records."""
         config = config_in(tmp_path)
         log = with_topics(config, samples=2, labels=2)
         log.append("samples", [NewRecord(b"%d" % n, b"x") for n in range(1234)])
@@ -127,17 +129,17 @@ class TestLog:
         assert "topics" not in findings
 
     def test_unequal_partitions_are_an_error(self, tmp_path: Path) -> None:
-        """A label could not find its sample."""
+        """A label could be in another partition than its sample."""
         config = config_in(tmp_path)
         with_topics(config, samples=2, labels=3).close()
 
         assert found(config)["topics"].verdict == "error"
 
     @pytest.mark.parametrize(("partitions", "verdict"), [(1, "ok"), (0, "error")])
-    def test_a_missing_topic_is_an_error_where_none_may_be_created(
+    def test_a_missing_topic_is_an_error_if_none_may_be_created(
         self, tmp_path: Path, partitions: int, verdict: str
     ) -> None:
-        """Otherwise it is told that it will be."""
+        """Otherwise it will be created."""
         config = config_in(tmp_path, **{"log.partitions": partitions})
         log = open_log(config)
         log.create_topics({"samples": 1, "labels": 1})
@@ -149,7 +151,7 @@ class TestLog:
         assert findings["topic samples"].verdict == "ok"
 
     def test_a_file_that_is_no_log_is_an_error(self, tmp_path: Path) -> None:
-        """Named, and left as it is."""
+        """The file is left unchanged."""
         config = config_in(tmp_path)
         path = StatePaths(config.state.dir).log
         path.parent.mkdir(parents=True)
@@ -164,8 +166,8 @@ class TestLog:
     @pytest.mark.slow
     @pytest.mark.usefixtures("refused_sockets")
     @pytest.mark.filterwarnings("ignore::ResourceWarning")
-    def test_a_broker_that_is_away_is_an_error_in_bounded_time(self, tmp_path: Path) -> None:
-        """With its address; the folder and the port are looked at all the same."""
+    def test_an_unavailable_broker_is_an_error_in_bounded_time(self, tmp_path: Path) -> None:
+        """With its address. Folder and port are checked nevertheless."""
         servers = "127.0.0.1:1"
         config = config_in(tmp_path, **{"log.kind": "kafka", "log.kafka.bootstrap_servers": servers})
 
@@ -177,8 +179,8 @@ class TestLog:
         assert servers in findings["log"].text
         assert findings["port"].verdict == "ok"
 
-    def test_a_log_that_forgets_before_labels_come_is_a_warning(self, tmp_path: Path) -> None:
-        """Before there is a log, too: it is a matter of settings."""
+    def test_a_retention_below_the_label_horizon_is_a_warning(self, tmp_path: Path) -> None:
+        """It follows from the settings, so no log is needed."""
         findings = found(config_in(tmp_path, **{"labels.horizon_s": 40 * 86400.0}))
 
         assert findings["retention"].verdict == "warning"
@@ -187,8 +189,10 @@ class TestLog:
 
 class TestCheckpoint:
     @pytest.mark.parametrize(("payload", "verdict"), [("raw", "error"), ("json", "warning")])
-    def test_a_sample_that_is_larger_than_a_record_is_told(self, tmp_path: Path, payload: str, verdict: str) -> None:
-        """Every one would be refused."""
+    def test_a_sample_that_is_larger_than_a_record_is_reported(
+        self, tmp_path: Path, payload: str, verdict: str
+    ) -> None:
+        """Every sample would be refused."""
         told = found(
             config_in(tmp_path, **{"schema.payload": payload, "log.max_record_bytes": 64, "schema.shape": [17]})
         )
@@ -196,17 +200,17 @@ class TestCheckpoint:
         assert told["record size"].verdict == verdict
         assert "log.max_record_bytes = 64" in told["record size"].text
 
-    def test_a_whole_one_within_the_log_is_fine(self, tmp_path: Path) -> None:
-        """Its step and how many are kept."""
+    def test_a_valid_one_within_the_log_is_ok(self, tmp_path: Path) -> None:
+        """With its step and the number of checkpoints."""
         config = config_in(tmp_path)
         with_topics(config).close()
         save(config, 5, 0)
         save(config, 7, 0)
 
-        assert found(config)["checkpoint"] == Finding("ok", "checkpoint", "step 7, 2 kept, digest fits")
+        assert found(config)["checkpoint"] == Finding("ok", "checkpoint", "step 7, 2 kept, digest matches")
 
-    def test_a_corrupt_newest_is_an_error_and_stays(self, tmp_path: Path) -> None:
-        """The learner would fall back; whoever checks may want to know before, and look at it."""
+    def test_a_corrupt_newest_is_an_error_and_is_kept(self, tmp_path: Path) -> None:
+        """The learner would fall back to the one before. Here nothing is set aside."""
         config = config_in(tmp_path)
         with_topics(config).close()
         save(config, 5, 0)
@@ -219,8 +223,8 @@ class TestCheckpoint:
         assert "torn or corrupt" in finding.text
         assert newest.exists()
 
-    def test_another_log_than_it_was_learned_from_is_an_error(self, tmp_path: Path) -> None:
-        """It ends before what was learned."""
+    def test_another_log_is_an_error(self, tmp_path: Path) -> None:
+        """It ends before the records that were learned."""
         config = config_in(tmp_path)
         with_topics(config).close()
         save(config, 5, 3)
@@ -231,8 +235,8 @@ class TestCheckpoint:
         assert "samples[0] ends at 0, and 3 records of it were learned" in finding.text
 
     @pytest.mark.parametrize(("policy", "verdict"), [("stop", "error"), ("skip", "warning")])
-    def test_records_trimmed_after_it_are_told(self, tmp_path: Path, policy: str, verdict: str) -> None:
-        """How many, of which partition; an error where the learner would stop."""
+    def test_records_trimmed_after_it_are_reported(self, tmp_path: Path, policy: str, verdict: str) -> None:
+        """By partition. It is an error if the learner would stop."""
         config = config_in(tmp_path, **{"log.max_bytes": 1 << 20, "log.on_trimmed": policy})
         log = with_topics(config)
         for _ in range(30):
@@ -247,8 +251,8 @@ class TestCheckpoint:
         assert finding.verdict == verdict
         assert f"samples[0]: {beginning - 3} records after the checkpoint were trimmed" in finding.text
 
-    def test_one_that_begins_where_the_log_begins_misses_nothing(self, tmp_path: Path) -> None:
-        """The very edge."""
+    def test_one_that_starts_where_the_log_starts_misses_nothing(self, tmp_path: Path) -> None:
+        """The boundary."""
         config = config_in(tmp_path, **{"log.max_bytes": 1 << 20})
         log = with_topics(config)
         for _ in range(30):
@@ -261,8 +265,8 @@ class TestCheckpoint:
 
 
 class TestMachine:
-    def test_a_state_folder_that_cannot_be_is_an_error(self, tmp_path: Path) -> None:
-        """Here a file stands in its place."""
+    def test_an_impossible_state_folder_is_an_error(self, tmp_path: Path) -> None:
+        """There is a file of its name."""
         (tmp_path / "state").write_text("")
 
         finding = found(config_in(tmp_path))["state"]
@@ -270,20 +274,19 @@ class TestMachine:
         assert finding.verdict == "error"
         assert str(tmp_path / "state") in finding.text
 
-    def test_more_than_the_disk_holds_is_a_warning(self, tmp_path: Path) -> None:
-        """By the bounds that are set, long before it is full."""
+    def test_bounds_above_the_free_disk_space_are_a_warning(self, tmp_path: Path) -> None:
+        """Long before the disk is full."""
         bounds = {"labels.payload_max_bytes": 1 << 60}
 
         assert found(config_in(tmp_path, **bounds))["disk"].verdict == "warning"
         small = {
             "labels.payload_max_bytes": 1 << 16,
-            "state.journal_max_bytes": 1 << 16,
             "log.max_bytes": 1 << 20,
         }
         assert found(config_in(tmp_path, **small))["disk"].verdict == "ok"
 
     def test_a_taken_port_is_a_warning(self, tmp_path: Path) -> None:
-        """It may be the daemon itself that runs already."""
+        """The daemon itself may be running."""
         with listen(config_in(tmp_path)) as taken:
             port = taken.getsockname()[1]
 
@@ -292,12 +295,12 @@ class TestMachine:
         assert finding.verdict == "warning"
         assert f"serve.port = {port}" in finding.text
 
-    def test_one_port_for_two_is_an_error(self, tmp_path: Path) -> None:
-        """Each is free by itself."""
+    def test_one_port_for_both_is_an_error(self, tmp_path: Path) -> None:
+        """Although the port is free."""
         assert found(config_in(tmp_path, **{"serve.port": 19999, "metrics.port": 19999}))["port"].verdict == "error"
 
     def test_a_taken_port_of_the_learners_metrics_is_a_warning(self, tmp_path: Path) -> None:
-        """The learner would end at its start, and all servers with it."""
+        """The learner would fail at its start, and the servers would be stopped."""
         with listen(config_in(tmp_path)) as taken:
             port = taken.getsockname()[1]
 
@@ -306,8 +309,8 @@ class TestMachine:
         assert findings["metrics port"].verdict == "warning"
         assert f"metrics.port = {port}" in findings["metrics port"].text
 
-    def test_it_is_told_whether_a_token_guards_the_port(self, tmp_path: Path) -> None:
-        """The token itself is not shown."""
+    def test_a_token_is_mentioned(self, tmp_path: Path) -> None:
+        """Its value is not shown."""
         guarded = found(config_in(tmp_path, **{"serve.token": "sesame"}))["port"]
 
         assert guarded.text.endswith("is free, with a token")
@@ -316,15 +319,15 @@ class TestMachine:
 
 
 class TestMemory:
-    def test_each_part_is_listed_and_bounds_in_bytes_are_named(self, tmp_path: Path) -> None:
-        """Where they are less than the setting in rows."""
+    def test_each_part_is_listed(self, tmp_path: Path) -> None:
+        """With the number of rows, if their bytes are the bound."""
         config = config_in(tmp_path, **{"schema.shape": [3, 224, 224], "schema.dtype": "float32"})
 
         assert "replay buffer (891 of 5,000 rows) 0.50" in found(config)["learner memory"].text
         assert "Python and torch 0." in found(config)["server memory"].text
 
-    def test_more_than_the_machine_has_is_a_warning(self, tmp_path: Path) -> None:
-        """Before the kernel kills it at night."""
+    def test_more_memory_than_installed_is_a_warning(self, tmp_path: Path) -> None:
+        """Before the kernel kills the process."""
         config = config_in(tmp_path, **{"schema.shape": [3, 1024, 1024], "batch.fresh": 4096})
 
         assert found(config)["memory"].verdict == "warning"

@@ -1,4 +1,4 @@
-"""Checkpoints: weights and offsets in one file (I1), whole or not at all, verified when read."""
+"""Checkpoints: weights and offsets in one file (I1), replaced as a whole and verified on load."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ def same(found: Checkpoint | None, wanted: Checkpoint) -> bool:
 
 
 class TestRoundTrip:
-    def test_gives_back_all_of_it(self, tmp_path: Path) -> None:
-        """Arrays, offsets and the JSON part come back as they were, empty arrays too (I1)."""
+    def test_loads_what_was_saved(self, tmp_path: Path) -> None:
+        """Arrays, empty ones too, offsets and the JSON part (I1)."""
         save_checkpoint(tmp_path, checkpoint(7))
 
         assert same(load_newest(tmp_path), checkpoint(7))
 
     def test_an_empty_folder_has_none(self, tmp_path: Path) -> None:
-        """The first start finds nothing, and that is no error."""
+        """At the first start this is no error."""
         assert load_newest(tmp_path) is None
 
 
 class TestCorruption:
     @pytest.mark.parametrize("at", [0, 7, 9, 60, -1])
     def test_one_flipped_bit_is_found(self, tmp_path: Path, at: int) -> None:
-        """In the magic, the format, the digest, the header or the last weight; it is never another format."""
+        """In the magic, the format, the digest, the header or the last weight. It is not taken for another format."""
         save_checkpoint(tmp_path, checkpoint(1))
         blob = bytearray(path_of(tmp_path, 1).read_bytes())
         blob[at] ^= 1
@@ -72,8 +72,8 @@ class TestCorruption:
             load_checkpoint(path_of(tmp_path, 1))
         assert caught.type is CheckpointError
 
-    def test_the_one_before_is_taken_loudly(self, tmp_path: Path) -> None:
-        """A torn newest is set aside and named in the log."""
+    def test_the_one_before_is_loaded_and_the_corruption_is_logged(self, tmp_path: Path) -> None:
+        """The torn file is set aside."""
         save_checkpoint(tmp_path, checkpoint(1))
         save_checkpoint(tmp_path, checkpoint(2))
         path_of(tmp_path, 2).write_bytes(path_of(tmp_path, 2).read_bytes()[:-5])
@@ -85,10 +85,10 @@ class TestCorruption:
         assert [(line["event"], line["step"]) for line in lines] == [("checkpoint_corrupt", 2)]
         assert steps_in(tmp_path) == [1]
 
-    def test_the_one_before_is_taken_where_the_disk_cannot_read_it(
+    def test_the_one_before_is_loaded_if_the_disk_cannot_read_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A bad sector is an error of reading, and no other bytes."""
+        """A bad sector is a read error."""
         save_checkpoint(tmp_path, checkpoint(1))
         save_checkpoint(tmp_path, checkpoint(2))
         read = Path.read_bytes
@@ -103,8 +103,8 @@ class TestCorruption:
         assert same(load_newest(tmp_path), checkpoint(1))
         assert steps_in(tmp_path) == [1]
 
-    def test_all_that_is_set_aside_now_is_kept_to_be_looked_into(self, tmp_path: Path) -> None:
-        """What an earlier incident left goes, so that it is bounded (I6)."""
+    def test_all_files_set_aside_now_are_kept(self, tmp_path: Path) -> None:
+        """Those of an earlier incident are removed, so that their number is bounded (I6)."""
         for step in (1, 2, 3):
             save_checkpoint(tmp_path, checkpoint(step))
         (tmp_path / "checkpoint-000000000000.corrupt").write_bytes(b"long ago")
@@ -116,18 +116,18 @@ class TestCorruption:
         assert same(found, checkpoint(1))
         assert [path.stem[-1] for path in sorted(tmp_path.glob("*.corrupt"))] == ["2", "3"]
 
-    def test_none_whole_is_an_error_and_no_fresh_start(self, tmp_path: Path) -> None:
-        """To begin anew in silence would throw away what was learned."""
+    def test_no_valid_checkpoint_is_an_error(self, tmp_path: Path) -> None:
+        """To start from scratch silently would discard what was learned."""
         save_checkpoint(tmp_path, checkpoint(1))
         path_of(tmp_path, 1).write_bytes(b"")
 
-        with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        with pytest.raises(CheckpointError, match="no checkpoint is valid"):
             load_newest(tmp_path)
 
 
 @pytest.mark.parametrize("lasting", [False, True])
 def test_any_single_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, *, lasting: bool) -> None:
-    """Fail the 1st operation of a save, then the 2nd, and so on until a save meets no fault.
+    """Fail the first operation of a save, then the second, and so on until a save has no fault.
 
     After each, loading gives one of the two, whole, and nothing is left lying about.
     """
@@ -147,7 +147,7 @@ def test_any_single_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, *
 
 
 class SlowFiles(Files):
-    """A disk that waits until it is let go."""
+    """A disk on which writes wait for `go`."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -158,8 +158,8 @@ class SlowFiles(Files):
 
 
 class TestSaver:
-    def test_refuses_a_second_save_while_one_is_under_way(self, tmp_path: Path) -> None:
-        """Nothing is queued: the newest state is saved later, once."""
+    def test_refuses_a_second_save_while_one_is_in_progress(self, tmp_path: Path) -> None:
+        """It is not queued: newer state is saved later."""
         disk = SlowFiles()
         saver = Saver(tmp_path, keep=2, on_saved=lambda _: None, files=disk)
 
@@ -170,8 +170,8 @@ class TestSaver:
         assert (first, second) == (True, False)
         assert steps_in(tmp_path) == [1]
 
-    def test_keeps_the_newest_and_tells_of_each(self, tmp_path: Path) -> None:
-        """Old checkpoints go once there are more than `keep`."""
+    def test_keeps_the_newest_and_reports_each(self, tmp_path: Path) -> None:
+        """Old ones are removed once there are more than `keep`."""
         told: list[Saved] = []
         saver = Saver(tmp_path, keep=2, on_saved=told.append)
 
@@ -185,7 +185,7 @@ class TestSaver:
         assert told[0].size_bytes == path_of(tmp_path, 3).stat().st_size
 
     def test_a_failed_save_is_raised_in_the_learners_thread(self, tmp_path: Path) -> None:
-        """A full disk stops the learner; it is not a line in a log."""
+        """A full disk stops the learner; it is not only logged."""
         saver = Saver(tmp_path, keep=2, on_saved=lambda _: None, files=FaultyFiles(fail_at=1))
         saver.submit(checkpoint(1))
 
@@ -195,7 +195,7 @@ class TestSaver:
         saver.close(10)
 
     def test_removes_what_a_killed_save_left(self, tmp_path: Path) -> None:
-        """A file written aside and never renamed is not kept for ever."""
+        """Temporary files."""
         (tmp_path / ".checkpoint-000000000001.ckpt.99.tmp").write_bytes(b"half")
 
         Saver(tmp_path, keep=2, on_saved=lambda _: None).close(1)

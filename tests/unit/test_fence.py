@@ -1,4 +1,4 @@
-"""The fence: the newest learner writes, an older one that wakes up does not, and what it wrote late is passed by."""
+"""The fence: only the newest learner can write; late writes of an older one are skipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def saver(folder: Path, fence: Fence, keep: int = 9) -> Saver:
 
 
 def two_learners(folder: Path) -> tuple[Fence, Fence]:
-    """The older one's fence, and its successor's."""
+    """The fences of an older and a newer learner."""
     return Fence.take(folder / "epoch"), Fence.take(folder / "epoch")
 
 
@@ -47,13 +47,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 class TestEpoch:
-    def test_each_learner_takes_a_larger_one(self, tmp_path: Path) -> None:
-        """From 1 on."""
+    def test_each_learner_takes_the_next_one(self, tmp_path: Path) -> None:
+        """Starting with 1."""
         assert [Fence.take(tmp_path / "epoch").epoch for _ in range(3)] == [1, 2, 3]
 
     @pytest.mark.parametrize("damage", [b"", b"\x00\x00", None])
-    def test_grows_though_its_file_is_lost(self, tmp_path: Path, damage: bytes | None) -> None:
-        """By what is known otherwise."""
+    def test_grows_even_if_its_file_is_lost(self, tmp_path: Path, damage: bytes | None) -> None:
+        """From the largest epoch that is known otherwise."""
         path = tmp_path / "epoch"
         Fence.take(path)
         path.unlink() if damage is None else path.write_bytes(damage)
@@ -61,27 +61,27 @@ class TestEpoch:
         assert Fence.take(path, after=7).epoch == 8
 
     def test_the_newest_may_write(self, tmp_path: Path) -> None:
-        """However many there were."""
+        """However many took an epoch before."""
         _, newer = two_learners(tmp_path)
 
         newer.check()
 
     def test_an_older_one_may_not(self, tmp_path: Path) -> None:
-        """And is told who may; the error ends it with exit code 3."""
+        """The error has both epochs, and exit code 3."""
         older, _ = two_learners(tmp_path)
 
         with pytest.raises(StateLockedError, match=r"epoch 2.*epoch 1") as caught:
             older.check()
         assert caught.value.exit_code == 3
 
-    def test_who_has_no_fence_may_write(self) -> None:
-        """Tools that work where no learner runs."""
+    def test_without_a_fence_nothing_is_checked(self) -> None:
+        """For tools that run without a learner."""
         NO_FENCE.check()
 
 
 class TestAnOlderLearner:
     def test_replaces_nothing(self, tmp_path: Path) -> None:
-        """The old file stands, and nothing is left aside."""
+        """The file is unchanged, and no temporary file is left."""
         older, _ = two_learners(tmp_path)
         path = tmp_path / "state.bin"
         path.write_bytes(b"old")
@@ -92,8 +92,8 @@ class TestAnOlderLearner:
 
         assert content(tmp_path) == before
 
-    def test_learns_after_a_rename_that_it_was_late(self, tmp_path: Path) -> None:
-        """Taken over between the look and the rename: it is told at once, and does not go on."""
+    def test_is_stopped_after_a_late_rename(self, tmp_path: Path) -> None:
+        """If it was replaced between the check and the rename, the second check raises."""
 
         class TakenOver(FencedFiles):
             def write(self, path: Path, chunks: object) -> None:
@@ -114,7 +114,7 @@ class TestAnOlderLearner:
             write_whole(tmp_path / "state.bin", [b"new"], TakenOver(late))
 
     def test_removes_nothing(self, tmp_path: Path) -> None:
-        """Not even what it finds too old."""
+        """Not even old files."""
         older, _ = two_learners(tmp_path)
 
         with pytest.raises(StateLockedError):
@@ -122,7 +122,7 @@ class TestAnOlderLearner:
         assert (tmp_path / "epoch").exists()
 
     def test_saves_no_checkpoint(self, tmp_path: Path) -> None:
-        """The saver's thread hands the error to the loop."""
+        """The error of the saver's thread is raised in the loop."""
         older, _ = two_learners(tmp_path)
         saving = saver(tmp_path / "checkpoints", older)
         before = content(tmp_path)
@@ -148,7 +148,7 @@ class TestAnOlderLearner:
 
     @pytest.mark.parametrize("do", [lambda j: j.append(2, {A: 2}), Journal.sync, lambda j: j.cut_after(0)])
     def test_changes_no_journal(self, tmp_path: Path, do: Callable[[Journal], None]) -> None:
-        """`sync` too says that it was taken over: the ledger's flush comes after it."""
+        """`sync` raises too, because the flush of the ledger comes after it."""
         older = Fence.take(tmp_path / "epoch")
         journal = Journal(tmp_path / "journal", max_bytes=1 << 20, fence=older)
         journal.append(1, {A: 1})
@@ -163,9 +163,9 @@ class TestAnOlderLearner:
         journal.close()
 
 
-class TestWhatCameLate:
-    def test_a_line_of_an_older_learner_is_passed_by(self, tmp_path: Path) -> None:
-        """It was stopped between the look and the write; its successor has cut that step otherwise."""
+class TestLateWrites:
+    def test_a_late_journal_line_is_skipped(self, tmp_path: Path) -> None:
+        """It was written between check and fencing; the next learner formed that step from other records."""
         older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
         older.append(1, {A: 8})
         newer.cut_after(1)
@@ -176,8 +176,8 @@ class TestWhatCameLate:
 
         assert list(read_journal(tmp_path, 0)) == [(1, {A: 8}), (2, {A: 16}), (3, {A: 24})]
 
-    def test_cutting_keeps_what_comes_after_such_a_line(self, tmp_path: Path) -> None:
-        """Its step number says nothing."""
+    def test_cutting_keeps_the_lines_after_it(self, tmp_path: Path) -> None:
+        """Its step number does not count."""
         older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
         newer.append(1, {A: 8})
         older.append(9, {A: 99})
@@ -187,8 +187,8 @@ class TestWhatCameLate:
 
         assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2]
 
-    def test_a_checkpoint_of_an_older_learner_is_not_the_newest(self, tmp_path: Path) -> None:
-        """However large its step."""
+    def test_a_late_checkpoint_is_not_the_newest(self, tmp_path: Path) -> None:
+        """Even with a larger step."""
         for saved in (checkpoint(90, 2), checkpoint(100, 1)):
             save_checkpoint(tmp_path, saved)
 
@@ -197,8 +197,8 @@ class TestWhatCameLate:
         assert found is not None
         assert (found.step, found.epoch) == (90, 2)
 
-    def test_it_is_the_first_to_be_removed(self, tmp_path: Path) -> None:
-        """A save makes room at the old end."""
+    def test_a_late_checkpoint_is_removed_first(self, tmp_path: Path) -> None:
+        """A save removes the oldest by epoch."""
         for saved in (checkpoint(90, 2), checkpoint(100, 1)):
             save_checkpoint(tmp_path, saved)
 
@@ -208,8 +208,8 @@ class TestWhatCameLate:
 
         assert steps_in(tmp_path) == [90, 95]
 
-    def test_one_whose_header_is_gone_is_found_corrupt_first(self, tmp_path: Path) -> None:
-        """Rather than passed by in silence."""
+    def test_a_checkpoint_without_a_header_is_reported_as_corrupt(self, tmp_path: Path) -> None:
+        """It is not silently skipped."""
         for saved in (checkpoint(1, 1), checkpoint(2, 1)):
             save_checkpoint(tmp_path, saved)
         path_of(tmp_path, 2).write_bytes(b"short")
@@ -221,16 +221,16 @@ class TestWhatCameLate:
         assert len(list(tmp_path.glob("*.corrupt"))) == 1
 
 
-class TestWhatIsWritten:
-    def test_a_checkpoint_names_its_learner(self, tmp_path: Path) -> None:
-        """The saver puts it in."""
+class TestEpochInFiles:
+    def test_a_checkpoint_has_the_epoch(self, tmp_path: Path) -> None:
+        """Set by the saver."""
         saving = saver(tmp_path, Fence(epoch=4))
         saving.submit(checkpoint(1))
         saving.close(10.0)
 
         assert newest_of_checkpoints(tmp_path) == 4
 
-    def test_a_teacher_and_its_pointer_name_their_learner(self, tmp_path: Path) -> None:
+    def test_a_teacher_and_its_pointer_have_the_epoch(self, tmp_path: Path) -> None:
         """In the header."""
         Publisher(tmp_path, keep=2, clock=lambda: 1.0, fence=Fence(epoch=4)).publish(1, {"w": np.zeros(1)}, {})
 
@@ -239,16 +239,16 @@ class TestWhatIsWritten:
         assert newest.metadata["epoch"] == "4"
         assert b'"epoch": "4"' in (tmp_path / POINTER).read_bytes()
 
-    def test_a_journal_names_its_learner(self, tmp_path: Path) -> None:
-        """Line by line."""
+    def test_a_journal_has_the_epoch(self, tmp_path: Path) -> None:
+        """In each line."""
         journal = Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=4))
         journal.append(1, {A: 1})
 
         assert newest_epoch(tmp_path) == 4
         journal.close()
 
-    def test_a_journal_of_before_there_were_epochs_is_read(self, tmp_path: Path) -> None:
-        """Its lines have two fields."""
+    def test_a_journal_without_epochs_is_read(self, tmp_path: Path) -> None:
+        """The first version wrote two fields per line."""
         (tmp_path / "journal-000000000001.log").write_bytes(b'c87f1f90 [1,[["samples",0,8]]]\n')
 
         assert list(read_journal(tmp_path, 0)) == [(1, {A: 8})]
@@ -256,8 +256,8 @@ class TestWhatIsWritten:
 
 class TestStore:
     @pytest.mark.parametrize("ends", [Store.flush, Store.close])
-    def test_takes_nothing_from_an_older_learner(self, tmp_path: Path, ends: Callable[[Store], None]) -> None:
-        """What it had not flushed is let go of with it."""
+    def test_writes_nothing_for_an_older_learner(self, tmp_path: Path, ends: Callable[[Store], None]) -> None:
+        """What it had not flushed is discarded."""
         older = Fence.take(tmp_path / "epoch")
         store = Store(tmp_path / "store", tables=("t",), rings=(), may_write=older.check)
         store.begin(1)
@@ -265,7 +265,7 @@ class TestStore:
         store.end()
         Fence.take(tmp_path / "epoch")
 
-        with pytest.raises(StateLockedError, match="taken this state folder over"):
+        with pytest.raises(StateLockedError, match="taken over this state folder"):
             ends(store)
 
         with contextlib.suppress(StateLockedError):

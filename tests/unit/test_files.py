@@ -1,4 +1,4 @@
-"""The seam to the disk: whole files, whatever operation fails."""
+"""Files are replaced as a whole, whichever operation fails."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from streamlearn.state.files import DISK, remove_leftovers, write_whole
 from streamlearn.testing import FaultyFiles
 
 
-def test_a_file_appears_whole_from_its_chunks(tmp_path: Path) -> None:
-    """Chunks of any bytes-like kind, in order; nothing else stays in the folder; others may not read it."""
+def test_a_file_is_written_from_its_chunks(tmp_path: Path) -> None:
+    """Bytes-like chunks, in order. No temporary file stays, and other users cannot read it."""
     path = tmp_path / "state.bin"
 
     write_whole(path, [b"one ", bytearray(b"two "), memoryview(b"three")])
@@ -23,7 +23,7 @@ def test_a_file_appears_whole_from_its_chunks(tmp_path: Path) -> None:
 
 
 def test_any_single_fault_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    """Fail each operation in turn: what is read after it is one of the two, whole, and nothing is left aside."""
+    """Fail each operation in turn: one of the two is read afterwards, and no temporary file is left."""
     path = tmp_path / "state.bin"
     seen = set()
 
@@ -42,14 +42,14 @@ def test_any_single_fault_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> 
     assert fail_at == 6, "write and its sync, replace, sync_folder and its sync: five faults, then a clean run"
 
 
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    """Nothing is made up."""
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    """It is not created."""
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "nowhere" / "state.bin", [b"x"])
 
 
-def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    """What was written aside begins with a dot and ends in .tmp."""
+def test_only_temporary_files_are_leftovers(tmp_path: Path) -> None:
+    """Their names start with a dot and end in .tmp."""
     (tmp_path / ".state.bin.4711.tmp").write_bytes(b"half")
     kept = [tmp_path / name for name in ("state.bin", "mine.tmp", ".hidden")]
     for path in kept:
@@ -60,8 +60,8 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
-def test_removing_what_is_gone_is_no_error(tmp_path: Path) -> None:
-    """Two processes may clean up."""
+def test_removing_a_missing_file_is_no_error(tmp_path: Path) -> None:
+    """Two processes may clean up at once."""
     path = tmp_path / "state.bin"
     path.write_bytes(b"x")
 

@@ -1,4 +1,4 @@
-"""The collector's pace while a learner runs."""
+"""The GC threshold while a learner runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import gc
 
 import pytest
 
-from streamlearn.app.garbage import EVERY_OBJECTS, rare_collections
+from streamlearn.app.garbage import GC_THRESHOLD, gc_threshold
 
 
-class Ring:
+class Cycle:
     """Refers to itself."""
 
     freed = 0
@@ -18,27 +18,27 @@ class Ring:
         self.me = self
 
     def __del__(self) -> None:
-        Ring.freed += 1
+        Cycle.freed += 1
 
 
-def test_is_as_before_afterwards() -> None:
-    """Also after an error."""
+def test_the_threshold_is_restored() -> None:
+    """Even after an error."""
     before, during = gc.get_threshold(), []
 
     def fail() -> None:
         during.append(gc.get_threshold()[0])
         raise KeyError
 
-    with pytest.raises(KeyError), rare_collections():
+    with pytest.raises(KeyError), gc_threshold():
         fail()
-    assert during == [EVERY_OBJECTS]
+    assert during == [GC_THRESHOLD]
     assert gc.get_threshold() == before
 
 
-def test_rings_are_freed_all_the_same() -> None:
-    """There are never more than so many."""
-    Ring.freed = 0
-    with rare_collections():
-        for _ in range(2 * EVERY_OBJECTS):
-            Ring()
-        assert Ring.freed > EVERY_OBJECTS / 2
+def test_cycles_are_freed() -> None:
+    """There are never more than the threshold."""
+    Cycle.freed = 0
+    with gc_threshold():
+        for _ in range(2 * GC_THRESHOLD):
+            Cycle()
+        assert Cycle.freed > GC_THRESHOLD / 2

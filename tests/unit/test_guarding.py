@@ -1,4 +1,4 @@
-"""The guard in the loop: what it asks of learner, memory and scores, what it does to them, also after a restart."""
+"""Guard, drift monitor and trust on a real learner, before and after a restart."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 import pytest
-import torch
 
+from streamlearn.judge.election import Election
 from streamlearn.judge.guard import Guard
 from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.learn.learner import Learner, Predictions
@@ -23,17 +23,24 @@ CENTRES_CF = np.array([[3, 0, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0]], np.float32)
 
 
 class Loop:
-    """Learner, memory and scores of three easy classes, and the guard that looks every fifth step."""
+    """A learner of three easy classes, and the guard that checks it every fifth step."""
 
     def __init__(self, *, reaction: Literal["alarm", "renew"] = "alarm", on: bool = True) -> None:
         self.learner = Learner(SPEC, settings(twin_every=1, noise="none", learning_rate=0.02))
-        self.memory, self.board = ReplayBuffer(100, SCHEMA, 0), Scoreboard(SCHEMA.classes, window=200)
+        self.replay, self.board = ReplayBuffer(100, SCHEMA, 0), Scoreboard(SCHEMA.classes, window=200)
         rng = np.random.default_rng(0)
         for n in range(60):
             x = (CENTRES_CF[n % 3] + rng.normal(0, 0.3, 4)).astype(np.float32)
-            self.memory.add(Example(f"s{n}", x, n % 3))
-        guard = Guard(on, look_every_steps=5, keep_good_every_steps=20, backoff_steps=20)
-        self.guarding = Guarding(self.learner, self.memory, self.board, guard, reaction=reaction, trust_labels=5)
+            self.replay.add(Example(f"s{n}", x, n % 3))
+        self.guarding = Guarding(
+            self.learner,
+            self.replay,
+            self.board,
+            Election(self.learner.candidates),
+            guard=Guard(on, look_every_steps=5, keep_good_every_steps=20, backoff_steps=20),
+            reaction=reaction,
+            trust_labels=5,
+        )
         self.allowed: list[bool] = []
 
     def run(self, steps: int, *, bad: bool = False) -> Loop:
@@ -43,29 +50,36 @@ class Loop:
             if bad:
                 fresh_x[0] = np.nan
             x_L, y_L = np.zeros((6, 4), np.float32), np.zeros(6, np.int64)
-            self.memory.draw_into(x_L, y_L, step)
+            self.replay.draw_into(x_L, y_L, step)
             factors = self.guarding.factors(step)
             batch = MicroBatch(fresh_x, 8, x_L, y_L, 6)
             self.learner.learn(
                 batch, weight_factor=factors.consistency_weight, learning_rate_factor=factors.learning_rate
             )
-            self.guarding.look(step)
+            self.guarding.check(step)
             self.allowed.append(self.guarding.may_publish)
         return self
 
     def labels(self, count: int, *, right: bool, version: int = 0) -> Loop:
-        """So many come, of samples that were answered by that version."""
+        """Labels of samples that this version answered."""
         for _ in range(count):
             self.guarding.compared(right=right, version=version)
         return self
 
     def collapse(self) -> None:
-        """Student and teacher answer the first class, whatever they see."""
-        with torch.no_grad():
-            for network in (self.learner._trainee.student, self.learner._trainee.teacher):
-                *_, last = (layer for layer in network.net.modules() if isinstance(layer, torch.nn.Linear))
-                last.weight.zero_()
-                last.bias.copy_(torch.tensor([50.0, -50.0, -50.0]))
+        """Student and teacher answer the first class to every input."""
+        for network in ("student", "teacher"):
+            self.change(f"{network}.net.layers.3.weight", 0.0)
+            self.change(f"{network}.net.layers.3.bias", np.array([50.0, -50.0, -50.0], np.float32))
+
+    def change(self, prefix: str, value: object) -> None:
+        """Overwrite the learner's arrays of these names."""
+        state = self.learner.state()
+        names = [name for name in state if name.startswith(prefix)]
+        assert names, prefix
+        for name in names:
+            state[name] = np.broadcast_to(value, state[name].shape).astype(state[name].dtype)
+        self.learner.load_state(state)
 
     def teacher_accuracy(self) -> float:
         found = self.learner.classify(CENTRES_CF)
@@ -73,8 +87,8 @@ class Loop:
 
 
 class TestCollapse:
-    def test_is_mended_by_the_twin_and_never_shown(self):
-        """From the first bad look until the twin is adopted nothing is published; from then on it is."""
+    def test_is_repaired_by_the_twin_and_never_published(self):
+        """Nothing is published from the first bad check until the twin is adopted."""
         loop = Loop().run(100)
         assert all(loop.allowed)
         assert loop.teacher_accuracy() == 1.0
@@ -83,14 +97,14 @@ class TestCollapse:
 
         loop.run(15)
 
-        assert loop.allowed[-11:] == [False] * 10 + [True], "suspect at the first look, mended at the third"
-        assert loop.guarding.just_mended
+        assert loop.allowed[-11:] == [False] * 10 + [True], "suspect at the first check, repaired at the third"
+        assert loop.guarding.just_repaired
         assert loop.teacher_accuracy() == 1.0
         assert loop.guarding.report().guard.actions["adopt_twin"] == 1
         assert loop.guarding.factors(loop.learner.step + 1).consistency_weight == 0.5
 
-    def test_is_let_be_where_the_guard_is_off(self):
-        """A setting that does nothing would be no setting."""
+    def test_is_left_alone_if_the_guard_is_off(self):
+        """`guard.on = false`."""
         loop = Loop(on=False).run(100)
         loop.collapse()
 
@@ -99,8 +113,8 @@ class TestCollapse:
         assert all(loop.allowed)
         assert loop.guarding.report().guard.actions["adopt_twin"] == 0
 
-    def test_forgets_the_scores_of_the_teacher_that_was(self):
-        """The next comparison with the twin is about the teacher as it is now."""
+    def test_resets_the_comparison_with_the_twin(self):
+        """The scores belong to the teacher before the repair."""
         loop = Loop().run(100)
         for _ in range(50):
             loop.board.gain.update(0, 1, 0)
@@ -113,7 +127,7 @@ class TestCollapse:
 
 class TestWorseThanTwin:
     def test_gives_the_twins_weights_to_the_teacher(self):
-        """When labels say with certainty that unlabelled samples did harm."""
+        """When labels show with confidence that unlabelled samples did harm."""
         loop = Loop().run(100)
         for n in range(200):
             loop.board.gain.update(0, int(n % 5 == 0), 0)
@@ -127,8 +141,8 @@ class TestWorseThanTwin:
 
 
 class TestNotFinite:
-    def test_three_steps_in_a_row_bring_good_weights_back_at_a_lower_rate(self):
-        """The weights were not touched, but something about them may be what no step is finite from."""
+    def test_three_skipped_steps_in_a_row_roll_back(self):
+        """To good weights, at a lower learning rate."""
         loop = Loop().run(100)
 
         loop.run(5, bad=True)
@@ -140,35 +154,30 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("where", ["weight", "answers"])
     def test_a_teacher_that_is_not_finite_is_neither_published_nor_kept(self, where):
-        """Its answers were class 0; a collapse that remedies did not end was accepted, and it was published."""
+        """Whether a weight is NaN, or finite weights give infinite answers."""
         loop = Loop().run(100)
-        *_, last = (m for m in loop.learner._trainee.teacher.net.modules() if isinstance(m, torch.nn.Linear))
-        with torch.no_grad():
-            if where == "weight":
-                last.bias.fill_(torch.nan)
-            else:  # finite weights whose products are not
-                last.weight.fill_(3e38)
-                last.bias.fill_(-3e38)
-        loop.guarding.look(105)
+        if where == "weight":
+            loop.change("teacher.net.layers.3.bias", np.nan)
+        else:
+            loop.change("teacher.net.layers.3.weight", 3e38)
+            loop.change("teacher.net.layers.3.bias", -3e38)
+        loop.guarding.check(105)
 
         report = loop.guarding.report().guard
         assert report.looks["nonfinite"] == 1
         assert report.actions["roll_back"] == 1
         assert loop.teacher_accuracy() == 1.0
-        assert all(torch.isfinite(tensor).all() for kept in loop.learner._good for tensor in kept.values())
+        assert all(np.isfinite(array).all() for name, array in loop.learner.state().items() if name.startswith("good."))
 
     def test_a_twin_that_is_not_finite_is_not_adopted(self):
-        """NaN answers were class 0 of the twin as well."""
+        """Its NaN answers count as no class."""
         loop = Loop().run(100)
         loop.collapse()
-        assert loop.learner._twin is not None
-        with torch.no_grad():
-            for parameter in loop.learner._twin.trainee.teacher.parameters():
-                parameter.fill_(torch.nan)
+        loop.change("twin.teacher.", np.nan)
 
         found = loop.learner.classify(CENTRES_CF)
         for step in (105, 110, 115):
-            loop.guarding.look(step)
+            loop.guarding.check(step)
 
         assert found.twin_B is not None
         assert found.twin_B.tolist() == [UNLABELLED] * 3
@@ -179,36 +188,34 @@ class TestNotFinite:
     def test_a_labelled_row_that_fails_alone_is_evicted(self, on):
         """Replay would make every step fail that draws it. I3: the same after a restart."""
         loop = Loop(on=on).run(100)
-        loop.memory.add(Example("bad", np.full(4, np.nan, np.float32), 1))
+        loop.replay.add(Example("bad", np.full(4, np.nan, np.float32), 1))
         loop.run(2)
         resumed = Loop(on=on)
         resumed.learner.load_state(loop.learner.state())
-        resumed.memory.load(loop.memory.state())
+        resumed.replay.load(loop.replay.state())
         resumed.guarding.load(loop.guarding.state())
 
-        held = [["bad" in one.run(1).memory for _ in range(250)] for one in (loop, resumed)]
+        held = [["bad" in one.run(1).replay for _ in range(250)] for one in (loop, resumed)]
 
         assert held[0] == held[1]
         assert held[0][0]
         assert not held[0][-1]
-        assert len(loop.memory) == 60
+        assert len(loop.replay) == 60
         assert differing(loop.learner.state(), resumed.learner.state()) == []
         assert loop.learner.health().skipped_in_a_row == 0
 
-    def test_no_row_is_evicted_where_the_weights_are_the_cause(self):
-        """All rows fail then, so none of them is to blame."""
+    def test_no_row_is_evicted_if_the_weights_are_the_cause(self):
+        """Then all rows fail."""
         loop = Loop(on=False).run(100)
-        with torch.no_grad():
-            for parameter in loop.learner._trainee.student.parameters():
-                parameter.fill_(torch.nan)
+        loop.change("student.", np.nan)
 
         loop.run(20)
 
         assert loop.learner.health().skipped_in_a_row == 20
-        assert len(loop.memory) == 60
+        assert len(loop.replay) == 60
 
     def test_a_short_burst_is_forgotten(self):
-        """Two steps that were skipped, and the stream goes on."""
+        """Two skipped steps are no reason to roll back."""
         loop = Loop().run(101)
 
         loop.run(2, bad=True).run(20)
@@ -219,14 +226,14 @@ class TestNotFinite:
 
 class TestDrift:
     def answers(self, apart: float) -> Predictions:
-        """Four samples on which student and teacher are so far apart."""
+        """Four samples on which student and teacher differ by `apart`."""
         teacher_BC = np.tile(np.array([0.9, 0.05, 0.05], np.float32), (4, 1))
         return Predictions(teacher_BC, teacher_BC + np.array([-apart, apart, 0], np.float32))
 
     @pytest.mark.parametrize(("reaction", "averaged_at"), [("alarm", 0), ("renew", 50)])
     @pytest.mark.parametrize("source", ["inputs", "error"])
-    def test_does_what_the_setting_says(self, reaction, averaged_at, source):
-        """The alarm is told, or the average begins anew; the teacher loses trust where no labels say how much."""
+    def test_reacts_as_set(self, reaction, averaged_at, source):
+        """With `renew` the average restarts, and without labels the teacher loses trust."""
         loop, rng = Loop(reaction=reaction).run(50).labels(20, right=True), np.random.default_rng(0)
         for changed in (False, True):
             for _ in range(300):
@@ -240,8 +247,8 @@ class TestDrift:
         lost = (reaction, source) == ("renew", "inputs")
         assert loop.guarding.factors(51).consistency_weight == (0.0 if lost else 1.0)
 
-    def test_is_over_when_labels_of_new_samples_say_that_the_teacher_is_right(self):
-        """Those of samples that came before say nothing of what comes now."""
+    def test_trust_returns_with_labels_of_new_samples(self):
+        """Labels of samples from before the drift do not count."""
         loop, rng = Loop(reaction="renew").run(50).labels(20, right=True), np.random.default_rng(0)
         for shift in (0.0, 5.0):
             for _ in range(300):
@@ -254,8 +261,8 @@ class TestDrift:
         assert before == 0.0
         assert loop.guarding.factors(51).consistency_weight > 0.9
 
-    def test_is_reacted_to_once_for_the_several_alarms_it_raises(self):
-        """An average that begins anew at each of them would stay short."""
+    def test_several_alarms_restart_the_average_once(self):
+        """An average that restarted at each alarm would stay short. I3: also after a restart."""
         loop = Loop(reaction="renew").run(50)
         for wrong in (False, True):
             for _ in range(300):
@@ -272,8 +279,8 @@ class TestDrift:
         assert restarted.guarding.report().drift["error"].alarms >= 2
         assert int(restarted.learner.state()["learner.averaged_at"]) == 50
 
-    def test_is_seen_before_any_label_comes(self):
-        """Student and teacher no longer agree on what comes in."""
+    def test_is_detected_without_labels(self):
+        """Student and teacher disagree on new inputs."""
         loop, rng = Loop(), np.random.default_rng(0)
         for _ in range(1500):
             loop.guarding.arrived(rng.normal(size=(4, 2)), self.answers(0.05 + rng.uniform(-0.01, 0.01)))
@@ -285,8 +292,8 @@ class TestDrift:
         assert before == 0
         assert loop.guarding.report().drift["disagreement"].alarms >= 1
 
-    def test_of_what_the_networks_disagree_on_is_told_and_not_reacted_to(self):
-        """They may for many reasons."""
+    def test_disagreement_raises_an_alarm_without_a_reaction(self):
+        """It has many reasons other than drift."""
         loop, rng = Loop(reaction="renew").run(50), np.random.default_rng(0)
 
         for apart in (0.05, 0.4):
@@ -299,14 +306,14 @@ class TestDrift:
 
 class TestRestart:
     @pytest.mark.parametrize("at", [100, 105, 107])
-    def test_in_the_middle_of_a_collapse_goes_on_as_if_there_had_been_none(self, at):
-        """I3: healthy, suspect, and between two looks."""
+    def test_in_the_middle_of_a_collapse_changes_nothing(self, at):
+        """I3: healthy, suspect, and between two checks."""
         whole, restarted = Loop(), Loop()
         whole.run(100)
         whole.collapse()
         whole.run(at - 100)
         restarted.learner.load_state(whole.learner.state())
-        restarted.memory.load(whole.memory.state())
+        restarted.replay.load(whole.replay.state())
         restarted.board.load(whole.board.state())
         restarted.guarding.load(whole.guarding.state())
 

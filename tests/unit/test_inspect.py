@@ -1,4 +1,4 @@
-"""What `streamlearn inspect` shows of the state folder and of the log."""
+"""`streamlearn inspect`: state folder and log."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 
 from streamlearn.app import inspect as inspecting
 from streamlearn.app.learner import learn
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, OffsetOutOfRangeError
 from streamlearn.records import NewRecord, Position, Record
 from streamlearn.state.checkpoint import path_of, steps_in
+from streamlearn.state.paths import StatePaths
 
 torch.set_num_threads(1)
 
@@ -47,7 +48,7 @@ def fill(config: Config) -> None:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A log that was learned to its end. To be looked at only."""
+    """A learned log, for reading only."""
     config = config_in(tmp_path_factory.mktemp("learned"))
     fill(config)
     learn(config, threading.Event(), until_end=True)
@@ -55,8 +56,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 class TestState:
-    def test_tells_heartbeat_checkpoints_and_the_served_teacher(self, learned: Config) -> None:
-        """As plain values that JSON can hold."""
+    def test_has_heartbeat_checkpoints_and_the_published_teacher(self, learned: Config) -> None:
+        """As JSON values."""
         found = json.loads(json.dumps(inspecting.state(learned)))
         newest = found["checkpoints"][-1]
 
@@ -67,15 +68,15 @@ class TestState:
         assert newest["accounts"]["samples_dead_lettered"] == 1
         assert newest["size_bytes"] == path_of(StatePaths(learned.state.dir).checkpoints, newest["step"]).stat().st_size
 
-    def test_an_empty_folder_is_told_as_such_and_stays_empty(self, tmp_path: Path) -> None:
-        """To look creates nothing."""
+    def test_an_empty_folder_stays_empty(self, tmp_path: Path) -> None:
+        """Inspecting creates nothing."""
         found = inspecting.state(config_in(tmp_path))
 
         assert (found["learner"], found["published"], found["checkpoints"]) == (None, None, [])
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_corrupt_checkpoint_stands_with_its_error(self, tmp_path: Path) -> None:
-        """Beside the others, and it is left where it is."""
+    def test_a_corrupt_checkpoint_is_listed_with_its_error(self, tmp_path: Path) -> None:
+        """Next to the others. The file is left in place."""
         config = config_in(tmp_path)
         fill(config)
         learn(config, threading.Event(), until_end=True)
@@ -93,7 +94,7 @@ class TestState:
 
 class TestRecords:
     def test_the_last_ones_are_shown_without_an_offset(self, learned: Config) -> None:
-        """In order, as many as asked for; all of them where there are fewer."""
+        """In order, up to the requested count."""
 
         def offsets(count: int) -> list[int]:
             found = inspecting.records(learned, "samples", partition=0, offset=None, count=count)
@@ -102,8 +103,8 @@ class TestRecords:
         assert offsets(3) == [7, 8, 9]
         assert offsets(100) == list(range(10))
 
-    def test_an_offset_says_where_to_begin(self, learned: Config) -> None:
-        """Nothing at the end; past it is an error."""
+    def test_an_offset_is_where_to_start(self, learned: Config) -> None:
+        """Nothing at the end; an error beyond it."""
 
         def offsets(offset: int) -> list[int]:
             found = inspecting.records(learned, "samples", partition=0, offset=offset, count=2)
@@ -115,17 +116,15 @@ class TestRecords:
             offsets(11)
 
     @pytest.mark.parametrize(("topic", "partition"), [("nonsense", 0), ("samples", 1)])
-    def test_an_unknown_topic_or_partition_is_named_beside_those_there_are(
-        self, learned: Config, topic: str, partition: int
-    ) -> None:
-        """A slip of the pen, told at once."""
+    def test_an_unknown_topic_or_partition_is_an_error(self, learned: Config, topic: str, partition: int) -> None:
+        """The message lists the topics."""
         with pytest.raises(
             ConfigError, match=rf"no {topic}\[{partition}\] in the log; topics are samples, labels, dead"
         ):
             list(inspecting.records(learned, topic, partition=partition, offset=None, count=1))
 
-    def test_no_log_is_made_by_looking_for_one(self, tmp_path: Path) -> None:
-        """It is said that there is none."""
+    def test_a_missing_log_is_an_error(self, tmp_path: Path) -> None:
+        """None is created."""
         with pytest.raises(ConfigError, match="there is no log yet"):
             list(inspecting.records(config_in(tmp_path), "samples", partition=0, offset=None, count=1))
 
@@ -133,7 +132,7 @@ class TestRecords:
 
 
 class TestDescribed:
-    def test_a_label_is_shown_as_it_lies_in_the_log(self, learned: Config) -> None:
+    def test_a_label_is_shown_unchanged(self, learned: Config) -> None:
         """Position, time, key, value and headers, as plain values."""
         (record,) = inspecting.records(learned, "labels", partition=0, offset=2, count=1)
 
@@ -144,8 +143,8 @@ class TestDescribed:
         assert shown["timestamp_ms"] > 0
         assert "reason" not in shown
 
-    def test_a_dead_letter_is_shown_with_its_reason_and_where_it_was(self, learned: Config) -> None:
-        """Bytes that are no text are in base64, long ones cut; their size is told."""
+    def test_a_dead_letter_is_shown_with_reason_and_origin(self, learned: Config) -> None:
+        """Bytes that are not text are in base64; long ones are cut, with their size."""
         letters = [
             inspecting.described(learned, record)
             for record in inspecting.records(learned, "dead-letters", partition=0, offset=None, count=10)
@@ -168,16 +167,14 @@ class TestDescribed:
             (b"\xff" * 300, True, {"base64": "////" * 100}),
         ],
     )
-    def test_bytes_are_shown_so_that_they_can_be_had_again(
-        self, tmp_path: Path, value: bytes, whole: bool, shown: object
-    ) -> None:
+    def test_bytes_can_be_recovered(self, tmp_path: Path, value: bytes, whole: bool, shown: object) -> None:
         """Text as text, cut between characters; anything else in base64."""
         record = Record(Position("samples", 0, 1), 5, b"k", value)
 
         assert inspecting.described(config_in(tmp_path), record, whole=whole)["value"] == shown
 
-    def test_a_foreign_record_among_dead_letters_is_shown_as_it_is(self, tmp_path: Path) -> None:
-        """Anybody may write to a topic; a tombstone has no value."""
+    def test_a_foreign_record_among_dead_letters_is_shown_unchanged(self, tmp_path: Path) -> None:
+        """Any client may write to the topic; a tombstone has no value."""
         config = config_in(tmp_path)
         log = open_log(config)
         make_topics(log, config)

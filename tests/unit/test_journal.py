@@ -1,4 +1,4 @@
-"""The journal: which records formed which step, through kills and torn lines (D4)."""
+"""The journal: the records of each step, through kills and torn lines (D4)."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class TestReading:
         assert list(read_journal(tmp_path, 3)) == [(4, cut(4)), (5, cut(5))]
 
     def test_an_empty_folder_has_none(self, tmp_path: Path) -> None:
-        """The first start finds nothing."""
+        """At the first start."""
         assert list(read_journal(tmp_path, 0)) == []
 
     @pytest.mark.parametrize("torn_bytes", [1, 5, 30])
     def test_ends_before_a_torn_line(self, tmp_path: Path, torn_bytes: int) -> None:
-        """A kill in the middle of a write costs that line and no other."""
+        """A kill during a write costs only that line."""
         write(tmp_path, range(1, 4))
         segment = next(tmp_path.iterdir())
         segment.write_bytes(segment.read_bytes()[:-torn_bytes])
@@ -54,7 +54,7 @@ class TestReading:
         assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2]
 
     def test_a_flipped_bit_ends_it(self, tmp_path: Path) -> None:
-        """Offsets that cannot be trusted are not followed."""
+        """Offsets that fail the CRC are not used."""
         write(tmp_path, range(1, 4))
         segment = next(tmp_path.iterdir())
         segment.write_bytes(segment.read_bytes().replace(b"128", b"129"))
@@ -62,16 +62,16 @@ class TestReading:
         assert [step for step, _ in read_journal(tmp_path, 0)] == [1]
 
     def test_a_missing_beginning_is_an_error(self, tmp_path: Path) -> None:
-        """Steps that were removed cannot be formed again as they were, and nobody pretends."""
+        """Removed steps cannot be repeated."""
         write(tmp_path, range(5, 8))
 
-        with pytest.raises(StateError, match="wanted step 3, found 5"):
+        with pytest.raises(StateError, match="expected step 3, found 5"):
             list(read_journal(tmp_path, 2))
 
 
 class TestAppending:
-    def test_goes_on_after_a_torn_line(self, tmp_path: Path) -> None:
-        """`cut_after` removes the torn end and what came after the step."""
+    def test_continues_after_a_torn_line(self, tmp_path: Path) -> None:
+        """`cut_after` removes the torn line and the lines after the step."""
         write(tmp_path, range(1, 6))
         segment = next(tmp_path.iterdir())
         segment.write_bytes(segment.read_bytes() + b"0000")
@@ -84,7 +84,7 @@ class TestAppending:
         assert list(read_journal(tmp_path, 2)) == [(3, cut(3)), (4, {A: 999})]
 
     def test_a_new_segment_is_in_its_folder_before_a_line_is_in_it(self, tmp_path: Path) -> None:
-        """Else a power cut takes the file, and with it lines that were synced."""
+        """Else a power failure could remove the file with its synced lines."""
         journal = Journal(tmp_path, max_bytes=1 << 20, files=FaultyFiles(fail_at=1))
 
         with pytest.raises(OSError, match="sync_folder"):
@@ -93,8 +93,8 @@ class TestAppending:
         assert list(read_journal(tmp_path, 0)) == []
 
     @pytest.mark.parametrize("lasting", [False, True])
-    def test_any_fault_keeps_the_lines_that_were_taken(self, tmp_path: Path, *, lasting: bool) -> None:
-        """Fail each operation in turn; the learner ends then, and the next one goes on after the last whole line."""
+    def test_any_fault_keeps_the_appended_lines(self, tmp_path: Path, *, lasting: bool) -> None:
+        """Fail each operation in turn. The learner stops, and the next one continues after the last complete line."""
         for fail_at in itertools.count(1):
             folder, taken = tmp_path / str(fail_at), 0
             journal = Journal(folder, max_bytes=1 << 20, files=FaultyFiles(fail_at=fail_at, lasting=lasting))
@@ -122,7 +122,7 @@ class TestAppending:
     def test_is_bounded_and_keeps_what_the_oldest_checkpoint_needs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Past `max_bytes` the oldest segments go (I6), but none with a step after the oldest kept checkpoint."""
+        """Above `max_bytes` the oldest segments are removed (I6), but no step after the oldest kept checkpoint."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
         journal, oldest = Journal(tmp_path, max_bytes=4_000), 0
 
@@ -136,13 +136,11 @@ class TestAppending:
             assert journal.load < 1.0
 
         journal.close()
-        with pytest.raises(StateError, match="that part of the journal is gone"):
+        with pytest.raises(StateError, match="steps are missing"):
             list(read_journal(tmp_path, 100))
 
-    def test_what_is_needed_may_exceed_the_bound_and_that_is_reported(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Once, and again after it was below half the bound; the load says how much of it is needed."""
+    def test_needed_segments_may_exceed_the_bound(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is logged once, and again after the load fell below half of the bound."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
         journal = Journal(tmp_path, max_bytes=2_000)
 
@@ -159,17 +157,8 @@ class TestAppending:
         assert [step for step, _ in read_journal(tmp_path, 100)] == list(range(101, 201))
         assert [(line["event"], line["log_level"]) for line in lines] == [("journal_full", "warning")] * 2
 
-    def test_a_bound_of_a_few_steps_is_raised_to_some_segments(self, tmp_path: Path) -> None:
-        """Else the load would be high with the checkpoint of the step before."""
-        journal = Journal(tmp_path, max_bytes=1)
-
-        journal.append(1, cut(1))
-
-        assert journal.load < 0.01
-        journal.close()
-
-    def test_what_an_earlier_start_wrote_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Many restarts between two checkpoints do not escape the bound."""
+    def test_segments_of_earlier_starts_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The bound also holds for many restarts between two checkpoints."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
         for step in range(1, 101):
             journal = Journal(tmp_path, max_bytes=2_000, fence=Fence(epoch=step))
@@ -182,8 +171,8 @@ class TestAppending:
         assert journal.load > 1.0
         assert [step for step, _ in read_journal(tmp_path, 10)] == list(range(11, 101))
 
-    def test_cut_after_reaches_over_segments(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whole segments after the step are removed."""
+    def test_cut_after_removes_whole_segments(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those after the step."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 200)
         write(tmp_path, range(1, 30))
 
@@ -193,7 +182,7 @@ class TestAppending:
 
 
 class TestAFencedLearner:
-    """What it writes late is in a segment of its own, wherever that falls among its successor's."""
+    """Its late writes are in a segment of its own, at any step relative to those of the next learner."""
 
     @pytest.mark.parametrize("after", [0, 5, 9, 10, 11, 15, 19, 20])
     @pytest.mark.parametrize("late", [6, 11, 14, 21])
@@ -201,7 +190,7 @@ class TestAFencedLearner:
     def test_a_late_line_in_a_new_segment_is_skipped(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, late: int, segment_bytes: int
     ) -> None:
-        """Its segment begins in the middle of the successor's steps, with one of them or right after them."""
+        """Its segment starts before, at or right after a step of the next learner."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", segment_bytes)
         older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
         taken_over_at = 6 if late == 6 else 5
@@ -210,7 +199,7 @@ class TestAFencedLearner:
         newer.cut_after(taken_over_at - 1)
         for step in range(taken_over_at, 21):
             newer.append(step, cut(step))
-        older.close()  # as if it was full: the late line is the first of the next one
+        older.close()  # as if it were full: the late line starts the next one
 
         older.append(late, {A: 9999})
 
@@ -223,8 +212,8 @@ class TestAFencedLearner:
         for journal in (older, newer, third):
             journal.close()
 
-    def test_a_torn_late_line_ends_nothing(self, tmp_path: Path) -> None:
-        """It was killed in the middle of its write."""
+    def test_a_torn_late_line_is_skipped(self, tmp_path: Path) -> None:
+        """It was killed during the write."""
         older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
         older.append(1, cut(1))
         (segment,) = tmp_path.iterdir()
@@ -238,7 +227,7 @@ class TestAFencedLearner:
             journal.close()
 
     def test_a_damaged_line_is_not_skipped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Steps after it are not those of an uninterrupted journal, although they are whole."""
+        """The steps after it are not used, although their lines are complete."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 100)
         write(tmp_path, range(1, 11))
         segment = min(tmp_path.iterdir())
@@ -246,8 +235,8 @@ class TestAFencedLearner:
 
         assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2]
 
-    def test_segments_of_a_version_that_did_not_name_the_learner_are_read(self, tmp_path: Path) -> None:
-        """They come first."""
+    def test_segments_without_an_epoch_are_read(self, tmp_path: Path) -> None:
+        """They are from the first version, and come first."""
         write(tmp_path, range(1, 6))
         (segment,) = tmp_path.iterdir()
         segment.rename(tmp_path / "journal-000000000001.log")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from streamlearn.app.wiring import open_log
+from streamlearn.app.log import open_log
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError
 from streamlearn.lab.simulate import run_simulation

@@ -1,4 +1,4 @@
-"""What is seen of the loop: metrics step by step, the heartbeat, and what a fault makes of it."""
+"""Metrics and heartbeat of the loop, also under faults."""
 
 from __future__ import annotations
 
@@ -13,50 +13,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learning import L, S, config_in, empty_log
 from structlog.testing import capture_logs
 from support import until
 
-from streamlearn.app.learner import _Wired
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics
-from streamlearn.config import Config, load_config
+from streamlearn.app.learner import LearnerProcess
+from streamlearn.app.log import make_codec
 from streamlearn.errors import LogUnavailableError, RecordError
 from streamlearn.ledger import Arrival, LabelState, Scored
-from streamlearn.loop import StepReport
-from streamlearn.records import BadRecord, Gap, Position, Prediction, Record, Sample, TopicPartition
+from streamlearn.loop.report import StepReport
+from streamlearn.records import BadRecord, Gap, Position, Prediction, Record, Sample
 from streamlearn.state.checkpoint import Saved
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
-from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
-S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
-
-
-def config_in(folder: Path) -> Config:
-    settings = {
-        "state.dir": str(folder),
-        "schema.shape": [4],
-        "schema.classes": 3,
-        "model.options": {"hidden": [8]},
-        "batch.fresh": 8,
-        "batch.labelled": 4,
-        "learn.threads": 1,
-        "metrics.port": 0,
-    }
-    return load_config(environ={}, overrides=settings)
 
 
 class Learning:
-    """A learner with all its parts, whose loop is the test."""
+    """A learner process whose loop is not run: the test calls the monitor."""
 
     def __init__(self, folder: Path) -> None:
         config = config_in(folder)
-        self.log, self.paths, self.codec = MemoryLog(), StatePaths(folder), make_codec(config)
-        make_topics(self.log, config)
-        self.wired = _Wired(config, self.log, self.paths, {S: 0, L: 0}, stopping=threading.Event())
-        self.watch, self.parts = self.wired.watch, self.wired.parts
+        self.log, self.paths, self.codec = empty_log(), StatePaths(folder), make_codec(config)
+        self.process = LearnerProcess(config, self.log, {S: 0, L: 0}, stopping=threading.Event())
+        self.monitor, self.loop = self.process.monitor, self.process.loop
 
     def metric(self, name: str, **labels: str) -> float | None:
-        return self.wired.metrics.registry.get_sample_value(f"streamlearn_{name}", labels)
+        return self.process.metrics.registry.get_sample_value(f"streamlearn_{name}", labels)
 
     def status(self) -> dict[str, Any]:
         return read_status(self.paths.heartbeat) or {}
@@ -66,17 +50,17 @@ class Learning:
         x, answer = np.zeros(4, np.float32), Prediction(1, np.full(3, 1 / 3, np.float32), 0)
         records = self.log.append("samples", [self.codec.encode_sample(f"s{step}", x)])
         labels = self.log.append("labels", [self.codec.encode_label(f"s{step}", 1)])
-        self.parts.ledger.begin(step, 1.0)
-        self.parts.ledger.sample_arrived(Sample(records[0], 1.0, f"s{step}", x), answer, 1)
+        self.loop.ledger.begin(step, 1.0)
+        self.loop.ledger.sample_arrived(Sample(records[0], 1.0, f"s{step}", x), answer, 1)
         (record,) = self.log.read(L, labels[0].offset, 1)
-        self.parts.ledger.label_arrived(self.codec.decode_label(record))
-        self.parts.ledger.end()
+        self.loop.ledger.label_arrived(self.codec.decode_label(record))
+        self.loop.ledger.end()
 
 
 @pytest.fixture
 def learner(tmp_path: Path) -> Iterator[Learning]:
     made = Learning(tmp_path)
-    with made.wired:
+    with made.process:
         yield made
 
 
@@ -86,26 +70,21 @@ def report(**changes: Any) -> StepReport:
         "samples": 0,
         "labels": 0,
         "fresh": 0,
-        "labelled": 0,
-        "bad": [],
-        "gaps": [],
-        "duplicates": 0,
-        "arrivals": [],
         "phases_s": {"assemble": 0.25, "learn": 0.5},
     }
     return StepReport(**whole | changes)
 
 
 class TestStep:
-    def test_every_record_of_a_step_is_counted_in_one_place(self, learner: Learning) -> None:
-        """Read = learned + thinned + duplicate id + dead-lettered; what was trimmed unread is counted beside them."""
+    def test_every_record_of_a_step_is_counted_once(self, learner: Learning) -> None:
+        """Read = learned + shed + duplicate id + dead-lettered. Trimmed records were never read."""
         bad_sample = BadRecord(Record(Position("samples", 0, 7), 0, b"k", b"v"), RecordError("not_json", "no"))
         bad_label = BadRecord(Record(Position("labels", 0, 2), 0, b"k", b"v"), RecordError("no_class", "no"))
         gap = Gap(Position("labels", 0, 9), missing=4)
-        learner.watch.start(learner.parts)
+        learner.monitor.start(learner.loop)
 
-        learner.watch.step_done(
-            report(samples=10, labels=3, fresh=3, thinned=4, duplicates=2, bad=[bad_sample, bad_label], gaps=[gap])
+        learner.monitor.step_done(
+            report(samples=10, labels=3, fresh=3, shed=4, duplicates=2, bad=[bad_sample, bad_label], gaps=[gap])
         )
 
         assert learner.metric("records_read_total", topic="samples") == 10
@@ -120,12 +99,12 @@ class TestStep:
         assert learner.metric("records_total", topic="labels", outcome="trimmed") == 4
         assert learner.metric("records_total", topic="samples", outcome="trimmed") == 0
 
-    def test_its_time_is_counted_whole_and_by_phase(self, learner: Learning) -> None:
+    def test_its_duration_is_counted_in_total_and_by_phase(self, learner: Learning) -> None:
         """A step's duration is the sum of its phases."""
-        learner.watch.start(learner.parts)
+        learner.monitor.start(learner.loop)
 
-        learner.watch.step_done(report())
-        learner.watch.step_done(report(phases_s={"learn": 1.0}))
+        learner.monitor.step_done(report())
+        learner.monitor.step_done(report(phases_s={"learn": 1.0}))
 
         assert learner.metric("steps_total") == 2
         assert learner.metric("step_duration_seconds_sum") == 1.75
@@ -133,55 +112,55 @@ class TestStep:
         assert (learner.metric("last_step_timestamp_seconds") or 0) > 1e9
 
     def test_only_labels_that_scored_count_as_scored(self, learner: Learning) -> None:
-        """With how late they were."""
+        """With their delay."""
         prediction = Prediction(1, np.full(3, 1 / 3, np.float32), 5)
         scored = Scored(prediction, 1, 1, 42.0, None, None)
         arrivals = [Arrival(LabelState.SCORED, "a", 1, scored=scored), Arrival(LabelState.WAITING, "b", 1)]
-        learner.watch.start(learner.parts)
+        learner.monitor.start(learner.loop)
 
-        learner.watch.step_done(report(labels=2, arrivals=arrivals))
+        learner.monitor.step_done(report(labels=2, arrivals=arrivals))
 
         assert learner.metric("label_delay_seconds_count") == 1
         assert learner.metric("label_delay_seconds_sum") == 42.0
 
 
-class TestSlowLook:
-    def test_the_ledger_is_exported_and_its_outcomes_are_counted_once(self, learner: Learning) -> None:
-        """However often one looks."""
-        learner.watch.start(learner.parts)
+class TestLook:
+    def test_label_outcomes_are_counted_once(self, learner: Learning) -> None:
+        """However often the ledger is read."""
+        learner.monitor.start(learner.loop)
         learner.join_a_label(1)
 
-        learner.watch.look()
-        learner.watch.look()
+        learner.monitor.look()
+        learner.monitor.look()
         learner.join_a_label(2)
-        learner.watch.look()
+        learner.monitor.look()
 
         assert learner.metric("records_total", topic="labels", outcome="joined") == 2
         assert learner.metric("ledger_labels", state="joined") == 2
         assert learner.metric("ledger_samples") == 2
         assert learner.metric("store_payload_bytes") == 32
 
-    def test_what_a_restored_ledger_had_counted_is_not_counted_again(self, learner: Learning) -> None:
-        """Counters begin with the process; the ledger's own totals are shown as they are."""
+    def test_outcomes_of_a_restored_ledger_are_not_counted_again(self, learner: Learning) -> None:
+        """Counters start with the process; gauges show the ledger's totals."""
         learner.join_a_label(1)
 
-        learner.watch.start(learner.parts)
+        learner.monitor.start(learner.loop)
 
         assert learner.metric("records_total", topic="labels", outcome="joined") == 0
         assert learner.metric("ledger_labels", state="joined") == 1
 
-    def test_accuracies_are_exported_and_told(self, learner: Learning) -> None:
-        """Networks and baselines, windowed, faded and over all; what is not known is left out."""
+    def test_accuracies_are_in_metrics_and_heartbeat(self, learner: Learning) -> None:
+        """Of networks and baselines: windowed, faded and cumulative. What is not known is None."""
         for teacher_class in (1, 1, 1, 0):
-            learner.parts.board.prequential.update(
+            learner.loop.board.prequential.update(
                 true_class=1,
                 teacher_class=teacher_class,
                 student_class=0,
                 teacher_probabilities_C=np.full(3, 1 / 3, np.float32),
                 majority_class=1,
             )
-        learner.watch.start(learner.parts)
-        learner.watch.stop("stopped")
+        learner.monitor.start(learner.loop)
+        learner.monitor.stop("stopped")
 
         accuracy = learner.status()["accuracy"]
         assert learner.metric("prequential_accuracy_ratio", network="teacher", window="windowed") == 0.75
@@ -195,8 +174,8 @@ class TestSlowLook:
 
     def test_the_score_file_has_the_keys_of_get_score(self, learner: Learning) -> None:
         """Clients read them."""
-        learner.watch.start(learner.parts)
-        learner.watch.stop("stopped")
+        learner.monitor.start(learner.loop)
+        learner.monitor.stop("stopped")
 
         scores = read_status(learner.paths.scores) or {}
         report = ["classes", "at_arrival", "at_label", "first_minus_at_label", "traffic", "oracle"]
@@ -205,32 +184,32 @@ class TestSlowLook:
         assert learner.metric("candidate_served", candidate="teacher") == 1
         assert learner.metric("candidate_served", candidate="twin") == 0
 
-    def test_lag_is_told_by_partition_and_in_sum(self, learner: Learning) -> None:
-        """Records in the log that are in no step yet."""
+    def test_lag_is_exported_by_partition_and_in_total(self, learner: Learning) -> None:
+        """Records of the log that are in no step yet."""
         learner.log.append("samples", [learner.codec.encode_sample(f"s{n}", np.zeros(4, np.float32)) for n in range(5)])
         learner.log.append("labels", [learner.codec.encode_label("s0", 1)])
-        learner.wired.start()
-        until(lambda: sum(map(len, learner.wired.feed.queues.values())) == 6, "all to be read", 8.0)
-        until(lambda: sum(learner.wired.feed.lag().values()) == 6, "the ends to be known", 8.0)
+        learner.process.start()
+        until(lambda: sum(map(len, learner.loop.feed.queues.values())) == 6, "all to be read", 8.0)
+        until(lambda: sum(learner.loop.feed.lag().values()) == 6, "the ends to be known", 8.0)
 
-        learner.watch.look()
-        learner.watch.stop("stopped")
+        learner.monitor.look()
+        learner.monitor.stop("stopped")
 
         assert learner.metric("consumer_lag_records", topic="samples", partition="0") == 5
         assert learner.metric("consumer_lag_records", topic="labels", partition="0") == 1
         assert learner.status()["lag_records"] == 6
 
-    def test_coming_round_looks_no_more_than_twice_a_second(self, learner: Learning) -> None:
-        """What is slow to read does not slow the loop."""
-        learner.watch.start(learner.parts)
+    def test_the_slow_figures_are_read_at_most_twice_a_second(self, learner: Learning) -> None:
+        """They must not slow down the loop."""
+        learner.monitor.start(learner.loop)
         learner.join_a_label(1)
 
         for _ in range(100):
-            learner.watch.came_round()
+            learner.monitor.turn_done()
         soon = learner.metric("ledger_samples")
 
         def seen() -> bool:
-            learner.watch.came_round()
+            learner.monitor.turn_done()
             return learner.metric("ledger_samples") == 1
 
         until(seen, "the next look", 5.0)
@@ -239,76 +218,76 @@ class TestSlowLook:
 
 
 class TestHeartbeat:
-    def test_says_who_learns_how_far_and_how_well(self, learner: Learning) -> None:
-        """From its first beat on, before any record came."""
-        learner.watch.start(learner.parts)
+    def test_has_process_progress_and_scores(self, learner: Learning) -> None:
+        """From the first one, before any record."""
+        learner.monitor.start(learner.loop)
 
-        said = until(learner.status, "a heartbeat", 5.0)
+        beat = until(learner.status, "a heartbeat", 5.0)
 
-        assert (said["pid"], said["state"], said["step"], said["published_step"]) == (os.getpid(), "learning", 0, 0)
-        assert said["metrics_host"] == "127.0.0.1"
-        assert said["metrics_port"] > 0
+        assert (beat["pid"], beat["state"], beat["step"], beat["published_step"]) == (os.getpid(), "learning", 0, 0)
+        assert beat["metrics_host"] == "127.0.0.1"
+        assert beat["metrics_port"] > 0
         assert learner.metric("log_available") == 1
-        assert said["accounts"] == learner.parts.accounts.as_dict()
-        assert said["ledger"]["joined"] == 0
-        assert said["memory_rows"] == 0
-        assert said["first_step_at_s"] is None
+        assert beat["accounts"] == learner.loop.accounts.as_dict()
+        assert beat["ledger"]["joined"] == 0
+        assert beat["memory_rows"] == 0
+        assert beat["first_step_at_s"] is None
 
-    def test_tells_a_published_teacher_and_a_saved_checkpoint(self, learner: Learning) -> None:
-        """The metrics too, from the thread that saves."""
-        learner.watch.start(learner.parts)
-        learner.watch.published(41)
+    def test_has_the_published_teacher_and_the_saved_checkpoint(self, learner: Learning) -> None:
+        """The metrics too. The saver calls from its own thread."""
+        learner.monitor.start(learner.loop)
+        learner.monitor.published(41)
         saved = Saved(40, size_bytes=1000, duration_s=0.25, saved_at_s=1233.0, next_offsets={})
 
         with capture_logs() as lines:
-            saver = threading.Thread(target=learner.watch.saved, args=(saved,))
+            saver = threading.Thread(target=learner.monitor.saved, args=(saved,))
             saver.start()
             saver.join()
-        learner.watch.look()
-        learner.watch.stop("stopped")
+        learner.monitor.look()
+        learner.monitor.stop("stopped")
 
         assert learner.status()["published_step"] == 41
         assert learner.metric("published_step") == 41
         assert learner.metric("checkpoint_last_success_timestamp_seconds") == 1233.0
         assert [(line["event"], line["step"], line["size_bytes"]) for line in lines] == [("checkpoint_saved", 40, 1000)]
 
-    def test_says_that_the_log_is_away(self, learner: Learning) -> None:
-        """While it is; the loop goes on coming round. A learner that had caught up has no lag that would grow."""
+    def test_shows_that_the_log_is_unavailable(self, learner: Learning) -> None:
+        """While the loop still turns. The lag of a learner that had caught up would not show it."""
         before = learner.metric("log_available")
         learner.log.fail("poll", LogUnavailableError("away"), times=1000)
-        learner.wired.start()
-        until(lambda: not learner.wired.feed.available, "the log to be missed", 5.0)
+        learner.process.start()
+        until(lambda: not learner.loop.feed.available, "the log to be unavailable", 5.0)
 
-        learner.watch.look()
-        assert (learner.metric("log_available"), learner.watch._snapshot["lag_records"]) == (0, 0)
+        learner.monitor.look()
+        assert (learner.metric("log_available"), learner.monitor.status["lag_records"]) == (0, 0)
         assert before is not None
         assert math.isnan(before)
-        learner.watch.stop("stopped")
+        learner.monitor.stop("stopped")
 
-        assert learner.watch._snapshot["state"] == "stopped"
-        learner.watch.look()
-        assert learner.watch._snapshot["state"] == "log unavailable"
+        assert learner.monitor.status["state"] == "stopped"
+        learner.monitor.look()
+        assert learner.monitor.status["state"] == "log unavailable"
 
-    def test_its_last_words_are_how_it_ended(self, tmp_path: Path) -> None:
-        """An error that stops the learner is in the heartbeat for whoever looks later."""
+    def test_ends_with_the_reason(self, tmp_path: Path) -> None:
+        """The error that stopped the learner."""
         made = Learning(tmp_path)
 
-        with contextlib.suppress(LogUnavailableError), made.wired as wired:
-            wired.start()
+        with contextlib.suppress(LogUnavailableError), made.process as process:
+            process.start()
             raise LogUnavailableError("the broker is away")
 
         assert made.status()["state"] == "failed: the broker is away"
 
-    def test_a_full_disk_is_told_once_and_beating_goes_on(self, learner: Learning, tmp_path: Path) -> None:
-        """Here its folder is gone for a while. Readiness turns to no by the age of the file."""
-        learner.watch.start(learner.parts)
+    def test_continues_after_a_full_disk(self, learner: Learning, tmp_path: Path) -> None:
+        """The failure is logged once. Here the folder is missing for a second."""
+        learner.monitor.start(learner.loop)
         until(learner.status, "a heartbeat", 5.0)
         away = tmp_path.with_name(tmp_path.name + "-away")
 
         with capture_logs() as lines:
             tmp_path.rename(away)
             until(lambda: lines, "a failed beat", 5.0)
-            threading.Event().wait(1.3)  # longer than from one beat to the next
+            threading.Event().wait(1.3)  # longer than HEARTBEAT_EVERY_S
             away.rename(tmp_path)
         learner.paths.heartbeat.unlink()
 

@@ -1,25 +1,26 @@
-"""What becomes of samples that come faster than they are learned (`log.shed_above_records`)."""
+"""Load shedding: samples that arrive faster than they are learned (`log.shed_above_records`)."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import learning
 import numpy as np
 import pytest
 import torch
+from learning import L, Reports, S, empty_log, loop_on, newest_checkpoint, run_loop
 
-from streamlearn.app import learner as learning
-from streamlearn.app.wiring import StatePaths, make_codec
-from streamlearn.config import Config, load_config
+from streamlearn.app.log import make_codec
+from streamlearn.config import Config
+from streamlearn.learn.batching import MicroBatcher
 from streamlearn.ledger import LabelState
 from streamlearn.ledger.view import LedgerView
-from streamlearn.state.checkpoint import Checkpoint, load_newest
-from streamlearn.state.status import read_status
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.state.journal import read_journal
+from streamlearn.state.paths import StatePaths
 from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
@@ -27,27 +28,18 @@ SAMPLES = 400
 
 
 def config_in(folder: Path, **overrides: Any) -> Config:
-    settings = {
-        "state.dir": str(folder),
-        "log.shed_above_records": 100,
-        "schema.shape": [4],
-        "schema.classes": 3,
-        "model.options": {"hidden": [8]},
-        "batch.fresh": 4,
-        "batch.labelled": 4,
-        "batch.prefetch_records": 40,
-        "batch.max_age_s": 3600.0,
-        "batch.merge_wait_s": 60.0,
-        "learn.threads": 1,
-        "metrics.port": 0,
-    }
-    return load_config(environ={}, overrides={**settings, **overrides})
+    settings = {"log.shed_above_records": 100, "batch.fresh": 4}
+    return learning.config_in(folder, **{**settings, **overrides})
+
+
+def wide() -> MicroBatcher:
+    """Under overload it takes 40 samples."""
+    return MicroBatcher({S: 0, L: 0}, sample_topic="samples", fresh=4, wide=40, max_age_s=3600.0, merge_wait_s=60.0)
 
 
 def filled(config: Config, *, inline_every: int = 0) -> MemoryLog:
     """Samples, and the label of each after all of them."""
-    log, codec, rng = MemoryLog(), make_codec(config), np.random.default_rng(0)
-    log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+    log, codec, rng = empty_log(), make_codec(config), np.random.default_rng(0)
     for n in range(SAMPLES):
         x, inside = rng.normal(size=4).astype(np.float32), inline_every and n % inline_every == 0
         log.append("samples", [codec.encode_sample(f"s{n}", x, label=n % 3 if inside else None, timestamp_ms=n)])
@@ -56,109 +48,86 @@ def filled(config: Config, *, inline_every: int = 0) -> MemoryLog:
     return log
 
 
-def learn(config: Config, log: MemoryLog) -> Checkpoint:
-    copy = MemoryLog()
-    copy._shared = log._shared  # the same log, opened once more
-    try:
-        learning.learn(config, threading.Event(), until_end=True, opened=copy)
-    finally:
-        log._shared.closed = False
-    found = load_newest(StatePaths(config.state.dir).checkpoints)
-    assert found is not None
-    return found
-
-
-def ledger_of(folder: Path) -> dict[str, int]:
-    status = read_status(StatePaths(folder).heartbeat)
-    assert status is not None
-    found: dict[str, int] = status["ledger"]
-    return found
+def learned(config: Config, log: MemoryLog, **parts: Any) -> TrainingLoop:
+    return run_loop(config, log, batcher=wide(), **parts)
 
 
 class TestKeep:
-    def test_learns_every_sample_no_matter_how_many_wait(self, tmp_path: Path) -> None:
-        """The default: none is passed by."""
+    def test_learns_every_sample(self, tmp_path: Path) -> None:
+        """The default."""
         config = config_in(tmp_path, **{"log.shed_above_records": None})
 
-        accounts = learn(config, filled(config)).extra["accounts"]
+        accounts = learned(config, filled(config)).accounts
 
-        assert (accounts["samples_learned"], accounts["samples_thinned"]) == (SAMPLES, 0)
+        assert (accounts.samples_learned, accounts.samples_thinned) == (SAMPLES, 0)
 
 
-class TestThin:
-    def test_passes_samples_by_until_few_enough_wait(self, tmp_path: Path) -> None:
-        """Wide batches of 40, of which 4 are learned, until at most a hundred wait; then all of them."""
+class TestShed:
+    def test_until_few_enough_samples_wait(self, tmp_path: Path) -> None:
+        """From each batch of 40 four are learned, until at most a hundred wait; then all."""
         config = config_in(tmp_path)
 
-        accounts = learn(config, filled(config)).extra["accounts"]
+        accounts = learned(config, filled(config)).accounts
 
-        assert accounts["samples_read"] == SAMPLES
-        assert accounts["samples_learned"] + accounts["samples_thinned"] == SAMPLES
-        assert 200 <= accounts["samples_thinned"] <= 300
-        assert accounts["samples_thinned"] % 36 == 0
+        assert accounts.samples_read == accounts.samples_learned + accounts.samples_thinned == SAMPLES
+        assert 200 <= accounts.samples_thinned <= 300
+        assert accounts.samples_thinned % 36 == 0
 
-    def test_no_label_is_passed_by(self, tmp_path: Path) -> None:
-        """The label of a sample that was passed by is joined and learned; it scores nothing, for nothing was said."""
+    def test_labels_are_never_shed(self, tmp_path: Path) -> None:
+        """The label of a shed sample is joined and learned. It scores nothing, because there is no prediction."""
         config = config_in(tmp_path)
 
-        accounts = learn(config, filled(config)).extra["accounts"]
+        loop = learned(config, filled(config))
 
-        ledger = ledger_of(tmp_path)
-        assert accounts["labels_read"] == SAMPLES
-        assert (ledger["joined"], ledger["trained"]) == (SAMPLES, SAMPLES)
-        assert ledger["scored"] == accounts["samples_learned"]
+        counts = loop.ledger.counts()
+        assert (loop.accounts.labels_read, counts.joined, counts.trained) == (SAMPLES, SAMPLES, SAMPLES)
+        assert counts.scored == loop.accounts.samples_learned
 
-    def test_a_label_inside_a_sample_keeps_it(self, tmp_path: Path) -> None:
-        """Every tenth sample has one; all of these are predicted, scored and learned."""
+    def test_samples_with_a_label_inside_are_never_shed(self, tmp_path: Path) -> None:
+        """Every tenth sample has one. All of them are predicted, scored and learned."""
         config = config_in(tmp_path)
 
-        accounts = learn(config, filled(config, inline_every=10)).extra["accounts"]
+        loop = learned(config, filled(config, inline_every=10))
 
-        ledger = ledger_of(tmp_path)
-        assert accounts["samples_thinned"] >= 200
-        assert (ledger["joined"], ledger["scored"], ledger["trained"]) == (40, 40, 40)
+        counts = loop.ledger.counts()
+        assert loop.accounts.samples_thinned >= 200
+        assert (counts.joined, counts.scored, counts.trained) == (40, 40, 40)
 
-    def test_of_a_sample_that_was_passed_by_no_prediction_is_told(self, tmp_path: Path) -> None:
-        """`GET /label/{id}` names its place, and no class that nobody predicted."""
+    def test_a_shed_sample_has_no_prediction(self, tmp_path: Path) -> None:
+        """`GET /label/{id}` has its position, and no class."""
         config = config_in(tmp_path)
 
-        thinned = learn(config, filled(config)).extra["accounts"]["samples_thinned"]
+        shed = learned(config, filled(config)).accounts.samples_thinned
 
         with closing(LedgerView(StatePaths(tmp_path).store, config.schema_.build())) as view:
-            found = [view.get(f"s{n}") for n in range(SAMPLES)]  # which of them, the clock decides
-        told = [status for status in found if status is not None]
-        passed = [status for status in told if status.predicted_class is None]
-        assert len(told) == SAMPLES
-        assert len(passed) == thinned >= 200
-        assert {(s.state, s.model_version, s.scored) for s in passed} == {(LabelState.TRAINED, None, False)}
-        assert all(status.sample_position is not None for status in passed)
-        assert all(status.scored for status in told if status.predicted_class is not None)
+            found = [label for n in range(SAMPLES) if (label := view.get(f"s{n}")) is not None]
+        without = [label for label in found if label.predicted_class is None]
+        assert (len(found), len(without)) == (SAMPLES, shed)
+        assert {(s.state, s.model_version, s.scored) for s in without} == {(LabelState.TRAINED, None, False)}
+        assert all(label.sample_position is not None for label in without)
+        assert all(label.scored for label in found if label.predicted_class is not None)
 
-    def test_journaled_steps_are_thinned_again_as_they_were(self, tmp_path: Path) -> None:
-        """Whatever waits in the log now: the same cuts over the same records give the same bits (I3)."""
+    def test_a_replay_sheds_the_same_samples(self, tmp_path: Path) -> None:
+        """Whatever waits in the log now: the same records in a step give the same bits (I3)."""
         first, again = config_in(tmp_path / "first"), config_in(tmp_path / "again")
         log = filled(first)
-        whole = learn(first, log)
-        shutil.copytree(StatePaths(first.state.dir).journal, StatePaths(again.state.dir).journal)
+        whole = learned(first, log)
+        steps = list(read_journal(StatePaths(first.state.dir).journal, 0))
 
-        replayed = learn(again, log)
+        with loop_on(again, log) as loop:
+            loop.replay_journal(steps, threading.Event())
+            loop.close()
 
-        assert whole.extra["accounts"]["samples_thinned"] > 0
-        assert json.dumps(replayed.extra) == json.dumps(whole.extra)
-        assert replayed.step == whole.step
-        assert all(np.array_equal(replayed.arrays[name], whole.arrays[name], equal_nan=True) for name in whole.arrays)
+        assert whole.accounts.samples_thinned > 0
+        a, b = newest_checkpoint(first), newest_checkpoint(again)
+        assert (a.step, a.next_offsets, a.extra) == (b.step, b.next_offsets, b.extra)
+        assert all(np.array_equal(a.arrays[name], b.arrays[name], equal_nan=True) for name in a.arrays)
 
     @pytest.mark.parametrize("method", ["mean_teacher", "supervised"])
-    def test_every_row_of_a_step_has_the_usual_place(self, tmp_path: Path, method: str) -> None:
-        """No step is larger than `batch.fresh`, so a captured graph fits (D7)."""
-        config, fresh = config_in(tmp_path, **{"learn.method": method}), set()
+    def test_no_step_is_larger_than_usual(self, tmp_path: Path, method: str) -> None:
+        """So a captured graph fits (D7)."""
+        config, reports = config_in(tmp_path, **{"learn.method": method}), Reports()
 
-        learning.learn(
-            config,
-            threading.Event(),
-            until_end=True,
-            opened=filled(config),
-            watching=lambda _, report: fresh.add(report.fresh),
-        )
+        learned(config, filled(config), observer=reports)
 
-        assert max(fresh) == 4
+        assert max(report.fresh for report in reports.steps) == 4

@@ -5,7 +5,18 @@ from __future__ import annotations
 from itertools import islice
 
 from harness.damage import KINDS
-from harness.plan import BURST, FLUSHED, REWOUND, STARTING, TRIM, Fault, draw_bursts, draw_faults
+from harness.plan import (
+    BURST,
+    FLUSHED,
+    REWOUND,
+    SAVE_OFTEN_S,
+    SAVE_SELDOM_S,
+    STARTING,
+    TRIM,
+    Fault,
+    draw_bursts,
+    draw_faults,
+)
 
 from streamlearn.state.kill_points import POINTS
 
@@ -61,8 +72,8 @@ def test_bursts_kill_every_command_in_every_phase() -> None:
     assert bursts[:10] == list(islice(draw_bursts(1), 10))
     assert bursts[:10] != list(islice(draw_bursts(2), 10))
     assert all(len(burst.starts) == BURST for burst in bursts)
-    assert {burst.checkpoint_every_steps for burst in bursts[0::6]} == {0}
-    assert {burst.checkpoint_every_steps for burst in bursts[3::6]} == {20}
+    assert {burst.checkpoint_every_s for burst in bursts[0::6]} == {SAVE_SELDOM_S}
+    assert {burst.checkpoint_every_s for burst in bursts[3::6]} == {SAVE_OFTEN_S}
     killed = {(start.command, start.phase) for burst in bursts[:6] for start in burst.starts}  # by `make soak`
     assert killed == {(each, phase) for each in ("learn", "run", "serve") for phase in ("import", "steps")} | {
         ("learn", "point")

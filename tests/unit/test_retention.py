@@ -14,10 +14,11 @@ from harness.site import write_config
 from harness.verify import verify
 
 from streamlearn.app import learner as learning
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.records import Position, TopicPartition
 from streamlearn.state.checkpoint import load_newest
+from streamlearn.state.paths import StatePaths
 
 torch.set_num_threads(1)
 

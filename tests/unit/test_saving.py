@@ -1,4 +1,4 @@
-"""Saving under load: it changes nothing, holds up nothing, and of two at once a whole newest file is left."""
+"""Saving under load: it changes no state, delays no step, and two processes at once leave a valid newest file."""
 
 from __future__ import annotations
 
@@ -6,90 +6,68 @@ import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import learning
 import numpy as np
 import pytest
 import torch
 from harness.hour import memory_mb
+from learning import S, empty_log, learn, loop_on
 
-from streamlearn.app import learner as learning
-from streamlearn.app.adapters import Checkpoints
-from streamlearn.app.learner import _Wired
-from streamlearn.app.startup import identity
-from streamlearn.app.wiring import StatePaths, make_codec
-from streamlearn.config import Config, load_config
-from streamlearn.records import Array, Offsets, TopicPartition
+from streamlearn.app.log import make_codec
+from streamlearn.config import Config
 from streamlearn.state.checkpoint import Checkpoint, Saver, load_checkpoint, load_newest, path_of, steps_in
 from streamlearn.state.files import Chunk, Files
+from streamlearn.state.paths import StatePaths
 from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
-S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
 SAMPLES, FRESH = 320, 8
 STEPS = SAMPLES // FRESH
 
 
 def config_in(folder: Path, **overrides: Any) -> Config:
-    settings = {
-        "state.dir": str(folder),
-        "state.checkpoint_every_s": 3600.0,
-        "state.keep_checkpoints": 1000,
-        "schema.shape": [4],
-        "schema.classes": 3,
-        "model.options": {"hidden": [8]},
-        "batch.fresh": FRESH,
-        "batch.labelled": 4,
-        "batch.steps": 1,
-        "batch.max_age_s": 3600.0,
-        "batch.merge_wait_s": 60.0,
-        "learn.threads": 1,
-        "metrics.port": 0,
-    }
-    return load_config(environ={}, overrides={**settings, **overrides})
+    settings = {"state.checkpoint_every_s": 3600.0, "state.keep_checkpoints": 1000}
+    return learning.config_in(folder, **{**settings, **overrides})
 
 
 def filled(config: Config) -> MemoryLog:
     """Samples, a third of them labelled inside."""
-    log, codec, rng = MemoryLog(), make_codec(config), np.random.default_rng(0)
-    log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+    log, codec, rng = empty_log(), make_codec(config), np.random.default_rng(0)
     for n in range(SAMPLES):
         x = rng.normal(size=config.schema_.shape).astype(np.float32)
         log.append("samples", [codec.encode_sample(f"s{n}", x, label=n % 3 if n % 3 == 0 else None, timestamp_ms=n)])
     return log
 
 
-def learn(config: Config) -> Checkpoint:
-    learning.learn(config, threading.Event(), until_end=True, opened=filled(config))
-    found = load_newest(StatePaths(config.state.dir).checkpoints)
-    assert found is not None
-    return found
+def learned(config: Config, **more: Any) -> Checkpoint:
+    return learn(config, filled(config), **more)
 
 
 def differences(a: Checkpoint, b: Checkpoint) -> list[str]:
-    told = [name for name in ("step", "next_offsets", "extra") if getattr(a, name) != getattr(b, name)]
+    other = [name for name in ("step", "next_offsets", "extra") if getattr(a, name) != getattr(b, name)]
     names = sorted(a.arrays.keys() | b.arrays.keys())
     missing = [name for name in names if (name in a.arrays) != (name in b.arrays)]
     both = [name for name in names if name not in missing]
-    return told + missing + [n for n in both if not np.array_equal(a.arrays[n], b.arrays[n], equal_nan=True)]
+    return other + missing + [n for n in both if not np.array_equal(a.arrays[n], b.arrays[n], equal_nan=True)]
 
 
 class TestChangesNothing:
-    def test_a_run_that_saves_at_every_step_ends_with_the_same_bits(self, tmp_path: Path) -> None:
-        """As one that saves at its end only: weights, optimizer, memory, scores, accounts."""
-        often = learn(config_in(tmp_path / "often", **{"state.checkpoint_every_steps": 1}))
-        never = learn(config_in(tmp_path / "never"))
+    def test_a_run_that_saves_after_every_step_ends_with_the_same_bits(self, tmp_path: Path) -> None:
+        """As one that saves only at its end: weights, optimizer, replay buffer, scores, accounts."""
+        often = learned(config_in(tmp_path / "often", **{"state.checkpoint_every_s": 1e-6}))
+        never = learned(config_in(tmp_path / "never"))
 
         assert len(steps_in(tmp_path / "often" / "checkpoints")) > len(steps_in(tmp_path / "never" / "checkpoints"))
         assert differences(often, never) == []
 
 
 class SlowFiles(Files):
-    """A disk on which the first checkpoint waits until it is let go."""
+    """A disk on which writes wait for `go`."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -101,55 +79,45 @@ class SlowFiles(Files):
         super().write(path, chunks)
 
 
-class Remembered(Checkpoints):
-    """Keeps what it was handed for the first save."""
+class RecordedSaver(Saver):
+    """Keeps the first checkpoint that it was handed, and counts the calls."""
 
     first: Checkpoint | None = None
-    asked = 0
+    calls = 0
 
-    def save(self, step: int, next_offsets: Offsets, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> bool:
-        self.asked += 1
-        if self.first is None:
-            self.first = Checkpoint(step, next_offsets, arrays, {**extra, "identity": self._identity})
-        return super().save(step, next_offsets, arrays, extra)
+    def submit(self, checkpoint: Checkpoint) -> bool:
+        self.calls += 1
+        self.first = self.first or checkpoint
+        return super().submit(checkpoint)
 
 
 class TestUnderLoad:
-    def test_steps_go_on_and_the_save_is_of_the_step_at_which_it_began(self, tmp_path: Path) -> None:
-        """The disk hangs for all of the stream; later steps change nothing of what was handed over, and then written.
-
-        Both are as another run saved them at once.
-        """
-        config, disk = config_in(tmp_path, **{"state.checkpoint_every_steps": 3}), SlowFiles()
-        paths, log = StatePaths(tmp_path), filled(config)
-        paths.checkpoints.mkdir(parents=True)
-        log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
-        with closing(log), _Wired(config, log, paths, {S: 0, L: 0}, stopping=threading.Event()) as wired:
-            saver = Saver(paths.checkpoints, keep=5, on_saved=lambda _: None, files=disk)
-            wired.parts.checkpoints = remembered = Remembered(saver, paths, identity(config))
-            wired.start()
-            wired.pipeline.run(threading.Event(), until_end=True)
-            taken = wired.parts.learner.step
+    def test_steps_continue_and_the_save_is_of_the_step_at_which_it_started(self, tmp_path: Path) -> None:
+        """The disk hangs for the whole stream. Later steps change nothing of what is handed over and then written."""
+        config, disk = config_in(tmp_path, **{"state.checkpoint_every_s": 1e-6}), SlowFiles()
+        folder = StatePaths(tmp_path).checkpoints
+        saver = RecordedSaver(folder, keep=5, on_saved=lambda _: None, files=disk)
+        with loop_on(config, filled(config), saver=saver) as loop:
+            loop.run(threading.Event(), until_end=True)
             assert disk.waiting.is_set()
-            assert steps_in(paths.checkpoints) == []
-            assert remembered.asked == 1, "all state was copied for a save that could not begin"
+            assert steps_in(folder) == []
+            assert saver.calls == 1, "all state was copied for a save that could not start"
+            assert loop.learner.step >= STEPS
             disk.go.set()
-            saver.close(60.0)
-        (saved,) = steps_in(paths.checkpoints)
-        learn(config_in(tmp_path / "at-once", **{"state.checkpoint_every_steps": 3}))
+        (saved,) = steps_in(folder)
+        learned(config_in(tmp_path / "at-once", **{"state.checkpoint_every_s": 1e-6}))
 
-        at_once = load_checkpoint(path_of(tmp_path / "at-once" / "checkpoints", 3))
-        assert (saved, taken >= STEPS) == (3, True)
-        assert differences(load_checkpoint(path_of(paths.checkpoints, 3)), at_once) == []
-        assert remembered.first is not None
-        assert differences(remembered.first, at_once) == []
+        at_once = load_checkpoint(path_of(tmp_path / "at-once" / "checkpoints", saved))
+        assert saver.first is not None
+        assert differences(saver.first, at_once) == []
+        assert differences(load_checkpoint(path_of(folder, saved)), at_once) == []
 
     def test_memory_is_bounded_by_a_few_copies(self, tmp_path: Path) -> None:
-        """Of a model of some megabytes, saved as often as the disk takes it: no save leaves anything behind."""
+        """A model of some megabytes is saved as often as the disk allows: no save leaks."""
         sizes: list[int] = []
         resident_mb: list[float] = []
         big = {"model.options": {"hidden": [1024, 512]}, "state.keep_checkpoints": 2}
-        config = config_in(tmp_path, **big, **{"state.checkpoint_every_steps": 1})
+        config = config_in(tmp_path, **big, **{"state.checkpoint_every_s": 1e-6})
 
         def look(*_: object) -> None:
             for path in (tmp_path / "checkpoints").glob("*.ckpt"):
@@ -157,7 +125,7 @@ class TestUnderLoad:
                     sizes.append(path.stat().st_size)
             resident_mb.append(memory_mb(os.getpid())[1])
 
-        learning.learn(config, threading.Event(), until_end=True, opened=filled(config), watching=look)
+        learned(config, on_step=look)
 
         copy_mb = max(sizes) / 2**20
         first, rest = resident_mb[STEPS // 4], resident_mb[STEPS // 4 :]
@@ -167,7 +135,7 @@ class TestUnderLoad:
 
 def _save_again_and_again(folder: Path, first: int, times: int, together: Barrier) -> None:
     saver = Saver(folder, keep=3, on_saved=lambda _: None)
-    together.wait(100)  # a saver that is made removes what a killed one has left, and both live
+    together.wait(100)  # a new saver removes leftovers of killed ones, and both must be alive
     for n in range(times):
         step = first + n
         array = np.full((256, 1024), step, np.float32)
@@ -178,7 +146,7 @@ def _save_again_and_again(folder: Path, first: int, times: int, together: Barrie
 
 @pytest.fixture
 def processes() -> Iterator[list[multiprocessing.process.BaseProcess]]:
-    """Started by the test; ended, whatever comes."""
+    """Started by the test, killed at its end."""
     started: list[multiprocessing.process.BaseProcess] = []
     yield started
     for process in started:
@@ -187,10 +155,10 @@ def processes() -> Iterator[list[multiprocessing.process.BaseProcess]]:
 
 
 class TestTwoAtOnce:
-    def test_a_whole_newest_file_is_left(
+    def test_the_newest_file_is_valid(
         self, tmp_path: Path, processes: list[multiprocessing.process.BaseProcess]
     ) -> None:
-        """Two processes save into one folder, the same steps at the same time, and remove each other's old ones."""
+        """Two processes save the same steps into one folder, and remove each other's old checkpoints."""
         spawn = multiprocessing.get_context("spawn")
         together = spawn.Barrier(2)
         for first in (1, 6):

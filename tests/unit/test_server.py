@@ -18,12 +18,13 @@ import pytest
 import torch
 from support import ask, until
 
+from streamlearn.app.ports import listen
 from streamlearn.app.server import _registered, _settings, _siblings, serve
-from streamlearn.app.wiring import StatePaths, listen
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError
 from streamlearn.metrics import LearnerMetrics, start_http
 from streamlearn.serve.scrape import fetch
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import write_status
 
 torch.set_num_threads(1)

@@ -1,13 +1,14 @@
-"""How much memory the processes take: bounded parts are within their bounds, networks are counted."""
+"""The memory of the processes: bounded parts and networks."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from streamlearn.app.build import MOST_MEMORY_BYTES, MOST_RECENT_BYTES, make_learner
+from streamlearn.app.build import REPLAY_BYTES, make_learner
 from streamlearn.app.sizing import activation_bytes, learner_parts, server_parts
 from streamlearn.config import Config, load_config
+from streamlearn.learn.recent import RECENT_BYTES
 from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.feed import PREFETCH_BYTES
 
@@ -19,20 +20,20 @@ def config_in(**overrides: object) -> Config:
     return load_config(environ={}, overrides={**settings, **overrides})
 
 
-def test_of_large_rows_each_part_is_within_its_bytes() -> None:
-    """And it is said where bytes bound a setting that is in rows."""
+def test_with_large_rows_each_part_is_within_its_bytes() -> None:
+    """The name shows how many rows fit."""
     rows = {"schema.shape": [3, 224, 224], "schema.dtype": "float32", "batch.steps": 4}
     config = config_in(**rows)
 
     parts = {part.name: part.size_bytes for part in learner_parts(config, make_learner(config))}
 
-    assert parts["replay buffer (891 of 5,000 rows)"] <= MOST_MEMORY_BYTES
-    assert parts["recent samples (111 of 2,048 rows)"] <= MOST_RECENT_BYTES
+    assert parts["replay buffer (891 of 5,000 rows)"] <= REPLAY_BYTES
+    assert parts["recent samples (111 of 2,048 rows)"] <= RECENT_BYTES
     assert parts["read ahead (445 of 2,048 rows)"] <= PREFETCH_BYTES + POLL_BYTES
 
 
-def test_of_small_rows_the_settings_hold() -> None:
-    """No part is named with a number of rows."""
+def test_with_small_rows_all_rows_fit() -> None:
+    """Then the name has no number of rows."""
     config = config_in()
 
     parts = {part.name: part.size_bytes for part in learner_parts(config, make_learner(config))}

@@ -1,4 +1,4 @@
-"""What a learner refuses to go on from, and the way out that it names; what of older versions it reads."""
+"""What a learner refuses to start from, with the way out; and which older versions it reads."""
 
 from __future__ import annotations
 
@@ -11,37 +11,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import learning
 import numpy as np
 import pytest
 import torch
+from learning import empty_log, learn
 from safetensors.numpy import save
 
-from streamlearn.app import learner as learning
 from streamlearn.app.check import check
+from streamlearn.app.learner import learn as run_learner
+from streamlearn.app.log import make_codec
 from streamlearn.app.startup import check_model
-from streamlearn.app.wiring import StatePaths, make_codec
-from streamlearn.config import Config, load_config
+from streamlearn.config import Config
 from streamlearn.errors import FROM_SCRATCH, CheckpointError, CheckpointFormatError, ConfigError
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
+from streamlearn.state.paths import StatePaths
 from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
 
 
 def config_in(folder: Path, **overrides: Any) -> Config:
-    settings = {
-        "state.dir": str(folder),
-        "schema.shape": [4],
-        "schema.classes": 3,
-        "model.options": {"hidden": [8]},
-        "batch.fresh": 8,
-        "batch.labelled": 4,
-        "batch.max_age_s": 3600.0,
-        "learn.threads": 1,
-        "metrics.port": 0,
-    }
-    return load_config(environ={}, overrides={**settings, **overrides})
+    return learning.config_in(folder, **{"batch.steps": 4, **overrides})
 
 
 def more(log: MemoryLog, config: Config, count: int = 16) -> None:
@@ -51,23 +43,10 @@ def more(log: MemoryLog, config: Config, count: int = 16) -> None:
         log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
 
 
-def learn(config: Config, log: MemoryLog) -> Checkpoint:
-    copy = MemoryLog()
-    copy._shared = log._shared  # the same log, opened once more
-    try:
-        learning.learn(config, threading.Event(), until_end=True, opened=copy)
-    finally:
-        log._shared.closed = False
-    found = load_newest(StatePaths(config.state.dir).checkpoints)
-    assert found is not None
-    return found
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> MemoryLog:
-    """A log of which a learner in `tmp_path` has learned all there is."""
-    made = MemoryLog()
-    made.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
+    """A log that a learner in `tmp_path` has learned completely."""
+    made = empty_log()
     config = config_in(tmp_path)
     more(made, config)
     learn(config, made)
@@ -92,7 +71,7 @@ def write_by_hand(
 
 class TestOtherSettings:
     def test_are_refused_with_each_difference_and_the_way_out(self, tmp_path: Path, log: MemoryLog) -> None:
-        """By the names that the operator knows: what the checkpoint has, and what the config has."""
+        """By the names of the settings, with both values."""
         other = config_in(
             tmp_path,
             **{
@@ -117,8 +96,8 @@ class TestOtherSettings:
         assert way_out == f"set them back; or {FROM_SCRATCH}"
 
     @pytest.mark.parametrize("method", ["supervised", "ict", "pi"])
-    def test_another_method_goes_on_with_the_weights(self, tmp_path: Path, log: MemoryLog, method: str) -> None:
-        """As the runbook has it for a bad night, and back again; a checkpoint that names its method is read."""
+    def test_another_method_continues_with_the_weights(self, tmp_path: Path, log: MemoryLog, method: str) -> None:
+        """And back again, as the runbook has it for emergencies."""
         before = load_newest(StatePaths(tmp_path).checkpoints)
         assert before is not None
         extra = {**before.extra, "identity": before.extra["identity"] | {"method": "mean_teacher"}}
@@ -135,8 +114,8 @@ class TestOtherSettings:
             moved = max(np.abs(later.arrays[name] - earlier.arrays[name]).max() for name in names)
             assert 0.0 < moved < 0.1, "a few steps on from the weights before"
 
-    def test_steps_that_are_still_due_are_those_of_the_settings_of_now(self, tmp_path: Path, log: MemoryLog) -> None:
-        """A checkpoint of a learner that had many of them owes none to one that wants none."""
+    def test_further_steps_follow_the_current_settings(self, tmp_path: Path, log: MemoryLog) -> None:
+        """Even if the checkpoint was saved with many of them left."""
         before = load_newest(StatePaths(tmp_path).checkpoints)
         assert before is not None
         extra = before.extra | {"further_steps": 900, "idle_steps": 900}
@@ -144,8 +123,8 @@ class TestOtherSettings:
 
         assert learn(config_in(tmp_path, **{"batch.steps": 1}), log).step == before.step
 
-    def test_an_option_that_came_or_went_is_a_difference(self, tmp_path: Path, log: MemoryLog) -> None:
-        """It stands on one side only."""
+    def test_an_added_or_removed_option_is_a_difference(self, tmp_path: Path, log: MemoryLog) -> None:
+        """It is on one side only."""
         checkpoint = load_newest(StatePaths(tmp_path).checkpoints)
         assert checkpoint is not None
 
@@ -153,7 +132,7 @@ class TestOtherSettings:
             check_model(config_in(tmp_path, **{"model.options": {}}), checkpoint)
 
     def test_classes_are_compared_by_name_and_order(self, tmp_path: Path, log: MemoryLog) -> None:
-        """Two that change places would answer each other's name."""
+        """Swapped classes would swap the answers."""
         with pytest.raises(
             ConfigError, match=r'schema\.classes: checkpoint \["0", "1", "2"\] → config \["1", "0", "2"\]'
         ):
@@ -161,8 +140,8 @@ class TestOtherSettings:
         with pytest.raises(ConfigError, match=r'→ config \["a", "b", "c", "d"\]'):  # all of them
             learn(config_in(tmp_path, **{"schema.classes": ["a", "b", "c", "d"]}), log)
 
-    def test_nothing_was_touched(self, tmp_path: Path, log: MemoryLog) -> None:
-        """After the refusal the old settings go on as if nothing had been."""
+    def test_nothing_is_changed(self, tmp_path: Path, log: MemoryLog) -> None:
+        """After the refusal a learner with the old settings continues."""
         config = config_in(tmp_path)
         with pytest.raises(ConfigError):
             learn(config_in(tmp_path, **{"learn.optimizer": "sgd"}), log)
@@ -170,10 +149,10 @@ class TestOtherSettings:
 
         assert learn(config, log).extra["accounts"]["samples_learned"] == 32
 
-    def test_check_tells_before_anything_runs(self, tmp_path: Path) -> None:
-        """`streamlearn check` names the same differences."""
+    def test_check_reports_them_too(self, tmp_path: Path) -> None:
+        """`streamlearn check` lists the same differences."""
         config = config_in(tmp_path, **{"log.kind": "embedded"})
-        learning.learn(config, threading.Event(), until_end=True)
+        run_learner(config, threading.Event(), until_end=True)
 
         findings = check(config_in(tmp_path, **{"learn.optimizer": "sgd"}))
 
@@ -181,8 +160,8 @@ class TestOtherSettings:
 
 
 class TestOtherVersions:
-    def test_what_the_first_version_did_not_count_is_none(self, tmp_path: Path, log: MemoryLog) -> None:
-        """No epoch, no thinned samples, no further steps: its checkpoint is read, and learned on from."""
+    def test_the_first_version_is_read(self, tmp_path: Path, log: MemoryLog) -> None:
+        """Its checkpoints have no epoch, no shed samples and no further steps."""
         config, folder = config_in(tmp_path), StatePaths(tmp_path).checkpoints
         saved = load_newest(folder)
         assert saved is not None
@@ -197,7 +176,7 @@ class TestOtherVersions:
         assert again.extra["accounts"]["samples_thinned"] == 0
 
     def test_one_without_an_identity_is_refused(self, tmp_path: Path, log: MemoryLog) -> None:
-        """Nobody can say what its weights mean."""
+        """The meaning of its weights is unknown."""
         config, folder = config_in(tmp_path), StatePaths(tmp_path).checkpoints
         saved = load_newest(folder)
         assert saved is not None
@@ -208,10 +187,10 @@ class TestOtherVersions:
             learn(config, log)
 
     @pytest.mark.parametrize("group", ["board.gain.", "memory.", "guard."])
-    def test_one_that_lacks_what_is_kept_today_is_refused_before_anything_changes(
+    def test_missing_arrays_are_refused_before_anything_changes(
         self, tmp_path: Path, log: MemoryLog, group: str
     ) -> None:
-        """It names what is lacking, and two ways out; the file stays, whole, for the version that wrote it."""
+        """The message has the missing arrays and two ways out. The file is kept for the version that wrote it."""
         config, folder = config_in(tmp_path), StatePaths(tmp_path).checkpoints
         saved = load_newest(folder)
         assert saved is not None
@@ -222,20 +201,20 @@ class TestOtherVersions:
         with pytest.raises(CheckpointError, match=rf"another version.* it has no {group}.*{FROM_SCRATCH}") as caught:
             learn(config, log)
 
-        assert "go on with the version that saved it" in str(caught.value)
+        assert "use the version that saved it" in str(caught.value)
         assert path.read_bytes() == before
 
     @pytest.mark.parametrize("format_", [0, 2, 255])
-    def test_another_format_is_refused_and_not_taken_for_a_corrupt_file(
-        self, tmp_path: Path, log: MemoryLog, format_: int
-    ) -> None:
-        """Neither set aside nor passed over: an older checkpoint beside it would silently cost what came after."""
+    def test_another_format_is_not_taken_for_a_corrupt_file(self, tmp_path: Path, log: MemoryLog, format_: int) -> None:
+        """It is refused, not set aside: falling back to an older checkpoint would silently lose progress."""
         config, folder = config_in(tmp_path), StatePaths(tmp_path).checkpoints
         saved = load_newest(folder)
         assert saved is not None
         path = write_by_hand(folder, saved, arrays=saved.arrays, extra=saved.extra, format_=format_)
 
-        with pytest.raises(CheckpointFormatError, match=f"format {format_}, .* reads format 1: go on with .* or begin"):
+        with pytest.raises(
+            CheckpointFormatError, match=f"format {format_}, .* reads format 1: use the version .* or start"
+        ):
             learn(config, log)
 
         assert sorted(folder.iterdir()) == [path]

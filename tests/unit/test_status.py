@@ -1,4 +1,4 @@
-"""The heartbeat file: whole, or none at all."""
+"""The heartbeat file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STATUS = {"pid": 7, "state": "learning", "accuracy": {"teacher": None}, "note": 
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    """The newest only, and no other file stays."""
+    """Only the newest, and no temporary file stays."""
     path = tmp_path / "learner.json"
 
     write_status(path, {"pid": 1})
@@ -23,7 +23,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_write_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_one(tmp_path: Path) -> None:
     """Readers never see a torn heartbeat."""
     path = tmp_path / "learner.json"
     write_status(path, STATUS)
@@ -35,8 +35,8 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"pid": 7', b"\xff\xfe", b"[1, 2]", b'"text"', b"null"])
-def test_what_cannot_be_read_counts_as_none(tmp_path: Path, content: bytes | None) -> None:
-    """Missing, torn, not text, or no object: the reader has no status, and no exception."""
+def test_an_unreadable_file_is_none(tmp_path: Path, content: bytes | None) -> None:
+    """Missing, torn, not text, or no JSON object."""
     path = tmp_path / "learner.json"
     if content is not None:
         path.write_bytes(content)
@@ -44,8 +44,8 @@ def test_what_cannot_be_read_counts_as_none(tmp_path: Path, content: bytes | Non
     assert read_status(path) is None
 
 
-def test_a_heartbeat_nested_without_end_is_none(tmp_path: Path) -> None:
-    """Whoever can write there must not end a server's thread: the parser recurses, and gives up in its own way."""
+def test_a_deeply_nested_heartbeat_is_none(tmp_path: Path) -> None:
+    """The parser's RecursionError must not end a server's thread."""
     path = tmp_path / "learner.json"
     path.write_bytes(b"[" * 200_000)
 

@@ -15,10 +15,11 @@ import pytest
 from structlog.testing import capture_logs
 from support import until
 
+from streamlearn.app.signals import stop_signals
 from streamlearn.app.supervisor import Child, Supervisor
-from streamlearn.app.wiring import StatePaths, stop_signals
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StateLockedError
+from streamlearn.state.paths import StatePaths
 from streamlearn.testing import ManualClock
 
 OBEYS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True)"

@@ -17,12 +17,13 @@ from harness.site import write_config
 from harness.verify import differences, verify
 
 from streamlearn.app import learner as learning
-from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
+from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, save_checkpoint
 from streamlearn.state.fence import Fence
 from streamlearn.state.journal import Journal
+from streamlearn.state.paths import StatePaths
 
 torch.set_num_threads(1)
 

@@ -15,12 +15,12 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from streamlearn.app import versions
-from streamlearn.app.network import model_spec
-from streamlearn.app.wiring import StatePaths
+from streamlearn.app.build import model_spec
 from streamlearn.cli import app
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StateError
 from streamlearn.models.build import build
+from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PIN, POINTER, PublishedDir, Publisher
 from streamlearn.testing import ManualClock
 

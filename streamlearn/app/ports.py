@@ -1,0 +1,43 @@
+"""The ports that processes listen on."""
+
+from __future__ import annotations
+
+import socket
+
+from streamlearn.config import Config
+from streamlearn.errors import ConfigError
+from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
+
+
+def listen(config: Config) -> socket.socket:
+    """Bind the public port. All server processes share the socket.
+
+    Raises:
+        ConfigError: the address is not available.
+    """
+    serve = config.serve
+    family = socket.AF_INET6 if ":" in serve.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((serve.host, serve.port))
+    except OSError as error:
+        listener.close()
+        msg = f"serve.host = {serve.host!r}, serve.port = {serve.port}: {error.strerror}; choose another"
+        raise ConfigError(msg) from error
+    listener.listen(2048)
+    return listener
+
+
+def expose(config: Config, metrics: LearnerMetrics) -> tuple[MetricsServer, int]:
+    """Serve the learner's own /metrics; the server and its port.
+
+    Raises:
+        ConfigError: the address is not available.
+    """
+    host, port = config.metrics.host, config.metrics.port
+    try:
+        return start_http(metrics.registry, host, port)
+    except OSError as error:
+        msg = f"metrics.host = {host!r}, metrics.port = {port}: {error.strerror or error}; choose another, or 0"
+        raise ConfigError(msg) from error

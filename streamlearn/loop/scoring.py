@@ -1,0 +1,155 @@
+"""Predict each sample before it is learned, and score the prediction when its label arrives (D10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from streamlearn.judge.election import Election
+from streamlearn.judge.scoreboard import Scoreboard
+from streamlearn.learn.learner import Learner, Predictions
+from streamlearn.ledger import Arrival, Scored
+from streamlearn.ledger.ledger import Ledger
+from streamlearn.ledger.request_writer import RequestWriter
+from streamlearn.loop.guarding import Guarding
+from streamlearn.records import UNLABELLED, Prediction, Sample
+
+Answers = dict[str, tuple[Prediction, int]]
+"""By sample id: the prediction to be scored, and the student's class."""
+
+
+class Scoring:
+    """Feeds scoreboard, guard, election and label requests. Letters: B rows, C classes, K candidates."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        ledger: Ledger,
+        board: Scoreboard,
+        *,
+        guarding: Guarding,
+        election: Election,
+        requests: RequestWriter,
+        classes: int,
+        twin_on_arrival: bool = False,
+    ) -> None:
+        """`classes` counts outputs, spare ones included. `twin_on_arrival`: in a simulation the twin answers too."""
+        self._learner, self._ledger, self._board = learner, ledger, board
+        self._guarding, self._election, self._requests = guarding, election, requests
+        self._twin_on_arrival = twin_on_arrival
+        self._no_answer = Prediction(UNLABELLED, np.zeros(classes, np.float32), 0)
+        self._named = 0
+
+    def predict(self, fresh: Sequence[Sample], now_s: float) -> Answers:
+        """Answer samples. Where a client was given an answer, that answer is scored instead of the teacher's."""
+        if not fresh:
+            return {}
+        x = np.stack([sample.x for sample in fresh])
+        asked = self._learner.ask(x)
+        baselines = self._ledger.baselines
+        said = asked()
+        teacher_B = said.teacher_probs_BC.argmax(axis=1).tolist()
+        finite_B = np.isfinite(said.student_probs_BC.sum(axis=1))
+        student_B = np.where(finite_B, said.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
+        # A server refuses to answer where the network overflows; here too such a sample has no answer.
+        answered_B = np.isfinite(said.teacher_probs_BC.sum(axis=1)).tolist()
+        answers: Answers = {}
+        for n, sample in enumerate(fresh):
+            own = Prediction(teacher_B[n], said.teacher_probs_BC[n], self._learner.step)
+            answers[sample.sample_id] = sample.answer or (own if answered_B[n] else self._no_answer), student_B[n]
+        truths = {n: s.true_label for n, s in enumerate(fresh) if s.true_label is not None and answered_B[n]}
+        twin_B = self._learner.classify(x).twin_B if self._twin_on_arrival else None
+        self._score_ground_truth(truths, said, student_B, twin_B, baselines)
+        self._board.traffic.arrived([answer for answer, _ in answers.values() if answer.class_index != UNLABELLED])
+        self._guarding.arrived(x, said)
+        self._requests.offer(
+            [sample.sample_id for sample in fresh],
+            [sample.position for sample in fresh],
+            said.teacher_probs_BC,
+            said.student_probs_BC,
+            now_s,
+        )
+        return answers
+
+    def unanswered(self, shed: Sequence[Sample]) -> Answers:
+        """Samples that were shed have no answer, so their labels score nothing."""
+        return {sample.sample_id: (self._no_answer, UNLABELLED) for sample in shed}
+
+    def take_labels(self, arrivals: Sequence[Arrival]) -> None:
+        """Score what can be scored. Called before the labels are learned."""
+        self._admit_classes()
+        self._compare_candidates(arrivals)
+        for arrival in arrivals:
+            if arrival.scored is not None:
+                self._score(arrival.scored)
+        self._requests.labelled([arrival.sample_id for arrival in arrivals])
+
+    def _admit_classes(self) -> None:
+        """Learn classes that got a name, from a label or from the config."""
+        names = self._ledger.class_names
+        if len(names) > self._named:
+            self._learner.admit(len(names))
+            self._board.name(names)
+            self._named = len(names)
+
+    def _compare_candidates(self, arrivals: Sequence[Arrival]) -> None:
+        """Ask every candidate again, now that the label is known and not yet learned."""
+        compared = [(a, a.example, a.scored) for a in arrivals if a.scored is not None and a.example is not None]
+        if not compared:
+            return
+        found = self._learner.classify(np.stack([example.x for _, example, _ in compared]))
+        champion, candidates = self._learner.served, len(self._election.candidates)
+        for n, (arrival, _, scored) in enumerate(compared):
+            self._board.gain.update(
+                arrival.class_index,
+                int(found.teacher_B[n]),
+                None if found.twin_B is None else int(found.twin_B[n]),
+                first_class=scored.prediction.class_index,
+                served_class=int(found.candidates_KB[self._learner.served, n]),
+            )
+            self._guarding.compared(
+                right=bool(found.teacher_B[n] == arrival.class_index), version=scored.prediction.model_version
+            )
+            right_K: npt.NDArray[np.bool_] = found.candidates_KB[:candidates, n] == arrival.class_index
+            champion = self._election.update(champion, right_K)
+        if champion != self._learner.served:
+            self._learner.serve(champion)
+            self._guarding.another_answers()
+
+    def _score(self, scored: Scored) -> None:
+        prediction = scored.prediction
+        self._board.prequential.update(
+            true_class=scored.class_index,
+            teacher_class=prediction.class_index,
+            student_class=scored.student_class,
+            teacher_probabilities_C=prediction.probabilities_C,
+            majority_class=scored.majority_class,
+            no_change_class=scored.no_change_class,
+        )
+        self._board.traffic.labelled(prediction, scored.delay_s)
+        self._guarding.scored(wrong=prediction.class_index != scored.class_index)
+
+    def _score_ground_truth(
+        self,
+        truths: Mapping[int, int],
+        said: Predictions,
+        student_B: Sequence[int],
+        twin_B: npt.NDArray[np.int64] | None,
+        baselines: tuple[int | None, int | None],
+    ) -> None:
+        """Score the rows whose ground truth a simulation has put into the sample."""
+        majority, no_change = baselines
+        for n, truth in truths.items():
+            teacher_class = int(said.teacher_probs_BC[n].argmax())
+            self._board.oracle.update(
+                true_class=truth,
+                teacher_class=teacher_class,
+                student_class=student_B[n],
+                teacher_probabilities_C=said.teacher_probs_BC[n],
+                majority_class=majority,
+                no_change_class=no_change,
+            )
+            if twin_B is not None:
+                self._board.oracle_gain.update(truth, teacher_class, int(twin_B[n]))
