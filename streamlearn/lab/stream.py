@@ -20,7 +20,7 @@ import numpy.typing as npt
 from streamlearn.errors import ConfigError
 from streamlearn.lab.datasets import Dataset
 from streamlearn.lab.delays import Delay, parse_delay
-from streamlearn.lab.drift import Drift, World
+from streamlearn.lab.drift import Drift, Drifts
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.records import NewRecord, Schema
@@ -84,7 +84,7 @@ class StreamPlan:
                 raise ConfigError(f"{name}: wanted at least {low}, got {value!r:.80}")
         if self.schema is not None:
             self.dataset.check_fits(self.schema)
-        World(self.dataset, self.drifts, seed=self.seed)
+        Drifts(self.dataset, self.drifts, seed=self.seed)  # checks that they fit
 
 
 class Topics(Protocol):
@@ -123,7 +123,7 @@ class Stream:
         self._rate = rate
         self._schema = plan.schema or plan.dataset.schema
         self._codec = Codec(self._schema)
-        self._world = World(plan.dataset, plan.drifts, seed=plan.seed)
+        self._drifts = Drifts(plan.dataset, plan.drifts, seed=plan.seed)
         self._prefix = f"{plan.dataset.name}-" if plan.id_prefix is None else plan.id_prefix
         self._waiting: list[tuple[int, int, int]] = []
         """A heap of (number of the sample after which the label is due, number of its own sample, class)."""
@@ -164,14 +164,14 @@ class Stream:
             rows = order.permutation(count)
         elif plan.order == "class-sorted":
             rows = np.argsort(plan.dataset.y, kind="stable")
-        rows = self._world.rows(rows, plan.dataset.y, first=first)
+        rows = self._drifts.rows(rows, plan.dataset.y, first=first)
         labelled = share.random(count) < plan.label_share
         delays = np.where(labelled, plan.delay.draw(count, delay, samples_per_s=self._rate), -1)
         return rows, delays, labelled & (inline.random(count) < plan.inline_share)
 
     def _sample(self, number: int, row: int, label_after: int, *, inside: bool) -> NewRecord:
         dataset, schema = self._plan.dataset, self._schema
-        x, y = self._world.show(number, dataset.x[row], int(dataset.y[row]))
+        x, y = self._drifts.show(number, dataset.x[row], int(dataset.y[row]))
         if inside:
             self.inline += 1
         elif label_after >= 0:
