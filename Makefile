@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11+ and make, nothing else: they create the rest.
+# Needs Python 3.11+ and make; the targets install the rest into .venv.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,16 +15,16 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamlearn wants Python 3.11 or newer, this is " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamlearn needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing streamlearn. torch is large: with its CUDA libraries about 3 GB to fetch and 5 GB on disk."
+	@echo "Installing streamlearn. torch is large: with its CUDA libraries about 3 GB to download and 5 GB on disk."
 	$(PIP_INSTALL) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing the tools of the tests, a Java runtime for a real Kafka among them."
+	@echo "Installing the tools for tests and checks, including a Java runtime for Kafka."
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
@@ -32,12 +32,14 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	$(PIP_INSTALL) -e '.[bench]'
 	@touch $@
 
-install: $(VENV)/.installed ## a virtual environment with streamlearn in it
+install: $(VENV)/.installed ## a virtual environment with streamlearn
 
-demo: $(VENV)/.installed ## watch it learn: digits as a stream, embedded log, learner and servers
+install-dev: $(VENV)/.installed-dev ## the same with everything for tests and checks
+
+demo: $(VENV)/.installed ## digits as a stream: embedded log, learner and servers
 	$(BIN)/streamlearn demo $(ARGS)
 
-test: $(VENV)/.installed-dev ## every test, with a real Kafka that it starts by itself; JOBS=2 at once
+test: $(VENV)/.installed-dev ## all tests, with a real Kafka that the suite starts; JOBS=2 processes
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff, mypy, import-linter
@@ -46,34 +48,38 @@ check: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-size: ## how large the program is: code lines, settings, metrics, words
+size: ## size of the code base: code lines, settings, metrics, words
 	@$(PYTHON) tests/harness/size.py
 
 audit: $(VENV)/.installed-dev ## known vulnerabilities of the pinned dependencies
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
-bench: $(VENV)/.installed-bench ## every benchmark; QUICK=--quick for short ones
+bench: $(VENV)/.installed-bench ## all benchmarks; QUICK=--quick for short runs
 	@for file in $(filter-out benchmarks/common.py benchmarks/offline.py benchmarks/learning%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file $(QUICK) || exit 1; done
 
-learning: $(VENV)/.installed-dev ## teacher against label-only twin on 42 streams: hours; goes on where it stopped; docs/learning.md
+learning: $(VENV)/.installed-dev ## teacher against label-only twin on 42 streams (hours, resumable); writes docs/learning.md
 	$(BIN)/python benchmarks/learning.py $(ARGS)
 	$(BIN)/python benchmarks/learning.py --report
 
-soak: $(VENV)/.installed-dev ## long searches for what must never be: EXAMPLES=10000 orders of arrival, KILLS=1000 processes
+soak: $(VENV)/.installed-dev ## long fault tests: EXAMPLES=10000 orders of arrival, KILLS=1000 processes
 	STREAMLEARN_SOAK_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/faults/test_ledger_any_order.py $(ARGS)
 	STREAMLEARN_LONG_FAULTS=1 $(BIN)/python -m pytest -s tests/faults/test_broker_faults.py tests/faults/test_failing_calls.py $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m harness.soak --kills $(KILLS) --startup-kills $(STARTUP_KILLS) --seed $(SEED) --cold 5 $(SOAK_ARGS)
 
-soak-hour: $(VENV)/.installed-dev ## an hour of steady work: do memory, open files and disk stay flat? MINUTES=60
+nightly: ## all benchmarks in short form, long fault tests with 200 kills
+	$(MAKE) bench QUICK=--quick
+	$(MAKE) soak KILLS=200
+
+soak-hour: $(VENV)/.installed-dev ## growth of memory, open files and disk over an hour; MINUTES=60
 	PYTHONPATH=tests $(BIN)/python -m harness.hour --minutes $(MINUTES)
 
 up: ## Kafka and streamlearn in containers
 	docker compose up --build
 
-down: ## stop them, keep the data
+down: ## stop the containers, keep the data
 	docker compose down
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-state
 
-.PHONY: help install demo test check size audit bench learning soak soak-hour up down clean
+.PHONY: help install install-dev demo test check size audit bench learning soak nightly soak-hour up down clean

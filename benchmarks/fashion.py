@@ -38,7 +38,7 @@ def produce_with_kcat(bootstrap: str, data: Dataset) -> None:
     subprocess.run(["kcat", *flags, *partitioner], input="\n".join(lines).encode(), check=True)
 
 
-def learn_all(config: Path, folder: Path, wanted: int) -> dict[str, object]:
+def learn_all(config: Path, folder: Path, samples: int) -> dict[str, object]:
     """Run learner and servers until all samples are learned; then score the served teacher on the test images."""
     data = load("fashion-mnist")
     assert data.test_x is not None
@@ -47,18 +47,18 @@ def learn_all(config: Path, folder: Path, wanted: int) -> dict[str, object]:
     with running("run", "--config", config, output=folder / "run.log") as process:
         wait_ready(f"http://127.0.0.1:{port}/health/ready", 120.0)
         while True:
-            said = heartbeat(folder / "state")
+            status = heartbeat(folder / "state")
             if process.poll() is not None:
                 raise RuntimeError((folder / "run.log").read_text()[-2000:])
-            learned = said.get("accounts", {}).get("samples_read", 0)
-            if learned >= wanted and said.get("lag_records") == 0 and said["published_step"] == said["step"]:
+            learned = status.get("accounts", {}).get("samples_read", 0)
+            if learned >= samples and status.get("lag_records") == 0 and status["published_step"] == status["step"]:
                 break
-            tell(f"{learned} of {wanted} samples")
+            tell(f"{learned} of {samples} samples")
             time.sleep(2.0)
         time.sleep(1.0)
         accuracy, version = ask(port, data.test_x, data.test_y)
-    said = heartbeat(folder / "state")
-    return {"test_accuracy": accuracy, "model_version": version, "said": said}
+    status = heartbeat(folder / "state")
+    return {"test_accuracy": accuracy, "model_version": version, "status": status}
 
 
 def ask(port: int, x: Array, y: Array) -> tuple[float, int]:
@@ -96,9 +96,9 @@ def main() -> None:
                 produce_with_kcat(bootstrap, load("fashion-mnist"))
             tell(f"learning: {method}")
             results[method] = learn_all(config, folder, samples + FOREIGN)
-    said = results[SHIPPED]["said"]
-    assert isinstance(said, dict)
-    accounts, ledger = said["accounts"], said["ledger"]
+    status = results[SHIPPED]["status"]
+    assert isinstance(status, dict)
+    accounts, ledger = status["accounts"], status["ledger"]
     read = accounts["samples_read"]
     accounted = accounts["samples_learned"] + accounts["samples_duplicate_id"] + accounts["samples_dead_lettered"]
     label_ends = sum(
@@ -107,8 +107,8 @@ def main() -> None:
     figures(
         test_accuracy=results[SHIPPED]["test_accuracy"],
         test_accuracy_label_only=results["supervised"]["test_accuracy"],
-        prequential=said["accuracy"]["prequential"]["teacher"],
-        oracle=said["accuracy"]["oracle"]["teacher"],
+        prequential=status["accuracy"]["prequential"]["teacher"],
+        oracle=status["accuracy"]["oracle"]["teacher"],
         model_version=results[SHIPPED]["model_version"],
         records_unaccounted=(samples + FOREIGN - read) + (read - accounted) + (accounts["labels_read"] - label_ends),
         accounts=accounts,

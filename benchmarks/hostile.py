@@ -322,7 +322,7 @@ def summary(results: Sequence[Result], *, both: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "runs": len(on),
         "served_at_chance": sum(result.at_chance for result in on),
-        "runs_mended": sum(result.remedied for result in on),
+        "runs_remedied": sum(result.remedied for result in on),
         "twin_at_chance_too": sum(result.seen.twin <= result.seen.chance for result in on),
         "largest_loss_to_twin": round(max(result.seen.twin - result.seen.served for result in on), 4),
         "longest_at_chance_samples": max(result.longest_at_chance for result in on),
@@ -350,8 +350,8 @@ def main() -> None:
     lengths = Lengths(QUICK_LENGTH, QUICK_DROUGHT) if options.quick else Lengths(LENGTH, DROUGHT)
     guards = [True] if options.quick or options.guarded else [True, False]
 
-    wanted = cases(seeds, lengths, options.stream or list(STREAMS), guards=guards, steps=options.steps)
-    results = list(in_pool(play, wanted, options.jobs))
+    chosen = cases(seeds, lengths, options.stream or list(STREAMS), guards=guards, steps=options.steps)
+    results = list(in_pool(play, chosen, options.jobs))
     Console(width=180).print(table(results))
     for result in results:
         if result.at_chance and result.case.guard:

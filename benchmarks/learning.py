@@ -23,10 +23,11 @@ on held-out samples at the end. Each run is one line of JSON in benchmarks/resul
 settings (`recipe`). Existing runs are not repeated; after a change of a default the affected runs are.
 
 Run: python benchmarks/learning.py [--jobs N] [--nice N] [--only TEXT ...] [--seeds N] [--quick]
-     python benchmarks/learning.py --report            writes docs/learning.md, .json and pictures
+     python benchmarks/learning.py --report            writes docs/learning.md, .json and pictures from the newest line
+                                                       of each run; reports how many are of earlier settings
      python benchmarks/learning.py --search "KEY=V1|V2 KEY=VALUE ..." [--search ...]
                                                        each recipe on digits, moons, shuttle and two seeds of fashion;
-                                                       "" is the shipped recipe
+                                                       "" is the shipped recipe; with --report no runs are made
 The last line is JSON.
 """
 
@@ -312,6 +313,12 @@ class Results:
         keys = {(case.cell, case.run, case.seed, case.recipe_hash) for case in cases}
         return [line for line in self.lines if (line["cell"], line["run"], line["seed"], line["recipe"]) in keys]
 
+    def newest(self, cases: Iterable[Case]) -> list[Line]:
+        """The last line of each of these runs, with whatever settings it was made."""
+        newest = {_key(line["cell"], line["run"], line["seed"], line.get("overrides", {})): line for line in self.lines}
+        keys = {_key(case.cell, case.run, case.seed, case.overrides) for case in cases}
+        return [line for key, line in newest.items() if key in keys]
+
     def append(self, case: Case, line: Line) -> None:
         """Append one run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,6 +328,10 @@ class Results:
                 file.write(json.dumps({"recipe": line["recipe"], **case.recipe}) + "\n")
             file.write(json.dumps(line) + "\n")
         self.lines.append(line)
+
+
+def _key(cell: str, run: str, seed: int, overrides: Mapping[str, Any]) -> tuple[str, str, int, str]:
+    return cell, run, seed, json.dumps(dict(overrides), sort_keys=True)
 
 
 def make(cases: Sequence[Case], results: Results, jobs: int) -> list[str]:
@@ -374,24 +385,35 @@ def main() -> None:
 def _finish(cases: Sequence[Case], results: Results, options: argparse.Namespace) -> None:
     failures = [] if options.report else make(cases, results, options.jobs)
     chances = {name: source.chance for name, source in SOURCES.items()}
-    lines = results.of(cases)
+    current = results.of(cases)
+    lines = results.newest(cases) if options.report else current
     if options.report:
         write_report(lines, chances, DOCS)
     for failure in failures:
         Console(stderr=True).print(failure, markup=False)
     figures = {name: value for name, value in summary(lines, chances).items() if name != "table"}
-    print(json.dumps({**figures, "runs": len(lines), "runs_planned": len(cases), "failed": len(failures)}))
+    print(
+        json.dumps(
+            {
+                **figures,
+                "runs": len(lines),
+                "runs_planned": len(cases),
+                "of_earlier_settings": len(lines) - len(current),
+                "failed": len(failures),
+            }
+        )
+    )
     if failures:
         raise SystemExit(1)
 
 
 def _search(options: argparse.Namespace) -> None:
-    """Compare the recipes of all searches whose settings still exist."""
+    """Compare the recipes of all searches, by the newest line of each run."""
     results = Results(RESULTS / "search.jsonl")
     recipes = [recipe for text in options.search for recipe in grid(text)]
-    failures = make(searched_cases(recipes, options.only), results, options.jobs)
+    failures = [] if options.report else make(searched_cases(recipes, options.only), results, options.jobs)
     made = {json.dumps(line.get("overrides", {})): line.get("overrides", {}) for line in results.lines}
-    found = recipes_table(results.of(searched_cases(made.values(), options.only)))
+    found = recipes_table(results.newest(searched_cases(made.values(), options.only)))
     Console(width=200).print(found.shown)
     for failure in failures:
         Console(stderr=True).print(failure, markup=False)

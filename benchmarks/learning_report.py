@@ -126,7 +126,7 @@ def write_report(lines: Sequence[Line], chances: Mapping[str, float], folder: Pa
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        msg = f"{page}: wanted the lines {BEGIN} and {END}, between which the table stands"
+        msg = f"{page}: wanted the lines {BEGIN} and {END} around the table"
         raise ValueError(msg)
     page.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{after}")
     _draw_gains(found["table"], folder / "learning-gain.svg")
@@ -134,54 +134,36 @@ def write_report(lines: Sequence[Line], chances: Mapping[str, float], folder: Pa
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The summary and two tables."""
-    told = [
+    """The summary and the table of all cells. learning.json has standard deviations and held-out scores as well."""
+    worst = (f"{_points(found[f'worst_cell_points{s}'])} ({found[f'worst_cell{s}']})" for s in ("", "_last"))
+    rows = [
         "",
         f"{found['cells']} of 42 cells have a run, {found['cells_of_5_seeds']} of them 5 seeds.",
         "",
-        "| | all samples | last 5,000 |",
+        "| points | all samples | last 5,000 |",
         "|---|---|---|",
-        "| worst cell, teacher minus twin, points | "
-        + " | ".join(f"{_points(found[f'worst_cell_points{s}'])} ({found[f'worst_cell{s}']})" for s in ("", "_last"))
-        + " |",
+        f"| worst cell, teacher minus twin | {' | '.join(worst)} |",
         *(
-            f"| cells of at most 1 % labels, mean gain over {rival}, points"
+            f"| at most 1 % labels, mean gain over {rival}"
             f" | {_points(found[f'gain_over_{rival}_le_1pct'])} | {_points(found[f'gain_over_{rival}_le_1pct_last'])} |"
             for rival in ("twin", "plain")
         ),
         f"| runs at chance | | {found['runs_at_chance']} |",
         "",
-        "Accuracy in percent on all samples, each before it is learned: mean ± standard deviation over seeds.",
-        "`gain`: teacher minus twin in points, and in how many seeds it is above 0.",
-        "",
-        "| cell | teacher | student | twin | plain | majority | no-change | full | gain | wins |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for cell, row in found["table"].items():
-        accuracies = " | ".join(_percent(row["prequential"][name]) for name in NETWORKS)
-        gain = row["gain_over_twin"]["prequential"]
-        told.append(f"| {cell} | {accuracies} | {_points(gain['mean'])} | {gain['wins']} of {gain['of']} |")
-    told += [
-        "",
-        "The same over the last 5,000 samples, and on held-out samples at the end, where there are any.",
-        "",
-        "| cell | last: teacher | twin | plain | full | gain | test: teacher | twin | plain | full | gain |",
+        "| cell | all: teacher | twin | full | gain | wins | last: teacher | twin | plain | full | gain |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell, row in found["table"].items():
-        columns = []
-        for span in ("last", "test"):
-            columns += [_percent(row[span][name]) for name in ("teacher", "twin", "plain", "full")]
-            columns.append(_points(row["gain_over_twin"][span]["mean"]))
-        told.append(f"| {cell} | {' | '.join(columns)} |")
-    return "\n".join([*told, ""])
+        every, last = row["gain_over_twin"]["prequential"], row["gain_over_twin"]["last"]
+        columns = [_percent(row["prequential"][name]) for name in ("teacher", "twin", "full")]
+        columns += [_points(every["mean"]), f"{every['wins']}/{every['of']}"]
+        columns += [_percent(row["last"][name]) for name in ("teacher", "twin", "plain", "full")]
+        rows.append(f"| {cell} | {' | '.join(columns)} | {_points(last['mean'])} |")
+    return "\n".join([*rows, ""])
 
 
 def _percent(spread: Mapping[str, float | None]) -> str:
-    if spread["mean"] is None:
-        return "–"
-    deviation = "" if spread["std"] is None else f" ± {100 * spread['std']:.1f}"
-    return f"{100 * spread['mean']:.1f}{deviation}"
+    return "–" if spread["mean"] is None else f"{100 * spread['mean']:.1f}"
 
 
 def _points(value: float | None) -> str:

@@ -137,13 +137,13 @@ def main() -> None:
     options = parser.parse_args()
     seeds, samples = (1, SAMPLES // 3) if options.quick else (options.seeds, SAMPLES)
     kinds, streams = options.norm or NORMS, options.stream or list(ROUNDS)
-    wanted = [
+    chosen = [
         Case(options.data, norm, stream, seed, samples)
         for seed, stream, norm in itertools.product(range(seeds), streams, kinds)
     ]
 
     grouped: dict[tuple[str, str], list[Result]] = {}
-    for result in in_pool(play, wanted, options.jobs):
+    for result in in_pool(play, chosen, options.jobs):
         grouped.setdefault((result.case.stream, result.case.norm), []).append(result)
     shown, figures = Table("stream", "norm", "served", "twin", "seeds"), {}
     for (stream, norm), results in sorted(grouped.items()):

@@ -60,7 +60,7 @@ class Run(NamedTuple):
     sent: int
     labels_sent: int
     seconds: float
-    said: dict[str, Any]
+    status: dict[str, Any]
 
 
 class Sender:
@@ -110,15 +110,18 @@ def speed(folder: Path, seconds: float) -> float:
     with learner(folder) as (config, sender, _):
         began, learned = time.monotonic(), 0
         while (spent := time.monotonic() - began) < seconds:
-            said = heartbeat(config.state.dir)
-            if said["lag_records"] < 5_000:
+            status = heartbeat(config.state.dir)
+            if status["lag_records"] < 5_000:
                 sender.send(1_000)
             if not learned:
-                began, learned = said["time_s"] - time.time() + time.monotonic(), said["accounts"]["samples_learned"]
+                began, learned = (
+                    status["time_s"] - time.time() + time.monotonic(),
+                    status["accounts"]["samples_learned"],
+                )
             time.sleep(0.05)
-        said = heartbeat(config.state.dir)
-        spent = said["time_s"] - time.time() + time.monotonic() - began
-        return float((said["accounts"]["samples_learned"] - learned) / spent)
+        status = heartbeat(config.state.dir)
+        spent = status["time_s"] - time.time() + time.monotonic() - began
+        return float((status["accounts"]["samples_learned"] - learned) / spent)
 
 
 def overload(folder: Path, policy: str, bound: int, rate: float, seconds: float) -> Run:
@@ -164,7 +167,7 @@ def main() -> None:
         bound = round(THIN_ABOVE_S * own)
         for policy in options.policy or ("keep", "thin"):
             run = overload(Path(name) / policy, policy, bound, TIMES * own, seconds)
-            accounts, after = run.said["accounts"], run.looks[len(run.looks) // 3 :]
+            accounts, after = run.status["accounts"], run.looks[len(run.looks) // 3 :]
             found |= {
                 f"{policy}_stream_over_learner": round(run.sent / run.seconds / own, 2),
                 f"{policy}_lag_end": run.looks[-1].lag,
@@ -175,7 +178,7 @@ def main() -> None:
                 f"{policy}_learned_over_own_speed": round(accounts["samples_learned"] / run.seconds / own, 2),
             }
             if policy == "thin":
-                found["thin_labels_not_learned"] = run.labels_sent - run.said["ledger"]["trained"]
+                found["thin_labels_not_learned"] = run.labels_sent - run.status["ledger"]["trained"]
     figures(seconds=seconds, learner_samples_per_s=round(own), shed_above_records=bound, **found)
 
 

@@ -65,9 +65,9 @@ def daemon(config_path: Path, folder: Path) -> float:
     output = folder / "server.log"
     with running("serve", "--config", config_path, output=output), (folder / "learner.log").open("ab") as file:
         subprocess.run(command("learn", "--until-end", "--config", config_path), check=True, stderr=file)
-    said = heartbeat(folder / "state")
-    seconds = said["last_step_at_s"] - said["first_step_at_s"]
-    return float(said["accounts"]["samples_learned"] / seconds)
+    status = heartbeat(folder / "state")
+    seconds = status["last_step_at_s"] - status["first_step_at_s"]
+    return float(status["accounts"]["samples_learned"] / seconds)
 
 
 def main() -> None:

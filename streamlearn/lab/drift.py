@@ -80,7 +80,7 @@ def _parse_one(text: str) -> Drift | None:
     return drift
 
 
-class World:
+class Drifts:
     """Applies drifts to a data set. A pure function of (seed, sample number, sample)."""
 
     def __init__(self, dataset: Dataset, drifts: Sequence[Drift], *, seed: int) -> None:

@@ -251,4 +251,4 @@ def _write(config: Config, stream: Stream, total: int, stopping: threading.Event
             offset for topic in (topics.samples, topics.labels) for offset in log.beginning_offsets(topic).values()
         ]
         assert not any(beginnings), "the log was trimmed before it was learned"
-    return Counts(samples, labels, stream.pending, stream.inline)
+    return Counts(samples, labels, stream.pending)

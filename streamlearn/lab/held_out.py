@@ -10,7 +10,7 @@ import numpy as np
 
 from streamlearn.config import Config
 from streamlearn.lab.datasets import Classes, Dataset
-from streamlearn.lab.drift import Drift, World
+from streamlearn.lab.drift import Drift, Drifts
 from streamlearn.learn.learner import Learner
 from streamlearn.records import Array
 
@@ -60,13 +60,13 @@ def score_held_out(
     if dataset.test_x is None or dataset.test_y is None or not len(dataset.test_y):
         return None
     lasting = [replace(drift, start=0, end=None) for drift in drifts if drift.holds_at(ended_at)]
-    world = World(dataset, lasting, seed=seed)
+    drifted = Drifts(dataset, lasting, seed=seed)
     count = len(dataset.test_y)
-    held_out_N = world.rows(np.arange(count), dataset.test_y, first=0)
+    held_out_N = drifted.rows(np.arange(count), dataset.test_y, first=0)
     right: dict[str, int | None] = {"teacher": 0, "student": 0, "twin": 0}
     for first in range(0, count, _ROWS):
         rows = held_out_N[first : first + _ROWS].tolist()
-        shown = [world.show(row, dataset.test_x[row], int(dataset.test_y[row])) for row in rows]
+        shown = [drifted.show(row, dataset.test_x[row], int(dataset.test_y[row])) for row in rows]
         x, y_B = np.stack([x for x, _ in shown]), np.array([y for _, y in shown])
         for network, answers_B in _answers(learner, x).items():
             so_far = right[network]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import zlib
-from typing import Any, cast
+from typing import cast
 
 from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config
@@ -27,10 +27,11 @@ def run_simulation(
     limit: int | None,
     order: str,
     seed: int,
+    label_share: float = 1.0,
+    passes: int = 1,
     id_prefix: str | None = None,
-    **plan: Any,
 ) -> Counts:
-    """Send the stream until it ends or `stopping` is set; print the counts. `plan`: further fields of `StreamPlan`."""
+    """Send the stream until it ends or `stopping` is set; print the counts. Arguments: see `StreamPlan`."""
     loaded = load(dataset, limit=limit)
     stream = StreamPlan(
         dataset=loaded,
@@ -40,9 +41,10 @@ def run_simulation(
         order=cast(Order, order),  # StreamPlan checks it
         seed=seed,
         id_prefix=_default_prefix(loaded.name, order, drift, seed) if id_prefix is None else id_prefix,
-        **plan,
+        label_share=label_share,
+        passes=passes,
     )
-    total = len(loaded.y) * stream.passes or None
+    total = len(loaded.y) * passes
     task = f"{dataset} to the {config.log.kind} log"
     with contextlib.closing(open_log(config)) as log, Bars() as bars:
         make_topics(log, config)
@@ -56,7 +58,8 @@ def run_simulation(
         counts = simulate(
             log,
             stream,
-            topics=config.log.topics,
+            samples_topic=samples,
+            labels_topic=config.log.topics.labels,
             rate=rate,
             stop=stopping.is_set,
             progress=lambda sent, _: bars(task, sent, total),

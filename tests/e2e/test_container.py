@@ -1,6 +1,6 @@
-"""The container's files, checked by the tools that read them: hadolint, the compose schema, promtool, our own config.
+"""The container files, checked by the tools that read them: hadolint, the compose schema, promtool, our config.
 
-No engine is needed. What only an engine can show is tried by hand, as deploy/README.md says.
+No container engine is needed. Tests with an engine are manual: deploy/README.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RULES: list[dict[str, Any]] = yaml.safe_load((DEPLOY / "alerts.yml").read_text()
 
 
 def tool(name: str) -> str:
-    """Path of a tool beside this Python or on PATH; the test is skipped where there is none."""
+    """Path of a tool next to this Python or on PATH; skips the test if there is none."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
         pytest.skip(f"{name} is not installed")
@@ -38,41 +38,41 @@ def tool(name: str) -> str:
 
 
 def check(*command: str | Path) -> None:
-    """Run a checker; what it complains of is the test's message."""
+    """Run a checker; its output is the message of the failure."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, f"{command[0]}:\n{done.stdout}{done.stderr}"
 
 
 def environment_of(service: str) -> Mapping[str, str]:
-    """The variables that compose gives a service when nobody has set any: names without a value are left out."""
+    """Environment of a service without variables of the user: names without a value are left out."""
     variables = SERVICES[service]["environment"]
     return {name: str(value) for name, value in variables.items() if value is not None}
 
 
 class TestImage:
     def test_the_dockerfile_passes_hadolint(self) -> None:
-        """No rule of hadolint is broken and none is switched off."""
+        """With all rules enabled."""
         assert "hadolint" not in (DEPLOY / "Dockerfile").read_text()
 
         check(tool("hadolint"), DEPLOY / "Dockerfile")
 
-    def test_the_program_runs_as_a_user_that_is_not_root_and_gets_the_signal_itself(self) -> None:
-        """The user is a number, since Kubernetes cannot tell whether a name is root; no shell stands before us."""
+    def test_the_program_runs_as_a_non_root_user_and_receives_signals(self) -> None:
+        """The user is a number, since Kubernetes cannot check a name; the entry point has no shell."""
         final = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
 
         assert re.search(r"^USER 10001:10001$", final, re.M)
         assert re.search(r'^ENTRYPOINT \["streamlearn"\]$', final, re.M)
         assert re.search(r'^CMD \["run", ', final, re.M)
 
-    def test_numpy_starts_no_thread_for_each_core(self) -> None:
-        """Learner, supervisor and servers together would pass the bound on processes on a machine of many."""
+    def test_numpy_starts_one_thread(self) -> None:
+        """A thread per core in each process could exceed the limit on processes."""
         final = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
 
         assert re.search(r"^ENV OPENBLAS_NUM_THREADS=1$", final, re.M)
 
-    def test_all_that_is_copied_is_sent_to_the_engine(self) -> None:
-        """Each source of a COPY from the context is let through by .dockerignore, and nothing else is."""
+    def test_the_build_context_holds_exactly_the_copied_files(self) -> None:
+        """.dockerignore allows the sources of COPY, and nothing else."""
         copied = {
             source.removeprefix("./")
             for line in re.findall(r"^COPY (?!--from)(.*)$", (DEPLOY / "Dockerfile").read_text(), re.M)
@@ -84,8 +84,8 @@ class TestImage:
         assert "*" in lines
         assert {line[1:] for line in lines if line.startswith("!")} == copied
 
-    def test_the_health_check_asks_the_port_of_the_config(self) -> None:
-        """The image's check and the config that the image carries name one port, and it is the one published."""
+    def test_the_health_check_uses_the_port_of_the_config(self) -> None:
+        """It is the published port."""
         port = load_config(CONTAINER_CONFIG, environ={"STREAMLEARN_SERVE__TOKEN": "t"}).serve.port
 
         asked = re.search(r"HTTPConnection\('127\.0\.0\.1', (\d+)", (DEPLOY / "Dockerfile").read_text())
@@ -96,14 +96,14 @@ class TestImage:
 
 
 class TestConfigInTheContainer:
-    def test_the_image_refuses_to_be_open_without_a_token(self) -> None:
-        """`docker run -p 8080:8080` opens the port to the world, so the config alone must not start."""
+    def test_the_image_refuses_to_start_without_a_token(self) -> None:
+        """`docker run -p 8080:8080` publishes the port on all interfaces."""
         with pytest.raises(ConfigError, match="STREAMLEARN_SERVE__TOKEN"):
             load_config(CONTAINER_CONFIG, environ={})
 
     @pytest.mark.parametrize("service", ["streamlearn", "simulate"])
-    def test_what_compose_sets_makes_a_valid_config_for_kafka(self, service: str) -> None:
-        """Every STREAMLEARN_ variable in the compose file is a setting, and they lead to compose's own broker."""
+    def test_the_environment_of_compose_is_a_valid_config_for_kafka(self, service: str) -> None:
+        """Every STREAMLEARN_ variable is a setting, and the broker is that of compose."""
         config = load_config(CONTAINER_CONFIG, environ=environment_of(service))
 
         broker = SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
@@ -111,14 +111,14 @@ class TestConfigInTheContainer:
         assert f"CONTAINERS://{config.log.kafka.bootstrap_servers}," in broker
 
     def test_state_is_on_the_volume(self) -> None:
-        """The folder of the state is below the mount point, or a new container would begin anew."""
+        """A new container resumes from it."""
         config = load_config(CONTAINER_CONFIG, environ=environment_of("streamlearn"))
 
         assert config.state.dir.is_relative_to("/var/lib/streamlearn")
         assert "state:/var/lib/streamlearn" in SERVICES["streamlearn"]["volumes"]
 
-    def test_the_engine_waits_longer_than_the_shutdown_takes(self) -> None:
-        """SIGKILL comes after run.shutdown_s with room to spare."""
+    def test_the_stop_grace_period_exceeds_the_shutdown_time(self) -> None:
+        """At least 1.5 times run.shutdown_s."""
         config = load_config(CONTAINER_CONFIG, environ=environment_of("streamlearn"))
 
         assert int(SERVICES["streamlearn"]["stop_grace_period"].removesuffix("s")) >= 1.5 * config.run.shutdown_s
@@ -126,21 +126,21 @@ class TestConfigInTheContainer:
 
 class TestCompose:
     def test_the_file_obeys_the_compose_specification(self) -> None:
-        """A misspelt key is found by the published schema."""
+        """The published schema finds misspelt keys."""
         check(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", ROOT / "docker-compose.yml")
 
-    def test_every_port_is_published_to_this_machine_alone(self) -> None:
-        """Neither the API without a token, nor the broker, nor Prometheus is open to others."""
+    def test_every_port_is_published_on_loopback_only(self) -> None:
+        """API, broker and Prometheus."""
         published = [port for service in SERVICES.values() for port in service.get("ports", [])]
 
         assert len(published) == 3
         assert all(port.startswith("127.0.0.1:") for port in published)
 
     @pytest.mark.parametrize("service", sorted(SERVICES))
-    def test_no_service_keeps_a_privilege(self, service: str) -> None:
-        """All capabilities are dropped and none can be regained; ours cannot write to their images either.
+    def test_no_service_has_privileges(self, service: str) -> None:
+        """No capabilities, no new privileges; our services have a read-only file system.
 
-        Nor does one that cannot be written to get a config by its content: compose would not start it.
+        A read-only service has no config with inline content: compose would not start it.
         """
         settings = SERVICES[service]
         written = [given for given in settings.get("configs", []) if "file" not in COMPOSE["configs"][given["source"]]]
@@ -151,8 +151,8 @@ class TestCompose:
         assert not (settings.get("read_only") and written)
 
     @pytest.mark.parametrize("service", sorted(SERVICES))
-    def test_no_service_takes_the_machine_with_it(self, service: str) -> None:
-        """Memory and processes are bounded, and so is what is written to memory as files."""
+    def test_every_service_has_resource_limits(self, service: str) -> None:
+        """Memory, processes, and the size of each tmpfs."""
         settings = SERVICES[service]
 
         assert re.search(r"\d+g", settings["mem_limit"])
@@ -160,18 +160,18 @@ class TestCompose:
         assert all(":size=" in mount for mount in settings.get("tmpfs", []))
 
     @pytest.mark.parametrize("service", ["streamlearn", "simulate"])
-    def test_ours_run_as_the_user_of_the_image(self, service: str) -> None:
-        """Whatever image is named in its place."""
+    def test_our_services_run_as_the_user_of_the_image(self, service: str) -> None:
+        """Even with another image."""
         assert SERVICES[service]["user"] == "10001:10001"
 
 
 class TestSecrets:
     def test_the_file_obeys_the_compose_specification(self) -> None:
-        """As the file that it stands beside."""
+        """As docker-compose.yml."""
         check(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.secrets.yml")
 
-    def test_each_role_has_its_token_and_none_stands_in_the_environment(self, tmp_path: Path) -> None:
-        """With both files' variables, and the secrets where compose mounts them, the config holds four tokens."""
+    def test_each_role_gets_its_token_from_a_file(self, tmp_path: Path) -> None:
+        """With both compose files and mounted secrets the config has four tokens; none is in the environment."""
         secrets = yaml.safe_load((DEPLOY / "compose.secrets.yml").read_text())
         service = secrets["services"]["streamlearn"]
         environ = {**environment_of("streamlearn"), **service["environment"]}
@@ -195,18 +195,18 @@ class TestSecrets:
 class TestPrometheus:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        """Prometheus' folder as compose mounts it, the token beside the files."""
+        """The folder of Prometheus as mounted by compose, with a token."""
         shutil.copy(DEPLOY / "prometheus.yml", tmp_path)
         shutil.copy(DEPLOY / "alerts.yml", tmp_path)
         (tmp_path / "token").write_text("none")
         return tmp_path
 
     def test_promtool_accepts_the_config_and_the_rules(self, folder: Path) -> None:
-        """The config parses, and so does each rule's expression."""
+        """The config and the expressions of all rules parse."""
         check(tool("promtool"), "check", "config", "--lint-fatal", folder / "prometheus.yml")
 
-    def test_alerts_name_only_metrics_that_are_exported(self) -> None:
-        """A metric that is renamed would silence its alert without a word."""
+    def test_alerts_use_only_exported_metrics(self) -> None:
+        """Renaming a metric would silence its alert."""
         exported = {PREFIX + metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS)}
 
         named = {
@@ -218,8 +218,8 @@ class TestPrometheus:
         assert named
         assert named <= exported
 
-    def test_alerts_fire_when_they_must_and_only_then(self, folder: Path) -> None:
-        """Prometheus' own rule tester plays each story to the rules; see the table at the end of this file."""
+    def test_alerts_fire_exactly_in_their_stories(self, folder: Path) -> None:
+        """Tested by promtool on the series of each story at the end of this file."""
         names = [rule["alert"] for rule in RULES]
         (folder / "stories.yml").write_text(yaml.safe_dump({"rule_files": ["alerts.yml"], "tests": stories(names)}))
 
@@ -252,9 +252,9 @@ ACTED = 'streamlearn_guard_actions_total{{instance="a", process="learner", actio
 DRIFT = 'streamlearn_drift_alarms_total{instance="a", process="learner", source="error"}'
 REJECTED = 'streamlearn_rejected_total{instance="a", process="server-0", reason="queue_full"}'
 
-# One sample a minute for an hour. "0+60x60": from 0, plus 60 a minute; "1x60": always 1. The clock starts at 0.
+# One sample per minute for an hour. "0+60x60": from 0, plus 60 per minute; "1x60": always 1. The clock starts at 0.
 STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
-    "all is well": (
+    "everything works": (
         {
             UP: "1x60",
             'streamlearn_scrape_failed{instance="a", target="learner"}': "0x60",
@@ -281,8 +281,8 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         },
         [],
     ),
-    "nobody answers": ({UP: "0x60"}, ["StreamlearnAbsent"]),
-    "nobody is known": ({STEPS: "0+600x60"}, ["StreamlearnAbsent"]),
+    "no process answers": ({UP: "0x60"}, ["StreamlearnAbsent"]),
+    "no target is configured": ({STEPS: "0+600x60"}, ["StreamlearnAbsent"]),
     "the learner is dead": (
         {UP: "1x60", 'streamlearn_scrape_failed{instance="a", process="server-0", target="learner"}': "1x60"},
         ["StreamlearnLearnerAbsent"],
@@ -292,35 +292,35 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         ["StreamlearnLearningStalled"],
     ),
     "the learner has nothing to read": ({UP: "1x60", LAST_STEP: "0+60x30 1800x30", LAG: "0x60"}, []),
-    "the log is away from a learner that had caught up": (
+    "the log is unavailable after the learner caught up": (
         {UP: "1x60", LAST_STEP: "0+60x30 1800x30", LAG: "0x60", LOG: "1x30 0x30"},
         ["StreamlearnLogAway"],
     ),
-    "the log was away for a moment": ({UP: "1x60", LOG: "1x50 0x3 1x7"}, []),
+    "the log was briefly unavailable": ({UP: "1x60", LOG: "1x50 0x3 1x7"}, []),
     "a learner restores its state": ({UP: "1x60", LOG: 60 * "NaN "}, []),
     "the learner falls behind": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+1000x60"}, ["StreamlearnLagGrowing"]),
     "a small lag grows": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+100x60"}, []),
-    "samples are passed by": ({UP: "1x60", THINNED: "0+600x60"}, ["StreamlearnSamplesThinned"]),
-    "some were once": ({UP: "1x60", THINNED: "0x10 600x50"}, []),
+    "samples are skipped under overload": ({UP: "1x60", THINNED: "0+600x60"}, ["StreamlearnSamplesThinned"]),
+    "some samples were skipped earlier": ({UP: "1x60", THINNED: "0x10 600x50"}, []),
     "the learner catches up": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "200000-1000x60"}, []),
     "losses are not finite": ({UP: "1x60", SKIPPED: "0x50 5x10"}, ["StreamlearnNonFiniteSteps"]),
-    "the world changes": ({UP: "1x60", ACCURACY: "0.9x35 0.5x25"}, ["StreamlearnAccuracyDropped"]),
-    "the world changes after a restart without a figure": (
+    "accuracy drops": ({UP: "1x60", ACCURACY: "0.9x35 0.5x25"}, ["StreamlearnAccuracyDropped"]),
+    "accuracy drops after a restart without a value": (
         {UP: "1x60", ACCURACY: 5 * "NaN " + "0.9x30 0.5x25"},
         ["StreamlearnAccuracyDropped"],
     ),
-    "there is no figure yet": ({UP: "1x60", ACCURACY: 60 * "NaN "}, []),
+    "there is no accuracy yet": ({UP: "1x60", ACCURACY: 60 * "NaN "}, []),
     "the learner dies every five minutes": (
         {UP: "1x60", STARTED: "0x4 300x4 600x4 900x4 1200x4 1500x4 1800x4 2100x4 2400x4 2700x4 3000x4 3300x6"},
         ["StreamlearnRestarting"],
     ),
-    "it was deployed twice": ({UP: "1x60", STARTED: "0x40 2400x10 3000x10"}, []),
+    "two deployments": ({UP: "1x60", STARTED: "0x40 2400x10 3000x10"}, []),
     "a producer sends the wrong shape": (
         {UP: "1x60", READ: "0+6000x60", DEAD: "0+120x60"},
         ["StreamlearnRecordsDeadLettered"],
     ),
     "retention overtakes the reader": ({UP: "1x60", TRIMMED: "0x50 700x10"}, ["StreamlearnRecordsTrimmed"]),
-    "a learner is back and its first figures tell it all": (
+    "a restarted learner reports losses in its first values": (
         {
             UP: "1x60",
             TRIMMED: "_x50 700x10",
@@ -330,7 +330,7 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         },
         ["StreamlearnRecordsTrimmed", "StreamlearnNonFiniteSteps", "StreamlearnGuardActed", "StreamlearnDrift"],
     ),
-    "a learner is back and has lost nothing": (
+    "a restarted learner has lost nothing": (
         {
             UP: "1x60",
             TRIMMED: "_x50 0x10",
@@ -341,24 +341,27 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
         [],
     ),
     "a scrape failed long after a skipped step": ({UP: "1x60", SKIPPED: "5x43 stale stale stale 5x13"}, []),
-    "what a learner found when it was back is long over": ({UP: "1x60", SKIPPED: "_x10 5x50"}, []),
+    "losses of an earlier restart": ({UP: "1x60", SKIPPED: "_x10 5x50"}, []),
     "the disk is full": ({UP: "1x60", STEPS: "0+600x60", CHECKPOINT: "0+60x30 1800x30"}, ["StreamlearnCheckpointOld"]),
     "an idle learner saves nothing": ({UP: "1x60", STEPS: "600x60", CHECKPOINT: "60x60"}, []),
-    "one of two servers keeps its old teacher": (
+    "one of two servers keeps an old teacher": (
         {UP: "1x60", STEPS: "0+600x60", MODEL: "60x60", MODEL.replace("server-0", "server-1"): "0+60x60"},
         ["StreamlearnModelOld"],
     ),
-    "an older teacher is served on purpose": ({UP: "1x60", STEPS: "0+600x60", MODEL: "60x60", PINNED: "1x60"}, []),
-    "the model has collapsed and nothing helps": ({UP: "1x60", FROZEN: "0x40 1x20"}, ["StreamlearnPublicationFrozen"]),
+    "an older teacher is pinned": ({UP: "1x60", STEPS: "0+600x60", MODEL: "60x60", PINNED: "1x60"}, []),
+    "the model has collapsed and no action helps": (
+        {UP: "1x60", FROZEN: "0x40 1x20"},
+        ["StreamlearnPublicationFrozen"],
+    ),
     "the twin was adopted": ({UP: "1x60", ACTED.format("adopt_twin"): "0x50 1x10"}, ["StreamlearnGuardActed"]),
-    "the errors have changed": ({UP: "1x60", DRIFT: "0x50 1x10"}, ["StreamlearnDrift"]),
+    "the error rate has changed": ({UP: "1x60", DRIFT: "0x50 1x10"}, ["StreamlearnDrift"]),
     "appends fail": ({UP: "1x60", PREDICT_OK: "0+6000x60", PREDICT_503: "0+120x60"}, ["StreamlearnRequestsFailing"]),
-    "more is asked than can be answered": ({UP: "1x60", REJECTED: "0+60x60"}, ["StreamlearnRequestsRejected"]),
+    "more requests than can be answered": ({UP: "1x60", REJECTED: "0+60x60"}, ["StreamlearnRequestsRejected"]),
 }
 
 
 def stories(names: list[str]) -> list[dict[str, Any]]:
-    """The table in promtool's form: at the end of the hour each alert fires once, or does not."""
+    """The stories as tests of promtool: at the end of the hour each alert fires or does not."""
     return [
         {
             "name": story,

@@ -1,4 +1,4 @@
-"""The whole daemon as processes: learner, servers, producers; HTTP outside, a log inside. On both logs."""
+"""The whole daemon as processes: learner, servers, producers. On both logs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JSON = {"content-type": "application/json"}
 
 @dataclass
 class Running:
-    """A daemon to talk to."""
+    """A running daemon."""
 
     folder: Path
     config: Path
@@ -43,8 +43,8 @@ class Running:
         return found
 
     def learned(self, samples: int) -> bool:
-        said = self.heartbeat()
-        return said.get("accounts", {}).get("samples_read", 0) >= samples and said.get("lag_records") == 0
+        status = self.heartbeat()
+        return status.get("accounts", {}).get("samples_read", 0) >= samples and status.get("lag_records") == 0
 
 
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -57,7 +57,7 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
     process = start("run", "--config", config, output=tmp_path / "run.log")
     url = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: reachable(url) or process.poll() is not None, "a server that answers", 60.0)
+        until(lambda: reachable(url) or process.poll() is not None, "a server", 60.0)
         yield Running(tmp_path, config, url, process, prefix, bootstrap)
     finally:
         code = stop(process)
@@ -81,11 +81,11 @@ def metric(url: str, name: str, **labels: str) -> float:
     raise AssertionError(f"{name} {labels} is not in /metrics")
 
 
-def test_learns_answers_takes_labels_and_accounts_for_everything(daemon: Running) -> None:
-    """One story from the empty log to the answer.
+def test_a_daemon_learns_serves_takes_labels_and_accounts_for_all_records(daemon: Running) -> None:
+    """From an empty log to the metrics.
 
-    503 before the first teacher; a stream; the served version and the answers change; labels by HTTP are learned; a
-    sample given with /predict is found by its label; what cannot be read is refused; /metrics tells all of it.
+    503 before the first teacher; answers and versions change while it learns; labels sent by HTTP are learned, also for
+    a sample of /predict; an invalid sample is refused; /metrics agrees with the accounts.
     """
     status, body = ask(f"{daemon.url}/predict", {"instances": [[0] * 64]})
     assert (status, body["error"]["code"]) == (503, "not_published")
@@ -110,17 +110,20 @@ def test_learns_answers_takes_labels_and_accounts_for_everything(daemon: Running
     until(lambda: served()["model_version"] > first["model_version"], "a newer teacher")
     assert served()["predictions"][0]["probabilities"] != first["predictions"][0]["probabilities"]
 
-    # One call to predict and to learn; its label finds it.
+    # A sample predicted and learned in one call, then labelled.
     status, answer = ask(f"{daemon.url}/predict", {"id": "mine", "x": x[1].ravel().tolist(), "learn": True})
     assert status == 200, answer
     status, labelled = ask(f"{daemon.url}/label", {"id": "mine", "label": "3"})
     assert status == 202, labelled
 
-    def told() -> Any:
+    def label_status() -> Any:
         return ask(f"{daemon.url}/label/mine")
 
-    until(lambda: told()[0] == 200 and told()[1].get("first_trained_step"), "the label to be learned")
-    assert told()[1]["predicted_class"] in (answer["predictions"][0]["class"], answer["predictions"][0]["class_index"])
+    until(lambda: label_status()[0] == 200 and label_status()[1].get("first_trained_step"), "the label to be learned")
+    assert label_status()[1]["predicted_class"] in (
+        answer["predictions"][0]["class"],
+        answer["predictions"][0]["class_index"],
+    )
 
     # Stored samples by id; raw bodies.
     status, by_id = ask(f"{daemon.url}/predict", {"ids": ["mine", "digits-7"]})
@@ -128,12 +131,12 @@ def test_learns_answers_takes_labels_and_accounts_for_everything(daemon: Running
     status, raw = ask(f"{daemon.url}/predict", x[:3].tobytes(), {"content-type": "application/octet-stream"})
     assert (status, len(raw["predictions"])) == (200, 3)
 
-    # A record that cannot be read is set aside, and the loop goes on.
+    # An invalid sample is refused.
     accounts = until(lambda: (a := daemon.accounts())["samples_read"] == 1920 + 1 and a, "the last sample")
     status, _ = ask(f"{daemon.url}/sample", {"id": "bad", "x": [1, 2, 3]})
     assert status == 422
     counted = {"process": "learner", "topic": "samples", "outcome": "learned"}
-    assert accounts["samples_learned"] == 1280 + 1, "both passes, and one given with /predict"
+    assert accounts["samples_learned"] == 1280 + 1, "both passes, and one from /predict"
     assert metric(daemon.url, "streamlearn_records_total", **counted) == accounts["samples_learned"]
     assert metric(daemon.url, "streamlearn_published_step", process="learner") > 0
     assert metric(daemon.url, "streamlearn_model_version", process="server-0") > 0
@@ -142,7 +145,7 @@ def test_learns_answers_takes_labels_and_accounts_for_everything(daemon: Running
 
 
 def test_a_killed_learner_leaves_serving_up_and_loses_no_acknowledged_label(daemon: Running) -> None:
-    """Kill -9 of the learner while labels are posted: answers go on, it is started again, every label arrives."""
+    """SIGKILL to the learner while labels are posted: serving continues, it is restarted, every label is joined."""
     finish("simulate", "digits", "--limit", 320, "--label-share", 0, "--config", daemon.config)
     until(lambda: daemon.learned(320), "the stream to be learned")
     until(lambda: ask(f"{daemon.url}/health/ready")[0] == 200, "a served teacher")
@@ -161,18 +164,18 @@ def test_a_killed_learner_leaves_serving_up_and_loses_no_acknowledged_label(daem
         assert ask(f"{daemon.url}/label/digits-{n}")[1]["class_index"] == n % 10
 
 
-def test_a_server_that_starts_while_the_log_is_away_predicts_all_the_same(tmp_path: Path) -> None:
-    """It needs no log for that; a label is refused with 503 and acknowledged by nobody."""
+def test_a_server_starts_and_predicts_without_the_log(tmp_path: Path) -> None:
+    """A label is refused with 503."""
     port = free_port("127.0.0.1")
-    away = write_config(tmp_path, kind="kafka", bootstrap=f"127.0.0.1:{free_port('127.0.0.1')}", port=port)
+    unreachable = write_config(tmp_path, kind="kafka", bootstrap=f"127.0.0.1:{free_port('127.0.0.1')}", port=port)
     here = write_config(tmp_path / "here", kind="embedded")
     finish("simulate", "digits", "--limit", 64, "--label-share", 0, "--config", here)
     finish("learn", "--until-end", "--config", here)
     shutil.copytree(tmp_path / "here" / "state", tmp_path / "state")
-    server = start("serve", "--config", away, output=tmp_path / "server.log")
+    server = start("serve", "--config", unreachable, output=tmp_path / "server.log")
     try:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: reachable(url), "a server that answers", 60.0)
+        until(lambda: reachable(url), "a server", 60.0)
         assert ask(f"{url}/predict", {"instances": [[0] * 64]})[0] == 200
         status, body = ask(f"{url}/label", {"id": "digits-1", "label": 1})
         assert (status, body["error"]["code"]) == (503, "log_unavailable")
@@ -182,7 +185,7 @@ def test_a_server_that_starts_while_the_log_is_away_predicts_all_the_same(tmp_pa
 
 @pytest.mark.kafka
 def test_records_of_a_foreign_client_are_read(kafka_broker: str, tmp_path: Path) -> None:
-    """Kcat sends JSON samples and plain labels: good ones are learned, bad ones dead letters, an unknown class held."""
+    """JSON samples and plain labels from kcat: valid ones are learned, invalid ones dead letters, a new class held."""
     if shutil.which("kcat") is None:
         pytest.skip("kcat is not installed: apt-get install kcat")
     prefix = f"kcat-{uuid.uuid4().hex[:8]}-"
@@ -198,14 +201,14 @@ def test_records_of_a_foreign_client_are_read(kafka_broker: str, tmp_path: Path)
         subprocess.run(["kcat", *flags], input="\n".join(lines).encode(), check=True)
 
     finish("learn", "--until-end", "--config", config)
-    said = heartbeat(tmp_path)
+    status = heartbeat(tmp_path)
     letters = [
         json.loads(line)
         for line in finish("inspect", f"{prefix}dead-letters", "-c", config, "--count", 50).splitlines()
     ]
 
-    assert said["accounts"]["samples_learned"] == 32 + 90
-    assert said["accounts"]["samples_dead_lettered"] == 10
-    assert (said["accounts"]["labels_read"], said["ledger"]["joined"]) == (10, 9)
-    assert said["held_classes"] == {"zebra": 1}
+    assert status["accounts"]["samples_learned"] == 32 + 90
+    assert status["accounts"]["samples_dead_lettered"] == 10
+    assert (status["accounts"]["labels_read"], status["ledger"]["joined"]) == (10, 9)
+    assert status["held_classes"] == {"zebra": 1}
     assert [letter["reason"] for letter in letters] == ["bad_shape"] * 10

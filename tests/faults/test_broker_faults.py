@@ -1,14 +1,14 @@
-"""Three real brokers of Kafka are frozen, killed, cut off and trimmed under a real learner, server and clients.
+"""Three real Kafka brokers are frozen, killed, cut off and trimmed under a real learner, server and clients.
 
-In each story clients post samples and labels, one at a time, while something happens to the brokers. Whatever it is:
+In each test clients post samples and labels, one at a time, during a fault of the brokers. After any fault:
 
-    each answer is 202 or 503, and comes within `serve.timeout_s`
-    a label that was acknowledged is in the log, at the position that was told, exactly once; one that was answered 503
-    and sent again is there as often as it was sent, or less, and is learned once
-    the learner is the same process all the while, and its lag drains to 0
+    each answer was 202 or 503, within `serve.timeout_s`
+    an acknowledged label is in the log exactly once, at the position of the answer; a label answered with 503 and sent
+    again is in the log at most as often as it was sent, and is learned once
+    the learner is still the same process, and its lag returns to 0
 
-The brokers stand in a network namespace of their own where that can be had (root), so that their cable can be pulled.
-STREAMLEARN_LONG_FAULTS=1 (`make soak`) makes faults as long as they are in life; the figures go to stdout, so add -s.
+As root the brokers run in a network namespace of their own, so that their network can be cut. STREAMLEARN_LONG_FAULTS=1
+(`make soak`) makes the faults realistically long; figures are printed to stdout (pytest -s).
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ from streamlearn.state.status import read_status
 LONG = os.environ.get("STREAMLEARN_LONG_FAULTS") == "1"
 PAUSE_S, CUT_S = (60.0, 20.0) if LONG else (3.0, 3.0)
 TIMEOUT_S = 10.0 if LONG else 1.0
-"""serve.timeout_s; 10 s is its default."""
+"""serve.timeout_s; its default is 10 s."""
 SLACK_S = 1.5
-"""For a machine with more to do than it has cores."""
+"""Allowance for an overloaded machine."""
 RESUME_S = 120.0
 CLIENTS = 4
 MOST_TRIES = 3
@@ -73,7 +73,7 @@ pytestmark = [
 
 
 class Answer(NamedTuple):
-    """What a client was told of one item."""
+    """The answer to one request of a client."""
 
     role: str
     sample_id: str
@@ -84,11 +84,11 @@ class Answer(NamedTuple):
     position: tuple[str, int, int] | None
 
 
-# -- the brokers, and the cable to them
+# -- brokers and network
 
 
 class Cable:
-    """A pair of virtual network cards; the far one is in a namespace of its own."""
+    """A pair of virtual network interfaces; the far one is in a network namespace of its own."""
 
     def __init__(self) -> None:
         pid = os.getpid()
@@ -113,7 +113,7 @@ class Cable:
         _ip("netns", "del", self.namespace)
 
     def pull(self) -> None:
-        """Nothing gets through, in either direction, and nobody is told."""
+        """Drop all packets silently, in both directions."""
         _ip("-n", self.namespace, "link", "set", self._far, "down")
 
     def plug(self) -> None:
@@ -128,7 +128,7 @@ def _ip(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def cable() -> Iterator[Cable | str]:
-    """A cable, or why there is none."""
+    """A cable, or the reason why there is none."""
     try:
         with Cable() as cable:
             yield cable
@@ -137,13 +137,13 @@ def cable() -> Iterator[Cable | str]:
 
 
 @pytest.fixture(scope="module")
-def all_brokers(cable: Cable | str, nursery: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Started while the nursery imports what it must."""
-    assert nursery
+def all_brokers(cable: Cable | str, forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three brokers, started while the fork server imports its modules."""
+    assert forks
     try:
         java_command()
     except (ConfigError, LogUnavailableError) as error:
-        pytest.skip(f"NO KAFKA, its faults are not tried: {error}")
+        pytest.skip(f"NO KAFKA, its faults are not tested: {error}")
     place: dict[str, Any] = {}
     if isinstance(cable, Cable):
         place = {"host": cable.far_host, "launch": ["ip", "netns", "exec", cable.namespace]}
@@ -153,7 +153,7 @@ def all_brokers(cable: Cable | str, nursery: ForkServer, tmp_path_factory: pytes
 
 @pytest.fixture(autouse=True)
 def refused_sockets() -> Iterator[None]:
-    """Collects, within the test, the sockets of refused connections, which kafka-python leaves to the collector."""
+    """Collect the sockets of refused connections within the test; kafka-python leaves them to the garbage collector."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -162,13 +162,13 @@ def refused_sockets() -> Iterator[None]:
 
 @pytest.fixture
 def cluster(all_brokers: Cluster) -> Cluster:
-    """All brokers up, whatever the test before did to them."""
+    """All brokers running, whatever the previous test did to them."""
     for broker in all_brokers.brokers.values():
         if broker.running:
             broker.resume()
     all_brokers.start()
     with KafkaAdminClient(bootstrap_servers=all_brokers.bootstrap_servers) as admin:
-        until(lambda: len(admin.describe_cluster()["brokers"]) == 3, "three brokers that know each other", RESUME_S)
+        until(lambda: len(admin.describe_cluster()["brokers"]) == 3, "three connected brokers", RESUME_S)
     return all_brokers
 
 
@@ -176,7 +176,7 @@ def cluster(all_brokers: Cluster) -> Cluster:
 
 
 class Client(threading.Thread):
-    """Posts a sample and its label, then the next, until told to stop; notes all answers."""
+    """Posts samples and their labels until stopped; records all answers."""
 
     def __init__(self, port: int, name: str, notes: Path) -> None:
         super().__init__(name=name, daemon=True)
@@ -222,8 +222,8 @@ class Client(threading.Thread):
             status = reply.status
         now_s, place = time.monotonic(), None
         if status == 202:
-            told = content["items"][0]["position"]
-            place = (told["topic"], told["partition"], told["offset"])
+            position = content["items"][0]["position"]
+            place = (position["topic"], position["partition"], position["offset"])
         else:
             assert (status, content["error"]["code"]) == (503, "log_unavailable"), content
         return Answer(role, body["id"], truth, status, now_s, now_s - began_s, place)
@@ -233,10 +233,10 @@ class Client(threading.Thread):
 
 
 class Site:
-    """A learner and a server on topics of their own, and what clients were told."""
+    """A learner and a server on their own topics, and the answers of clients."""
 
-    def __init__(self, folder: Path, nursery: ForkServer, cluster: Cluster, name: str) -> None:
-        self._folder, self._nursery = folder, nursery
+    def __init__(self, folder: Path, forks: ForkServer, cluster: Cluster, name: str) -> None:
+        self._folder, self._forks = folder, forks
         self._port = free_port(LOOPBACK)
         self._settings: dict[str, Any] = {
             "log.kafka.replication_factor": 3,
@@ -260,7 +260,7 @@ class Site:
 
     def _start(self, command: str) -> int:
         flags = [part for key, value in self._settings.items() for part in ("--set", f"{key}={value}")]
-        return self._nursery.start([command, "--config", str(self.path), *flags], self._folder / f"{command}.log")
+        return self._forks.start([command, "--config", str(self.path), *flags], self._folder / f"{command}.log")
 
     def start_learner(self) -> int:
         self.learner = self._start("learn")
@@ -273,8 +273,8 @@ class Site:
         return False
 
     def code(self, pid: int) -> int | None:
-        """What a process ended with."""
-        return self._nursery.poll(pid)
+        """Exit code of a process, or None."""
+        return self._forks.poll(pid)
 
     @property
     def learner_log(self) -> str:
@@ -285,7 +285,7 @@ class Site:
         return read_status(self.paths.heartbeat) or {}
 
     def start_clients(self) -> None:
-        """And wait until all is well: labels are acknowledged, and the learner learns."""
+        """Start clients; wait until labels are acknowledged and the learner takes steps."""
         generation = len(self.clients)
         started = [
             Client(self._port, f"c{n}", self._folder / f"notes-{n}") for n in range(generation, generation + CLIENTS)
@@ -313,7 +313,7 @@ class Site:
         return [answer for client in self.clients for answer in list(client.answers)]
 
     def wait_for_all_acknowledged(self, since_s: float, timeout_s: float = RESUME_S) -> float:
-        """Until each client was told 202 for something asked after that moment; when the first was."""
+        """Wait until each client has a 202 for a request sent after `since_s`; the time of the first."""
 
         def first() -> float | None:
             times = [
@@ -327,7 +327,7 @@ class Site:
         return found
 
     def drained(self) -> bool:
-        """The learner has read all that there is, and nobody started it anew."""
+        """Whether the learner has read everything, in the same process."""
         assert self.code(self.learner) is None, self.learner_log[-3000:]
         topics, said = self.config.log.topics, self.heartbeat
         if said.get("lag_records") != 0:
@@ -339,28 +339,28 @@ class Site:
         return read == ends and said["pid"] == self.learner
 
     def stop_learner(self) -> None:
-        """In order: what it has learned is saved."""
+        """SIGTERM; its state is saved."""
         os.kill(self.learner, signal.SIGTERM)
-        until(lambda: self.code(self.learner) is not None, "the end of the learner", RESUME_S)
+        until(lambda: self.code(self.learner) is not None, "the exit of the learner", RESUME_S)
         assert self.code(self.learner) == 0, self.learner_log[-3000:]
 
     def stop(self) -> None:
         for pid in (self.server, self.learner):
             if self.code(pid) is None:
                 os.kill(pid, signal.SIGKILL)
-                until(lambda pid=pid: self.code(pid) is not None, "the end of a process", RESUME_S)
+                until(lambda pid=pid: self.code(pid) is not None, "the exit of a process", RESUME_S)
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[ForkServer]:
-    with ForkServer() as nursery:
-        yield nursery
+def forks() -> Iterator[ForkServer]:
+    with ForkServer() as forks:
+        yield forks
 
 
 @pytest.fixture
-def site(tmp_path: Path, nursery: ForkServer, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
-    """At work: clients post, the learner learns."""
-    site = Site(tmp_path, nursery, cluster, f"faults-{re.sub(r'[^a-z0-9]+', '-', request.node.name)}-{os.getpid()}")
+def site(tmp_path: Path, forks: ForkServer, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Clients post and the learner takes steps."""
+    site = Site(tmp_path, forks, cluster, f"faults-{re.sub(r'[^a-z0-9]+', '-', request.node.name)}-{os.getpid()}")
     try:
         site.start_clients()
         yield site
@@ -372,7 +372,7 @@ def site(tmp_path: Path, nursery: ForkServer, cluster: Cluster, request: pytest.
 
 @dataclass
 class Fault:
-    """What happened, for the report."""
+    """A fault, for the figures."""
 
     name: str
     began_s: float
@@ -380,14 +380,14 @@ class Fault:
 
 
 def report(**figures: Any) -> dict[str, Any]:
-    """One line of JSON, for docs/reliability.md."""
+    """Print one line of JSON, for docs/research/soak.md."""
     rounded = {name: round(value, 2) if isinstance(value, float) else value for name, value in figures.items()}
     print(json.dumps(rounded), flush=True)  # noqa: T201 - shown with -s
     return rounded
 
 
 def finish(site: Site, fault: Fault, **more: float) -> dict[str, Any]:
-    """After the brokers are whole again: all goes on, all is learned, and what was told was true."""
+    """After the fault: clients are acknowledged again, everything is learned, all answers were true."""
     acknowledged_s = site.wait_for_all_acknowledged(fault.ended_s)
     site.wait_for_a_step()
     site.stop_clients()
@@ -396,32 +396,32 @@ def finish(site: Site, fault: Fault, **more: float) -> dict[str, Any]:
     drained_s = time.monotonic()
     site.stop_learner()
 
-    told = site.answers
-    refused = [answer.took_s for answer in told if answer.status == 503]
-    verdict = verify(site.config, sorted(site.path.parent.glob("notes-*")))
-    assert verdict.told == []
-    assert verdict.acknowledged == sum(answer.status == 202 for answer in told) > 100
-    assert_each_as_often_as_told(site, told)
+    answers = site.answers
+    refused = [answer.took_s for answer in answers if answer.status == 503]
+    audit = verify(site.config, sorted(site.path.parent.glob("notes-*")))
+    assert audit.problems == []
+    assert audit.acknowledged == sum(answer.status == 202 for answer in answers) > 100
+    assert_counts_match_answers(site, answers)
     figures = report(
         fault=fault.name,
         lasted_s=fault.ended_s - fault.began_s,
-        acknowledged=verdict.acknowledged,
+        acknowledged=audit.acknowledged,
         refused=len(refused),
         refused_longest_s=max(refused, default=0.0),
-        longest_s=max(answer.took_s for answer in told),
+        longest_s=max(answer.took_s for answer in answers),
         acknowledges_again_after_s=acknowledged_s - fault.ended_s,
         drained_after_s=drained_s - stopped_s,
         timeout_s=TIMEOUT_S,
         **more,
     )
-    assert max(answer.took_s for answer in told) < TIMEOUT_S + SLACK_S, figures
+    assert max(answer.took_s for answer in answers) < TIMEOUT_S + SLACK_S, figures
     return figures
 
 
-def assert_each_as_often_as_told(site: Site, told: list[Answer]) -> None:
-    """In the log once for each 202, and for each 503 once or not at all; learned once."""
+def assert_counts_match_answers(site: Site, answers: list[Answer]) -> None:
+    """A label is in the log once per 202, and at most once per 503."""
     there = Counter(label.sample_id for labels in read_log(site.config).labels.values() for label in labels)
-    labels = [answer for answer in told if answer.role == "label"]
+    labels = [answer for answer in answers if answer.role == "label"]
     acknowledged = Counter(answer.sample_id for answer in labels if answer.status == 202)
     refused = Counter(answer.sample_id for answer in labels if answer.status == 503)
     assert there.keys() <= acknowledged.keys() | refused.keys()
@@ -433,7 +433,7 @@ def assert_each_as_often_as_told(site: Site, told: list[Answer]) -> None:
     assert wrong == {}, "in the log, acknowledged, refused"
 
 
-# -- stories
+# -- tests
 
 
 def test_a_new_topic_is_visible_to_the_next_request(cluster: Cluster) -> None:
@@ -447,7 +447,7 @@ def test_a_new_topic_is_visible_to_the_next_request(cluster: Cluster) -> None:
 
 
 def test_a_producer_that_fell_silent_is_replaced(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record that was sent and not acknowledged within the delivery timeout ends kafka-python's producer for good."""
+    """A record that is sent but not acknowledged within the delivery timeout breaks kafka-python's producer."""
     monkeypatch.setattr(kafka_clients, "REQUEST_TIMEOUT_MS", 1000)
     monkeypatch.setattr(kafka_clients, "DELIVERY_TIMEOUT_MS", 2000)
     settings = KafkaConfig(bootstrap_servers=cluster.bootstrap_servers, replication_factor=3)
@@ -481,7 +481,7 @@ def frozen(cluster: Cluster) -> Iterator[None]:
 
 
 def outlast(site: Site, fault_s: float) -> None:
-    """Wait for the fault's time, and until each client was refused in it."""
+    """Wait for `fault_s`, and until each client was refused meanwhile."""
     began_s = time.monotonic()
     until(
         lambda: all(any(a.status == 503 and a.at_s > began_s for a in list(c.answers)) for c in site.clients),
@@ -491,8 +491,8 @@ def outlast(site: Site, fault_s: float) -> None:
     time.sleep(max(0.0, began_s + fault_s - time.monotonic()))
 
 
-def test_frozen_brokers_are_waited_for(site: Site, cluster: Cluster) -> None:
-    """SIGSTOP to all: sockets stay open, and nobody answers; SIGCONT."""
+def test_frozen_brokers_are_tolerated(site: Site, cluster: Cluster) -> None:
+    """SIGSTOP to all, so sockets stay open without answers; then SIGCONT."""
     began_s = time.monotonic()
     with frozen(cluster):
         outlast(site, PAUSE_S)
@@ -502,32 +502,32 @@ def test_frozen_brokers_are_waited_for(site: Site, cluster: Cluster) -> None:
     assert figures["refused"] >= CLIENTS
 
 
-def test_learner_and_server_end_in_time_while_nobody_answers(site: Site, cluster: Cluster) -> None:
-    """SIGTERM in the middle of the fault: before the supervisor would kill them, with the exit code of a clean stop."""
+def test_learner_and_server_stop_in_time_while_brokers_are_frozen(site: Site, cluster: Cluster) -> None:
+    """SIGTERM during the fault: exit code 0, before the supervisor would kill them."""
     with frozen(cluster):
         outlast(site, 0.0)
         began_s, limit_s = time.monotonic(), site.config.run.shutdown_s + 5.0
-        ended_s = {}
+        stopped_s = {}
         for pid in (site.learner, site.server):
             os.kill(pid, signal.SIGTERM)
         for name, pid in (("learner", site.learner), ("server", site.server)):
-            until(lambda pid=pid: site.code(pid) is not None, f"the end of the {name}", limit_s)
-            ended_s[f"{name}_ended_after_s"] = time.monotonic() - began_s
+            until(lambda pid=pid: site.code(pid) is not None, f"the exit of the {name}", limit_s)
+            stopped_s[f"{name}_stopped_after_s"] = time.monotonic() - began_s
             assert site.code(pid) == 0, site.learner_log[-3000:]
-    report(fault="told to stop while all brokers are frozen", **ended_s)
+    report(fault="SIGTERM while all brokers are frozen", **stopped_s)
 
 
 def leader_of(topic: str, servers: list[str]) -> tuple[int, int]:
-    """Of the topic's first partition: the node that leads, and since which epoch."""
+    """Leader and leader epoch of the topic's first partition."""
     with KafkaAdminClient(bootstrap_servers=servers) as admin:
-        (told,) = admin.describe_topics([topic])
-    (first,) = (each for each in told["partitions"] if each["partition_index"] == 0)
+        (description,) = admin.describe_topics([topic])
+    (first,) = (each for each in description["partitions"] if each["partition_index"] == 0)
     return first["leader_id"], first["leader_epoch"]
 
 
 @pytest.mark.parametrize("how", ["killed", *(["frozen"] if LONG else [])])
-def test_another_leads_where_a_leader_is_away(site: Site, cluster: Cluster, how: str) -> None:
-    """While it is still away labels are acknowledged again; the old leader comes back as a follower."""
+def test_a_new_leader_replaces_a_lost_one(site: Site, cluster: Cluster, how: str) -> None:
+    """Labels are acknowledged before the old leader returns, as a follower."""
     topic = site.config.log.topics.labels
     leader, epoch = leader_of(topic, cluster.bootstrap_servers.split(","))
     victim = cluster.brokers[leader]
@@ -551,7 +551,7 @@ def test_another_leads_where_a_leader_is_away(site: Site, cluster: Cluster, how:
 
 @pytest.mark.parametrize("count", [2, *([3] if LONG else [])])
 def test_too_few_brokers_acknowledge_nothing(site: Site, cluster: Cluster, count: int) -> None:
-    """SIGKILL to two of three, or all: no copy that counts can be made, so 503; after their restart all drains."""
+    """SIGKILL to two of three, or all: too few in-sync replicas, so 503; after their restart the lag drains."""
     began_s = time.monotonic()
     victims = list(cluster.brokers.values())[:count]
     for broker in victims:
@@ -566,10 +566,10 @@ def test_too_few_brokers_acknowledge_nothing(site: Site, cluster: Cluster, count
     assert figures["refused"] >= CLIENTS
 
 
-def test_a_pulled_cable_is_waited_for(site: Site, cable: Cable | str) -> None:
-    """Packets are lost without a word, for longer than a request may take; then they pass again."""
+def test_a_cut_network_is_tolerated(site: Site, cable: Cable | str) -> None:
+    """Packets are lost silently, for longer than a request may take."""
     if isinstance(cable, str):
-        pytest.skip(f"NO NETWORK NAMESPACE, the cut of the network is not tried: {cable}")
+        pytest.skip(f"NO NETWORK NAMESPACE, a cut network is not tested: {cable}")
     began_s = time.monotonic()
     cable.pull()
     try:
@@ -577,18 +577,18 @@ def test_a_pulled_cable_is_waited_for(site: Site, cable: Cable | str) -> None:
     finally:
         cable.plug()
 
-    figures = finish(site, Fault("cable pulled", began_s, time.monotonic()))
+    figures = finish(site, Fault("network cut", began_s, time.monotonic()))
 
     assert figures["refused"] >= CLIENTS
 
 
-def test_what_was_trimmed_unread_is_a_gap_and_the_learner_goes_on(site: Site, cluster: Cluster) -> None:
-    """DeleteRecords past the checkpoint, and past steps that the journal knows, while the learner is dead."""
-    until(lambda: 2 <= steps_since_checkpoint(site) <= 10, "steps that only the journal knows", RESUME_S)
+def test_records_trimmed_unread_are_counted_and_skipped(site: Site, cluster: Cluster) -> None:
+    """DeleteRecords past the checkpoint and past journaled steps, while the learner is dead."""
+    until(lambda: 2 <= steps_since_checkpoint(site) <= 10, "steps after the checkpoint", RESUME_S)
     os.kill(site.learner, signal.SIGKILL)
-    until(lambda: site.code(site.learner) is not None, "its end", RESUME_S)
+    until(lambda: site.code(site.learner) is not None, "its exit", RESUME_S)
     before = len(site.answers)
-    until(lambda: len(site.answers) > before + 100, "records that nobody reads", RESUME_S)
+    until(lambda: len(site.answers) > before + 100, "unread records", RESUME_S)
     site.stop_clients()
     checkpoint = load_newest(site.paths.checkpoints)
     beginnings = trim(site, cluster)
@@ -616,19 +616,19 @@ def test_what_was_trimmed_unread_is_a_gap_and_the_learner_goes_on(site: Site, cl
 
 
 def steps_since_checkpoint(site: Site) -> int:
-    """Of a learner that has made one; 0 before."""
+    """Steps since the last checkpoint; 0 before the first."""
     saved = load_newest(site.paths.checkpoints)
     return last_step(site.paths.journal) - saved.step if saved and saved.step else 0
 
 
 def trim(site: Site, cluster: Cluster) -> dict[TopicPartition, int]:
-    """Leave the last records of each partition; where each begins now."""
+    """Trim all but the last records of each partition; returns the new beginnings."""
     topics = site.config.log.topics
     with closing(open_log(site.config)) as log:
         ends = {tp: end for topic in (topics.samples, topics.labels) for tp, end in log.end_offsets(topic).items()}
-        wanted = {tp: end - TRIMMED_TAIL for tp, end in ends.items()}
+        beginnings = {tp: end - TRIMMED_TAIL for tp, end in ends.items()}
         with KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers) as admin:
-            admin.delete_records({KafkaPartition(*tp): offset for tp, offset in wanted.items()})
+            admin.delete_records({KafkaPartition(*tp): offset for tp, offset in beginnings.items()})
         found = {tp: at for topic in (topics.samples, topics.labels) for tp, at in log.beginning_offsets(topic).items()}
-    assert found == wanted
+    assert found == beginnings
     return found

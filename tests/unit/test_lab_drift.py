@@ -7,7 +7,7 @@ import pytest
 
 from streamlearn.errors import ConfigError
 from streamlearn.lab.datasets import Dataset
-from streamlearn.lab.drift import Drift, World, parse_drift, prior_of, rotate
+from streamlearn.lab.drift import Drift, Drifts, parse_drift, prior_of, rotate
 
 RNG = np.random.default_rng(0)
 IMAGES = Dataset("images", RNG.integers(0, 17, (50, 3, 6, 6), np.uint8), RNG.integers(0, 4, 50), ("a", "b", "c", "d"))
@@ -59,17 +59,17 @@ class TestGrammar:
             parse_drift(text)
 
 
-class TestWorld:
+class TestDrifts:
     @pytest.mark.parametrize(("index", "changed"), [(0, False), (4, False), (5, True), (9, True), (10, False)])
     def test_a_change_holds_from_start_up_to_without_end(self, index: int, changed: bool) -> None:
         """A recurring concept is one drift with an END."""
-        world = World(TABLE, parse_drift("permute-labels@5-10"), seed=0)
+        drifted = Drifts(TABLE, parse_drift("permute-labels@5-10"), seed=0)
 
-        assert (world.show(index, TABLE.x[0], 0)[1] != 0) == changed
+        assert (drifted.show(index, TABLE.x[0], 0)[1] != 0) == changed
 
     def test_without_drift_samples_are_not_copied(self) -> None:
         """The sample is a view of the data set."""
-        x, y = World(TABLE, (), seed=0).show(7, TABLE.x[0], 1)
+        x, y = Drifts(TABLE, (), seed=0).show(7, TABLE.x[0], 1)
 
         assert x.base is TABLE.x
         assert y == 1
@@ -77,27 +77,27 @@ class TestWorld:
     def test_every_class_is_permuted(self) -> None:
         """The permutation has no fixed point."""
         for seed in range(10):
-            world = World(IMAGES, parse_drift("permute-labels"), seed=seed)
+            drifted = Drifts(IMAGES, parse_drift("permute-labels"), seed=seed)
 
-            moved = [world.show(0, IMAGES.x[0], y)[1] for y in range(4)]
+            moved = [drifted.show(0, IMAGES.x[0], y)[1] for y in range(4)]
 
             assert sorted(moved) == [0, 1, 2, 3]
             assert all(new != old for old, new in enumerate(moved))
 
     def test_noise_has_the_given_strength(self) -> None:
         """In standard deviations of the data set; the mean is 0."""
-        world = World(TABLE, parse_drift("noise:0.5"), seed=0)
+        drifted = Drifts(TABLE, parse_drift("noise:0.5"), seed=0)
 
-        added = np.stack([world.show(i, x, 0)[0] for i, x in enumerate(TABLE.x)]) - TABLE.x
+        added = np.stack([drifted.show(i, x, 0)[0] for i, x in enumerate(TABLE.x)]) - TABLE.x
 
         assert added.std() == pytest.approx(0.5 * TABLE.x.std(), rel=0.1)
         assert abs(added.mean()) < 0.15
 
     def test_noise_on_integers_stays_in_the_range_of_the_data(self) -> None:
         """Values are clipped and do not wrap around."""
-        world = World(IMAGES, parse_drift("noise:2"), seed=0)
+        drifted = Drifts(IMAGES, parse_drift("noise:2"), seed=0)
 
-        shown = np.stack([world.show(i, x, 0)[0] for i, x in enumerate(IMAGES.x)])
+        shown = np.stack([drifted.show(i, x, 0)[0] for i, x in enumerate(IMAGES.x)])
 
         assert (shown.dtype, shown.min(), shown.max()) == (np.uint8, 0, 16)
         assert not np.array_equal(shown, IMAGES.x)
@@ -105,7 +105,7 @@ class TestWorld:
     def test_the_same_sample_number_gets_the_same_noise(self) -> None:
         """A function of (seed, number); the data set is not changed."""
         before = TABLE.x.copy()
-        one, other = (World(TABLE, parse_drift("noise:1"), seed=seed) for seed in (0, 1))
+        one, other = (Drifts(TABLE, parse_drift("noise:1"), seed=seed) for seed in (0, 1))
 
         first = one.show(3, TABLE.x[0], 0)[0]
         one.show(4, TABLE.x[0], 0)
@@ -117,10 +117,10 @@ class TestWorld:
 
     def test_changes_are_applied_in_the_order_given(self) -> None:
         """Two quarter turns are a half turn."""
-        world = World(IMAGES, parse_drift("rotate:90,rotate:90@5"), seed=0)
+        drifted = Drifts(IMAGES, parse_drift("rotate:90,rotate:90@5"), seed=0)
 
-        assert np.array_equal(world.show(5, IMAGES.x[0], 0)[0], IMAGES.x[0][:, ::-1, ::-1])
-        assert np.array_equal(world.show(4, IMAGES.x[0], 0)[0], np.rot90(IMAGES.x[0], axes=(1, 2)))
+        assert np.array_equal(drifted.show(5, IMAGES.x[0], 0)[0], IMAGES.x[0][:, ::-1, ::-1])
+        assert np.array_equal(drifted.show(4, IMAGES.x[0], 0)[0], np.rot90(IMAGES.x[0], axes=(1, 2)))
 
     @pytest.mark.parametrize("shape", [(4,), (1, 2, 3)])
     def test_an_impossible_rotation_is_refused(self, shape: tuple[int, ...]) -> None:
@@ -128,7 +128,7 @@ class TestWorld:
         dataset = Dataset("d", np.zeros((2, *shape), np.uint8), np.array([0, 1]), ("a", "b"))
 
         with pytest.raises(ConfigError, match="drift rotate"):
-            World(dataset, parse_drift("rotate:90"), seed=0)
+            Drifts(dataset, parse_drift("rotate:90"), seed=0)
 
 
 class TestPrior:
@@ -146,19 +146,19 @@ class TestPrior:
         """Whatever their shares in the data set."""
         y = np.repeat(np.arange(4), [700, 100, 100, 100])
         dataset = Dataset("d", np.zeros((1000, 1), np.float32), y, ("a", "b", "c", "d"))
-        world = World(dataset, parse_drift("prior:8"), seed=0)
+        drifted = Drifts(dataset, parse_drift("prior:8"), seed=0)
 
-        shown = world.rows(np.tile(np.arange(1000), 7), y, first=0)
+        shown = drifted.rows(np.tile(np.arange(1000), 7), y, first=0)
 
         assert np.bincount(y[shown]) / 7000 == pytest.approx(prior_of(4, 8.0, seed=0), abs=0.02)
 
     def test_only_samples_from_start_to_end_are_resampled(self) -> None:
         """The given rows are of the rare class, and nearly all drawn rows of the other."""
-        world = World(TABLE, parse_drift("prior:1000000@105-110"), seed=0)
+        drifted = Drifts(TABLE, parse_drift("prior:1000000@105-110"), seed=0)
         common = prior_of(2, 1e6, seed=0).argmax()
         given = np.flatnonzero(common != TABLE.y)[:20]
 
-        shown = world.rows(given, TABLE.y, first=100)
+        shown = drifted.rows(given, TABLE.y, first=100)
 
         assert np.array_equal(np.flatnonzero(TABLE.y[shown] == common), np.arange(5, 10))
         assert np.array_equal(np.delete(shown, np.s_[5:10]), np.delete(given, np.s_[5:10]))
@@ -166,14 +166,14 @@ class TestPrior:
     def test_each_pass_has_its_own_draw(self) -> None:
         """A function of (seed, number)."""
         y, given = TABLE.y, np.arange(400)
-        world = World(TABLE, parse_drift("prior:3"), seed=0)
+        drifted = Drifts(TABLE, parse_drift("prior:3"), seed=0)
 
-        assert np.array_equal(world.rows(given, y, first=0), world.rows(given, y, first=0))
-        assert not np.array_equal(world.rows(given, y, first=0), world.rows(given, y, first=400))
+        assert np.array_equal(drifted.rows(given, y, first=0), drifted.rows(given, y, first=0))
+        assert not np.array_equal(drifted.rows(given, y, first=0), drifted.rows(given, y, first=400))
 
     def test_neither_samples_nor_classes_are_changed(self) -> None:
         """Only their frequency."""
-        x, y = World(TABLE, parse_drift("prior:3"), seed=0).show(7, TABLE.x[0], 1)
+        x, y = Drifts(TABLE, parse_drift("prior:3"), seed=0).show(7, TABLE.x[0], 1)
 
         assert (x is TABLE.x[0] or np.array_equal(x, TABLE.x[0]), y) == (True, 1)
 

@@ -80,7 +80,7 @@ def test_a_stop_before_the_start_sends_nothing(tmp_path: Path) -> None:
     stopping = threading.Event()
     stopping.set()
 
-    assert run(config_in(tmp_path), stopping) == Counts(0, 0, 0, 0)
+    assert run(config_in(tmp_path), stopping) == Counts(0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The table of benchmarks/learning.py: which runs are made, which are there already, and what their lines come to."""
+"""benchmarks/learning.py: the planned runs, existing results, and the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHANCES = {"moons": 0.5, "shuttle": 0.9}
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[tuple[ModuleType, ModuleType]]:
-    """The benchmark and its report, which are no part of the package."""
+    """The benchmark and its report, which are not in the package."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         yield importlib.import_module("learning"), importlib.import_module("learning_report")
@@ -37,7 +37,7 @@ def report(modules: tuple[ModuleType, ModuleType]) -> ModuleType:
 
 
 def line(cell: str, run: str, seed: int, teacher: float, twin: float | None = None, **changes: Any) -> dict[str, Any]:
-    """Of a run whose student is a hundredth below its teacher, and whose last samples went as all of them."""
+    """A result whose student is 0.01 below its teacher, with equal scores on all and on the last samples."""
     accuracy = {"teacher": teacher, "student": teacher - 0.01, "majority": 0.5, "no_change": 0.4}
     accuracy |= {} if twin is None else {"twin": twin}
     curve = {"teacher": [teacher] * 2, "twin": [twin] * 2}
@@ -56,8 +56,8 @@ LINES = [
 
 
 class TestSummary:
-    def test_gains_are_of_the_same_seed_in_points(self, report: ModuleType) -> None:
-        """+2 and -1 over the twin: a mean of .5, one win of two; the rival of `plain` is its student."""
+    def test_gains_are_paired_by_seed_in_points(self, report: ModuleType) -> None:
+        """+2 and -1 over the twin: mean 0.5, one win of two; the rival in `plain` is its student."""
         row = report.summary(LINES, CHANCES)["table"]["moons/0.01/0"]
 
         gain = row["gain_over_twin"]["prequential"]
@@ -65,38 +65,38 @@ class TestSummary:
         assert gain["std"] == pytest.approx(4.5**0.5, abs=1e-3)
         assert row["gain_over_plain"]["prequential"]["by_seed"] == [5.0, 5.0]
 
-    def test_a_rival_of_another_seed_is_none(self, report: ModuleType) -> None:
-        """Nothing is compared that did not see the same stream."""
+    def test_other_seeds_are_not_compared(self, report: ModuleType) -> None:
+        """They saw other streams."""
         lines = [line("moons/0.01/0", "default", 0, 0.9, 0.8), line("moons/0.01/0", "plain", 1, 0.5)]
 
         row = report.summary(lines, CHANCES)["table"]["moons/0.01/0"]
 
         assert (row["gain_over_plain"]["prequential"]["mean"], row["gain_over_plain"]["prequential"]["of"]) == (None, 0)
 
-    def test_the_headline_is_of_the_worst_cell_and_of_cells_with_few_labels(self, report: ModuleType) -> None:
-        """The cell of 10 % is the worst, and is no part of the mean gains."""
+    def test_the_summary_has_the_worst_cell_and_mean_gains_with_few_labels(self, report: ModuleType) -> None:
+        """The cell with 10 % labels is the worst, and is not in the mean gains."""
         found = report.summary(LINES, CHANCES)
 
         assert (found["cells"], found["worst_cell"], found["worst_cell_points"]) == (2, "moons/0.1/0", -3.0)
         assert (found["gain_over_twin_le_1pct"], found["gain_over_plain_le_1pct"]) == (0.5, 5.0)
 
-    def test_the_upper_bound_is_of_all_cells_of_its_data(self, report: ModuleType) -> None:
-        """One run of all labels serves every label rate and delay."""
+    def test_the_upper_bound_applies_to_all_cells_of_its_data(self, report: ModuleType) -> None:
+        """One run with all labels per data set and seed."""
         table = report.summary(LINES, CHANCES)["table"]
 
         assert [table[cell]["prequential"]["full"]["mean"] for cell in table] == [0.97, 0.97]
 
     @pytest.mark.parametrize(
-        ("cell", "teacher", "wanted"),
+        ("cell", "teacher", "expected"),
         [("moons/0.1/0", 0.52, 1), ("moons/0.1/0", 0.522, 0), ("shuttle/0.1/0", 0.91, 1), ("shuttle/0.1/0", 0.92, 0)],
     )
-    def test_chance_is_the_largest_class_and_three_standard_errors(
-        self, report: ModuleType, cell: str, teacher: float, wanted: int
+    def test_chance_is_the_largest_class_plus_three_standard_errors(
+        self, report: ModuleType, cell: str, teacher: float, expected: int
     ) -> None:
-        """Of 5,000 samples: .5 + .0212, and .9 + .0127."""
-        assert report.summary([line(cell, "default", 0, teacher, 0.9)], CHANCES)["runs_at_chance"] == wanted
+        """With 5,000 samples: 0.5 + 0.0212, and 0.9 + 0.0127."""
+        assert report.summary([line(cell, "default", 0, teacher, 0.9)], CHANCES)["runs_at_chance"] == expected
 
-    def test_of_nothing_says_so(self, report: ModuleType) -> None:
+    def test_a_summary_without_runs_is_empty(self, report: ModuleType) -> None:
         """Before the first run."""
         found = report.summary([], CHANCES)
 
@@ -105,7 +105,7 @@ class TestSummary:
 
 class TestReport:
     def test_text_around_the_table_is_kept(self, report: ModuleType, tmp_path: Path) -> None:
-        """However often it is written."""
+        """Also when it is written again."""
         page = tmp_path / "learning.md"
         page.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
 
@@ -115,12 +115,12 @@ class TestReport:
 
         assert page.read_text() == once
         assert (once.startswith("before\n"), once.endswith("after\n"), "old" in once) == (True, True, False)
-        assert "| moons/0.01/0 | 85.0 ± 7.1 |" in once
+        assert "| moons/0.01/0 | 85.0 | " in once
         assert json.loads((tmp_path / "learning.json").read_text()) == report.summary(LINES, CHANCES)
         assert "<svg" in (tmp_path / "learning-gain.svg").read_text()
 
-    def test_a_page_without_marks_is_left_alone(self, report: ModuleType, tmp_path: Path) -> None:
-        """Somebody's text is not overwritten."""
+    def test_a_page_without_markers_is_refused(self, report: ModuleType, tmp_path: Path) -> None:
+        """Its text is not overwritten."""
         (tmp_path / "learning.md").write_text("mine\n")
 
         with pytest.raises(ValueError, match="wanted the lines"):
@@ -130,8 +130,8 @@ class TestReport:
 
 
 class TestResults:
-    def test_a_run_that_is_there_is_not_made_again(self, bench: ModuleType, tmp_path: Path) -> None:
-        """By cell, run, seed and settings, in another process too."""
+    def test_an_existing_run_is_not_repeated(self, bench: ModuleType, tmp_path: Path) -> None:
+        """Runs are identified by cell, run, seed and settings."""
         case = bench.Case("moons", 0.01, "0", "plain", 3)
         results = bench.Results(tmp_path / "made" / "results.jsonl")
 
@@ -144,8 +144,18 @@ class TestResults:
         assert not again.has(bench.Case("moons", 0.01, "0", "default", 3))
         assert not again.has(bench.Case("moons", 0.01, "0", "plain", 3, {"learn.ema_decay": 0.9}))
 
+    def test_a_report_uses_the_newest_line_whatever_its_settings(self, bench: ModuleType, tmp_path: Path) -> None:
+        """A change of a setting must not empty the report."""
+        case = bench.Case("moons", 0.01, "0", "plain", 3)
+        results = bench.Results(tmp_path / "results.jsonl")
+        for teacher in (0.8, 0.9):
+            results.append(case, line(case.cell, "plain", 3, teacher, recipe="earlier"))
+
+        assert results.of([case]) == []
+        assert [found["prequential"]["teacher"] for found in results.newest([case])] == [0.9]
+
     def test_a_recipe_is_written_once_in_full(self, bench: ModuleType, tmp_path: Path) -> None:
-        """So that a hash can be read, and a line stays short."""
+        """It resolves the hash, and lines stay short."""
         results = bench.Results(tmp_path / "results.jsonl")
         for seed in range(2):
             case = bench.Case("moons", 0.01, "0", "default", seed)
@@ -156,15 +166,15 @@ class TestResults:
         assert ["settings" in found for found in lines] == [True, False, False]
         assert lines[0]["settings"]["model"]["options"] == {"hidden": [64, 64]}
 
-    def test_seed_threads_and_cadence_are_no_part_of_a_recipe(self, bench: ModuleType) -> None:
-        """They change nothing of what a setting is worth."""
+    def test_seed_threads_and_intervals_are_not_part_of_a_recipe(self, bench: ModuleType) -> None:
+        """They do not affect the comparison."""
         one, other = (bench.Case("moons", 0.01, "0", "default", seed) for seed in (0, 1))
 
         assert one.recipe_hash == other.recipe_hash
         assert "seed" not in one.recipe["settings"]["learn"]
 
-    def test_a_later_setting_is_part_of_a_recipe_where_it_is_not_the_default(self, bench: ModuleType) -> None:
-        """Lines that were there before it came stay those of their recipe."""
+    def test_a_newer_setting_is_part_of_a_recipe_only_if_it_is_not_the_default(self, bench: ModuleType) -> None:
+        """Older results keep their recipe."""
         plain, same, other = (
             bench.Case("moons", 0.01, "0", "default", 0, overrides)
             for overrides in ({}, {"learn.teacher_mode": "eval"}, {"learn.teacher_mode": "train"})
@@ -174,15 +184,15 @@ class TestResults:
         assert plain.recipe_hash == same.recipe_hash != other.recipe_hash
 
     def test_the_whole_table_is_455_runs_seed_by_seed(self, bench: ModuleType) -> None:
-        """7 data sets, 3 rates, 2 delays and 5 seeds, twice; and the upper bounds."""
+        """7 data sets, 3 rates, 2 delays and 5 seeds, two runs each; and the upper bounds."""
         cases = bench.all_cases(5, [])
 
         assert len(cases) == 7 * 3 * 2 * 5 * 2 + 7 * 5
         assert [case.seed for case in cases] == sorted(case.seed for case in cases)
         assert len({(case.cell, case.run, case.seed) for case in cases}) == len(cases)
 
-    def test_a_search_is_kept_to_the_data_that_settings_are_chosen_on(self, bench: ModuleType) -> None:
-        """Two seeds of Fashion-MNIST, and none of the data that the answer is judged by."""
+    def test_a_search_uses_only_the_data_for_choosing_settings(self, bench: ModuleType) -> None:
+        """With two seeds of Fashion-MNIST."""
         cases = bench.searched_cases(bench.grid("learn.consistency=kl learn.ema_decay=0.9|0.99"), [])
 
         assert {case.source for case in cases} == {"digits", "moons", "shuttle", "fashion"}
@@ -190,6 +200,6 @@ class TestResults:
         assert cases[0].overrides == {"learn.consistency": "kl", "learn.ema_decay": 0.9}
         assert cases[1].overrides == {"learn.consistency": "kl", "learn.ema_decay": 0.99}
 
-    def test_a_recipe_of_nothing_is_the_settings_as_shipped(self, bench: ModuleType) -> None:
-        """The one to beat."""
+    def test_an_empty_recipe_is_the_shipped_one(self, bench: ModuleType) -> None:
+        """It is the baseline of a search."""
         assert list(bench.grid("")) == [{}]

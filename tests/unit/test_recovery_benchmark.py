@@ -1,4 +1,4 @@
-"""What benchmarks/recovery.py measures, and what it means by going back. It is run by `make bench`."""
+"""benchmarks/recovery.py: its measurements and its resets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHANGE_STEP, STEPS = 3, 40
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[ModuleType]:
-    """The benchmark, which is no part of the package."""
+    """The benchmark, which is not in the package."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         yield importlib.import_module("recovery")
@@ -34,7 +34,7 @@ def bench() -> Iterator[ModuleType]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """A learner sets the threads of the whole process."""
+    """Restore the number of threads, which a learner sets for the process."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -56,7 +56,7 @@ def learner_of(bench: ModuleType) -> Learner:
 
 
 def taught(learner: Learner, steps: int) -> Learner:
-    """By so many more steps, of noise."""
+    """Take `steps` steps on noise."""
     rng = np.random.default_rng(learner.step)
     for _ in range(steps):
         fresh_x = rng.random((4, *learner.spec.shape), np.float32)
@@ -71,7 +71,7 @@ def differing(one: dict[str, Array], other: dict[str, Array]) -> list[str]:
 
 
 class TestUntilBack:
-    def test_counts_to_the_end_of_the_first_window_that_is_good_enough(self, bench: ModuleType) -> None:
+    def test_counts_to_the_end_of_the_first_sufficient_window(self, bench: ModuleType) -> None:
         """The first window wholly after the change ends 32 steps of 32 samples after it."""
         result = bench.Result(case(bench), 0.8, (0.1, 0.75, 0.77, 0.3), 0.5)
 
@@ -79,8 +79,8 @@ class TestUntilBack:
         assert result.back_after(0.8) == (32 + 2) * 32
         assert result.back_after(0.78) == (32 + 1) * 32
 
-    def test_counts_all_samples_where_it_is_never(self, bench: ModuleType) -> None:
-        """A lower bound of what it would have been."""
+    def test_counts_all_samples_if_there_is_none(self, bench: ModuleType) -> None:
+        """A lower bound."""
         result = bench.Result(case(bench), 0.8, (0.1, 0.2), 0.2)
 
         assert result.back_after(0.8) is None
@@ -88,8 +88,8 @@ class TestUntilBack:
 
 
 class TestFollowing:
-    def test_tells_before_from_after(self, bench: ModuleType) -> None:
-        """Half right up to the change, then wrong, then right."""
+    def test_separates_before_from_after(self, bench: ModuleType) -> None:
+        """Half of the answers are right up to the change, then none, then all."""
         oracle, following = Prequential(2, window=bench.WINDOW), bench.Following(case(bench))
         for step in range(1, STEPS + 1):
             for n in range(bench.FRESH):
@@ -112,9 +112,9 @@ class TestFollowing:
         assert result.lowest == 0.0
 
 
-class TestGoingBack:
-    def test_is_to_all_of_the_first_asked_state_but_for_the_step(self, bench: ModuleType) -> None:
-        """The loop and its journal go by the step."""
+class TestResetting:
+    def test_restores_everything_except_the_step_number(self, bench: ModuleType) -> None:
+        """The loop and the journal depend on the step number."""
         learner, resetting = learner_of(bench), bench.Resetting(2)
         resetting(taught(learner, 2), 2)
         kept = learner.state()
@@ -127,8 +127,8 @@ class TestGoingBack:
         assert differing(kept, learner.state()) == ["learner.step"]
         assert learner.step == 4
 
-    def test_a_restart_is_to_the_weights_of_the_beginning(self, bench: ModuleType) -> None:
-        """Those that the learner itself began with."""
+    def test_a_restart_restores_the_initial_weights(self, bench: ModuleType) -> None:
+        """Those of the same learner."""
         learner = learner_of(bench)
         beginning = learner.state()
         resetting = bench.make_resetting(case(bench, "restart"), learning_of(bench, "restart"))
@@ -137,16 +137,16 @@ class TestGoingBack:
 
         assert differing(beginning, learner.state()) == ["learner.step"]
 
-    def test_is_of_two_contenders(self, bench: ModuleType) -> None:
-        """All others are left alone."""
+    def test_only_two_contenders_reset(self, bench: ModuleType) -> None:
+        """`reset` and `restart`."""
         made = {name: bench.make_resetting(case(bench, name), learning_of(bench, name)) for name in bench.CONTENDERS}
 
         assert {name for name, resetting in made.items() if resetting is not None} == {"reset", "restart"}
 
 
 class TestContenders:
-    def test_differ_from_what_is_shipped_as_they_say(self, bench: ModuleType) -> None:
-        """One step a micro-batch for all."""
+    def test_have_the_settings_of_their_description(self, bench: ModuleType) -> None:
+        """All take one step per micro-batch."""
         made = {name: learning_of(bench, name).config(Path()) for name in bench.CONTENDERS}
 
         assert {config.batch.steps for config in made.values()} == {1}
@@ -159,12 +159,12 @@ class TestContenders:
         assert [made[name].drift.reaction for name in ("constant", "alarm", "shipped")] == ["alarm", "alarm", "renew"]
 
     @pytest.mark.parametrize("quick", [False, True])
-    def test_all_learn_the_same_streams(self, bench: ModuleType, quick: bool) -> None:
-        """None of which changes where a reset is, and each with two whole periods after it."""
+    def test_learn_the_same_streams(self, bench: ModuleType, quick: bool) -> None:
+        """The change is halfway between two resets, and two whole periods follow."""
         lengths = bench.QUICK_LENGTHS if quick else bench.LENGTHS
-        wanted = bench.cases([1, 2], lengths, quick=quick)
+        cases = bench.cases([1, 2], lengths, quick=quick)
 
-        streams = {name: [one.stream for one in wanted if one.contender == name] for name in bench.CONTENDERS}
+        streams = {name: [one.stream for one in cases if one.contender == name] for name in bench.CONTENDERS}
         assert all(some == streams["constant"] for some in streams.values())
         assert len(set(streams["constant"])) == 2 * (1 if quick else 5)
         for stream in streams["constant"]:
@@ -173,7 +173,7 @@ class TestContenders:
 
 
 def test_the_summary_is_by_contender(bench: ModuleType) -> None:
-    """Means over streams; the target is its own accuracy before, or that of `constant`."""
+    """Means over streams; the target is the contender's own accuracy before the change, or that of `constant`."""
     results = []
     for seed in (1, 2):
         for contender in bench.CONTENDERS:
@@ -183,15 +183,15 @@ def test_the_summary_is_by_contender(bench: ModuleType) -> None:
             results.append(bench.Result(case(bench, contender, seed=seed), before, windows, 0.25 * seed))
     results[0] = replace(results[0], after=0.5)
 
-    told = bench.summary(results)
+    summary = bench.summary(results)
 
     all_of_it = (STEPS - CHANGE_STEP) * 32
-    assert told["seeds"] == [1, 2]
-    assert told["samples_until_back"]["constant"] == (34 * 32 + all_of_it) / 2
-    assert told["samples_until_back"]["restart"] == (33 * 32 + all_of_it) / 2
-    assert told["samples_until_back_to_constant"]["restart"] == all_of_it
-    assert told["never"] == dict.fromkeys(bench.CONTENDERS, 1)
-    assert told["accuracy_after"]["constant"] == 0.5
-    assert told["accuracy_after"]["shipped"] == 0.375
+    assert summary["seeds"] == [1, 2]
+    assert summary["samples_until_back"]["constant"] == (34 * 32 + all_of_it) / 2
+    assert summary["samples_until_back"]["restart"] == (33 * 32 + all_of_it) / 2
+    assert summary["samples_until_back_to_constant"]["restart"] == all_of_it
+    assert summary["never"] == dict.fromkeys(bench.CONTENDERS, 1)
+    assert summary["accuracy_after"]["constant"] == 0.5
+    assert summary["accuracy_after"]["shipped"] == 0.375
     assert "-0.125 ± 0.125" in [str(cell) for column in bench.totals(results).columns for cell in column.cells]
     assert bench.table(results).row_count == len(bench.CONTENDERS)
