@@ -1,4 +1,4 @@
-"""Two real learners on one state folder: locks lost, the older one given up for dead, and then it wakes up."""
+"""A zombie writer: the locks are lost, a second learner starts, and the first one wakes up."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from streamlearn.state.kill_points import VARIABLE
 from streamlearn.state.paths import StatePaths
 
 REFUSED = 3
-ONE_THREAD = {"STREAMLEARN_STATE__CHECKPOINT_EVERY_STEPS": "1000", "STREAMLEARN_STATE__PUBLISH_EVERY_S": "1000"}
-"""Of a learner that is going to be stopped at a named point: no other thread of its may stand in the middle of a write
-then, or of a commit of offsets, which follows a checkpoint and holds the log's write lock."""
+ONE_THREAD = {"STREAMLEARN_STATE__CHECKPOINT_EVERY_S": "1000", "STREAMLEARN_STATE__PUBLISH_EVERY_S": "1000"}
+"""For a learner that is stopped at a kill point: no other thread of it may be stopped during a write, or during the
+commit of offsets that follows a checkpoint and holds the log's write lock."""
 FLUSHES = {**ONE_THREAD, "STREAMLEARN_STATE__PUBLISH_EVERY_S": "0.05"}
-"""The ledger is flushed before each publication; the one before has long been written by then."""
+"""The ledger is flushed before each publication; by then the publication before is complete."""
 
 
 @dataclass
 class Room:
-    """A state folder, and the learners that were started on it."""
+    """A state folder, and the learners started on it."""
 
     folder: Path
     nursery: ForkServer
@@ -62,13 +62,13 @@ class Room:
         self.sent += samples
 
     def start(self, *flags: str, environ: Mapping[str, str] | None = None) -> int:
-        """Its process id."""
+        """Start a learner; its process id."""
         return self.nursery.start(
             ["learn", "--config", str(self.folder / "shared.toml"), *flags], self.output, dict(environ or {})
         )
 
     @staticmethod
-    def stands_still(pid: int) -> bool:
+    def is_stopped(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def code(self, pid: int) -> int:
@@ -78,16 +78,15 @@ class Room:
         return found
 
     def lose_locks(self) -> None:
-        """As when a folder was moved, or lies where locks do not reach."""
+        """As when the folder is moved, or on a disk without locks."""
         for path in (self.paths.root / "lock", self.paths.store / "writer.lock"):
             path.unlink()
 
     def content(self) -> dict[str, bytes]:
-        """All that only a learner writes: not the log, nor what is wanted, which SQLite tidies up when it is closed.
+        """Everything that only a learner writes: not the log, nor the label requests, which SQLite changes on close.
 
-        Of the store its rows, since SQLite tidies it up as well.
-        Of the journal the steps that a reader believes: a learner that is stopped between its look at the fence and
-        its write appends one line when it wakes up, and that line's epoch is too old.
+        The store by its rows, for the same reason. The journal by its valid steps: a learner that is stopped between
+        the check of the fence and the write appends one line when it wakes up, with an epoch that is too old.
         """
         files = [path for path in sorted(self.paths.root.rglob("*")) if path.is_file()]
         apart = [self.paths.log.parent, self.paths.journal, self.paths.store]
@@ -104,7 +103,7 @@ class Room:
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[ForkServer]:
-    """Starts learners without a wait for imports."""
+    """Starts learners without importing everything again."""
     with ForkServer() as nursery:
         yield nursery
 
@@ -118,17 +117,15 @@ def room(tmp_path: Path, nursery: ForkServer) -> Room:
     ("stopped_at", "environ"),
     [("ledger-flush.begin:4", FLUSHES), ("ledger-flush.begin:6", FLUSHES), ("journal-append.end:5", ONE_THREAD)],
 )
-def test_a_learner_that_wakes_up_after_another_was_started_writes_nothing(
-    room: Room, stopped_at: str, environ: dict[str, str]
-) -> None:
-    """The lock files lost, another learner started, the older one woken up: both end with code 3, and change nothing.
+def test_a_zombie_writes_nothing(room: Room, stopped_at: str, environ: dict[str, str]) -> None:
+    """Both learners exit with code 3 and change nothing.
 
-    The older one stands between the sync of its journal and the flush of its ledger, or in the middle of a step. So
-    SQLite's lock on the store is its own, and the other one is refused; but it has taken the next epoch.
+    The older one is stopped between the sync of its journal and the flush of its ledger, or during a step. It holds
+    SQLite's lock on the store, so the newer one is refused, but it has taken the next epoch.
     """
     room.send(60)
     older = room.start(environ={**environ, VARIABLE: f"{stopped_at}:stop"})
-    until(lambda: room.stands_still(older), "the first learner to stop", 60.0)
+    until(lambda: room.is_stopped(older), "the first learner to stop", 60.0)
     assert last_step(room.paths.journal) >= 1, "there is something to flush"
     room.lose_locks()
     room.send(40)
@@ -141,17 +138,17 @@ def test_a_learner_that_wakes_up_after_another_was_started_writes_nothing(
     assert room.code(older) == REFUSED, room.output.read_text()
     assert "has taken over this state folder" in room.output.read_text()
     assert (room.content(), room.journal_bytes()) == before
-    # The state is whole: a third one reads on, and all is learned once.
+    # The state is valid: a third one continues, and everything is learned once.
     room.send(40)
     assert room.code(room.start("--until-end")) == 0, room.output.read_text()
     assert verify(room.config, []).problems == []
 
 
-def test_a_line_that_an_older_learner_writes_late_is_learned_once(room: Room) -> None:
-    """It stops after its look at the fence: what it writes late has its old epoch, and nothing follows."""
+def test_a_late_journal_line_has_no_effect(room: Room) -> None:
+    """The learner is stopped after the check of the fence. Its late line has the old epoch, and nothing follows."""
     room.send(60)
     older = room.start(environ={**ONE_THREAD, VARIABLE: "journal-append.begin:5:stop"})
-    until(lambda: room.stands_still(older), "the first learner to stop", 60.0)
+    until(lambda: room.is_stopped(older), "the first learner to stop", 60.0)
     room.lose_locks()
     room.send(40)
     assert room.code(room.start("--until-end")) == REFUSED, room.output.read_text()
@@ -161,9 +158,9 @@ def test_a_line_that_an_older_learner_writes_late_is_learned_once(room: Room) ->
 
     assert room.code(older) == REFUSED, room.output.read_text()
     assert room.content()["store"] == before["store"]
-    segment = next(room.paths.journal.glob("*-000001.log"))  # a successor writes to its own
+    segment = next(room.paths.journal.glob("*-000001.log"))
     late = parse_line(segment.read_bytes().splitlines(keepends=True)[-1])
-    assert late is not None, "it was in the middle of a write"
+    assert late is not None, "it was stopped during a write"
     assert (late.step, late.epoch) == (5, 1)
     room.send(40)
     assert room.code(room.start("--until-end")) == 0, room.output.read_text()
@@ -171,7 +168,7 @@ def test_a_line_that_an_older_learner_writes_late_is_learned_once(room: Room) ->
 
 
 def test_a_second_learner_is_refused_while_the_first_lives(room: Room) -> None:
-    """By the lock, before it takes an epoch: the first one is not disturbed."""
+    """By the lock, before it takes an epoch, so the first one is not fenced."""
     room.send(20)
     first = room.start()
     until(lambda: last_step(room.paths.journal) >= 2, "the first learner to learn", 60.0)
@@ -183,8 +180,8 @@ def test_a_second_learner_is_refused_while_the_first_lives(room: Room) -> None:
     assert room.paths.epoch.read_bytes() == b"1\n"
 
 
-def test_an_older_learner_ends_though_nothing_comes_to_be_learned(room: Room) -> None:
-    """Its heartbeat finds out: a stream that is silent hides no second learner."""
+def test_a_zombie_exits_without_new_records(room: Room) -> None:
+    """Its heartbeat checks the fence, so a silent stream hides no second learner."""
     room.send(20)
     older = room.start()
     until(lambda: last_step(room.paths.journal) >= 2, "the first learner to learn", 60.0)
