@@ -187,7 +187,8 @@ class Case:
         for name, setting in _LATER:
             if tables[name][setting] == type(getattr(config, name)).model_fields[setting].default:
                 del tables[name][setting]
-        tables["labels"] = {"memory_rows": config.labels.memory_rows}
+        # The setting's name in lines recorded before it was renamed, so that their hashes still match.
+        tables["labels"] = {"memory_rows": config.labels.replay_rows}
         plan = self.plan
         stream = {"limit": plan.limit, "passes": plan.passes, "order": plan.order, "drift": plan.drift}
         return {"stream": {"dataset": plan.dataset, **stream}, "settings": tables}

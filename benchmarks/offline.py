@@ -144,7 +144,7 @@ class Learning:
             "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
             # A learner that has no time for further steps: the streams of these benchmarks are fast, and cheap so.
             "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S, "merge_wait_s": 60.0},
-            "labels": {"wanted_rows": 0, "memory_rows": 1000},
+            "labels": {"requests_per_hour": 0, "replay_rows": 1000},
             "state": {"dir": folder, "checkpoint_every_s": _NEVER_S, "publish_every_s": PUBLISH_EVERY_S},
             "metrics": {"port": 0},
         }

@@ -186,7 +186,7 @@ LEARNER_METRICS = (
     Metric("ledger_labels", "gauge", "Labels in the ledger by state.", ("state",), _each(*LABEL_STATES)),
     Metric("ledger_samples", "gauge", "Sample ids that the ledger knows."),
     Metric("store_payload_bytes", "gauge", "Payloads in the sample store, in bytes."),
-    Metric("memory_rows", "gauge", "Rows of the labelled memory."),
+    Metric("memory_rows", "gauge", "Rows of the replay buffer."),
     Metric("consumer_lag_records", "gauge", "Records in the log that are not read yet.", ("topic", "partition")),
     Metric("log_available", "gauge", "0 while the log cannot be read; NaN before the first look."),
     Metric("published_step", "gauge", "Step of the published teacher; 0 before the first."),
@@ -398,7 +398,7 @@ class LearnerMetrics(_Metrics):
         self._get(Gauge, "store_payload_bytes").set(payload_bytes)
 
     def memory(self, rows: int) -> None:
-        """Rows of the labelled memory."""
+        """Rows of the replay buffer."""
         self._get(Gauge, "memory_rows").set(rows)
 
     def lag(self, topic: str, partition: int, records: int) -> None:

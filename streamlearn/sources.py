@@ -32,6 +32,12 @@ NOT_SETTINGS = (
 REMOVED = {
     "bank.least": "removed; the test behind bank.alpha needs no minimum",
     "bank.z": "removed; use bank.alpha, the chance of a promotion between equal candidates in 10,000 labels",
+    "labels.max_held": "removed: 10,000 labels of unknown classes are held at most",
+    "labels.memory_rows": "renamed to labels.replay_rows",
+    "labels.payload_max_age_s": "removed: payloads are kept for labels.horizon_s, up to labels.payload_max_bytes",
+    "labels.wanted_again_after_s": "removed: a sample that got no label is handed out again after a day",
+    "labels.wanted_per_hour": "renamed to labels.requests_per_hour",
+    "labels.wanted_rows": "removed: the 1000 most useful samples are kept; labels.requests_per_hour = 0 turns it off",
 }
 """Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")

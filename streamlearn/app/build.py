@@ -17,7 +17,7 @@ from streamlearn.learn.learner import Learner
 from streamlearn.learn.recent import RecentSamples
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.replay_buffer import ReplayBuffer
-from streamlearn.ledger.request_writer import RequestWriter
+from streamlearn.ledger.request_writer import POOL_ROWS, RequestWriter
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.feed import PREFETCH_BYTES
@@ -35,22 +35,8 @@ def make_ledger(
     config: Config, paths: StatePaths, log: Log, codec: Codec, patience: Patience, *, may_write: Callable[[], None]
 ) -> Ledger:
     """The ledger in the state folder; payloads that left it are read back from the log."""
-    labels, schema = config.labels, config.schema_.build()
-    return Ledger(
-        paths.store,
-        schema=schema,
-        read_back=read_back_from(log, codec, patience),
-        payload_max_bytes=labels.payload_max_bytes,
-        payload_max_age_s=labels.payload_max_age_s,
-        horizon_s=labels.horizon_s,
-        max_ids=labels.max_ids,
-        corrections=labels.corrections,
-        implied_class=None if labels.implied_class is None else schema.class_index(labels.implied_class),
-        implied_after_s=labels.implied_after_s,
-        max_held=labels.max_held,
-        grow=labels.unknown_class == "grow",
-        may_write=may_write,
-    )
+    read_back = read_back_from(log, codec, patience)
+    return Ledger(paths.store, config.schema_.build(), config.labels, read_back=read_back, may_write=may_write)
 
 
 def make_batcher(config: Config, next_offsets: Offsets) -> MicroBatcher:
@@ -108,7 +94,7 @@ def make_memory(config: Config) -> ReplayBuffer:
 
 def memory_rows(config: Config) -> int:
     """How many rows the replay buffer holds at most."""
-    return config.schema_.build().rows_within(config.labels.memory_rows, MOST_MEMORY_BYTES, least=config.batch.labelled)
+    return config.schema_.build().rows_within(config.labels.replay_rows, MOST_MEMORY_BYTES, least=config.batch.labelled)
 
 
 def make_board(config: Config) -> Scoreboard:
@@ -134,12 +120,10 @@ def make_guarding(config: Config, learner: Learner, memory: ReplayBuffer, board:
     return Guarding(learner, memory, board, settings)
 
 
-def make_wanted(config: Config, paths: StatePaths) -> RequestWriter | None:
-    """Where the samples stand whose labels would help most; None where that is off."""
-    labels = config.labels
-    return (
-        RequestWriter(paths.wanted, labels.wanted_rows, keep_s=labels.payload_max_age_s) if labels.wanted_rows else None
-    )
+def make_requests(config: Config, paths: StatePaths) -> RequestWriter:
+    """The learner's side of the active-learning queue."""
+    rows = POOL_ROWS if config.labels.requests_per_hour else 0
+    return RequestWriter(paths.label_requests, rows, keep_s=config.labels.horizon_s)
 
 
 def make_cadence(config: Config) -> Cadence:

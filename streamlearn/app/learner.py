@@ -26,7 +26,7 @@ from streamlearn.app.build import (
     make_ledger,
     make_memory,
     make_recent,
-    make_wanted,
+    make_requests,
 )
 from streamlearn.app.garbage import rare_collections
 from streamlearn.app.monitor import Watch, Watching
@@ -179,9 +179,8 @@ class _Wired:
         self.saver = Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=self._saved, fence=fence)
         ledger = make_ledger(config, paths, log, codec, patience, may_write=self._may_flush)
         self._ends.callback(self._close, ledger)
-        wanted = make_wanted(config, paths)
-        if wanted is not None:
-            self._ends.callback(wanted.close)
+        wanted = make_requests(config, paths)
+        self._ends.callback(wanted.close)
         learner, memory, board = make_learner(config), make_memory(config), make_board(config)
         self.parts = Parts(
             schema=schema,

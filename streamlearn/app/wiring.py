@@ -65,9 +65,9 @@ class StatePaths:
         return self.root / "scores.json"
 
     @property
-    def wanted(self) -> Path:
-        """The samples whose labels would help most."""
-        return self.root / "wanted.sqlite"
+    def label_requests(self) -> Path:
+        """The active-learning queue."""
+        return self.root / "label-requests.sqlite"
 
     @property
     def published(self) -> Path:

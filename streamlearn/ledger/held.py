@@ -15,6 +15,8 @@ from streamlearn.ledger.rows import KEPT_RECORDS, Counters, key_of
 from streamlearn.ledger.store import Get, Store, number
 from streamlearn.records import Label
 
+MAX_HELD = 10_000
+"""Most labels that are held."""
 NAMES_TOLD = 100
 """Most names that are reported: those with most labels."""
 _HEAD = struct.Struct("<dHiqdH")

@@ -47,12 +47,11 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal
 
 from streamlearn.errors import ANEW, StoreError
 from streamlearn.ledger import Arrival, LabelState, LedgerCounts, Scored
 from streamlearn.ledger.baselines import Baselines
-from streamlearn.ledger.held import HeldLabels
+from streamlearn.ledger.held import MAX_HELD, HeldLabels
 from streamlearn.ledger.rows import (
     CORRECTED,
     SCORED,
@@ -65,6 +64,7 @@ from streamlearn.ledger.rows import (
     trained_in,
 )
 from streamlearn.ledger.samples import Known, Samples, Topics
+from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.store import Store, number
 from streamlearn.records import (
     ERASED,
@@ -98,33 +98,21 @@ class Ledger:
     def __init__(
         self,
         path: Path,
-        *,
         schema: Schema,
+        settings: LabelsConfig,
+        *,
         read_back: Callable[[Position, str], Array | None],
-        payload_max_bytes: int,
-        payload_max_age_s: float,
-        horizon_s: float,
-        max_ids: int,
-        corrections: Literal["last", "first"] = "last",
-        implied_class: int | None = None,
-        implied_after_s: float | None = None,
-        max_held: int = 10_000,
-        grow: bool = False,
+        max_held: int = MAX_HELD,
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """With `grow`, a name that is not known takes a spare class, while there is one.
-
-        `may_write` raises StateLockedError where another learner has taken over, and is asked before each flush.
-
-        `implied_class` is the class of a sample that has no label after `implied_after_s`, which comes with it.
-        """
-        assert (implied_class is None) == (implied_after_s is None), (implied_class, implied_after_s)
-        assert implied_after_s is None or implied_after_s <= horizon_s, (implied_after_s, horizon_s)
+        """`may_write` raises StateLockedError where another learner has taken over, and is asked before each flush."""
         self._schema = schema
-        self._payload_rows = max(payload_max_bytes // schema.nbytes, 1)
-        self._payload_max_age_s, self._horizon_s, self._max_ids = payload_max_age_s, horizon_s, max_ids
-        self._last_counts = corrections == "last"
-        self._implied_class, self._implied_after_s = implied_class, implied_after_s
+        self._payload_rows = max(settings.payload_max_bytes // schema.nbytes, 1)
+        self._horizon_s, self._max_ids = settings.horizon_s, settings.max_ids
+        self._last_counts = settings.corrections == "last"
+        implied = settings.implied_class
+        self._implied_class = None if implied is None else schema.class_index(implied)
+        self._implied_after_s = settings.implied_after_s
         self._store = Store(
             path,
             tables=("counts", "topics", "ids", "labels", "queue", "held", "held_of", "held_names", "grown", "erased"),
@@ -137,7 +125,7 @@ class Ledger:
         self._samples = Samples(self._store, self._topics, schema, read_back)
         self._held = HeldLabels(self._store, max_held=max_held)
         self._baselines = Baselines(self._counts, schema.capacity)
-        self._grow, self._grown, self._erased = grow, tables["grown"], tables["erased"]
+        self._grow, self._grown, self._erased = settings.unknown_class == "grow", tables["grown"], tables["erased"]
         self._classes: dict[str, int] = {}
         try:
             self._check_schema(path)
@@ -177,8 +165,7 @@ class Ledger:
         """Let go of what is past its bounds, write the counters, close the step."""
         c = self._c
         limit, oldest_s = self._limit(), c.now_s - self._horizon_s
-        payload_s = c.now_s - self._payload_max_age_s
-        self._samples.expire_payloads(limit, most=self._payload_rows, oldest_s=payload_s)
+        self._samples.expire_payloads(self._payload_rows)
         for row_number in self._samples.expire_ids(limit, most=self._max_ids, oldest_s=oldest_s):
             self._labels.delete(row_number)
             if self._c.erased:

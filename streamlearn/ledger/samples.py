@@ -190,14 +190,9 @@ class Samples:
         """
         return oldest_s <= arrived_s <= self.counters.now_s + FAR_AHEAD_S
 
-    def expire_payloads(self, limit: int, *, most: int, oldest_s: float) -> None:
-        """Let the ring lose what is too many or too old; at most `limit` rows by age."""
-        c = self.counters
-        c.payload_low = max(c.payload_low, c.high - most)
-        for _ in range(limit):
-            if c.payload_low == c.high or self.is_young(self.arrived(number(c.payload_low))[1], oldest_s):
-                break
-            c.payload_low += 1
+    def expire_payloads(self, most: int) -> None:
+        """Keep the payloads of the newest `most` samples."""
+        self.counters.payload_low = max(self.counters.payload_low, self.counters.high - most)
 
     def expire_ids(self, limit: int, *, most: int, oldest_s: float) -> list[bytes]:
         """Forget the oldest samples that are too many or too old, at most `limit`; their rows."""

@@ -82,7 +82,7 @@ class Room:
             path.unlink()
 
     def content(self) -> dict[str, bytes]:
-        """All that only a learner writes: not the log, nor what is wanted, which SQLite tidies up when it is closed.
+        """All that only a learner writes: not the log, nor the label requests, which SQLite tidies up at its close.
 
         Of the store its rows, since SQLite tidies it up as well.
         Of the journal the steps that a reader believes: a learner that is stopped between its look at the fence and
@@ -90,7 +90,7 @@ class Room:
         """
         files = [path for path in sorted(self.paths.root.rglob("*")) if path.is_file()]
         apart = [self.paths.log.parent, self.paths.journal, self.paths.store]
-        own = [path for path in files if not {*apart} & {*path.parents} and not path.name.startswith("wanted")]
+        own = [path for path in files if not {*apart} & {*path.parents} and not path.name.startswith("label-requests")]
         steps = repr(list(read_journal(self.paths.journal, 0))).encode()
         with closing(sqlite3.connect(f"{(self.paths.store / FILE).as_uri()}?mode=ro", uri=True)) as db:
             tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema")]

@@ -26,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from streamlearn.ledger import Arrival, LabelState, LabelStatus
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.replay_buffer import ReplayBuffer
+from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.view import LedgerView
 from streamlearn.records import RETRACTED, Array, Label, Position, Prediction, Sample, Schema
 
@@ -65,13 +66,9 @@ class Run:
     def _open(self) -> Ledger:
         return Ledger(
             self.path,
-            schema=SCHEMA,
+            SCHEMA,
+            LabelsConfig(horizon_s=1e6, corrections=self.corrections),
             read_back=lambda *_: None,
-            payload_max_bytes=1 << 16,
-            payload_max_age_s=1e6,
-            horizon_s=1e6,
-            max_ids=1000,
-            corrections=self.corrections,
         )
 
     def begin(self) -> None:

@@ -21,10 +21,14 @@ from hypothesis import strategies as st
 
 from streamlearn.errors import StoreError
 from streamlearn.ledger.ledger import Ledger
+from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
 SCHEMA = Schema((5,), np.dtype(np.uint8), ("ant", "bee", "cat"))
-HORIZON_S = 60.0
+LABELS = LabelsConfig.model_construct(
+    payload_max_bytes=4 * SCHEMA.nbytes, horizon_s=60.0, max_ids=9, implied_class="cat", implied_after_s=30.0
+)
+"""Bounds that are met within a few steps, below what the config allows."""
 
 Step = tuple[float, list[Sample | Label]]
 
@@ -63,18 +67,7 @@ def read_back(position: Position, _sample_id: str) -> Array | None:
 
 
 def open_ledger(path: Path, schema: Schema = SCHEMA) -> Ledger:
-    return Ledger(
-        path,
-        schema=schema,
-        read_back=read_back,
-        payload_max_bytes=4 * SCHEMA.nbytes,
-        payload_max_age_s=20.0,
-        horizon_s=HORIZON_S,
-        max_ids=9,
-        implied_class=2,
-        implied_after_s=30.0,
-        max_held=4,
-    )
+    return Ledger(path, schema, LABELS, read_back=read_back, max_held=4)
 
 
 def run_step(ledger: Ledger, step: int, steps: Sequence[Step]) -> None:

@@ -481,7 +481,7 @@ class TestRestart:
             state["guard.unhealthy_looks"] = np.array(1)
             parts.guarding.load(state)
             time.sleep(0.011)  # the least time between two showings
-            with contextlib.closing(sqlite3.connect(StatePaths(tmp_path).wanted)) as file:
+            with contextlib.closing(sqlite3.connect(StatePaths(tmp_path).label_requests)) as file:
                 has_table = file.execute("SELECT count(*) FROM sqlite_master WHERE name = 'samples'").fetchone()[0]
                 shown.append(file.execute("SELECT count(*) FROM samples").fetchone()[0] if has_table else 0)
 
@@ -940,7 +940,7 @@ def test_the_replay_buffer_and_a_wide_batch_are_bounded_in_bytes() -> None:
     memories = [making.make_memory(config).capacity for config in (large, small)]
     wide = [making.make_batcher(config, {})._wide for config in (large, larger, small)]
 
-    assert memories == [making.MOST_MEMORY_BYTES // row_bytes, small.labels.memory_rows]
+    assert memories == [making.MOST_MEMORY_BYTES // row_bytes, small.labels.replay_rows]
     assert wide == [PREFETCH_BYTES // row_bytes, larger.batch.fresh, small.batch.prefetch_records]
     assert large.schema_.build().rows_within(5000, row_bytes - 1, least=32) == 32
 

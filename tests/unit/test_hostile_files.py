@@ -134,7 +134,7 @@ class TestPickles:
 
     def test_as_the_wanted_file_is_refused(self, tmp_path: Path, blob: bytes) -> None:
         """SQLite does not know it."""
-        path = tmp_path / "wanted.sqlite"
+        path = tmp_path / "label-requests.sqlite"
         path.write_bytes(blob * 100)
 
         with pytest.raises(StoreError):

@@ -93,10 +93,10 @@ class TestProtocol:
 
     def test_no_label_leaves_the_memory(self, tmp_path: Path) -> None:
         """However small it is on a stream."""
-        found = evaluated({"labels.memory_rows": 3}, labels=40)
+        found = evaluated({"labels.replay_rows": 3}, labels=40)
 
         assert found.labels == 40
-        assert found.config.labels.memory_rows == 40
+        assert found.config.labels.replay_rows == 40
 
 
 class TestLabels:

@@ -25,6 +25,7 @@ from streamlearn.ledger.rows import (
     key_of,
     trained_in,
 )
+from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.store import number
 from streamlearn.ledger.view import LedgerView
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
@@ -54,21 +55,24 @@ class Book:
     def __init__(self, path: Path, *, together: bool) -> None:
         self.path, self.together = path, together
         self.read_back: Callable[[Position, str], Array | None] = lambda *_: None
-        self.bounds = {"payload_max_bytes": 1 << 20, "payload_max_age_s": 1e6, "horizon_s": 1e6, "max_ids": 1000}
-        self.corrections = "last"
+        self.settings: dict[str, Any] = {"horizon_s": 1e6}
         self.more: dict[str, Any] = {}
         self.schema = SCHEMA
         self._ledger: Ledger | None = None
+
+    @property
+    def labels(self) -> LabelsConfig:
+        """Not validated: a test sets bounds that are met within a few steps."""
+        return LabelsConfig.model_construct(**self.settings)
 
     @property
     def ledger(self) -> Ledger:
         if self._ledger is None:
             self._ledger = Ledger(
                 self.path,
-                schema=self.schema,
+                self.schema,
+                self.labels,
                 read_back=self.read_back,
-                corrections=self.corrections,  # type: ignore[arg-type]
-                **self.bounds,  # type: ignore[arg-type]
                 **self.more,
             )
             self._ledger.begin(self._ledger.step + 1, 100.0)
@@ -179,7 +183,7 @@ class TestALabelAfterItsSample:
 
     def test_in_time_scores_against_the_class_that_counts(self, book):
         """The first label counts here, and is older than the sample; the second is in time."""
-        book.corrections = "first"
+        book.settings["corrections"] = "first"
         book.label(label("s", 0, at_s=90.0))
         (arrival,) = book.sample(sample("s"))
         assert arrival.scored is None
@@ -191,7 +195,7 @@ class TestALabelAfterItsSample:
 
     def test_of_another_class_is_counted_and_ignored_under_first(self, book):
         """Policy `first`: the first class goes on counting."""
-        book.corrections = "first"
+        book.settings["corrections"] = "first"
         book.sample(sample("s", label=0))
 
         arrival = book.label(label("s", 2))
@@ -201,7 +205,7 @@ class TestALabelAfterItsSample:
 
     def test_corrects_the_memory_even_where_no_payload_is_left(self, book):
         """`correction` says so without an example, since the memory holds a payload of its own."""
-        book.bounds["payload_max_bytes"] = 1
+        book.settings["payload_max_bytes"] = 1
         book.sample(sample("s", label=0))
         book.sample(sample("t"))
         book.next_step()
@@ -268,7 +272,7 @@ class TestALabelBeforeItsSample:
 
     def test_becomes_an_orphan_past_the_horizon_and_is_forgotten_one_later(self, book):
         """An orphan can still be asked for; the stream's own clock decides, not the wall's."""
-        book.bounds["horizon_s"] = 50.0
+        book.settings["horizon_s"] = 50.0
         book.label(label("s", 0))
         book.next_step(now_s=149.0)
         book.next_step(now_s=151.0)
@@ -287,7 +291,7 @@ class TestALabelBeforeItsSample:
 
     def test_may_come_again_after_it_became_an_orphan(self, book):
         """A new record for a forgotten label is a label like any other."""
-        book.bounds["horizon_s"] = 50.0
+        book.settings["horizon_s"] = 50.0
         book.label(label("s", 0))
         book.next_step(now_s=200.0)
         book.next_step(now_s=200.0)
@@ -300,7 +304,7 @@ class TestALabelBeforeItsSample:
 
     def test_leaves_the_longest_waiting_an_orphan_when_too_many_wait(self, book):
         """Labels without samples are bounded in number as well (I6)."""
-        book.bounds["max_ids"] = 2
+        book.settings["max_ids"] = 2
         for i in range(5):
             book.label(label(f"s{i}", 0, offset=i))
         book.next_step()
@@ -351,7 +355,7 @@ class TestPayloads:
         """The ring forgets the oldest; its position finds it in the log."""
         asked = []
         book.read_back = lambda *asked_for: asked.append(asked_for) or payload("s0")
-        book.bounds["payload_max_bytes"] = 2 * SCHEMA.nbytes
+        book.settings["payload_max_bytes"] = 2 * SCHEMA.nbytes
         for i in range(3):
             book.sample(sample(f"s{i}", offset=i))
         book.next_step()
@@ -362,13 +366,12 @@ class TestPayloads:
         assert asked == [(Position("samples", 1, 0), "s0")]
         assert book.ledger.counts().payload_bytes == 2 * SCHEMA.nbytes
 
-    def test_past_the_age_and_gone_from_the_log_let_the_label_expire(self, book):
+    def test_evicted_and_trimmed_from_the_log_let_the_label_expire(self, book):
         """The sample is known, and there is nothing to learn from: counted, not scored."""
-        book.bounds["payload_max_age_s"] = 10.0
-        book.sample(sample("old", at_s=100.0))
-        book.sample(sample("new", offset=1, at_s=109.0))
-        book.next_step(now_s=111.0)
-        book.next_step(now_s=111.0)
+        book.settings["payload_max_bytes"] = SCHEMA.nbytes
+        book.sample(sample("old"))
+        book.sample(sample("new", offset=1))
+        book.next_step()
 
         arrivals = [book.label(label(name, 0, offset=i)) for i, name in enumerate(("old", "new"))]
 
@@ -379,7 +382,7 @@ class TestPayloads:
     def test_found_again_by_a_correction_make_it_a_label_to_learn(self, book):
         """The label is expired no more, and what the correction brings is learned."""
         log: list[Array] = []
-        book.bounds["payload_max_bytes"] = 1
+        book.settings["payload_max_bytes"] = 1
         book.read_back = lambda *_: log[0] if log else None
         for i in range(2):
             book.sample(sample(f"s{i}", offset=i))
@@ -403,7 +406,7 @@ class TestPayloads:
                 raise LogUnavailableError
             return payload("s0")
 
-        book.bounds["payload_max_bytes"] = 1
+        book.settings["payload_max_bytes"] = 1
         book.read_back = read_back
         for i in range(2):
             book.sample(sample(f"s{i}", offset=i))
@@ -417,7 +420,7 @@ class TestPayloads:
 
     def test_leave_the_disk_only_when_no_rewind_can_need_them(self, book):
         """The ring's low mark moves at once, payloads go with `prune`, as the mark stood then; the rest stays."""
-        book.bounds["payload_max_bytes"] = 2 * SCHEMA.nbytes
+        book.settings["payload_max_bytes"] = 2 * SCHEMA.nbytes
         ledger = book.ledger
         for i in range(6):
             book.sample(sample(f"s{i}", offset=i))
@@ -437,7 +440,7 @@ class TestPayloads:
 class TestBounds:
     def test_ids_are_forgotten_past_the_horizon_with_their_labels(self, book):
         """After it the id is new again, and a label for it waits."""
-        book.bounds["horizon_s"] = 20.0
+        book.settings["horizon_s"] = 20.0
         book.sample(sample("old", at_s=100.0, label=0))
         book.sample(sample("new", offset=1, at_s=119.0))
         book.next_step(now_s=121.0)
@@ -450,7 +453,7 @@ class TestBounds:
 
     def test_payloads_are_not_kept_longer_than_their_ids(self, book):
         """Nobody could ask for them."""
-        book.bounds["horizon_s"] = 20.0
+        book.settings["horizon_s"] = 20.0
         book.sample(sample("old", at_s=100.0))
         book.next_step(now_s=121.0)
         book.next_step(now_s=121.0)
@@ -459,7 +462,7 @@ class TestBounds:
 
     def test_the_clock_never_goes_back(self, book):
         """A caller that names an earlier time than before changes nothing."""
-        book.bounds["horizon_s"] = 20.0
+        book.settings["horizon_s"] = 20.0
         book.next_step(now_s=121.0)
         book.next_step(now_s=0.0)
         book.sample(sample("old", at_s=100.0))
@@ -469,7 +472,7 @@ class TestBounds:
 
     def test_ids_are_bounded_in_number(self, book):
         """The oldest go first, whatever their age."""
-        book.bounds["max_ids"] = 3
+        book.settings["max_ids"] = 3
         for i in range(5):
             book.sample(sample(f"s{i}", offset=i))
         book.next_step()
@@ -479,7 +482,7 @@ class TestBounds:
     def test_a_long_silence_is_worked_off_in_bounded_steps(self, book, monkeypatch):
         """A step lets go of so many rows and no more, so it cannot stall; the next steps do the rest."""
         monkeypatch.setattr("streamlearn.ledger.ledger.EXPIRE_PER_STEP", 2)
-        book.bounds["horizon_s"] = 10.0
+        book.settings["horizon_s"] = 10.0
         for i in range(5):
             book.sample(sample(f"s{i}", offset=i))
         book.next_step(now_s=1000.0)
@@ -508,7 +511,7 @@ class TestManyRecordsOfOneSample:
     @pytest.mark.parametrize("seed", range(5))
     def test_decide_by_the_last_or_the_first_of_all(self, book, seed, corrections, wanted):
         """More than are kept, in any order: which counts is exact all the same, and every record is accounted for."""
-        book.corrections = corrections
+        book.settings["corrections"] = corrections
         book.sample(sample("s"))
         classes = [2, *[0] * 39, 1]
         offsets = random.Random(seed).sample(range(41), 41)
@@ -540,7 +543,7 @@ class TestManyRecordsOfOneSample:
 class TestTheImpliedClass:
     @pytest.fixture
     def book(self, book):
-        book.more = {"implied_class": 0, "implied_after_s": 50.0}
+        book.settings |= {"implied_class": "ant", "implied_after_s": 50.0}
         return book
 
     def test_is_given_to_a_sample_without_any_label_once_its_time_has_passed(self, book):
@@ -579,7 +582,7 @@ class TestTheImpliedClass:
     @pytest.mark.parametrize("corrections", ["last", "first"])
     def test_is_corrected_by_a_label_of_another_class_whatever_the_policy(self, book, corrections):
         """What was said counts over what was not, even where its time is earlier; the first score stands."""
-        book.corrections = corrections
+        book.settings["corrections"] = corrections
         book.sample(sample("s"))
         book.next_step(now_s=151.0)
         book.ledger.implied()
@@ -593,9 +596,9 @@ class TestTheImpliedClass:
 
     def test_expires_where_the_payload_is_gone(self, book):
         """The sample has its class, and there is nothing to learn from."""
-        book.bounds["payload_max_age_s"] = 10.0
+        book.settings["payload_max_bytes"] = SCHEMA.nbytes
         book.sample(sample("s"))
-        book.next_step(now_s=151.0)
+        book.sample(sample("t", offset=1, at_s=150.0))
         book.next_step(now_s=151.0)
 
         (arrival,) = book.ledger.implied()
@@ -605,7 +608,7 @@ class TestTheImpliedClass:
 
     def test_comes_before_the_sample_is_forgotten_where_both_times_are_one(self, book):
         """A horizon as long as the wait for labels loses no sample."""
-        book.bounds["horizon_s"] = 50.0
+        book.settings["horizon_s"] = 50.0
         book.sample(sample("s"))
         book.next_step(now_s=151.0)
 
@@ -714,7 +717,7 @@ class TestARetraction:
 
     def test_of_a_label_whose_payload_is_gone_counts_it_as_expired(self, book):
         """As it would be counted without the retraction."""
-        book.bounds["payload_max_bytes"] = SCHEMA.nbytes
+        book.settings["payload_max_bytes"] = SCHEMA.nbytes
         book.sample(sample("s"))
         book.sample(sample("t", 1))
         book.next_step()
@@ -749,7 +752,7 @@ class TestARetraction:
 
     def test_of_an_unknown_id_waits_for_its_sample_and_is_forgotten_past_the_horizon(self, book):
         """It holds a place in the queue as a waiting label does; it is no orphan, since it was never a label."""
-        book.bounds["horizon_s"] = 50.0
+        book.settings["horizon_s"] = 50.0
         book.label(retraction("s"))
         book.label(retraction("t"))
         assert book.sample(sample("s")) == []
@@ -764,7 +767,7 @@ class TestARetraction:
 
     def test_of_the_implied_class_withdraws_it_for_good(self, book):
         """The time for a label has passed; it is not implied a second time."""
-        book.more = {"implied_class": 0, "implied_after_s": 60.0}
+        book.settings |= {"implied_class": "ant", "implied_after_s": 60.0}
         book.sample(sample("s"))
         book.next_step(now_s=200.0)
         (implied,) = book.ledger.implied()
@@ -784,7 +787,7 @@ class TestARetraction:
 
     def test_keeps_the_implied_class_away(self, book):
         """Somebody has said that there is no label."""
-        book.more = {"implied_class": 0, "implied_after_s": 60.0}
+        book.settings |= {"implied_class": "ant", "implied_after_s": 60.0}
         book.sample(sample("s"))
         book.label(retraction("s"))
 
@@ -800,7 +803,7 @@ class TestARetraction:
 
     def test_is_final_where_the_first_label_counts(self, book):
         """Later labels do not count there, so none can bring the sample back."""
-        book.corrections = "first"
+        book.settings["corrections"] = "first"
         book.sample(sample("s"))
         book.label(label("s", 2))
         assert book.label(label("s", 1, 8, at_s=135.0)).class_index == 2
@@ -843,7 +846,7 @@ class TestARetraction:
     def test_decides_among_any_number_of_records(self, book, seed, corrections):
         """More than a row keeps, in any order of reading: what counts is exact, and all are accounted for."""
         rng = random.Random(seed)
-        book.corrections = corrections
+        book.settings["corrections"] = corrections
         classes = [rng.choice((0, 1, 2, RETRACTED) if rng.random() < 0.3 else (0, 1, 2)) for _ in range(60)]
         records = [label("s", class_index, n, at_s=130.0 + n) for n, class_index in enumerate(classes)]
         book.sample(sample("s"))
@@ -890,7 +893,7 @@ class TestAnErasure:
         """Neither from the ring nor back from the log."""
         asked = []
         book.read_back = lambda position, name: asked.append(name) or payload(name)
-        book.bounds["payload_max_bytes"] = SCHEMA.nbytes
+        book.settings["payload_max_bytes"] = SCHEMA.nbytes
         book.sample(sample("s"))
         if not in_ring:
             book.sample(sample("t", 1))
@@ -914,7 +917,7 @@ class TestAnErasure:
 
     def test_of_an_unknown_id_refuses_its_sample_while_it_is_remembered(self, book):
         """As one that is known already: its payload is never stored."""
-        book.bounds["horizon_s"] = 50.0
+        book.settings["horizon_s"] = 50.0
         book.label(erasure("s"))
         book.label(retraction("t"))
         assert book.ledger.is_known("s")
@@ -973,7 +976,7 @@ class TestAnErasure:
 
     def test_is_forgotten_with_its_sample(self, book):
         """Past the horizon nothing is left of it: neither the row nor the note that it is erased."""
-        book.bounds["horizon_s"] = 50.0
+        book.settings["horizon_s"] = 50.0
         book.sample(sample("s"))
         book.label(erasure("s"))
         assert len(book.ledger._erased.items()) == 1
@@ -1015,7 +1018,7 @@ class TestALabelOfAnUnknownClass:
 
     def test_inside_a_sample_takes_a_spare_one_where_the_head_may_grow(self, book):
         """It is joined with the sample it came in; where no class is left, it is held."""
-        book.schema, book.more = replace(SCHEMA, spare=1), {"grow": True}
+        book.schema, book.settings["unknown_class"] = replace(SCHEMA, spare=1), "grow"
         prediction = Prediction(0, np.full(4, 0.25, np.float32), 7)
         inside = [replace(sample(name, n, label=UNLABELLED), class_name=name) for n, name in enumerate(("dog", "elk"))]
 
@@ -1100,7 +1103,7 @@ class TestALabelOfAnUnknownClass:
 
     def test_is_dropped_past_the_horizon(self, book):
         """Its sample is forgotten by then."""
-        book.bounds["horizon_s"] = 20.0
+        book.settings["horizon_s"] = 20.0
         book.label(self.unknown("s", "dog"))
         book.next_step(now_s=119.0)
         early = book.ledger.held()
@@ -1120,7 +1123,7 @@ class TestALabelOfAnUnknownClass:
 
     def test_keeps_the_implied_class_away(self, book):
         """Somebody has said what the sample is, and it is not that."""
-        book.more = {"implied_class": 0, "implied_after_s": 10.0}
+        book.settings |= {"implied_class": "ant", "implied_after_s": 10.0}
         book.sample(sample("s"))
         book.label(self.unknown("s", "dog"))
         book.next_step(now_s=200.0)
@@ -1149,7 +1152,7 @@ class TestTrained:
 
     def test_is_of_the_sample_that_has_the_id_now(self, book):
         """An id that was forgotten comes anew: its label of before has gone with its sample."""
-        book.bounds["horizon_s"] = 20.0
+        book.settings["horizon_s"] = 20.0
         book.sample(sample("s", at_s=100.0))
         book.label(label("s", 0, at_s=101.0))
         book.ledger.trained(["s"])
@@ -1245,7 +1248,7 @@ class TestReopening:
         book.close()
         book._ledger = None
 
-        ledger = Ledger(book.path, schema=SCHEMA, read_back=lambda *_: None, **book.bounds)
+        ledger = Ledger(book.path, SCHEMA, book.labels, read_back=lambda *_: None)
         counts, step = ledger.counts(), ledger.step
         ledger.begin(2, 130.0)
         (waited,) = ledger.sample_arrived(sample("w", 1), prediction(), 0)
@@ -1273,7 +1276,7 @@ class TestReopening:
         book.close()
 
         with pytest.raises(StoreError, match="another schema"):
-            Ledger(book.path, schema=schema, read_back=lambda *_: None, **book.bounds)
+            Ledger(book.path, schema, book.labels, read_back=lambda *_: None)
 
     def test_with_more_classes_goes_on(self, book):
         """Classes added at the end change the meaning of none."""
@@ -1282,7 +1285,7 @@ class TestReopening:
         book.close()
 
         more = Schema(SCHEMA.shape, SCHEMA.dtype, (*SCHEMA.classes, "dog"))
-        ledger = Ledger(book.path, schema=more, read_back=lambda *_: None, **book.bounds)
+        ledger = Ledger(book.path, more, book.labels, read_back=lambda *_: None)
         ledger.begin(2, 130.0)
         assert ledger.label_arrived(label("s", 3)).state is LabelState.CORRECTED
         ledger.close()

@@ -45,7 +45,7 @@ def take_ones(path, times):
 class TestTaking:
     def test_before_any_learner_there_is_nothing(self, tmp_path):
         """The file is the learner's to make."""
-        path = tmp_path / "wanted.sqlite"
+        path = tmp_path / "label-requests.sqlite"
 
         given = queue_of(path, per_hour=7).take(3, NOW_S)
 
@@ -53,16 +53,16 @@ class TestTaking:
 
     def test_a_file_that_is_being_made_holds_nothing(self, tmp_path):
         """Its tables come in one transaction; a server may look before."""
-        path = tmp_path / "wanted.sqlite"
+        path = tmp_path / "label-requests.sqlite"
         path.touch()
 
         assert queue_of(path).take(3, NOW_S).items == []
 
     def test_gives_back_what_was_written(self, tmp_path):
         """Position, class and ratings are the learner's."""
-        file_of(tmp_path / "wanted.sqlite", [2])
+        file_of(tmp_path / "label-requests.sqlite", [2])
 
-        (wanted,) = queue_of(tmp_path / "wanted.sqlite").take(1, NOW_S).items
+        (wanted,) = queue_of(tmp_path / "label-requests.sqlite").take(1, NOW_S).items
 
         assert wanted.position == Position("samples", 0, 0)
         assert (wanted.sample_id, wanted.predicted_class, wanted.offered_at_s) == ("s0", 2, 5.0)
@@ -71,17 +71,17 @@ class TestTaking:
 
     def test_the_best_of_a_class_comes_first(self, tmp_path):
         """Priority decides within a class."""
-        file_of(tmp_path / "wanted.sqlite", [0] * 9)
+        file_of(tmp_path / "label-requests.sqlite", [0] * 9)
 
-        items = queue_of(tmp_path / "wanted.sqlite").take(9, NOW_S).items
+        items = queue_of(tmp_path / "label-requests.sqlite").take(9, NOW_S).items
 
         assert len(items) == 9
         assert items == sorted(items, key=lambda wanted: wanted.priority, reverse=True)
 
     def test_hands_out_no_sample_twice(self, tmp_path):
         """What was handed out does not wait any more."""
-        file_of(tmp_path / "wanted.sqlite", [0, 1, 2, 0, 1])
-        queue = queue_of(tmp_path / "wanted.sqlite")
+        file_of(tmp_path / "label-requests.sqlite", [0, 1, 2, 0, 1])
+        queue = queue_of(tmp_path / "label-requests.sqlite")
 
         taken = [*ids_of(queue.take(3, NOW_S)), *ids_of(queue.take(9, NOW_S))]
 
@@ -89,8 +89,8 @@ class TestTaking:
 
     def test_what_got_no_label_comes_again_later(self, tmp_path):
         """A labeller may have gone home with it."""
-        file_of(tmp_path / "wanted.sqlite", [0])
-        queue = queue_of(tmp_path / "wanted.sqlite", again_after_s=100.0)
+        file_of(tmp_path / "label-requests.sqlite", [0])
+        queue = queue_of(tmp_path / "label-requests.sqlite", again_after_s=100.0)
 
         taken = [ids_of(queue.take(1, NOW_S + after_s)) for after_s in (0.0, 99.0, 100.0, 199.0)]
 
@@ -98,8 +98,8 @@ class TestTaking:
 
     def test_a_peek_takes_nothing(self, tmp_path):
         """Neither a sample nor budget; the budget does not bound it."""
-        file_of(tmp_path / "wanted.sqlite", [0, 1])
-        queue = queue_of(tmp_path / "wanted.sqlite", per_hour=1)
+        file_of(tmp_path / "label-requests.sqlite", [0, 1])
+        queue = queue_of(tmp_path / "label-requests.sqlite", per_hour=1)
 
         seen = queue.take(2, NOW_S, peek=True)
 
@@ -108,18 +108,18 @@ class TestTaking:
 
     def test_a_damaged_file_is_an_error_of_ours(self, tmp_path):
         """The route can say: not now."""
-        path = tmp_path / "wanted.sqlite"
+        path = tmp_path / "label-requests.sqlite"
         path.write_bytes(b"not a database" * 1000)
 
-        with pytest.raises(StoreError, match=r"wanted\.sqlite"):
+        with pytest.raises(StoreError, match=r"label-requests\.sqlite"):
             queue_of(path).take(1, NOW_S)
 
 
 class TestBudget:
     def test_is_shared_by_all_and_ends(self, tmp_path):
         """Two queues of one file have one budget."""
-        file_of(tmp_path / "wanted.sqlite", [0] * 20)
-        queues = [queue_of(tmp_path / "wanted.sqlite", per_hour=5) for _ in range(2)]
+        file_of(tmp_path / "label-requests.sqlite", [0] * 20)
+        queues = [queue_of(tmp_path / "label-requests.sqlite", per_hour=5) for _ in range(2)]
 
         given = [queues[n % 2].take(3, NOW_S + n) for n in range(3)]
 
@@ -128,8 +128,8 @@ class TestBudget:
     @pytest.mark.parametrize("start_s", [0.0, 0.001, 0.5, 0.999])
     def test_no_hour_has_more_wherever_it_begins(self, tmp_path, start_s):
         """It slides: what was taken at the end of one hour still counts in the next."""
-        file_of(tmp_path / "wanted.sqlite", [0] * 40)
-        queue = queue_of(tmp_path / "wanted.sqlite", per_hour=4)
+        file_of(tmp_path / "label-requests.sqlite", [0] * 40)
+        queue = queue_of(tmp_path / "label-requests.sqlite", per_hour=4)
         times = [NOW_S + start_s + 313.7 * n for n in range(40)]
 
         taken_s = [at_s for at_s in times for _ in queue.take(2, at_s).items]
@@ -139,8 +139,8 @@ class TestBudget:
 
     def test_an_hour_is_a_whole_one(self, tmp_path):
         """Within the second in which it ends nothing more is handed out."""
-        file_of(tmp_path / "wanted.sqlite", [0] * 9)
-        queue = queue_of(tmp_path / "wanted.sqlite", per_hour=1)
+        file_of(tmp_path / "label-requests.sqlite", [0] * 9)
+        queue = queue_of(tmp_path / "label-requests.sqlite", per_hour=1)
 
         counts = [len(queue.take(1, NOW_S + after_s).items) for after_s in (0.0, HOUR_S - 0.1, HOUR_S + 1.0)]
 
@@ -148,21 +148,21 @@ class TestBudget:
 
     def test_a_clock_that_was_wrong_does_not_close_it_for_ever(self, tmp_path):
         """Hand-outs a year ahead are no hand-outs of this hour."""
-        file_of(tmp_path / "wanted.sqlite", [0] * 20)
-        queue = queue_of(tmp_path / "wanted.sqlite", per_hour=5)
+        file_of(tmp_path / "label-requests.sqlite", [0] * 20)
+        queue = queue_of(tmp_path / "label-requests.sqlite", per_hour=5)
         queue.take(5, NOW_S + 365 * 86_400.0)
 
         assert len(queue.take(5, NOW_S).items) == 5
 
     def test_its_record_is_bounded_by_the_hour(self, tmp_path):
         """Older seconds are forgotten."""
-        file_of(tmp_path / "wanted.sqlite", [0] * 40)
-        queue = queue_of(tmp_path / "wanted.sqlite")
+        file_of(tmp_path / "label-requests.sqlite", [0] * 40)
+        queue = queue_of(tmp_path / "label-requests.sqlite")
 
         for n in range(40):
             queue.take(1, NOW_S + n * HOUR_S)
 
-        with connect(tmp_path / "wanted.sqlite", wait_s=1.0, create=False) as db:
+        with connect(tmp_path / "label-requests.sqlite", wait_s=1.0, create=False) as db:
             assert db.execute("SELECT count(*) FROM spent").fetchone()[0] <= 2
 
 
@@ -170,8 +170,8 @@ class TestClasses:
     @pytest.mark.parametrize("at_once", [30, 1])
     def test_a_rare_one_has_more_than_its_share(self, tmp_path, at_once):
         """12 of 612 would be none or one of 30; turns are remembered from one hand-out to the next."""
-        file_of(tmp_path / "wanted.sqlite", [0] * 300 + [1] * 300 + [2] * 12)
-        queue = queue_of(tmp_path / "wanted.sqlite")
+        file_of(tmp_path / "label-requests.sqlite", [0] * 300 + [1] * 300 + [2] * 12)
+        queue = queue_of(tmp_path / "label-requests.sqlite")
 
         classes = [wanted.predicted_class for _ in range(0, 30, at_once) for wanted in queue.take(at_once, NOW_S).items]
 
@@ -179,8 +179,8 @@ class TestClasses:
 
     def test_that_are_new_do_not_get_everything(self, tmp_path):
         """Old turns fade, so a class that appears has little to catch up with."""
-        writer = file_of(tmp_path / "wanted.sqlite", [0] * 1000)
-        queue = queue_of(tmp_path / "wanted.sqlite")
+        writer = file_of(tmp_path / "label-requests.sqlite", [0] * 1000)
+        queue = queue_of(tmp_path / "label-requests.sqlite")
         queue.take(500, NOW_S)
         probs_BC = np.tile(np.float32([0.2, 0.6, 0.2]), (500, 1))
         writer.offer(
@@ -191,14 +191,14 @@ class TestClasses:
         classes = [wanted.predicted_class for wanted in queue.take(200, NOW_S).items]
 
         assert classes.count(0) > 20
-        with connect(tmp_path / "wanted.sqlite", wait_s=1.0, create=False) as db:
+        with connect(tmp_path / "label-requests.sqlite", wait_s=1.0, create=False) as db:
             assert db.execute("SELECT sum(samples) FROM taken").fetchone()[0] == pytest.approx(2 * TURNS_REMEMBERED)
 
 
 class TestManyAtOnce:
     def test_processes_never_get_the_same_sample(self, tmp_path):
         """Each hand-out is one write transaction."""
-        path = tmp_path / "wanted.sqlite"
+        path = tmp_path / "label-requests.sqlite"
         file_of(path, [0, 1, 2] * 60).close()
 
         with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -208,7 +208,7 @@ class TestManyAtOnce:
 
     def test_threads_take_while_the_learner_writes(self, tmp_path):
         """Neither waits for ever, and nothing is handed out twice: not even what is offered once more."""
-        path = tmp_path / "wanted.sqlite"
+        path = tmp_path / "label-requests.sqlite"
         writer = file_of(path, [0, 1, 2] * 20)
         probs_BC = np.full((60, 3), 1 / 3, np.float32)
         begin = threading.Barrier(4)
@@ -237,10 +237,10 @@ class TestManyAtOnce:
 class TestFile:
     def test_of_another_format_is_refused(self, tmp_path):
         """It is made anew by whoever may, and not misread."""
-        path = tmp_path / "wanted.sqlite"
+        path = tmp_path / "label-requests.sqlite"
         with sqlite3.connect(path) as db:
             db.execute("CREATE TABLE samples (id)")
         db.close()
 
-        with pytest.raises(sqlite3.DatabaseError, match="wanted version 2"):
+        with pytest.raises(sqlite3.DatabaseError, match="expected version 2"):
             connect(path, wait_s=1.0, create=True)

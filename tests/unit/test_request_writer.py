@@ -52,7 +52,7 @@ def worth(writer, sample_id):
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "wanted.sqlite"
+    return tmp_path / "label-requests.sqlite"
 
 
 class TestRating:
@@ -341,7 +341,7 @@ class TestBadFile:
             writer.flush()
 
         assert waiting(path) == {"a"}
-        assert [line["event"] for line in logs] == ["wanted_file_failed", "wanted_file_recovered"]
+        assert [line["event"] for line in logs] == ["label_requests_failed", "label_requests_recovered"]
 
     def test_damage_while_it_is_open_loses_nothing_that_waits(self, path):
         """The pool is in memory."""
@@ -411,12 +411,12 @@ class TestBadFile:
             writer.flush()
 
         assert (held, waiting(path)) == (set(), {"a"})
-        assert [line["event"] for line in logs] == ["wanted_file_failed", "wanted_file_recovered"]
-        assert not logs[0]["made_anew"]
+        assert [line["event"] for line in logs] == ["label_requests_failed", "label_requests_recovered"]
+        assert not logs[0]["replaced"]
 
     def test_a_folder_that_is_away_stops_nothing(self, tmp_path):
         """The file is made when it is back."""
-        path = tmp_path / "away" / "wanted.sqlite"
+        path = tmp_path / "away" / "label-requests.sqlite"
         writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()

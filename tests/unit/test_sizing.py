@@ -37,7 +37,7 @@ def test_of_small_rows_the_settings_hold() -> None:
 
     parts = {part.name: part.size_bytes for part in learner_parts(config, make_learner(config))}
 
-    assert parts["replay buffer"] == config.labels.memory_rows * 4 * 4
+    assert parts["replay buffer"] == config.labels.replay_rows * 4 * 4
 
 
 def test_networks_are_counted() -> None:
