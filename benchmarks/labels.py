@@ -62,6 +62,7 @@ from common import figures, tell
 from streamlearn.app.garbage import rare_collections
 from streamlearn.ledger import Arrival, LabelState, Scored
 from streamlearn.ledger.ledger import Ledger
+from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.records import Example, Label, Position, Prediction, Sample, Schema
 
 PAYLOAD_BYTES = 64
@@ -135,12 +136,9 @@ class LedgerSide:
         names = tuple(str(c) for c in range(CLASSES))
         self._ledger = Ledger(
             folder,
-            schema=Schema((PAYLOAD_BYTES,), np.dtype(np.uint8), names),
+            Schema((PAYLOAD_BYTES,), np.dtype(np.uint8), names),
+            LabelsConfig(payload_max_bytes=(ids + STREAMED) * PAYLOAD_BYTES, horizon_s=1e9, max_ids=ids + STREAMED),
             read_back=lambda *_: None,
-            payload_max_bytes=(ids + STREAMED) * PAYLOAD_BYTES,
-            payload_max_age_s=1e9,
-            horizon_s=1e9,
-            max_ids=ids + STREAMED,
         )
         self._ledger.rewind(self._ledger.step)
         self._labels = self._ledger.counts().read

@@ -55,7 +55,7 @@ from streamlearn.errors import (
     StateLockedError,
 )
 from streamlearn.ledger.ledger import Ledger
-from streamlearn.ledger.store import check_whole
+from streamlearn.ledger.store_file import check_whole
 from streamlearn.log.base import Log
 from streamlearn.log.feed import Feed
 from streamlearn.loop import Parts, Pipeline

@@ -20,7 +20,7 @@ from support import until
 
 from streamlearn.app.wiring import StatePaths, make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
-from streamlearn.ledger.store import FILE
+from streamlearn.ledger.store_file import FILE
 from streamlearn.state.journal import parse_line, read_journal
 from streamlearn.state.kill_points import VARIABLE
 

@@ -39,7 +39,7 @@ from harness.verify import verify
 from streamlearn.app.wiring import StatePaths, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.lab.broker import Broker, free_port
-from streamlearn.ledger.store import FILE
+from streamlearn.ledger.store_file import FILE
 from streamlearn.records import Offsets
 from streamlearn.state.journal import read_journal
 from streamlearn.state.kill_points import VARIABLE

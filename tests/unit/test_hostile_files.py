@@ -23,7 +23,7 @@ from served import FLOATS, Served, client_of, error_of
 import streamlearn
 from streamlearn.errors import CheckpointError, NotPublishedError, StateError, StoreError, StreamlearnError
 from streamlearn.ledger.request_queue import RequestQueue
-from streamlearn.ledger.store import FILE
+from streamlearn.ledger.store_file import FILE
 from streamlearn.ledger.view import LedgerView
 from streamlearn.metrics import ServerMetrics
 from streamlearn.models.build import ModelSpec

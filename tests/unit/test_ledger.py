@@ -1,11 +1,16 @@
-"""The ledger: each way a label can come, what it does, how it is counted, and what others see of it."""
+"""The ledger: each way a label can come, what it does, how it is counted, and what views show.
+
+What a set of labels and retractions comes to, in any order, is tested in tests/faults/test_ledger_any_order.py.
+"""
 
 from __future__ import annotations
 
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,7 @@ import numpy as np
 import pytest
 
 from streamlearn.errors import LogUnavailableError, StoreError
-from streamlearn.ledger import Arrival, LabelState
+from streamlearn.ledger import Arrival, LabelState, LabelStatus
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.rows import (
     EVER_TRAINED,
@@ -22,11 +27,12 @@ from streamlearn.ledger.rows import (
     SCORED,
     LabelRecord,
     LabelRow,
-    key_of,
     trained_in,
+    unpack_answers,
+    unpack_id,
 )
 from streamlearn.ledger.settings import LabelsConfig
-from streamlearn.ledger.store import number
+from streamlearn.ledger.store_file import FILE
 from streamlearn.ledger.view import LedgerView
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
@@ -50,7 +56,7 @@ def prediction(class_index: int = 2, version: int = 7) -> Prediction:
 
 
 class Book:
-    """A ledger with a step open, and shorthands. What is read back, and every bound, is up to the test."""
+    """A ledger with a step open, and shorthands. A test chooses the settings and what is read back from the log."""
 
     def __init__(self, path: Path, *, together: bool) -> None:
         self.path, self.together = path, together
@@ -93,18 +99,37 @@ class Book:
         ledger.begin(ledger.step + 1, now_s)
 
     def counts(self, *names: str) -> dict[str, int]:
-        """The named counters, after the step's own check of I7."""
+        """The named counters, after the end of the step has checked I7."""
         self.next_step()
         return {name: getattr(self.ledger.counts(), name) for name in names}
 
     def view(self) -> LedgerView:
-        """What another process sees."""
+        """What another process sees. No step is open after it."""
         self.ledger.end()
         self.ledger.flush()
         return LedgerView(self.path, SCHEMA)
 
+    def status(self, sample_id: str) -> LabelStatus | None:
+        """The same of one label, between two steps."""
+        with closing(self.view()) as view:
+            status = view.get(sample_id)
+        self.ledger.begin(self.ledger.step + 1, 0.0)
+        return status
+
+    def table(self, name: str) -> dict[Any, Any]:
+        """A table of the file, between two steps."""
+        self.ledger.end()
+        self.ledger.flush()
+        self.ledger.begin(self.ledger.step + 1, 0.0)
+        return self.read(name)
+
+    def read(self, name: str) -> dict[Any, Any]:
+        """A table of the file as of the last flush."""
+        with closing(sqlite3.connect(self.path / FILE)) as db:
+            return dict(db.execute(f"SELECT * FROM {name}").fetchall())
+
     def reopen(self, schema: Schema) -> None:
-        """Stop and start again, with this schema."""
+        """Restart with this schema."""
         self.ledger.end()
         self.close()
         self._ledger, self.schema = None, schema
@@ -116,7 +141,7 @@ class Book:
 
 @pytest.fixture(params=[False, True], ids=["one", "many"])
 def book(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Book]:
-    """Whatever holds of a label that is shown alone holds of one among many."""
+    """All rules hold for `label_arrived` and for `labels_arrived`."""
     book = Book(tmp_path / "ledger", together=request.param)
     yield book
     book.close()
@@ -227,7 +252,7 @@ class TestALabelBeforeItsSample:
         assert arrival.example is not None
         assert arrival.example.class_index == 2
         assert book.counts("read", "waiting", "joined", "scored") == {"read": 1, "waiting": 0, "joined": 1, "scored": 0}
-        assert len(book.ledger._labels.items()) == 1, "it has moved to its sample"
+        assert (len(book.table("labels")), book.table("early")) == (1, {}), "it has moved to its sample"
 
     def test_scores_where_it_is_younger_and_was_only_read_first(self, book):
         """Nothing can be learned of a label without its payload, so the prediction did not know it."""
@@ -277,16 +302,15 @@ class TestALabelBeforeItsSample:
         book.next_step(now_s=149.0)
         book.next_step(now_s=151.0)
         waiting = book.ledger.counts()
-        book.next_step(now_s=202.0)
-        orphaned, shown = book.ledger.counts(), book.ledger._label_row(key_of("s"))
+        book.next_step(now_s=201.0)
+        orphaned, shown = book.ledger.counts(), book.status("s")
         book.next_step(now_s=202.0)
 
         assert (waiting.waiting, waiting.orphan) == (1, 0)
         assert (orphaned.waiting, orphaned.orphan) == (0, 1)
         assert shown is not None
-        assert shown.progress is LabelState.ORPHAN
-        assert book.ledger._label_row(key_of("s")) is None
-        assert book.ledger._queue.first() is None
+        assert shown.state is LabelState.ORPHAN
+        assert (book.table("early"), book.table("queue")) == ({}, {})
         assert book.ledger.counts().orphan == 1
 
     def test_may_come_again_after_it_became_an_orphan(self, book):
@@ -425,16 +449,16 @@ class TestPayloads:
         for i in range(6):
             book.sample(sample(f"s{i}", offset=i))
             book.next_step()
-        on_disk = lambda ring: [i for i in range(6) if ring.get(number(i)) is not None]  # noqa: E731
-        whole, bare = ledger._samples._rows, ledger._samples._bare
-        ledger.end()
+        before = [*book.table("samples")], [*book.table("evicted")]
 
-        before = on_disk(whole), on_disk(bare)
-        ledger.prune(4)  # row 3 is step 4's: the ring then held rows 2 and 3
+        ledger.end()
+        ledger.prune(4)  # row 3 is of step 4: the ring then held rows 2 and 3
+        ledger.flush()
 
         assert before == ([0, 1, 2, 3, 4, 5], [])
-        assert (on_disk(whole), on_disk(bare)) == ([2, 3, 4, 5], [0, 1])
-        assert [ledger._samples.id_of(number(i)) for i in range(6)] == [f"s{i}" for i in range(6)]
+        whole, evicted = book.read("samples"), book.read("evicted")
+        assert ([*whole], [*evicted]) == ([2, 3, 4, 5], [0, 1])
+        assert [unpack_id(row) for row in (evicted | whole).values()] == [f"s{i}" for i in range(6)]
 
 
 class TestBounds:
@@ -448,7 +472,7 @@ class TestBounds:
 
         assert [book.ledger.is_known(name) for name in ("old", "new")] == [False, True]
         assert book.ledger.counts().samples == 1
-        assert not book.ledger._labels.items(), "a label that nobody can ask for any more"
+        assert not book.table("labels")
         assert book.label(label("old", 0, at_s=121.0)).state is LabelState.WAITING
 
     def test_payloads_are_not_kept_longer_than_their_ids(self, book):
@@ -501,15 +525,14 @@ class TestBounds:
 
         assert book.label(label("s", 0, 0)).state is LabelState.SCORED, "the first is never forgotten"
         assert book.label(label("s", 0, 39)).state is LabelState.SCORED, "nor the last"
-        row = book.ledger._label_row(key_of("s"))
-        assert row is not None
-        assert len(row.records) == 16
+        (data,) = book.table("labels").values()
+        assert len(LabelRow.unpack(data).records) == 16
 
 
 class TestManyRecordsOfOneSample:
-    @pytest.mark.parametrize(("corrections", "wanted"), [("last", (40, 1)), ("first", (0, 2))])
+    @pytest.mark.parametrize(("corrections", "expected"), [("last", (40, 1)), ("first", (0, 2))])
     @pytest.mark.parametrize("seed", range(5))
-    def test_decide_by_the_last_or_the_first_of_all(self, book, seed, corrections, wanted):
+    def test_decide_by_the_last_or_the_first_of_all(self, book, seed, corrections, expected):
         """More than are kept, in any order: which counts is exact all the same, and every record is accounted for."""
         book.settings["corrections"] = corrections
         book.sample(sample("s"))
@@ -518,10 +541,15 @@ class TestManyRecordsOfOneSample:
 
         arrivals = [book.label(label("s", classes[offset], offset)) for offset in offsets]
 
-        row = book.ledger._label_row(key_of("s"))
-        assert row is not None
-        assert row.deciding is not None
-        assert (row.deciding.offset, row.class_index, arrivals[-1].class_index) == (*wanted, wanted[1])
+        status = book.status("s")
+        assert status is not None
+        assert status.label_position is not None
+        offset, class_index = expected
+        assert (status.label_position.offset, status.class_index, arrivals[-1].class_index) == (
+            offset,
+            class_index,
+            class_index,
+        )
         counts = book.counts("read", "joined", "duplicate", "corrected")
         assert (counts["joined"], counts["duplicate"] + counts["corrected"]) == (1, 40)
         assert min(counts.values()) >= 0
@@ -762,8 +790,8 @@ class TestARetraction:
         book.next_step(now_s=500.0)
 
         assert book.counts("read", "orphan", "retracted") == {"read": 2, "orphan": 0, "retracted": 2}
-        assert book.ledger._c.queued == 0
-        assert book.view().get("t") is None
+        assert book.table("queue") == {}
+        assert book.status("t") is None
 
     def test_of_the_implied_class_withdraws_it_for_good(self, book):
         """The time for a label has passed; it is not implied a second time."""
@@ -827,7 +855,6 @@ class TestARetraction:
         book.label(retraction("t", 10))
 
         assert book.ledger.baselines == (None, None)
-        assert book.ledger._baselines.class_counts == [0, 0, 0]
 
     def test_withdraws_a_held_label_once_its_class_is_known(self, book):
         """Its place in the order is before the retraction."""
@@ -935,56 +962,53 @@ class TestAnErasure:
         book.next_step()
         book.label(erasure("s"))
         book.next_step()
-        step, kept = book.ledger.step - 1, payload("s").tobytes()
-        row = book.ledger._samples.row_of(key_of("s"))
-        assert row is not None
-        book.ledger.end()
+        ledger, step, kept = book.ledger, book.ledger.step - 1, payload("s").tobytes()
+        ledger.end()
 
-        book.ledger.prune(step - 1)
-        assert kept in book.ledger._store.rings["samples"].get(row)
-        book.ledger.rewind(step - 1)
-        assert book.ledger._samples.find(key_of("s")).x.tobytes() == kept
-        book.ledger.begin(step, 130.0)
+        ledger.prune(step - 1)
+        ledger.rewind(step - 1)
+        rewound = book.read("samples")
+        ledger.begin(step, 130.0)
         book.label(erasure("s"))
-        book.ledger.end()
-        book.ledger.prune(step)
+        ledger.end()
+        ledger.prune(step)
+        ledger.flush()
+        pruned = book.read("samples")
 
-        erased, other = (book.ledger._samples.find(key_of(name)) for name in ("s", "t"))
-        assert not erased.x.any()
-        assert erased.said[:2] == (100.0, 1)
-        np.testing.assert_array_equal(other.x, payload("t"))
-        book.ledger.begin(step + 1, 130.0)
+        assert kept in rewound[0]
+        assert kept not in pruned[0]
+        assert unpack_answers(pruned[0], SCHEMA.nbytes)[:2] == (100.0, 1)
+        assert pruned[1] == rewound[1], "the other sample is untouched"
+        ledger.begin(step + 1, 130.0)
 
-    def test_is_never_forgotten_among_many_records(self, book):
-        """The second of more records than a row keeps, in both policies and any order."""
-        for seed, corrections in ((0, "last"), (1, "first"), (2, "last")):
-            rng = random.Random(seed)
-            name = f"s{seed}"
-            book.ledger._last_counts = corrections == "last"
-            book.sample(sample(name, seed))
-            records = [
-                label(name, ERASED if n == 1 else rng.choice((0, 1, 2, RETRACTED)), 100 * seed + n, at_s=130.0 + n)
-                for n in range(50)
-            ]
-            for record in rng.sample(records, len(records)):
-                arrival = book.label(record)
+    @pytest.mark.parametrize(("seed", "corrections"), [(0, "last"), (1, "first"), (2, "last")])
+    def test_is_never_dropped_among_many_records(self, book, seed, corrections):
+        """It is the second of more records than a row keeps, in any order."""
+        rng = random.Random(seed)
+        book.settings["corrections"] = corrections
+        book.sample(sample("s"))
+        classes = [ERASED if n == 1 else rng.choice((0, 1, 2, RETRACTED)) for n in range(50)]
+        records = [label("s", class_index, n, at_s=130.0 + n) for n, class_index in enumerate(classes)]
 
-            assert arrival.class_index == ERASED
+        for record in rng.sample(records, len(records)):
+            arrival = book.label(record)
+
+        assert arrival.class_index == ERASED
         counts = book.counts("read", "joined", "duplicate", "corrected", "retracted", "erased", "expired")
-        assert counts.pop("read") == 150 == sum(counts.values())
-        assert counts["erased"] == 3
+        assert counts.pop("read") == 50 == sum(counts.values())
+        assert counts["erased"] == 1
 
     def test_is_forgotten_with_its_sample(self, book):
         """Past the horizon nothing is left of it: neither the row nor the note that it is erased."""
         book.settings["horizon_s"] = 50.0
         book.sample(sample("s"))
         book.label(erasure("s"))
-        assert len(book.ledger._erased.items()) == 1
+        assert len(book.table("erased")) == 1
 
         for _ in range(2):
             book.next_step(now_s=500.0)
 
-        assert book.ledger._erased.items() == []
+        assert book.table("erased") == {}
         assert not book.ledger.is_known("s")
 
 
