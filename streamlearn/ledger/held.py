@@ -2,12 +2,12 @@
 
 held        number → HeldRow, oldest first
 held_of     hash of a sample id → the numbers of its held labels, oldest first
-held_names  class name → how many labels are held
 """
 
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -58,16 +58,15 @@ class HeldLabels:
         self._c, self._most = counters, most
         self._rows: Table[int, bytes] = store.tables["held"]
         self._of: Table[bytes, bytes] = store.tables["held_of"]
-        self._names: Table[str, int] = store.tables["held_names"]
-        self._counts: dict[str, int] = {}
+        self._names: Counter[str] = Counter()
 
     def load(self) -> None:
-        """Read the counts by name from the table."""
-        self._counts = dict(self._names.items())
+        """Count the labels by class name."""
+        self._names = Counter(HeldRow.unpack(row).class_name for _, row in self._rows.items())
 
     def names(self) -> dict[str, int]:
         """How many labels are held by class name, the most frequent `NAMES_REPORTED` names first."""
-        ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+        ordered = sorted(self._names.items(), key=lambda item: (-item[1], item[0]))
         return dict(ordered[:NAMES_REPORTED])
 
     def of(self, key: bytes) -> list[int]:
@@ -89,7 +88,7 @@ class HeldLabels:
         row = HeldRow(label.timestamp_s, *place, c.now_s, label.class_name, label.sample_id)
         self._rows.insert(c.held_high, row.pack())
         self._of.put(key, (self._of.get(key) or b"") + c.held_high.to_bytes(_NUMBER_BYTES, "big"))
-        self._count(row.class_name, 1)
+        self._names[row.class_name] += 1
         c.held_high += 1
         c.held += 1
 
@@ -108,7 +107,7 @@ class HeldLabels:
     def release(self, known: Collection[str], limit: int) -> list[HeldRow]:
         """Remove and return labels whose class is now known. Checks at most `limit` labels; the next call continues."""
         c, released = self._c, []
-        if not any(name in self._counts for name in known):
+        if not any(name in self._names for name in known):
             return []
         first = self._rows.first()
         assert first is not None, "names without labels"
@@ -134,14 +133,8 @@ class HeldLabels:
         others = [other.to_bytes(_NUMBER_BYTES, "big") for other in self.of(key) if other != row_number]
         self._of.put(key, b"".join(others) or None)
         self._rows.delete(row_number)
-        self._count(row.class_name, -1)
+        self._names -= Counter([row.class_name])  # it drops names without labels
         self._c.held -= 1
-
-    def _count(self, name: str, by: int) -> None:
-        count = self._counts.pop(name, 0) + by
-        if count:
-            self._counts[name] = count
-        self._names.put(name, count or None)
 
 
 def newest_held(get: Get, key: bytes) -> HeldRow | None:

@@ -71,7 +71,7 @@ class Ledger:
         self._implied_class = None if implied is None else schema.class_index(implied)
         self._store = Store(
             path,
-            tables=("counts", "ids", "early", "held_of", "held_names"),
+            tables=("counts", "ids", "early", "held_of"),
             numbered=("topics", "labels", "queue", "held", "grown", "erased"),
             rings=("samples", "evicted"),
             may_write=may_write,
