@@ -268,7 +268,7 @@ class RequestWriter:
             self._failing = False
 
     def _connection(self) -> sqlite3.Connection:
-        """The open file. If it is not the file of the last flush, what was remembered of that is forgotten."""
+        """The open file. If it is not the file of the last flush, what is known about that one is dropped."""
         if self._db is not None and self._inode_now() != self._inode:
             self.close()
             self._inode = 0  # a new file may get the inode of the old one

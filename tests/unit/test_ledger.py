@@ -452,8 +452,8 @@ class TestBounds:
         for offset in range(40):
             book.label(label("s", 0, offset))
 
-        assert book.label(label("s", 0, 0)).state is LabelState.SCORED, "the first is never forgotten"
-        assert book.label(label("s", 0, 39)).state is LabelState.SCORED, "nor the last"
+        assert book.label(label("s", 0, 0)).state is LabelState.SCORED, "the first record is kept"
+        assert book.label(label("s", 0, 39)).state is LabelState.SCORED, "so is the last"
         (data,) = book.table("labels").values()
         assert len(LabelRow.unpack(data).records) == 16
 
@@ -551,7 +551,7 @@ class TestTheImpliedClass:
         assert arrival.scored is None
         assert book.counts("implied", "joined", "corrected") == {"implied": 0, "joined": 1, "corrected": 0}
 
-    def test_expires_where_the_payload_is_gone(self, book):
+    def test_expires_without_a_payload(self, book):
         """The sample has the class, but there is nothing to learn from."""
         book.settings["payload_max_bytes"] = SCHEMA.nbytes
         book.sample(sample("s"))
@@ -563,7 +563,7 @@ class TestTheImpliedClass:
         assert arrival == Arrival(LabelState.EXPIRED, "s", 0, implied=True)
         assert book.counts("implied", "expired", "scored") == {"implied": 1, "expired": 0, "scored": 0}
 
-    def test_comes_before_the_sample_is_forgotten_where_both_times_are_one(self, book):
+    def test_is_given_before_the_sample_expires_at_the_same_time(self, book):
         """With a horizon as long as `implied_after_s`, no sample is lost."""
         book.settings["horizon_s"] = 50.0
         book.sample(sample("s"))

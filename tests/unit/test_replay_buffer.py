@@ -194,7 +194,7 @@ class TestNewRows:
 
         assert draw(buffer, 2, 1)[2] == ["s1", "s0"]
 
-    def test_an_evicted_row_is_forgotten(self):
+    def test_an_evicted_row_is_not_drawn(self):
         """A row that was evicted before its first draw is never reported as learned."""
         buffer = buffer_of(*[0] * 5, capacity=2)
         x_L, y_L = np.empty((4, 2), np.int16), np.empty(4, np.int64)
