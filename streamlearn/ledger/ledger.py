@@ -37,6 +37,9 @@ from streamlearn.ledger.store import Store
 from streamlearn.ledger.waiting import WaitingLabels
 from streamlearn.records import ERASED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
 
+TABLES = ("counts", "ids", "early", "held_of")
+NUMBERED = ("topics", "labels", "queue", "held", "grown", "erased")
+RINGS = ("samples", "evicted")
 EXPIRE_PER_STEP = 4096
 """A step expires at most this many rows of a kind, or twice its samples: the end of a long silence must not stall."""
 UNFLUSHED_BYTES = 64 << 20
@@ -69,13 +72,7 @@ class Ledger:
         self._payload_rows = max(settings.payload_max_bytes // schema.nbytes, 1)
         implied = settings.implied_class
         self._implied_class = None if implied is None else schema.class_index(implied)
-        self._store = Store(
-            path,
-            tables=("counts", "ids", "early", "held_of"),
-            numbered=("topics", "labels", "queue", "held", "grown", "erased"),
-            rings=("samples", "evicted"),
-            may_write=may_write,
-        )
+        self._store = Store(path, tables=TABLES, numbered=NUMBERED, rings=RINGS, may_write=may_write)
         tables, self._c = self._store.tables, Counters()
         self._counts, self._labels = tables["counts"], tables["labels"]
         self._topics = TopicNumbers(tables["topics"])
@@ -84,17 +81,8 @@ class Ledger:
         self._held = HeldLabels(self._store, self._c, most=max_held)
         self._classes = ClassNames(self._store, schema, grow=settings.unknown_class == "grow")
         self._baselines = Baselines(self._counts, self._c, schema.capacity)
-        self._joiner = Joiner(
-            self._labels,
-            self._c,
-            self._samples,
-            self._topics,
-            self._waiting,
-            self._held,
-            self._classes,
-            self._baselines,
-            last_counts=settings.corrections == "last",
-        )
+        parts = (self._samples, self._topics, self._waiting, self._held, self._classes, self._baselines)
+        self._joiner = Joiner(self._labels, self._c, *parts, last_counts=settings.corrections == "last")
         try:
             self._classes.check(path)
         except StoreError:

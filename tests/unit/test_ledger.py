@@ -262,6 +262,18 @@ class TestALabelBeforeItsSample:
         assert (book.table("early"), book.table("queue")) == ({}, {})
         assert book.ledger.counts().orphan == 1
 
+    def test_that_is_an_orphan_is_not_joined(self, book):
+        """Its sample comes too late. It stays counted as an orphan."""
+        book.settings["horizon_s"] = 50.0
+        book.label(label("s", 0))
+        book.next_step(now_s=151.0)
+        book.next_step(now_s=151.0)
+
+        assert book.sample(sample("s", at_s=150.0)) == []
+        counts = book.counts("read", "orphan", "joined", "waiting")
+        assert counts == {"read": 1, "orphan": 1, "joined": 0, "waiting": 0}
+        assert book.table("early") == {}
+
     def test_may_come_again_after_it_became_an_orphan(self, book):
         """A new record for an orphan's sample is like any other label."""
         book.settings["horizon_s"] = 50.0
@@ -550,6 +562,9 @@ class TestTheImpliedClass:
         assert arrival.example is not None
         assert arrival.scored is None
         assert book.counts("implied", "joined", "corrected") == {"implied": 0, "joined": 1, "corrected": 0}
+        status = book.status("s")
+        assert status is not None
+        assert status.corrected
 
     def test_expires_without_a_payload(self, book):
         """The sample has the class, but there is nothing to learn from."""
