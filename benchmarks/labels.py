@@ -1,39 +1,30 @@
-"""Joins a second of the label ledger with ten million ids, over those of bare SQLite (limit) and of bare LMDB (rival).
+"""Joins per second of the label ledger with ten million ids, relative to plain SQLite (limit) and plain LMDB (rival).
 
-Run: python benchmarks/labels.py [--quick] [--dir FOLDER]. FOLDER should lie on the disk that is to hold the store, with
-12 GB free; `--quick` takes a tenth of the ids and of the space. Linux only: memory is read from /proc.
+Run: python benchmarks/labels.py [--quick] [--dir FOLDER]. FOLDER needs 12 GB on the disk to measure; `--quick` takes a
+tenth of the ids and of the space. Linux only: memory is read from /proc.
 
-Each side lives in a process of its own and keeps the same N samples of 64 bytes, under 128-bit keys. Then a million
-labels come (a quarter of the ids with `--quick`) that are `late`: the ages of their samples are geometric, with a mean
-of a tenth of the ids, in any order. After them as many come for samples drawn from all (`_scattered`), so that a label
-finds nothing where the last one was: the worst case, and no stream. Last, late labels in turns with new samples, 256
-after each 1,024 (`_stream`): samples change almost every page of the tree of ids. The sides take turns, round after
-round. Each joins in steps of 1,024 labels (`_stream`: 256): it finds sample, prediction and payload by the key, writes
-the label, notes that it is learned; commits and syncs once a second, as the pipeline does when it publishes.
+Each side runs in its own process, and keeps the same samples of 64 bytes under 128-bit keys. Then labels come:
 
-    ledger   all of that, with states, counters, scores' inputs, and how to undo each step; a checkpoint each 30 s
-    sqlite   the limit: the same rows in three tables; one prepared three-way SELECT a label, decoded into what is
-             learned and scored; an executemany to write a step's labels, one to note them as learned, and a row that
-             says which keys to remove to undo it; WAL, synchronous=FULL, 256 MB of cache and 2 GB mapped. It has no
-             states, no counters, no second label of a sample.
-    lmdb     the rival: the three gets and one put that a join cannot do without, nothing decoded, nothing undone
+    late        a million labels; the ages of their samples are geometric, with a mean of a tenth of the ids
+    scattered   a million labels of samples drawn from all ids: the worst case for locality
+    stream      late labels in turns with new samples: 256 labels after each 1,024 samples
 
-Time is that of joins and commits (`_stream`: of joins alone, since commits are the samples' too); the records are made
-before the clock starts. `joins_per_s` is the ledger's over all rounds, ratios are medians over rounds; `join_cpu_us` is
-processor time alone, which a busy machine or a slow disk changes little.
+`--quick` takes a quarter million labels each. The sides take turns, round by round. A join finds sample, prediction and
+payload by the key, writes the label, and notes that it is learned. A step has 1,024 labels (`stream`: 256), and each
+second is committed and synced.
 
-`rss_growth_mb` is the anonymous memory (RssAnon) of the ledger's process at its highest, over what it was before the
-store was opened: SQLite's cache (64 MB) and what the open step has touched. `flush_ms` and `flush_max_ms` are the
-median and the longest commit of the stream's rounds, in which the step waits.
+    ledger   all of it, with states, counters, inputs of scores, and undo of each step; a checkpoint each 30 s
+    sqlite   the limit: the same rows in three tables, one prepared SELECT per label, an executemany per step, and one
+             row of undo; WAL, synchronous=FULL, 256 MB of cache, mapped. No states, counters or further labels
+    lmdb     the rival: the three gets and one put of a join, without decoding and undo
 
-`restart_ms` is opening, rewinding to the last step, and joining one label durably, after the file was thrown out of the
-system's cache (median of three); at a tenth of the ids and at all of them, since a scan would show as a factor of ten.
+Prints one line per round, then JSON. `joins_per_s`: of the ledger, over all rounds, commits included (`stream`: without
+commits, since they hold the samples too). `joins_over_*`: median ratios over the rounds. `join_cpu_us`: processor time,
+which does not depend on the load. `rss_growth_mb`: the peak of anonymous memory (RssAnon) over that before opening.
+`flush_ms`, `flush_max_ms`: median and longest commit of the stream rounds. `restart_ms`: open, rewind and join one
+label durably, with the file out of the system's cache (median of three), at a tenth of the ids and at all.
 
-Wanted: 20,000 joins a second with ten million ids (`late`). Figures are in ARCHITECTURE.md under D6.
-
-Tried with ten million ids, 60,000 labels a run, two runs under load, and left out: 256 MB of cache instead of 64, and
-the write-ahead log copied above 1,000 or 16,384 pages instead of 4,096: no gain. Mapping the file saves a tenth of the
-processor time (.90, .91), but reading a mapped file that was cut off ends the process by a signal.
+Results are in docs/research/label-store.md.
 """
 
 from __future__ import annotations
@@ -59,9 +50,10 @@ import numpy as np
 import numpy.typing as npt
 from common import figures, tell
 
-from streamlearn.app.garbage import gc_threshold
+from streamlearn.app.garbage import rare_collections
 from streamlearn.ledger import Arrival, LabelState, Scored
 from streamlearn.ledger.ledger import Ledger
+from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.records import Example, Label, Position, Prediction, Sample, Schema
 
 PAYLOAD_BYTES = 64
@@ -73,22 +65,22 @@ SAMPLES_PER_TURN, LABELS_PER_TURN = 1024, 256
 TURNS = 40
 """Of a round of the stream."""
 STREAMED = ROUNDS * TURNS * SAMPLES_PER_TURN
-"""Samples that come beside the ids, in all."""
+"""Samples of all stream rounds, in addition to the ids."""
 MEGABYTE = 1 << 20
 PREDICTED_C = np.full(CLASSES, 1 / CLASSES, np.float32)
 ROW = struct.Struct("<16sqdqiiii")
-"""What the limit and the rival write of a sample, its probabilities apart: as much as the ledger does."""
+"""The row of a sample without its probabilities, as large as the ledger's."""
 
 
 class Side(Protocol):
-    """One way to keep samples and join labels. Samples and labels are given by number."""
+    """A way to keep samples and join labels. Samples and labels are numbers."""
 
     def fill(self, numbers: range) -> None:
         """Keep these new samples; one step."""
         ...
 
     def prepare(self, numbers: list[int]) -> list[Any]:
-        """Make label records of these samples, outside the measured time."""
+        """Create label records of these samples, outside the measured time."""
         ...
 
     def join(self, labels: list[Any]) -> None:
@@ -100,26 +92,26 @@ class Side(Protocol):
         ...
 
     def checkpoint(self) -> None:
-        """Let go of what only a checkpoint older than those that are kept would need."""
+        """Delete what only a rewind to a checkpoint that is not kept would need."""
         ...
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close the files."""
         ...
 
 
 def sample_id(number: int) -> str:
-    """Of sample `number`."""
+    """The id of sample `number`."""
     return f"sample-{number:09d}"
 
 
 def key_of(name: str) -> bytes:
-    """128 bits, as the ledger does."""
+    """128 bits, as in the ledger."""
     return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
 def payload(number: int) -> bytes:
-    """64 bytes that differ from sample to sample."""
+    """64 bytes, different for each sample."""
     return number.to_bytes(8, "little") * (PAYLOAD_BYTES // 8)
 
 
@@ -129,18 +121,15 @@ def class_of(number: int) -> int:
 
 
 class LedgerSide:
-    """`ledger/ledger.py`, driven as `pipeline.py` drives it."""
+    """`ledger/ledger.py`, driven as the loop drives it."""
 
     def __init__(self, folder: Path, ids: int) -> None:
         names = tuple(str(c) for c in range(CLASSES))
         self._ledger = Ledger(
             folder,
-            schema=Schema((PAYLOAD_BYTES,), np.dtype(np.uint8), names),
+            Schema((PAYLOAD_BYTES,), np.dtype(np.uint8), names),
+            LabelsConfig(payload_max_bytes=(ids + STREAMED) * PAYLOAD_BYTES, horizon_s=1e9, max_ids=ids + STREAMED),
             read_back=lambda *_: None,
-            payload_max_bytes=(ids + STREAMED) * PAYLOAD_BYTES,
-            payload_max_age_s=1e9,
-            horizon_s=1e9,
-            max_ids=ids + STREAMED,
         )
         self._ledger.rewind(self._ledger.step)
         self._labels = self._ledger.counts().read
@@ -158,7 +147,7 @@ class LedgerSide:
         ledger.end()
 
     def prepare(self, numbers: list[int]) -> list[Label]:
-        """One record each, as the codec makes them."""
+        """One record each, as the codec returns them."""
         first, self._labels = self._labels, self._labels + len(numbers)
         places = (Position("labels", place & 1, place >> 1) for place in range(first, self._labels))
         return [Label(place, 1e6, sample_id(n), class_of(n)) for place, n in zip(places, numbers, strict=True)]
@@ -175,27 +164,24 @@ class LedgerSide:
         assert example.x.tobytes() == payload(int(example.sample_id[-9:])), "another sample's payload"
 
     def commit(self) -> None:
-        """What `TrainingLoop.publish` does."""
+        """As a publication does."""
         self._ledger.flush()
 
     def checkpoint(self) -> None:
-        """What `TrainingLoop._save` does."""
+        """As a checkpoint does."""
         self._checkpoints.append(self._ledger.step)
         self._ledger.prune(self._checkpoints[0])
         self._ledger.flush()
 
     def close(self) -> None:
-        """I7 must hold of what was measured."""
+        """Check the counters, and close."""
         counts = self._ledger.counts()
         assert counts.read == counts.joined == counts.scored == counts.trained == self._labels, counts
         self._ledger.close()
 
 
 class LmdbSide:
-    """Three gets and a put: label, id, and sample with its payload are looked up, the label is written once.
-
-    What another database could give at most.
-    """
+    """Three gets and a put: id, label and sample are looked up, the label is written once."""
 
     def __init__(self, folder: Path, ids: int) -> None:
         del ids
@@ -217,7 +203,7 @@ class LmdbSide:
         return [(sample_id(n), bytes(22) + n.to_bytes(14, "big")) for n in numbers]
 
     def join(self, labels: list[tuple[str, bytes]]) -> None:
-        """The least that a join can be."""
+        """The minimum of a join."""
         get, put = self._txn.get, self._txn.put
         ids, samples, mine = self._ids, self._samples, self._labels
         for name, label in labels:
@@ -232,7 +218,7 @@ class LmdbSide:
         self._txn = self._env.begin(write=True)
 
     def checkpoint(self) -> None:
-        """Nothing is undone here."""
+        """There is no undo."""
 
     def close(self) -> None:
         """Close the environment."""
@@ -241,7 +227,7 @@ class LmdbSide:
 
 
 class SqliteSide:
-    """Three tables; rows under the log's numbers are in rowid tables, rows under a hash in the hash's index."""
+    """Three tables: rows by number are in rowid tables, rows by hash in the index of the hash."""
 
     def __init__(self, folder: Path, ids: int) -> None:
         del ids
@@ -274,7 +260,7 @@ class SqliteSide:
         return [(sample_id(n), class_of(n), bytes(22) + n.to_bytes(14, "big")) for n in numbers]
 
     def join(self, labels: list[tuple[str, int, bytes]]) -> None:
-        """One SELECT a label, two statements for all labels of the step, and how to undo it."""
+        """One SELECT per label, two statements for all labels of the step, and one row of undo."""
         query = (
             "SELECT ids.row, samples.sample, samples.payload, labels.label FROM ids JOIN samples ON samples.row = "
             "ids.row LEFT JOIN labels ON labels.row = ids.row WHERE ids.key = ?"
@@ -299,7 +285,7 @@ class SqliteSide:
         self._db.execute("BEGIN")
 
     def checkpoint(self) -> None:
-        """SQLite moves its write-ahead log into the file by itself."""
+        """SQLite checkpoints its write-ahead log by itself."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -312,7 +298,7 @@ Result: TypeAlias = dict[str, float]
 
 
 class Worker:
-    """One side in its own process: what the parent asks of it, and what that cost."""
+    """One side in its own process. Each method returns its costs."""
 
     def __init__(self, kind: str, folder: Path, ids: int) -> None:
         self._kind, self._folder, self._ids = kind, folder, ids
@@ -347,7 +333,7 @@ class Worker:
         return {"per_s": len(numbers) / wall_s, "cpu_us": cpu_s / len(numbers) * 1e6, **self._costs()}
 
     def stream(self, first: int, turns: list[list[int]]) -> Result:
-        """Samples and labels in turns, the labels of one after so many samples; what joins alone took."""
+        """Samples and labels in turns. Only the joins are timed."""
         spent, labels = np.zeros(2), 0
         for turn, numbers in enumerate(turns):
             start = first + turn * SAMPLES_PER_TURN
@@ -365,7 +351,7 @@ class Worker:
         return {"per_s": labels / wall_s, "cpu_us": cpu_s / labels * 1e6, **self._costs()}
 
     def restart(self, numbers: list[int]) -> Result:
-        """Close, forget the file's pages, open, join one label; once for each of these samples. The median counts."""
+        """Close, drop the file from the system's cache, open, join one label; the median over these samples."""
         spent_s = []
         for number in numbers:
             self._side.close()
@@ -380,7 +366,7 @@ class Worker:
         return {"ms": statistics.median(spent_s) * 1e3}
 
     def close(self) -> Result:
-        """Let go; the disk space that was taken."""
+        """Close; the disk space that was used."""
         self._side.close()
         return {"disk_mb": sum(path.stat().st_blocks * 512 for path in self._folder.iterdir()) / MEGABYTE}
 
@@ -393,7 +379,7 @@ class Worker:
             self._commit()
 
     def _commit(self) -> None:
-        # Before, not after: the pages that the open transaction has changed are anonymous memory until then.
+        # Before the commit: until then, the pages that the transaction has changed are anonymous memory.
         self._anonymous_peak = max(self._anonymous_peak, resident("RssAnon"))
         began = time.perf_counter()
         self._side.commit()
@@ -401,7 +387,7 @@ class Worker:
         self._flushes_s.append(self._committed_at_s - began)
 
     def _costs(self) -> Result:
-        """Memory so far, and the commits since the last call."""
+        """Peak memory so far, and the commits since the last call."""
         flushes_ms = np.array(self._flushes_s) * 1e3
         self._flushes_s.clear()
         return {
@@ -426,7 +412,7 @@ def resident(kind: str) -> float:
 
 def _serve(kind: str, folder: Path, ids: int, pipe: Connection) -> None:  # pragma: no cover - child process
     worker = Worker(kind, folder, ids)
-    with gc_threshold():  # as the learner does
+    with rare_collections():  # as the learner does
         while True:
             name, arguments = pipe.recv()
             pipe.send(getattr(worker, name)(*arguments))
@@ -435,17 +421,17 @@ def _serve(kind: str, folder: Path, ids: int, pipe: Connection) -> None:  # prag
 
 
 class Remote:
-    """A worker, as its parent sees it."""
+    """The parent's side of a worker."""
 
     def __init__(self, kind: str, folder: Path, ids: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(kind, folder / kind, ids, theirs), daemon=True)
         self._process.start()
-        theirs.close()  # so that a worker that dies ends `ask` with EOFError
+        theirs.close()  # so that `ask` raises EOFError if the worker dies
 
     def ask(self, name: str, *arguments: object) -> Result:
-        """Call a method of the worker and wait for its answer."""
+        """Call a method of the worker and wait for its result."""
         self._pipe.send((name, arguments))
         result: Result = self._pipe.recv()
         if name == "close":
@@ -454,9 +440,9 @@ class Remote:
 
 
 def rounds_of(ids: int, count: int) -> dict[str, list[list[int]]]:
-    """Numbers of the labels' samples, in rounds; none of them twice, nor one that restarts use.
+    """The samples of the labels, by round. None comes twice, and none is used by restarts.
 
-    `late`: the ages of the samples are geometric with a mean of a tenth of the ids. `scattered`: drawn from all.
+    `late`: ages are geometric with a mean of a tenth of the ids. `scattered`: drawn from all.
     """
     rng = np.random.default_rng(0)
     ages = np.unique(rng.geometric(10 / ids, 4 * count))
@@ -471,7 +457,7 @@ def rounds_of(ids: int, count: int) -> dict[str, list[list[int]]]:
 
 
 def turns_of(ids: int, taken: set[int]) -> list[list[list[int]]]:
-    """The same of samples that come while labels do, which are late: by round and turn, the labels' samples."""
+    """The samples of the stream's labels, by round and turn. Ages are as in `late`."""
     rng, rounds, first = np.random.default_rng(1), [], ids
     for _ in range(ROUNDS):
         turns = []
@@ -486,7 +472,7 @@ def turns_of(ids: int, taken: set[int]) -> list[list[list[int]]]:
 
 
 class Rounds:
-    """The sides join the same labels, one after the other."""
+    """The sides join the same labels, one side after the other."""
 
     def __init__(self, sides: dict[str, Remote]) -> None:
         self._sides = sides
@@ -497,7 +483,7 @@ class Rounds:
         """One round."""
         found = {}
         for kind, side in self._sides.items():
-            os.sync()  # or the pages of the side before would be written in the time of this one
+            os.sync()  # so that pages of one side are not written in the time of the next
             found[kind] = side.ask(method, *arguments)
             self._rates[kind].append(found[kind]["per_s"])
         self._cpu_us.append(found["ledger"]["cpu_us"])
@@ -507,7 +493,7 @@ class Rounds:
         return found
 
     def figures(self) -> dict[str, float]:
-        """The ledger's rate over all rounds, and over those of the others."""
+        """The ledger's rate over all rounds, and its ratio to the others."""
         mine = self._rates["ledger"]
         ratios = {kind: float(np.median(np.divide(mine, rates))) for kind, rates in self._rates.items()}
         return {
@@ -519,7 +505,7 @@ class Rounds:
 
 
 def measure(folder: Path, ids: int) -> dict[str, Any]:
-    """All figures; a line of progress now and then."""
+    """All figures. Prints a line per round."""
     sides = {kind: Remote(kind, folder, ids) for kind in SIDES}
     tenth, restarts = ids // 10, {kind: {"tenth": 0.0, "all": 0.0} for kind in SIDES}
     fills: dict[str, Result] = {}
@@ -527,8 +513,8 @@ def measure(folder: Path, ids: int) -> dict[str, Any]:
         first = side.ask("fill", 0, tenth)
         restarts[kind]["tenth"] = side.ask("restart", list(range(RESTARTS)))["ms"]
         fills[kind] = side.ask("fill", tenth, ids)
-        said = f"then {fills[kind]['per_s']:,.0f}; anonymous {fills[kind]['anonymous_mb']:.0f} MB"
-        tell(f"{kind:6} kept {ids:,} samples: a tenth at {first['per_s']:,.0f} a second, {said}")
+        rest = f"then {fills[kind]['per_s']:,.0f}; anonymous {fills[kind]['anonymous_mb']:.0f} MB"
+        tell(f"{kind:6} kept {ids:,} samples: a tenth at {first['per_s']:,.0f} a second, {rest}")
     joins = {}
     bulk = rounds_of(ids, min(ids // 4, LABELS))
     for how, parts in bulk.items():

@@ -189,7 +189,8 @@ class Case:
             if tables[name][setting] == type(getattr(config, name)).model_fields[setting].default:
                 del tables[name][setting]
         tables["batch"]["recent_rows"] = RECENT_ROWS  # a setting when the first lines were written
-        tables["labels"] = {"memory_rows": config.labels.memory_rows}
+        # The setting's name in lines recorded before it was renamed, so that their hashes still match.
+        tables["labels"] = {"memory_rows": config.labels.replay_rows}
         plan = self.plan
         stream = {"limit": plan.limit, "passes": plan.passes, "order": plan.order, "drift": plan.drift}
         return {"stream": {"dataset": plan.dataset, **stream}, "settings": tables}

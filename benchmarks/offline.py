@@ -144,7 +144,7 @@ class Learning:
             "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
             # One step per micro-batch, as under a fast stream; it also makes the benchmark cheap.
             "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S},
-            "labels": {"wanted_rows": 0, "memory_rows": 1000},
+            "labels": {"requests_per_hour": 0, "replay_rows": 1000},
             "state": {"dir": folder, "checkpoint_every_s": _NEVER_S, "publish_every_s": PUBLISH_EVERY_S},
             "metrics": {"port": 0},
         }

@@ -36,7 +36,7 @@ APPENDS_PER_S = 10
 SMALL = {
     "labels.payload_max_bytes": 16 << 20,
     "labels.max_ids": 20_000,
-    "labels.wanted_rows": 0,
+    "labels.requests_per_hour": 0,
     "log.max_bytes": 8 << 30,
     "state.checkpoint_every_s": 5.0,
 }

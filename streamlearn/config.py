@@ -27,6 +27,7 @@ from pydantic import (
 
 from streamlearn.errors import ConfigError
 from streamlearn.judge.settings import DriftConfig, GuardConfig, ScoreConfig
+from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.log.settings import LogConfig
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.records import Schema
@@ -289,38 +290,6 @@ _ONLY_WITH: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
 """Settings of [learn] that have an effect with some values of another one alone: names, that setting, its values."""
 
 
-class LabelsConfig(Section):
-    """[labels]: how long samples and labels are kept."""
-
-    payload_max_bytes: int = Field(1 << 30, ge=1 << 16)
-    """Payloads kept in the sample store; past it a late label's payload is read back from the log."""
-    payload_max_age_s: float = Field(30 * 86400.0, ge=1.0)
-    """The same by age."""
-    horizon_s: float = Field(30 * 86400.0, ge=1.0)
-    """How long a sample's id, and a label without a sample, are remembered."""
-    max_ids: int = Field(10_000_000, ge=1000)
-    """Most sample ids remembered, whatever their age."""
-    memory_rows: int = Field(5000, ge=1, le=10_000_000)
-    """Rows of the replay buffer, class-balanced; of large rows 512 MiB."""
-    corrections: Literal["last", "first"] = "last"
-    """Which label of a sample counts when two differ. A retraction is final under first, and undone by a later label
-    under last."""
-    unknown_class: Literal["hold", "refuse", "grow"] = "hold"
-    """A label of a class that has no such name: hold and report it, refuse it (dead letter), or grow into a spare."""
-    max_held: int = Field(10_000, ge=1, le=10_000_000)
-    """Labels of unknown classes that are held, at most."""
-    implied_class: str | None = None
-    """The class of a sample that has no label after `implied_after_s`, as in "no click"."""
-    implied_after_s: float | None = Field(None, gt=0.0)
-    """When it is implied, after the sample. At most `horizon_s`."""
-    wanted_rows: int = Field(1000, ge=0, le=20_000)
-    """Samples that `GET /label/wanted` chooses from: those whose label would help most; 0 is off."""
-    wanted_per_hour: int = Field(1000, ge=1, le=1_000_000)
-    """The labelling budget: most samples that it hands out within an hour."""
-    wanted_again_after_s: float = Field(86400.0, gt=0.0)
-    """When a sample that was handed out, and got no label, may be handed out again."""
-
-
 class TwinConfig(Section):
     """[twin]: the label-only network beside the student, which says whether unlabelled samples help."""
 
@@ -469,16 +438,10 @@ class Config(Section):
         return self
 
     def _check_labels(self) -> None:
-        """Settings of [labels] that hang together with others."""
+        """Check [labels] against [schema]."""
         labels, names = self.labels, self.schema_.build().classes
-        if (labels.implied_class is None) != (labels.implied_after_s is None):
-            msg = "labels.implied_class and labels.implied_after_s: set both or neither"
-            raise ValueError(msg)
         if labels.implied_class is not None and labels.implied_class not in names:
             msg = f"labels.implied_class = {labels.implied_class!r} is none of schema.classes"
-            raise ValueError(msg)
-        if labels.implied_after_s is not None and labels.implied_after_s > labels.horizon_s:
-            msg = f"labels.implied_after_s = {labels.implied_after_s} is past labels.horizon_s = {labels.horizon_s}"
             raise ValueError(msg)
         if labels.unknown_class == "grow" and not self.schema_.max_classes:
             msg = 'labels.unknown_class = "grow" wants schema.max_classes, the room to grow into'

@@ -8,6 +8,7 @@ import torch
 from starlette.testclient import TestClient
 
 from streamlearn.ledger.ledger import Ledger
+from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import ServerMetrics
@@ -92,12 +93,9 @@ class Served:
         """The learner's ledger, to put samples and labels in."""
         return Ledger(
             self.folder / "store",
-            schema=self.schema,
+            self.schema,
+            LabelsConfig(horizon_s=1e6),
             read_back=lambda *_: None,
-            payload_max_bytes=1 << 20,
-            payload_max_age_s=1e6,
-            horizon_s=1e6,
-            max_ids=1000,
         )
 
     def records(self, topic):

@@ -19,7 +19,7 @@ from streamlearn.learn.learner import Learner
 from streamlearn.learn.recent import RECENT_BYTES, RECENT_ROWS, RecentSamples
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.replay_buffer import ReplayBuffer
-from streamlearn.ledger.request_writer import RequestWriter
+from streamlearn.ledger.request_writer import POOL_ROWS, RequestWriter
 from streamlearn.log.base import Log
 from streamlearn.log.feed import PREFETCH_BYTES, PREFETCH_RECORDS, Feed
 from streamlearn.loop.guarding import Guarding
@@ -90,7 +90,7 @@ def recent_rows(config: Config) -> int:
 
 def replay_rows(config: Config) -> int:
     """Capacity of the replay buffer."""
-    return config.schema_.build().rows_within(config.labels.memory_rows, REPLAY_BYTES, least=config.batch.labelled)
+    return config.schema_.build().rows_within(config.labels.replay_rows, REPLAY_BYTES, least=config.batch.labelled)
 
 
 def wide_rows(config: Config) -> int:
@@ -168,7 +168,11 @@ def build_loop(
             reaction=config.drift.reaction,
             trust_labels=config.learn.trust_labels,
         ),
-        requests=RequestWriter(paths.label_requests, config.labels.wanted_rows, keep_s=config.labels.payload_max_age_s),
+        requests=RequestWriter(
+            paths.label_requests,
+            POOL_ROWS if config.labels.requests_per_hour else 0,
+            keep_s=config.labels.horizon_s,
+        ),
         journal=Journal(paths.journal, fence=fence),
         saver=Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=on_saved, fence=fence),
         publisher=Publisher(paths.published, metadata=_metadata(config), fence=fence),
@@ -180,27 +184,13 @@ def build_loop(
 
 
 def _make_ledger(config: Config, paths: StatePaths, access: LogAccess, fence: Fence) -> Ledger:
-    labels, schema = config.labels, config.schema_.build()
+    schema = config.schema_.build()
 
     def may_write() -> None:
         reached("ledger-flush", "begin")
         fence.check()
 
-    return Ledger(
-        paths.store,
-        schema=schema,
-        read_back=access.read_back,
-        payload_max_bytes=labels.payload_max_bytes,
-        payload_max_age_s=labels.payload_max_age_s,
-        horizon_s=labels.horizon_s,
-        max_ids=labels.max_ids,
-        corrections=labels.corrections,
-        implied_class=None if labels.implied_class is None else schema.class_index(labels.implied_class),
-        implied_after_s=labels.implied_after_s,
-        max_held=labels.max_held,
-        grow=labels.unknown_class == "grow",
-        may_write=may_write,
-    )
+    return Ledger(paths.store, schema, config.labels, read_back=access.read_back, may_write=may_write)
 
 
 def _make_board(config: Config) -> Scoreboard:

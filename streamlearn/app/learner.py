@@ -33,7 +33,7 @@ from streamlearn.app.startup import (
 )
 from streamlearn.config import Config
 from streamlearn.errors import LogError, OffsetOutOfRangeError, StateError, StateLockedError
-from streamlearn.ledger.store import check_whole
+from streamlearn.ledger.store_file import check_whole
 from streamlearn.log.base import Log
 from streamlearn.metrics import LearnerMetrics
 from streamlearn.records import Offsets

@@ -136,12 +136,8 @@ def _parts(config: Config, paths: StatePaths, log: Appends, metrics: ServerMetri
 
 
 def _wanted(config: Config, paths: StatePaths) -> RequestQueue | None:
-    labels = config.labels
-    if labels.wanted_rows == 0:
-        return None
-    return RequestQueue(
-        paths.label_requests, per_hour=labels.wanted_per_hour, again_after_s=labels.wanted_again_after_s
-    )
+    per_hour = config.labels.requests_per_hour
+    return RequestQueue(paths.label_requests, per_hour=per_hour) if per_hour else None
 
 
 def _settings(config: Config, name: str) -> ServeSettings:

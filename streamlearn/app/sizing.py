@@ -56,7 +56,7 @@ def learner_parts(config: Config, learner: Learner) -> list[Part]:
         Part("networks, averages, optimizer, gradients", sum(networks.values()) + gradients),
         Part("good teachers of the guard", _GOOD_TEACHERS * teacher),
         Part("activations", 2 * rows * activation_bytes(config)),
-        Part(_of("replay buffer", replay, config.labels.memory_rows), replay * schema.nbytes),
+        Part(_of("replay buffer", replay, config.labels.replay_rows), replay * schema.nbytes),
         Part(_of("recent samples", recent, RECENT_ROWS), recent * schema.nbytes),
         Part(_of("read ahead", queued, PREFETCH_RECORDS), partitions * queued * schema.nbytes + POLL_BYTES),
         Part("micro-batch", (waiting + _BATCH_COPIES * rows) * schema.nbytes),

@@ -207,7 +207,7 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
         "max_bytes": max(size_bytes, 1 << 20),
         "max_record_bytes": config.log.max_record_bytes,
     }
-    tables["labels"] = tables.get("labels", {}) | {"wanted_rows": 0}
+    tables["labels"] = tables.get("labels", {}) | {"requests_per_hour": 0}
     tables["score"] = tables.get("score", {}) | {"window": plan.window}
     tables["state"] = tables.get("state", {}) | {"dir": folder}
     tables["twin"] = tables.get("twin", {}) | {"oracle": True}

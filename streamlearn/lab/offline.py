@@ -104,8 +104,8 @@ def evaluate_offline(
     _check(plan, loaded)
     tables = fitting_tables(config, loaded, plan.seed)
     # The buffer must hold every label.
-    rows = max(plan.labels, config.labels.memory_rows)
-    tables["labels"] = tables.get("labels", {}) | {"memory_rows": rows}
+    rows = max(plan.labels, config.labels.replay_rows)
+    tables["labels"] = tables.get("labels", {}) | {"replay_rows": rows}
     settings = load_config(None, overrides=tables, environ={})
     dataset = loaded.fit(settings.schema_.build())
     learner, buffer = make_learner(settings), ReplayBuffer(rows, settings.schema_.build(), settings.learn.seed)

@@ -1,7 +1,7 @@
-"""Labels with a life: what was seen (`store`), what became of each label (`ledger`), what is learned again (`memory`).
+"""Labels and their samples: the ledger, the replay buffer and the active-learning queue.
 
-Here stands the vocabulary of the three. What is made for each label is a named tuple: a frozen dataclass sets its
-fields one by one through `object.__setattr__`, and with those a join took a twentieth longer.
+Here are the types that the other folders see. What is made for each label is a NamedTuple: with frozen dataclasses, a
+join took a twentieth longer.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from streamlearn.records import Example, Position, Prediction
 
 
 class LabelState(StrEnum):
-    """How far a label has come, or what was wrong with it."""
+    """The state of a label; docs/label-states.md has the transitions."""
 
     UNLABELLED = "unlabelled"
     """The sample is known and has no label."""
     WAITING = "waiting"
-    """For its sample."""
+    """The sample has not come."""
     JOINED = "joined"
     SCORED = "scored"
     TRAINED = "trained"
     DUPLICATE = "duplicate"
-    """The same class again, in another record."""
+    """Another record of the same class."""
     CORRECTED = "corrected"
-    """Another class than before."""
+    """Another record of another class."""
     EXPIRED = "expired"
-    """The sample is known, its payload is nowhere any more."""
+    """The sample is known, but neither store nor log holds its payload."""
     ORPHAN = "orphan"
-    """Its sample did not come within the horizon."""
+    """The sample did not come within the horizon."""
     HELD = "held"
-    """It names a class that the schema does not have."""
+    """The schema does not have the class."""
     RETRACTED = "retracted"
-    """Withdrawn by a record without a class: the sample has no label."""
+    """A record without a class has withdrawn the label."""
     ERASED = "erased"
-    """The sample was erased on request: it has no payload, and labels of it are not learned."""
+    """The sample was erased on request: its payload is gone, and its labels are not learned."""
 
 
 class Scored(NamedTuple):
-    """The class that counted when a sample got its first label in time, and what was said about the sample before."""
+    """A prediction and the label it is compared with. Each sample is scored once, by its first label in time."""
 
     prediction: Prediction
     student_class: int
     class_index: int
     delay_s: float
-    """From the sample to its label, by the log's clock."""
+    """From the sample to its label, in log time."""
     majority_class: int | None
-    """What the baselines would have said of the sample when it came, from the labels received until then."""
+    """The prediction of this baseline when the sample arrived; None before the first label."""
     no_change_class: int | None
 
 
@@ -58,23 +58,23 @@ class Arrival(NamedTuple):
     state: LabelState
     sample_id: str
     class_index: int
-    """The class that counts now; UNLABELLED where the record is held, RETRACTED or ERASED where no class counts."""
+    """The class that counts now; RETRACTED or ERASED if none does, UNLABELLED if the record is held."""
     example: Example | None = None
-    """To be learned. Its `x` is read-only."""
+    """To learn. Its `x` is read-only."""
     scored: Scored | None = None
     correction: bool = False
-    """The class that counts has changed: the memory must change too, even where no payload is left for an example."""
+    """The class that counts has changed. The replay buffer must follow, even if there is no payload for an example."""
     labelled_at_s: float | None = None
-    """When the label that counts was given, where another record counts than before: what the memory sorts by."""
+    """Log time of the record that counts, if it is another record than before. The replay buffer sorts by it."""
     implied: bool = False
-    """Not a record's doing: the time for a label has passed (`Ledger.implied`)."""
+    """There is no record: the class is implied (`Ledger.implied`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerCounts:
-    """Label records by what became of them, since the beginning; and what is kept now.
+    """Label records by disposition, in total, and present sizes.
 
-    A record that arrives late between others changes what those are, so `duplicate` and `corrected` may also fall.
+    `duplicate` and `corrected` can fall: a record that lands between two others changes what the later one is.
     """
 
     read: int = 0
@@ -86,43 +86,43 @@ class LedgerCounts:
     expired: int = 0
     orphan: int = 0
     waiting: int = 0
-    """Now."""
+    """Present."""
     implied: int = 0
-    """Samples that have the implied class, and no record that says so."""
+    """Samples that have the implied class, without a record. Present."""
     held: int = 0
-    """Now, for a class that is not known."""
+    """Present."""
     held_dropped: int = 0
-    """Were held too long, or were too many."""
+    """Held for too long, or too many."""
     retracted: int = 0
     """Records that withdraw labels."""
     erased: int = 0
     """Records that erase samples."""
     samples_read: int = 0
     samples: int = 0
-    """Known now."""
+    """Present."""
     payload_bytes: int = 0
-    """Kept now."""
+    """In the store at present."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelStatus:
-    """All that is known of one sample's label, for whoever asks."""
+    """What is known about the label of one sample."""
 
     state: LabelState
     class_index: int | None = None
     label_position: Position | None = None
-    """Of the label that counts."""
+    """Of the record that counts."""
     label_time_s: float | None = None
     corrected: bool = False
-    """Not all that was said of this sample is the same class."""
+    """The records of this sample are not all of one class."""
     scored: bool = False
     first_trained_step: int | None = None
-    """The step that first learned the class that counts: a teacher of this version or later knows it."""
+    """The step that first learned the class that counts. A teacher of this version or later has learned it."""
     sample_position: Position | None = None
     sample_time_s: float | None = None
     predicted_class: int | None = None
     model_version: int | None = None
     implied: bool = False
-    """No record said the class: the time for one has passed."""
+    """There is no record: the class is implied."""
     class_name: str | None = None
-    """Of a held label: the class that is not known."""
+    """The unknown class of a held label."""

@@ -1,7 +1,7 @@
-"""What the baselines know: the class of each label received so far, corrections included.
+"""The majority and the no-change baseline: what they predict from the labels read so far, corrections included.
 
-They are told of a label as soon as it is read, whether its sample has come or not. The counts are a function of the
-set of labels; the newest class is that of the record that was read last.
+They know a label as soon as it is read, even before its sample. The counts are a function of the set of labels. The
+no-change class is the class of the record that was read last.
 """
 
 from __future__ import annotations
@@ -14,33 +14,31 @@ from streamlearn.records import UNLABELLED
 
 
 class Baselines:
-    """Labels by class, in the ledger's table `counts`; majority and newest class are in its `Counters`."""
+    """Labels by class, in the ledger's table `counts`. Majority and no-change class are in its `Counters`."""
 
-    def __init__(self, table: Table, capacity: int) -> None:
-        self.counters = Counters()
-        self.class_counts = [0] * capacity  # a list: one element of an array costs several times as much
-        self._table = table
+    def __init__(self, table: Table[str, bytes], counters: Counters, capacity: int) -> None:
+        self._table, self._c = table, counters
+        self._class_counts = [0] * capacity  # a list: reading one element of an array takes several times as long
         self._changed = False
 
-    def load(self, counters: Counters) -> None:
-        """Take what is kept in memory from the table. There may be room for more classes by now."""
-        self.counters = counters
-        saved = np.frombuffer(self._table.get(b"classes") or b"", np.int64).tolist()
-        self.class_counts = saved + [0] * (len(self.class_counts) - len(saved))
+    def load(self) -> None:
+        """Read the counts from the table. The schema may have more classes than when they were saved."""
+        saved = np.frombuffer(self._table.get("classes") or b"", np.int64).tolist()
+        self._class_counts = saved + [0] * (len(self._class_counts) - len(saved))
         self._changed = False
 
     def save(self) -> None:
-        """Write down what has changed in the open step."""
+        """Write the changes of the open step."""
         if self._changed:
-            self._table.put(b"classes", np.array(self.class_counts, np.int64).tobytes())
+            self._table.put("classes", np.array(self._class_counts, np.int64).tobytes())
             self._changed = False
 
     def received(self, now: int, *, was: int = UNLABELLED) -> None:
-        """A sample has the class `now`, and had `was` before; each may be none (UNLABELLED or RETRACTED).
+        """The class of a sample changes from `was` to `now`. A negative class is none.
 
-        Of equally large classes the first is the majority.
+        The majority is the first of the most frequent classes.
         """
-        c, counts = self.counters, self.class_counts
+        c, counts = self._c, self._class_counts
         self._changed = True
         if now >= 0:
             counts[now] += 1
@@ -51,5 +49,5 @@ class Baselines:
             c.majority_class = counts.index(max(counts)) if any(counts) else UNLABELLED
             return
         most = c.majority_class
-        if (counts[now], -now) > (counts[most], -most):  # the same, where only one class has grown
+        if (counts[now], -now) > (counts[most], -most):  # a shortcut: only one class has grown
             c.majority_class = now

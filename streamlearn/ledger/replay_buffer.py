@@ -1,14 +1,12 @@
-"""Labelled examples to learn from again: bounded, balanced by class.
+"""The replay buffer: labelled examples to learn from again, bounded and balanced by class.
 
-A label is rare and must be used many times; what has just arrived is used first. What is drawn is a function of the
-content, the seed and the step, so a restart draws what the run without it would have drawn. Letters: N rows held,
-L rows drawn.
+Labels are rare, so each is used many times, and a new one first. Draws are a function of content, seed and step, so a
+replay after a restart draws the same rows. Letters: N rows held, L rows drawn.
 
-Rows are old by the time of their label (by their id where times are equal), not by when they came in. So as long as
-nothing was evicted, content and order are a function of the set {id, class, payload, label time} that was told last of
-each id, in whatever order it was told; and so are draws once every row was drawn for the first time. Once the capacity
-is reached, which rows are held depends on the order too: what then holds is that each row has the last class that was
-told of it, and that no class has lost a row while another had more than one row more than it.
+Rows are ordered by the log time of their label, then by id. While nothing was evicted, content and order are a function
+of the last {class, payload, label time} of each id, in any order of arrival. So are draws, once every row was drawn
+for the first time. At capacity, which rows are held depends on the order of arrival too. Each row still has the last
+class of its id, and no class loses a row while another has at least two rows more.
 """
 
 from __future__ import annotations
@@ -25,15 +23,15 @@ from streamlearn.records import Array, Example, Schema
 
 _FIRST_ROWS = 256
 _LOOK_AHEAD = 64
-"""So far an eviction looks for a row that was drawn before it takes one that never was."""
+"""How many rows an eviction checks for one that was drawn, before it takes one that never was."""
 
 _Age: TypeAlias = Callable[[int], tuple[float, str]]
 
 
 class _Rows:
-    """The slots of one class, oldest first. Amortised O(1) at both ends, one move of the rest in the middle.
+    """The slots of one class, oldest first. Amortised O(1) at both ends, O(n) in the middle.
 
-    The age of a slot does not change while it is here.
+    The age of a slot must not change while it is here.
     """
 
     def __init__(self, age: _Age) -> None:
@@ -55,7 +53,7 @@ class _Rows:
 
     def remove(self, slot: int) -> None:
         at = bisect.bisect_left(self._slots, self._age(slot), lo=self._head, key=self._age)
-        assert self._slots[at] == slot, "a slot is not where its age puts it"
+        assert self._slots[at] == slot, "a slot is not at the place of its age"
         if at > self._head:
             del self._slots[at]
             return
@@ -66,7 +64,7 @@ class _Rows:
 
 
 class ReplayBuffer:
-    """At most `capacity` examples, one for each sample id. When full, the largest class loses its oldest row."""
+    """At most `capacity` examples, one per sample id. When full, the largest class loses its oldest row."""
 
     def __init__(self, capacity: int, schema: Schema, seed: int) -> None:
         assert capacity >= 1, capacity
@@ -82,11 +80,11 @@ class ReplayBuffer:
         self._labelled_at_s: list[float] = []
         self._slots: dict[str, int] = {}
         self._new: dict[str, int] = {}
-        """Ids of rows that were never drawn, oldest first, each with its number among all that ever were new."""
+        """Ids of rows that were never drawn, oldest first. New rows are numbered."""
         self.added = 0
-        """Rows that ever were new, in this process."""
+        """New rows so far, in this process."""
         self.drawn_ids: list[str] = []
-        """Whose rows were drawn last."""
+        """Ids of the last draw."""
         self._free: list[int] = []
         self._rows_C = [_Rows(self._age) for _ in range(self._schema.capacity)]
         self._counts_C = np.zeros(self._schema.capacity, np.int64)
@@ -109,11 +107,11 @@ class ReplayBuffer:
 
     @property
     def drawn_below(self) -> int:
-        """Of all rows that ever were new, those with a smaller number than this are no longer waiting to be drawn."""
+        """New rows with a number below this one were drawn, or have left the buffer."""
         return next(iter(self._new.values()), self.added)
 
     def add(self, example: Example) -> None:
-        """Hold an example, to be drawn as soon as can be. One of the same sample is replaced: that is a correction."""
+        """Add an example, to be drawn next. It replaces the example of the same sample: a correction."""
         assert example.x.shape == self._schema.shape, example.x.shape
         assert 0 <= example.class_index < len(self._rows_C), example.class_index
         if example.sample_id in self._slots:
@@ -125,27 +123,27 @@ class ReplayBuffer:
         self._ids[slot] = example.sample_id
         self._labelled_at_s[slot] = example.labelled_at_s
         self._slots[example.sample_id] = slot
-        self._is_new(example.sample_id)
-        self._file(slot, example.class_index)
+        self._mark_new(example.sample_id)
+        self._link(slot, example.class_index)
 
     def relabel(self, sample_id: str, class_index: int, labelled_at_s: float | None = None) -> bool:
-        """Correct a row whose payload is gone elsewhere, or only its age: of the same class it is not new again.
+        """Change class and label time of a row, and keep its payload. With another class, it is new again.
 
-        Without a time the row's age stays. Whether the row is held.
+        Without a time, the time stays. Returns whether there is such a row.
         """
         slot = self._slots.get(sample_id)
         if slot is None:
             return False
         if class_index != self._classes[slot]:
-            self._is_new(sample_id)
-        self._unfile(slot)
+            self._mark_new(sample_id)
+        self._unlink(slot)
         if labelled_at_s is not None:
             self._labelled_at_s[slot] = labelled_at_s
-        self._file(slot, class_index)
+        self._link(slot, class_index)
         return True
 
     def remove(self, sample_id: str) -> bool:
-        """Drop the row of a sample, and overwrite its payload; whether there was one."""
+        """Remove the row of a sample, and overwrite its payload. Returns whether there was one."""
         slot = self._slots.get(sample_id)
         if slot is None:
             return False
@@ -154,11 +152,10 @@ class ReplayBuffer:
         return True
 
     def draw_into(self, x_L: Array, y_L: npt.NDArray[np.int64], step: int) -> list[str]:
-        """Fill the caller's rows: never drawn ones first, oldest first, then as many of each class.
+        """Fill the caller's rows in place: new rows first, oldest first, then an equal share of each class.
 
-        Returns the ids of those that are drawn for the first time. No other row repeats unless its class has fewer
-        rows than its share. Where the classes do not divide the rows, chance gives the rest. An empty memory fills
-        nothing.
+        Returns the ids that are drawn for the first time. A row repeats only if its class has fewer rows than its
+        share. A remainder goes to random classes. An empty buffer fills nothing.
         """
         if not len(self) or not len(y_L):
             self.drawn_ids = []
@@ -174,17 +171,20 @@ class ReplayBuffer:
         return new_ids
 
     def rows(self, sample_ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int64]]:
-        """Copies of rows that are held, and their classes."""
+        """Copies of the rows of these samples, and their classes."""
         slots = [self._slots[sample_id] for sample_id in sample_ids]
         return self._x[slots], np.array([self._classes[slot] for slot in slots], np.int64)
 
     def probe(self, n: int, step: int) -> tuple[Array, npt.NDArray[np.int64]]:
-        """At most n rows and their classes, as many of each class, chosen by the step. Changes nothing."""
+        """At most n rows and their classes, balanced, a function of the step. Changes nothing."""
         slots_P = self._choose(min(n, len(self)), step)
         return self._x[slots_P], np.array([self._classes[slot] for slot in slots_P], np.int64)
 
     def _choose(self, n: int, step: int) -> list[int]:
-        """Slots. Each class is cut by age into as many slices as its share; a random turn makes all its rows equal."""
+        """Balanced slots. Each class is cut by age into as many slices as its share, and one row of each is drawn.
+
+        A random rotation gives all rows of a class the same chance.
+        """
         if n == 0:
             return []
         rng = np.random.Generator(np.random.Philox(key=np.array([self._seed, step], np.uint64)))
@@ -206,7 +206,7 @@ class ReplayBuffer:
     def state(self) -> dict[str, Array]:
         """Copies of all rows, oldest first: x (N, *shape), y (N,), labelled_at_s (N,), ids as UTF-8 with N + 1 offsets.
 
-        `new` (N,) is the place of a row among those never drawn, -1 where it was drawn.
+        `new` (N,) is the index of a row among those never drawn, or -1.
         """
         order_N = sorted(self._slots.values(), key=self._age)
         places = {sample_id: place for place, sample_id in enumerate(self._new)}
@@ -221,7 +221,7 @@ class ReplayBuffer:
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved. With less capacity than it had, the newest stay, balanced as ever."""
+        """Restore what `state` returned. With a smaller capacity, the newest rows stay, balanced."""
         self._clear()
         bounds = itertools.pairwise(state["id_offsets"].tolist())
         ids = [state["ids"][begin:end].tobytes().decode("utf-8", "surrogatepass") for begin, end in bounds]
@@ -233,8 +233,8 @@ class ReplayBuffer:
         self._new = {sample_id: n for n, sample_id in enumerate(new_ids)}
         self.added = len(new_ids)
 
-    def _is_new(self, sample_id: str) -> None:
-        """To be drawn before others; one that is new already keeps its place."""
+    def _mark_new(self, sample_id: str) -> None:
+        """Draw this row before others. A row that is new keeps its place."""
         if sample_id not in self._new:
             self._new[sample_id] = self.added
             self.added += 1
@@ -255,29 +255,26 @@ class ReplayBuffer:
     def _age(self, slot: int) -> tuple[float, str]:
         return self._labelled_at_s[slot], self._ids[slot]
 
-    def _file(self, slot: int, class_index: int) -> None:
+    def _link(self, slot: int, class_index: int) -> None:
         self._classes[slot] = class_index
         self._rows_C[class_index].insert(slot)
         self._counts_C[class_index] += 1
 
-    def _unfile(self, slot: int) -> None:
+    def _unlink(self, slot: int) -> None:
         class_index = self._classes[slot]
         self._rows_C[class_index].remove(slot)
         self._counts_C[class_index] -= 1
 
     def _remove(self, slot: int) -> None:
-        self._unfile(slot)
-        self._forget(slot)
-
-    def _forget(self, slot: int) -> None:
+        self._unlink(slot)
         del self._slots[self._ids[slot]]
         self._new.pop(self._ids[slot], None)
         self._free.append(slot)
 
     def _evict(self, incoming_class: int) -> None:
-        """Make room: the class that would be largest loses its oldest row; of several, that with the oldest.
+        """Make room: the class that would be largest loses its oldest row. Of several, the one with the oldest row.
 
-        A row that was never drawn stays before one that was, so that a label read late is still learned once.
+        Rows that were drawn go before rows that were not, so a label that is read late is learned once.
         """
         counts_C = self._counts_C.copy()
         counts_C[incoming_class] += 1

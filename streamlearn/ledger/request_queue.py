@@ -1,10 +1,13 @@
-"""The file between learner and servers that holds the samples whose label would help, and the servers' side of it.
+"""The active-learning queue: samples whose label would help most, and how servers hand them out.
 
-One SQLite database in WAL mode. The learner writes what waits (`wanted.RequestWriter`), any number of servers hand out,
-and each hand-out is one write transaction, so no two get the same sample. A row of `samples` without a `turn` waits;
-`turn` counts hand-outs, and `turns` holds the last: the learner reads on from there, and rows of labelled samples go.
-`spent` is the budget, by the second; `taken` is how often each predicted class was handed out lately; `writer` is the
-learner's own.
+One SQLite database in WAL mode. The learner writes the label requests (`request_writer.RequestWriter`), any number of
+servers hand them out. Each hand-out is one write transaction, so a sample is handed out once.
+
+    samples  the label requests; `turn` is NULL until the sample is handed out
+    turns    the last turn: hand-outs are numbered, so that the learner reads only new ones
+    spent    hand-outs by second, for the hourly budget
+    taken    recent hand-outs by predicted class
+    writer   state of the learner's ratings
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ from streamlearn.errors import StoreError
 from streamlearn.records import Position
 
 HOUR_S = 3600
+AGAIN_AFTER_S = 86_400.0
+"""A sample that was handed out and got no label is handed out again after this time."""
 TURNS_REMEMBERED = 16
-"""Hand-outs remembered, for each class that had any: so much may a class that is new come before the others."""
+"""Hand-outs remembered per class. It bounds how far a class that is new comes before the others."""
 WAIT_S = 5.0
-"""A server waits so long for another that hands out."""
+"""How long a server waits for the write lock of another."""
 
 _VERSION = 2
 _SCHEMA = (
@@ -43,7 +48,7 @@ _SCHEMA = (
     "INSERT INTO writer VALUES (0, 0, 0.0)",
     f"PRAGMA user_version = {_VERSION}",
 )
-# Not more of any class than could be handed out, best first.
+# The best of each class, at most as many as can be handed out.
 _CANDIDATES = """
     SELECT * FROM (
         SELECT *, row_number() OVER (PARTITION BY class ORDER BY priority DESC, id) AS place FROM samples
@@ -51,72 +56,72 @@ _CANDIDATES = """
     ) WHERE place <= ? ORDER BY class, place
 """
 _DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-"""What a damaged file, or one of another format, answers. Anything else (busy, full, denied) may pass by itself."""
+"""SQLite's codes for a damaged file, or a file of another format. Other errors (busy, full) may be transient."""
 
 
-class Wanted(NamedTuple):
+class LabelRequest(NamedTuple):
     """A sample whose label would help. Utility, entropy and disagreement are from 0 to 1."""
 
     sample_id: str
     position: Position
     predicted_class: int
-    """By the teacher, when the sample came."""
+    """By the teacher, when the sample arrived."""
     priority: float
-    """Larger is asked for first; has a meaning within one file only."""
+    """Larger is handed out first. Comparable within one file only."""
     utility: float
-    """Entropy of the mean of teacher's and student's probabilities, as a share of log C."""
+    """Entropy of the mean of the teacher's and the student's probabilities, divided by log C."""
     entropy: float
-    """Of the teacher's probabilities, as a share of log C."""
+    """Of the teacher's probabilities, divided by log C."""
     disagreement: float
-    """Jensen-Shannon divergence of teacher and student, as a share of log 2."""
+    """Jensen-Shannon divergence of teacher and student, divided by log 2."""
     offered_at_s: float
-    """By the stream's time."""
+    """Event time."""
 
     def row(self) -> tuple[object, ...]:
-        """As `samples` holds it, without what is known of hand-outs."""
+        """The columns of `samples` up to `offered_at_s`."""
         return (self.sample_id, *self.position, *self[2:])
 
     @classmethod
-    def of_row(cls, row: tuple[Any, ...]) -> Wanted:
-        """The inverse of `row`; columns that follow are left out."""
+    def of_row(cls, row: tuple[Any, ...]) -> LabelRequest:
+        """The inverse of `row`. Further columns are ignored."""
         return cls(row[0], Position(*row[1:4]), *row[4:10])
 
 
 @dataclass(frozen=True, slots=True)
 class HandedOut:
-    """What was handed out, best first, and how many more may be within the hour."""
+    """The samples handed out, best first, and what is left of the hourly budget."""
 
-    items: list[Wanted]
+    items: list[LabelRequest]
     budget_left: int
 
 
 class RequestQueue:
-    """Hands out, for any thread of any process: no sample twice, no more than the budget, and not one class alone."""
+    """Hands out label requests: none twice, within the budget, of all classes. Any thread of any process may use it."""
 
-    def __init__(self, path: Path, *, per_hour: int, again_after_s: float) -> None:
+    def __init__(self, path: Path, *, per_hour: int, again_after_s: float = AGAIN_AFTER_S) -> None:
         assert per_hour >= 1, per_hour
         self._path, self._per_hour, self._again_after_s = path, per_hour, again_after_s
 
     def take(self, n: int, now_s: float, *, peek: bool = False) -> HandedOut:
-        """Hand out at most `n`: fewer where the hour's budget, or what waits, has no more.
+        """Hand out at most `n` samples: fewer when the budget or the queue is exhausted.
 
-        With `peek` nothing is marked, and the budget bounds nothing. `now_s` is wall time, the same for all processes.
+        With `peek` nothing is marked as handed out, and the budget does not apply. `now_s` is wall time.
 
         Raises:
-            StoreError: the file is damaged or busy for too long; nothing was handed out.
+            StoreError: the file is damaged, or locked for too long. Nothing was handed out.
         """
         assert n >= 1, n
         try:
             return self._take(n, now_s, peek=peek)
         except sqlite3.Error as error:
-            msg = f"{self._path}: {error}; the learner makes it anew where it is damaged"
+            msg = f"{self._path}: {error}; if it is damaged, the learner replaces it"
             raise StoreError(msg) from error
 
     def _take(self, n: int, now_s: float, *, peek: bool) -> HandedOut:
         if not self._path.exists():  # no learner has run yet
             return HandedOut([], self._per_hour)
         with closing(connect(self._path, wait_s=WAIT_S, create=False)) as db:
-            if _version(db) == 0:  # it is being made
+            if _version(db) == 0:  # its tables are not committed yet
                 return HandedOut([], self._per_hour)
             with transaction(db, "DEFERRED" if peek else "IMMEDIATE"):
                 left = max(0, self._per_hour - _spent(db, now_s))
@@ -128,25 +133,25 @@ class RequestQueue:
 
 
 def _spent(db: sqlite3.Connection, now_s: float) -> int:
-    """Hand-outs of the last hour. Those far in the future are of a clock that was wrong."""
+    """Hand-outs of the last hour. Hand-outs far in the future come from a wrong clock and do not count."""
     second = math.floor(now_s)
     query = "SELECT coalesce(sum(samples), 0) FROM spent WHERE second BETWEEN ? AND ?"
     return int(db.execute(query, (second - HOUR_S, second + HOUR_S)).fetchone()[0])
 
 
-def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[Wanted]:
-    """Again and again the best, where a class that was handed out k times lately has log(1 + k) less priority.
+def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[LabelRequest]:
+    """The n best, one by one. A class with k recent hand-outs has its priority lowered by log(1 + k).
 
-    That divides its chances by 1 + k: a class that is predicted rarely has more than its share, and one that is easy is
-    still asked for less. Classes in strict turn would spend as much on it as on the others.
+    This divides the chances of a class by 1 + k. A rare class gets more than its share, an easy class still gets less.
+    Strict turns would spend as much on an easy class as on the others.
     """
     if n == 0:
         return []
     taken = dict(db.execute("SELECT class, samples FROM taken").fetchall())
-    waiting: dict[int, list[Wanted]] = {}
+    waiting: dict[int, list[LabelRequest]] = {}
     for row in db.execute(_CANDIDATES, (handed_before_s, n)):
-        wanted = Wanted.of_row(row)
-        waiting.setdefault(wanted.predicted_class, []).append(wanted)
+        request = LabelRequest.of_row(row)
+        waiting.setdefault(request.predicted_class, []).append(request)
 
     def entry(class_index: int, place: int) -> tuple[float, int, int]:
         lowered = math.log1p(taken.get(class_index, 0.0) + place)
@@ -154,7 +159,7 @@ def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[Want
 
     heads = [entry(class_index, 0) for class_index in waiting]
     heapq.heapify(heads)
-    chosen: list[Wanted] = []
+    chosen: list[LabelRequest] = []
     while heads and len(chosen) < n:
         _, class_index, place = heapq.heappop(heads)
         chosen.append(waiting[class_index][place])
@@ -163,22 +168,22 @@ def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[Want
     return chosen
 
 
-def _mark(db: sqlite3.Connection, chosen: list[Wanted], now_s: float) -> None:
-    """Remember that these were handed out, to whom does not matter."""
+def _mark(db: sqlite3.Connection, chosen: list[LabelRequest], now_s: float) -> None:
+    """Record that these were handed out."""
     if not chosen:
         return
     second = math.floor(now_s)
     db.execute("DELETE FROM spent WHERE second NOT BETWEEN ? AND ?", (second - HOUR_S, second + HOUR_S))
     add = "INSERT INTO {0} VALUES (?, ?) ON CONFLICT DO UPDATE SET samples = samples + excluded.samples"
     db.execute(add.format("spent"), (second, len(chosen)))
-    db.executemany(add.format("taken"), [(wanted.predicted_class, 1.0) for wanted in chosen])
-    # Old turns fade, or a class that is new would have all to itself until it has caught up with years.
+    db.executemany(add.format("taken"), [(request.predicted_class, 1.0) for request in chosen])
+    # Old hand-outs fade. Otherwise a new class would be handed out alone until it has caught up.
     total, classes = db.execute("SELECT sum(samples), count(*) FROM taken").fetchone()
     if total > (most := TURNS_REMEMBERED * classes):
         db.execute("UPDATE taken SET samples = samples * ?", (most / total,))
     (last,) = db.execute("SELECT last FROM turns").fetchone()
     db.execute("UPDATE turns SET last = ?", (last + len(chosen),))
-    marks = [(now_s, last + place, wanted.sample_id) for place, wanted in enumerate(chosen, start=1)]
+    marks = [(now_s, last + place, request.sample_id) for place, request in enumerate(chosen, start=1)]
     db.executemany("UPDATE samples SET handed_at_s = ?, turn = ? WHERE id = ?", marks)
 
 
@@ -186,15 +191,15 @@ def _mark(db: sqlite3.Connection, chosen: list[Wanted], now_s: float) -> None:
 
 
 def connect(path: Path, *, wait_s: float, create: bool) -> sqlite3.Connection:
-    """A connection for any one thread at a time; with `create`, to a file that has its tables.
+    """A connection that threads may use one at a time. `create` creates the file and its tables.
 
     Raises:
-        sqlite3.Error: it cannot be opened, is damaged, or is of another format.
+        sqlite3.Error: the file cannot be opened, is damaged, or is of another format.
     """
     uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait_s, check_same_thread=False)
     try:
-        # A power cut may take the last hand-outs with it; a crash of a process does not.
+        # A power cut may lose the last hand-outs; a crash of a process does not.
         db.execute("PRAGMA synchronous = NORMAL")
         if create:
             db.execute("PRAGMA journal_mode = WAL").fetchall()
@@ -210,7 +215,7 @@ def _prepare(db: sqlite3.Connection) -> None:
         return
     with transaction(db, "IMMEDIATE"):
         if _version(db) or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            msg = f"no such format: wanted version {_VERSION}, found {_version(db)}"
+            msg = f"unknown format: expected version {_VERSION}, found {_version(db)}"
             raise sqlite3.DatabaseError(msg)
         for statement in _SCHEMA:
             db.execute(statement)
@@ -222,7 +227,10 @@ def _version(db: sqlite3.Connection) -> int:
 
 @contextmanager
 def transaction(db: sqlite3.Connection, kind: Literal["DEFERRED", "IMMEDIATE"]) -> Iterator[None]:
-    """Committed at the end, or gone whole. One that writes must be immediate: a deferred one may be too late to."""
+    """Commit at the end, roll back on any error. A transaction that writes must be immediate.
+
+    A deferred transaction takes the write lock late, and fails when another process wrote in between.
+    """
     db.execute(f"BEGIN {kind}")
     try:
         yield
@@ -233,16 +241,16 @@ def transaction(db: sqlite3.Connection, kind: Literal["DEFERRED", "IMMEDIATE"]) 
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error means that the file itself is of no use."""
+    """Whether an error means that the file itself is unusable."""
     return isinstance(error, sqlite3.Error) and _code(error) in _DAMAGE
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; an error of our own has none."""
+    """SQLite's primary result code. Our own errors have none."""
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
 def remove(path: Path) -> None:
-    """Delete the file and what stands beside it."""
+    """Delete the file, its write-ahead log and its shared memory."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)

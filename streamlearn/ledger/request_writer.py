@@ -1,20 +1,20 @@
-"""Which samples would help most if somebody labelled them: rated by the learner, handed out by the servers.
+"""The learner's side of the active-learning queue: rates samples, and writes the best to the file of `request_queue`.
 
-`RequestWriter` belongs to the learner: it rates each fresh sample, keeps the best in memory, and writes the changes to
-the file of `request_queue` when the learner publishes. `RequestQueue` belongs to a server. Nothing here changes
-weights, so nothing is in a checkpoint. A damaged or missing file is replaced, and never stops the learner.
+Nothing here changes weights, so nothing is in a checkpoint. A damaged or missing file is replaced, and never stops
+the learner.
 
-What is asked for first. The utility u of a sample is the entropy of what teacher and student say together (query by
-committee: McCallum and Nigam 1998; Settles 2009). By itself it asks for outliers, for many samples that are alike, for
-what a network was unsure of before it knew anything, and never for a class that it takes for another with certainty. So
+The utility u of a sample is the entropy of the mean of teacher and student (query by committee: McCallum and Nigam
+1998; Settles 2009). Utility alone has four faults. It asks for outliers and for many similar samples. It prefers
+samples that were rated before the network knew anything. It never finds a class that the network confidently takes
+for another. So
 
-    chance   = EXPLORED + (1 - EXPLORED) u^SHARPNESS / (what was typical of that then)
+    chance   = EXPLORED + (1 - EXPLORED) u^SHARPNESS / (recent mean of u^SHARPNESS)
     priority = log(chance) + Gumbel noise + age_of(labels known then)
 
-and, as they are handed out, less for a predicted class that had its share (`wanted_file`). The noise makes the order a
-draw without replacement in proportion to the chances (Kirsch et al. 2023), so what is unsure and common comes before
-what is unsure and rare. A share of the draws is at random, which alone finds what the network is wrongly sure of
-(Zliobaite et al. 2014). The rest makes ratings of different times comparable, so that nothing has to be rated again.
+and a hand-out lowers the priority of its predicted class (`request_queue`). The noise makes the order a draw without
+replacement, in proportion to the chances (Kirsch et al. 2023): samples of a common kind come before outliers. A share
+of the draws is random, which finds what the network is wrongly sure of (Zliobaite et al. 2014). The last term makes
+ratings of different times comparable, so no sample is rated twice.
 
 Letters: B rows, C classes.
 """
@@ -35,24 +35,28 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from streamlearn.ledger.request_queue import Wanted, connect, is_damage, remove, transaction
+from streamlearn.ledger.request_queue import LabelRequest, connect, is_damage, remove, transaction
 from streamlearn.records import Position, Probabilities
 
 _log = structlog.get_logger(__name__)
 
+POOL_ROWS = 1000
+"""Label requests that are kept, for servers to choose from."""
 SHARPNESS = 4.0
 """0 draws at random, infinity takes the largest utility."""
 EXPLORED = 0.1
-"""Share of the draws that are at random, whatever the network says."""
+"""Share of random draws."""
 TYPICAL_ROWS = 200
 """Horizon of the mean of u^SHARPNESS."""
 FADING_LABELS = 1000
 """See `age_of`."""
 HANDED_PER_ROW = 10
-"""Samples remembered as handed out, for each row of the pool."""
+"""Handed-out samples that are remembered, per row of the pool."""
 WAIT_S = 0.25
-"""The learner waits so long for the file, and then goes on without it until the next flush."""
+"""How long the learner waits for the file. After that it continues, and tries again at the next flush."""
 
+_SALT = b"wanted"
+"""Of the Gumbel noise. Another salt draws other samples, so published benchmark figures would change."""
 _INSERT = "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)"
 _HANDED = "SELECT id, turn FROM samples WHERE turn > ? ORDER BY turn"
 _FORGET = """
@@ -63,7 +67,7 @@ _FORGET = """
 
 
 class Ratings(NamedTuple):
-    """What teacher and student say of the worth of each label, all from 0 to 1."""
+    """What a label of each row is worth, all from 0 to 1."""
 
     utility_B: npt.NDArray[np.float64]
     entropy_B: npt.NDArray[np.float64]
@@ -71,11 +75,10 @@ class Ratings(NamedTuple):
 
 
 def rate(teacher_probs_BC: Probabilities, student_probs_BC: Probabilities) -> Ratings:
-    """Consensus entropy H(m) / log C, H(teacher) / log C, and JS / log 2, where m is the mean of the two.
+    """Utility H(m) / log C, entropy H(teacher) / log C, and disagreement JS / log 2; m is the mean of the two.
 
-    JS = H(m) - (H(teacher) + H(student)) / 2, so the utility holds both what the two are unsure of and what they
-    disagree on. Disagreement alone, tried when this was built, was no better than chance: two networks of which one is
-    the average of the other are mostly unsure of the same samples, and differ by noise.
+    JS = H(m) - (H(teacher) + H(student)) / 2, so the utility holds both uncertainty and disagreement. Disagreement
+    alone was no better than chance: the teacher is an average of the student, and they differ by noise.
     """
     teacher_BC, student_BC = np.asarray(teacher_probs_BC, np.float64), np.asarray(student_probs_BC, np.float64)
     mixed_B = _entropy((teacher_BC + student_BC) / 2)
@@ -86,7 +89,7 @@ def rate(teacher_probs_BC: Probabilities, student_probs_BC: Probabilities) -> Ra
 
 
 def _bounded(rated_B: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Rounding may leave the range from 0 to 1 by a hair."""
+    """Undo rounding outside of [0, 1]."""
     clipped_B: npt.NDArray[np.float64] = np.clip(rated_B, 0.0, 1.0)
     return clipped_B
 
@@ -98,49 +101,49 @@ def _entropy(probs_BC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def gumbel_of(sample_id: str) -> float:
-    """Standard Gumbel noise, the same for an id wherever and whenever it is asked."""
-    digest = hashlib.blake2b(sample_id.encode(), digest_size=8, person=b"wanted").digest()
+    """Standard Gumbel noise, a function of the id."""
+    digest = hashlib.blake2b(sample_id.encode(), digest_size=8, person=_SALT).digest()
     uniform = ((int.from_bytes(digest, "little") >> 12) + 0.5) / 2.0**52  # never 0 or 1, even when rounded
     return -math.log(-math.log(uniform))
 
 
 def age_of(labels: int) -> float:
-    """What a rating has over older ones when so many labels are known: log n, from N = `FADING_LABELS` on n/N more.
+    """How much a rating gains over older ones when n labels are known: log n, and past N = `FADING_LABELS` also n/N.
 
-    A sample rated when half of the labels were known weighs half: an ignorant network's ratings do not outlive it. Of a
-    world that drifts the old ones go too, as labels come.
+    A sample that was rated with half of the labels weighs half, so ratings of an untrained network fade. Under drift,
+    old ratings fade as labels come.
     """
     ripe = min(max(1, labels), FADING_LABELS)
     return math.log(ripe) + max(0, labels - FADING_LABELS) / FADING_LABELS
 
 
 class RequestWriter:
-    """The learner's side, for its one thread. Holds less than twice `rows` samples; the file, `rows` that wait.
+    """Keeps the best label requests, for the learner's thread: fewer than 2 `rows` in memory, `rows` in the file.
 
-    No method raises because of the file. Its first failure is logged, and the next flush tries again.
+    With `rows = 0` active learning is off: nothing is rated, and the file is not touched.
+
+    No method raises because of the file. Its first failure is logged, and each flush tries again.
     """
 
-    def __init__(self, path: Path, rows: int, *, keep_s: float = math.inf) -> None:
-        """Keep `rows` samples, none that came more than `keep_s` before the newest. 0 rows: no sample and no file."""
-        assert rows >= 0, rows
+    def __init__(self, path: Path, rows: int = POOL_ROWS, *, keep_s: float = math.inf) -> None:
+        """Requests more than `keep_s` older than the newest are dropped, since their payload may be evicted."""
         self._path, self._rows, self._keep_s = path, rows, keep_s
         self._db: sqlite3.Connection | None = None
         self._inode = 0
         self._failing = False
         self._labels = 0
-        """Labels ever seen: the clock by which ratings age."""
+        """Labels ever seen. Ratings age by it."""
         self._rated, self._typical = 0, 0.0
-        """Samples ever rated, and the mean of u^SHARPNESS of the last ones."""
+        """Samples ever rated, and the recent mean of u^SHARPNESS."""
         self._newest_s = -math.inf
-        self._pool: dict[str, Wanted] = {}
+        self._pool: dict[str, LabelRequest] = {}
         self._new: set[str] = set()
-        """Ids in the pool that are not in the file, or not as they are."""
+        """Ids in the pool that the file does not hold, or holds with another rating."""
         self._forget_file()
-        if rows:
-            self._guarded(self._resume)
+        self._guarded(self._resume)
 
     def __len__(self) -> int:
-        """Samples that wait, as far as the learner knows."""
+        """Label requests in memory."""
         return len(self._pool)
 
     def offer(
@@ -151,9 +154,9 @@ class RequestWriter:
         student_probs_BC: Probabilities,
         now_s: float,
     ) -> None:
-        """Rate fresh samples, and keep those that are worth it. An id that waits already is rated anew.
+        """Rate fresh samples, and keep the best. An id that is in the pool is rated again.
 
-        `now_s` is the stream's time. Rows that are not finite are passed by.
+        `now_s` is event time. Rows with non-finite probabilities are skipped.
         """
         if not self._rows or not len(ids):
             return
@@ -168,7 +171,7 @@ class RequestWriter:
             if sample_id in self._handed or not math.isfinite(utility):
                 continue
             priority = weight + gumbel_of(sample_id)
-            self._pool[sample_id] = Wanted(
+            self._pool[sample_id] = LabelRequest(
                 sample_id, position, class_index, priority, utility, entropy, disagreement, now_s
             )
             self._new.add(sample_id)
@@ -176,7 +179,7 @@ class RequestWriter:
             self._shrink()
 
     def labelled(self, ids: Iterable[str]) -> None:
-        """Nobody needs to label these any more."""
+        """Remove the requests for these samples: they have a label."""
         for sample_id in ids:
             self._labels += 1
             self._drop(sample_id)
@@ -184,25 +187,23 @@ class RequestWriter:
                 self._labelled.add(sample_id)
 
     def flush(self) -> None:
-        """Write the difference in one transaction, and read what was handed out since the last time."""
-        if not self._rows:
-            return
+        """Write the changes in one transaction, and read what was handed out since the last flush."""
         before_s = self._newest_s - self._keep_s
-        for sample_id in [wanted.sample_id for wanted in self._pool.values() if wanted.offered_at_s < before_s]:
+        for sample_id in [request.sample_id for request in self._pool.values() if request.offered_at_s < before_s]:
             self._drop(sample_id)
         self._shrink()
         self._guarded(self._write)
 
     def close(self) -> None:
-        """Let go of the file. May be called twice; a flush opens it again."""
+        """Close the file. May be called twice; a flush opens it again."""
         if self._db is not None:
             self._db.close()
             self._db = None
 
     def _chances(self, utility_B: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Of each row against others of its time: 1 in the mean. NaN stays NaN.
+        """The chance of each row, relative to recent rows: 1 on average. NaN stays NaN.
 
-        What is typical is a plain mean until its horizon is full; this batch is in it.
+        The mean is a plain mean until its horizon is full. It includes this batch.
         """
         sharpened_B = utility_B**SHARPNESS
         finite_B = sharpened_B[np.isfinite(sharpened_B)]
@@ -218,57 +219,59 @@ class RequestWriter:
         self._new.discard(sample_id)
 
     def _shrink(self) -> None:
-        """Keep `rows`: the best of every predicted class, then the second of each, and so on."""
+        """Keep `rows`: the best of every predicted class, then the second best of each, and so on."""
         if len(self._pool) <= self._rows:
             return
         seen: Counter[int] = Counter()
         ranked = []
-        for wanted in sorted(self._pool.values(), key=attrgetter("priority"), reverse=True):
-            ranked.append((seen[wanted.predicted_class], wanted))
-            seen[wanted.predicted_class] += 1
+        for request in sorted(self._pool.values(), key=attrgetter("priority"), reverse=True):
+            ranked.append((seen[request.predicted_class], request))
+            seen[request.predicted_class] += 1
         ranked.sort(key=itemgetter(0))
-        self._pool = {wanted.sample_id: wanted for _, wanted in ranked[: self._rows]}
+        self._pool = {request.sample_id: request for _, request in ranked[: self._rows]}
         self._new &= self._pool.keys()
 
     # -- the file
 
     def _forget_file(self) -> None:
-        """Nothing that is remembered of the file holds: all of the pool must be written."""
+        """Forget the content of the file: the next flush writes the whole pool."""
         self._filed: set[str] = set()
-        """Ids that wait in the file, as of the last flush."""
+        """Ids that the file holds and that were not handed out, as of the last flush."""
         self._handed: dict[str, None] = {}
         """Ids that were handed out, as of the last flush."""
         self._labelled: set[str] = set()
-        """Ids that the file must forget."""
+        """Ids that the next flush deletes from the file."""
         self._turn = 0
         """The last hand-out that was read."""
         self._new = set(self._pool)
 
     def _guarded(self, use: Callable[[sqlite3.Connection], None]) -> None:
-        """Use the file; whatever is wrong with it is this file's own affair."""
+        """Use the file. An error is logged, and a damaged file is deleted."""
+        if not self._rows:
+            return
         try:
             use(self._connection())
         except (sqlite3.Error, OSError) as error:
             self.close()
             damaged = is_damage(error)
             if not self._failing:
-                _log.warning("wanted_file_failed", path=str(self._path), error=str(error), made_anew=damaged)
+                _log.warning("label_requests_failed", path=str(self._path), error=str(error), replaced=damaged)
             self._failing = True
             if damaged:
-                # Nothing in it is worth a repair: a new one holds as much at the next flush.
+                # The pool is in memory: the next flush writes it to a new file.
                 self._inode = 0
                 with contextlib.suppress(OSError):
                     remove(self._path)
         else:
             if self._failing:
-                _log.info("wanted_file_recovered", path=str(self._path))
+                _log.info("label_requests_recovered", path=str(self._path))
             self._failing = False
 
     def _connection(self) -> sqlite3.Connection:
-        """The file, opened or made; what was remembered of another one is forgotten."""
+        """The open file. If it is not the file of the last flush, what is known about that one is dropped."""
         if self._db is not None and self._inode_now() != self._inode:
             self.close()
-            self._inode = 0  # a new file may get the number of the old one
+            self._inode = 0  # a new file may get the inode of the old one
         if self._db is None:
             self._db = connect(self._path, wait_s=WAIT_S, create=True)
             if self._inode_now() != self._inode:
@@ -277,19 +280,19 @@ class RequestWriter:
         return self._db
 
     def _inode_now(self) -> int:
-        """0 where there is no file."""
+        """0 if there is no file."""
         try:
             return self._path.stat().st_ino
         except FileNotFoundError:
             return 0
 
     def _resume(self, db: sqlite3.Connection) -> None:
-        """Go on with what the file holds."""
+        """Load pool and ratings from the file."""
         with transaction(db, "DEFERRED"):
             self._labels, self._rated, self._typical = db.execute("SELECT * FROM writer").fetchone()
             rows = db.execute("SELECT * FROM samples WHERE turn IS NULL").fetchall()
             handed = db.execute(_HANDED, (0,)).fetchall()
-        self._pool = {wanted.sample_id: wanted for wanted in map(Wanted.of_row, rows)}
+        self._pool = {request.sample_id: request for request in map(LabelRequest.of_row, rows)}
         self._new = set()
         self._filed = set(self._pool)
         self._handed = dict.fromkeys(sample_id for sample_id, _ in handed)
@@ -297,7 +300,7 @@ class RequestWriter:
 
     def _write(self, db: sqlite3.Connection) -> None:
         with transaction(db, "IMMEDIATE"):
-            if self._failing:  # a commit that failed may have happened all the same
+            if self._failing:  # a commit that reported an error may still have happened
                 self._filed = {sample_id for (sample_id,) in db.execute("SELECT id FROM samples WHERE turn IS NULL")}
                 self._new = set(self._pool)
             handed = db.execute(_HANDED, (self._turn,)).fetchall()
@@ -310,7 +313,7 @@ class RequestWriter:
             db.execute(
                 "UPDATE writer SET labels = ?, rated = ?, typical = ?", (self._labels, self._rated, self._typical)
             )
-        # Only what is in the file is remembered as being there.
+        # After the commit: until here the file may still be as it was at the last flush.
         for sample_id in taken:
             self._drop(sample_id)
             self._handed[sample_id] = None

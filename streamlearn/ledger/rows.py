@@ -1,6 +1,6 @@
-"""How the ledger writes its rows into the store, and reads them: counters, samples, labels.
+"""The layout of the ledger's rows in the store: counters, samples, labels.
 
-Integers and floats are little-endian and packed. Another layout is another format of the store (`store.FORMAT`).
+Integers and floats are little-endian and packed. A change of the layout is a new format (`store_file.FORMAT`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import bisect
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,9 +18,9 @@ from streamlearn.ledger import LabelState
 from streamlearn.records import ERASED, RETRACTED, Array, Prediction, Probabilities
 
 KEPT_RECORDS = 16
-"""Most label records of one sample that are remembered: the first in order, and the last ones."""
+"""How many label records of one sample are remembered: the first by log time, and the last ones."""
 SCORED, EVER_TRAINED, CORRECTED, FORGOTTEN = 1, 2, 4, 8
-"""Flags of a LabelRow. FORGOTTEN: there were more records between the first that is kept and the second."""
+"""Flags of a LabelRow. FORGOTTEN: records between the first and the second were dropped."""
 WITHDRAWN = {RETRACTED: LabelState.RETRACTED, ERASED: LabelState.ERASED}
 """The disposition of a record without a class."""
 _FURTHER = (*WITHDRAWN.values(), LabelState.DUPLICATE, LabelState.CORRECTED)
@@ -29,37 +29,39 @@ _NUMBERS = {state: number for number, state in enumerate(_STATES)}
 _JOINED = _NUMBERS[LabelState.JOINED]
 _SAMPLE = struct.Struct("<16sHiqdqiiiiH")
 PAYLOAD_AT = _SAMPLE.size
-"""Where the payload begins in a row: at a multiple of 16 bytes, so that no array is unaligned."""
+"""Where the payload begins in a row: at a multiple of 16 bytes, so that arrays are aligned."""
 assert PAYLOAD_AT % 16 == 0, PAYLOAD_AT
 _PROBABILITY = np.dtype("<f4")
 _ARRIVED = struct.Struct("<16s14xd")
 _PREDICTED = struct.Struct("<30xdqiiiiH")
-"""What a join reads of a sample: all but the key and the place."""
+"""What a join reads of a sample: all but the key and the position."""
 _RECORD = struct.Struct("<dHiqi")
 _HEAD = struct.Struct("<BBq")
-"""What every LabelRow begins with: state, flags, trained_step."""
+"""The head of each LabelRow: state, flags, trained_step."""
 _ROW = struct.Struct("<BBqBiq")
 _ROW_OF_ONE = struct.Struct("<BBqdHiqi")
-"""A LabelRow with its only record and not in the queue, as almost all are. Short, since labels come for samples
-far apart, and a commit writes whole pages of them."""
-assert (_ROW_OF_ONE.size - _ROW.size) % _RECORD.size, "the two are told apart by their size"
+"""A LabelRow with one record, and not in the queue: the common case. It is short, since a commit writes whole pages."""
+assert (_ROW_OF_ONE.size - _ROW.size) % _RECORD.size, "the size tells the two layouts apart"
 
 
 @dataclass(slots=True)
 class Counters:
-    """The row of `counts`. Rings: rows in [low, high)."""
+    """The counters of the ledger, one row of `counts`. One object is shared by all parts of the ledger.
+
+    Row numbers of samples are in [id_low, high), those with payload in [payload_low, high).
+    """
 
     now_s: float = 0.0
     high: int = 0
     payload_low: int = 0
     id_low: int = 0
     implied_low: int = 0
-    """Samples below were looked at for the implied class."""
+    """Samples below were checked for the implied class."""
     queue_high: int = 0
     queued: int = 0
     held_high: int = 0
     held_seen: int = 0
-    """Held labels below were looked at for a class that is known by now."""
+    """Held labels below were checked for a class that is known by now."""
     waiting: int = 0
     read: int = 0
     joined: int = 0
@@ -80,17 +82,23 @@ class Counters:
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d24q")
 
     def pack(self) -> bytes:
-        """The row."""
+        """The row of `counts`."""
         return self.LAYOUT.pack(*astuple(self))
 
     @classmethod
     def unpack(cls, row: bytes | None) -> Counters:
-        """From the row; the initial ones before there is a row."""
+        """The inverse of `pack`; the initial counters without a row."""
         return cls() if row is None else cls(*cls.LAYOUT.unpack(row))
+
+    def load(self, row: bytes | None) -> None:
+        """Take the values of a row, in place."""
+        other = Counters.unpack(row)
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
 
 class SampleRow(NamedTuple):
-    """The head of a sample's row. The payload follows, unless it has left; probabilities as float32[C]; the id."""
+    """The head of a sample's row. Then the payload, unless it was evicted; probabilities as float32[C]; the id."""
 
     key: bytes
     topic: int
@@ -108,50 +116,50 @@ class LabelRecord(NamedTuple):
     """One label record of a sample."""
 
     time_s: float
-    """When the log took it."""
+    """Log time."""
     topic: int
     partition: int
     offset: int
     class_index: int
-    """RETRACTED or ERASED where it withdraws the labels of the sample."""
+    """RETRACTED or ERASED if the record withdraws the labels of the sample."""
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Where it stands in the log."""
+        """Its position in the log, the topic by its number."""
         return self.topic, self.partition, self.offset
 
 
-Said: TypeAlias = tuple[float, int, Prediction, int, int]
-"""When a sample came, and what was said of it then: time, student's class, teacher's answer, majority's class and
-no-change's. A plain tuple: one is made for every label, and one with names costs several times as much."""
+Answers: TypeAlias = tuple[float, int, Prediction, int, int]
+"""When a sample arrived, and what was predicted then: time, student's class, teacher's prediction, majority class and
+no-change class. A plain tuple: one is made for each label, and a NamedTuple costs several times as much."""
 Order: TypeAlias = Callable[[LabelRecord], tuple[float, str, int, int]]
-"""What label records are sorted by: time and position, the topic by its name."""
+"""The sort key of label records: time and position, the topic by its name."""
 
 
 class Placed(NamedTuple):
-    """The disposition of a record among those of its sample, and how it moves the counters."""
+    """The disposition of an inserted record, and how the counters change."""
 
     disposition: LabelState | None
-    """RETRACTED, ERASED, DUPLICATE or CORRECTED; None of the first label, which carries the state."""
+    """RETRACTED, ERASED, DUPLICATE or CORRECTED; None for the first label, which has the state of the sample."""
     duplicates: int
     corrections: int
 
 
 @dataclass(slots=True)
 class LabelRow:
-    """The label of one sample: the records that said it, in their order, and what follows from them.
+    """The label of one sample: its records in order, and what follows from them.
 
-    Without any record the class is an implied one.
+    Without records, the class is the implied class.
     """
 
     state: LabelState
-    """Of the first label; RETRACTED where there is none, so that no record carries a state."""
+    """Of the first label; RETRACTED if all records withdraw."""
     class_index: int
-    """The class that counts; RETRACTED or ERASED where none does."""
+    """The class that counts; RETRACTED or ERASED if none does."""
     records: list[LabelRecord] = field(default_factory=list)
     flags: int = 0
     counting: int = 0
-    """Which of the records is the one that counts."""
+    """The index of the record that counts."""
     queue_row: int = -1
     trained_step: int = 0
 
@@ -165,7 +173,7 @@ class LabelRow:
 
     @classmethod
     def unpack(cls, row: bytes) -> LabelRow:
-        """From the row of `labels`."""
+        """The inverse of `pack`."""
         if len(row) == _ROW_OF_ONE.size:
             state, flags, trained_step, *fields = _ROW_OF_ONE.unpack(row)
             record = LabelRecord._make(fields)
@@ -176,30 +184,35 @@ class LabelRow:
 
     @property
     def deciding(self) -> LabelRecord | None:
-        """The record that counts; None where the class is implied."""
+        """The record that counts; None if the class is implied."""
         return self.records[self.counting] if self.records else None
 
+    @property
+    def counted_as(self) -> str | None:
+        """The counter of the sample: that of its first label, `implied` without records, None if all withdraw."""
+        if not self.records:
+            return "implied"
+        return None if self.state is LabelState.RETRACTED else self.state.value
+
     def holds(self, place: tuple[int, int, int]) -> bool:
-        """Whether the very record was taken before, and is still remembered."""
+        """Whether the record at this position is remembered: then it is delivered again."""
         return any(record.place == place for record in self.records)
 
     def insert(self, record: LabelRecord, order: Order, *, last_counts: bool) -> Placed:
-        """Put a record in its place among the others, and let the class that counts follow.
+        """Insert a record in order, and update the class that counts.
 
-        The last record counts, or the first one by the policy of corrections; with that policy a retraction is final,
-        and an erasure is with both.
+        The first label has the state of the sample. Each further label is a duplicate or a correction of the record
+        before it, and each retraction and erasure is counted as such. So the counters depend on the set of records,
+        not on the order in which they are read.
 
-        Each retraction and each erasure is counted as one. The first label carries the state, and each further one is a
-        duplicate or a correction of the record before it. So the counters depend on which records there are and not on
-        how they came. Past `KEPT_RECORDS` the second one is forgotten, or the third where the second is the one that
-        counts: the one that counts is never. A record that belongs where others were forgotten is compared with
-        the one before, and forgotten as well.
+        Past `KEPT_RECORDS` the second record is dropped, or the third if the second counts. A record that belongs
+        where others were dropped is compared with the record before it, and dropped as well.
         """
         records = self.records
         at = bisect.bisect_left(records, order(record), key=order)
         gap = bool(self.flags & FORGOTTEN) and (at == 1 or at == 2 == self.counting + 1)
         had_label = self.state is not LabelState.RETRACTED and bool(records)
-        if records and records[0].class_index != record.class_index:  # where the flag is not set yet, all are alike
+        if records and records[0].class_index != record.class_index:  # without the flag, all have one class
             self.flags |= CORRECTED
         before = _dispositions(records)
         records.insert(at, record)
@@ -208,7 +221,7 @@ class LabelRow:
             after[at + 1] = before[at]
         moved = {kind: after.count(kind) - before.count(kind) for kind in (*_FURTHER, None)}
         disposition = after[at]
-        if had_label and moved[None]:  # the first label was forgotten
+        if had_label and moved[None]:  # the first label is among the dropped records
             moved[LabelState.CORRECTED] += moved[None]
             disposition = LabelState.CORRECTED
         self.counting = self._which_counts(last_counts=last_counts)
@@ -220,7 +233,7 @@ class LabelRow:
         return Placed(disposition, moved[LabelState.DUPLICATE], moved[LabelState.CORRECTED])
 
     def _which_counts(self, *, last_counts: bool) -> int:
-        """An erasure, else the last record; or by the other policy an erasure, else a retraction, else the first."""
+        """An erasure, else the last record. With corrections = first: an erasure, else a retraction, else the first."""
         last = len(self.records) - 1
         classes = [record.class_index for record in self.records]
         for final in (ERASED,) if last_counts else (ERASED, RETRACTED):
@@ -230,7 +243,7 @@ class LabelRow:
 
     @property
     def progress(self) -> LabelState:
-        """How far the label has come, as it is told to others."""
+        """The state that is reported."""
         if self.class_index < 0:
             return WITHDRAWN[self.class_index]
         if self.state is not LabelState.JOINED:
@@ -241,7 +254,7 @@ class LabelRow:
 
 
 def _dispositions(records: Sequence[LabelRecord]) -> list[LabelState | None]:
-    """Of each record, in their order; None of the first label."""
+    """The disposition of each record, in order; None for the first label."""
     found: list[LabelState | None] = []
     previous, labels = RETRACTED, 0
     for record in records:
@@ -257,14 +270,14 @@ def _dispositions(records: Sequence[LabelRecord]) -> list[LabelState | None]:
 
 
 def pack_joined(topic: int, partition: int, offset: int, time_s: float, class_index: int, *, scored: bool) -> bytes:
-    """The row of a label that its only record has joined with its sample."""
+    """The row of a joined label with one record."""
     return _ROW_OF_ONE.pack(_JOINED, SCORED if scored else 0, 0, time_s, topic, partition, offset, class_index)
 
 
 def trained_in(row: bytes, step: int) -> tuple[bytes, bool] | None:
-    """The row of a label that `step` learned, and whether it is the first; None where it had not to be learned.
+    """The row of a label that `step` learned, and whether the sample is learned for the first time.
 
-    The records are not looked at, since every label passes here.
+    None if the label was learned before, or is not joined. It reads the head only, since each label passes here.
     """
     state, flags, trained_step = _HEAD.unpack_from(row)
     if state != _JOINED or trained_step:
@@ -273,46 +286,46 @@ def trained_in(row: bytes, step: int) -> tuple[bytes, bool] | None:
 
 
 def pack_sample(row: SampleRow, x: Array, probabilities_C: Array, sample_id: str) -> bytes:
-    """The row of `samples`."""
+    """The row of a sample with its payload."""
     encoded = _encoded(sample_id)
     probabilities = probabilities_C.astype(_PROBABILITY, copy=False).tobytes()
     return b"".join((_SAMPLE.pack(*row, len(encoded)), np.ascontiguousarray(x).data, probabilities, encoded))
 
 
 def without_payload(data: bytes, payload_bytes: int) -> bytes:
-    """The row of `bare`, of that of `samples`."""
+    """The row without its payload, as `evicted` holds it."""
     return data[:PAYLOAD_AT] + data[PAYLOAD_AT + payload_bytes :]
 
 
 def unpack_sample(data: bytes) -> SampleRow:
-    """The head of a row of `samples` or `bare`."""
+    """The head of a row of `samples` or `evicted`."""
     return SampleRow._make(_SAMPLE.unpack_from(data)[:-1])
 
 
-def unpack_said(data: bytes, payload_bytes: int) -> Said:
-    """Of such a row, with so much payload in it."""
+def unpack_answers(data: bytes, payload_bytes: int) -> Answers:
+    """The answers in a row of `samples` or `evicted`; `payload_bytes` is 0 for the latter."""
     arrived_s, version, predicted, student, majority, no_change, id_bytes = _PREDICTED.unpack_from(data)
     start = PAYLOAD_AT + payload_bytes
     count = (len(data) - start - id_bytes) // _PROBABILITY.itemsize
-    # The constructor itself: half of what `frombuffer` costs.
+    # The constructor takes half the time of `frombuffer`.
     probabilities_C: Probabilities = np.ndarray((count,), _PROBABILITY, data, start)
     return arrived_s, student, Prediction(predicted, probabilities_C, version), majority, no_change
 
 
 def unpack_id(data: bytes) -> str:
-    """Of such a row, the sample's id."""
+    """The sample id in a row of `samples` or `evicted`."""
     *_, id_bytes = _SAMPLE.unpack_from(data)
     return data[len(data) - id_bytes :].decode("utf-8", "surrogatepass")
 
 
 def unpack_arrival(data: bytes) -> tuple[bytes, float]:
-    """Of such a row, its key and when it arrived."""
+    """Key and arrival time in a row of `samples` or `evicted`."""
     key, arrived_s = _ARRIVED.unpack_from(data)
     return key, arrived_s
 
 
 def key_of(sample_id: str) -> bytes:
-    """128 bits: two of ten million ids collide with a chance of 1e-25."""
+    """A 128-bit hash: two of ten million ids collide with a probability of 1e-25."""
     return hashlib.blake2b(_encoded(sample_id), digest_size=16).digest()
 
 

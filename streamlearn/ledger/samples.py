@@ -1,13 +1,15 @@
-"""The samples that the ledger knows: what was predicted of each, and its payload while the ring or the log has it.
+"""The samples that the ledger knows: what was predicted on arrival, and the payload while ring or log holds it.
 
     topics   number → topic name
-    ids      hash of a sample id → its row
-    samples  ring of rows with payloads      bare   ring of those whose payload has left, under the same numbers
+    ids      hash of a sample id → row number
+    samples  ring of rows with payload
+    evicted  ring of rows whose payload was evicted, under the same numbers
+    erased   row number → the step that erased the sample
 
-Prediction and payload lie in one row, since a join wants both and each walk to a random row waits for memory.
+Prediction and payload are in one row, since a join needs both and each lookup of a random row waits for memory.
 
-An id is taken once while it is known: the same id again is refused by the caller. One id stands in one partition, where
-records keep their order, so which of two is the first does not depend on how partitions are read.
+A known id is refused by the caller. All samples of one id are in one partition, so which of them is the first does not
+depend on the order in which partitions are read.
 """
 
 from __future__ import annotations
@@ -19,35 +21,34 @@ import numpy as np
 
 from streamlearn.ledger.rows import (
     PAYLOAD_AT,
+    Answers,
     Counters,
-    Said,
     SampleRow,
     pack_sample,
+    unpack_answers,
     unpack_arrival,
     unpack_id,
-    unpack_said,
     unpack_sample,
     without_payload,
 )
-from streamlearn.ledger.store import Store, Table, number
+from streamlearn.ledger.store import Store, Table
 from streamlearn.records import Array, Position, Prediction, Sample, Schema
 
 FAR_AHEAD_S = 30 * 86_400.0
-"""No clock that is right is so far ahead of the stream."""
+"""A sample whose time is further ahead of the watermark has a wrong clock."""
 
 
-class Topics:
-    """Topic names as small numbers, given as they come."""
+class TopicNumbers:
+    """Numbers of topic names, in the order of their first use."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table[int, str]) -> None:
         self._table = table
         self._names: list[str] = []
         self._numbers: dict[str, int] = {}
-        self.load()
 
     def load(self) -> None:
-        """Take the names from the table."""
-        self._names = [name.decode() for _, name in self._table.items()]
+        """Read the names from the table."""
+        self._names = [name for _, name in self._table.items()]
         self._numbers = {name: row for row, name in enumerate(self._names)}
 
     def place(self, position: Position) -> tuple[int, int, int]:
@@ -56,52 +57,56 @@ class Topics:
         if topic is None:
             topic = self._numbers[position.topic] = len(self._names)
             self._names.append(position.topic)
-            self._table.insert(number(topic), position.topic.encode())
+            self._table.insert(topic, position.topic)
         return topic, position.partition, position.offset
 
     def name(self, topic: int) -> str:
-        """The name of a number. Numbers go by what was read first: order by names."""
+        """The name of a topic. Numbers depend on the order of reading: sort by names."""
         return self._names[topic]
+
+    def position(self, topic: int, partition: int, offset: int) -> Position:
+        """The inverse of `place`."""
+        return Position(self._names[topic], partition, offset)
 
 
 class Known(NamedTuple):
     """A known sample."""
 
-    number: bytes
-    """Its row."""
-    said: Said
+    row: int
+    answers: Answers
     x: Array | None = None
-    """The payload, where it is in the ring or has just come."""
+    """The payload, unless it was evicted."""
 
     @property
     def arrived_s(self) -> float:
-        """When it came."""
-        return self.said[0]
+        """Log time of the sample."""
+        return self.answers[0]
 
 
 class Samples:
-    """Ids, predictions and payloads in the store of the ledger. `counters` are the ledger's, set anew when it loads."""
+    """Ids, predictions and payloads in the store of the ledger."""
 
     def __init__(
-        self, store: Store, topics: Topics, schema: Schema, read_back: Callable[[Position, str], Array | None]
+        self,
+        store: Store,
+        counters: Counters,
+        topics: TopicNumbers,
+        schema: Schema,
+        read_back: Callable[[Position, str], Array | None],
     ) -> None:
-        self.counters = Counters()
-        self._topics, self._schema, self._read_back = topics, schema, read_back
-        self._ids = store.tables["ids"]
-        self._rows, self._bare = store.rings["samples"], store.rings["bare"]
-
-    def has(self, key: bytes) -> bool:
-        """Whether the sample is known."""
-        return self.row_of(key) is not None
+        self._c, self._topics, self._schema, self._read_back = counters, topics, schema, read_back
+        self._ids: Table[bytes, int] = store.tables["ids"]
+        self._erased: Table[int, int] = store.tables["erased"]
+        self._rows, self._evicted = store.rings["samples"], store.rings["evicted"]
 
     def append(self, key: bytes, sample: Sample, prediction: Prediction, student_class: int) -> Known:
-        """Remember a new sample, under the hash of its id."""
-        c, schema, x = self.counters, self._schema, sample.x
-        assert x.shape == schema.shape, f"{sample.position}: {x.shape}, wanted {schema.shape}"
-        assert x.dtype == schema.dtype, f"{sample.position}: {x.dtype}, wanted {schema.dtype}"
+        """Add a new sample, under the hash of its id."""
+        c, schema, x = self._c, self._schema, sample.x
+        assert x.shape == schema.shape, f"{sample.position}: {x.shape}, expected {schema.shape}"
+        assert x.dtype == schema.dtype, f"{sample.position}: {x.dtype}, expected {schema.dtype}"
         class_index, probabilities_C, version = prediction
         assert probabilities_C.shape == (schema.capacity,), probabilities_C.shape
-        arrived_s, row_number, baselines = sample.timestamp_s, number(c.high), (c.majority_class, c.last_class)
+        arrived_s, row_number, baselines = sample.timestamp_s, c.high, (c.majority_class, c.last_class)
         place = self._topics.place(sample.position)
         row = SampleRow(key, *place, arrived_s, version, class_index, student_class, *baselines)
         self._ids.insert(key, row_number)
@@ -109,119 +114,130 @@ class Samples:
         c.high += 1
         return Known(row_number, (arrived_s, student_class, prediction, *baselines), x)
 
-    def row_of(self, key: bytes) -> bytes | None:
-        """The row of a known sample."""
+    def row_of(self, key: bytes) -> int | None:
+        """The row number of a sample; None if it is not known."""
         return self._ids.get(key)
 
     def find(self, key: bytes) -> Known | None:
-        """A known sample, its prediction, and its payload where that has not left the ring."""
+        """A sample by the hash of its id."""
         row_number = self._ids.get(key)
         return None if row_number is None else self.at(row_number)
 
-    def fetch(self, keys: Sequence[bytes]) -> list[tuple[bytes, Said, Array] | None]:
-        """Many samples, as `Known`, with their payloads, from the ring; None where either is not there."""
-        ids, low = self._ids.fetch(keys), number(self.counters.payload_low)
-        numbers = [row if (row := ids[key]) is not None and row >= low else None for key in keys]
+    def fetch(self, keys: Sequence[bytes]) -> list[tuple[int, Answers, Array] | None]:
+        """Many samples as (row number, answers, payload); None if the sample or its payload is not in the ring."""
+        ids, low = self._ids.fetch(keys), self._c.payload_low
+        numbers = [-1 if (row := ids[key]) is None or row < low else row for key in keys]
+        rows = self._rows.fetch(numbers)
         shape, dtype, nbytes = self._schema.shape, self._schema.dtype, self._schema.nbytes
         return [
             None
-            if row is None or data is None
-            else (row, unpack_said(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
-            for row, data in zip(numbers, self._rows.fetch(numbers), strict=True)
+            if (data := rows.get(row)) is None
+            else (row, unpack_answers(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
+            for row in numbers
         ]
 
-    def at(self, row_number: bytes) -> Known:
-        """The sample of a row, with its payload where that has not left the ring."""
+    def at(self, row_number: int) -> Known:
+        """The sample of a row."""
         data = self._rows.get(row_number)
         if data is None:
-            return Known(row_number, unpack_said(self._row(row_number), 0))
+            return Known(row_number, unpack_answers(self._row(row_number), 0))
         schema, x = self._schema, None
-        if row_number >= number(self.counters.payload_low):
+        if row_number >= self._c.payload_low:
             x = np.ndarray(schema.shape, schema.dtype, data, PAYLOAD_AT)
-        return Known(row_number, unpack_said(data, schema.nbytes), x)
+        return Known(row_number, unpack_answers(data, schema.nbytes), x)
 
-    def id_of(self, row_number: bytes) -> str:
-        """The id of the sample of a row."""
+    def id_of(self, row_number: int) -> str:
+        """The sample id of a row."""
         return unpack_id(self._row(row_number))
 
     def newest(self) -> tuple[Position, str] | None:
-        """Where the last sample stands in the log, and its id; None where none is known."""
-        if self.counters.high == self.counters.id_low:
+        """Position and id of the newest sample; None if there is none."""
+        if self._c.high == self._c.id_low:
             return None
-        data = self._row(number(self.counters.high - 1))
-        row = unpack_sample(data)
-        return Position(self._topics.name(row.topic), row.partition, row.offset), unpack_id(data)
+        return self._position_and_id(self._c.high - 1)
 
-    def arrived(self, row_number: bytes) -> tuple[bytes, float]:
-        """Key and time of the sample of a row."""
+    def arrived(self, row_number: int) -> tuple[bytes, float]:
+        """Key and arrival time of a row."""
         return unpack_arrival(self._row(row_number))
 
-    def _row(self, row_number: bytes) -> bytes:
-        data = self._rows.get(row_number) or self._bare.get(row_number)
-        assert data is not None, "a sample left before its time"
-        return data
-
     def payload(self, known: Known) -> Array | None:
-        """The payload from the ring or else from the log, read-only; None where it is nowhere any more.
+        """The payload from the ring or else from the log, read-only; None if neither holds it.
 
         Raises:
-            LogUnavailableError: the log cannot say for now.
+            LogUnavailableError: the log cannot be read now.
         """
         if known.x is not None:
             return known.x
-        assert known.number < number(self.counters.payload_low), "a payload left before its time"
-        data, schema = self._row(known.number), self._schema
-        row = unpack_sample(data)
-        x = self._read_back(Position(self._topics.name(row.topic), row.partition, row.offset), unpack_id(data))
-        assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "read back wrongly"
+        assert known.row < self._c.payload_low, "a payload is missing from the ring"
+        x, schema = self._read_back(*self._position_and_id(known.row)), self._schema
+        assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "the log returned another payload"
         return x
 
-    def overwrite_payload(self, row_number: bytes) -> None:
-        """Fill the payload with zeros, where it is on the disk. Not undone: nobody may rewind to need it."""
+    def _position_and_id(self, row_number: int) -> tuple[Position, str]:
+        data = self._row(row_number)
+        row = unpack_sample(data)
+        return self._topics.position(row.topic, row.partition, row.offset), unpack_id(data)
+
+    def _row(self, row_number: int) -> bytes:
+        data = self._rows.get(row_number) or self._evicted.get(row_number)
+        assert data is not None, "a known sample has no row"
+        return data
+
+    # -- erasure and expiry
+
+    def erase(self, row_number: int, step: int) -> None:
+        """Note that `step` erased a sample. Its payload is overwritten by `prune`."""
+        if self._erased.get(row_number) is None:
+            self._erased.put(row_number, step)
+
+    def is_recent(self, arrived_s: float, oldest_s: float) -> bool:
+        """Whether the oldest sample is to be kept by its time.
+
+        A sample whose time is far ahead is not: it would keep all that arrived after it until that time.
+        """
+        return oldest_s <= arrived_s <= self._c.now_s + FAR_AHEAD_S
+
+    def evict_payloads(self, most: int) -> None:
+        """Keep the payloads of the newest `most` samples."""
+        self._c.payload_low = max(self._c.payload_low, self._c.high - most)
+
+    def expire(self, limit: int, *, most: int, oldest_s: float) -> list[int]:
+        """Remove samples beyond `most` or older than `oldest_s`, oldest first, at most `limit`; their row numbers."""
+        c, removed = self._c, []
+        for _ in range(limit):
+            if c.id_low == c.high:
+                break
+            key, arrived_s = self.arrived(c.id_low)
+            if c.high - c.id_low <= most and self.is_recent(arrived_s, oldest_s):
+                break
+            self._ids.delete(key)
+            if c.erased:
+                self._erased.delete(c.id_low)
+            removed.append(c.id_low)
+            c.id_low += 1
+        c.payload_low = max(c.payload_low, c.id_low)
+        c.implied_low = max(c.implied_low, c.id_low)
+        return removed
+
+    def cut(self) -> None:
+        """Remove the rows that a rewind has undone."""
+        self._rows.cut(self._c.high)
+
+    def prune(self, then: Counters, *, erased_after: int, until: int) -> None:
+        """Remove from disk what no rewind can need. `then`: the counters at the end of step `until`.
+
+        That is rows and payloads that were expired then, and payloads erased in steps (erased_after, until].
+        """
+        for row_number, step in self._erased.items():
+            if erased_after < step <= until:
+                self._overwrite_payload(row_number)
+        self._rows.trim(then.id_low)
+        self._evicted.trim(then.id_low)
+        self._rows.move(then.payload_low, self._evicted, lambda row: without_payload(row, self._schema.nbytes))
+
+    def _overwrite_payload(self, row_number: int) -> None:
+        """Fill the payload on disk with zeros."""
         data = self._rows.get(row_number)
         if data is not None:
             ends = PAYLOAD_AT + self._schema.nbytes
             self._rows.overwrite(row_number, data[:PAYLOAD_AT] + bytes(self._schema.nbytes) + data[ends:])
-
-    def is_young(self, arrived_s: float, oldest_s: float) -> bool:
-        """Whether a sample that is the oldest by its row is not old by its time.
-
-        One of a clock that is far ahead goes with those before it, or all that came after it would wait for that time.
-        """
-        return oldest_s <= arrived_s <= self.counters.now_s + FAR_AHEAD_S
-
-    def expire_payloads(self, limit: int, *, most: int, oldest_s: float) -> None:
-        """Let the ring lose what is too many or too old; at most `limit` rows by age."""
-        c = self.counters
-        c.payload_low = max(c.payload_low, c.high - most)
-        for _ in range(limit):
-            if c.payload_low == c.high or self.is_young(self.arrived(number(c.payload_low))[1], oldest_s):
-                break
-            c.payload_low += 1
-
-    def expire_ids(self, limit: int, *, most: int, oldest_s: float) -> list[bytes]:
-        """Forget the oldest samples that are too many or too old, at most `limit`; their rows."""
-        c, forgotten = self.counters, []
-        for _ in range(limit):
-            if c.id_low == c.high:
-                break
-            row_number = number(c.id_low)
-            key, arrived_s = self.arrived(row_number)
-            if c.high - c.id_low <= most and self.is_young(arrived_s, oldest_s):
-                break
-            self._ids.delete(key)
-            forgotten.append(row_number)
-            c.id_low += 1
-        c.payload_low = max(c.payload_low, c.id_low)
-        c.implied_low = max(c.implied_low, c.id_low)
-        return forgotten
-
-    def cut(self) -> None:
-        """Remove rows that a rewind has unmade."""
-        self._rows.cut(self.counters.high)
-
-    def trim(self, then: Counters) -> None:
-        """Remove from the disk the rows and payloads that were let go when the counters stood like this."""
-        self._rows.trim(then.id_low)
-        self._bare.trim(then.id_low)
-        self._rows.move(then.payload_low, self._bare, lambda row: without_payload(row, self._schema.nbytes))

@@ -1,4 +1,4 @@
-"""The ledger as other processes read it: what became of a label, and the payload of a sample."""
+"""The ledger as other processes read it: the state of a label, and the payload of a sample."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from streamlearn.ledger import LabelState, LabelStatus
 from streamlearn.ledger.held import HeldRow, newest_held
 from streamlearn.ledger.rows import CORRECTED, PAYLOAD_AT, SCORED, LabelRow, key_of, unpack_sample
-from streamlearn.ledger.store import Get, StoreView, number
+from streamlearn.ledger.store_view import Get, StoreView
 from streamlearn.records import ERASED, Array, Position, Schema
 
 
 class LedgerView:
     """The ledger as of its last flush, for other processes (servers). Any thread may use it.
 
-    It may be opened before the learner has ever run: then it knows nothing until there is something to know.
+    It may be opened before the learner has ever run: then it knows no sample and no label.
     """
 
     def __init__(self, path: Path, schema: Schema) -> None:
@@ -25,7 +25,7 @@ class LedgerView:
         self._view = StoreView(path)
 
     def get(self, sample_id: str) -> LabelStatus | None:
-        """What became of the label of a sample; None where neither is known.
+        """The state of a sample's label; None if neither sample nor label is known.
 
         Raises:
             StoreError: the store cannot be read, see `StoreView.read`.
@@ -35,8 +35,8 @@ class LedgerView:
             if get is None:
                 return None
             row_number = get("ids", key)
-            label = get("labels", row_number or key)
-            sample = None if row_number is None else get("samples", row_number) or get("bare", row_number)
+            label = get("early", key) if row_number is None else get("labels", row_number)
+            sample = None if row_number is None else get("samples", row_number) or get("evicted", row_number)
             held = newest_held(get, key) if label is None else None
             if label is not None:
                 status = _label_status(get, label)
@@ -56,21 +56,22 @@ class LedgerView:
             )
 
     def payload(self, sample_id: str) -> Array | None:
-        """The payload of a sample, read-only, while the store keeps it and it is not erased.
+        """The payload of a sample, read-only. None if the store does not hold it, or if the sample is erased.
 
         Raises:
             StoreError: the store cannot be read, see `StoreView.read`.
         """
         with self._view.read() as get:
             row_number = None if get is None else get("ids", key_of(sample_id))
-            data = None if get is None or row_number is None else get("samples", row_number)
-            label = None if get is None or row_number is None else get("labels", row_number)
-            if label is not None and LabelRow.unpack(label).class_index == ERASED:
-                data = None
-        return None if data is None else np.ndarray(self._schema.shape, self._schema.dtype, data, PAYLOAD_AT)
+            if get is None or row_number is None:
+                return None
+            data, label = get("samples", row_number), get("labels", row_number)
+        if data is None or (label is not None and LabelRow.unpack(label).class_index == ERASED):
+            return None
+        return np.ndarray(self._schema.shape, self._schema.dtype, data, PAYLOAD_AT)
 
     def close(self) -> None:
-        """Let go. May be called twice."""
+        """Close the files. May be called twice."""
         self._view.close()
 
 
@@ -99,6 +100,4 @@ def _held_status(get: Get, row: HeldRow) -> LabelStatus:
 
 
 def _position(get: Get, topic: int, partition: int, offset: int) -> Position:
-    name = get("topics", number(topic))
-    assert name is not None, "a row names no topic"
-    return Position(name.decode(), partition, offset)
+    return Position(get("topics", topic), partition, offset)

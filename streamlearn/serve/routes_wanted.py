@@ -2,7 +2,7 @@
 
 `/label/wanted` is a GET that hands out: what it returns, it returns to nobody else for a while. It carries
 `Cache-Control: no-store`, and `peek` looks without taking. A reply that is lost on its way costs its samples a wait, no
-more: they come again after `labels.wanted_again_after_s`, and may be labelled at any time by whoever knows them.
+more: they come again after a day (`request_queue.AGAIN_AFTER_S`), and may be labelled at any time.
 
 The label of a sample whose id is "wanted" cannot be looked up.
 """
@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from streamlearn.errors import StoreError
-from streamlearn.ledger.request_queue import Wanted
+from streamlearn.ledger.request_queue import LabelRequest
 from streamlearn.serve.failures import RequestError, retry_later
 from streamlearn.serve.parts import ServerParts
 from streamlearn.serve.replies import JsonReply
@@ -46,7 +46,7 @@ def add_wanted_routes(router: APIRouter, parts: ServerParts) -> None:
         """Unsure and common samples first, of all predicted classes; none twice, none past the hour's budget."""
         queue = parts.wanted
         if queue is None:
-            raise RequestError(404, "wanted_off", "This server hands out no samples: labels.wanted_rows is 0.")
+            raise RequestError(404, "wanted_off", "This server hands out no samples: labels.requests_per_hour is 0.")
         try:
             # The file may wait for another process; the event loop must not.
             given = await run_in_threadpool(queue.take, n, parts.clock(), peek=peek)
@@ -78,7 +78,7 @@ def add_wanted_routes(router: APIRouter, parts: ServerParts) -> None:
         return JsonReply({"id": sample_id, "x": x.tolist(), "position": position, "time_s": status.sample_time_s})
 
 
-def _item(wanted: Wanted, classes: tuple[str, ...]) -> dict[str, Any]:
+def _item(wanted: LabelRequest, classes: tuple[str, ...]) -> dict[str, Any]:
     known = wanted.predicted_class < len(classes)
     return {
         "id": wanted.sample_id,

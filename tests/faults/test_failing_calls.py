@@ -1,8 +1,8 @@
-"""The n-th system call by which the embedded log or the store writes or syncs fails with EIO, once or from then on.
+"""The n-th write or sync of the embedded log or the store fails with EIO, once or from then on.
 
-SQLite writes by itself, so strace stands between it and the kernel: it answers the n-th call of a kind in
-the kernel's place. What was acknowledged must be there for the next process, whole; what failed must have been said.
-STREAMLEARN_LONG_FAULTS=1 (`make soak`) takes every n; else the last one and one in the middle.
+SQLite writes its files itself, so strace injects the error into the n-th system call of a kind. The next process must
+find everything that was acknowledged; what failed must have been reported. STREAMLEARN_LONG_FAULTS=1 (`make soak`)
+tests every n; else the last one and one in the middle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from streamlearn.errors import LogUnavailableError, StoreError
-from streamlearn.ledger.store import Store, check_whole, number
+from streamlearn.ledger.store import Store
+from streamlearn.ledger.store_file import check_whole
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.records import NewRecord, TopicPartition
 
@@ -34,11 +35,11 @@ def open_log(folder: Path) -> EmbeddedLog:
 
 
 def open_store(folder: Path) -> Store:
-    return Store(folder / "store", tables=("labels",), rings=("payloads",))
+    return Store(folder / "store", numbered=("labels",), rings=("payloads",))
 
 
 def append_some(folder: Path) -> Iterator[str]:
-    """What the traced process does with a log: append, and go on after what failed."""
+    """What the traced process does with a log: append, and continue after a failure."""
     try:
         with closing(open_log(folder)) as log:
             log.create_topics({"t": 1})
@@ -53,7 +54,7 @@ def append_some(folder: Path) -> Iterator[str]:
 
 
 def flush_some(folder: Path) -> Iterator[str]:
-    """What it does with a store: take steps, and end where one fails, as a learner does."""
+    """What it does with a store: take steps, and end at the first failure, as a learner does."""
     try:
         with closing(open_store(folder)) as store:
             for step in range(1, ROUNDS + 1):
@@ -65,14 +66,14 @@ def flush_some(folder: Path) -> Iterator[str]:
 
 def take_step(store: Store, step: int) -> None:
     store.begin(step)
-    store.tables["labels"].put(number(step), b"%d" % step)
-    store.rings["payloads"].append(number(step), ROW % step)
+    store.tables["labels"].put(step, b"%d" % step)
+    store.rings["payloads"].append(step, ROW % step)
     store.end()
     store.flush()
 
 
 def check_log(folder: Path, kept: dict[int, int], refused: int) -> None:
-    """All that was acknowledged, at its place; of what was refused, whole records; no hole; and it goes on."""
+    """Acknowledged records are there, at their offsets; refused ones complete or not at all. No gaps. It continues."""
     with closing(open_log(folder)) as log:
         log.create_topics({"t": 1})
         records = log.read(TopicPartition("t", 0), 0, 100)
@@ -84,14 +85,14 @@ def check_log(folder: Path, kept: dict[int, int], refused: int) -> None:
 
 
 def check_store(folder: Path, kept: dict[int, int], refused: int) -> None:
-    """All steps that were flushed, and at most the one that was refused; no page is damaged; and it goes on."""
+    """All flushed steps are there, and at most the failed one. No page is damaged. It continues."""
     assert check_whole(folder / "store")
     with closing(open_store(folder)) as store:
         flushed = max(kept, default=0)
         assert flushed <= store.step <= flushed + refused
         for step in range(1, store.step + 1):
-            assert store.tables["labels"].get(number(step)) == b"%d" % step
-            assert store.rings["payloads"].get(number(step)) == ROW % step
+            assert store.tables["labels"].get(step) == b"%d" % step
+            assert store.rings["payloads"].get(step) == ROW % step
         take_step(store, store.step + 1)
 
 
@@ -99,7 +100,7 @@ PARTS = {"log": (append_some, check_log), "store": (flush_some, check_store)}
 
 
 def traced(part: str, folder: Path, *options: str) -> list[str]:
-    """Run one part under strace; what it told. It ends by itself, whatever fails."""
+    """Run one part under strace, and return what it printed. It exits by itself, whatever fails."""
     folder.mkdir(parents=True)
     command = ["strace", "-f", "-qq", "-o", str(folder / "trace"), *options, sys.executable, __file__, part]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
@@ -111,9 +112,9 @@ def traced(part: str, folder: Path, *options: str) -> list[str]:
 
 
 def calls_of(part: str, folder: Path) -> Counter[str]:
-    """How often each of the calls is made where nothing fails."""
-    told = traced(part, folder, "-e", f"trace={','.join(CALLS)}")
-    assert len(told) == ROUNDS
+    """How often each of the calls is made when none fails."""
+    printed = traced(part, folder, "-e", f"trace={','.join(CALLS)}")
+    assert len(printed) == ROUNDS
     lines = (folder / "trace").read_text().splitlines()
     return Counter(
         line.split(maxsplit=1)[1].partition("(")[0] for line in lines if "(" in line and "resumed" not in line
@@ -135,10 +136,10 @@ def test_nothing_acknowledged_is_lost_whichever_call_fails(tmp_path: Path, part:
             for when in (f"{n}", f"{n}+"):
                 folder = tmp_path / f"{call}-{when}"
                 inject = f"inject={call}:error=EIO:when={when}"
-                told = traced(part, folder, "-e", f"trace={call}", "-e", inject)
-                kept = {int(line.split()[1]): int(line.split()[2]) for line in told if line.startswith("kept ")}
-                refused = sum(line.startswith("refused ") for line in told)
-                assert len(kept) + refused == len(told), told
+                printed = traced(part, folder, "-e", f"trace={call}", "-e", inject)
+                kept = {int(line.split()[1]): int(line.split()[2]) for line in printed if line.startswith("kept ")}
+                refused = sum(line.startswith("refused ") for line in printed)
+                assert len(kept) + refused == len(printed), printed
                 PARTS[part][1](folder, kept, refused)
                 failed += refused > 0
                 shutil.rmtree(folder)

@@ -20,7 +20,7 @@ from support import until
 
 from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config, load_config
-from streamlearn.ledger.store import FILE
+from streamlearn.ledger.store_file import FILE
 from streamlearn.state.journal import parse_line, read_journal
 from streamlearn.state.kill_points import VARIABLE
 from streamlearn.state.paths import StatePaths
@@ -90,7 +90,7 @@ class Room:
         """
         files = [path for path in sorted(self.paths.root.rglob("*")) if path.is_file()]
         apart = [self.paths.log.parent, self.paths.journal, self.paths.store]
-        own = [path for path in files if not {*apart} & {*path.parents} and not path.name.startswith("wanted")]
+        own = [path for path in files if not {*apart} & {*path.parents} and not path.name.startswith("label-requests")]
         steps = repr(list(read_journal(self.paths.journal, 0))).encode()
         with closing(sqlite3.connect(f"{(self.paths.store / FILE).as_uri()}?mode=ro", uri=True)) as db:
             tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema")]

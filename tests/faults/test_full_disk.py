@@ -1,8 +1,8 @@
-"""Every page that the embedded log and the store write fails once: a real disk that takes n pages more, for every n.
+"""A full disk: the embedded log and the store on a disk with room for n more pages, for every n.
 
-Once for a moment (room again right after the first error), once for long (none until all is closed, and opened anew).
-SQLite writes by itself, so no seam of ours is in its way: a tmpfs is made as small as it has to be, and
-the kernel says ENOSPC. `FaultyFiles` fails the n-th operation of checkpoint, journal and publish.
+Each n is tested twice: with space again right after the first error, and with none until log or store is reopened.
+SQLite writes its files itself, so the disk is a tmpfs of the right size, and the kernel answers ENOSPC. `FaultyFiles`
+fails the n-th operation of checkpoint, journal and publish.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.disk import SmallDisk, may_mount
 
 from streamlearn.app.server import _registered
 from streamlearn.errors import LogUnavailableError, StoreError
-from streamlearn.ledger.store import Store, number
+from streamlearn.ledger.store import Store
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.records import NewRecord, Position, TopicPartition
 from streamlearn.state.paths import StatePaths
@@ -31,10 +31,10 @@ APPEND_S = 0.5
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
-    """A disk that can be filled."""
+    """A small disk that a test can fill."""
     folder = tmp_path_factory.mktemp("full-disk")
     if not may_mount(folder):
-        pytest.skip("NOT TESTED: what a full disk does to log and store. Run as root, where a tmpfs may be mounted")
+        pytest.skip("NOT TESTED: log and store on a full disk. Run as root, so that a tmpfs can be mounted")
     with SmallDisk(folder / "disk") as disk:
         (disk.folder / "something").write_bytes(b"x")
         yield disk
@@ -45,7 +45,7 @@ def open_log(folder: Path) -> EmbeddedLog:
 
 
 def open_store(folder: Path) -> Store:
-    return Store(folder, tables=("labels",), rings=("payloads",))
+    return Store(folder, numbered=("labels",), rings=("payloads",))
 
 
 class Appends:
@@ -69,7 +69,7 @@ class Appends:
         return True
 
     def check(self, log: EmbeddedLog) -> None:
-        """What was acknowledged is there, at its place; what was refused, as a whole or not at all; and no hole."""
+        """Acknowledged batches are there, at their positions. Refused ones are there as a whole or not. No gaps."""
         records = log.read(PARTITION, 0, 10_000)
         assert [record.position.offset for record in records] == list(range(len(records)))
         assert len(records) % IN_BATCH == 0
@@ -82,7 +82,7 @@ class Appends:
 
 @pytest.mark.parametrize("lasting", [False, True])
 def test_the_log_keeps_what_it_acknowledged_whichever_page_fails(disk: SmallDisk, *, lasting: bool) -> None:
-    """Each append is written or refused, saying why; and it goes on when there is room."""
+    """Each append is written, or refused with the reason. The log continues when there is space."""
     failed = 0
     for pages in range(MOST_PAGES):
         folder = disk.folder / f"log-{lasting}-{pages}"
@@ -101,17 +101,17 @@ def test_the_log_keeps_what_it_acknowledged_whichever_page_fails(disk: SmallDisk
         with closing(open_log(folder)) as log:
             if lasting:
                 appends.check(log)
-        assert len(appends.refusals) <= (BATCHES if lasting else 1), "room, and still refused"
+        assert len(appends.refusals) <= (BATCHES if lasting else 1), "refused although there is space"
         assert all("disk" in refusal for refusal in appends.refusals), appends.refusals
         if not appends.refusals:
             break
         failed += 1
-    assert failed > BATCHES * IN_BATCH * VALUE_BYTES // 8192, "each page was refused once"
-    assert failed < MOST_PAGES - 1, "and all of them were"
+    assert failed > BATCHES * IN_BATCH * VALUE_BYTES // 8192, "each page failed once"
+    assert failed < MOST_PAGES - 1, "the last run had no failure"
 
 
-def test_a_log_that_cannot_be_made_says_so_and_is_made_when_there_is_room(disk: SmallDisk) -> None:
-    """Whichever page of its making fails."""
+def test_a_log_that_cannot_be_created_is_an_error_and_is_created_with_more_space(disk: SmallDisk) -> None:
+    """Whichever of its first pages fails."""
     failed = 0
     for pages in range(MOST_PAGES):
         folder = disk.folder / f"new-log-{pages}"
@@ -133,32 +133,32 @@ def test_a_log_that_cannot_be_made_says_so_and_is_made_when_there_is_room(disk: 
 
 def take_step(store: Store, step: int) -> None:
     store.begin(step)
-    store.tables["labels"].put(number(step % 3), b"%d" % step)
-    store.rings["payloads"].append(number(step), b"%d " % step + bytes(ROW_BYTES))
+    store.tables["labels"].put(step % 3, b"%d" % step)
+    store.rings["payloads"].append(step, b"%d " % step + bytes(ROW_BYTES))
     store.end()
     store.flush()
 
 
 def check_store(store: Store, flushed: int) -> None:
-    """All steps that were flushed, and at most the one whose flush failed; none by half; and it can be gone back."""
+    """All flushed steps are there, and at most the one whose flush failed, each complete. A rewind works."""
     assert store.step in (flushed, flushed + 1)
     for step in range(1, store.step + 1):
-        row = store.rings["payloads"].get(number(step))
+        row = store.rings["payloads"].get(step)
         assert row is not None
         assert row.startswith(b"%d " % step)
-    labels = {number(step % 3): b"%d" % step for step in range(1, store.step + 1)}
+    labels = {step % 3: b"%d" % step for step in range(1, store.step + 1)}
     assert {key: store.tables["labels"].get(key) for key in labels} == labels
     store.rewind(flushed - 1)
     store.rings["payloads"].cut(flushed)
-    before = {number(step % 3): b"%d" % step for step in range(1, flushed)}
+    before = {step % 3: b"%d" % step for step in range(1, flushed)}
     assert {key: store.tables["labels"].get(key) for key in before} == before
     take_step(store, flushed)
 
 
 @pytest.mark.parametrize("lasting", [False, True])
 def test_the_store_keeps_what_it_flushed_whichever_page_fails(disk: SmallDisk, *, lasting: bool) -> None:
-    """A failed flush ends the store, saying why; opened again, it is as of the flush before."""
-    failed, told = 0, []
+    """A failed flush ends the store, with the reason. Reopened, it has the state of the flush before."""
+    failed, errors = 0, []
     for pages in range(MOST_PAGES):
         folder, flushed = disk.folder / f"store-{lasting}-{pages}", 1
         store = open_store(folder)
@@ -169,29 +169,29 @@ def test_the_store_keeps_what_it_flushed_whichever_page_fails(disk: SmallDisk, *
                 take_step(store, step)
                 flushed = step
         except StoreError as error:
-            told.append(str(error))
+            errors.append(str(error))
             failed += 1
             if not lasting:
                 disk.free()
         store.close()
         if flushed < STEPS and lasting:
             try:
-                open_store(folder).close()  # a supervisor starts it again, with no room yet
+                open_store(folder).close()  # a supervisor restarts it, with no space yet
             except StoreError as error:
-                told.append(str(error))
+                errors.append(str(error))
         disk.free()
         with closing(open_store(folder)) as store:
             check_store(store, flushed)
         if flushed == STEPS:
             break
-    assert all("free disk space" in each for each in told), told
-    assert failed > STEPS * ROW_BYTES // 8192, "each page was refused once"
-    assert failed < MOST_PAGES - 1, "and all of them were"
+    assert all("free disk space" in each for each in errors), errors
+    assert failed > STEPS * ROW_BYTES // 8192, "each page failed once"
+    assert failed < MOST_PAGES - 1, "the last run had no failure"
 
 
-def test_a_store_that_cannot_be_made_says_so_and_is_made_when_there_is_room(disk: SmallDisk) -> None:
-    """Whichever page of its making fails."""
-    failed, told = 0, []
+def test_a_store_that_cannot_be_created_is_an_error_and_is_created_with_more_space(disk: SmallDisk) -> None:
+    """Whichever of its first pages fails."""
+    failed, errors = 0, []
     for pages in range(MOST_PAGES):
         folder = disk.folder / f"new-store-{pages}"
         folder.mkdir()
@@ -200,18 +200,18 @@ def test_a_store_that_cannot_be_made_says_so_and_is_made_when_there_is_room(disk
             open_store(folder).close()
             break
         except StoreError as error:
-            told.append(str(error))
+            errors.append(str(error))
             failed += 1
         finally:
             disk.free()
         with closing(open_store(folder)) as store:
             take_step(store, 1)
     assert 1 < failed < MOST_PAGES - 1
-    assert all("free disk space" in each for each in told), told
+    assert all("free disk space" in each for each in errors), errors
 
 
-def test_a_server_serves_though_its_card_cannot_be_written(disk: SmallDisk) -> None:
-    """Others cannot scrape it; that is no reason to answer nobody."""
+def test_a_server_serves_although_it_cannot_register(disk: SmallDisk) -> None:
+    """Its metrics cannot be scraped, but it answers predictions."""
     paths = StatePaths(disk.folder)
     disk.fill()
     try:

@@ -1,8 +1,8 @@
-"""Any order of arrival, redelivery, correction and crash ends in the ledger, memory and counters of the sorted order.
+"""Any order of arrival, redelivery, correction and crash ends in the same ledger, replay buffer and counters.
 
-A machine shows records to ledger and memory as the pipeline does, in whatever order, again and again, and crashes in
-between. At its end all is compared twice: to a fresh ledger and memory that are shown the same set once, in order, and
-to a model in plain Python that looks at the set alone. STREAMLEARN_SOAK_EXAMPLES says how many runs there are.
+A state machine gives records to ledger and replay buffer as the loop does, in any order, repeatedly, with crashes in
+between. The end is compared twice: to a fresh ledger and buffer that get the same set once, in order, and to a model in
+plain Python that sees the set alone. STREAMLEARN_SOAK_EXAMPLES sets the number of runs.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from streamlearn.ledger import Arrival, LabelState, LabelStatus
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.replay_buffer import ReplayBuffer
+from streamlearn.ledger.settings import LabelsConfig
+from streamlearn.ledger.store_file import FILE
 from streamlearn.ledger.view import LedgerView
 from streamlearn.records import RETRACTED, Array, Label, Position, Prediction, Sample, Schema
 
@@ -33,12 +37,12 @@ EXAMPLES = int(os.environ.get("STREAMLEARN_SOAK_EXAMPLES", "60"))
 SCHEMA = Schema((2,), np.dtype(np.uint8), ("ant", "bee", "cat"))
 IDS = "abc"
 TOPICS = ("more", "labels", "also")
-"""Not in the order of their names, so that an order by number is found out."""
+"""Not in the order of their names, so that an order by number would be noticed."""
 PLACES = 2
-"""Of one id's labels in each topic: fewer than a row of the ledger keeps, so that nothing is forgotten."""
+"""Labels of one id in each topic: fewer than a row of the ledger keeps, so that none is dropped."""
 PREDICTION = Prediction(1, np.array([0.25, 0.5, 0.25], np.float32), 3)
 MEMORY_DISK = next((name for name in ("/dev/shm",) if os.path.isdir(name)), None)
-"""Where a sync costs nothing: what a power cut leaves is not asked here, and syncs are nine tenths of the time."""
+"""A sync costs nothing here. Power cuts are not tested, and syncs would take nine tenths of the time."""
 
 Corrections = Literal["last", "first"]
 Record = Sample | Label
@@ -46,56 +50,52 @@ Record = Sample | Label
 
 @dataclass
 class Run:
-    """A ledger and a memory with a step open, moved as `pipeline.py` moves them."""
+    """A ledger and a replay buffer with a step open, driven as `loop.py` drives them."""
 
     path: Path
     corrections: Corrections
     together: bool = False
-    """Labels that come one after the other are taken together, as the pipeline does; else one by one."""
+    """Consecutive labels are taken together, as in the loop; else one by one."""
     steps: list[list[Record]] = field(default_factory=list)
-    """What each step was shown, the open one last: the journal."""
+    """The records of each step, the open one last: the journal."""
     scores: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.memory = ReplayBuffer(100, SCHEMA, seed=0)
+        self.buffer = ReplayBuffer(100, SCHEMA, seed=0)
         self.ledger = self._open()
-        self.saved: tuple[int, dict[str, Array], Counter[str]] = (0, self.memory.state(), Counter())
+        self.saved: tuple[int, dict[str, Array], Counter[str]] = (0, self.buffer.state(), Counter())
         self.begin()
 
     def _open(self) -> Ledger:
         return Ledger(
             self.path,
-            schema=SCHEMA,
+            SCHEMA,
+            LabelsConfig(horizon_s=1e6, corrections=self.corrections),
             read_back=lambda *_: None,
-            payload_max_bytes=1 << 16,
-            payload_max_age_s=1e6,
-            horizon_s=1e6,
-            max_ids=1000,
-            corrections=self.corrections,
         )
 
     def begin(self) -> None:
         self.ledger.begin(self.ledger.step + 1, 110.0)
         self.steps.append([])
 
-    def show(self, records: Iterable[Record]) -> None:
+    def take(self, records: Iterable[Record]) -> None:
         for are_labels, run in itertools.groupby(records, key=lambda record: isinstance(record, Label)):
-            shown = list(run)
-            self.steps[-1] += shown
+            taken = list(run)
+            self.steps[-1] += taken
             if are_labels and self.together:
-                self._learn_of(self.ledger.labels_arrived(shown))
+                self._learn_of(self.ledger.labels_arrived(taken))
             else:
-                for record in shown:
+                for record in taken:
                     self._learn_of(self._arrivals(record))
 
     def _learn_of(self, arrivals: Iterable[Arrival]) -> None:
         for arrival in arrivals:
             if arrival.example is not None:
-                self.memory.add(arrival.example)
+                self.buffer.add(arrival.example)
             elif arrival.class_index == RETRACTED:
-                self.memory.remove(arrival.sample_id)
+                self.buffer.remove(arrival.sample_id)
             elif arrival.labelled_at_s is not None:
-                self.memory.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
+                self.buffer.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
             self.scores[arrival.sample_id] += arrival.scored is not None
 
     def _arrivals(self, record: Record) -> list[Arrival]:
@@ -108,58 +108,60 @@ class Run:
     def end(self) -> None:
         """Learn one row, close the step."""
         x_L, y_L = np.empty((1, *SCHEMA.shape), SCHEMA.dtype), np.empty(1, np.int64)
-        self.ledger.trained(self.memory.draw_into(x_L, y_L, self.ledger.step))
+        self.ledger.trained(self.buffer.draw_into(x_L, y_L, self.ledger.step))
         self.ledger.end()
 
     def save(self) -> None:
         """A checkpoint between two steps."""
         self.end()
         self.ledger.flush()
-        self.saved = (self.ledger.step, self.memory.state(), self.scores.copy())
+        self.saved = (self.ledger.step, self.buffer.state(), self.scores.copy())
         self.begin()
 
     def crash(self) -> None:
-        """What kill -9 leaves: what was flushed. Then back to the checkpoint, and the journal once more."""
-        self.ledger._store._db.close()
-        self.ledger._store._lock.close()
+        """Lose what was not flushed, restore the checkpoint, replay the journal."""
+        self.ledger.close(flush=False)
         step, state, scores = self.saved
         self.ledger = self._open()
         self.ledger.rewind(step)
-        self.memory.load(state)
+        self.buffer.load(state)
         self.scores = scores.copy()
         again, self.steps = self.steps[step:], self.steps[:step]
         for n, records in enumerate(again):
             if n:
                 self.end()
             self.begin()
-            self.show(records)
+            self.take(records)
 
     def outcome(self) -> dict[str, Any]:
-        """Everything that may be compared, once all labels are learned."""
+        """Everything that can be compared, after all labels are learned."""
         self.end()
-        while self.memory.new_count:
+        while self.buffer.new_count:
             self.begin()
             self.end()
-        state = self.memory.state()
+        state = self.buffer.state()
         ends = state["id_offsets"].tolist()
         ids = [state["ids"].tobytes()[a:b].decode() for a, b in itertools.pairwise(ends)]
-        counts, class_counts = asdict(self.ledger.counts()), self.ledger._baselines.class_counts.copy()
+        counts = asdict(self.ledger.counts())
         self.ledger.close()
+        with closing(sqlite3.connect(self.path / FILE)) as db:
+            row = db.execute("SELECT value FROM counts WHERE key = 'classes'").fetchone()
+        class_counts = [0] * len(SCHEMA.classes) if row is None else np.frombuffer(row[0], np.int64).tolist()
         view = LedgerView(self.path, SCHEMA)
         statuses = {name: status for name in IDS if (status := view.get(name)) is not None}
         view.close()
         return {
-            # The step that learned a label does depend on the order; whether one did shows as its state.
+            # Which step learned a label depends on the order; whether one did is in the state.
             "statuses": {name: replace(status, first_trained_step=None) for name, status in statuses.items()},
             "counts": counts,
             "class_counts": class_counts,
-            "memory": list(zip(ids, state["y"].tolist(), state["labelled_at_s"].tolist(), state["x"].tolist())),  # noqa: B905 - of one length
+            "buffer": list(zip(ids, state["y"].tolist(), state["labelled_at_s"].tolist(), state["x"].tolist())),  # noqa: B905 - of one length
             "scores": {name: count for name, count in self.scores.items() if count},
         }
 
 
 def labels_of(records: Iterable[Record]) -> list[Label]:
-    """The label records among these, in order, those inside samples too."""
+    """The label records among these, in order, including those inside samples."""
     labels = []
     for record in records:
         if isinstance(record, Label):
@@ -174,11 +176,11 @@ def when(record: Record) -> tuple[float, Position]:
 
 
 def modelled(records: Iterable[Record], corrections: Corrections) -> dict[str, Any]:
-    """What this set of records must come to, from the set alone."""
+    """The expected outcome, from the set of records alone."""
     samples = {record.sample_id: record for record in records if isinstance(record, Sample)}
     counts: Counter[str] = Counter(samples=len(samples), samples_read=len(samples))
     counts["payload_bytes"] = len(samples) * SCHEMA.nbytes
-    statuses, memory, class_counts = {}, [], [0] * len(SCHEMA.classes)
+    statuses, buffer, class_counts = {}, [], [0] * len(SCHEMA.classes)
     for name in IDS:
         sample, labels = samples.get(name), [label for label in labels_of(records) if label.sample_id == name]
         status = LabelStatus(LabelState.UNLABELLED)
@@ -208,7 +210,7 @@ def modelled(records: Iterable[Record], corrections: Corrections) -> dict[str, A
             counts["scored"] += status.scored
             counts["trained"] += sample is not None and not retracted
             if sample and not retracted:
-                memory.append((deciding.timestamp_s, name, deciding.class_index, sample.x.tolist()))
+                buffer.append((deciding.timestamp_s, name, deciding.class_index, sample.x.tolist()))
         if sample:
             status = replace(
                 status,
@@ -223,25 +225,25 @@ def modelled(records: Iterable[Record], corrections: Corrections) -> dict[str, A
         "statuses": statuses,
         "counts": counts,
         "class_counts": class_counts,
-        "memory": [(name, class_index, at_s, x) for at_s, name, class_index, x in sorted(memory)],
+        "buffer": [(name, class_index, at_s, x) for at_s, name, class_index, x in sorted(buffer)],
         "scores": {name: 1 for name, status in statuses.items() if status.scored},
     }
 
 
-def assert_same(outcome: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Part by part, so that the part that differs is named. Counters that the model leaves out are zero.
+def assert_same(outcome: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Part by part, so that the failure names the part that differs. Counters that the model omits are zero.
 
-    A label that is retracted in the end may have been learned before, or not: that depends on the order of reading.
+    Whether a label was learned before it was retracted depends on the order of reading.
     """
-    for part in ("statuses", "class_counts", "memory", "scores"):
-        assert outcome[part] == wanted[part], part
-    counts, wanted_counts = Counter(outcome["counts"]), Counter(wanted["counts"])
+    for part in ("statuses", "class_counts", "buffer", "scores"):
+        assert outcome[part] == expected[part], part
+    counts, expected_counts = Counter(outcome["counts"]), Counter(expected["counts"])
     statuses = outcome["statuses"].values()
     trained = sum(status.state is LabelState.TRAINED for status in statuses)
     retracted = sum(status.state is LabelState.RETRACTED for status in statuses)
-    for found in (counts, wanted_counts):
+    for found in (counts, expected_counts):
         assert trained <= found.pop("trained", 0) <= trained + retracted
-    assert counts == wanted_counts
+    assert counts == expected_counts
 
 
 def a_sample(name: str, at_s: float, inside: int | None) -> Sample:
@@ -254,7 +256,7 @@ def a_label(name: str, topic: str, place: int, at_s: float, class_index: int) ->
 
 
 TIMES = st.integers(98, 101).map(float)
-"""Before, at and after samples, often the same; all within the horizon."""
+"""Before, at and after the samples, often equal; all within the horizon."""
 SAMPLES = st.builds(a_sample, st.sampled_from(IDS), TIMES, st.none() | st.integers(0, 2))
 LABELS = st.builds(
     a_label,
@@ -268,7 +270,7 @@ SOME = st.lists(st.one_of(SAMPLES, LABELS, LABELS), max_size=3)
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """One record of each id is a sample, the others are labels; any may be shown at any moment, and again."""
+    """Each id has one sample and many labels. Any record may come at any time, and again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,23 +281,23 @@ class AnyOrder(RuleBasedStateMachine):
     def start(self, corrections: Corrections, some: list[Record]) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=MEMORY_DISK))
         self.run = Run(self.folder / "run", corrections, together=True)
-        self.show(some)
+        self.take(some)
 
-    def show(self, some: Iterable[Record]) -> Run:
-        """A place in the log holds one record for ever: shown again, it is the same."""
+    def take(self, some: Iterable[Record]) -> Run:
+        """A position in the log always holds the same record."""
         assert self.run is not None
-        self.run.show([self.records.setdefault(record.position, record) for record in some])
+        self.run.take([self.records.setdefault(record.position, record) for record in some])
         return self.run
 
     @rule(some=SOME, choice=st.integers(0, 99))
     def redeliver(self, some: list[Record], choice: int) -> None:
-        self.show(some)
+        self.take(some)
         if self.records:
-            self.show([list(self.records.values())[choice % len(self.records)]])
+            self.take([list(self.records.values())[choice % len(self.records)]])
 
     @rule(some=SOME, flush=st.booleans())
     def next_step(self, some: list[Record], flush: bool) -> None:
-        run = self.show(some)
+        run = self.take(some)
         run.end()
         if flush:
             run.ledger.flush()
@@ -303,11 +305,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(some=SOME)
     def save(self, some: list[Record]) -> None:
-        self.show(some).save()
+        self.take(some).save()
 
     @rule(some=SOME)
     def crash(self, some: list[Record]) -> None:
-        self.show(some).crash()
+        self.take(some).crash()
 
     def teardown(self) -> None:
         if self.run is None:
@@ -319,7 +321,7 @@ class AnyOrder(RuleBasedStateMachine):
                 if n % 3 == 2:
                     ordered.end()
                     ordered.begin()
-                ordered.show([record])
+                ordered.take([record])
             outcome = self.run.outcome()
             assert_same(outcome, ordered.outcome())
             assert_same(outcome, modelled(records, corrections))
@@ -330,8 +332,8 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(60 + EXAMPLES)
-def test_whatever_the_order_the_end_is_that_of_the_sorted_order() -> None:
-    """Samples and labels in any order, shown again, with steps, flushes, checkpoints and crashes anywhere between."""
+def test_any_order_ends_as_the_sorted_order() -> None:
+    """Samples and labels in any order and repeated, with steps, flushes, checkpoints and crashes anywhere."""
     run_state_machine_as_test(
         AnyOrder,
         settings=settings(

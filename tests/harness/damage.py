@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from streamlearn.errors import CheckpointError
-from streamlearn.ledger.store import FILE
+from streamlearn.ledger.store_file import FILE
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
 from streamlearn.state.journal import parse_line
 from streamlearn.state.paths import StatePaths

@@ -54,8 +54,7 @@ on_trimmed = "skip"
 [labels]
 horizon_s = 240.0
 payload_max_bytes = 524288  # late labels read their payload back from the log
-memory_rows = 500
-wanted_again_after_s = 240.0
+replay_rows = 500
 [state]
 dir = "{folder}/state"
 checkpoint_every_s = 5.0

@@ -35,7 +35,7 @@ from harness.startups import Startups
 from harness.stretch import Stretches
 from harness.verify import verify
 from streamlearn.lab.broker import Broker
-from streamlearn.ledger.store import FILE
+from streamlearn.ledger.store_file import FILE
 from streamlearn.records import Offsets
 from streamlearn.state.journal import read_journal
 from streamlearn.state.publish import PublishedDir

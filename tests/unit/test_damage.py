@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from harness.damage import REFUSED, damage, last_step
 
-from streamlearn.ledger.store import FILE
+from streamlearn.ledger.store_file import FILE
 from streamlearn.records import TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of, save_checkpoint
 from streamlearn.state.journal import Journal, read_journal

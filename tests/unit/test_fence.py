@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from streamlearn.errors import StateLockedError
-from streamlearn.ledger.store import Store, StoreView
+from streamlearn.ledger.store import Store
+from streamlearn.ledger.store_view import StoreView
 from streamlearn.records import TopicPartition
 from streamlearn.state.checkpoint import (
     Checkpoint,

@@ -23,7 +23,7 @@ from served import FLOATS, Served, client_of, error_of
 import streamlearn
 from streamlearn.errors import CheckpointError, NotPublishedError, StateError, StoreError, StreamlearnError
 from streamlearn.ledger.request_queue import RequestQueue
-from streamlearn.ledger.store import FILE
+from streamlearn.ledger.store_file import FILE
 from streamlearn.ledger.view import LedgerView
 from streamlearn.metrics import ServerMetrics
 from streamlearn.models.build import ModelSpec
@@ -134,7 +134,7 @@ class TestPickles:
 
     def test_as_the_wanted_file_is_refused(self, tmp_path: Path, blob: bytes) -> None:
         """SQLite does not recognise it."""
-        path = tmp_path / "wanted.sqlite"
+        path = tmp_path / "label-requests.sqlite"
         path.write_bytes(blob * 100)
 
         with pytest.raises(StoreError):

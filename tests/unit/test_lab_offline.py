@@ -92,10 +92,10 @@ class TestProtocol:
 
     def test_the_replay_buffer_holds_every_label(self) -> None:
         """Even if the config has a smaller one."""
-        found = evaluated({"labels.memory_rows": 3}, labels=40)
+        found = evaluated({"labels.replay_rows": 3}, labels=40)
 
         assert found.labels == 40
-        assert found.config.labels.memory_rows == 40
+        assert found.config.labels.replay_rows == 40
 
 
 class TestLabels:

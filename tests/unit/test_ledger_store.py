@@ -1,4 +1,4 @@
-"""The store: tables that rewind to any kept step, rings with ends, one writer, whole after a crash."""
+"""The store: tables that rewind to any kept step, rings, one writer, whole after a crash."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ import pytest
 
 import streamlearn.ledger.store
 from streamlearn.errors import FROM_SCRATCH, StateLockedError, StoreError
-from streamlearn.ledger.store import FILE, FORMAT, Store, StoreView, check_whole, number
+from streamlearn.ledger.store import Store
+from streamlearn.ledger.store_file import FILE, FORMAT, LMDB_FILE, check_whole
+from streamlearn.ledger.store_view import StoreView
 
 
 def open_store(path: Path) -> Store:
-    return Store(path, tables=("a", "b"), rings=("rows",))
-
-
-def crash(store: Store) -> None:
-    """What kill -9 leaves: nothing that was not flushed, and no lock."""
-    store._db.close()
-    store._lock.close()
+    return Store(path, tables=("a", "b"), numbered=("n",), rings=("rows",))
 
 
 def view_once(path: Path) -> None:
@@ -45,7 +41,7 @@ def put(store: Store, step: int, **values: str) -> None:
 def fill(store: Store) -> None:
     """Forty megabytes."""
     for row in range(10_000):
-        store.rings["rows"].append(number(row), bytes(4000))
+        store.rings["rows"].append(row, bytes(4000))
 
 
 def content(store: Store) -> dict[str, str]:
@@ -155,11 +151,30 @@ class TestRewind:
 
         store.prune(4)
 
-        assert store._db.execute("SELECT DISTINCT step FROM undo").fetchall() == [(5,)]
+        assert store.db.execute("SELECT DISTINCT step FROM undo").fetchall() == [(5,)]
         store.close()
 
-    def test_value_at_tells_what_a_key_held_when_a_step_ended(self, tmp_path):
-        """The past is read from undo: the value before the first later change."""
+    def test_restores_the_keys_and_values_of_a_numbered_table(self, tmp_path):
+        """Row numbers are integers, 0 included; values may be bytes, int or str."""
+        store = open_store(tmp_path)
+        store.begin(1)
+        for key, value in ((0, b"0"), (1, 1), (2, "2")):
+            store.tables["n"].insert(key, value)
+        store.end()
+        store.begin(2)
+        store.tables["n"].delete(0)
+        store.tables["n"].put(2, "3")
+        store.tables["n"].put(1 << 40, b"new")
+        store.end()
+
+        store.rewind(1)
+
+        assert store.tables["n"].items() == [(0, b"0"), (1, 1), (2, "2")]
+        assert store.tables["n"].first() == (0, b"0")
+        store.close()
+
+    def test_value_at_is_what_a_key_held_when_a_step_ended(self, tmp_path):
+        """It is read from undo: the value before the first later change."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
         put(store, 2, other="2")
@@ -170,10 +185,10 @@ class TestRewind:
 
 
 class TestWithinAStep:
-    """Changes are held back until the step ends; nobody who asks the table can tell."""
+    """Changes are written when the step ends; reads see them at once."""
 
     def test_what_was_changed_is_seen_at_once(self, tmp_path):
-        """A key holds what the open step last gave it, and is gone once it deletes it."""
+        """A key has the last value of the open step, and is absent once it is deleted."""
         store = open_store(tmp_path)
         put(store, 1, deleted="1", changed="1")
         table = store.tables["a"]
@@ -189,7 +204,7 @@ class TestWithinAStep:
         store.close()
 
     def test_the_smallest_key_is_one_that_the_step_has_just_changed(self, tmp_path):
-        """`first` walks what is stored, so it must not miss what is held back."""
+        """`first` reads the file, so it must not miss changes that are not written yet."""
         store = open_store(tmp_path)
         put(store, 1, b="1", c="1")
         table = store.tables["a"]
@@ -203,8 +218,8 @@ class TestWithinAStep:
         assert (with_added, table.first()) == ((b"a", b"2"), (b"c", b"1"))
         store.close()
 
-    def test_a_change_after_a_walk_is_undone_to_before_the_step(self, tmp_path):
-        """A walk writes down the first half of a step; undo still starts at the step's beginning."""
+    def test_a_change_after_first_is_undone_to_before_the_step(self, tmp_path):
+        """`first` writes the first half of a step; undo still has the values from before the step."""
         store = open_store(tmp_path)
         put(store, 1, key="old")
         store.begin(2)
@@ -219,7 +234,7 @@ class TestWithinAStep:
         store.close()
 
     def test_a_change_that_is_taken_back_leaves_nothing_to_undo(self, tmp_path):
-        """A label that waits and is joined in one step passes the queue without a trace."""
+        """A label that waits and is joined in one step leaves no undo of the queue."""
         store = open_store(tmp_path)
         put(store, 1, other="1")
         store.begin(2)
@@ -227,11 +242,11 @@ class TestWithinAStep:
         store.tables["a"].delete(b"key")
         store.end()
 
-        assert store._db.execute("SELECT name FROM undo WHERE step = 2").fetchall() == [("step",)]
+        assert store.db.execute("SELECT name FROM undo WHERE step = 2").fetchall() == [("step",)]
         store.close()
 
     def test_a_key_that_is_there_cannot_be_inserted(self, tmp_path):
-        """An id that comes twice would leave a row that nothing names."""
+        """An id that is inserted twice would leave a row without a key."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
         store.begin(2)
@@ -241,39 +256,40 @@ class TestWithinAStep:
         store.close()
 
     def test_nothing_that_was_looked_up_is_kept_after_it(self, tmp_path):
-        """What is held in memory is one step's (I6)."""
+        """Only the keys of one step are in memory (I6)."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
         store.begin(2)
         table = store.tables["a"]
         table.get(b"key")
         table.put(b"new", b"2")
+        during = table.cached
         store.end()
         table.get(b"key")
 
-        assert (table._now, table._stored) == ({}, {})
+        assert (during, table.cached) == (2, 0)
         store.close()
 
 
 class TestRings:
     def test_trim_and_cut_remove_the_ends(self, tmp_path):
-        """`trim` removes rows below, `cut` from a row on; what is between stays."""
+        """`trim` removes rows below a number, `cut` from a number on."""
         store = open_store(tmp_path)
         ring = store.rings["rows"]
         for row in range(10):
-            ring.append(number(row), b"%d" % row)
+            ring.append(row, b"%d" % row)
 
         assert ring.trim(3) == 3
         assert ring.cut(8) == 2
 
-        assert [ring.get(number(row)) for row in (2, 3, 7, 8)] == [None, b"3", b"7", None]
-        ring.append(number(8), b"again")
+        assert [ring.get(row) for row in (2, 3, 7, 8)] == [None, b"3", b"7", None]
+        ring.append(8, b"again")
         store.close()
 
-    def test_trim_of_all_rows_ends(self, tmp_path):
-        """An empty ring is no special case."""
+    def test_all_rows_can_be_trimmed(self, tmp_path):
+        """An empty ring is not a special case."""
         store = open_store(tmp_path)
-        store.rings["rows"].append(number(0), b"0")
+        store.rings["rows"].append(0, b"0")
 
         assert store.rings["rows"].trim(5) == 1
         assert store.rings["rows"].trim(5) == 0
@@ -283,12 +299,12 @@ class TestRings:
 
 class TestDurability:
     def test_a_crash_leaves_the_state_of_the_last_flush(self, tmp_path):
-        """Steps after the flush are gone whole; the flushed ones are there whole."""
+        """Steps after the flush are lost as a whole; the flushed steps are complete."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
         store.flush()
         put(store, 2, key="2")
-        crash(store)
+        store.close(flush=False)
 
         store = open_store(tmp_path)
 
@@ -296,7 +312,7 @@ class TestDurability:
         store.close()
 
     def test_a_close_in_an_open_step_loses_it(self, tmp_path):
-        """Half a step is never made durable."""
+        """A part of a step never becomes durable."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
         store.flush()
@@ -311,11 +327,11 @@ class TestDurability:
         store.close()
 
     def test_a_full_disk_is_reported_and_leaves_the_last_flush_whole(self, tmp_path):
-        """The error names the settings that help; with more room the store goes on from the last flush."""
+        """The error names the settings that help. With more space, the store continues from the last flush."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
         store.flush()
-        store._db.execute("PRAGMA max_page_count = 256")
+        store.db.execute("PRAGMA max_page_count = 256")
         store.begin(2)
 
         with pytest.raises(StoreError, match=r"disk is full.*labels\.payload_max_bytes"):
@@ -323,19 +339,19 @@ class TestDurability:
         store.close()
 
         store = open_store(tmp_path)
-        assert (store.step, content(store), store.rings["rows"].get(number(0))) == (1, {"key": "1"}, None)
+        assert (store.step, content(store), store.rings["rows"].get(0)) == (1, {"key": "1"}, None)
         store.close()
 
-    def test_a_flush_waits_for_the_disk(self, tmp_path):
+    def test_a_flush_syncs(self, tmp_path):
         """SQLite syncs its write-ahead log at each commit only with synchronous = FULL (2)."""
         store = open_store(tmp_path)
 
-        assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store.db.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert store.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         store.close()
 
     def test_changes_outside_a_step_are_refused(self, tmp_path):
-        """A change that no step owns could not be undone."""
+        """A change outside a step could not be undone."""
         store = open_store(tmp_path)
 
         with pytest.raises(AssertionError, match="no step is open"):
@@ -343,7 +359,7 @@ class TestDurability:
         store.close()
 
     def test_a_step_that_does_not_follow_is_refused(self, tmp_path):
-        """Steps only grow: the same step twice would mean that a replay forgot to rewind."""
+        """Steps only increase: the same step twice means a replay without a rewind."""
         store = open_store(tmp_path)
         put(store, 5, key="5")
 
@@ -354,7 +370,7 @@ class TestDurability:
 
 class TestOpening:
     def test_a_second_writer_is_refused_at_once(self, tmp_path):
-        """It does not wait for the first one to end."""
+        """It does not wait for the first writer to close."""
         store = open_store(tmp_path)
 
         with pytest.raises(StateLockedError, match="another learner"):
@@ -362,17 +378,17 @@ class TestOpening:
         store.close()
 
     def test_an_unknown_format_is_refused_by_writer_and_view(self, tmp_path):
-        """A store of a later version is left alone."""
+        """A store of a later version is not changed."""
         store = open_store(tmp_path)
-        store.note("format", number(99))
+        store.note("format", (99).to_bytes(8, "big"))
         store.close()
 
         for check in (open_store, view_once):
             with pytest.raises(StoreError, match=f"format 99, this version reads {FORMAT}: .*{FROM_SCRATCH}"):
                 check(tmp_path)
 
-    def test_a_file_that_is_no_store_is_refused(self, tmp_path):
-        """Garbage is named, with its path, and not overwritten."""
+    def test_a_file_that_is_not_a_store_is_refused(self, tmp_path):
+        """The error has its path, and the file is not overwritten."""
         (tmp_path / FILE).write_bytes(b"garbage" * 5000)
 
         for check in (open_store, view_once, check_whole):
@@ -381,7 +397,7 @@ class TestOpening:
         assert (tmp_path / FILE).read_bytes() == b"garbage" * 5000
 
     def test_a_database_of_something_else_is_refused(self, tmp_path):
-        """It is left as it is."""
+        """It is not changed."""
         with closing(sqlite3.connect(tmp_path / FILE)) as db:
             db.execute("CREATE TABLE meta (something INTEGER)")
 
@@ -389,17 +405,17 @@ class TestOpening:
             with pytest.raises(StoreError, match=FROM_SCRATCH):
                 check(tmp_path)
 
-    def test_a_store_of_the_former_format_is_refused_by_writer_and_view(self, tmp_path):
-        """Format 4 was an LMDB environment. It is not taken for a folder without a store."""
-        (tmp_path / "data.mdb").write_bytes(b"pages")
+    def test_an_lmdb_store_is_refused_by_writer_and_view(self, tmp_path):
+        """Format 4 is an LMDB environment. It is not taken for a folder without a store."""
+        (tmp_path / LMDB_FILE).write_bytes(b"pages")
 
         for check in (open_store, view_once):
             with pytest.raises(StoreError, match=f"format 4, this version reads {FORMAT}: .*{FROM_SCRATCH}"):
                 check(tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["data.mdb"]
+        assert [path.name for path in tmp_path.iterdir()] == [LMDB_FILE]
 
     def test_a_writer_that_lost_its_lock_file_still_keeps_others_out(self, tmp_path):
-        """SQLite's own lock is in the file: a second writer gives up, and the first goes on."""
+        """SQLite's own lock is in the file: a second writer fails, and the first continues."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
         (tmp_path / "writer.lock").unlink()
@@ -413,14 +429,14 @@ class TestOpening:
         store.close()
 
     def test_after_an_error_nothing_more_is_written(self, tmp_path):
-        """SQLite may have rolled back what came before the error, so the rest must not be committed alone."""
+        """SQLite may have rolled back what came before the error, so the rest must not be committed."""
         store = open_store(tmp_path)
         put(store, 1, key="1")
         store.flush()
         put(store, 2, key="2")
-        store.rings["rows"].append(number(1), b"1")
+        store.rings["rows"].append(1, b"1")
         with pytest.raises(StoreError):
-            store.rings["rows"].append(number(1), b"again")
+            store.rings["rows"].append(1, b"again")
         store.close()
 
         store = open_store(tmp_path)
@@ -429,7 +445,7 @@ class TestOpening:
 
 
 class TestView:
-    def test_is_empty_until_there_is_a_store_and_follows_one_made_anew(self, tmp_path):
+    def test_is_empty_until_there_is_a_store_and_follows_a_new_one(self, tmp_path):
         """A server may start before the learner, and outlive a store that an operator removed."""
         view = StoreView(tmp_path / "store")
         seen = []
@@ -447,14 +463,14 @@ class TestView:
 
         assert seen == [True, b"first", True, b"second"]
 
-    def test_a_file_without_a_first_commit_is_no_store_yet(self, tmp_path):
-        """The writer makes the file before its first commit; a view that looks between sees nothing, and no error."""
+    def test_a_file_without_a_first_commit_is_not_a_store_yet(self, tmp_path):
+        """The writer creates the file before its first commit. In between a view sees no store, and no error."""
         (tmp_path / FILE).touch()
 
         with StoreView(tmp_path).read() as get:
             assert get is None
 
-    def test_a_read_sees_one_moment(self, tmp_path):
+    def test_a_read_sees_one_snapshot(self, tmp_path):
         """A flush between two lookups of one read does not show in the second."""
         store, view = open_store(tmp_path), StoreView(tmp_path)
         put(store, 1, one="1", other="1")
@@ -473,7 +489,7 @@ class TestView:
         store.close()
 
     def test_threads_read_at_once(self, tmp_path):
-        """Each read has a connection of its own; idle ones are used again."""
+        """Each read has its own connection; idle connections are reused."""
         store, view = open_store(tmp_path), StoreView(tmp_path)
         put(store, 1, key="1")
         store.flush()
@@ -488,7 +504,7 @@ class TestView:
             seen = [list(pool.map(look, range(4))) for _ in range(5)]
 
         assert seen == [[b"1"] * 4] * 5
-        assert len(view._idle) == 4
+        assert view.idle_connections == 4
         view.close()
         store.close()
 
@@ -496,30 +512,30 @@ class TestView:
 class TestSize:
     """The file and its write-ahead log stay within a bound (I6)."""
 
-    def test_the_file_uses_the_space_of_removed_rows_again(self, tmp_path):
-        """Ten times what is kept passes through; the file is at most twice as large as after the first part."""
+    def test_the_file_reuses_the_space_of_removed_rows(self, tmp_path):
+        """Ten times what is kept is written. The file is at most 2.5 times as large as after the first part."""
         store, sizes = open_store(tmp_path), []
         for part in range(10):
             store.begin(part + 1)
             for row in range(part * 500, part * 500 + 500):
-                store.rings["rows"].append(number(row), bytes(4000))
-                store.tables["a"].insert(number(row), number(row))
+                store.rings["rows"].append(row, bytes(4000))
+                store.tables["n"].insert(row, row)
                 if row >= 500:
-                    store.tables["a"].delete(number(row - 500))
+                    store.tables["n"].delete(row - 500)
             store.end()
             store.rings["rows"].trim(part * 500)
             store.prune(part + 1)
             store.flush()
-            store._db.execute("COMMIT")
-            store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            store._db.execute("BEGIN IMMEDIATE")
+            store.db.execute("COMMIT")
+            store.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            store.db.execute("BEGIN IMMEDIATE")
             sizes.append((tmp_path / FILE).stat().st_size)
         store.close()
 
         assert max(sizes) < 2.5 * sizes[0]
 
-    def test_the_write_ahead_log_is_emptied_though_somebody_reads_all_the_time(self, tmp_path, monkeypatch):
-        """A reader is always in the middle of a read, as many servers would be; each read is short."""
+    def test_the_write_ahead_log_is_emptied_while_others_read(self, tmp_path, monkeypatch):
+        """At any time some reader is in the middle of a short read, as with many servers."""
         monkeypatch.setattr(streamlearn.ledger.store, "WAL_MAX_BYTES", 1 << 20)
         store, view, stop = open_store(tmp_path), StoreView(tmp_path), threading.Event()
 
@@ -536,7 +552,7 @@ class TestSize:
         for step in range(1, 41):
             store.begin(step)
             for row in range(step * 100, step * 100 + 100):
-                store.rings["rows"].append(number(row), bytes(4000))
+                store.rings["rows"].append(row, bytes(4000))
             store.end()
             store.flush()
             sizes.append((tmp_path / f"{FILE}-wal").stat().st_size)

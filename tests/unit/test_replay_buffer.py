@@ -1,8 +1,9 @@
-"""The labelled memory: bounded, balanced, corrected in place, and drawn from as a function of seed and step."""
+"""The replay buffer: bounded, balanced, corrected in place; draws are a function of content, seed and step."""
 
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -18,316 +19,315 @@ _label_times = itertools.count()
 
 
 def example(sample_id: str, class_index: int, value: int = 0, at_s: float | None = None) -> Example:
-    """Its label is given now, after those of all examples before, unless a time is said."""
+    """An example whose label is newer than all before, unless a time is given."""
     labelled_at_s = float(next(_label_times)) if at_s is None else at_s
     return Example(sample_id, np.full(SCHEMA.shape, value, np.int16), class_index, labelled_at_s)
 
 
-def memory_of(*classes: int, capacity: int = 1000, seed: int = 7) -> ReplayBuffer:
+def buffer_of(*classes: int, capacity: int = 1000, seed: int = 7) -> ReplayBuffer:
     """Rows s0, s1, … of these classes; the payload of row i is i."""
-    memory = ReplayBuffer(capacity, SCHEMA, seed)
+    buffer = ReplayBuffer(capacity, SCHEMA, seed)
     for i, class_index in enumerate(classes):
-        memory.add(example(f"s{i}", class_index, i))
-    return memory
+        buffer.add(example(f"s{i}", class_index, i))
+    return buffer
 
 
-def old(memory: ReplayBuffer) -> ReplayBuffer:
-    """The same memory once every row was drawn for the first time."""
-    memory.draw_into(np.empty((len(memory), 2), np.int16), np.empty(len(memory), np.int64), 0)
-    return memory
+def old(buffer: ReplayBuffer) -> ReplayBuffer:
+    """The same buffer, after every row was drawn for the first time."""
+    buffer.draw_into(np.empty((len(buffer), 2), np.int16), np.empty(len(buffer), np.int64), 0)
+    return buffer
 
 
-def draw(memory: ReplayBuffer, n: int, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows of a step, and whose they are: payload i is that of s<i>."""
+def draw(buffer: ReplayBuffer, n: int, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rows of a step, and their ids: payload i belongs to s<i>."""
     x_L, y_L = np.empty((n, 2), np.int16), np.empty(n, np.int64)
-    memory.draw_into(x_L, y_L, step)
-    rows_drawn = n if len(memory) else 0
+    buffer.draw_into(x_L, y_L, step)
+    rows_drawn = n if len(buffer) else 0
     return x_L[:rows_drawn], y_L[:rows_drawn], [f"s{value}" for value in x_L[:rows_drawn, 0].tolist()]
 
 
-def rows(memory: ReplayBuffer) -> dict[str, tuple[int, int]]:
+def rows(buffer: ReplayBuffer) -> dict[str, tuple[int, int]]:
     """Class and payload value of each id, oldest first."""
-    state = memory.state()
+    state = buffer.state()
     ends = state["id_offsets"].tolist()
     ids = [state["ids"].tobytes()[a:b].decode() for a, b in itertools.pairwise(ends)]
     return dict(zip(ids, zip(state["y"].tolist(), state["x"][:, 0].tolist(), strict=True), strict=True))
 
 
 class TestHolding:
-    def test_a_full_memory_drops_the_oldest_of_the_largest_class(self):
-        """The class that has most gives way, so that a rare class keeps what it has."""
-        memory = memory_of(1, 0, 0, 0, 2, capacity=5)
+    def test_a_full_buffer_drops_the_oldest_of_the_largest_class(self):
+        """The largest class loses a row, so that a rare class keeps its rows."""
+        buffer = buffer_of(1, 0, 0, 0, 2, capacity=5)
 
-        memory.add(example("new", 2, 9))
+        buffer.add(example("new", 2, 9))
 
-        assert list(rows(memory)) == ["s0", "s2", "s3", "s4", "new"]
+        assert list(rows(buffer)) == ["s0", "s2", "s3", "s4", "new"]
 
     def test_a_class_that_would_be_largest_drops_its_own_oldest(self):
-        """A flood of one class pushes out that class alone."""
-        memory = memory_of(0, 1, 2, capacity=3)
+        """A flood of one class evicts that class alone."""
+        buffer = buffer_of(0, 1, 2, capacity=3)
 
         for i in range(10):
-            memory.add(example(f"flood{i}", 1))
+            buffer.add(example(f"flood{i}", 1))
 
-        assert list(rows(memory)) == ["s0", "s2", "flood9"]
+        assert list(rows(buffer)) == ["s0", "s2", "flood9"]
 
-    def test_of_equal_classes_the_one_with_the_oldest_row_gives_way(self):
-        """Room for a first row of a new class is made by age."""
-        memory = memory_of(2, 0, capacity=2)
+    def test_of_equal_classes_the_one_with_the_oldest_row_loses_it(self):
+        """The first row of a new class replaces the oldest row."""
+        buffer = buffer_of(2, 0, capacity=2)
 
-        memory.add(example("new", 1))
+        buffer.add(example("new", 1))
 
-        assert list(rows(memory)) == ["s1", "new"]
+        assert list(rows(buffer)) == ["s1", "new"]
 
     def test_the_same_sample_again_replaces_its_row(self):
-        """A correction changes class and payload, and takes no second place."""
-        memory = memory_of(0, 0, 1)
+        """A correction changes class and payload, and does not add a row."""
+        buffer = buffer_of(0, 0, 1)
 
-        memory.add(example("s0", 2, 42))
+        buffer.add(example("s0", 2, 42))
 
-        assert rows(memory) == {"s1": (0, 1), "s2": (1, 2), "s0": (2, 42)}
-        assert len(memory) == 3
+        assert rows(buffer) == {"s1": (0, 1), "s2": (1, 2), "s0": (2, 42)}
+        assert len(buffer) == 3
 
     def test_remove_drops_the_row_of_a_sample(self):
-        """It is neither drawn nor saved any more, and was the new one of its class."""
-        memory = memory_of(0, 1, 1)
+        """It is neither drawn nor saved after that."""
+        buffer = buffer_of(0, 1, 1)
 
-        assert memory.remove("s1")
-        assert not memory.remove("s1")
-        assert not memory.remove("unknown")
+        assert buffer.remove("s1")
+        assert not buffer.remove("s1")
+        assert not buffer.remove("unknown")
 
-        assert rows(memory) == {"s0": (0, 0), "s2": (1, 2)}
-        assert memory.new_count == 2
-        assert set(draw(memory, 8, 1)[2]) == {"s0", "s2"}
+        assert rows(buffer) == {"s0": (0, 0), "s2": (1, 2)}
+        assert buffer.new_count == 2
+        assert set(draw(buffer, 8, 1)[2]) == {"s0", "s2"}
 
     def test_relabel_corrects_a_row_that_is_held(self):
-        """Without a payload from elsewhere the memory's own is kept."""
-        memory = memory_of(0, 0, 1)
+        """The row keeps its payload."""
+        buffer = buffer_of(0, 0, 1)
 
-        assert memory.relabel("s1", 2)
-        assert not memory.relabel("unknown", 2)
+        assert buffer.relabel("s1", 2)
+        assert not buffer.relabel("unknown", 2)
 
-        assert rows(memory) == {"s0": (0, 0), "s2": (1, 2), "s1": (2, 1)}
-        assert set(draw(memory, 3, 1)[1].tolist()) == {0, 1, 2}
+        assert rows(buffer) == {"s0": (0, 0), "s2": (1, 2), "s1": (2, 1)}
+        assert set(draw(buffer, 3, 1)[1].tolist()) == {0, 1, 2}
 
     def test_rows_are_as_old_as_their_labels(self):
-        """What came in last may be the oldest; of labels of one time the ids decide."""
-        memory = ReplayBuffer(10, SCHEMA, 0)
+        """The last row to arrive may be the oldest. Equal times are ordered by id."""
+        buffer = ReplayBuffer(10, SCHEMA, 0)
         for name, at_s in (("c", 5.0), ("b", 7.0), ("a", 7.0), ("late", 1.0)):
-            memory.add(example(name, 0, at_s=at_s))
+            buffer.add(example(name, 0, at_s=at_s))
 
-        assert list(rows(memory)) == ["late", "c", "a", "b"]
+        assert list(rows(buffer)) == ["late", "c", "a", "b"]
 
-    def test_a_newer_label_of_the_same_class_makes_a_row_newer_and_no_more(self):
-        """It is not learned anew."""
-        memory = old(memory_of(0, 0))
+    def test_a_newer_label_of_the_same_class_only_makes_the_row_newer(self):
+        """It is not learned again as a new row."""
+        buffer = old(buffer_of(0, 0))
 
-        memory.relabel("s0", 0, 1e9)
+        buffer.relabel("s0", 0, 1e9)
 
-        assert list(rows(memory)) == ["s1", "s0"]
-        assert memory.new_count == 0
+        assert list(rows(buffer)) == ["s1", "s0"]
+        assert buffer.new_count == 0
 
-    def test_a_label_that_is_read_late_is_learned_once_before_it_gives_way(self):
-        """Its time is older than all others', yet a row that was drawn goes first."""
-        memory = old(memory_of(0, 0, capacity=3))
-        memory.add(example("late", 0, at_s=-1.0))
+    def test_a_label_that_is_read_late_is_learned_once_before_it_is_evicted(self):
+        """Its time is the oldest, but a row that was drawn is evicted first."""
+        buffer = old(buffer_of(0, 0, capacity=3))
+        buffer.add(example("late", 0, at_s=-1.0))
 
-        memory.add(example("new", 0))
+        buffer.add(example("new", 0))
 
-        assert list(rows(memory)) == ["late", "s1", "new"]
+        assert list(rows(buffer)) == ["late", "s1", "new"]
 
     def test_rows_are_allocated_as_they_are_needed(self):
-        """A large capacity costs nothing while it is empty."""
-        memory = ReplayBuffer(10_000_000, SCHEMA, 0)
+        """A large capacity takes no memory while the buffer is empty."""
+        buffer = ReplayBuffer(10_000_000, SCHEMA, 0)
         for i in range(600):
-            memory.add(example(f"s{i}", i % 3, i))
+            buffer.add(example(f"s{i}", i % 3, i))
 
-        assert len(memory._x) == 1024
-        assert rows(memory)["s599"] == (599 % 3, 599)
+        assert len(pickle.dumps(buffer)) < 100_000
+        assert rows(buffer)["s599"] == (599 % 3, 599)
 
-    def test_a_long_stream_of_labels_takes_no_more_room(self):
-        """What evicted rows leave behind is given back (I6)."""
-        memory = memory_of(*[0] * 1000, capacity=5)
+    def test_a_long_stream_of_labels_takes_no_more_memory(self):
+        """The slots of evicted rows are reused (I6)."""
+        sizes = [len(pickle.dumps(buffer_of(*[0] * count, capacity=5))) for count in (20, 2000)]
 
-        assert len(memory._rows_C[0]._slots) <= 10
-        assert len(memory._ids) == len(memory._x) == 5
+        assert sizes[1] < 1.2 * sizes[0]
 
-    def test_it_copies_what_it_is_given(self):
+    def test_examples_are_copied(self):
         """The caller may reuse its array."""
         given_example = example("s", 0, 5)
-        memory = ReplayBuffer(3, SCHEMA, 0)
-        memory.add(given_example)
+        buffer = ReplayBuffer(3, SCHEMA, 0)
+        buffer.add(given_example)
 
         given_example.x[:] = 0
 
-        assert rows(memory) == {"s": (0, 5)}
+        assert rows(buffer) == {"s": (0, 5)}
 
 
 class TestNewRows:
     def test_come_first_and_once(self):
-        """A label that has just arrived is learned in the next step, whatever the balance; oldest first."""
-        memory = old(memory_of(*[0, 1, 2] * 3))
+        """New labels are learned in the next steps, oldest first, whatever the balance."""
+        buffer = old(buffer_of(*[0, 1, 2] * 3))
         for i in (40, 41, 42):
-            memory.add(example(f"s{i}", 0, i))
+            buffer.add(example(f"s{i}", 0, i))
         x_L, y_L = np.empty((2, 2), np.int16), np.empty(2, np.int64)
 
-        told = [memory.draw_into(x_L, y_L, step) for step in (1, 2, 3)]
+        drawn = [buffer.draw_into(x_L, y_L, step) for step in (1, 2, 3)]
 
-        assert told == [["s40", "s41"], ["s42"], []]
+        assert drawn == [["s40", "s41"], ["s42"], []]
 
     def test_leave_the_other_rows_balanced(self):
-        """The rest of the draw is replay as ever."""
-        memory = old(memory_of(*[0] * 20, *[1] * 3))
-        memory.add(example("s50", 0, 50))
+        """The rest of the draw is balanced."""
+        buffer = old(buffer_of(*[0] * 20, *[1] * 3))
+        buffer.add(example("s50", 0, 50))
 
-        _, y_L, ids = draw(memory, 7, 1)
+        _, y_L, ids = draw(buffer, 7, 1)
 
         assert ids[0] == "s50"
         assert sorted(y_L[1:].tolist()) == [0, 0, 0, 1, 1, 1]
 
     def test_a_correction_is_new_again(self):
-        """The class that counts has to be learned, not only held."""
-        memory = old(memory_of(0, 1, 2))
+        """The corrected class must be learned too."""
+        buffer = old(buffer_of(0, 1, 2))
 
-        memory.relabel("s1", 2)
-        memory.add(example("s0", 1, 0))
+        buffer.relabel("s1", 2)
+        buffer.add(example("s0", 1, 0))
 
-        assert draw(memory, 2, 1)[2] == ["s1", "s0"]
+        assert draw(buffer, 2, 1)[2] == ["s1", "s0"]
 
-    def test_an_evicted_row_is_forgotten(self):
-        """A row that left before its turn is never told as learned."""
-        memory = memory_of(*[0] * 5, capacity=2)
+    def test_an_evicted_row_is_not_drawn(self):
+        """A row that was evicted before its first draw is never reported as learned."""
+        buffer = buffer_of(*[0] * 5, capacity=2)
         x_L, y_L = np.empty((4, 2), np.int16), np.empty(4, np.int64)
 
-        assert memory.draw_into(x_L, y_L, 1) == ["s3", "s4"]
+        assert buffer.draw_into(x_L, y_L, 1) == ["s3", "s4"]
 
     def test_are_still_new_after_a_restart(self):
-        """In the order in which they would have been drawn."""
-        memory, other = old(memory_of(0, 1, 2)), ReplayBuffer(1000, SCHEMA, 7)
-        memory.add(example("s7", 0, 7))
-        memory.relabel("s1", 2)
+        """The order of draws is kept."""
+        buffer, other = old(buffer_of(0, 1, 2)), ReplayBuffer(1000, SCHEMA, 7)
+        buffer.add(example("s7", 0, 7))
+        buffer.relabel("s1", 2)
 
-        other.load(memory.state())
+        other.load(buffer.state())
 
-        assert draw(other, 2, 1)[2] == draw(memory, 2, 1)[2] == ["s7", "s1"]
+        assert draw(other, 2, 1)[2] == draw(buffer, 2, 1)[2] == ["s7", "s1"]
 
 
 class TestDrawing:
-    def test_gives_as_many_rows_of_each_class_as_can_be(self):
-        """Classes of 50, 5 and 2 rows come alike; what does not divide goes by chance."""
-        memory = old(memory_of(*[0] * 50, *[1] * 5, *[2] * 2))
+    def test_gives_each_class_an_equal_share(self):
+        """Classes of 50, 5 and 2 rows have equal shares. A remainder is random."""
+        buffer = old(buffer_of(*[0] * 50, *[1] * 5, *[2] * 2))
 
         extra = Counter()
         for step in range(300):
-            counts = Counter(draw(memory, 10, step)[1].tolist())
+            counts = Counter(draw(buffer, 10, step)[1].tolist())
             assert sorted(counts.values()) == [3, 3, 4]
             extra[max(counts, key=counts.__getitem__)] += 1
 
         assert all(60 < extra[c] < 140 for c in range(3)), extra
 
     def test_repeats_no_row_while_its_class_has_others(self):
-        """Within one draw each row of a class comes before any comes twice."""
-        memory = old(memory_of(*[0] * 50, *[1] * 5, *[2] * 2))
+        """Within one draw, no row comes twice before each row of its class came once."""
+        buffer = old(buffer_of(*[0] * 50, *[1] * 5, *[2] * 2))
 
         for step in range(100):
-            times = Counter(draw(memory, 18, step)[2])
+            times = Counter(draw(buffer, 18, step)[2])
             assert max(times[f"s{i}"] for i in range(50)) == 1
             assert sorted(times[f"s{i}"] for i in range(50, 55)) == [1, 1, 1, 1, 2]
             assert [times["s55"], times["s56"]] == [3, 3]
 
     def test_gives_every_row_of_a_class_the_same_chance(self):
-        """Old and new alike, also where the share does not divide the rows."""
-        memory = old(memory_of(*[0] * 7))
-        times = Counter(i for step in range(7000) for i in draw(memory, 3, step)[2])
+        """Also if the number of rows is not a multiple of the share."""
+        buffer = old(buffer_of(*[0] * 7))
+        times = Counter(i for step in range(7000) for i in draw(buffer, 3, step)[2])
 
         assert all(2800 < times[f"s{i}"] < 3200 for i in range(7)), times
 
     def test_is_a_function_of_content_seed_and_step(self):
-        """Drawing changes nothing, so a replay draws the same; another step or seed draws otherwise."""
-        memory, other = old(memory_of(*[0, 1, 2] * 30)), old(memory_of(*[0, 1, 2] * 30, seed=8))
+        """A replay draws the same rows. Another step or seed draws others."""
+        buffer, other = old(buffer_of(*[0, 1, 2] * 30)), old(buffer_of(*[0, 1, 2] * 30, seed=8))
 
-        first = draw(memory, 20, 5)[2]
+        first = draw(buffer, 20, 5)[2]
 
-        assert draw(memory, 20, 5)[2] == first
-        assert draw(memory, 20, 6)[2] != first
+        assert draw(buffer, 20, 5)[2] == first
+        assert draw(buffer, 20, 6)[2] != first
         assert draw(other, 20, 5)[2] != first
 
     def test_returns_payload_label_and_id_of_one_row_together(self):
-        """Row by row, the three belong to each other."""
-        memory = old(memory_of(*[0, 1, 2] * 30))
+        """All three are of the same row."""
+        buffer = old(buffer_of(*[0, 1, 2] * 30))
 
-        x_L, y_L, ids = draw(memory, 40, 1)
+        x_L, y_L, ids = draw(buffer, 40, 1)
 
         numbers = [int(sample_id[1:]) for sample_id in ids]
         assert x_L[:, 0].tolist() == numbers
         assert y_L.tolist() == [number % 3 for number in numbers]
 
-    def test_into_the_callers_rows_gives_the_same_and_touches_no_other(self):
-        """A slice of a batch is filled in place."""
-        memory = old(memory_of(0, 1, 2, 0))
+    def test_fills_a_slice_of_the_callers_batch_and_no_other_row(self):
+        """In place."""
+        buffer = old(buffer_of(0, 1, 2, 0))
         x_L, y_L = np.full((6, 2), -1, np.int16), np.full(6, -1, np.int64)
 
-        memory.draw_into(x_L[:4], y_L[:4], 3)
+        buffer.draw_into(x_L[:4], y_L[:4], 3)
 
-        wanted_x, wanted_y, _ = draw(memory, 4, 3)
-        np.testing.assert_array_equal(x_L[:4], wanted_x)
-        np.testing.assert_array_equal(y_L[:4], wanted_y)
+        expected_x, expected_y, _ = draw(buffer, 4, 3)
+        np.testing.assert_array_equal(x_L[:4], expected_x)
+        np.testing.assert_array_equal(y_L[:4], expected_y)
         assert (x_L[4:] == -1).all()
         assert (y_L[4:] == -1).all()
 
     def test_from_an_empty_memory_gives_no_rows(self):
-        """No label yet is the usual beginning, not an error."""
+        """A stream starts without labels."""
         x_L, y_L, ids = draw(ReplayBuffer(5, SCHEMA, 0), 4, 1)
 
         assert (x_L.shape, y_L.shape, ids) == ((0, 2), (0,), [])
 
-    def test_of_fewer_rows_than_classes_gives_each_class_its_turn(self):
-        """One row a step still shows every class."""
-        memory = old(memory_of(0, 1, 2))
+    def test_of_fewer_rows_than_classes_draws_every_class_over_time(self):
+        """One row per step is enough."""
+        buffer = old(buffer_of(0, 1, 2))
 
-        assert {draw(memory, 1, step)[2][0] for step in range(50)} == {"s0", "s1", "s2"}
+        assert {draw(buffer, 1, step)[2][0] for step in range(50)} == {"s0", "s1", "s2"}
 
 
 class TestSaving:
     def test_a_loaded_memory_draws_and_evicts_as_the_saved_one(self):
-        """Ids of any length and script, holes from evictions and corrections: the future is the same."""
-        memory = memory_of(*[0, 1, 1, 2, 1] * 5, capacity=12)
-        memory.add(example("ключ-é", 1, 3))
-        memory.add(example("", 0, 4))
-        memory.relabel("s23", 0)
+        """With ids of any length and script, and slots freed by evictions and corrections."""
+        buffer = buffer_of(*[0, 1, 1, 2, 1] * 5, capacity=12)
+        buffer.add(example("ключ-é", 1, 3))
+        buffer.add(example("", 0, 4))
+        buffer.relabel("s23", 0)
         other = ReplayBuffer(12, SCHEMA, 7)
 
-        other.load(memory.state())
+        other.load(buffer.state())
 
         for step in range(20):
-            for one in (memory, other):
+            for one in (buffer, other):
                 one.add(example(f"n{step}", step % 3, step))
-            assert draw(other, 8, step)[2] == draw(memory, 8, step)[2]
-        assert rows(other) == rows(memory)
+            assert draw(other, 8, step)[2] == draw(buffer, 8, step)[2]
+        assert rows(other) == rows(buffer)
 
     def test_the_state_is_a_copy_without_objects(self):
-        """It is written by another thread while learning goes on, and without pickle."""
-        memory = memory_of(0, 1)
-        state = memory.state()
-        memory.add(example("s0", 2, 99))
+        """Another thread writes it while learning continues, without pickle."""
+        buffer = buffer_of(0, 1)
+        state = buffer.state()
+        buffer.add(example("s0", 2, 99))
 
         assert state["x"][:, 0].tolist() == [0, 1]
         assert not any(array.dtype.hasobject for array in state.values())
 
     def test_an_empty_memory_can_be_saved_and_loaded(self):
-        """A checkpoint before the first label is a checkpoint like any other."""
-        memory = memory_of(0, 1)
+        """A checkpoint before the first label works like any other."""
+        buffer = buffer_of(0, 1)
 
-        memory.load(ReplayBuffer(5, SCHEMA, 0).state())
+        buffer.load(ReplayBuffer(5, SCHEMA, 0).state())
 
-        assert len(memory) == 0
-        assert draw(memory, 3, 1)[2] == []
+        assert len(buffer) == 0
+        assert draw(buffer, 3, 1)[2] == []
 
     def test_less_capacity_keeps_a_balanced_choice_of_the_newest(self):
-        """A smaller setting after a restart drops rows as they would have been dropped."""
+        """A smaller setting after a restart evicts rows by the same rule."""
         small = ReplayBuffer(4, SCHEMA, 7)
 
-        small.load(memory_of(*[0] * 6, *[1] * 2).state())
+        small.load(buffer_of(*[0] * 6, *[1] * 2).state())
 
         assert list(rows(small)) == ["s4", "s5", "s6", "s7"]
 
@@ -337,48 +337,48 @@ class TestSaving:
     capacity=st.integers(1, 6),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_history_keeps_to_capacity_and_holds_the_newest_word_on_each_id(operations, capacity):
-    """Adds, corrections and relabels in any order: bounded, the newest row always held, each with its last class."""
-    memory, last = ReplayBuffer(capacity, SCHEMA, 0), {}
+def test_any_history_is_bounded_and_keeps_the_last_class_of_each_id(operations, capacity):
+    """Adds, corrections and relabels in any order. The newest row is always held."""
+    buffer, last = ReplayBuffer(capacity, SCHEMA, 0), {}
     for value, (name, class_index, relabel) in enumerate(operations):
-        if relabel and f"s{name}" in memory:
-            memory.relabel(f"s{name}", class_index)
+        if relabel and f"s{name}" in buffer:
+            buffer.relabel(f"s{name}", class_index)
             last[f"s{name}"] = (class_index, last[f"s{name}"][1])
         else:
-            memory.add(example(f"s{name}", class_index, value))
+            buffer.add(example(f"s{name}", class_index, value))
             last[f"s{name}"] = (class_index, value)
-        assert f"s{name}" in memory
+        assert f"s{name}" in buffer
 
-    held = rows(memory)
-    assert len(held) == len(memory) <= capacity
+    held = rows(buffer)
+    assert len(held) == len(buffer) <= capacity
     assert held == {name: last[name] for name in held}
-    drawn = draw(memory, 3 * capacity, 1)[1].tolist()
+    drawn = draw(buffer, 3 * capacity, 1)[1].tolist()
     assert set(drawn) == {class_index for class_index, _ in held.values()}
 
 
 @given(
-    said=st.dictionaries(st.integers(0, 9), st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=10),
+    labels=st.dictionaries(st.integers(0, 9), st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=10),
     order=st.randoms(use_true_random=False),
 )
 @settings(max_examples=100, deadline=None)
-def test_what_is_held_and_drawn_does_not_depend_on_the_order_in_which_it_was_told(said, order):
-    """Classes and times of each id, told in two orders, other words before: once all were drawn, draws are equal."""
-    memories = [ReplayBuffer(20, SCHEMA, 3) for _ in range(2)]
-    for memory in memories:
-        names = list(said)
+def test_content_and_draws_do_not_depend_on_the_order_of_arrival(labels, order):
+    """Two orders of arrival, each id with another class before: once all rows were drawn, draws are equal."""
+    buffers = [ReplayBuffer(20, SCHEMA, 3) for _ in range(2)]
+    for buffer in buffers:
+        names = list(labels)
         order.shuffle(names)
         for name in names:
-            class_index, at_s = said[name]
-            memory.add(example(f"s{name}", order.randint(0, 2), name, at_s=9.0))
-            memory.relabel(f"s{name}", class_index, float(at_s))
-        old(memory)
+            class_index, at_s = labels[name]
+            buffer.add(example(f"s{name}", order.randint(0, 2), name, at_s=9.0))
+            buffer.relabel(f"s{name}", class_index, float(at_s))
+        old(buffer)
 
-    first, second = memories
+    first, second = buffers
     assert list(rows(first).items()) == list(rows(second).items())
     assert all(draw(first, 7, step)[2] == draw(second, 7, step)[2] for step in range(1, 4))
 
 
-def test_a_class_that_is_none_is_refused():
-    """A wrong index would otherwise count from the end."""
+def test_a_negative_class_is_refused():
+    """It would be an index from the end."""
     with pytest.raises(AssertionError):
-        memory_of(-1)
+        buffer_of(-1)

@@ -1,4 +1,4 @@
-"""Rating what a label is worth, and keeping the best where servers find it, whatever happens to the file."""
+"""The learner rates samples and keeps the best in the queue, whatever happens to the file."""
 
 import contextlib
 import sqlite3
@@ -16,14 +16,14 @@ SURE, UNSURE, TORN = [0.98, 0.01, 0.01], [0.4, 0.3, 0.3], [0.01, 0.98, 0.01]
 
 
 def offer(writer, ids, probs=UNSURE, *, student=None, now_s=5.0):
-    """Offer samples that all got one answer."""
+    """Offer samples with equal predictions."""
     teacher_BC = np.tile(np.float32(probs), (len(ids), 1))
     student_BC = np.tile(np.float32(probs if student is None else student), (len(ids), 1))
     writer.offer(ids, [Position("samples", 0, n) for n in range(len(ids))], teacher_BC, student_BC, now_s)
 
 
 def offer_mixed(writer, *groups):
-    """Offer groups of (ids, teacher's answer, student's answer) in one batch."""
+    """Offer groups of (ids, teacher's probabilities, student's probabilities) in one batch."""
     ids = [name for names_, _, _ in groups for name in names_]
     teacher_BC = np.float32([probs for names_, probs, _ in groups for _ in names_])
     student_BC = np.float32([probs for names_, _, probs in groups for _ in names_])
@@ -34,30 +34,34 @@ def names(prefix, n):
     return [f"{prefix}{k}" for k in range(n)]
 
 
-def waiting(path, n=1000):
-    """Ids that a server could hand out now."""
+def requests(path, n=1000):
+    """Label requests that a server could hand out now, by id."""
     queue = RequestQueue(path, per_hour=1, again_after_s=1e9)
-    return {wanted.sample_id for wanted in queue.take(n, NOW_S, peek=True).items}
+    return {request.sample_id: request for request in queue.take(n, NOW_S, peek=True).items}
+
+
+def waiting(path):
+    return {*requests(path)}
 
 
 def take(path, n, now_s=NOW_S):
     queue = RequestQueue(path, per_hour=10_000, again_after_s=50.0)
-    return [wanted.sample_id for wanted in queue.take(n, now_s).items]
+    return [request.sample_id for request in queue.take(n, now_s).items]
 
 
-def worth(writer, sample_id):
-    """Its priority without the part of chance."""
-    return writer._pool[sample_id].priority - gumbel_of(sample_id)
+def worth(request):
+    """Its priority without the noise."""
+    return request.priority - gumbel_of(request.sample_id)
 
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "wanted.sqlite"
+    return tmp_path / "label-requests.sqlite"
 
 
 class TestRating:
     def test_of_two_that_agree_is_their_entropy(self):
-        """Log C is 1, and there is no disagreement."""
+        """In units of log C. There is no disagreement."""
         probs_BC = np.float32([[1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
 
         ratings = rate(probs_BC, probs_BC)
@@ -68,21 +72,21 @@ class TestRating:
         np.testing.assert_allclose(ratings.disagreement_B, 0.0, atol=1e-6)
 
     def test_of_two_that_are_sure_of_different_things_is_their_disagreement(self):
-        """Each is sure: entropy is 0. Together they know nothing but the two classes."""
+        """The entropy of each is 0. Their mean has two equally likely classes."""
         ratings = rate(np.float32([[1.0, 0.0, 0.0]]), np.float32([[0.0, 1.0, 0.0]]))
 
         assert ratings.entropy_B == pytest.approx(0.0)
         assert ratings.disagreement_B == pytest.approx(1.0)
         assert ratings.utility_B == pytest.approx(np.log(2) / np.log(3))
 
-    def test_disagreement_leaves_out_what_each_is_unsure_of(self):
+    def test_disagreement_excludes_the_entropy_of_each(self):
         """By hand: m is (3/4, 1/4), H(m) .5623, H(teacher) ln 2, H(student) 0, so JS is .2158 of ln 2."""
         ratings = rate(np.float32([[0.5, 0.5]]), np.float32([[1.0, 0.0]]))
 
         assert ratings.disagreement_B == pytest.approx(0.3113, abs=1e-4)
 
     def test_stays_within_its_bounds(self):
-        """From 0 to 1, whatever rounding does."""
+        """From 0 to 1, in spite of rounding."""
         rng = np.random.default_rng(0)
         teacher_BC = rng.dirichlet(np.full(7, 0.05), 500).astype(np.float32)
         student_BC = rng.dirichlet(np.full(7, 0.05), 500).astype(np.float32)
@@ -100,15 +104,15 @@ class TestRating:
         assert drawn.var() == pytest.approx(np.pi**2 / 6, rel=0.05)
 
     def test_half_the_labels_are_half_the_weight(self):
-        """Up to the fading horizon; past it a horizon of labels is a factor e."""
+        """Up to the fading horizon. Past it, one horizon of labels is a factor of e."""
         assert age_of(200) - age_of(100) == pytest.approx(np.log(2))
         assert age_of(9 * FADING_LABELS) - age_of(8 * FADING_LABELS) == pytest.approx(1.0)
         assert age_of(0) == age_of(1) == 0.0
 
 
 class TestKeeping:
-    def test_what_is_offered_waits_after_a_flush(self, path):
-        """Not before: the loop does no I/O in a step."""
+    def test_offers_are_written_by_a_flush(self, path):
+        """Not before: the loop does no I/O within a step."""
         writer = RequestWriter(path, 10)
         offer(writer, ["a", "b"])
 
@@ -118,7 +122,7 @@ class TestKeeping:
         assert (before, waiting(path)) == (set(), {"a", "b"})
 
     def test_the_unsure_are_kept_before_the_sure(self, path):
-        """The pool is bounded; chance has a part, so not all."""
+        """The pool is bounded. The order is random in part."""
         writer = RequestWriter(path, 100)
         offer_mixed(writer, (names("sure", 500), SURE, SURE), (names("unsure", 100), UNSURE, UNSURE))
         writer.flush()
@@ -128,8 +132,8 @@ class TestKeeping:
         assert len(kept) == len(writer) == 100
         assert sum(name.startswith("unsure") for name in kept) >= 45
 
-    def test_disagreement_is_wanted_too(self, path):
-        """Two networks that are sure of different classes: one of them is wrong."""
+    def test_disagreement_raises_the_rating(self, path):
+        """Teacher and student are sure of different classes: one of them is wrong."""
         writer = RequestWriter(path, 100)
         offer_mixed(writer, (names("same", 500), SURE, SURE), (names("torn", 100), SURE, TORN))
         writer.flush()
@@ -137,7 +141,7 @@ class TestKeeping:
         assert sum(name.startswith("torn") for name in waiting(path)) >= 45
 
     def test_some_are_kept_that_the_network_is_sure_of(self, path):
-        """It may be sure and wrong: a class that it has never seen looks like one that it knows."""
+        """A class that it has never seen may look like one that it knows."""
         writer = RequestWriter(path, 100)
         sure = [1.0, 0.0, 0.0]
         offer_mixed(writer, (names("sure", 900), sure, sure), (names("unsure", 100), UNSURE, UNSURE))
@@ -146,7 +150,7 @@ class TestKeeping:
         assert 5 <= sum(name.startswith("sure") for name in waiting(path)) <= 60
 
     def test_every_predicted_class_is_kept(self, path):
-        """A class that is predicted rarely is not crowded out by one that is unsure often."""
+        """A rare class is not displaced by a class with high uncertainty."""
         writer = RequestWriter(path, 30)
         offer(writer, names("common", 200), UNSURE)
         offer(writer, names("rare", 10), [0.0, 0.0, 1.0])
@@ -154,8 +158,8 @@ class TestKeeping:
 
         assert sum(name.startswith("rare") for name in waiting(path)) == 10
 
-    def test_ratings_of_before_most_labels_came_give_way(self, path):
-        """An ignorant network is unsure of everything."""
+    def test_ratings_from_before_most_labels_fade(self, path):
+        """An untrained network is unsure of everything."""
         writer = RequestWriter(path, 50)
         offer(writer, names("old", 50), UNSURE)
         writer.labelled(names("other", 500))
@@ -164,17 +168,20 @@ class TestKeeping:
 
         assert sum(name.startswith("new") for name in waiting(path)) >= 45
 
-    def test_worth_is_held_against_what_was_typical(self, path):
-        """Half sure among the sure is worth more than unsure was when all were."""
+    def test_ratings_are_relative_to_recent_samples(self, path):
+        """Moderate uncertainty among confident predictions is worth more than high uncertainty among uncertain ones."""
         writer = RequestWriter(path, 10_000)
         offer(writer, names("before", 300), UNSURE)
         offer(writer, names("sure", 1500), SURE)
         offer(writer, ["after"], [0.9, 0.05, 0.05])
 
-        assert worth(writer, "after") > worth(writer, "before0") + 1.0
+        writer.flush()
+
+        written = requests(path, 10_000)
+        assert worth(written["after"]) > worth(written["before0"]) + 1.0
 
     def test_memory_is_bounded_between_two_flushes(self, path):
-        """However much is offered."""
+        """However many samples are offered."""
         writer = RequestWriter(path, 10)
 
         sizes = []
@@ -184,8 +191,8 @@ class TestKeeping:
 
         assert max(sizes) < 20
 
-    def test_rows_that_are_not_finite_are_passed_by(self, path):
-        """A network that has diverged rates nothing."""
+    def test_non_finite_rows_are_skipped(self, path):
+        """A diverged network gives no ratings."""
         writer = RequestWriter(path, 10)
         offer(writer, ["bad"], [np.nan, np.nan, np.nan])
         offer(writer, ["good"])
@@ -193,7 +200,7 @@ class TestKeeping:
 
         assert waiting(path) == {"good"}
 
-    def test_no_rows_are_no_offence(self, path):
+    def test_no_rows_are_accepted(self, path):
         """A step may have no fresh samples."""
         writer = RequestWriter(path, 10)
         writer.offer([], [], np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), 5.0)
@@ -201,10 +208,22 @@ class TestKeeping:
         assert len(writer) == 0
 
 
+class TestOff:
+    def test_nothing_is_kept_and_no_file_is_created(self, path):
+        """With rows = 0 the loop calls all methods as usual."""
+        writer = RequestWriter(path, 0)
+        offer(writer, ["a"])
+        writer.labelled(["a"])
+        writer.flush()
+        writer.close()
+
+        assert (len(writer), path.exists()) == (0, False)
+
+
 class TestLeaving:
     @pytest.mark.parametrize("flushed", [False, True])
-    def test_a_labelled_sample_waits_no_more(self, path, flushed):
-        """Whether the file knew it already or not."""
+    def test_a_labelled_sample_is_removed(self, path, flushed):
+        """Whether it is in the file already or not."""
         writer = RequestWriter(path, 10)
         offer(writer, ["a", "b"])
         if flushed:
@@ -215,8 +234,8 @@ class TestLeaving:
         assert waiting(path) == {"b"}
 
     @pytest.mark.parametrize("seen", [False, True])
-    def test_a_labelled_sample_does_not_come_again_after_it_was_handed_out(self, path, seen):
-        """It was labelled because it was handed out; whether the learner had noticed makes no difference."""
+    def test_a_labelled_sample_is_not_handed_out_again(self, path, seen):
+        """Whether the learner has read the hand-out before the label or not."""
         writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
@@ -228,8 +247,8 @@ class TestLeaving:
 
         assert take(path, 1, NOW_S + 1000.0) == []
 
-    def test_what_is_too_old_is_forgotten(self, path):
-        """In the pool and in the file, handed out or not: its payload is gone."""
+    def test_old_requests_are_removed(self, path):
+        """From pool and file, handed out or not: the payload may be evicted."""
         writer = RequestWriter(path, 10, keep_s=10.0)
         offer(writer, ["handed", "old"], now_s=5.0)
         writer.flush()
@@ -242,8 +261,8 @@ class TestLeaving:
         assert len(writer) == 2
         assert sorted(take(path, 9, NOW_S + 1000.0)) == ["newest", "young"]
 
-    def test_what_was_handed_out_makes_room_and_is_not_offered_again(self, path):
-        """A replay after a crash offers the same samples once more."""
+    def test_handed_out_samples_make_room_and_are_not_taken_again(self, path):
+        """A replay after a crash offers the same samples again."""
         writer = RequestWriter(path, 4)
         offer(writer, names("a", 4))
         writer.flush()
@@ -256,8 +275,8 @@ class TestLeaving:
         assert room == 0
         assert waiting(path) == {"b"}
 
-    def test_hand_outs_are_seen_after_those_before_were_labelled(self, path):
-        """Rows of labelled samples leave the file, and no hand-out may look like one that was seen."""
+    def test_hand_outs_are_read_after_earlier_ones_were_labelled(self, path):
+        """Rows of labelled samples leave the file; turns of later hand-outs must still be larger."""
         writer = RequestWriter(path, 4)
         for step in range(3):
             offer(writer, names(f"{step}-", 4))
@@ -271,8 +290,8 @@ class TestLeaving:
             assert sorted(taken) == sorted(names(f"{step}-", 4))
             assert room == 0
 
-    def test_what_was_handed_out_is_remembered_within_a_bound(self, path):
-        """The oldest are forgotten, in memory and in the file."""
+    def test_the_memory_of_hand_outs_is_bounded(self, path):
+        """The oldest are removed from the file."""
         writer = RequestWriter(path, 2)
         for step in range(3 * HANDED_PER_ROW):
             offer(writer, names(f"{step}-", 2))
@@ -284,12 +303,11 @@ class TestLeaving:
             ids = {row[0] for row in db.execute("SELECT id FROM samples")}
         assert len(ids) == 2 * HANDED_PER_ROW
         assert f"{3 * HANDED_PER_ROW - 1}-0" in ids
-        assert ids == set(writer._handed)
 
 
 class TestRestart:
-    def test_goes_on_with_what_the_file_holds(self, path):
-        """What waits, what was handed out, and how many labels there were."""
+    def test_restores_the_file(self, path):
+        """Requests, hand-outs and the number of labels."""
         writer = RequestWriter(path, 10)
         writer.labelled(names("other", 50))
         offer(writer, names("a", 6))
@@ -302,21 +320,24 @@ class TestRestart:
         again.flush()
 
         assert waiting(path) == {*names("a", 6), "b"} - set(taken)
-        assert again._labels == 50
+        with contextlib.closing(connect(path, wait_s=1.0, create=False)) as db:
+            assert db.execute("SELECT labels FROM writer").fetchone() == (50,)
 
-    def test_rates_as_if_there_had_been_none(self, path, tmp_path):
-        """What is typical is remembered too."""
-        stopped, whole = RequestWriter(path, 10), RequestWriter(tmp_path / "whole.sqlite", 10)
+    def test_rates_as_without_a_restart(self, path, tmp_path):
+        """The mean that ratings are relative to is restored too."""
+        whole_path = tmp_path / "whole.sqlite"
+        stopped, whole = RequestWriter(path, 1000), RequestWriter(whole_path, 1000)
         for writer in (stopped, whole):
             offer(writer, names("a", 60), SURE)
             offer(writer, names("b", 250), UNSURE)
         stopped.flush()
         stopped.close()
-        stopped = RequestWriter(path, 10)
+        stopped = RequestWriter(path, 1000)
         for writer in (stopped, whole):
             offer(writer, ["c"], TORN)
+            writer.flush()
 
-        assert stopped._pool["c"].priority == pytest.approx(whole._pool["c"].priority, rel=1e-12)
+        assert requests(path)["c"].priority == pytest.approx(requests(whole_path)["c"].priority, rel=1e-12)
 
     def test_a_smaller_pool_keeps_the_best(self, path):
         """The setting may change between two runs."""
@@ -330,8 +351,8 @@ class TestRestart:
 
 
 class TestBadFile:
-    def test_a_damaged_file_is_made_anew(self, path):
-        """Learning goes on; one line in the log says what happened, one that it is over."""
+    def test_a_damaged_file_is_replaced(self, path):
+        """Learning continues. One log event reports the failure, one the recovery."""
         path.write_bytes(b"not a database" * 1000)
 
         with capture_logs() as logs:
@@ -341,14 +362,15 @@ class TestBadFile:
             writer.flush()
 
         assert waiting(path) == {"a"}
-        assert [line["event"] for line in logs] == ["wanted_file_failed", "wanted_file_recovered"]
+        assert [line["event"] for line in logs] == ["label_requests_failed", "label_requests_recovered"]
 
-    def test_damage_while_it_is_open_loses_nothing_that_waits(self, path):
+    def test_damage_while_it_is_open_loses_no_request(self, path):
         """The pool is in memory."""
         writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
-        writer._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with contextlib.closing(connect(path, wait_s=1.0, create=False)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         path.write_bytes(b"\0" * path.stat().st_size)
         writer.close()
 
@@ -358,8 +380,8 @@ class TestBadFile:
 
         assert waiting(path) == {"a", "b"}
 
-    def test_hand_outs_of_the_new_file_are_seen(self, path):
-        """They are counted from 1 again."""
+    def test_hand_outs_of_the_new_file_are_read(self, path):
+        """Their turns start at 1 again."""
         writer = RequestWriter(path, 10)
         offer(writer, names("a", 4))
         writer.flush()
@@ -375,8 +397,8 @@ class TestBadFile:
 
         assert len(writer) == 0
 
-    def test_a_file_that_was_deleted_is_made_anew(self, path):
-        """By an operator, say, to begin again."""
+    def test_a_deleted_file_is_replaced(self, path):
+        """An operator may delete it."""
         writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
@@ -387,7 +409,7 @@ class TestBadFile:
 
         assert waiting(path) == {"a"}
 
-    def test_one_of_another_format_is_made_anew(self, path):
+    def test_a_file_of_another_format_is_replaced(self, path):
         """After a downgrade."""
         with contextlib.closing(sqlite3.connect(path)) as db:
             db.execute("PRAGMA user_version = 99")
@@ -399,7 +421,7 @@ class TestBadFile:
         assert waiting(path) == {"a"}
 
     def test_a_locked_file_is_written_at_the_next_flush(self, path):
-        """The loop waits a moment, goes on, and says so once."""
+        """The loop waits for a moment, continues, and logs it once."""
         writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other, capture_logs() as logs:
@@ -411,12 +433,12 @@ class TestBadFile:
             writer.flush()
 
         assert (held, waiting(path)) == (set(), {"a"})
-        assert [line["event"] for line in logs] == ["wanted_file_failed", "wanted_file_recovered"]
-        assert not logs[0]["made_anew"]
+        assert [line["event"] for line in logs] == ["label_requests_failed", "label_requests_recovered"]
+        assert not logs[0]["replaced"]
 
-    def test_a_folder_that_is_away_stops_nothing(self, tmp_path):
-        """The file is made when it is back."""
-        path = tmp_path / "away" / "wanted.sqlite"
+    def test_a_missing_folder_stops_nothing(self, tmp_path):
+        """The file is created when the folder is back."""
+        path = tmp_path / "away" / "label-requests.sqlite"
         writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()

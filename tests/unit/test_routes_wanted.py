@@ -17,7 +17,7 @@ from streamlearn.serve.api import create_app
 def served(tmp_path):
     """A server that hands out at most 5 samples an hour."""
     one = Served(tmp_path)
-    queue = RequestQueue(tmp_path / "wanted.sqlite", per_hour=5, again_after_s=1000.0)
+    queue = RequestQueue(tmp_path / "label-requests.sqlite", per_hour=5, again_after_s=1000.0)
     one.parts = replace(one.parts, wanted=queue)
     one.app = create_app(one.parts, one.settings)
     return one
@@ -25,7 +25,7 @@ def served(tmp_path):
 
 def offer(served, *ids):
     """Let the learner offer samples."""
-    writer = RequestWriter(served.folder / "wanted.sqlite", 100)
+    writer = RequestWriter(served.folder / "label-requests.sqlite", 100)
     probs_BC = np.tile(np.float32([0.2, 0.5, 0.3]), (len(ids), 1))
     writer.offer(ids, [Position("clicks", 1, n) for n in range(len(ids))], probs_BC, probs_BC, 100.0)
     writer.flush()
@@ -85,13 +85,13 @@ class TestWanted:
             error_of(client.get(f"/label/wanted?n={n}"), 422, "invalid_parameter")
 
     def test_says_so_where_it_is_off(self, tmp_path):
-        """labels.wanted_rows = 0: no queue."""
+        """labels.requests_per_hour = 0: no queue."""
         with client_of(Served(tmp_path)) as client:
             error_of(client.get("/label/wanted"), 404, "wanted_off")
 
     def test_a_damaged_file_is_not_now(self, served):
         """The learner makes it anew within a flush."""
-        (served.folder / "wanted.sqlite").write_bytes(b"not a database" * 1000)
+        (served.folder / "label-requests.sqlite").write_bytes(b"not a database" * 1000)
 
         with client_of(served) as client:
             reply = client.get("/label/wanted")

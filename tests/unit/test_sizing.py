@@ -38,7 +38,7 @@ def test_with_small_rows_all_rows_fit() -> None:
 
     parts = {part.name: part.size_bytes for part in learner_parts(config, make_learner(config))}
 
-    assert parts["replay buffer"] == config.labels.memory_rows * 4 * 4
+    assert parts["replay buffer"] == config.labels.replay_rows * 4 * 4
 
 
 def test_networks_are_counted() -> None:

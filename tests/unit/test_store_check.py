@@ -1,4 +1,4 @@
-"""A damaged store is found before it is used, and the error names the way out."""
+"""A damaged store is found before it is used, and the error says how to recover."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from random import Random
 
 import pytest
 
-import streamlearn.ledger.store
-from streamlearn.errors import StoreError
-from streamlearn.ledger.store import FILE, Store, StoreView, check_whole, number
+import streamlearn.ledger.store_file
+from streamlearn.errors import FROM_SCRATCH, StoreError
+from streamlearn.ledger.store import Store
+from streamlearn.ledger.store_file import FILE, check_whole
+from streamlearn.ledger.store_view import StoreView
 
 PAGE_BYTES = 4096
-WAY_OUT = "restore .* from a backup, or start from scratch"
+RECOVERY = f"restore .* from a backup, or {FROM_SCRATCH}"
 
 
 def open_store(folder: Path) -> Store:
-    return Store(folder, tables=("labels",), rings=("payloads",))
+    return Store(folder, numbered=("labels",), rings=("payloads",))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """A closed store of some hundred pages, a few of them free."""
+    """A closed store of about a hundred pages, a few of them free."""
     folder = tmp_path / "store"
     with closing(open_store(folder)) as store:
         for step in range(1, 21):
             store.begin(step)
             for key in range(100):
-                store.tables["labels"].put(number(key * step), b"%d" % step)
-            store.rings["payloads"].append(number(step), bytes(10_000))
+                store.tables["labels"].put(key * step, b"%d" % step)
+            store.rings["payloads"].append(step, bytes(10_000))
             store.end()
             store.flush()
         store.rings["payloads"].trim(3)
@@ -38,8 +40,8 @@ def store(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_whole_store_is_left_as_it_is(store: Path) -> None:
-    """It is read, and nothing else."""
+def test_the_check_changes_nothing(store: Path) -> None:
+    """It only reads."""
     before = (store / FILE).read_bytes()
 
     assert check_whole(store)
@@ -48,11 +50,11 @@ def test_a_whole_store_is_left_as_it_is(store: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_whole(store: Path) -> None:
-    """A write-ahead log beside the file is a part of the store."""
+    """The write-ahead log next to the file is a part of the store."""
     crashed = store.parent / "crashed"
     with closing(open_store(store)) as opened:
         opened.begin(21)
-        opened.tables["labels"].put(b"key", b"21")
+        opened.tables["labels"].put(21, b"21")
         opened.end()
         opened.flush()
         crashed.mkdir()
@@ -62,7 +64,7 @@ def test_what_a_killed_writer_left_is_whole(store: Path) -> None:
     assert check_whole(crashed)
 
     with closing(open_store(crashed)) as opened:
-        assert (opened.step, opened.tables["labels"].get(b"key")) == (21, b"21")
+        assert (opened.step, opened.tables["labels"].get(21)) == (21, b"21")
 
 
 def test_there_may_be_no_store_yet(tmp_path: Path) -> None:
@@ -72,18 +74,18 @@ def test_there_may_be_no_store_yet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_missing_end_is_found(store: Path, seed: int) -> None:
-    """Wherever it begins; a server finds it too."""
+    """Wherever it begins. A server finds it too."""
     size_bytes = (store / FILE).stat().st_size
     os.truncate(store / FILE, Random(seed).randrange(1, size_bytes))
 
-    with pytest.raises(StoreError, match=WAY_OUT):
+    with pytest.raises(StoreError, match=RECOVERY):
         check_whole(store)
-    with pytest.raises(StoreError, match=WAY_OUT), StoreView(store).read():
+    with pytest.raises(StoreError, match=RECOVERY), StoreView(store).read():
         pass
 
 
 def test_a_garbage_page_is_found_wherever_it_is_used(store: Path) -> None:
-    """Each page in turn: refused, or it is free or a page of a large value, and then the rest can be read."""
+    """Each page in turn: refused, unless it is free or holds a part of a large value; then the rest can be read."""
     file, draw = store / FILE, Random(1)
     content, refused = file.read_bytes(), 0
     pages = len(content) // PAGE_BYTES
@@ -100,8 +102,8 @@ def test_a_garbage_page_is_found_wherever_it_is_used(store: Path) -> None:
     assert refused >= pages // 4
 
 
-def test_a_bit_that_flips_ends_in_an_error_of_ours(store: Path) -> None:
-    """Anywhere: found at the start, found when it is read, or in a value and not found."""
+def test_a_flipped_bit_is_a_store_error_or_not_noticed(store: Path) -> None:
+    """It is found at the start or when it is read. Inside a value it is not found."""
     file, draw = store / FILE, Random(2)
     content, refused = file.read_bytes(), 0
     for _ in range(200):
@@ -120,21 +122,18 @@ def test_a_bit_that_flips_ends_in_an_error_of_ours(store: Path) -> None:
     assert refused >= 5
 
 
-def test_what_is_too_large_is_not_checked(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And that is said, so that it can be logged."""
-    monkeypatch.setattr(streamlearn.ledger.store, "MAX_CHECKED_BYTES", 1000)
+def test_a_large_store_is_not_checked(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result says so, so that it can be logged."""
+    monkeypatch.setattr(streamlearn.ledger.store_file, "MAX_CHECKED_BYTES", 1000)
 
     assert not check_whole(store)
 
 
 def test_an_empty_file_is_a_store_that_was_lost(store: Path) -> None:
-    """What a full disk leaves of a store that was never made. The checkpoint misses it."""
+    """A full disk leaves an empty file. The check passes, and the rewind to the checkpoint fails."""
     os.truncate(store / FILE, 0)
 
     assert check_whole(store)
 
-    with (
-        closing(open_store(store)) as empty,
-        pytest.raises(StoreError, match=r"it is of another run.*start from scratch"),
-    ):
+    with closing(open_store(store)) as empty, pytest.raises(StoreError, match=f"it is of another run.*{FROM_SCRATCH}"):
         empty.rewind(5)

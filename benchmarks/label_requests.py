@@ -1,13 +1,13 @@
-"""Labels that `GET /label/wanted` asks for against as many labels at random: what the teacher knows at the end.
+"""Active learning against as many random labels: accuracy of the teacher at the end of a stream.
 
-A simulated stream, once through, in micro-batches. After a few random labels each side may ask for some samples every
-few steps, and their labels come some steps later: one side asks `RequestQueue` for what `RequestWriter` offered, the
-other draws from all that has come and has no label. Everything else is the same: samples and their order, initial
-weights, noise, number of labels, and when they come. Scores are of held-out samples.
+A simulated stream in micro-batches, one pass. After a few random labels, each side asks for some samples every few
+steps, and their labels come some steps later. One side asks `RequestQueue` for what `RequestWriter` offered. The other
+draws at random from all samples without a label. Everything else is equal: samples and their order, initial weights,
+noise, number of labels, and their delay. Scores are of held-out samples.
 
-Run: python benchmarks/wanted.py [--quick] [--seeds N] [--first-seed N] [--stream NAME ...]. The last line is JSON. The
-constants of `streamlearn/ledger/request_writer.py` were chosen on seeds 100 to 109, and that some draws are at random
-after a look at seeds 0 to 9; so the first seed is 200.
+Run: python benchmarks/label_requests.py [--quick] [--seeds N] [--first-seed N] [--stream NAME ...]. The last line is
+JSON. The first seed is 200, since the constants of `streamlearn/ledger/request_writer.py` were chosen on seeds 100 to
+109, and the share of random draws after a look at seeds 0 to 9.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Floats = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How one data set is streamed, and how many labels are asked for."""
+    """How one data set is streamed, and how many labels each side gets."""
 
     samples: int
     fresh: int
     warm: int
-    """Random labels before the first question, the same for both sides."""
+    """Random labels before the first request, the same for both sides."""
     ask: int
-    """Labels asked for at once."""
+    """Labels requested at once."""
     scale: float = 1.0
 
 
@@ -66,7 +66,7 @@ NEEDS_RIVER = {"segments", "shuttle"}
 
 @dataclass(frozen=True)
 class Stream:
-    """Samples in the order they come, and a part held out."""
+    """Samples in stream order, and a held-out part."""
 
     x: Floats
     y: Classes
@@ -98,7 +98,7 @@ def read(name: str) -> tuple[Floats, Classes]:
 
 
 def stream(x: Floats, y: Classes, samples: int, seed: int) -> Stream:
-    """An order, and a held-out third or less, drawn anew for each seed."""
+    """A random order and a random held-out part, at most a third; both by the seed."""
     order = np.random.default_rng(1000 + seed).permutation(len(x))
     test_count = min(MOST_TEST, len(x) // 3)
     test, train = order[:test_count], order[test_count:][:samples]
@@ -106,7 +106,7 @@ def stream(x: Floats, y: Classes, samples: int, seed: int) -> Stream:
 
 
 def learner_of(data: Stream, seed: int) -> Learner:
-    """A small network with the daemon's method; ramp-up and horizon are shorter, as the stream is."""
+    """A small network with the daemon's method. Ramp-up and EMA horizon are shorter, since the stream is short."""
     spec = ModelSpec("mlp", {"hidden": [64, 64]}, data.x.shape[1:], data.classes, normalise=True, scale=1.0)
     settings = LearnSettings(
         method="mean_teacher", consistency="mse", consistency_weight=3.0, rampup_steps=100, ema_decay=0.99,
@@ -118,34 +118,34 @@ def learner_of(data: Stream, seed: int) -> Learner:
 
 
 class AtRandom:
-    """Draws from all that has come and was not asked for."""
+    """Draws from all samples that have no label and were not requested."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._waiting: dict[int, None] = {}
 
     def offer(self, rows: Sequence[int], _learner: Learner, _data: Stream, _now_s: float) -> None:
-        """Fresh samples, before they are learned."""
+        """Take fresh samples, before they are learned."""
         self._waiting |= dict.fromkeys(rows)
 
     def labelled(self, rows: Sequence[int]) -> None:
-        """Their labels have come."""
+        """Note that their labels have come."""
         for row in rows:
             self._waiting.pop(row, None)
 
     def take(self, n: int, _now_s: float) -> list[int]:
-        """Samples to label."""
+        """Choose samples to label."""
         taken = [int(row) for row in self._rng.choice(list(self._waiting), n, replace=False)]
         self.labelled(taken)
         return taken
 
 
-class MostWanted:
-    """The writer and the queue of the product, with a real file between them."""
+class Active:
+    """The product's writer and queue, with a real file between them."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        path = folder / "wanted.sqlite"
-        self._prefix = f"{seed}-"  # chance goes by the id: it must not be the same in all runs
+        path = folder / "label-requests.sqlite"
+        self._prefix = f"{seed}-"  # the noise is a function of the id, and must differ between runs
         self._writer = RequestWriter(path, POOL_ROWS)
         self._queue = RequestQueue(path, per_hour=1_000_000, again_after_s=1e9)
 
@@ -163,14 +163,14 @@ class MostWanted:
     def take(self, n: int, now_s: float) -> list[int]:
         """See `AtRandom.take`."""
         self._writer.flush()
-        return [int(wanted.sample_id.removeprefix(self._prefix)) for wanted in self._queue.take(n, now_s).items]
+        return [int(request.sample_id.removeprefix(self._prefix)) for request in self._queue.take(n, now_s).items]
 
 
-Asker = AtRandom | MostWanted
+Asker = AtRandom | Active
 
 
 class Result(NamedTuple):
-    """What the teacher knows at the end of one run, of the held-out samples."""
+    """Accuracy of the teacher on the held-out samples, at the end of one run."""
 
     accuracy: float
     balanced_accuracy: float
@@ -179,10 +179,10 @@ class Result(NamedTuple):
 
 
 def run(data: Stream, plan: Plan, asker: Asker, seed: int) -> Result:
-    """One stream, once through."""
+    """One pass over one stream."""
     learner = learner_of(data, seed)
     schema = Schema(data.x.shape[1:], np.dtype(np.float32), tuple(map(str, range(data.classes))))
-    memory = ReplayBuffer(POOL_ROWS, schema, seed)
+    buffer = ReplayBuffer(POOL_ROWS, schema, seed)
     due: dict[int, list[int]] = defaultdict(list)
     due[0] = np.random.default_rng(seed).permutation(min(400, len(data.x)))[: plan.warm].tolist()
     warm = set(due[0])
@@ -192,41 +192,41 @@ def run(data: Stream, plan: Plan, asker: Asker, seed: int) -> Result:
         come = due.pop(step, [])
         asker.labelled(come)
         for row in come:
-            memory.add(Example(str(row), data.x[row], int(data.y[row])))
-        learner.learn(micro_batch(data.x[rows.start : rows.stop], memory, schema, step))
+            buffer.add(Example(str(row), data.x[row], int(data.y[row])))
+        learner.learn(micro_batch(data.x[rows.start : rows.stop], buffer, schema, step))
         if step > 0 and step % ASK_EVERY_STEPS == 0:
             due[step + DELAY_STEPS] += asker.take(plan.ask, float(step))
     right = learner.predict(data.test_x).teacher_probs_BC.argmax(axis=1) == data.test_y
     recalls = [right[data.test_y == class_index].mean() for class_index in np.unique(data.test_y)]
-    return Result(float(right.mean()), float(np.mean(recalls)), len(memory))
+    return Result(float(right.mean()), float(np.mean(recalls)), len(buffer))
 
 
-def micro_batch(fresh_x: Floats, memory: ReplayBuffer, schema: Schema, step: int) -> MicroBatch:
-    """As the pipeline forms it."""
+def micro_batch(fresh_x: Floats, buffer: ReplayBuffer, schema: Schema, step: int) -> MicroBatch:
+    """A micro-batch as the loop forms it."""
     labelled_x, labelled_y = np.zeros((LABELLED, *schema.shape), np.float32), np.full(LABELLED, UNLABELLED, np.int64)
-    trained_ids = memory.draw_into(labelled_x, labelled_y, step)
+    trained_ids = buffer.draw_into(labelled_x, labelled_y, step)
     return MicroBatch(fresh_x, len(fresh_x), labelled_x, labelled_y, LABELLED, trained_ids)
 
 
 def compare(name: str, seeds: Sequence[int]) -> Iterator[tuple[Result, Result]]:
-    """Wanted and random, for each seed."""
+    """Active and random, for each seed."""
     x, y = read(name)
     for seed in seeds:
         data = stream(x, y, PLANS[name].samples, seed)
         with tempfile.TemporaryDirectory() as folder:
-            wanted = run(data, PLANS[name], MostWanted(Path(folder), seed), seed)
+            active = run(data, PLANS[name], Active(Path(folder), seed), seed)
         random = run(data, PLANS[name], AtRandom(seed), seed)
-        assert wanted.labels == random.labels, (wanted, random)
-        yield wanted, random
+        assert active.labels == random.labels, (active, random)
+        yield active, random
 
 
 def summary(results: Sequence[tuple[Result, Result]]) -> dict[str, float]:
-    """Means over the seeds; gains are wanted minus random, in points."""
-    wanted, random = (np.array(side) for side in zip(*results, strict=True))
-    gains, balanced_gains, _ = 100.0 * (wanted - random).T
+    """Means over the seeds. Gains are active minus random, in points."""
+    active, random = (np.array(side) for side in zip(*results, strict=True))
+    gains, balanced_gains, _ = 100.0 * (active - random).T
     return {
         "labels": results[0][0].labels,
-        "wanted": round(float(wanted[:, 0].mean()), 4),
+        "active": round(float(active[:, 0].mean()), 4),
         "random": round(float(random[:, 0].mean()), 4),
         "gain_points": round(float(gains.mean()), 2),
         "error_points": round(float(gains.std(ddof=1) / len(gains) ** 0.5), 2) if len(gains) > 1 else 0.0,
