@@ -193,7 +193,7 @@ class Joiner:
 
     def _join(self, row: LabelRow, sample_id: str, known: Known, *, is_new: bool = False) -> Arrival:
         """Label and sample are together for the first time. `is_new`: the label did not wait."""
-        x = None if row.class_index == ERASED else self.samples.payload(known)
+        x = self.samples.payload(known)
         counted, scored = None if is_new else row.counted_as, None
         row.state = LabelState.EXPIRED if x is None else JOINED
         self._recount(counted, row)

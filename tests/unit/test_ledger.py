@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -409,6 +409,10 @@ class TestPayloads:
         whole, evicted = book.read("samples"), book.read("evicted")
         assert ([*whole], [*evicted]) == ([2, 3, 4, 5], [0, 1])
         assert [unpack_id(row) for row in (evicted | whole).values()] == [f"s{i}" for i in range(6)]
+        with closing(LedgerView(book.path, SCHEMA)) as view:
+            status = view.get("s0")
+            assert status is not None
+            assert (status.sample_position, view.payload("s0")) == (Position("samples", 1, 0), None)
 
 
 class TestBounds:
@@ -424,6 +428,15 @@ class TestBounds:
         assert book.ledger.counts().samples == 1
         assert not book.table("labels")
         assert book.label(label("old", 0, at_s=121.0)).state is LabelState.WAITING
+
+    def test_payloads_expire_with_their_ids(self, book):
+        """Without its id, a payload cannot be found."""
+        book.settings["horizon_s"] = 20.0
+        book.sample(sample("old", at_s=100.0))
+        book.next_step(now_s=121.0)
+        book.next_step(now_s=121.0)
+
+        assert book.ledger.counts().payload_bytes == 0
 
     def test_the_clock_never_goes_back(self, book):
         """An earlier watermark has no effect."""
@@ -1012,8 +1025,9 @@ class TestTrained:
         book.next_step()
         book.ledger.trained(["s"])
         book.label(label("s", 1))
-        book.next_step()
-        book.ledger.trained(["s"])
+        for _ in range(2):
+            book.next_step()
+            book.ledger.trained(["s"])
 
         assert book.ledger.counts().trained == 1
         view = book.view()
@@ -1150,6 +1164,16 @@ class TestReopening:
 
         with pytest.raises(StoreError, match="another schema"):
             Ledger(book.path, schema, book.labels, read_back=lambda *_: None)
+
+    @pytest.mark.parametrize(("added", "error"), [("dog", None), ("elk", "class 3 was learned as 'dog'")])
+    def test_a_grown_class_must_be_added_under_its_name(self, book, added, error):
+        """Labels were learned as this class."""
+        book.schema, book.settings["unknown_class"] = replace(SCHEMA, spare=1), "grow"
+        book.label(Label(Position("labels", 1, 0), 130.0, "s", UNLABELLED, class_name="dog"))
+        book.reopen(replace(SCHEMA, classes=(*SCHEMA.classes, added)))
+
+        with pytest.raises(StoreError, match=error) if error else nullcontext():
+            assert book.ledger.class_names == [*SCHEMA.classes, "dog"]
 
     def test_with_more_classes_works(self, book):
         """A class that is added at the end does not change the others."""
