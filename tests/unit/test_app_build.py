@@ -61,7 +61,7 @@ class TestBounds:
         """It is in each checkpoint."""
         rows = [replay_rows(self.shaped(shape)) for shape in (self.SMALL, self.LARGE, self.HUGE)]
 
-        assert rows == [config().labels.memory_rows, REPLAY_BYTES // (4 * 3 * 224 * 224), 32]
+        assert rows == [config().labels.replay_rows, REPLAY_BYTES // (4 * 3 * 224 * 224), 32]
 
     def test_micro_batch_under_overload(self) -> None:
         """Everything that is read ahead."""
