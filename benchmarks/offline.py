@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import harness  # noqa: F401 - sets how OpenMP waits, before torch is loaded
+import common  # noqa: F401 - sets how OpenMP waits, before torch is loaded
 import numpy as np
 import numpy.typing as npt
 import structlog
@@ -141,7 +141,13 @@ class Learning:
                 "scale": data.scale,
             },
             "model": {"normalise": data.normalise, **(CONVNET if data.x.ndim == 4 else MLP)},
-            "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
+            "learn": {
+                "options": {"rampup_steps": 100},
+                "ema_decay": 0.99,
+                "seed": self.seed,
+                "device": "cpu",
+                "threads": 1,
+            },
             # A learner that has no time for further steps: the streams of these benchmarks are fast, and cheap so.
             "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S, "merge_wait_s": 60.0},
             "labels": {"wanted_rows": 0, "memory_rows": 1000},
@@ -149,7 +155,8 @@ class Learning:
             "metrics": {"port": 0},
         }
         for table, given in self.settings.items():
-            tables[table] = tables.get(table, {}) | dict(given)
+            options = tables.get(table, {}).get("options", {}) | given.get("options", {}) if table == "learn" else {}
+            tables[table] = tables.get(table, {}) | dict(given) | ({"options": options} if options else {})
         return load_config(None, overrides=tables, environ={})
 
 

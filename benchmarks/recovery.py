@@ -73,7 +73,6 @@ PLAIN: Settings = {
     "bank": {"serve": "teacher"},
     "guard": {"on": False},
     "drift": {"reaction": "alarm"},
-    "learn": {"trust_labels": 0},
 }
 CONTENDERS: Mapping[str, Settings] = {
     "constant": PLAIN,

@@ -12,7 +12,6 @@ from streamlearn.judge.board import Scoreboard
 from streamlearn.judge.election import Election
 from streamlearn.judge.guard import GuardSettings
 from streamlearn.learn.batching import MicroBatcher
-from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.recent import RecentSamples
 from streamlearn.ledger.ledger import Ledger
@@ -27,6 +26,8 @@ from streamlearn.records import Offsets
 
 MOST_RECENT_BYTES = 64 << 20
 """Bound of the recent samples: they are saved with every checkpoint."""
+TRUST_LABELS = 10
+"""The consistency weight falls while the teacher is less often right on this many labels than on ten times as many."""
 MOST_MEMORY_BYTES = 512 << 20
 """Bound of the replay buffer, for the same reason."""
 
@@ -67,16 +68,9 @@ def make_batcher(config: Config, next_offsets: Offsets) -> MicroBatcher:
     )
 
 
-def learn_settings(config: Config) -> LearnSettings:
-    """How to learn, as [learn], [bank] and [twin] have it."""
-    learn = config.learn.model_dump(exclude={"recipe", "trust_labels"})
-    decays = config.bank.decays if config.bank.serve == "elected" else ()
-    return LearnSettings(**learn, twin_every=config.twin.every, bank_decays=decays)
-
-
 def make_learner(config: Config) -> Learner:
-    """Student, teacher, bank and twin at step 0."""
-    return Learner(model_spec(config), learn_settings(config))
+    """Student, teacher and twin at step 0."""
+    return Learner(model_spec(config), config.learn)
 
 
 def make_election(config: Config, learner: Learner) -> Election | None:
@@ -129,7 +123,7 @@ def make_guarding(config: Config, learner: Learner, memory: ReplayBuffer, board:
         guard=GuardSettings(**config.guard.model_dump()),
         drift_delta=config.drift.delta,
         drift_reaction=config.drift.reaction,
-        trust_labels=config.learn.trust_labels,
+        trust_labels=TRUST_LABELS if config.guard.on else 0,
     )
     return Guarding(learner, memory, board, settings)
 

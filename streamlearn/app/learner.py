@@ -80,15 +80,17 @@ def learn(
     until_end: bool = False,
     opened: Log | None = None,
     watching: Watching | None = None,
+    ask_twin: bool = False,
 ) -> None:
     """Run the learner until told to stop, or, with `until_end`, until all that the log holds is learned.
 
     `opened` is a log to use, and to close, in place of the one that the config names. `watching` is called after each
-    step, in the loop's thread, and must change nothing.
+    step, in the loop's thread, and must change nothing. With `ask_twin` the twin answers each sample on arrival too,
+    for the oracle's scores of a simulation.
     """
     try:
         with rare_collections():
-            _learn(config, stopping, until_end=until_end, opened=opened, watching=watching)
+            _learn(config, stopping, until_end=until_end, opened=opened, watching=watching, ask_twin=ask_twin)
     except OSError as error:
         # Of the state folder: the log's errors are LogErrors. What was acknowledged is in the log or in a checkpoint.
         msg = f"{config.state.dir}: {error}; free space or repair the disk, then start again: nothing is lost"
@@ -96,7 +98,13 @@ def learn(
 
 
 def _learn(
-    config: Config, stopping: threading.Event, *, until_end: bool, opened: Log | None, watching: Watching | None
+    config: Config,
+    stopping: threading.Event,
+    *,
+    until_end: bool,
+    opened: Log | None,
+    watching: Watching | None,
+    ask_twin: bool,
 ) -> None:
     paths = StatePaths(config.state.dir)
     with state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
@@ -110,7 +118,9 @@ def _learn(
         if not check_whole(paths.store):
             _log.warning("store_not_walked", path=str(paths.store), why="too large")
         try:
-            with _Wired(config, log, paths, next_offsets, stopping=stopping, watching=watching, fence=fence) as wired:
+            with _Wired(
+                config, log, paths, next_offsets, stopping=stopping, watching=watching, ask_twin=ask_twin, fence=fence
+            ) as wired:
                 wired.restore(checkpoint)
                 check_same_log(log, make_codec(config), wired.parts.ledger.newest_sample())
                 wired.start()
@@ -144,6 +154,7 @@ class _Wired:
         *,
         stopping: threading.Event,
         watching: Watching | None = None,
+        ask_twin: bool = False,
         fence: Fence = NO_FENCE,
     ) -> None:
         topics, schema, codec = config.log.topics, config.schema_.build(), make_codec(config)
@@ -200,7 +211,7 @@ class _Wired:
             wanted=wanted,
             recent=make_recent(config),
             election=make_election(config, learner),
-            oracle_asks_twin=config.twin.oracle,
+            oracle_asks_twin=ask_twin,
         )
         self.pipeline = Pipeline(self.parts, make_cadence(config))
 

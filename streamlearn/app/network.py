@@ -11,7 +11,7 @@ def model_spec(config: Config) -> ModelSpec:
     schema = config.schema_.build()
     return ModelSpec(
         factory=config.model.factory,
-        options=config.model.build_options(),
+        options=config.model.options,
         shape=schema.shape,
         classes=schema.capacity,
         spare=schema.spare,

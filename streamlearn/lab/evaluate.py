@@ -59,7 +59,7 @@ _COPIES = 4
 """Of a payload: in the log and in the store, each in pages that may be half empty."""
 _HANGS_ON = {"scale": "shape", "normalise": "factory"}
 """A setting that the data set suggests, and the one whose presence in the config says that it was thought of."""
-_LEARNING_TABLES = ("schema", "model", "learn", "batch", "labels", "score", "twin", "guard", "drift")
+_LEARNING_TABLES = ("schema", "model", "learn", "batch", "labels", "score", "guard", "drift")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def evaluate(
         )
         counts = _write(settings, Stream(stream, rate=plan.rate), len(dataset.y) * plan.passes, stopping, progress)
         recorder = Recorder(plan.window, lambda samples: progress("learning", samples, counts.samples))
-        learn(settings, stopping, until_end=True, watching=recorder)
+        learn(settings, stopping, until_end=True, watching=recorder, ask_twin=True)
         parts = recorder.finish()
         return Evaluation(
             plan=plan,
@@ -206,7 +206,6 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
     tables["labels"] = tables.get("labels", {}) | {"wanted_rows": 0}
     tables["score"] = tables.get("score", {}) | {"window": plan.window}
     tables["state"] = tables.get("state", {}) | {"dir": folder}
-    tables["twin"] = tables.get("twin", {}) | {"oracle": True}
     tables["metrics"] = {"port": 0}
     return load_config(None, overrides=tables, environ={})
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from streamlearn.learn.noise import Noise
+from streamlearn.learn.noise.build import Noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,6 @@ class Augment:
     """Of the student on fresh rows; `weak` itself where there is no stronger one."""
     mixup_beta: float = 0.0
     """Labelled rows are mixed with shares from Beta(b, b); 0 leaves them as they are."""
-    label_smoothing: float = 0.0
-    """So much of a label's weight goes to all classes alike (Szegedy et al., 2016)."""
 
 
 class Mix(NamedTuple):
@@ -117,8 +115,6 @@ class Rows:
     def _label(self, view_L: Tensor) -> tuple[Tensor, Tensor]:
         augment, count = self.augment, len(view_L)
         targets_LC = one_hot(self.labels_B[self.fresh_count :], len(self.uniform_C))
-        if augment.label_smoothing:
-            targets_LC = torch.lerp(targets_LC, self.uniform_C.expand_as(targets_LC), augment.label_smoothing)
         if augment.mixup_beta and count:
             mix = draw_mix(count, augment.mixup_beta, self.generator)
             view_L, targets_LC = mix.of(view_L), mix.of(targets_LC)

@@ -35,6 +35,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from streamlearn.learn.methods.settings import TargetOptions
 from streamlearn.learn.rows import Rows, one_hot
 
 _SOFTMATCH_N = 2.0
@@ -55,24 +56,11 @@ _LABEL_FADING = 0.99
 
 
 class Targets:
-    """Makes targets of a teacher's logits, and keeps the averages that this takes."""
+    """Makes targets from logits, and keeps the moving averages that this takes."""
 
-    def __init__(
-        self,
-        *,
-        classes: int,
-        device: torch.device,
-        align: str = "none",
-        gate: str = "none",
-        threshold: float = 0.95,
-        temperature: float = 1.0,
-        momentum: float = 0.99,
-        teacher_mode: str = "eval",
-    ) -> None:
-        self.teacher_mode = teacher_mode
-        """In which mode the teacher is asked: eval, or train."""
-        self._align, self._gate = align, gate
-        self._threshold, self._temperature, self._momentum = threshold, temperature, momentum
+    def __init__(self, options: TargetOptions, *, classes: int, device: torch.device) -> None:
+        self._options = options
+        align, gate = options.align, options.gate
         uniform = torch.full((classes,), 1.0 / classes, device=device)
         self._kept: dict[str, Tensor] = {}
         if align != "none":
@@ -104,11 +92,11 @@ class Targets:
         """
         q_BC = teacher_logits_BC.softmax(dim=1)
         self._next = {}
-        if self._align != "none":
+        if self._options.align != "none":
             q_BC = self._aligned(q_BC, rows)
-        weights_B = None if self._gate == "none" else self._weights(q_BC.detach(), rows.fresh_count)
-        if self._temperature != 1.0:
-            q_BC = q_BC.pow(1.0 / self._temperature)
+        weights_B = None if self._options.gate == "none" else self._weights(q_BC.detach(), rows.fresh_count)
+        if self._options.temperature != 1.0:
+            q_BC = q_BC.pow(1.0 / self._options.temperature)
             q_BC = q_BC / q_BC.sum(dim=1, keepdim=True)
         return q_BC, weights_B
 
@@ -127,7 +115,7 @@ class Targets:
     def _aligned(self, q_BC: Tensor, rows: Rows) -> Tensor:
         fresh = rows.fresh_count
         model_C = self._moved("model_C", q_BC[:fresh].detach().mean(dim=0) if fresh else None)
-        wanted_C = rows.uniform_C if self._align == "uniform" else self._classes_of_all(rows)
+        wanted_C = rows.uniform_C if self._options.align == "uniform" else self._classes_of_all(rows)
         q_BC = q_BC * (wanted_C / model_C.clamp_min(_LEAST_SHARE))
         return q_BC / q_BC.sum(dim=1, keepdim=True)
 
@@ -177,11 +165,11 @@ class Targets:
 
     def _weights(self, q_BC: Tensor, fresh: int) -> Tensor:
         confidence_B, class_B = q_BC.max(dim=1)
-        if self._gate == "fixed":
-            return (confidence_B >= self._threshold).to(q_BC.dtype)
+        if self._options.gate == "fixed":
+            return (confidence_B >= self._options.gate_threshold).to(q_BC.dtype)
         seen_F = confidence_B[:fresh]
         mean = self._moved("confidence", seen_F.mean() if fresh else None)
-        if self._gate == "freematch":
+        if self._options.gate == "freematch":
             share_C = self._moved("gated_C", q_BC[:fresh].mean(dim=0) if fresh else None)
             return (confidence_B >= mean * (share_C / share_C.max())[class_B]).to(q_BC.dtype)
         variance = self._moved("variance", seen_F.var(unbiased=fresh > 1) if fresh else None)
@@ -197,5 +185,5 @@ class Targets:
         kept = self._kept[name]
         if towards is None:
             return kept
-        self._next[name] = torch.lerp(towards, kept, self._momentum)
+        self._next[name] = torch.lerp(towards, kept, self._options.target_momentum)
         return self._next[name]

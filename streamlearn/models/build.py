@@ -115,7 +115,7 @@ def import_object(path: str, *, key: str) -> Callable[..., Any]:
     """
     module_name, _, attributes = path.partition(":")
     if not module_name or not attributes or module_name.startswith("."):
-        raise ConfigError(f"{key}: wanted a built-in name or package.module:attribute, got {path!r}")
+        raise ConfigError(f"{key}: expected a built-in name or package.module:attribute, got {path!r}")
     try:
         found: Any = importlib.import_module(module_name)
         for attribute in attributes.split("."):
@@ -123,7 +123,7 @@ def import_object(path: str, *, key: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}: cannot import {path!r}: {error}") from error
     if not callable(found):
-        raise ConfigError(f"{key}: {path!r} is a {type(found).__name__}, wanted something to call")
+        raise ConfigError(f"{key}: {path!r} is a {type(found).__name__}, expected a callable")
     called: Callable[..., Any] = found
     return called
 

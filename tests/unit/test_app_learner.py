@@ -741,15 +741,15 @@ class TestElection:
             tmp_path,
             **{
                 "bank.alpha": 1.0,
-                "bank.decays": [0.5],
                 "guard.on": False,
                 "drift.reaction": "alarm",
+                "learn.recipe": "none",
                 "learn.learning_rate": 0.1,
                 "learn.ema_decay": 0.99,
-                "learn.ema_share": 1.0,
+                "learn.options.consistency_weight": 100.0,
             },
         )
-        # The classes take each other's places in the middle: the average over half the stream is wrong for long.
+        # The classes are permuted in the middle. Consistency holds the student to the old teacher; the twin is free.
         log, codec = MemoryLog(clock=itertools.count(int(time.time()) - 60, 1 / 256).__next__), make_codec(config)
         log.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
         for n in range(2000):

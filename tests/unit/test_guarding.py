@@ -30,7 +30,7 @@ class Loop:
             "on": True, "look_every_steps": 5, "max_skipped": 3, "patience": 2, "entropy_ratio": 0.5, "max_loss": 0.02,
             "keep_good_every_steps": 20, "backoff_steps": 20,
         }  # fmt: skip
-        self.learner = Learner(SPEC, settings(twin_every=1, noise="none", learning_rate=0.02))
+        self.learner = Learner(SPEC, settings(twin=True, noise="none", learning_rate=0.02))
         self.memory, self.board = ReplayBuffer(100, SCHEMA, 0), Scoreboard(SCHEMA.classes, window=200)
         rng = np.random.default_rng(0)
         for n in range(60):
@@ -66,7 +66,7 @@ class Loop:
     def collapse(self) -> None:
         """Student and teacher answer the first class, whatever they see."""
         with torch.no_grad():
-            for network in (self.learner._trainee.student, self.learner._trainee.teacher):
+            for network in (self.learner.trainee.student, self.learner.trainee.teacher):
                 *_, last = (layer for layer in network.net.modules() if isinstance(layer, torch.nn.Linear))
                 last.weight.zero_()
                 last.bias.copy_(torch.tensor([50.0, -50.0, -50.0]))
@@ -146,7 +146,7 @@ class TestNotFinite:
     def test_a_teacher_that_is_not_finite_is_neither_published_nor_kept(self, where):
         """Its answers were class 0; a collapse that remedies did not end was accepted, and it was published."""
         loop = Loop().run(100)
-        *_, last = (m for m in loop.learner._trainee.teacher.net.modules() if isinstance(m, torch.nn.Linear))
+        *_, last = (m for m in loop.learner.trainee.teacher.net.modules() if isinstance(m, torch.nn.Linear))
         with torch.no_grad():
             if where == "weight":
                 last.bias.fill_(torch.nan)
@@ -159,15 +159,15 @@ class TestNotFinite:
         assert report["looks"]["nonfinite"] == 1
         assert report["actions"]["roll_back"] == 1
         assert loop.teacher_accuracy() == 1.0
-        assert all(torch.isfinite(tensor).all() for kept in loop.learner._good for tensor in kept.values())
+        assert all(np.isfinite(array).all() for name, array in loop.learner.state().items() if name.startswith("good."))
 
     def test_a_twin_that_is_not_finite_is_not_adopted(self):
         """NaN answers were class 0 of the twin as well."""
         loop = Loop().run(100)
         loop.collapse()
-        assert loop.learner._twin is not None
+        assert loop.learner.twin is not None
         with torch.no_grad():
-            for parameter in loop.learner._twin.trainee.teacher.parameters():
+            for parameter in loop.learner.twin.trainee.teacher.parameters():
                 parameter.fill_(torch.nan)
 
         found = loop.learner.classify(CENTRES_CF)
@@ -203,7 +203,7 @@ class TestNotFinite:
         """All rows fail then, so none of them is to blame."""
         loop = Loop(on=False).run(100)
         with torch.no_grad():
-            for parameter in loop.learner._trainee.student.parameters():
+            for parameter in loop.learner.trainee.student.parameters():
                 parameter.fill_(torch.nan)
 
         loop.run(20)

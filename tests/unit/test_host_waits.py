@@ -32,7 +32,7 @@ CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "mean_teacher": (RGB, {"consistency": "kl"}),
     "second_head": (RGB, {"logit_distance": 0.1}),
     "second_head_and_spare_classes": (replace(RGB, classes=6, spare=3), {"logit_distance": 0.1}),
-    "ict": (RGB, {"method": "ict", "mixup_beta": 0.5, "label_smoothing": 0.1}),
+    "ict": (RGB, {"method": "ict", "mixup_beta": 0.5}),
     "pi": (RGB, {"method": "pi"}),
     "temporal_ensembling": (RGB, {"method": "temporal_ensembling"}),
     "supervised": (RGB, {"method": "supervised", "optimizer": "sgd"}),
@@ -91,13 +91,9 @@ def waits() -> Iterator[list[str]]:
 def as_on_a_gpu(spec: ModelSpec, **changed: Any) -> Learner:
     """A learner on the CPU that takes the way of a GPU, after its first steps, in which it may wait."""
     supervised = changed.get("method") == "supervised"
-    learner = Learner(spec, settings(**changed, bank_decays=(0.5,), twin_every=0 if supervised else 1))
-    learner._trainee = replace(learner._trainee, host_may_ask=False)
-    learner._bank._trainee = learner._trainee
-    learner._updates = FIRST_STEPS
-    if learner._twin is not None:
-        learner._twin.trainee = replace(learner._twin.trainee, host_may_ask=False)
-        learner._twin.updates = FIRST_STEPS
+    learner = Learner(spec, settings(spec, **changed, twin=not supervised), host_may_ask=False)
+    counts = {f"learner.{name}": np.array(FIRST_STEPS, np.int64) for name in ("updates", "twin_updates")}
+    learner.load_state(learner.state() | counts)
     return learner
 
 

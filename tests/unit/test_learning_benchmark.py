@@ -167,7 +167,7 @@ class TestResults:
         """Lines that were there before it came stay those of their recipe."""
         plain, same, other = (
             bench.Case("moons", 0.01, "0", "default", 0, overrides)
-            for overrides in ({}, {"learn.teacher_mode": "eval"}, {"learn.teacher_mode": "train"})
+            for overrides in ({}, {"learn.options.teacher_mode": "eval"}, {"learn.options.teacher_mode": "train"})
         )
 
         assert "teacher_mode" not in plain.recipe["settings"]["learn"]
@@ -183,12 +183,12 @@ class TestResults:
 
     def test_a_search_is_kept_to_the_data_that_settings_are_chosen_on(self, bench: ModuleType) -> None:
         """Two seeds of Fashion-MNIST, and none of the data that the answer is judged by."""
-        cases = bench.searched_cases(bench.grid("learn.consistency=kl learn.ema_decay=0.9|0.99"), [])
+        cases = bench.searched_cases(bench.grid("learn.options.consistency=kl learn.ema_decay=0.9|0.99"), [])
 
         assert {case.source for case in cases} == {"digits", "moons", "shuttle", "fashion"}
         assert {case.seed for case in cases if case.source == "fashion"} == {0, 1}
-        assert cases[0].overrides == {"learn.consistency": "kl", "learn.ema_decay": 0.9}
-        assert cases[1].overrides == {"learn.consistency": "kl", "learn.ema_decay": 0.99}
+        assert cases[0].overrides == {"learn.options.consistency": "kl", "learn.ema_decay": 0.9}
+        assert cases[1].overrides == {"learn.options.consistency": "kl", "learn.ema_decay": 0.99}
 
     def test_a_recipe_of_nothing_is_the_settings_as_shipped(self, bench: ModuleType) -> None:
         """The one to beat."""

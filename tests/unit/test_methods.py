@@ -13,16 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn.errors import ConfigError
-from streamlearn.learn.build import LearnSettings, make_trainee
+from streamlearn.learn.build import make_trainee
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.losses import kl_consistency, mse_consistency
 from streamlearn.learn.methods.dsne import DSne, Source, dsne_loss
 from streamlearn.learn.methods.ict import InterpolationConsistency
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.methods.pi import Pi
+from streamlearn.learn.methods.settings import (
+    DSneOptions,
+    InterpolationOptions,
+    MeanTeacherOptions,
+    PiOptions,
+    TargetOptions,
+    TemporalEnsemblingOptions,
+)
 from streamlearn.learn.methods.temporal_ensembling import TemporalEnsembling
-from streamlearn.learn.noise import gaussian, no_noise
+from streamlearn.learn.noise.build import gaussian, no_noise
 from streamlearn.learn.rows import Augment, Rows, draw_mix
 from streamlearn.learn.step import Trainee
 from streamlearn.learn.targets import Targets
@@ -45,8 +52,8 @@ def rows(*, fresh: int = 6, labelled: int = 3, seed: int = 0, augment: Augment |
     )
 
 
-def plain_targets() -> Targets:
-    return Targets(classes=3, device=CPU)
+def targets_of(**options: object) -> Targets:
+    return Targets(TargetOptions(**options), classes=3, device=CPU)
 
 
 def pair(**changed: object) -> Trainee:
@@ -93,15 +100,6 @@ class TestMixup:
             assert share_B.mean().item() == pytest.approx(0.5, abs=0.01)
             assert share_B.var().item() == pytest.approx(1 / (4 * (2 * beta + 1)), rel=0.05)
 
-    def test_smoothing_spreads_over_classes_that_have_a_name(self):
-        """eps/n to each named class, 1 - eps more to the label's."""
-        of = replace(rows(labelled=3, augment=Augment(no_noise, no_noise, label_smoothing=0.2)),
-                     uniform_C=torch.tensor([0.5, 0.5, 0.0]))  # fmt: skip
-
-        _, targets_LC = of.labelled_view()
-
-        torch.testing.assert_close(targets_LC[0], torch.tensor([0.9, 0.1, 0.0]))
-
     def test_mixed_rows_are_not_held_against_the_teacher(self):
         """Their answer is the label's mix; fresh rows alone are compared."""
         of = rows(augment=Augment(no_noise, no_noise, mixup_beta=0.5))
@@ -134,7 +132,7 @@ class TestTargets:
     LOGITS = torch.tensor([[2.0, 0.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 0.2], [0.1, 0.0, 0.0]])
 
     def made(self, **options: object) -> tuple[np.ndarray, np.ndarray | None, Targets]:
-        targets = Targets(classes=3, device=CPU, **options)
+        targets = targets_of(**options)
         of = rows(fresh=3, labelled=1)
         made, weights = targets.make(self.LOGITS, of)
         return made.numpy(), None if weights is None else weights.numpy(), targets
@@ -149,7 +147,7 @@ class TestTargets:
 
     def test_alignment_makes_rare_what_the_teacher_says_too_often(self):
         """P * p(label)/p(teacher), the teacher's share a moving average over fresh rows from an even one."""
-        made, _, _ = self.made(align="uniform", momentum=0.9)
+        made, _, _ = self.made(align="uniform", target_momentum=0.9)
 
         p = _softmax(self.LOGITS.numpy().astype(float))
         model = 0.9 / 3 + 0.1 * p[:3].mean(axis=0)
@@ -159,7 +157,7 @@ class TestTargets:
     @pytest.mark.parametrize("steps", [1, 60])
     def test_alignment_to_labels_is_a_ratio_estimate_shrunk_by_what_chance_would_do(self, steps):
         """Against the same formulas, with the weight of each label worked out from its age."""
-        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.9)
+        targets = targets_of(align="labels", target_momentum=0.9)
         rng = np.random.default_rng(1)
         y_N = rng.choice(3, steps * 2, p=[0.7, 0.2, 0.1])
         said_N3 = rng.dirichlet([1.0, 1.0, 1.0], len(y_N)) * 0.3 + 0.7 * np.eye(3)[y_N]
@@ -209,7 +207,7 @@ class TestTargets:
         says_CC = torch.full((3, 3), (1 - accuracy) / 2) + (1.5 * accuracy - 0.5) * torch.eye(3)  # of each true class
         says_CC[:, 0] *= favoured
         says_CC /= says_CC.sum(1, keepdim=True)
-        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.99)
+        targets = targets_of(align="labels", target_momentum=0.99)
         for step in range(steps):
             labelled = batch if step % (64 // batch) == 0 else 0
             y_F, y_L = (
@@ -243,7 +241,7 @@ class TestTargets:
 
     def test_alignment_is_to_even_classes_before_there_are_labels(self):
         """Whatever an untrained teacher says."""
-        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.5)
+        targets = targets_of(align="labels", target_momentum=0.5)
 
         made, _ = targets.make(self.LOGITS, rows(fresh=3, labelled=1))
 
@@ -253,7 +251,7 @@ class TestTargets:
 
     def test_what_was_seen_is_forgotten_with_the_teacher_that_said_it(self):
         """After a rollback, or a change of the world: as at first."""
-        targets = Targets(classes=3, device=CPU, align="labels", gate="softmatch", momentum=0.9)
+        targets = targets_of(align="labels", gate="softmatch", target_momentum=0.9)
         first = {name: tensor.clone() for name, tensor in targets.tensors().items()}
         said_BC = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.6, 0.1, 0.3]])
         targets.make(self.LOGITS, rows(fresh=3, labelled=3, said_BC=said_BC))
@@ -272,13 +270,13 @@ class TestTargets:
 
     def test_the_fixed_gate_lets_confident_rows_through(self):
         """Max p >= threshold, by row."""
-        _, weights, _ = self.made(gate="fixed", threshold=0.7)
+        _, weights, _ = self.made(gate="fixed", gate_threshold=0.7)
 
         assert weights.tolist() == (_softmax(self.LOGITS.numpy()).max(1) >= 0.7).astype(float).tolist()
 
     def test_freematch_thresholds_follow_confidence_and_class(self):
         """Tau times the class's share of the most common one."""
-        _, weights, targets = self.made(gate="freematch", momentum=0.5)
+        _, weights, targets = self.made(gate="freematch", target_momentum=0.5)
 
         p = _softmax(self.LOGITS.numpy().astype(float))
         tau = 0.5 / 3 + 0.5 * p[:3].max(1).mean()
@@ -290,7 +288,7 @@ class TestTargets:
 
     def test_softmatch_weighs_by_a_bell_below_the_mean(self):
         """exp(-(c - mu)^2 * 4 / (2 var)) below mu and 1 above."""
-        _, weights, _ = self.made(gate="softmatch", momentum=0.5)
+        _, weights, _ = self.made(gate="softmatch", target_momentum=0.5)
 
         c = _softmax(self.LOGITS.numpy().astype(float)).max(1)
         mu = 0.5 / 3 + 0.5 * c[:3].mean()
@@ -311,7 +309,7 @@ class TestTargets:
     @pytest.mark.parametrize("gate", ["none", "fixed", "freematch", "softmatch"])
     def test_of_labelled_rows_alone_are_whole(self, gate):
         """No fresh row: nothing is averaged, and nothing becomes NaN."""
-        targets = Targets(classes=3, device=CPU, align="labels", gate=gate)
+        targets = targets_of(align="labels", gate=gate)
 
         made, weights = targets.make(self.LOGITS, rows(fresh=0, labelled=4))
         targets.settle(NO)
@@ -329,7 +327,7 @@ class TestPi:
         views = [noise(of.x_B, g := torch.Generator().manual_seed(0)) for _ in range(1)]
         of.generator.manual_seed(0)
 
-        costs = Pi(mse_consistency, plain_targets(), both_branches=True).costs(made.student, made.teacher, of)
+        costs = Pi(PiOptions(), targets_of()).costs(made.student, made.teacher, of)
         costs.consistency.backward()
 
         g.manual_seed(0)
@@ -348,7 +346,7 @@ class TestPi:
         of = rows(augment=Augment(noise, noise))
         of.generator.manual_seed(0)
 
-        costs = Pi(kl_consistency, plain_targets(), both_branches=False).costs(made.student, made.teacher, of)
+        costs = Pi(PiOptions(consistency="kl"), targets_of()).costs(made.student, made.teacher, of)
         costs.consistency.backward()
 
         found = made.student.net.layers[-1].weight.grad.clone()
@@ -365,9 +363,7 @@ class TestInterpolationConsistency:
         made, of = pair(), rows()
         of.generator.manual_seed(5)
 
-        costs = InterpolationConsistency(mse_consistency, plain_targets(), beta=0.5).costs(
-            made.student, made.teacher, of
-        )
+        costs = InterpolationConsistency(InterpolationOptions(), targets_of()).costs(made.student, made.teacher, of)
 
         share, partner = draw_mix(6, 0.5, torch.Generator().manual_seed(5))
         u = of.x_B[:6]
@@ -431,7 +427,7 @@ class TestTeacherMode:
 
 class TestTemporalEnsembling:
     def method(self, slots: int = 64) -> TemporalEnsembling:
-        return TemporalEnsembling(mse_consistency, slots=slots, classes=3, momentum=0.6, device=CPU)
+        return TemporalEnsembling(TemporalEnsemblingOptions(ensemble_slots=slots), classes=3, device=CPU)
 
     def test_holds_a_row_against_the_average_of_its_own_past(self):
         """Z <- .6 Z + .4 z, target Z / sum Z; nothing at the first sight of a row."""
@@ -544,7 +540,7 @@ class TestDSne:
         made, of = pair(), rows()
         source = Source(torch.randn((20, 5)), torch.arange(20) % 3, rows=8)
         embedding = Embedding(made.student.net, classes=3, method="dsne")
-        method = DSne(mse_consistency, plain_targets(), embedding, source, weight=0.25, margin=1.0)
+        method = DSne(DSneOptions(source_path="x.npz", source_weight=0.25), targets_of(), embedding, source)
         of.generator.manual_seed(2)
 
         costs = method.costs(made.student, made.teacher, of)
@@ -555,7 +551,7 @@ class TestDSne:
         ce = nn.functional.cross_entropy(net(x_S), y_S)
         ce = ce + nn.functional.cross_entropy(net(of.x_B[6:]), of.labels_B[6:], reduction="sum") / 9
         apart = dsne_loss(e_L, of.labels_B[6:], e_S, y_S, margin=1.0).sum() / 9
-        alone = MeanTeacher(mse_consistency, plain_targets()).costs(made.student, made.teacher, of)
+        alone = MeanTeacher(MeanTeacherOptions(), targets_of()).costs(made.student, made.teacher, of)
         assert costs.classification.item() == pytest.approx((0.75 * ce + 0.25 * apart).item(), rel=1e-4)
         assert costs.consistency.item() == pytest.approx(alone.consistency.item(), rel=1e-4)
 
@@ -566,10 +562,10 @@ class TestDSne:
         trainees = [make_trainee(spec, settings(), CPU) for _ in range(2)]
         far = Source(100.0 + torch.randn((20, 5)), torch.arange(20) % 3, rows=8)
         embedding = Embedding(trainees[0].student.net, classes=3, method="dsne")
-        dsne = DSne(mse_consistency, plain_targets(), embedding, far, weight=0.25, margin=1.0)
+        dsne = DSne(DSneOptions(source_path="x.npz", source_weight=0.25), targets_of(), embedding, far)
 
         costs = dsne.costs(trainees[0].student, trainees[0].teacher, of)
-        MeanTeacher(mse_consistency, plain_targets()).costs(trainees[1].student, trainees[1].teacher, of)
+        MeanTeacher(MeanTeacherOptions(), targets_of()).costs(trainees[1].student, trainees[1].teacher, of)
         (costs.classification + costs.consistency).backward()
 
         kept, wanted = (dict(trainee.student.net.named_buffers()) for trainee in trainees)
@@ -581,11 +577,11 @@ class TestDSne:
     @pytest.mark.parametrize(
         ("arrays", "said"),
         [
-            (None, "learn.source_path"),
-            ({"x": np.zeros((4, 5))}, "wanted an .npz with x and y"),
+            (None, "learn.options.source_path"),
+            ({"x": np.zeros((4, 5))}, "expected an .npz with x and y"),
             ({"x": np.zeros((4, 6)), "y": np.zeros(4, int)}, "got float64 (4, 6)"),
             ({"x": np.zeros((4, 5)), "y": np.full(4, 3)}, "from 0 to 2"),
-            ({"x": np.zeros((4, 5)), "y": np.zeros(4)}, "whole numbers"),
+            ({"x": np.zeros((4, 5)), "y": np.zeros(4)}, "integers"),
         ],
     )
     def test_a_source_that_does_not_fit_is_a_config_error(self, tmp_path, arrays, said):
@@ -607,13 +603,15 @@ EVERY = [
     {"method": "mean_teacher", "teacher_mode": "train"},
     {"method": "pi"},
     {"method": "temporal_ensembling", "ensemble_slots": 32},
-    {"method": "supervised", "mixup_beta": 0.5, "label_smoothing": 0.1},
+    {"method": "supervised", "mixup_beta": 0.5},
 ]
 
 
 class TestInTheLearner:
     def learner(self, changed: dict[str, object]) -> Learner:
-        options = {"noise": "auto", "noise_std": 0.1, "rampup_labels": 6, "twin_every": 1} | changed
+        options = {"noise": "table", "std": 0.1, "twin": True} | changed
+        if changed["method"] != "supervised":
+            options = {"rampup_labels": 6} | options
         return Learner(MLP, settings(**options))
 
     def batch(self, step: int, *, nan: bool = False) -> MicroBatch:
@@ -692,7 +690,7 @@ class TestInTheLearner:
 
     def test_before_the_first_label_nothing_is_held_against_a_teacher(self):
         """It knows nothing, and what students said until then is no part of it afterwards, nor is it of the twin."""
-        learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0, "ema_share": 0.5})
+        learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0})
         weights = []
         for step in range(1, 9):
             batch = self.batch(step)
@@ -709,15 +707,6 @@ def test_a_network_without_a_linear_end_is_named(monkeypatch):
     """Methods that need an embedding say so when they are made."""
     with pytest.raises(ConfigError, match="ends with a linear layer of 4 outputs"):
         Embedding(nn.Sequential(nn.Linear(5, 3)), classes=4, method="dsne")
-
-
-def test_settings_are_the_fields_of_the_config():
-    """Every key of [learn] reaches the learner, but for what the loop makes of it."""
-    from streamlearn.config import LearnConfig  # noqa: PLC0415
-
-    assert set(LearnConfig.model_fields) - {"recipe", "trust_labels"} | {"twin_every", "bank_decays"} == set(
-        LearnSettings.__dataclass_fields__
-    )
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ class TestBuild:
             (spec("resnet", (6,)), "none of mlp, convnet, conv13"),
             (spec("no_such_package:net", (6,)), "cannot import"),
             (spec("torch.nn:NoSuchLayer", (6,)), "cannot import"),
-            (spec("torch.nn:__doc__", (6,)), "wanted something to call"),
+            (spec("torch.nn:__doc__", (6,)), "expected a callable"),
             (spec("mlp", (6,), depth=3), "depth"),
             (spec("mlp", (6,), hidden=[0]), "at least 1"),
             (spec("convnet", (64,)), "wanted images"),

@@ -15,10 +15,10 @@ def test_the_bare_step_takes_the_settings_of_the_daemon(tmp_path: Path) -> None:
     """It broke once, for most of a day, when [learn] got a setting that is none of the learner's."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        harness, pipeline = importlib.import_module("harness"), importlib.import_module("pipeline")
+        common, pipeline = importlib.import_module("common"), importlib.import_module("pipeline")
     finally:
         sys.path.remove(str(BENCHMARKS))
-    config = load_config(harness.write_config(tmp_path / "streamlearn.toml", kind="embedded", steps=1), environ={})
+    config = load_config(common.write_config(tmp_path / "streamlearn.toml", kind="embedded", steps=1), environ={})
 
     rates = pipeline.bare(config, 1)
 

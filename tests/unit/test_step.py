@@ -13,16 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamlearn.learn.build import LearnSettings, make_trainee
+from streamlearn.learn.build import make_trainee
 from streamlearn.learn.losses import mse_consistency
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
+from streamlearn.learn.methods.settings import MeanTeacherOptions
 from streamlearn.learn.methods.supervised import Supervised
-from streamlearn.learn.noise import gaussian, no_noise
+from streamlearn.learn.noise.build import gaussian, no_noise
 from streamlearn.learn.rows import Augment, Rows
+from streamlearn.learn.settings import LearnConfig
 from streamlearn.learn.step import Method, StepCosts, Trainee, answer, train_step
 from streamlearn.learn.targets import Targets
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import UNLABELLED
+from tests.support import learn_config
 
 MLP = ModelSpec("mlp", {"hidden": [8]}, (5,), 3, normalise=True, scale=1.0)
 CONVNET = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False, scale=1.0)
@@ -38,15 +41,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def settings(**changed: object) -> LearnSettings:
+def settings(**changed: object) -> LearnConfig:
     base = {
-        "method": "mean_teacher", "consistency": "mse", "consistency_weight": 4.0, "rampup_steps": 0,
-        "ema_decay": 0.9, "optimizer": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "momentum": 0.9,
-        "nesterov": True, "weight_decay": 0.01, "noise": "none", "noise_std": 0.0, "pixel_noise_std": 0.0,
-        "shift_pixels": 0, "flip": False,
-        "seed": 0, "device": "cpu", "threads": 0,
+        "method": "mean_teacher", "consistency_weight": 4.0, "rampup_steps": 0, "ema_decay": 0.9, "optimizer": "sgd",
+        "learning_rate": 0.1, "weight_decay": 0.01, "noise": "none", "device": "cpu",
     }  # fmt: skip
-    return LearnSettings(**(base | changed))
+    return learn_config(base, **changed)
 
 
 def make(spec: ModelSpec = MLP, *, host_may_ask: bool = True, **changed: object) -> Trainee:
@@ -64,7 +64,8 @@ def rows(spec: ModelSpec = MLP, *, fresh: int = 6, labelled: int = 3, seed: int 
 
 
 def mean_teacher() -> MeanTeacher:
-    return MeanTeacher(mse_consistency, Targets(classes=3, device=CPU))
+    options = MeanTeacherOptions()
+    return MeanTeacher(options, Targets(options, classes=3, device=CPU))
 
 
 def step(trainee: Trainee, of: Rows, *, t: int = 1, method=None) -> Tensor:
@@ -254,7 +255,7 @@ class TestMeanTeacher:
 
     def test_moves_the_student_without_labels(self):
         """Consistency alone has a gradient; the classification cost is exactly zero."""
-        trainee = make(noise_std=1.0, pixel_noise_std=1.0)
+        trainee = make()
         before = everything(trainee)
 
         costs = mean_teacher().costs(trainee.student, trainee.teacher, rows(labelled=0))

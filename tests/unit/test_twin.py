@@ -23,7 +23,7 @@ def part(state, prefix):
 class TestTwin:
     def test_changes_nothing_of_student_and_teacher(self):
         """What judges must not touch what is judged."""
-        with_twin = after(TABLE, settings(twin_every=1), batches(TABLE, 1, 12)).state()
+        with_twin = after(TABLE, settings(twin=True), batches(TABLE, 1, 12)).state()
         without = after(TABLE, settings(), batches(TABLE, 1, 12)).state()
 
         for group in ("student.", "teacher.", "optimizer."):
@@ -32,26 +32,15 @@ class TestTwin:
     def test_is_what_a_learner_of_labels_only_would_be(self):
         """The honest rival: the same bits as `method = supervised` on the same rows."""
         stream = batches(PLAIN, 1, 14)
-        twin = after(PLAIN, settings(twin_every=1, noise="none"), stream).state()
+        twin = after(PLAIN, settings(twin=True, noise="none"), stream).state()
         rival = after(PLAIN, settings(method="supervised", noise="none"), stream).state()
 
         for group in ("student.net.", "teacher.net.", "optimizer.net."):
             assert differing(part(twin, f"twin.{group}"), part(rival, group)) == []
 
-    def test_learns_every_nth_step_only(self):
-        """Its cost is a setting."""
-        learner = Learner(TABLE, settings(twin_every=3))
-        changed = []
-        for number in range(1, 7):
-            before = part(learner.state(), "twin.student.")
-            learner.learn(batch(TABLE, number))
-            changed.append(bool(differing(before, part(learner.state(), "twin.student."))))
-
-        assert changed == [False, False, True, False, False, True]
-
     def test_goes_on_as_the_student_where_the_method_becomes_supervised(self):
         """What the twin knows is what `supervised` would know, and the student may be what somebody flees from."""
-        before = after(PLAIN, settings(twin_every=1, noise="none"), batches(PLAIN, 1, 14))
+        before = after(PLAIN, settings(twin=True, noise="none"), batches(PLAIN, 1, 14))
         learner = Learner(PLAIN, settings(method="supervised", noise="none"))
         rival = after(PLAIN, settings(method="supervised", noise="none"), batches(PLAIN, 1, 14))
 
@@ -66,7 +55,7 @@ class TestTwin:
 
     def test_is_off_where_the_student_itself_knows_labels_only(self):
         """A network beside its own copy says nothing."""
-        learner = after(TABLE, settings(method="supervised", twin_every=1), batches(TABLE, 1, 2))
+        learner = after(TABLE, settings(method="supervised", twin=True), batches(TABLE, 1, 2))
 
         assert not any(name.startswith("twin.") for name in learner.state())
         assert learner.classify(X).twin_B is None
@@ -75,7 +64,7 @@ class TestTwin:
     @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
     def test_a_restart_goes_on_as_if_there_had_been_none(self, spec):
         """I3, with twin, good copies, and schedules that began anew."""
-        of = settings(twin_every=2)
+        of = settings(spec, twin=True)
         whole = after(spec, of, batches(spec, 1, 6))
         whole.keep_good()
         whole.restart_average()
@@ -91,7 +80,7 @@ class TestTwin:
     def test_that_was_off_before_begins_as_the_student_is(self):
         """A checkpoint without a twin is no error, and the first comparison is fair."""
         old = after(TABLE, settings(), batches(TABLE, 1, 8))
-        learner = Learner(TABLE, settings(twin_every=1))
+        learner = Learner(TABLE, settings(twin=True))
 
         learner.load_state(old.state())
 
@@ -101,7 +90,7 @@ class TestTwin:
 
     def test_that_is_switched_off_is_left_out_of_a_checkpoint(self):
         """Nor is one with a twin."""
-        old = after(TABLE, settings(twin_every=1), batches(TABLE, 1, 8))
+        old = after(TABLE, settings(twin=True), batches(TABLE, 1, 8))
         learner = Learner(TABLE, settings())
 
         learner.load_state(old.state())
@@ -112,7 +101,7 @@ class TestTwin:
 class TestMending:
     def test_adopting_the_twin_makes_its_answers_the_teachers(self):
         """The rescue from a collapse."""
-        learner = after(TABLE, settings(twin_every=1), batches(TABLE, 1, 30))
+        learner = after(TABLE, settings(twin=True), batches(TABLE, 1, 30))
         before = learner.state()
 
         assert learner.adopt_twin()
@@ -148,7 +137,7 @@ class TestMending:
     )
     def test_what_targets_were_made_by_is_forgotten_with_what_made_them(self, mend, method):
         """Else the mended student is held against what the collapsed teacher said, or against another world."""
-        learner = Learner(TABLE, settings(twin_every=1, **method))
+        learner = Learner(TABLE, settings(twin=True, **method))
         first = part(learner.state(), "method.")
         learner.keep_good()
         for number in range(1, 6):
@@ -195,7 +184,7 @@ class TestMending:
 
     def test_factors_lower_weight_and_rate(self):
         """What the guard asks for is what the step takes, and what is shown."""
-        learner = Learner(TABLE, settings(rampup_steps=0, warmup_steps=0))
+        learner = Learner(TABLE, settings(rampup_steps=0))
 
         learner.learn(batch(TABLE, 1), weight_factor=0.5, learning_rate_factor=0.25)
 
@@ -209,7 +198,7 @@ class TestSpareClasses:
     def test_have_no_share_in_any_answer(self):
         """Probability exactly 0, and the others add up to 1."""
         stream = [batch(PLAIN, number) for number in range(10)]
-        learner = after(self.SPARE, settings(twin_every=1), stream)
+        learner = after(self.SPARE, settings(twin=True), stream)
 
         probs_BC = learner.predict(X).teacher_probs_BC
 
@@ -219,7 +208,7 @@ class TestSpareClasses:
 
     def test_are_answered_and_learned_once_admitted(self):
         """Its labels are then learned like any other's, by teacher and twin, and a restart knows it."""
-        learner = after(self.SPARE, settings(twin_every=1, learning_rate=0.02), [batch(PLAIN, n) for n in range(5)])
+        learner = after(self.SPARE, settings(twin=True, learning_rate=0.02), [batch(PLAIN, n) for n in range(5)])
         learner.admit(4)
         for number in range(60):
             one = batch(PLAIN, number)
@@ -227,7 +216,7 @@ class TestSpareClasses:
             one.labelled_x[: one.labelled_count] += 5.0
             learner.learn(one)
 
-        restarted = Learner(self.SPARE, settings(twin_every=1))
+        restarted = Learner(self.SPARE, settings(twin=True))
         restarted.load_state(learner.state())
         found = restarted.classify(X + 5.0)
 

@@ -132,7 +132,7 @@ def test_the_model_is_the_configs() -> None:
 
 def test_a_norm_is_an_option_of_the_network() -> None:
     """So it is published with the weights; one that is left to the network is not, and older models stay the same."""
-    spec = model_spec(config(**{"model.options": {"hidden": [8]}, "model.norm": "group"}))
+    spec = model_spec(config(**{"model.options": {"hidden": [8], "norm": "group"}}))
 
     assert spec.options == {"hidden": [8], "norm": "group"}
     assert model_spec(config(**{"model.options": {"hidden": [8]}})).options == {"hidden": [8]}

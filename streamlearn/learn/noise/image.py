@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from streamlearn.learn.noise import Noise
+    from streamlearn.learn.noise.build import Noise
 
 ASPECT = 4 / 3
 """Of a crop, at most: width over height, or height over width."""

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 if TYPE_CHECKING:
-    from streamlearn.learn.noise import Noise
+    from streamlearn.learn.noise.build import Noise
 
 
 def gaussian(std: float) -> Noise:
