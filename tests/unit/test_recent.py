@@ -45,8 +45,8 @@ class TestRecentSamples:
             recent.remove(300 + held - 3)
         kept = [n for n in range(300 + max(0, held - 10), 300 + held) if n != 300 + held - 3]
         assert sorted(drawn(recent, 1, rows=10)) == kept
-        assert 300 + held - 3 not in recent._keys.tolist()
-        assert [(300 + held - 3) % 256, (300 + held - 3) // 256] not in recent._x.tolist()
+        assert 300 + held - 3 not in recent.state()["keys"].tolist()
+        assert [(300 + held - 3) % 256, (300 + held - 3) // 256] not in recent.state()["x"].tolist()
         other.load(recent.state())
 
         for one in (recent, other):
