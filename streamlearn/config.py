@@ -242,7 +242,7 @@ class DriftConfig(Section):
 
     reaction: Literal["alarm", "renew"] = "renew"
     """Say so only; or shorten the teacher's horizon and let it grow again, and after an alarm without labels do not
-    believe it until labels of new samples say that it is right (learn.trust_labels)."""
+    believe it until labels of new samples say that it is right."""
     delta: float = Field(0.002, gt=0.0, lt=1.0)
     """Of the ADWIN that watches errors, at each label: smaller means fewer false alarms, and later ones."""
 

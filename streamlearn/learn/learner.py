@@ -325,7 +325,7 @@ class Learner:
             augment=self._augment,
             generator=self._generator,
             uniform_C=self._uniform_C,
-            said_BC=self._ask_witness(x_B[: fresh + len(batch.trained_ids)]),
+            witness_BC=self._ask_witness(x_B[: fresh + len(batch.trained_ids)]),
             keys_B=None if batch.keys is None else to_device(batch.keys, self._device),
         )
 

@@ -23,8 +23,8 @@ class Recipe:
 
         Mixup acts on labelled rows, whatever the method. A consistency weight found for one method fits no other.
         """
-        wanted = self.options if method == self.method else {"mixup_beta"} & self.options.keys() & known.keys()
-        return {name: self.options[name] for name in wanted}
+        applicable = self.options if method == self.method else {"mixup_beta"} & self.options.keys() & known.keys()
+        return {name: self.options[name] for name in applicable}
 
 
 RECIPES: Mapping[str, Recipe] = {

@@ -33,7 +33,7 @@ class Mix(NamedTuple):
     partner_B: Tensor
 
     def of(self, values_B: Tensor) -> Tensor:
-        """share * v + (1 - share) * v[partner], for each row (mixup: Zhang et al., 2018)."""
+        """The mixed values, share * v + (1 - share) * v[partner], for each row (mixup: Zhang et al., 2018)."""
         share = self.share_B.view(-1, *(1 for _ in values_B.shape[1:]))
         # Along dimension 0, so that a channels-last batch keeps its layout.
         return torch.lerp(values_B.index_select(0, self.partner_B), values_B, share)
@@ -76,7 +76,7 @@ class Rows:
     generator: Generator
     uniform_C: Tensor
     """1/n for each of the n named classes, 0 for spare ones."""
-    said_BC: Tensor | None = None
+    witness_BC: Tensor | None = None
     """Probabilities of the first rows by the twin, or else by the teacher: all fresh rows, and the labelled rows that
     are learned for the first time. None if there are none, or if targets do not need them."""
     keys_B: Tensor | None = None

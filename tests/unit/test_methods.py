@@ -166,7 +166,9 @@ class TestTargets:
 
         for step in range(steps):
             new = slice(2 * step, 2 * step + 2)
-            of = rows(fresh=5, labelled=3, said_BC=torch.from_numpy(np.vstack((fresh_SF3[step], said_N3[new]))).float())
+            of = rows(
+                fresh=5, labelled=3, witness_BC=torch.from_numpy(np.vstack((fresh_SF3[step], said_N3[new]))).float()
+            )
             of.labels_B[5:7] = torch.from_numpy(y_N[new])  # the third is learned again
             made, _ = targets.make(torch.from_numpy(teacher_SF3[step]).float().log(), of)
             targets.settle(NO)
@@ -213,7 +215,7 @@ class TestTargets:
             y_F, y_L = (
                 torch.from_numpy(rng.choice(3, n, p=p)) for n, p in ((batch, self.SHARES), (labelled, labelled_shares))
             )
-            of = rows(fresh=batch, labelled=labelled, said_BC=says_CC[torch.cat((y_F, y_L))])
+            of = rows(fresh=batch, labelled=labelled, witness_BC=says_CC[torch.cat((y_F, y_L))])
             of.labels_B[batch:] = y_L
             made, _ = targets.make(says_CC[y_F].log(), of)
             targets.settle(NO)
@@ -253,8 +255,8 @@ class TestTargets:
         """After a rollback, or a change of the world: as at first."""
         targets = targets_of(align="labels", gate="softmatch", target_momentum=0.9)
         first = {name: tensor.clone() for name, tensor in targets.tensors().items()}
-        said_BC = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.6, 0.1, 0.3]])
-        targets.make(self.LOGITS, rows(fresh=3, labelled=3, said_BC=said_BC))
+        witness_BC = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.6, 0.1, 0.3]])
+        targets.make(self.LOGITS, rows(fresh=3, labelled=3, witness_BC=witness_BC))
         targets.settle(NO)
         assert not any(torch.equal(tensor, first[name]) for name, tensor in targets.tensors().items())
 

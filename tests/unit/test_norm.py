@@ -66,8 +66,8 @@ class TestMakeNorm:
         mean, var = grouped.mean(-1, keepdims=True), grouped.var(-1, keepdims=True)
         standard = torch.from_numpy(((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape))
         layer = with_affine(make_norm(kind, 16, images=images))
-        wanted = standard * per_channel(layer.weight, x) + per_channel(layer.bias, x)
-        torch.testing.assert_close(out.double(), wanted, atol=1e-5, rtol=1e-5)
+        expected = standard * per_channel(layer.weight, x) + per_channel(layer.bias, x)
+        torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
 
     def test_of_group_is_one_group_where_eight_do_not_divide(self):
         """Of 6 channels."""
@@ -82,7 +82,9 @@ class TestMakeNorm:
     @pytest.mark.parametrize("images", [False, True])
     def test_of_an_unknown_kind_says_which_there_are(self, images):
         """The message is what `model.options` shows."""
-        with pytest.raises(ValueError, match="norm: wanted one of batch, robust_batch, group, layer, none, got 'loud'"):
+        with pytest.raises(
+            ValueError, match="norm: expected one of batch, robust_batch, group, layer, none, got 'loud'"
+        ):
             make_norm("loud", 16, images=images)
 
 
@@ -105,8 +107,8 @@ class TestRobustBatchNorm:
 
         deviation = (layer.running_var + 1e-5).sqrt()
         standard = (x - per_channel(layer.running_mean, x)) / per_channel(deviation, x)
-        wanted = standard * per_channel(layer.weight, x) + per_channel(layer.bias, x)
-        torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+        expected = standard * per_channel(layer.weight, x) + per_channel(layer.bias, x)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("x", BATCHES, ids=["table", "images"])
     def test_has_the_gradient_of_batch_renormalisation(self, x):

@@ -30,7 +30,7 @@ class ConsistencyOptions(MethodOptions):
     consistency: Literal["mse", "kl"] = "mse"
     """Distance between student and target: mean squared error of the probabilities, or KL(target || student)."""
     consistency_weight: float = Field(3.0, ge=0.0, le=10_000.0)
-    """Peak of w(t). The classification cost beside it is summed over labelled rows and divided by all rows."""
+    """Peak of w(t). The classification cost is summed over labelled rows and divided by all rows."""
     rampup_steps: int = Field(500, ge=0)
     """Steps until w(t) is at its peak: w(t) = peak * exp(-5 (1 - t/T)^2)."""
     rampup_labels: int = Field(0, ge=0)
