@@ -257,7 +257,7 @@ class BatchNormWarmup:
         ]
 
     def set(self, *, ask: bool) -> None:
-        """For the next forward pass. Without `ask`, as after many batches: on a GPU the host would wait for the count."""
+        """For the next forward pass. Without `ask`, as after many batches, the host does not read the count."""
         for layer, momentum, seen in self._layers:
             batch = 1.0 + seen.item() if ask else math.inf
             layer.momentum = max(momentum, 1.0 / batch)

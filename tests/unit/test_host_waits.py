@@ -1,7 +1,7 @@
-"""A step and a prediction never make the host wait for the device (D9), seen without one.
+"""No step and no prediction makes the host wait for the device (D9); tested without a GPU.
 
-The learner runs on the CPU by the way of a GPU (`host_may_ask` is off), and modes of torch see each call and each
-kernel that would make the host wait for a GPU: reading a value, selecting by a mask, copying a constant of the host's.
+The learner runs on the CPU with the code path of a GPU (`host_may_ask` is off). Torch's modes intercept each call and
+each kernel that would make the host wait for a GPU: reading a value, selecting by a mask, copying a host constant.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ class Calls(TorchFunctionMode):
 
 @contextmanager
 def waits() -> Iterator[list[str]]:
-    """What would wait for a GPU in the meantime."""
+    """Collects what would wait for a GPU."""
     found: list[str] = []
     with Calls(found), Kernels(found):
         yield found
 
 
 def as_on_a_gpu(spec: ModelSpec, **changed: Any) -> Learner:
-    """A learner on the CPU that takes the way of a GPU, after its first steps, in which it may wait."""
+    """A learner on the CPU with the code path of a GPU, after its first steps, in which it may wait."""
     supervised = changed.get("method") == "supervised"
     learner = Learner(spec, settings(spec, **changed, twin=not supervised), host_may_ask=False)
     counts = {f"learner.{name}": np.array(FIRST_STEPS, np.int64) for name in ("updates", "twin_updates")}
@@ -108,7 +108,7 @@ def batch(learner: Learner, fresh: int, labelled: int) -> MicroBatch:
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_step_and_no_prediction_waits(case: str) -> None:
-    """Of any method, with any rows: the answers are waited for where they are read, and nowhere else."""
+    """For any method and any rows: the host waits only where it reads answers."""
     spec, changed = CASES[case]
     learner = as_on_a_gpu(spec, **changed)
 
@@ -138,8 +138,8 @@ def test_no_step_and_no_prediction_waits(case: str) -> None:
         lambda x: x.index_put((x > 0,), torch.zeros(())),
     ],
 )
-def test_what_waits_is_seen(waiting: Callable[[torch.Tensor], object]) -> None:
-    """Or the test above could not fail."""
+def test_waiting_is_detected(waiting: Callable[[torch.Tensor], object]) -> None:
+    """So that the test above can fail."""
     x = torch.ones(4)
 
     with waits() as found:
@@ -149,7 +149,7 @@ def test_what_waits_is_seen(waiting: Callable[[torch.Tensor], object]) -> None:
 
 
 def test_one_hot_is_that_of_torch() -> None:
-    """Without looking at the values."""
+    """Without checking the values."""
     labels_L = torch.tensor([2, 0, 1, 1])
 
     with waits() as found:

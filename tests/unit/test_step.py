@@ -1,6 +1,6 @@
-"""One step: against torch's own optimizers, and I4, a failed step leaves everything untouched.
+"""One step: against torch's optimizers, and I4: a failed step leaves everything untouched.
 
-Each rule that has two ways, the host asking the device or not, is held to both on the CPU.
+Both code paths, in which the host may or may not read from the device, are tested on the CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The machine's other cores are not ours."""
+    """The number of threads is global to the process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -90,15 +90,15 @@ def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
 
 
 class NanLoss(Method):
-    """A method whose loss is not a number, though the gradient's path is whole."""
+    """A method whose loss and gradient are NaN."""
 
     def costs(self, student, teacher, rows):
         logits_BC = answer(student, rows.view())
         return StepCosts(logits_BC.sum() * math.nan, logits_BC.sum())
 
 
-class NanLossBesideAGoodGradient(Method):
-    """A loss that is not a number by a term that has no gradient."""
+class NanLossWithFiniteGradient(Method):
+    """A loss that is NaN by a term without gradient."""
 
     def costs(self, student, teacher, rows):
         logits_BC = answer(student, rows.view())
@@ -113,14 +113,14 @@ class InfiniteGradient(Method):
         return StepCosts((logits_BC - logits_BC.detach()).square().sum().sqrt(), logits_BC.sum())
 
 
-FAILING = [NanLoss(), NanLossBesideAGoodGradient(), InfiniteGradient()]
+FAILING = [NanLoss(), NanLossWithFiniteGradient(), InfiniteGradient()]
 
 
 class TestAgainstTorch:
     @pytest.mark.parametrize("spec", [MLP, CONVNET], ids=["mlp", "convnet"])
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
     def test_the_student_moves_as_under_torchs_plain_loop(self, spec, optimizer):
-        """Five steps of fused optimizer and prepared state equal five of the unfused one, made by the user's book."""
+        """Five steps of the fused optimizer with prepared state equal five of the unfused one."""
         trainee = make(spec, optimizer=optimizer)
         reference = make(spec, optimizer=optimizer)
         student, teacher = reference.student.net.train(), reference.teacher.net
@@ -145,13 +145,13 @@ class TestAgainstTorch:
             plain.step()
             reference.average.update(t, alpha=0.9)
 
-        found, wanted = everything(trainee), dict(reference.student.named_parameters())
-        for name, parameter in wanted.items():
+        found, expected = everything(trainee), dict(reference.student.named_parameters())
+        for name, parameter in expected.items():
             torch.testing.assert_close(found[f"student.{name}"], parameter.detach(), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    def test_both_ways_take_the_same_step(self, optimizer):
-        """Not asking the device changes how, not what."""
+    def test_both_paths_take_the_same_step(self, optimizer):
+        """Whether or not the host may read from the device."""
         asking, not_asking = make(CONVNET, optimizer=optimizer), make(CONVNET, optimizer=optimizer, host_may_ask=False)
 
         for t in range(1, 4):
@@ -173,7 +173,7 @@ class TestFailedStep:
     def test_leaves_student_teacher_optimizer_and_statistics_untouched(
         self, host_may_ask, optimizer, method, steps_before
     ):
-        """Also as the very first step, where an optimizer would make its state."""
+        """Also as the first step, in which an optimizer would create its state."""
         trainee = make(CONVNET, optimizer=optimizer, host_may_ask=host_may_ask)
         for t in range(1, 1 + steps_before):
             step(trainee, rows(CONVNET, seed=t), t=t)
@@ -191,12 +191,12 @@ class TestFailedStep:
         trainee = make(CONVNET, host_may_ask=host_may_ask)
         for t in range(1, 1 + steps_before):
             step(trainee, rows(CONVNET, seed=t), t=t)
-        before, wild = everything(trainee), rows(CONVNET, seed=9)
-        wild.x_B[0] = 3e19
+        before, outlier = everything(trainee), rows(CONVNET, seed=9)
+        outlier.x_B[0] = 3e19
         trainee.undo.remember()
 
         outcome = train_step(
-            replace(trainee, method=mean_teacher()), wild, step=steps_before + 1, consistency_weight=0.0, alpha=0.9
+            replace(trainee, method=mean_teacher()), outlier, step=steps_before + 1, consistency_weight=0.0, alpha=0.9
         )
 
         assert outcome is not None
@@ -207,7 +207,7 @@ class TestFailedStep:
 
     @pytest.mark.parametrize("host_may_ask", [True, False])
     def test_is_followed_by_a_good_one(self, host_may_ask):
-        """Nothing of the failure is left to spoil the next step."""
+        """A failure has no effect on the next step."""
         trainee, never_failed = make(CONVNET, host_may_ask=host_may_ask), make(CONVNET, host_may_ask=host_may_ask)
 
         step(trainee, rows(CONVNET, seed=9), t=1, method=NanLoss())
@@ -216,8 +216,8 @@ class TestFailedStep:
 
         assert differing(everything(trainee), everything(never_failed)) == []
 
-    def test_puts_back_the_input_statistics_that_were_remembered(self):
-        """The learner observes before the step; the undo reaches back to before that."""
+    def test_restores_the_input_statistics(self):
+        """The learner observes after `remember` and before the step."""
         trainee = make(MLP)
         before = everything(trainee)
         trainee.undo.remember()
@@ -229,8 +229,8 @@ class TestFailedStep:
 
 
 class TestMeanTeacher:
-    def test_takes_two_views_under_noise_of_their_own(self):
-        """Equal networks disagree, since eta and eta' are sampled apart; without noise they agree."""
+    def test_draws_independent_noise_for_both_views(self):
+        """Equal networks disagree under noise, and agree without."""
         trainee = make()
 
         noisy = mean_teacher().costs(trainee.student, trainee.teacher, rows(noise=gaussian(1.0)))
@@ -240,7 +240,7 @@ class TestMeanTeacher:
         assert clean.consistency.item() == pytest.approx(0.0, abs=1e-9)
 
     def test_draws_one_view_for_each_network(self):
-        """Neither sees the clean rows: the student gets the first view, the teacher the second."""
+        """The student gets the first view, the teacher the second, neither the clean rows."""
         trainee, seen = make(), []
 
         def noise(x, _generator):
@@ -278,7 +278,7 @@ class TestMeanTeacher:
         assert not any("running" in name for name in changed if name.startswith("student."))
 
     def test_leaves_the_teachers_own_statistics_to_the_average(self):
-        """It answers in eval mode: its forward pass moves no buffer."""
+        """It answers in eval mode, so its forward pass changes no buffer."""
         trainee = make(CONVNET)
         before = everything(trainee)
 
@@ -307,9 +307,9 @@ class TestSupervised:
         trainee, of = make(), rows()
 
         alone = Supervised().costs(trainee.student, trainee.teacher, of)
-        beside = mean_teacher().costs(trainee.student, trainee.teacher, of)
+        both = mean_teacher().costs(trainee.student, trainee.teacher, of)
 
-        torch.testing.assert_close(alone.classification, beside.classification)
+        torch.testing.assert_close(alone.classification, both.classification)
         assert alone.consistency.item() == 0.0
 
     def test_without_labels_finds_nothing_to_learn(self):
@@ -325,7 +325,7 @@ class TestSupervised:
 
 
 def test_dropout_and_batch_statistics_are_on_for_two_rows():
-    """The student trains in train mode wherever it can."""
+    """The student learns in train mode if it can."""
     trainee = make(CONVNET)
 
     answer(trainee.student, torch.randn((2, *CONVNET.shape)))
