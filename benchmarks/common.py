@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from streamlearn.config import RECIPES
 from streamlearn.lab.broker import Broker
+from streamlearn.learn.recipes import RECIPES
 
-SHIPPED = RECIPES["image"]["method"]
+SHIPPED = RECIPES["image"].method
 FASHION = """
 [schema]
 shape = [1, 28, 28]
@@ -33,8 +33,10 @@ normalise = false
 
 [learn]
 method = "{method}"
-flip = true
 threads = {threads}
+
+[learn.noise_options]
+flip = true
 
 [batch]
 max_age_s = 1.0

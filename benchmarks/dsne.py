@@ -32,8 +32,8 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
+from streamlearn.learn.settings import LearnConfig
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import MicroBatch
 
@@ -63,30 +63,22 @@ def read_target() -> tuple[Images, Labels]:
     return half.round().to(torch.uint8).numpy(), y.astype(np.int64)
 
 
-def settings(method: str, seed: int, source_path: Path) -> LearnSettings:
+def settings(method: str, seed: int, source_path: Path) -> LearnConfig:
     """The recipe for images with another method; full consistency weight for seven tenths of the steps."""
-    return LearnSettings(
+    options: dict[str, Any] = {"rampup_steps": 300} if method in METHOD.values() else {}
+    if method == "dsne":
+        options |= {"source_path": str(source_path), "source_rows": SOURCE_ROWS}
+    return LearnConfig(
+        recipe="none",
         method=method,
-        consistency="mse",
-        consistency_weight=3.0,
-        rampup_steps=300,
+        options=options,
         ema_decay=0.99,
-        optimizer="adamw",
-        learning_rate=3e-3,
-        warmup_steps=0,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=1e-4,
         noise="image",
-        noise_std=0.0,
-        pixel_noise_std=0.0,
-        shift_pixels=1,
-        flip=False,
+        noise_options={"shift_pixels": 1},
+        twin=False,
         seed=seed,
         device="cpu",
         threads=1,
-        source_path=str(source_path),
-        source_rows=SOURCE_ROWS,
     )
 
 

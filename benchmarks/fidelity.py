@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {
     "supervised": (0.0, {"learn.method": "supervised"}),
     "pi": (100.0, {"learn.method": "pi"}),
     "temporal_ensembling": (30.0, {"learn.method": "temporal_ensembling"}),
-    "mean_teacher": (100.0, {"learn.method": "mean_teacher", "learn.teacher_mode": "train"}),
+    "mean_teacher": (100.0, {"learn.method": "mean_teacher", "learn.options.teacher_mode": "train"}),
     "mean_teacher_eval": (100.0, {"learn.method": "mean_teacher"}),
 }
 """By method: weight of consistency against the mean cross-entropy in the paper, and settings."""
@@ -76,20 +76,21 @@ def play(case: Case) -> dict[str, Any]:
         "model.normalise": False,
         "model.options": {"width": case.width},
         "learn.recipe": "none",
-        # The classification loss is summed over labelled rows and divided by all rows.
-        "learn.consistency_weight": case.weight * weight * LABELLED / (FRESH + LABELLED),
-        "learn.rampup_steps": round(RAMPUP * steps),
         "learn.ema_decay": 0.99,
         "learn.weight_decay": 0.0,
         # The papers scale inputs to unit variance; pixels here have a standard deviation of .35.
-        "learn.pixel_noise_std": 0.05,
-        "learn.flip": True,
+        "learn.noise": "image",
+        "learn.noise_options": {"pixel_noise_std": 0.05, "flip": True},
         "learn.threads": 1,
         "learn.device": "cpu",
         "batch.fresh": FRESH,
         "batch.labelled": LABELLED,
-        "twin.every": 0,
+        "learn.twin": False,
     }
+    if weight:
+        # Classification is summed over labelled rows and divided by all rows.
+        overrides["learn.options.consistency_weight"] = case.weight * weight * LABELLED / (FRESH + LABELLED)
+        overrides["learn.options.rampup_steps"] = round(RAMPUP * steps)
     plan = OfflinePlan(
         dataset="fashion-mnist",
         labels=case.labels,

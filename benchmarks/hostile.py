@@ -158,8 +158,8 @@ STREAMS: Mapping[str, Scenario] = {
 }
 CONDITIONS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "heavy": {"consistency": "mse", "consistency_weight": 500.0},
-    "heavy-kl": {"consistency": "kl", "consistency_weight": 300.0},
+    "heavy": {"options": {"consistency": "mse", "consistency_weight": 500.0}},
+    "heavy-kl": {"options": {"consistency": "kl", "consistency_weight": 300.0}},
     "hot": {"learning_rate": 0.1},
 }
 ELSEWHERE = {

@@ -28,8 +28,8 @@ from common import tell
 
 from streamlearn.errors import ConfigError
 from streamlearn.lab.datasets import Classes, load
-from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
+from streamlearn.learn.settings import LearnConfig
 from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.request_writer import RequestWriter
@@ -108,13 +108,18 @@ def stream(x: Floats, y: Classes, samples: int, seed: int) -> Stream:
 def learner_of(data: Stream, seed: int) -> Learner:
     """A small network with the daemon's method. Ramp-up and EMA horizon are shorter, since the stream is short."""
     spec = ModelSpec("mlp", {"hidden": [64, 64]}, data.x.shape[1:], data.classes, normalise=True, scale=1.0)
-    settings = LearnSettings(
-        method="mean_teacher", consistency="mse", consistency_weight=3.0, rampup_steps=100, ema_decay=0.99,
-        optimizer="adamw", learning_rate=3e-3, warmup_steps=0, momentum=0.9, nesterov=True, weight_decay=1e-4,
-        noise="auto", noise_std=0.15, pixel_noise_std=0.0, shift_pixels=0, flip=False, seed=seed, device="cpu",
+    config = LearnConfig(
+        recipe="none",
+        method="mean_teacher",
+        options={"rampup_steps": 100},
+        ema_decay=0.99,
+        noise="table",
+        twin=False,
+        seed=seed,
+        device="cpu",
         threads=1,
-    )  # fmt: skip
-    return Learner(spec, settings)
+    )
+    return Learner(spec, config)
 
 
 class AtRandom:

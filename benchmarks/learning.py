@@ -15,7 +15,7 @@ Two runs of `streamlearn evaluate` per cell and seed, and one `full` run per dat
 
     default the shipped settings: teacher, student and twin. The twin is the fair baseline: the same network, average,
             noise on labelled rows and replay, without the unlabelled rows
-    plain   labels only, without average, mixup or label smoothing: the student of `learn.method = "supervised"`
+    plain   labels only, without average or mixup: the student of `learn.method = "supervised"`
     full    every label, at once, labels only, averaged: an upper bound
 
 Scores are prequential by true class: `prequential` over the whole stream, `last` over its last 5,000 samples; `test` is
@@ -57,7 +57,13 @@ from streamlearn.config import Config, load_config, settings
 from streamlearn.lab.curves import CurvePoint
 from streamlearn.lab.drift import prior_of
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
+from streamlearn.learn.methods.settings import OPTIONS
+from streamlearn.learn.noise.settings import NOISES
 from streamlearn.learn.recent import RECENT_ROWS
+from streamlearn.learn.recipes import RECIPES
+from streamlearn.learn.settings import LearnConfig
+from streamlearn.section import Section
+from streamlearn.sources import REMOVED
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = (0.1, 0.01, 0.002)
@@ -71,16 +77,19 @@ _PRIOR = float(prior_of(10, 20.0, seed=0).max())
 
 IMAGES = {
     "learn.recipe": "image",
+    "learn.noise": "image",
     "model.factory": "convnet",
     "model.normalise": False,
     "model.options": {"widths": [16, 32, 64]},
 }
 TABLES = {
     "learn.recipe": "table",
+    "learn.noise": "table",
     "model.factory": "mlp",
     "model.normalise": True,
     "model.options": {"hidden": [64, 64]},
 }
+FLIPPED = {**IMAGES, "learn.noise_options.flip": True}
 """The recipe that `auto` selects, and networks small enough for a table in hours."""
 HARNESS = {
     "learn.threads": 1,
@@ -91,18 +100,16 @@ HARNESS = {
 """Settings that do not affect learning."""
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "plain": {"learn.method": "supervised", "learn.mixup_beta": 0.0, "learn.label_smoothing": 0.0},
+    "plain": {"learn.method": "supervised", "learn.options.mixup_beta": 0.0},
     "full": {"learn.method": "supervised", "batch.labelled": 96},
 }
 """Settings by run; unknown keys are dropped. `full` has room for all new labels and for replay."""
 _NOT_RECIPE = {
-    "learn": {"seed", "threads", "device"},
-    "batch": {"max_age_s", "idle_steps"},
-    "twin": {"oracle"},
+    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels", "idle_steps"},
 }
-_LATER = (("learn", "teacher_mode"),)
-"""Settings newer than some results: part of a recipe only if they differ from the default."""
-_RECIPE_TABLES = ("model", "learn", "batch", "twin", "guard", "drift")
+_LEARN_BEFORE = {"trust_labels": 10, "label_smoothing": 0.0, "warmup_steps": 0, "momentum": 0.9, "nesterov": True}
+"""Settings of [learn] that are constants by now, and part of every recipe that was hashed."""
+_RECIPE_TABLES = ("model", "batch", "guard", "drift")
 
 
 @dataclass(frozen=True)
@@ -121,9 +128,9 @@ class Source:
 
 
 SOURCES: Mapping[str, Source] = {
-    "fashion": Source("fashion-mnist", FASHION, 0.1, {**IMAGES, "learn.flip": True}),
-    "rotated": Source("fashion-mnist", FASHION, 0.1, {**IMAGES, "learn.flip": True}, drift=f"rotate:90@{FASHION // 2}"),
-    "prior": Source("fashion-mnist", FASHION, _PRIOR, {**IMAGES, "learn.flip": True}, drift=f"prior:20@{FASHION // 2}"),
+    "fashion": Source("fashion-mnist", FASHION, 0.1, FLIPPED),
+    "rotated": Source("fashion-mnist", FASHION, 0.1, FLIPPED, drift=f"rotate:90@{FASHION // 2}"),
+    "prior": Source("fashion-mnist", FASHION, _PRIOR, FLIPPED, drift=f"prior:20@{FASHION // 2}"),
     "digits": Source("digits", DIGITS, 0.1016, IMAGES, passes=20, drift=f"noise:0.2@{DIGITS}"),
     "moons": Source("moons", 20_000, 0.5, TABLES),
     "shuttle": Source("shuttle", 49_097, 0.9285, TABLES),
@@ -185,12 +192,10 @@ class Case:
             ]
             for name in _RECIPE_TABLES
         }
-        for name, setting in _LATER:
-            if tables[name][setting] == type(getattr(config, name)).model_fields[setting].default:
-                del tables[name][setting]
-        tables["batch"]["recent_rows"] = RECENT_ROWS  # a setting when the first lines were written
-        # The setting's name in lines recorded before it was renamed, so that their hashes still match.
+        tables["model"], tables["learn"] = _model_as_hashed(tables["model"]), _learn_as_hashed(config.learn)
+        tables["twin"] = {"every": int(config.learn.twin)}
         tables["labels"] = {"memory_rows": config.labels.replay_rows}
+        tables["batch"]["recent_rows"] = RECENT_ROWS  # a setting when the first lines were written
         plan = self.plan
         stream = {"limit": plan.limit, "passes": plan.passes, "order": plan.order, "drift": plan.drift}
         return {"stream": {"dataset": plan.dataset, **stream}, "settings": tables}
@@ -199,6 +204,40 @@ class Case:
     def recipe_hash(self) -> str:
         """A short hash of the recipe."""
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _model_as_hashed(model: Mapping[str, Any]) -> dict[str, Any]:
+    """[model] under the names of the first lines, so that those stay valid."""
+    options = dict(model["options"])
+    return {**model, "norm": options.pop("norm", "auto"), "options": options}
+
+
+def _learn_as_hashed(learn: LearnConfig) -> dict[str, Any]:
+    """The same of [learn]: one flat table with the options of every method and noise."""
+    kinds: list[type[Section]] = [*OPTIONS.values(), *NOISES.values()]
+    defaults = {name: field.default for kind in kinds for name, field in kind.model_fields.items()}
+    own = learn.model_dump(
+        mode="json", exclude={"options", "noise_options", "twin", "serve", "seed", "threads", "device"}
+    )
+    flat = _LEARN_BEFORE | defaults | learn.options.model_dump() | learn.noise_options.model_dump() | own
+    flat |= {"ema_share": learn.ema_share, "noise_std": flat.pop("std")}
+    flat["noise"] = "auto" if learn.noise in ("image", "table") else learn.noise
+    if flat["teacher_mode"] == "eval":  # it came later than the first lines
+        del flat["teacher_mode"]
+    return flat
+
+
+def _renamed(overrides: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Overrides of an earlier search under the names of now; None where a setting is gone."""
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key == "learn.ema_share" and value == RECIPES["image"].ema_share:
+            continue
+        instead = REMOVED.get(key, f"use {key}")
+        if not instead.startswith("use "):
+            return None
+        found[instead.removeprefix("use ")] = value
+    return found
 
 
 def all_cases(seeds: int, only: Sequence[str], *, quick: bool = False) -> list[Case]:
@@ -414,7 +453,8 @@ def _search(options: argparse.Namespace) -> None:
     recipes = [recipe for text in options.search for recipe in grid(text)]
     failures = [] if options.report else make(searched_cases(recipes, options.only), results, options.jobs)
     made = {json.dumps(line.get("overrides", {})): line.get("overrides", {}) for line in results.lines}
-    found = recipes_table(results.newest(searched_cases(made.values(), options.only)))
+    renamed = [overrides for old in made.values() if (overrides := _renamed(old)) is not None]
+    found = recipes_table(results.newest(searched_cases(renamed, options.only)))
     Console(width=200).print(found.shown)
     for failure in failures:
         Console(stderr=True).print(failure, markup=False)

@@ -100,7 +100,7 @@ def play(case: Case) -> Result:
     settings: dict[str, dict[str, Any]] = {
         "model": {"factory": "convnet", "options": {"norm": case.norm}, "normalise": False},
         "guard": {"on": False},
-        "learn": {"flip": case.data != "digits"},
+        "learn": {"noise_options": {"flip": case.data != "digits"}},
     }
 
     def nothing(_loop: TrainingLoop, _report: StepReport, _folder: Path) -> None:

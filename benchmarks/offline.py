@@ -141,7 +141,13 @@ class Learning:
                 "scale": data.scale,
             },
             "model": {"normalise": data.normalise, **(CONVNET if data.x.ndim == 4 else MLP)},
-            "learn": {"rampup_steps": 100, "ema_decay": 0.99, "seed": self.seed, "device": "cpu", "threads": 1},
+            "learn": {
+                "options": {"rampup_steps": 100},
+                "ema_decay": 0.99,
+                "seed": self.seed,
+                "device": "cpu",
+                "threads": 1,
+            },
             # One step per micro-batch, as under a fast stream; it also makes the benchmark cheap.
             "batch": {"fresh": self.fresh, "steps": 1, "max_age_s": _NEVER_S},
             "labels": {"requests_per_hour": 0, "replay_rows": 1000},
@@ -149,7 +155,8 @@ class Learning:
             "metrics": {"port": 0},
         }
         for table, given in self.settings.items():
-            tables[table] = tables.get(table, {}) | dict(given)
+            options = tables.get(table, {}).get("options", {}) | given.get("options", {}) if table == "learn" else {}
+            tables[table] = tables.get(table, {}) | dict(given) | ({"options": options} if options else {})
         return load_config(None, overrides=tables, environ={})
 
 

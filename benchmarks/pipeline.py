@@ -15,13 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from common import arguments, broker, command, figures, finish, heartbeat, running, tell, write_config
 
-from streamlearn.app.build import learn_settings, model_spec
+from streamlearn.app.build import model_spec
 from streamlearn.config import Config, load_config
 from streamlearn.lab.datasets import load
 from streamlearn.learn.learner import Learner
@@ -33,7 +32,7 @@ WARM_UP = 20
 def bare(config: Config, steps: int) -> dict[str, float]:
     """Samples per second of predict and learn, and of learn only, on arrays in memory."""
     data = load("fashion-mnist", limit=20_000)
-    learner = Learner(model_spec(config), replace(learn_settings(config), twin_every=0))
+    learner = Learner(model_spec(config), config.learn.model_copy(update={"twin": False}))
     rng = np.random.default_rng(0)
     fresh, labelled = config.batch.fresh, config.batch.labelled
     spent = {"predict": 0.0, "learn": 0.0}

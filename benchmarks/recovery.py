@@ -60,7 +60,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 PLAIN: Settings = {
     "guard": {"on": False},
     "drift": {"reaction": "alarm"},
-    "learn": {"serve": "teacher", "trust_labels": 0},
+    "learn": {"serve": "teacher"},
 }
 CONTENDERS: Mapping[str, Settings] = {
     "constant": PLAIN,

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamlearn.config import RECIPES, settings
+from streamlearn.config import settings
+from streamlearn.learn.methods.settings import OPTIONS
+from streamlearn.learn.noise.settings import NOISES
+from streamlearn.learn.recipes import RECIPES
+from streamlearn.section import Section
 
 HEAD = """\
 # Every setting of streamlearn, with its default. Copy what you change into a file of your own:
@@ -17,27 +22,50 @@ HEAD = """\
 """
 
 
+_CHOICES: Mapping[str, Mapping[str, type[Section]]] = {"learn.options": OPTIONS, "learn.noise_options": NOISES}
+"""Tables whose settings depend on another one: all of them are commented out, under the names of those that have it."""
+
+
 def main() -> None:
     """One table after the other, each setting under what it does."""
     tables: dict[str, list[str]] = {}
     for key, (default, text) in settings().items():
         table, _, name = key.rpartition(".")
         lines = tables.setdefault(table, [])
-        lines += textwrap.wrap(" ".join(text.split()), 116, initial_indent="# ", subsequent_indent="# ")
+        described = " ".join(f"{owners(table, name)}{text}".split())
+        lines += textwrap.wrap(described, 116, initial_indent="# ", subsequent_indent="# ")
         lines.append(line(table, name, default))
     body = "\n\n".join(f"[{table}]\n" + "\n".join(lines) for table, lines in tables.items())
     Path(__file__).with_name("streamlearn.example.toml").write_text(f"{HEAD}\n{body}\n")
 
 
 def line(table: str, name: str, default: Any) -> str:
-    """A setting and its value; commented out where it has none, or where it is for a recipe to say."""
+    """A setting and its value; commented out where it has none, or where another setting decides about it."""
     if default is None:
         return f'# {name} = ""   # not set'
-    of_recipes = {recipe: values[name] for recipe, values in RECIPES.items() if table == "learn" and name in values}
-    if not of_recipes:
-        return f"{name} = {toml(default)}"
-    told = ", ".join(f"{recipe} {toml(value)}" for recipe, value in of_recipes.items())
-    return f"# {name} = {toml(default)}   # by recipe: {told}"
+    if found := [f"{recipe} {toml(values[name])}" for recipe, values in recipes(table).items() if name in values]:
+        return f"# {name} = {toml(default)}   # by recipe: {', '.join(found)}"
+    return f"{'# ' if table in _CHOICES else ''}{name} = {toml(default)}"
+
+
+def owners(table: str, name: str) -> str:
+    """Which methods, or noises, have this option; empty for settings that are always there."""
+    kinds = _CHOICES.get(table, {})
+    having = [kind for kind, section in kinds.items() if name in section.model_fields]
+    others = [kind for kind in kinds if kind not in having]
+    if not having:
+        return ""
+    return f"{', '.join(having)}: " if len(having) <= len(others) else f"all but {', '.join(others)}: "
+
+
+def recipes(table: str) -> dict[str, dict[str, Any]]:
+    """What each recipe sets in a table."""
+    if table == "learn.options":
+        return {name: dict(recipe.options) for name, recipe in RECIPES.items()}
+    if table == "learn":
+        shipped = {name: recipe for name, recipe in RECIPES.items() if name != "none"}
+        return {name: {"method": recipe.method, "ema_decay": recipe.ema_decay} for name, recipe in shipped.items()}
+    return {}
 
 
 def toml(value: Any) -> str:

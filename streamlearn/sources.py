@@ -54,19 +54,60 @@ REMOVED = {
     "labels.wanted_again_after_s": "removed: a sample that got no label is handed out again after a day",
     "labels.wanted_per_hour": "renamed to labels.requests_per_hour",
     "labels.wanted_rows": "removed: the 1000 most useful samples are kept; labels.requests_per_hour = 0 turns it off",
+    "learn.align": "use learn.options.align",
+    "learn.colour": "use learn.noise_options.colour",
+    "learn.consistency": "use learn.options.consistency",
+    "learn.consistency_weight": "use learn.options.consistency_weight",
+    "learn.crop_scale": "use learn.noise_options.crop_scale",
+    "learn.cutout_pixels": "use learn.noise_options.cutout_pixels",
+    "learn.ema_share": 'removed; it is 0.1, or 1 with learn.recipe = "none"',
+    "learn.ensemble_momentum": "use learn.options.ensemble_momentum",
+    "learn.ensemble_slots": "use learn.options.ensemble_slots",
+    "learn.fade_labels": "use learn.options.fade_labels",
+    "learn.feature_dropout": "use learn.noise_options.feature_dropout",
+    "learn.flip": "use learn.noise_options.flip",
+    "learn.gate": "use learn.options.gate",
+    "learn.gate_threshold": "use learn.options.gate_threshold",
+    "learn.interpolation_beta": "use learn.options.interpolation_beta",
+    "learn.label_smoothing": "removed; labels are not smoothed",
+    "learn.logit_distance": "use learn.options.logit_distance",
+    "learn.mixup_beta": "use learn.options.mixup_beta",
+    "learn.momentum": "removed; sgd has momentum 0.9",
+    "learn.nesterov": "removed; sgd has Nesterov momentum",
+    "learn.noise_std": "use learn.noise_options.std",
+    "learn.pixel_noise_std": "use learn.noise_options.pixel_noise_std",
+    "learn.rampup_labels": "use learn.options.rampup_labels",
+    "learn.rampup_steps": "use learn.options.rampup_steps",
+    "learn.shift_pixels": "use learn.noise_options.shift_pixels",
+    "learn.source_margin": "use learn.options.source_margin",
+    "learn.source_path": "use learn.options.source_path",
+    "learn.source_rows": "use learn.options.source_rows",
+    "learn.source_weight": "use learn.options.source_weight",
+    "learn.target_momentum": "use learn.options.target_momentum",
+    "learn.teacher_mode": "use learn.options.teacher_mode",
+    "learn.temperature": "use learn.options.temperature",
+    "learn.trust_labels": "removed; guard.on = false turns this off too",
+    "learn.warmup_steps": "removed; the learning rate is constant",
     "log.create_topics": "removed; log.partitions = 0 creates no topics",
     "log.embedded_max_age_s": "removed; records that were learned are kept for 30 days, within log.max_bytes",
     "log.embedded_max_bytes": "renamed log.max_bytes",
     "log.overload": "removed; set log.shed_above_records for load shedding, leave it out to let samples wait",
     "log.thin_above_records": "renamed log.shed_above_records",
+    "model.norm": "use model.options.norm",
     "score.calibration_bins": "removed: there are always 15",
     "score.fading": "removed: it is always 0.999",
     "state.checkpoint_every_steps": "removed; use state.checkpoint_every_s",
     "state.journal_max_bytes": "removed: 1 GiB",
     "state.keep_history": "removed: 10 older teachers",
     "state.keep_published": "removed: the 5 newest teachers",
+    "twin.every": "use learn.twin = true or false",
+    "twin.oracle": "removed; `evaluate` does this itself",
 }
 """Settings of earlier versions, and what to do instead."""
+_NO_OPTION = {
+    "learn.options": "learn.method has no such option",
+    "learn.noise_options": "learn.noise has no such option",
+}
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
 """What it gives every pod where a Service is called streamlearn; a setting has two underscores after its table."""
 
@@ -159,7 +200,7 @@ def explain(error: ValidationError, layers: Layers) -> str:
             lines += gone  # the whole table was removed
             continue
         if detail["type"] == "extra_forbidden":
-            message = REMOVED.get(shown, "there is no such setting")
+            message = REMOVED.get(shown, _NO_OPTION.get(shown.rpartition(".")[0], "there is no such setting"))
             if source == "environment" and len(keys) == 1 and "_" in shown:
                 message += "; in a variable two underscores stand for the dot, as in STREAMLEARN_SERVE__PORT"
         elif detail["type"] == "tuple_type":

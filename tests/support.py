@@ -14,7 +14,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from streamlearn.learn.methods.settings import OPTIONS
+from streamlearn.learn.noise.settings import NOISES, NoiseOptions
+from streamlearn.learn.settings import LearnConfig
 from streamlearn.state.checkpoint import Checkpoint, load_newest
+
+
+def learn_config(defaults: Mapping[str, Any], **changed: Any) -> LearnConfig:
+    """[learn] with the options of method and noise given flat, without recipe and twin; unless they are given.
+
+    `defaults` that do not apply to the method or the noise are left out.
+    """
+    flat = {"recipe": "none", "twin": False, **defaults, **changed}
+    kinds = {
+        "options": OPTIONS[flat["method"]].model_fields,
+        "noise_options": NOISES.get(flat["noise"], NoiseOptions).model_fields,
+    }
+    known = {*LearnConfig.model_fields, *(name for fields in kinds.values() for name in fields)}
+    nested = {of: {name: flat[name] for name in fields if name in flat} for of, fields in kinds.items()}
+    own = {name: value for name, value in flat.items() if name in LearnConfig.model_fields}
+    assert changed.keys() <= known, changed.keys() - known
+    return LearnConfig(**own, **nested)
+
 
 DIGITS = """
 [schema]
@@ -29,9 +50,13 @@ normalise = {normalise}
 
 [learn]
 threads = 1
-shift_pixels = 1
-rampup_steps = 100
 ema_decay = 0.98
+
+[learn.options]
+rampup_steps = 100
+
+[learn.noise_options]
+shift_pixels = 1
 
 [batch]
 fresh = 32

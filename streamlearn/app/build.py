@@ -14,7 +14,6 @@ from streamlearn.judge.election import Election
 from streamlearn.judge.guard import Guard
 from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.learn.batching import MERGE_WAIT_S, MicroBatcher
-from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.recent import RECENT_BYTES, RECENT_ROWS, RecentSamples
 from streamlearn.ledger.ledger import Ledger
@@ -35,6 +34,8 @@ from streamlearn.state.kill_points import reached
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import Publisher
 
+TRUST_LABELS = 10
+"""The consistency weight falls while the teacher is less often right on this many labels than on ten times as many."""
 REPLAY_BYTES = 512 << 20
 """Bound of the replay buffer: it is in each checkpoint."""
 MERGE_WAIT_TO_END_S = 60.0
@@ -46,7 +47,7 @@ def model_spec(config: Config) -> ModelSpec:
     schema = config.schema_.build()
     return ModelSpec(
         factory=config.model.factory,
-        options=config.model.build_options(),
+        options=config.model.options,
         shape=schema.shape,
         classes=schema.capacity,
         spare=schema.spare,
@@ -69,15 +70,9 @@ def identity(config: Config) -> dict[str, Any]:
     }
 
 
-def learn_settings(config: Config) -> LearnSettings:
-    """How to learn, from [learn] and [twin]."""
-    learn = config.learn.model_dump(exclude={"recipe", "trust_labels", "serve"})
-    return LearnSettings(**learn, twin_every=config.twin.every)
-
-
 def make_learner(config: Config) -> Learner:
     """Student, teacher and twin at step 0."""
-    return Learner(model_spec(config), learn_settings(config))
+    return Learner(model_spec(config), config.learn)
 
 
 def recent_rows(config: Config) -> int:
@@ -107,6 +102,7 @@ def build_loop(
     until_end: bool = False,
     fence: Fence = NO_FENCE,
     observer: Observer | None = None,
+    ask_twin: bool = False,
     on_saved: Callable[[Saved], None] = lambda _: None,
 ) -> TrainingLoop:
     """The loop with all its parts, at step 0. It does not read yet: see `Feed.start`.
@@ -119,6 +115,7 @@ def build_loop(
         until_end: for a run that ends with the log.
         fence: checked before each write into the state folder.
         observer: sees each step; by default nobody does.
+        ask_twin: in a simulation the twin answers fresh samples too, for the oracle's scores.
         on_saved: called by the saver's thread after each checkpoint.
     """
     paths, schema, topics, codec = (
@@ -166,7 +163,7 @@ def build_loop(
             election,
             guard=Guard(config.guard.on),
             reaction=config.drift.reaction,
-            trust_labels=config.learn.trust_labels,
+            trust_labels=TRUST_LABELS if config.guard.on else 0,
         ),
         requests=RequestWriter(
             paths.label_requests,
@@ -179,7 +176,7 @@ def build_loop(
         observer=observer or Observer(),
         identity=identity(config),
         shed_above=config.log.shed_above_records,
-        twin_on_arrival=config.twin.oracle,
+        twin_on_arrival=ask_twin,
     )
 
 

@@ -21,6 +21,7 @@ from streamlearn.config import Config
 from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.learn.build import find_device
 from streamlearn.learn.learner import Learner
+from streamlearn.learn.methods.settings import ConsistencyOptions
 from streamlearn.log.base import Log
 from streamlearn.log.retention import MAX_AGE_S
 from streamlearn.metrics import LearnerMetrics
@@ -79,9 +80,11 @@ def _method(config: Config) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding("error", "method", str(error))
         return
-    weight = "" if learn.method == "supervised" else f", {learn.consistency} with weight {learn.consistency_weight:g}"
-    of_which = "" if config.is_whole_recipe else ", of labelled rows alone"
-    yield Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {config.learn_recipe}{of_which}")
+    options, weight = learn.options, ""
+    if isinstance(options, ConsistencyOptions):
+        weight = f", {options.consistency} with weight {options.consistency_weight:g}"
+    of_which = "" if learn.follows_recipe else ", of labelled rows alone"
+    yield Finding("ok", "method", f"{learn.method}{weight}; defaults by recipe {learn.recipe}{of_which}")
     yield from _memory(config, learner)
 
 

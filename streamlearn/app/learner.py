@@ -57,15 +57,17 @@ def learn(
     until_end: bool = False,
     opened: Log | None = None,
     on_step: OnStep | None = None,
+    ask_twin: bool = False,
 ) -> None:
     """Run the learner until `stopping` is set or, with `until_end`, until everything in the log is learned.
 
     `opened` is used, and closed, in place of the log that the config names. `on_step` is called after each step, in the
-    loop's thread, and must change nothing.
+    loop's thread, and must change nothing. With `ask_twin` the twin answers each sample on arrival too, for the scores
+    of a simulation.
     """
     try:
         with gc_threshold():
-            _learn(config, stopping, until_end=until_end, opened=opened, on_step=on_step)
+            _learn(config, stopping, until_end=until_end, opened=opened, on_step=on_step, ask_twin=ask_twin)
     except OSError as error:
         # From the state folder: errors of the log are LogErrors. What was acknowledged is in the log or a checkpoint.
         msg = f"{config.state.dir}: {error}; free space or repair the disk, then start again: nothing is lost"
@@ -73,7 +75,13 @@ def learn(
 
 
 def _learn(
-    config: Config, stopping: threading.Event, *, until_end: bool, opened: Log | None, on_step: OnStep | None
+    config: Config,
+    stopping: threading.Event,
+    *,
+    until_end: bool,
+    opened: Log | None,
+    on_step: OnStep | None,
+    ask_twin: bool,
 ) -> None:
     paths = StatePaths(config.state.dir)
     with state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
@@ -88,7 +96,14 @@ def _learn(
             _log.warning("store_not_walked", path=str(paths.store), why="too large")
         try:
             with LearnerProcess(
-                config, log, next_offsets, stopping=stopping, until_end=until_end, fence=fence, on_step=on_step
+                config,
+                log,
+                next_offsets,
+                stopping=stopping,
+                until_end=until_end,
+                fence=fence,
+                on_step=on_step,
+                ask_twin=ask_twin,
             ) as process:
                 process.restore(checkpoint)
                 check_same_log(log, make_codec(config), process.loop.ledger.newest_sample())
@@ -124,6 +139,7 @@ class LearnerProcess:
         until_end: bool = False,
         fence: Fence = NO_FENCE,
         on_step: OnStep | None = None,
+        ask_twin: bool = False,
     ) -> None:
         self._config, self._log, self._fence, self._stopping = config, log, fence, stopping
         paths = StatePaths(config.state.dir)
@@ -147,6 +163,7 @@ class LearnerProcess:
                 until_end=until_end,
                 fence=fence,
                 observer=self.monitor,
+                ask_twin=ask_twin,
                 on_saved=self._saved,
             )
             ends.callback(self.loop.feed.close)

@@ -44,9 +44,11 @@ factory = "convnet"
 normalise = false
 
 [learn]
-shift_pixels = 1
 ema_decay = 0.98
 threads = 1
+
+[learn.noise_options]
+shift_pixels = 1
 
 [batch]
 fresh = 16

@@ -56,7 +56,7 @@ _OVERHEAD_BYTES = 2048
 """Upper estimate per sample without its payload, with its label, in the log and the sample store."""
 _COPIES = 4
 """Copies of a payload: in the log and in the store, each in pages that may be half empty."""
-_TABLES = ("schema", "model", "learn", "batch", "labels", "score", "twin", "guard", "drift")
+_TABLES = ("schema", "model", "learn", "batch", "labels", "score", "guard", "drift")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def evaluate(
         stream = plan.stream(dataset)
         counts = _write(settings, Stream(stream, rate=plan.rate), len(dataset.y) * plan.passes, stopping, progress)
         recorder = Recorder(plan.window, lambda samples: progress("learning", samples, counts.samples))
-        learn(settings, stopping, until_end=True, on_step=recorder)
+        learn(settings, stopping, until_end=True, on_step=recorder, ask_twin=True)
         loop = recorder.finish()
         return Evaluation(
             plan=plan,
@@ -210,7 +210,6 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
     tables["labels"] = tables.get("labels", {}) | {"requests_per_hour": 0}
     tables["score"] = tables.get("score", {}) | {"window": plan.window}
     tables["state"] = tables.get("state", {}) | {"dir": folder}
-    tables["twin"] = tables.get("twin", {}) | {"oracle": True}
     tables["metrics"] = {"port": 0}
     return load_config(None, overrides=tables, environ={})
 

@@ -30,7 +30,7 @@ MAX_STEPS = 100_000_000
 _CHOICE, _ORDER = 5, 6
 """Random streams, distinct from those of `lab.stream`."""
 _RAMPDOWN_POWER = 12.5
-_TABLES = ("schema", "model", "learn", "batch", "twin")
+_TABLES = ("schema", "model", "learn", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)

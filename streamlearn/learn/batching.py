@@ -1,22 +1,22 @@
-"""Form micro-batches out of what has been read: by time across partitions, closed by count or by age (D7).
+"""Form micro-batches from records: merged by time across partitions, closed by count or by age (D7).
 
-Records of several partitions are merged by the time at which the log took them, the older head first; within a
-partition offsets keep their order. So a learner that catches up after an hour still sees a label after the samples that
-came before it, and a score of yesterday's prediction is not spoilt by today's label. A partition that is behind and has
-nothing ready is waited for, up to a bound.
+Records are merged by the log's timestamps, the older head first; within a partition, offsets keep their order. So a
+learner that catches up still sees a label after earlier samples, and today's label cannot spoil yesterday's
+predictions. A partition that is behind and has no record ready blocks the merge, up to a bound.
 
-Under overload a batch may be closed wider, and `thin` says which of its samples are learned: a function of the batch
-and the settings alone, so a replay of the same cut learns the same.
+Under overload a batch may be closed wide, and `thin` picks the samples that are learned. It depends on the batch and
+the settings alone, so a replay picks the same.
 
-Pure state machine: the caller passes the time in. Given the same log, read from its beginning with nobody writing, it
-cuts the same batches every time; where the clock or arrival order decided, the journal remembers (D4).
+A pure state machine: the caller passes the time in. A log that is read from its start without concurrent writes gives
+the same batches each time. Where the clock or the order of arrival decides, the journal records it (D4).
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamlearn.errors import OffsetOutOfRangeError
@@ -32,52 +32,71 @@ Queues = Mapping[TopicPartition, deque[Item]]
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The records of one step: what came from each partition, and where each partition goes on."""
+    """The records of one step by partition, and the offsets after them."""
 
     items: dict[TopicPartition, list[Item]]
     next_offsets: Offsets
     sample_topic: str
 
     def in_order(self) -> list[Item]:
-        """All records in the one order that depends on nothing but which records they are.
+        """All records in an order that depends on nothing but the records.
 
-        By time, the samples topic first among equals (a label of the same millisecond finds its sample), then by
-        partition; a partition's own order is never broken.
+        By time; on a tie samples first (a label of the same millisecond finds its sample), then by partition. The
+        order within a partition is kept.
         """
-        heap = [
-            (items[0].timestamp_s, partition.topic != self.sample_topic, partition, 0)
-            for partition, items in self.items.items()
-        ]
-        heapq.heapify(heap)
-        ordered: list[Item] = []
-        while heap:
-            _, rank, partition, n = heap[0]
-            items = self.items[partition]
-            ordered.append(items[n])
-            if n + 1 < len(items):
-                heapq.heapreplace(heap, (items[n + 1].timestamp_s, rank, partition, n + 1))
-            else:
-                heapq.heappop(heap)
-        return ordered
+
+        def rank(entry: tuple[TopicPartition, Item]) -> tuple[float, bool, TopicPartition]:
+            return _rank(*entry, self.sample_topic)
+
+        queues = (zip(itertools.repeat(partition), items) for partition, items in self.items.items())
+        return [item for _, item in heapq.merge(*queues, key=rank)]
+
+
+def _rank(partition: TopicPartition, item: Item, sample_topic: str) -> tuple[float, bool, TopicPartition]:
+    return item.timestamp_s, partition.topic != sample_topic, partition
 
 
 def thin(samples: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sample]]:
-    """Part samples into those that are learned and those that are passed by, each in the order given.
+    """Split samples into those to learn and those to skip, each in the given order.
 
-    Learned are all with a label inside, and others at even distances until there are `most`.
+    All with a label inside are learned, and others at even distances until there are `most`.
     """
     plain = [n for n, sample in enumerate(samples) if sample.label is None]
     room = min(len(plain), max(0, most - (len(samples) - len(plain))))
     chosen = {plain[(2 * k + 1) * len(plain) // (2 * room)] for k in range(room)}
-    passed = set(plain) - chosen
-    learned = [sample for n, sample in enumerate(samples) if n not in passed]
-    return learned, [samples[n] for n in sorted(passed)]
+    skipped = set(plain) - chosen
+    learned = [sample for n, sample in enumerate(samples) if n not in skipped]
+    return learned, [samples[n] for n in sorted(skipped)]
+
+
+class _Merge:
+    """Takes records off the queues, the oldest head first. Blocked once a partition that is behind has none ready."""
+
+    def __init__(self, queues: Queues, behind: Collection[TopicPartition], sample_topic: str) -> None:
+        self._queues, self._behind, self._sample_topic = queues, behind, sample_topic
+        self._heap = [_rank(partition, queue[0], sample_topic) for partition, queue in queues.items() if queue]
+        heapq.heapify(self._heap)
+        self.blocked = any(not queues[partition] for partition in behind)
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    def pop(self) -> tuple[TopicPartition, Item]:
+        partition = self._heap[0][-1]
+        queue = self._queues[partition]
+        item = queue.popleft()
+        if queue:
+            heapq.heapreplace(self._heap, _rank(partition, queue[0], self._sample_topic))
+        else:
+            heapq.heappop(self._heap)
+            self.blocked = self.blocked or partition in self._behind
+        return partition, item
 
 
 class MicroBatcher:
-    """Holds the micro-batch that is being filled: at most `fresh` samples and `max_labels` other records.
+    """Holds the open micro-batch: at most `fresh` samples and `max_labels` other records.
 
-    Under overload it holds `wide` samples, of which at most `fresh` have a label inside.
+    Under overload at most `wide` samples, of which at most `fresh` have a label inside.
     """
 
     def __init__(
@@ -93,8 +112,8 @@ class MicroBatcher:
     ) -> None:
         assert fresh > 0, fresh
         assert max_labels > 0, max_labels
-        self.sample_topic = sample_topic
         assert wide is None or wide >= fresh, (wide, fresh)
+        self.sample_topic = sample_topic
         self._fresh, self._wide, self._max_labels = fresh, wide or fresh, max_labels
         self._max_age_s, self._merge_wait_s = max_age_s, merge_wait_s
         self._next_offsets = dict(next_offsets)
@@ -105,7 +124,7 @@ class MicroBatcher:
 
     @property
     def next_offsets(self) -> Offsets:
-        """Where each partition goes on after the last batch that was closed."""
+        """Offsets after the last closed batch."""
         return dict(self._next_offsets)
 
     @property
@@ -116,48 +135,37 @@ class MicroBatcher:
     def fill(
         self, queues: Queues, behind: Callable[[TopicPartition], bool], now_s: float, *, overloaded: bool = False
     ) -> Draft | None:
-        """Take records off the queues; the batch once it is closed, else None: call again when there are more.
+        """Take records off the queues. The batch once it is closed, else None: call again when there are more.
 
-        `behind(partition)` says that the log holds more of it than was read so far. `overloaded` closes it wide.
+        `behind(partition)`: the log holds more of it than was read so far. `overloaded`: close the batch wide.
         """
         most = self._wide if overloaded else self._fresh
-        # Asked before the queues are looked at: what is not behind has all its records in its queue by now.
-        lagging = {tp for tp in queues if behind(tp)}
-        heap = [(queue[0].timestamp_s, tp.topic != self.sample_topic, tp) for tp, queue in queues.items() if queue]
-        heapq.heapify(heap)
-        blocked = any(not queues[tp] for tp in lagging)
-        if not blocked:
-            self._blocked_since_s = None  # here, since a batch that closes by count never comes to the end
-        while heap and not (blocked and self._must_wait(now_s)):
-            _, rank, partition = heap[0]
-            queue = queues[partition]
-            self._take(partition, queue.popleft(), now_s)
+        # `behind` is asked before the queues are read: then the queue of a partition that is not behind is complete.
+        merge = _Merge(queues, {partition for partition in queues if behind(partition)}, self.sample_topic)
+        if not merge.blocked:
+            self._blocked_since_s = None  # here, since a batch that closes by count leaves the loop early
+        while merge and not (merge.blocked and self._must_wait(now_s)):
+            self._take(*merge.pop(), now_s)
             if self._samples >= most or self._labelled >= self._fresh or self._others >= self._max_labels:
                 return self._close()
-            if queue:
-                heapq.heapreplace(heap, (queue[0].timestamp_s, rank, partition))
-            else:
-                heapq.heappop(heap)
-                blocked = blocked or partition in lagging
-        if self._opened_at_s is not None and now_s - self._opened_at_s >= self._max_age_s:
-            return self._close()
-        return None
+        too_old = self._opened_at_s is not None and now_s - self._opened_at_s >= self._max_age_s
+        return self._close() if too_old else None
 
     def close_now(self) -> Draft:
-        """The batch that is open, as it is, empty perhaps: for the end of a log, or for labels while nothing comes."""
+        """Close the open batch, even an empty one: at the end of a log, or for labels while no sample comes."""
         return self._close()
 
     def nothing(self) -> Draft:
-        """A batch of no records, for one more step on what is known; what is open stays open."""
+        """A batch without records, for a further step on known rows. The open batch stays open."""
         return Draft({}, dict(self._next_offsets), self.sample_topic)
 
     def take_exactly(self, queues: Queues, next_offsets: Offsets) -> Draft | None:
-        """Take what a journaled step took; None while some of it has not been read yet.
+        """Take the records of a journaled step; None while some of them have not been read yet.
 
-        A batch that was open is never mixed with this: replay comes before anything else.
+        Replay comes before anything else, so no other batch is open.
 
         Raises:
-            OffsetOutOfRangeError: retention took some of it; what was taken so far stays in the open batch.
+            OffsetOutOfRangeError: some were trimmed from the log. Those taken so far stay in the open batch.
         """
         complete = True
         for partition, end in next_offsets.items():

@@ -1,6 +1,6 @@
-"""What the last linear layer of a classifier sees: its embedding, for methods that need more than logits.
+"""The embedding of a classifier: the input of its last linear layer, for methods that need more than logits.
 
-Found by shape and read by a hook, so that any network will do whose logits are made by a linear layer.
+The layer is found by shape and read by a hook, so this works for any network whose logits come from a linear layer.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from streamlearn.errors import ConfigError
 
 
 class Embedding:
-    """Of one network; D wide.
+    """Of one network, D wide.
 
     Raises:
-        ConfigError: no linear layer of this network gives so many outputs.
+        ConfigError: no linear layer of this network has that many outputs.
     """
 
     def __init__(self, net: nn.Module, *, classes: int, method: str) -> None:
         linear = [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
         if not linear:
             raise ConfigError(
-                f"learn.method: {method} wants a network that ends with a linear layer of {classes} outputs, "
+                f"learn.method: {method} needs a network that ends with a linear layer of {classes} outputs, "
                 f"and {type(net).__name__} has none"
             )
         self._last = linear[-1]
 
     def another_head(self) -> nn.Linear:
-        """A new layer of the same shape as the last one, begun by chance of torch's global generator."""
+        """A new layer of the same shape as the last one, initialised by torch's global generator."""
         like = self._last.weight
         return nn.Linear(self._last.in_features, self._last.out_features, device=like.device, dtype=like.dtype)
 
     @torch.no_grad()
     def copy_head_to(self, head: nn.Linear) -> None:
-        """Give `head`, which `another_head` made, the weights of the last layer."""
+        """Copy the weights of the last layer to `head`, which `another_head` made."""
         head.weight.copy_(self._last.weight)
         if self._last.bias is None:
             head.bias.zero_()
@@ -44,7 +44,7 @@ class Embedding:
             head.bias.copy_(self._last.bias)
 
     def read(self, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """What `forward` returns, and the embeddings (B, D) that went into the last layer meanwhile."""
+        """The logits that `forward` returns, and the embeddings (B, D) that entered the last layer."""
         seen: list[Tensor] = []
 
         def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

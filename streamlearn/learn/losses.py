@@ -1,25 +1,23 @@
 """The costs of a step. Tarvainen and Valpola (2017), section 2; consistency also as KL (their appendix).
 
-Rows that are padding never come here: the learner cuts them off first. Targets are probabilities, and gradient flows
-into them where the method has left any.
+Targets are probabilities. Gradient flows into them unless the method detached them. There are no padded rows here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
 Distance: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Of logits (B, C) from targets (B, C), each row with its weight (B,) or all with 1; a mean over all B rows."""
+"""Distance of logits (B, C) from targets (B, C), with row weights (B,) or None for 1. A mean over all B rows."""
 
 
 def classification_loss(logits_LC: Tensor, targets_LC: Tensor, rows: int) -> Tensor:
     """Cross-entropy summed over the labelled rows, divided by B, all rows of the step.
 
-    Dividing by B and not by the labelled count keeps a batch without labels at exactly zero, where a plain mean would
-    be 0/0.
+    With a division by the labelled count, a batch without labels would be 0/0; here it is exactly zero.
     """
     return nn.functional.cross_entropy(logits_LC, targets_LC, reduction="sum") / rows
 
@@ -37,7 +35,12 @@ def kl_consistency(student_logits_BC: Tensor, targets_BC: Tensor, weights_B: Ten
     return _weighted_mean(divergence_B, weights_B)
 
 
+def distance(consistency: Literal["mse", "kl"]) -> Distance:
+    """The distance of that name."""
+    return mse_consistency if consistency == "mse" else kl_consistency
+
+
 def _weighted_mean(costs_B: Tensor, weights_B: Tensor | None) -> Tensor:
     if not len(costs_B):
-        return costs_B.sum()  # a batch without rows to compare costs nothing
+        return costs_B.sum()
     return (costs_B if weights_B is None else costs_B * weights_B).mean()

@@ -1,7 +1,7 @@
 """torch's SGD and AdamW, without `torch._dynamo`, which takes as long to import as torch itself.
 
 torch wraps two methods of an optimizer for `torch.compile`, and the first call of a wrapper imports the compiler.
-Nothing is compiled here, so the methods are called without their wrappers. Without wrappers, nothing changes.
+Nothing is compiled here, so the methods are called without their wrappers.
 """
 
 from __future__ import annotations

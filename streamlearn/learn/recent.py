@@ -1,7 +1,7 @@
-"""Recent samples to learn from once more: what the further steps of a micro-batch see beside labelled rows.
+"""Recent samples: what the further steps of a micro-batch learn from, next to labelled rows.
 
-A ring of the newest, without labels, and what is drawn is a function of the content, the seed and the step, so a
-restart draws what the run without it would have drawn. Letters: N samples held, U drawn.
+A ring buffer without labels. A draw is a function of content, seed and step, so a restart draws the same. Letters: N
+samples held, U drawn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from streamlearn.records import Array, Schema
 
 _DRAWS = 0x5EE9
-"""Another stream of chance than the labelled memory's, of the same seed and step."""
+"""Separates these random numbers from the replay buffer's, which has the same seed and step."""
 
 
 RECENT_ROWS = 2048
@@ -38,11 +38,11 @@ class RecentSamples:
 
     @property
     def capacity(self) -> int:
-        """Most that are held."""
+        """The largest number of samples."""
         return len(self._x)
 
     def add(self, x: Array, keys: npt.NDArray[np.int64] | None = None) -> None:
-        """Hold (n, *shape) samples in place of the oldest."""
+        """Add (n, *shape) samples; they replace the oldest."""
         capacity = len(self._x)
         if capacity == 0:
             return
@@ -54,7 +54,7 @@ class RecentSamples:
         self._held = min(self._held + n, capacity)
 
     def remove(self, key: int) -> None:
-        """Drop samples of this key, and overwrite them. The others keep their order."""
+        """Drop and overwrite the samples with this key. The others keep their order."""
         oldest_first = np.roll(np.arange(self._held), -self._next if self._held == len(self._x) else 0)
         kept = oldest_first[self._keys[oldest_first] != key]
         if len(kept) == self._held:
@@ -65,7 +65,7 @@ class RecentSamples:
         self.add(x, keys)
 
     def draw_into(self, x_U: Array, step: int) -> npt.NDArray[np.int64]:
-        """Fill the caller's first rows with different samples, by chance; their keys, at most U and at most N."""
+        """Copy min(U, N) different random samples into the first rows; returns their keys."""
         rng = np.random.Generator(np.random.Philox(key=np.array([self._seed ^ _DRAWS, step], np.uint64)))
         chosen = rng.choice(self._held, size=min(len(x_U), self._held), replace=False)
         x_U[: len(chosen)] = self._x[chosen]
@@ -73,7 +73,7 @@ class RecentSamples:
         return keys
 
     def state(self) -> dict[str, Array]:
-        """Copies, in the order of the ring: which place is next matters to what is drawn."""
+        """Copies in ring order, since draws depend on the position of the ring."""
         if not self.capacity:
             return {}
         return {
@@ -83,7 +83,7 @@ class RecentSamples:
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Become what `state` saved; of a larger ring the newest stay."""
+        """Restore what `state` saved. If that held more, the newest are kept."""
         if not state or not self.capacity:
             return
         x, keys, begin = state["x"], state["keys"], int(state["next"])

@@ -1,4 +1,4 @@
-"""The rows of a step on the device, and what the networks get to see of them.
+"""The rows of a step on the device, and the views that the networks see.
 
 Letters: B rows of a step, F of them fresh, then L labelled ones; C classes.
 """
@@ -11,47 +11,45 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from streamlearn.learn.noise import Noise
+from streamlearn.learn.noise.build import Noise
 
 
 @dataclass(frozen=True, slots=True)
 class Augment:
-    """How rows are looked at; the same for student and twin, or their comparison would not be fair."""
+    """How views are made; the same for student and twin, so that their comparison is fair."""
 
     weak: Noise
-    """Of the teacher, and of labelled rows."""
+    """For the teacher, and for labelled rows."""
     strong: Noise
-    """Of the student on fresh rows; `weak` itself where there is no stronger one."""
+    """For the student on fresh rows; `weak` itself if there is no stronger one."""
     mixup_beta: float = 0.0
-    """Labelled rows are mixed with shares from Beta(b, b); 0 leaves them as they are."""
-    label_smoothing: float = 0.0
-    """So much of a label's weight goes to all classes alike (Szegedy et al., 2016)."""
+    """Labelled rows are mixed with shares from Beta(b, b). 0: not at all."""
 
 
 class Mix(NamedTuple):
-    """Which row is mixed into which, and how much of a row stays."""
+    """For each row, the row that is mixed into it, and the share of its own."""
 
     share_B: Tensor
     partner_B: Tensor
 
     def of(self, values_B: Tensor) -> Tensor:
-        """Share * v + (1 - share) * v[partner], for each row (mixup: Zhang et al., 2018)."""
+        """The mixed values, share * v + (1 - share) * v[partner], for each row (mixup: Zhang et al., 2018)."""
         share = self.share_B.view(-1, *(1 for _ in values_B.shape[1:]))
-        # Along dimension 0, so that a channels-last batch stays one.
+        # Along dimension 0, so that a channels-last batch keeps its layout.
         return torch.lerp(values_B.index_select(0, self.partner_B), values_B, share)
 
 
 def draw_mix(count: int, beta: float, generator: Generator) -> Mix:
-    """Shares from Beta(beta, beta), as a ratio of two Gammas, and partners by a random turn of the rows."""
-    # torch.distributions takes no generator, and a step's chance must be a function of (seed, step).
+    """Shares from Beta(beta, beta), as a ratio of two Gammas, and partners by a random permutation."""
+    # torch.distributions takes no generator, and a step's randomness must be a function of (seed, step).
     gammas_2B = torch._standard_gamma(  # noqa: SLF001
         torch.full((2, count), beta, device=generator.device), generator=generator
-    ).clamp_min(1e-30)  # small betas give exact zeros, and 0/0 would be no share
+    ).clamp_min(1e-30)  # small betas give exact zeros, and 0/0 is NaN
     return Mix(gammas_2B[0] / gammas_2B.sum(0), torch.randperm(count, generator=generator, device=generator.device))
 
 
 def one_hot(labels_L: Tensor, classes: int) -> Tensor:
-    """(L, C) in float32. Torch's own looks at the values first, for which the host waits on some devices."""
+    """(L, C) in float32. Torch's own checks the values first, which makes the host wait on some devices."""
     return (labels_L[:, None] == torch.arange(classes, device=labels_L.device)).to(torch.float32)
 
 
@@ -62,8 +60,7 @@ class StudentView(NamedTuple):
     targets_LC: Tensor
     """What labels say of the labelled rows, as probabilities."""
     compared: int
-    """So many of the first rows can be compared with a teacher: all of them, or the fresh ones where labelled rows
-    are mixed and have an answer of their own."""
+    """How many of the first rows can be compared with a teacher: all, or the fresh ones if labelled rows are mixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +70,17 @@ class Rows:
     x_B: Tensor
     """(B, *shape), prepared: float, scaled, normalised, clean."""
     labels_B: Tensor
-    """UNLABELLED for fresh rows, whatever is known of them."""
+    """UNLABELLED for fresh rows."""
     labelled_count: int
     augment: Augment
     generator: Generator
     uniform_C: Tensor
-    """1/n for each of the n classes that have a name, 0 for the others."""
-    said_BC: Tensor | None = None
-    """What the witness, the twin or else the teacher, says of the first rows: all fresh ones, and of the labelled ones
-    those that are learned for the first time. None where there are none, or the targets do not ask."""
+    """1/n for each of the n named classes, 0 for spare ones."""
+    witness_BC: Tensor | None = None
+    """Probabilities of the first rows by the twin, or else by the teacher: all fresh rows, and the labelled rows that
+    are learned for the first time. None if there are none, or if targets do not need them."""
     keys_B: Tensor | None = None
-    """int64, the same for the same sample at any time; None where the method does not ask."""
+    """int64, a key per sample; None unless the method needs them."""
 
     @property
     def fresh_count(self) -> int:
@@ -91,7 +88,7 @@ class Rows:
         return len(self.x_B) - self.labelled_count
 
     def view(self, count: int | None = None) -> Tensor:
-        """The first `count` rows (all of them) under weak noise of its own: eta on one call, eta' on the next."""
+        """The first `count` rows, or all, under new weak noise: eta on one call, eta' on the next."""
         return self.augment.weak(self.x_B[:count], self.generator)
 
     def strong_view(self) -> Tensor:
@@ -99,7 +96,7 @@ class Rows:
         return self.augment.strong(self.x_B[: self.fresh_count], self.generator)
 
     def labelled_view(self) -> tuple[Tensor, Tensor]:
-        """The labelled rows alone, under weak noise, mixed where that is wanted: x (L, *shape), targets (L, C)."""
+        """The labelled rows alone, under weak noise and mixed: x (L, *shape), targets (L, C)."""
         view_L = self.augment.weak(self.x_B[self.fresh_count :], self.generator)
         return self._label(view_L)
 
@@ -117,8 +114,6 @@ class Rows:
     def _label(self, view_L: Tensor) -> tuple[Tensor, Tensor]:
         augment, count = self.augment, len(view_L)
         targets_LC = one_hot(self.labels_B[self.fresh_count :], len(self.uniform_C))
-        if augment.label_smoothing:
-            targets_LC = torch.lerp(targets_LC, self.uniform_C.expand_as(targets_LC), augment.label_smoothing)
         if augment.mixup_beta and count:
             mix = draw_mix(count, augment.mixup_beta, self.generator)
             view_L, targets_LC = mix.of(view_L), mix.of(targets_LC)

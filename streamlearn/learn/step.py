@@ -1,7 +1,7 @@
-"""One step t of training: costs, gradient, student, teacher. It reads like the paper, and it never half-happens.
+"""One step t of training: costs, gradient, student, teacher.
 
 A loss, gradient or buffer that is not finite leaves student, teacher, optimizer and all buffers untouched (I4). On a
-CPU the host checks and turns back. A GPU would make the host wait, so there everything downstream takes the answer as
+CPU the host checks and undoes. On a GPU the host would have to wait, so there everything downstream takes the answer as
 a tensor: the fused optimizer by its `found_inf`, the teacher by a zero weight, buffers by `where`.
 """
 
@@ -20,7 +20,7 @@ from streamlearn.models.build import Classifier
 from streamlearn.models.normalise import BatchNormWarmup
 
 FIRST_STEPS = 100
-"""On a GPU the host waits to know whether so many first steps were skipped; a later one counts as taken."""
+"""On a GPU the host waits to know whether one of the first steps was skipped; later ones count as taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class StepCosts:
     """0-d tensors on the device, still with their graph."""
 
     classification: Tensor
-    """All but the consistency, weighted already."""
+    """All costs but consistency, already weighted."""
     consistency: Tensor
     """Before its weight."""
 
@@ -36,39 +36,39 @@ class StepCosts:
 class Method(Protocol):
     """What is predicted and compared. The step, its schedules and its safety are the same for every method.
 
-    A method may look at both networks and draw as many views as it wants. It changes neither network but for the
-    student's batch statistics. What it remembers itself, it changes in `settle` alone.
+    A method may use both networks and draw any number of views. It changes neither network, except for the student's
+    batch statistics. It changes its own state in `settle` only.
     """
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts | None:
-        """Both costs of these rows; None where there is nothing to learn from them."""
+        """Both costs of these rows; None if there is nothing to learn from them."""
         ...
 
     def settle(self, skipped: Tensor) -> None:  # noqa: ARG002
-        """The step of the last costs is over; with `skipped`, a 0-d bool on the device, as if it had not been."""
+        """End the step of the last costs. If `skipped` (0-d bool on the device), leave its state as it was."""
         return
 
     def forget(self) -> None:
-        """What it remembers was of weights that are gone, or of a world that has changed: it begins anew."""
+        """Reset its state: the weights or the data that it came from are gone."""
         return
 
     def follow_student(self) -> None:
-        """The student's weights were replaced: what is learned next to it becomes what fits them."""
+        """The student's weights were replaced: adapt its own parameters."""
         return
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it remembers from step to step, live, by name: part of the checkpoint."""
+        """Its state between steps as live tensors, by name: part of the checkpoint."""
         return {}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What it learns beside the student, by name."""
+        """Its own parameters, by name."""
         return {}
 
 
 def answer(student: Classifier, view_B: Tensor) -> Tensor:
     """Student's logits (B, C) in train mode.
 
-    One row alone has no batch statistics, so it is answered in eval mode: learned, without dropout.
+    A single row has no batch statistics, so it is answered in eval mode: learned, without dropout.
     """
     set_training(student, len(view_B) >= 2)
     logits_BC: Tensor = student.net(view_B)
@@ -76,25 +76,25 @@ def answer(student: Classifier, view_B: Tensor) -> Tensor:
 
 
 def answer_apart(network: Classifier, view_B: Tensor) -> Tensor:
-    """The same of either network, and buffers stay as they were; its mode does not.
+    """The same for either network, without a change of its buffers. Its mode changes.
 
-    For rows that are no rows of the stream: batch statistics are of the batch, so a second domain in it has its own;
-    those that are kept are what the teacher serves with, and must be of what it is asked about (French et al., 2018).
+    For rows that must not enter the running statistics. A second domain has batch statistics of its own, and those that
+    are kept must be of the data that the teacher is asked about (French et al., 2018).
     """
     set_training(network, len(view_B) >= 2)
-    thrown_away = {name: buffer.clone() for name, buffer in network.net.named_buffers()}
-    logits_BC: Tensor = torch.func.functional_call(network.net, thrown_away, (view_B,))
+    discarded = {name: buffer.clone() for name, buffer in network.net.named_buffers()}
+    logits_BC: Tensor = torch.func.functional_call(network.net, discarded, (view_B,))
     return logits_BC
 
 
 def set_training(module: nn.Module, training: bool) -> None:
-    """`module.train(training)`, without the walk over all layers where it is so already."""
+    """`module.train(training)`, which walks over all layers only if the mode changes."""
     if module.training != training:
         module.train(training)
 
 
 class Undo:
-    """Buffers of a network as they were before a step: batch statistics move in the forward pass already."""
+    """Restores the buffers of a network after a skipped step: batch statistics move in the forward pass."""
 
     def __init__(self, network: nn.Module) -> None:
         self._slots = buffer_slots(network)
@@ -102,18 +102,18 @@ class Undo:
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Keep copies."""
+        """Copy the buffers."""
         self._saved = [buffer.clone() for buffer in read_slots(self._slots)]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the copies back."""
+        """Write the copies back."""
         for buffer, saved in zip(read_slots(self._slots), self._saved, strict=True):
             buffer.copy_(saved)
 
     @torch.no_grad()
     def restore_where(self, skipped: Tensor) -> None:
-        """The same where `skipped`, a 0-d bool on the device, is true."""
+        """The same if `skipped`, a 0-d bool on the device, is true."""
         for buffer, saved in zip(read_slots(self._slots), self._saved, strict=True):
             buffer.copy_(torch.where(skipped, saved, buffer))
 
@@ -125,18 +125,18 @@ class Trainee:
     method: Method
     student: Classifier
     teacher: Classifier
-    """Shares the student's normaliser: what inputs look like is measured, not learned, so it is not averaged."""
+    """Shares the student's normaliser: input statistics are measured, not learned, so they are not averaged."""
     optimizer: torch.optim.Optimizer
-    """A fused one, which knows `found_inf`."""
+    """A fused one, which has `found_inf`."""
     average: TeacherAverage
     warmup: BatchNormWarmup
     undo: Undo
-    """Has remembered the buffers as they must be after a step that is skipped."""
+    """Holds the buffers as they must be after a skipped step."""
     host_may_ask: bool
-    """Whether reading a value from the device costs nothing: true on a CPU."""
+    """Whether the host may read values from the device in a step: on a CPU it need not wait."""
 
     def knows_at_once(self, step: int) -> bool:
-        """Whether the host may wait for the device in step t: in the first ones, where averages must begin exactly."""
+        """Whether the host may wait for the device in step t: in the first steps averages must start exactly."""
         return self.host_may_ask or step <= FIRST_STEPS
 
 
@@ -151,9 +151,8 @@ def train_step(
 ) -> tuple[StepCosts, Tensor] | None:
     """Run step t: predict, compare, one gradient update, one teacher average.
 
-    `averaged_steps` is the t of the average, where that began anew after the first step. Returns the costs and whether
-    the step was skipped, a 0-d bool on the device; None where the method found nothing to learn, and nothing was
-    changed but buffers.
+    `averaged_steps` is the t of the average, if that was restarted. Returns the costs and whether the step was skipped,
+    a 0-d bool on the device; None if the method found nothing to learn, and nothing but buffers changed.
     """
     trainee.warmup.set(ask=trainee.knows_at_once(step))
     averaged_steps = averaged_steps or step
@@ -190,10 +189,10 @@ def train_step(
 
 @torch.no_grad()
 def _not_finite(loss: Tensor, gradients: list[Tensor], buffers: list[Tensor]) -> Tensor:
-    """Whether loss, the norm of the whole gradient, or a buffer is not finite in float32; a 0-d bool on the device.
+    """Whether the loss, the norm of the whole gradient or a buffer is not finite in float32; a 0-d bool on the device.
 
-    The norm overflows before AdamW's squares do, and those would stay infinite. Batch statistics are squares too, and
-    the loss of the batch that makes them infinite is finite.
+    The norm overflows before AdamW's squares do, and those would stay infinite. Batch statistics can overflow although
+    the loss of the same batch is finite.
     """
     total = loss + nn.utils.get_total_norm(gradients)
     if buffers:

@@ -1,8 +1,8 @@
 """The teacher: the student averaged over its steps. Tarvainen and Valpola (2017), section 2.
 
-It starts as a copy of the student, so its first answers are no stranger than the student's. Parameters and float
-buffers are averaged (batch statistics belong to the weights that made them: EMAN, Cai et al., 2021); whole numbers,
-and buffers that hold infinities, such as attention masks, are copied.
+It starts as a copy of the student. Parameters and float buffers are averaged (batch statistics belong to the weights
+that made them: EMAN, Cai et al., 2021). Integer buffers, and those that hold infinities, such as attention masks, are
+copied.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from streamlearn.learn.schedules import buffer_decay, ema_decay
 
 Slot = tuple[nn.Module, str]
-"""A module and the name of a buffer in it. The buffer is looked up each time: a network may put a new tensor there."""
+"""A module and the name of a buffer in it. It is looked up each time, since a network may replace the tensor."""
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
-    """A copy of the student that takes no gradient."""
+    """A copy of the student without gradients."""
     return copy.deepcopy(student).eval().requires_grad_(False)
 
 
 def buffer_slots(module: nn.Module) -> list[Slot]:
-    """Where the buffers of a network are; one that several layers share is there once."""
+    """The buffers of a network; one that several layers share is listed once."""
     slots = {
         id(buffer): (owner, name) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)
     }
@@ -32,7 +32,7 @@ def buffer_slots(module: nn.Module) -> list[Slot]:
 
 
 def read_slots(slots: list[Slot]) -> list[Tensor]:
-    """The tensors that stand there now."""
+    """Their current tensors."""
     return [getattr(owner, name) for owner, name in slots]
 
 
@@ -56,24 +56,24 @@ class TeacherAverage:
 
     @torch.no_grad()
     def update_unless(self, skipped: Tensor, step: int, *, alpha: float) -> None:
-        """The same where `skipped`, a 0-d bool on the device, is false; else nothing. The host does not ask which.
+        """The same unless `skipped`, a 0-d bool on the device, without making the host wait.
 
-        Lerp takes no weight from the device, hence its formula written out.
+        Lerp takes no weight from the device, so its formula is written out.
         """
         taken = (~skipped).to(torch.float32)
         for teacher, student, decay in self._floats(step, alpha):
             moves = torch._foreach_sub(student, teacher)  # noqa: SLF001
             torch._foreach_mul_(moves, (1.0 - decay) * taken)
             torch._foreach_add_(teacher, moves)
-        # After a skipped step the student's buffers are those that the teacher has copied before.
+        # After a skipped step the student's buffers are those that the teacher has already.
         self._copy_others()
 
     def float_buffers(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Of teacher and of student: those that are averaged, and must stay finite."""
+        """The averaged buffers of teacher and student, which must stay finite."""
         return read_slots([teacher for teacher, _ in self._averaged]), read_slots([of for _, of in self._averaged])
 
     def _floats(self, step: int, alpha: float) -> list[tuple[list[Tensor], list[Tensor], float]]:
-        """Tensors of the teacher, the same of the student, and the decay between them."""
+        """Teacher's tensors, the student's, and their decay."""
         teacher_buffers, student_buffers = self.float_buffers()
         teacher_weights, student_weights = self._parameters
         groups = [

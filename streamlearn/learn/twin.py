@@ -1,8 +1,8 @@
 """The label-only twin: does the student gain anything from unlabelled samples?
 
-The same network, averaged as the teacher is, learning from the labelled rows alone with the same replay, noise, mixup,
-optimizer and schedules. A twin without an average, or without the noise, would flatter the teacher. What inputs look
-like is measured and not learned, so it has the student's normaliser.
+It is the same network, averaged as the teacher is, and learns from the labelled rows alone, with the same replay,
+noise, mixup, optimizer and schedules. A twin without average or noise would flatter the teacher. It shares the
+student's normaliser, since input statistics are measured, not learned.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from streamlearn.learn.step import Trainee, train_step
 
 
 class Twin:
-    """Learns every n-th step in which there are labelled rows."""
+    """Learns in each step with labelled rows."""
 
-    def __init__(self, trainee: Trainee, *, every: int) -> None:
-        assert every >= 1, every
-        assert not trainee.method.parameters(), "a twin learns nothing beside its student"
-        self.trainee, self._every = trainee, every
+    def __init__(self, trainee: Trainee) -> None:
+        assert not trainee.method.parameters(), "the twin's method has no parameters of its own"
+        self.trainee = trainee
         self.updates = 0
-        """Its own t: it has counted none of the steps that it did not take."""
+        """Its own t: only steps that it took."""
         self.averaged_at = 0
-        """The update at which its average began anew."""
+        """The update at which its average started."""
 
-    def learn(self, rows: Rows, *, step: int, learning_rate: float, alpha: float) -> None:
-        """Take part in step `step` where it is this twin's turn. One that is not finite leaves it as it was."""
-        if step % self._every or not rows.labelled_count:
+    def learn(self, rows: Rows, *, learning_rate: float, alpha: float) -> None:
+        """Take one step, if there are labelled rows. A step that is not finite changes nothing."""
+        if not rows.labelled_count:
             return
         self.trainee.undo.remember()
         for group in self.trainee.optimizer.param_groups:
@@ -43,12 +42,12 @@ class Twin:
         if outcome is not None and not (self.trainee.knows_at_once(self.updates + 1) and outcome[1]):
             self.updates += 1
 
-    def lend_to(self, other: Trainee) -> None:
-        """Make student, teacher and optimizer of `other` what the twin's are."""
+    def copy_to(self, other: Trainee) -> None:
+        """Make student, teacher and optimizer of `other` equal to the twin's."""
         _copy(self.trainee, other)
 
-    def begin_as(self, other: Trainee, *, updates: int, averaged_at: int) -> None:
-        """Become what `other` is after so many updates: for a twin that was not there from the start."""
+    def copy_from(self, other: Trainee, *, updates: int, averaged_at: int) -> None:
+        """Become equal to `other` after `updates` updates: for a twin that did not exist from the start."""
         _copy(other, self.trainee)
         self.updates, self.averaged_at = updates, averaged_at
 

@@ -1,1 +1,1 @@
-"""Networks from raw samples to logits: the built-in ones, and any other by import path."""
+"""Networks from raw samples to logits: built-in ones, and any other by import path."""

@@ -1,6 +1,6 @@
 """Build a classifier from its spec: a built-in network, or any factory by import path.
 
-The spec is published with the weights, so that a server builds the same network and only then loads the arrays.
+The spec is published with the weights, so that a server builds the same network and then loads the arrays.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 _FOREIGN_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError)
-"""What a user's factory or network raises when its options do not fit. Others are bugs and go to the top."""
+"""What a user's factory or network raises if its options do not fit. Other exceptions are bugs."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is needed to build a network anew; equal specs build equal networks."""
+    """Everything needed to build a network; equal specs build equal networks."""
 
     factory: str
     """A name of `BUILT_IN`, or package.module:attribute."""
@@ -44,14 +44,14 @@ class ModelSpec:
     shape: tuple[int, ...]
     """Of one raw sample."""
     classes: int
-    """Logits, those of spare classes included."""
+    """Number of logits, spare classes included."""
     normalise: bool
     """Standardise inputs by running statistics."""
     scale: float
     """The network sees x * scale."""
     spare: int | None = None
-    """So many of the last classes have no name yet. With 0 all have by now, and the network is the same; None: there
-    was no room for any."""
+    """How many of the last classes have no name yet. 0: all have one by now, and the network is the same. None: the
+    network has no spare classes."""
 
     def to_json(self) -> str:
         """One line of JSON.
@@ -62,26 +62,26 @@ class ModelSpec:
         try:
             return json.dumps(asdict(self), sort_keys=True)
         except TypeError as error:
-            raise ConfigError(f"model.options: wanted values that JSON knows, got {self.options!r}") from error
+            raise ConfigError(f"model.options: expected JSON values, got {self.options!r}") from error
 
     @staticmethod
     def from_json(text: str) -> ModelSpec:
         """The spec that `to_json` wrote.
 
         Raises:
-            CheckpointError: the text is none.
+            CheckpointError: the text is not the JSON of a spec.
         """
         try:
             fields = json.loads(text)
             return ModelSpec(**{**fields, "shape": tuple(fields["shape"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"model spec: wanted the JSON of a ModelSpec, got {text[:200]!r}") from error
+            raise CheckpointError(f"model spec: expected the JSON of a ModelSpec, got {text[:200]!r}") from error
 
 
 class Classifier(nn.Module):
-    """Raw samples to logits, in the order that training and serving share: to_float, normalise, (noise), net.
+    """Raw samples to logits, in the order that training and serving share: to_float, normalise, net.
 
-    Noise stands in parentheses since only the learner adds it: it calls the three parts by itself.
+    The learner calls the parts itself, since it adds noise between normalise and net.
     """
 
     def __init__(self, net: nn.Module, *, normalise: nn.Module, scale: float) -> None:
@@ -91,13 +91,13 @@ class Classifier(nn.Module):
         self.scale = scale
 
     def to_float(self, x_raw: Tensor) -> Tensor:
-        """float32 x * scale; images channels-last, which is the faster layout of convolutions on CPU and GPU."""
+        """float32 x * scale. Images are channels-last, the faster layout of convolutions on CPU and GPU."""
         layout = torch.channels_last if x_raw.dim() == 4 else torch.preserve_format
         x = x_raw.to(torch.float32, memory_format=layout)
         return x if self.scale == 1.0 else x * self.scale
 
     def prepare(self, x_raw: Tensor) -> Tensor:
-        """What the network sees of clean samples."""
+        """The network's input for clean samples."""
         x: Tensor = self.normalise(self.to_float(x_raw))
         return x
 
@@ -111,11 +111,11 @@ def import_object(path: str, *, key: str) -> Callable[..., Any]:
     """The callable at `package.module:attribute`; `key` names the setting in errors.
 
     Raises:
-        ConfigError: there is no such module or attribute, or it cannot be called.
+        ConfigError: there is no such module or attribute, or it is not callable.
     """
     module_name, _, attributes = path.partition(":")
     if not module_name or not attributes or module_name.startswith("."):
-        raise ConfigError(f"{key}: wanted a built-in name or package.module:attribute, got {path!r}")
+        raise ConfigError(f"{key}: expected a built-in name or package.module:attribute, got {path!r}")
     try:
         found: Any = importlib.import_module(module_name)
         for attribute in attributes.split("."):
@@ -123,16 +123,16 @@ def import_object(path: str, *, key: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}: cannot import {path!r}: {error}") from error
     if not callable(found):
-        raise ConfigError(f"{key}: {path!r} is a {type(found).__name__}, wanted something to call")
+        raise ConfigError(f"{key}: {path!r} is a {type(found).__name__}, expected a callable")
     called: Callable[..., Any] = found
     return called
 
 
 def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:
-    """A classifier in float32 on the CPU, its random start a function of the seed alone.
+    """A classifier in float32 on the CPU, initialised as a function of the seed alone.
 
-    Torch's global random state is left as it was. Two rows of zeros go through it, to find a misfit now and not in
-    the first step; that forward also gives lazy layers their sizes.
+    Torch's global random state does not change. A forward pass of two rows of zeros finds a misfit now and not in the
+    first step; it also gives lazy layers their sizes.
 
     Raises:
         ConfigError: `model.factory` or `model.options` do not make a network from `shape` to `classes`.
@@ -165,12 +165,12 @@ def _make_net(spec: ModelSpec) -> nn.Module:
     except _FOREIGN_ERRORS as error:
         raise ConfigError(f"model.options: {spec.factory} does not take {dict(spec.options)!r}: {error}") from error
     if not isinstance(net, nn.Module):
-        raise ConfigError(f"model.factory: {spec.factory} made a {type(net).__name__}, wanted a torch.nn.Module")
+        raise ConfigError(f"model.factory: {spec.factory} made a {type(net).__name__}, expected a torch.nn.Module")
     return net
 
 
 def _check_output(classifier: Classifier, spec: ModelSpec) -> None:
-    """One forward of two rows, in eval mode so that it changes no statistics."""
+    """One forward pass of two rows, in eval mode so that it changes no statistics."""
     classifier.eval()
     try:
         with torch.no_grad():
@@ -178,9 +178,9 @@ def _check_output(classifier: Classifier, spec: ModelSpec) -> None:
     except _FOREIGN_ERRORS as error:
         raise ConfigError(f"model.factory: {spec.factory} fails on samples of shape {spec.shape}: {error}") from error
     if not isinstance(logits_BC, Tensor):
-        raise ConfigError(f"model.factory: {spec.factory} returns a {type(logits_BC).__name__}, wanted logits (B, C)")
+        raise ConfigError(f"model.factory: {spec.factory} returns a {type(logits_BC).__name__}, expected logits (B, C)")
     if logits_BC.shape != (2, spec.classes) or not logits_BC.is_floating_point():
         raise ConfigError(
             f"model.factory: {spec.factory} gives {logits_BC.dtype} of shape {tuple(logits_BC.shape)} for 2 samples, "
-            f"wanted logits of shape (2, {spec.classes})"
+            f"expected logits of shape (2, {spec.classes})"
         )

@@ -1,7 +1,7 @@
 """The 13-layer convolutional network of Tarvainen and Valpola (2017), appendix B.
 
 Weight normalisation with full batch normalisation, as in the PyTorch ports; the paper has mean-only batch
-normalisation. Input noise is no layer of it: it belongs to the learner, after normalisation.
+normalisation. Input noise is not a layer here: the learner adds it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ SLOPE = 0.1
 
 
 class Conv13(nn.Module):
-    """Three blocks of three convolutions, 128, 256 and 512-256-128 wide at `width=1`, then the mean of all places."""
+    """Three blocks of three convolutions, 128, 256 and 512-256-128 wide at `width=1`, then global average pooling."""
 
     def __init__(
         self, shape: tuple[int, ...], classes: int, *, width: float = 1.0, dropout: float = 0.5, norm: str = "batch"
     ) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 4:
-            raise ValueError(f"wanted images (channels, height, width) of 4 x 4 and up, got {shape}")
+            raise ValueError(f"expected images (channels, height, width) of 4 x 4 and up, got {shape}")
         w128, w256, w512 = (max(1, round(base * width)) for base in (128, 256, 512))
-        # The paper's seventh layer has no padding; an image below 12 x 12 leaves it no room.
+        # The paper's seventh layer has no padding, which needs images of 12 x 12 and up.
         padding = 0 if min(shape[1:]) // 4 >= 3 else 1
 
         def conv(width_in: int, width_out: int, size: int, padding: int) -> list[nn.Module]:

@@ -11,7 +11,7 @@ from streamlearn.models.norm import make_norm
 
 
 class Mlp(nn.Module):
-    """Linear layers with ReLU between them; input of any shape is flattened."""
+    """Linear layers with ReLU between them. Input of any shape is flattened."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
-            raise ValueError(f"hidden: wanted widths of at least 1, got {list(hidden)}")
+            raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}")
         layers: list[nn.Module] = [nn.Flatten()]
         width_before = math.prod(shape)
         for width in hidden:

@@ -1,7 +1,7 @@
-"""Norm layers of the built-in networks: one setting, `norm`, for tables (B, width) and images (B, width, H, W) alike.
+"""Norm layers of the built-in networks, by the option `norm`, for tables (B, width) and images (B, width, H, W).
 
-Batch and robust batch normalisation have the same buffers, of which the teacher has the average (EMAN, Cai et al.,
-2021); group and layer normalisation look at one row alone, and have none.
+Batch and robust batch normalisation have the same buffers, which the teacher averages (EMAN, Cai et al., 2021). Group
+and layer normalisation use one row at a time and have no buffers.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 GROUPS = 8
-"""Of group normalisation, where they divide the width; else the whole width is one group."""
+"""Groups of group normalisation if they divide the width, else one group."""
 MAX_SCALE, MAX_SHIFT = 3.0, 5.0
-"""r_max and d_max of batch renormalisation, at the end of the paper's schedule: how far a batch may be trusted to
-differ from the running statistics."""
+"""r_max and d_max of batch renormalisation, at the end of the paper's schedule: bounds of a batch's correction."""
 
 
 class _RobustBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base that torch's own variants share
     """Batch normalisation by running statistics, in training as in evaluation.
 
-    With the batch's mean mu_B and deviation sigma_B, and the running mu and sigma once the batch has been merged into
-    them (RobustBN of RoTTA, Yuan, Xie and Li, 2023):
+    With the batch's mean mu_B and deviation sigma_B, and the running mu and sigma after the batch was merged into them
+    (RobustBN of RoTTA, Yuan, Xie and Li, 2023):
 
         y = gamma ((x - mu_B) / sigma_B * r + d) + beta,    r = sigma_B / sigma,    d = (mu_B - mu) / sigma
 
     which is gamma (x - mu) / sigma + beta. r and d are constants to the gradient, so it passes through mu_B and
-    sigma_B as in batch normalisation: without that, weights that grow are pushed back by nothing. They are cut to
-    [1/3, 3] and [-5, 5]. Both are batch renormalisation (Ioffe, 2017), which uses mu and sigma as before the merge.
+    sigma_B as in batch normalisation; otherwise nothing would limit growing weights. They are clipped to [1/3, 3] and
+    [-5, 5]. Both are from batch renormalisation (Ioffe, 2017), which uses mu and sigma before the merge.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the shape of `x`. In training, moves the running statistics."""
+        """Normalised x. In training, updates the running statistics."""
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None
@@ -41,7 +40,7 @@ class _RobustBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the b
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         with torch.no_grad():
-            # One pass for both: fifteen times as fast on a CPU as torch.var_mean, in channels-last order.
+            # One pass for both: 15 times as fast as torch.var_mean on a CPU in channels-last order.
             mean, var = torch.batch_norm_update_stats(x, self.running_mean, self.running_var, self.momentum)
             self.num_batches_tracked += 1
             deviation = (self.running_var + self.eps).sqrt()
@@ -53,11 +52,11 @@ class _RobustBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the b
 
 
 class RobustBatchNorm1d(_RobustBatchNorm, nn.BatchNorm1d):
-    """Of tables."""
+    """For tables."""
 
 
 class RobustBatchNorm2d(_RobustBatchNorm, nn.BatchNorm2d):
-    """Of images."""
+    """For images."""
 
 
 def _group(width: int) -> nn.Module:
@@ -80,12 +79,12 @@ _OF_IMAGES: Mapping[str, Callable[[int], nn.Module]] = {
 
 
 def make_norm(kind: str, width: int, *, images: bool = False) -> nn.Module:
-    """The layer of that kind, for so many features or channels.
+    """The layer of that kind for `width` features or channels.
 
     Raises:
         ValueError: there is no such kind.
     """
     kinds = _OF_IMAGES if images else _OF_TABLES
     if kind not in kinds:
-        raise ValueError(f"norm: wanted one of {', '.join(kinds)}, got {kind!r}")
+        raise ValueError(f"norm: expected one of {', '.join(kinds)}, got {kind!r}")
     return kinds[kind](width)

@@ -1,7 +1,8 @@
-"""Running statistics: of inputs, to standardise a drifting stream; and of batch normalisation, from its first step on.
+"""Running statistics: of inputs, to standardise a drifting stream; and the warm-up of batch normalisation.
 
 Input statistics change only in `observe`, never in `forward`: a prediction changes nothing, and a row is predicted
-before it is observed. Batches are merged as by Chan, Golub and LeVeque (1979). The count is capped, so old rows fade.
+before it is observed. Batches are merged by the formulas of Chan, Golub and LeVeque (1979). The count is capped, so old
+rows fade.
 
 Outliers are bounded by `_Sample`: 64 rows, spread over as many rows as the statistics remember. Their median and a high
 quantile of their distances from it give each feature a centre and a scale that up to an eighth of outliers do not
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 HORIZON_ROWS = 10_000
-"""Rows after which a batch is merged as if no more had been seen: the memory of the statistics."""
+"""Cap of the row count: the memory of the statistics."""
 LIMIT = 10.0
 """Standardised values are clipped to this many standard deviations, so that one outlier is not the whole gradient."""
 FURTHEST = 30.0
@@ -40,9 +41,9 @@ SAMPLE_ROWS = 64
 LEAST_ROWS = 8
 """With fewer rows the sample bounds nothing."""
 _PLACES = 16
-"""Pixels of a channel that the sample keeps of one image."""
+"""Pixels per channel of an image that the sample keeps."""
 _QUANTILE, _NORMAL_QUANTILE = 7 / 8, 1.534
-"""Of the distances from the median; and what it is for a standard normal distribution."""
+"""Quantile of distances from the median, and its value for a standard normal distribution."""
 _COMPLETE_RATIO = 2.0
 """As `WIDEST`, while the sample holds every row that was observed."""
 LARGEST_INPUT = 1e6
@@ -50,7 +51,7 @@ LARGEST_INPUT = 1e6
 
 
 class RunningNorm(nn.Module):
-    """(x - mean) / deviation, for each feature of a table, for each channel of an image.
+    """(x - mean) / deviation, per feature of a table, per channel of an image.
 
     A feature that never changed is only centred. Before the first `observe` it is the identity, except for `LIMIT`.
     """
@@ -69,7 +70,7 @@ class RunningNorm(nn.Module):
         self.register_buffer("var", torch.ones(of_one))
         self.register_buffer("count", torch.zeros(()))
         self.sample = _Sample(shape, horizon_rows)
-        """Part of a checkpoint, but not of the `state_dict`: a server has no use for it."""
+        """Part of a checkpoint, but not of the `state_dict`: a server does not need it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised (B, ...); changes nothing."""
@@ -107,7 +108,7 @@ class RunningNorm(nn.Module):
         self.count.copy_(total.clamp(max=self.horizon_rows))
 
     def _deviation(self) -> tuple[Tensor, Tensor]:
-        """Of each feature, and whether it is nothing but rounding."""
+        """Per feature, and whether it is only rounding."""
         deviation = self.var.sqrt()
         return deviation, deviation <= self.mean.abs() * RELATIVE_FLOOR
 
@@ -118,7 +119,7 @@ class RunningNorm(nn.Module):
         return torch.where(constant | (self.count < FIRST_ROWS), 1.0, share.clamp_max(1.0))
 
     def _clip(self, x: Tensor) -> Tensor:
-        """As much of each value as may enter the statistics: by the sample, or else by the statistics themselves."""
+        """Values clipped to what may enter the statistics: by the sample, or else by the statistics themselves."""
         deviation, constant = self._deviation()
         reach = torch.where(constant | (self.count < FIRST_ROWS), torch.inf, FURTHEST * deviation)
         centre, scale, known = self.sample.centre, self.sample.scale, self.sample.known
@@ -127,7 +128,7 @@ class RunningNorm(nn.Module):
 
 
 class InputBound(nn.Module):
-    """In place of `RunningNorm` where inputs are not normalised: clips what would overflow float32 in a network.
+    """Replaces `RunningNorm` if inputs are not normalised: clips what would overflow float32 in a network.
 
     One value of 1e19 makes the variance of batch normalisation infinite, while the loss stays finite.
     """
@@ -161,12 +162,12 @@ class _Sample:
         self.begin(0)
 
     def begin(self, rows: int) -> None:
-        """Become empty, after so many rows were observed."""
+        """Become empty, after `rows` observed rows."""
         self._rows[...], self._kept[...] = rows, 0
         self.refresh()
 
     def add(self, x: Tensor) -> None:
-        """Observe rows (B, *shape), and keep those whose turn it is."""
+        """Observe rows (B, *shape), and keep some of them."""
         if self._kept_NCP.device != x.device:
             self._kept_NCP = self._kept_NCP.to(x.device)
             self.refresh()
@@ -181,7 +182,7 @@ class _Sample:
             self.refresh()
 
     def bound(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance, no further from those of the sample than they can be without an outlier."""
+        """Mean and variance, limited by those of the sample."""
         ratio = _COMPLETE_RATIO if int(self._rows) <= SAMPLE_ROWS else WIDEST
         largest = ratio**2 * self._spread
         beyond = self.known & (var > largest)
@@ -239,12 +240,12 @@ def _scattered(number: int) -> int:
 
 
 class BatchNormWarmup:
-    """Batch normalisation's momentum for its n-th batch: max(its own, 1/n), a plain mean of all batches at first.
+    """Sets batch normalisation's momentum for its n-th batch: max(its own, 1/n), at first the mean of all.
 
-    n is what the layer itself has counted: batches of skipped steps were undone, and a step of one row has none.
+    n is the layer's own count: batches of skipped steps were undone, and a step of one row has no batch statistics.
 
-    With its own momentum alone they start as mean 0 and variance 1 and keep a share of that for many steps. A teacher
-    that averages them keeps it ten times longer, and answers no better than chance all the while.
+    With its own momentum alone, running statistics keep a share of their initial mean 0 and variance 1 for many steps.
+    A teacher that averages them keeps it ten times longer, and answers no better than chance meanwhile.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -256,7 +257,7 @@ class BatchNormWarmup:
         ]
 
     def set(self, *, ask: bool) -> None:
-        """For the next forward pass. Without `ask`, as after many batches: on a GPU asking waits for the device."""
+        """For the next forward pass. Without `ask`, as after many batches, the host does not read the count."""
         for layer, momentum, seen in self._layers:
             batch = 1.0 + seen.item() if ask else math.inf
             layer.momentum = max(momentum, 1.0 / batch)

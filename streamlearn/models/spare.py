@@ -1,7 +1,7 @@
-"""Outputs kept free for classes that come later, so that a head grows without any tensor changing its size.
+"""Spare outputs for classes that are named later, so that a head grows without a change of tensor sizes.
 
-A class that is not there has a logit so low that its probability is exactly 0 in float32: it takes no part in costs,
-gradients or answers. Admitting it is one number. Its weights are as they were at the start.
+The logit of a spare class is so low that its probability is exactly 0 in float32: it takes no part in costs, gradients
+or answers. Admitting it changes one number. Its weights are then still the initial ones.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 ABSENT_LOGIT = -1e4
-"""Finite: minus infinity would make 0 * inf of a divergence, and such a buffer cannot be averaged."""
+"""Finite: with minus infinity a divergence would be 0 * inf, and the buffer could not be averaged."""
 
 
 class SpareClasses(nn.Module):
-    """A network whose last `spare` outputs answer nothing until they are admitted."""
+    """A network whose last `spare` outputs are off until they are admitted."""
 
     offset_C: Tensor
 
@@ -32,5 +32,5 @@ class SpareClasses(nn.Module):
         return logits_BC
 
     def admit(self, classes: int) -> None:
-        """From now on the first so many classes are answered and learned."""
+        """Turn on the first `classes` outputs."""
         self.offset_C[:classes] = 0.0

@@ -1,6 +1,6 @@
 """Wide residual network (Zagoruyko and Komodakis, 2016), the network of most later work on consistency.
 
-WRN-28-2 by default, with LeakyReLU of slope .1, as it is compared there (Oliver et al., 2018).
+WRN-28-2 by default, with LeakyReLU of slope 0.1, as in the comparison of Oliver et al. (2018).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SLOPE = 0.1
 
 
 class _Block(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))); where the shape changes, a 1 x 1 convolution of act(norm(x)) for x."""
+    """x + conv(act(norm(conv(act(norm(x)))))). If the shape changes, x is a 1 x 1 convolution of act(norm(x))."""
 
     def __init__(self, width_in: int, width_out: int, stride: int, *, dropout: float, norm: str) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 4:
-            raise ValueError(f"wanted images (channels, height, width) of 4 x 4 and up, got {shape}")
+            raise ValueError(f"expected images (channels, height, width) of 4 x 4 and up, got {shape}")
         if depth < 10 or depth % 6 != 4:
-            raise ValueError(f"depth: wanted 10, 16, 22, 28, ..., got {depth}")
+            raise ValueError(f"depth: expected 10, 16, 22, 28, ..., got {depth}")
         if width < 1:
-            raise ValueError(f"width: wanted at least 1, got {width}")
+            raise ValueError(f"width: expected at least 1, got {width}")
         layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, padding=1, bias=False)]
         width_in = 16
         for group, base in enumerate((16, 32, 64)):

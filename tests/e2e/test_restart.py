@@ -39,12 +39,17 @@ def assert_equal_runs(killed: Path, whole: Path) -> None:
 
 RICH = {
     "BATCH__STEPS": "3",
-    "LEARN__MIXUP_BETA": "0.5",
-    "LEARN__RAMPUP_LABELS": "50",
+    "LEARN__OPTIONS__RAMPUP_LABELS": "50",
 }
 RECIPES = {
-    "ict": {"LEARN__METHOD": "ict", "LEARN__ALIGN": "labels", "LEARN__GATE": "softmatch", **RICH},
-    "temporal": {"LEARN__METHOD": "temporal_ensembling", "LEARN__ENSEMBLE_SLOTS": "1000", **RICH},
+    "ict": {
+        "LEARN__METHOD": "ict",
+        "LEARN__OPTIONS__ALIGN": "labels",
+        "LEARN__OPTIONS__GATE": "softmatch",
+        "LEARN__OPTIONS__MIXUP_BETA": "0.5",
+        **RICH,
+    },
+    "temporal": {"LEARN__METHOD": "temporal_ensembling", "LEARN__OPTIONS__ENSEMBLE_SLOTS": "1000", **RICH},
 }
 
 

@@ -1,4 +1,4 @@
-"""Micro-batches: merged by time, closed by count or by age, and cut again exactly where they were cut before."""
+"""Micro-batches: merged by time, closed by count or by age, and repeated exactly in a replay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batcher(*partitions: TopicPartition, **settings: float) -> MicroBatcher:
     return MicroBatcher(dict.fromkeys(partitions, 0), sample_topic="samples", **chosen)  # type: ignore[arg-type]
 
 
-def nobody(_: TopicPartition) -> bool:
+def none_behind(_: TopicPartition) -> bool:
     return False
 
 
@@ -42,7 +42,7 @@ class TestCount:
         """Three fresh samples are a batch; the fourth waits for the next."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, float(n)) for n in range(4))}
 
-        draft = batcher(S0).fill(queues, nobody, 0.0)
+        draft = batcher(S0).fill(queues, none_behind, 0.0)
 
         assert where(draft) == ["samples[0]@0", "samples[0]@1", "samples[0]@2"]
         assert draft is not None
@@ -53,7 +53,7 @@ class TestCount:
         """Without samples, `max_labels` labels are enough."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(), L0: deque(label(n, 1.0) for n in range(9))}
 
-        draft = batcher(S0, L0).fill(queues, nobody, 0.0)
+        draft = batcher(S0, L0).fill(queues, none_behind, 0.0)
 
         assert draft is not None
         assert draft.next_offsets == {S0: 0, L0: 4}
@@ -61,70 +61,70 @@ class TestCount:
 
 class TestAge:
     def test_counts_from_the_first_record_held(self) -> None:
-        """Later arrivals do not restart the clock of the batch that is open."""
+        """Later records do not restart the clock of the open batch."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque([sample(S0, 0, 0.0)])}
         fills = batcher(S0, max_age_s=2.0)
 
-        assert fills.fill(queues, nobody, 100.0) is None
+        assert fills.fill(queues, none_behind, 100.0) is None
         queues[S0].append(sample(S0, 1, 1.5))
-        assert fills.fill(queues, nobody, 101.5) is None
-        draft = fills.fill(queues, nobody, 102.0)
+        assert fills.fill(queues, none_behind, 101.5) is None
+        draft = fills.fill(queues, none_behind, 102.0)
 
         assert where(draft) == ["samples[0]@0", "samples[0]@1"]
 
     def test_an_empty_batch_never_closes(self) -> None:
-        """No records, no step, however long it takes."""
+        """However old it is."""
         fills = batcher(S0, max_age_s=2.0)
 
-        assert fills.fill({S0: deque()}, nobody, 0.0) is None
-        assert fills.fill({S0: deque()}, nobody, 1e6) is None
+        assert fills.fill({S0: deque()}, none_behind, 0.0) is None
+        assert fills.fill({S0: deque()}, none_behind, 1e6) is None
 
-    def test_begins_anew_with_each_batch(self) -> None:
+    def test_starts_with_each_batch(self) -> None:
         """The age of a closed batch is not inherited by the next."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque([sample(S0, 0, 0.0)])}
         fills = batcher(S0, max_age_s=2.0)
-        fills.fill(queues, nobody, 0.0)
-        assert fills.fill(queues, nobody, 2.0) is not None
+        fills.fill(queues, none_behind, 0.0)
+        assert fills.fill(queues, none_behind, 2.0) is not None
 
         queues[S0].append(sample(S0, 1, 3.0))
 
-        assert fills.fill(queues, nobody, 3.0) is None
+        assert fills.fill(queues, none_behind, 3.0) is None
 
 
 class TestMerge:
     def test_takes_the_older_record_first(self) -> None:
-        """Partitions are merged by the time at which the log took each record."""
+        """Partitions are merged by the log's timestamps."""
         queues: dict[TopicPartition, deque[Item]] = {
             S0: deque([sample(S0, 0, 2.0), sample(S0, 1, 5.0)]),
             S1: deque([sample(S1, 0, 1.0), sample(S1, 1, 3.0)]),
         }
 
-        draft = batcher(S0, S1).fill(queues, nobody, 0.0)
+        draft = batcher(S0, S1).fill(queues, none_behind, 0.0)
 
         assert where(draft) == ["samples[1]@0", "samples[0]@0", "samples[1]@1"]
 
     def test_a_label_of_the_same_moment_finds_its_sample(self) -> None:
-        """Among records of one millisecond the sample comes first."""
+        """With equal timestamps the sample comes first."""
         queues: dict[TopicPartition, deque[Item]] = {L0: deque([label(0, 7.0)]), S0: deque([sample(S0, 0, 7.0)])}
 
-        draft = batcher(L0, S0, fresh=9, max_age_s=0.0).fill(queues, nobody, 0.0)
+        draft = batcher(L0, S0, fresh=9, max_age_s=0.0).fill(queues, none_behind, 0.0)
 
         assert where(draft) == ["samples[0]@0", "labels[0]@0"]
 
     def test_waits_for_a_partition_that_is_behind(self) -> None:
-        """The queue of one partition is empty, though the log has more of it: its records may be older."""
+        """Its queue is empty although the log has more records, and those may be older."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(), S1: deque(sample(S1, n, 9.0) for n in range(5))}
         fills = batcher(S0, S1)
 
         assert fills.fill(queues, lambda tp: tp == S0, 0.0) is None
         assert len(queues[S1]) == 5
         queues[S0].extend([sample(S0, 0, 1.0), sample(S0, 1, 2.0), sample(S0, 2, 3.0)])
-        draft = fills.fill(queues, nobody, 0.1)
+        draft = fills.fill(queues, none_behind, 0.1)
 
         assert where(draft) == ["samples[0]@0", "samples[0]@1", "samples[0]@2"]
 
-    def test_goes_on_without_it_in_the_end(self) -> None:
-        """A partition that stays silent holds the others up for `merge_wait_s`, not for ever."""
+    def test_stops_waiting_after_a_bound(self) -> None:
+        """A silent partition blocks the others for `merge_wait_s` at most."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(), S1: deque(sample(S1, n, 9.0) for n in range(5))}
         fills = batcher(S0, S1, merge_wait_s=1.0)
         fills.fill(queues, lambda tp: tp == S0, 0.0)
@@ -134,7 +134,7 @@ class TestMerge:
         assert where(draft) == ["samples[1]@0", "samples[1]@1", "samples[1]@2"]
 
     def test_waits_once_for_a_partition_that_stays_silent(self) -> None:
-        """It does not hold up every batch anew, until it has had something again."""
+        """It does not block every batch, until it has records again."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(), S1: deque(sample(S1, n, 9.0) for n in range(9))}
         fills = batcher(S0, S1, merge_wait_s=1.0)
         fills.fill(queues, lambda tp: tp == S0, 0.0)
@@ -143,8 +143,8 @@ class TestMerge:
 
         assert [where(draft)[0] for draft in drafts] == ["samples[1]@0", "samples[1]@3", "samples[1]@6"]
 
-    def test_waits_anew_after_batches_that_closed_by_count(self) -> None:
-        """A learner that catches up closes each batch by count, and its next blockage is a new one."""
+    def test_waits_again_after_batches_that_closed_by_count(self) -> None:
+        """A learner that catches up closes each batch by count; the next wait is a new one."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(), S1: deque([sample(S1, 0, 5.0)])}
         fills = batcher(S0, S1, merge_wait_s=1.0)
         assert fills.fill(queues, lambda tp: tp == S0, 0.0) is None
@@ -156,10 +156,10 @@ class TestMerge:
         assert len(queues[S1]) == 1
 
     def test_a_clock_that_jumps_back_keeps_offsets_in_order(self) -> None:
-        """Timestamps order partitions against each other, never a partition in itself."""
+        """Timestamps order partitions, never the records of one partition."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, t) for n, t in enumerate((9.0, 1.0, 5.0)))}
 
-        draft = batcher(S0).fill(queues, nobody, 0.0)
+        draft = batcher(S0).fill(queues, none_behind, 0.0)
 
         assert where(draft) == ["samples[0]@0", "samples[0]@1", "samples[0]@2"]
 
@@ -170,10 +170,10 @@ class TestReplay:
         which=st.randoms(use_true_random=False),
         fresh=st.integers(1, 6),
     )
-    def test_the_cuts_alone_give_the_same_batches_in_the_same_order(
+    def test_offsets_alone_repeat_the_same_batches_in_the_same_order(
         self, times: list[int], which: object, fresh: int
     ) -> None:
-        """Whatever arrival and age decided, `take_exactly` of the journaled offsets forms the same batches."""
+        """`take_exactly` of the journaled offsets forms the batches that clock and arrival had formed."""
         rng = which
         items: dict[TopicPartition, list[Item]] = {S0: [], S1: [], L0: []}
         for time_s in times:
@@ -198,8 +198,8 @@ class TestReplay:
         assert [where(draft) for draft in replayed] == [where(draft) for draft in live]
         assert sum(len(where(draft)) for draft in live) == len(times), "every record is in exactly one batch"
 
-    def test_waits_until_all_of_it_was_read(self) -> None:
-        """A step is formed whole or not yet."""
+    def test_waits_until_all_records_were_read(self) -> None:
+        """A step is never formed in part."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque([sample(S0, 0, 0.0)])}
         again = batcher(S0)
 
@@ -211,36 +211,36 @@ class TestReplay:
 
 class TestOverload:
     def test_a_batch_is_closed_wide(self) -> None:
-        """As many samples as `wide` says, in place of `fresh`; the next is cut as ever when that is over."""
+        """Up to `wide` samples in place of `fresh`, while overloaded."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, float(n)) for n in range(9))}
         fills = batcher(S0, wide=5)
 
-        wide, usual = fills.fill(queues, nobody, 0.0, overloaded=True), fills.fill(queues, nobody, 0.0)
+        wide, usual = fills.fill(queues, none_behind, 0.0, overloaded=True), fills.fill(queues, none_behind, 0.0)
 
         assert wide is not None
         assert usual is not None
         assert (wide.next_offsets, usual.next_offsets) == ({S0: 5}, {S0: 8})
 
-    def test_an_open_batch_that_is_too_wide_closes_once_that_is_over(self) -> None:
-        """It holds four of at most five; without overload three would do."""
+    def test_an_open_wide_batch_closes_after_the_overload(self) -> None:
+        """It holds four of at most five samples; without overload three are enough."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, float(n)) for n in range(4))}
         fills = batcher(S0, wide=5)
 
-        assert fills.fill(queues, nobody, 0.0, overloaded=True) is None
+        assert fills.fill(queues, none_behind, 0.0, overloaded=True) is None
         queues[S0].append(sample(S0, 4, 4.0))
-        draft = fills.fill(queues, nobody, 0.0)
+        draft = fills.fill(queues, none_behind, 0.0)
 
         assert draft is not None
         assert draft.next_offsets == {S0: 5}
 
-    def test_labels_inside_samples_are_bounded_as_ever(self) -> None:
-        """They are never passed by, so no more of them than rows that are learned."""
+    def test_labels_inside_samples_keep_their_bound(self) -> None:
+        """Samples with a label are never skipped, so there must not be more of them than learned rows."""
         items = [sample(S0, n, float(n)) for n in range(9)]
         for each in items[1::2]:
             each.label = 0
         fills = batcher(S0, fresh=3, wide=9)
 
-        draft = fills.fill({S0: deque(items)}, nobody, 0.0, overloaded=True)
+        draft = fills.fill({S0: deque(items)}, none_behind, 0.0, overloaded=True)
 
         assert draft is not None
         assert draft.next_offsets == {S0: 6}
@@ -251,22 +251,22 @@ class TestThin:
         """Of ten samples three, from the middle of each third."""
         samples = [sample(S0, n, float(n)) for n in range(10)]
 
-        learned, passed = thin(samples, 3)
+        learned, skipped = thin(samples, 3)
 
         assert [each.position.offset for each in learned] == [1, 5, 8]
-        assert [each.position.offset for each in passed] == [0, 2, 3, 4, 6, 7, 9]
+        assert [each.position.offset for each in skipped] == [0, 2, 3, 4, 6, 7, 9]
 
     @given(st.lists(st.booleans(), max_size=60), st.integers(1, 20))
-    def test_keeps_every_label_and_the_order_and_parts_each_sample_once(self, labelled: list[bool], most: int) -> None:
-        """Those with a label inside are all learned; the others fill up to the bound."""
+    def test_keeps_every_label_the_order_and_each_sample_once(self, labelled: list[bool], most: int) -> None:
+        """Samples with a label are all learned; others fill up to the bound."""
         samples = [sample(S0, n, float(n)) for n in range(len(labelled))]
         for each, has in zip(samples, labelled, strict=True):
             each.label = 1 if has else None
 
-        learned, passed = thin(samples, most)
+        learned, skipped = thin(samples, most)
 
-        offsets = [[each.position.offset for each in part] for part in (learned, passed)]
+        offsets = [[each.position.offset for each in part] for part in (learned, skipped)]
         assert sorted(offsets[0] + offsets[1]) == list(range(len(samples)))
         assert all(part == sorted(part) for part in offsets)
-        assert all(each.label is None for each in passed)
+        assert all(each.label is None for each in skipped)
         assert len(learned) == max(sum(labelled), min(most, len(samples)))

@@ -103,7 +103,7 @@ class TestModel:
         ("settings", "said"),
         [
             ({"learn.noise": "no.such:thing"}, "no.such"),
-            ({"learn.method": "dsne", "learn.source_path": "nowhere.npz", "learn.mixup_beta": 0}, "nowhere.npz"),
+            ({"learn.method": "dsne", "learn.options.source_path": "nowhere.npz"}, "nowhere.npz"),
         ],
     )
     def test_what_the_method_needs_is_checked(self, tmp_path: Path, settings: dict[str, object], said: str) -> None:

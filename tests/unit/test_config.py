@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
-from streamlearn.config import RECIPES, LearnConfig, load_config, settings
+from streamlearn.config import load_config, settings
 from streamlearn.errors import ConfigError
 from streamlearn.sources import REMOVED
 
@@ -96,12 +95,9 @@ class TestErrors:
             ({"log.topics.labels": "samples"}, "must be three topics"),
             ({"log.topics.dead_letters": "labels"}, "must be three topics"),
             ({"model.factory": "os:system; rm"}, "import path"),
-            ({"model.norm": "loud"}, "'batch', 'robust_batch', 'group', 'layer' or 'none'"),
-            ({"model.norm": "group", "model.factory": "a:b"}, "norm: is of built-in networks"),
-            ({"model.norm": "group", "model.options": {"norm": "batch"}}, "stands in one place"),
-            ({"learn.crop_scale": 0.0}, "greater than 0"),
-            ({"learn.colour": 1.1}, "less than or equal to 1"),
-            ({"learn.feature_dropout": 1.0}, "less than 1"),
+            ({"learn.noise": "image", "learn.noise_options.crop_scale": 0.0}, "greater than 0"),
+            ({"learn.noise": "image", "learn.noise_options.colour": 1.1}, "less than or equal to 1"),
+            ({"learn.noise_options.feature_dropout": 1.0}, "less than 1"),
             ({"log.topics.samples": "a b"}, "pattern"),
             ({"state.keep_checkpoints": 1}, "greater than or equal to 2"),
         ],
@@ -136,112 +132,46 @@ def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
         assert config.serve.host == "0.0.0.0"
 
 
-@pytest.mark.parametrize("recipe", ["auto", *RECIPES])
-@pytest.mark.parametrize("method", ["mean_teacher", "ict", "pi", "temporal_ensembling", "supervised"])
-def test_no_recipe_and_no_default_is_refused_with_any_method(method: str, recipe: str) -> None:
-    """Nobody has set what a recipe brings; and a copy of the example sets all to what it is."""
-    asked = {"learn.method": method, "learn.recipe": recipe, "schema.shape": [1, 8, 8]}
-    copied = {f"learn.{name}": LearnConfig.model_fields[name].default for name in ("align", "gate", "temperature")}
-
-    for setting in (asked, asked | copied):
-        assert load_config(environ={}, overrides=setting).learn.method == method
-
-
-def test_a_learner_may_change_to_labels_alone_and_leave_its_other_settings() -> None:
-    """The runbook has it so, for a night."""
-    settings = {"learn.method": "supervised", "learn.align": "labels", "learn.gate": "softmatch"}
-
-    assert load_config(environ={}, overrides=settings).learn.method == "supervised"
-
-
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "error"),
     [
-        ({"learn.method": "dsne"}, "wants learn.source_path"),
-        ({"learn.method": "ict", "learn.logit_distance": 1.0}, "learn.logit_distance: no effect"),
-        ({"learn.method": "dsne", "learn.source_path": "x.npz", "learn.mixup_beta": 0.5}, "learn.mixup_beta = 0"),
-        ({"learn.method": "temporal_ensembling", "learn.mixup_beta": 0.5, "batch.steps": 1}, "wants batch.steps > 1"),
+        ({"learn.method": "dsne"}, "learn.options.source_path: dsne needs the .npz file"),
         (
-            {"learn.method": "temporal_ensembling", "learn.align": "labels", "learn.gate": "freematch"},
-            'learn.align, learn.gate: no effect with learn.method = "temporal_ensembling"',
+            {"learn.method": "ict", "learn.options.logit_distance": 1.0},
+            "learn.options.logit_distance: learn.method",
         ),
-        ({"learn.gate_threshold": 0.9}, 'learn.gate_threshold: no effect with learn.gate = "none", only with "fixed"'),
-        ({"learn.method": "temporal_ensembling", "learn.temperature": 0.5}, "learn.temperature: no effect"),
-        ({"learn.method": "pi", "learn.teacher_mode": "train"}, "learn.teacher_mode: no effect"),
-        ({"learn.method": "pi", "learn.interpolation_beta": 1.0}, "learn.interpolation_beta: no effect"),
-        ({"learn.source_path": "x.npz"}, 'no effect with learn.method = "mean_teacher", only with "dsne"'),
-        ({"learn.ensemble_slots": 9}, "learn.ensemble_slots: no effect"),
-        ({"learn.nesterov": False, "learn.method": "supervised"}, 'learn.optimizer = "adamw", only with "sgd"'),
         (
-            {"learn.momentum": 0.5, "learn.logit_distance": 1.0, "learn.method": "pi"},
-            'only with "mean_teacher"; learn.momentum: no effect',
+            {"learn.options.mixup_beta": 0.5, "learn.method": "dsne"},
+            "learn.options.mixup_beta: learn.method",
         ),
+        ({"learn.options.source_path": "x.npz"}, "learn.options.source_path: learn.method has no such option"),
+        ({"learn.method": "supervised", "learn.options.gate": "fixed"}, "learn.options.gate: learn.method has no such"),
+        ({"learn.options.gate_threshold": 0.9}, 'learn.options: gate_threshold = 0.9 has no effect with gate = "none"'),
+        ({"learn.noise_options.flip": True}, "learn.noise_options.flip: learn.noise has no such option"),
+        ({"learn.noise": "none", "learn.noise_options.std": 0.1}, "learn.noise_options.std: learn.noise has no such"),
+        ({"learn.options.gate": "x"}, "learn.options.gate: Input should be 'none', 'fixed'"),
+        ({"learn.options": 3}, "learn.options: Input should be a valid dictionary"),
+        ({"learn": 3}, "learn: Input should be a valid dictionary"),
     ],
 )
-def test_what_would_have_no_effect_or_compare_nothing_is_refused(settings: dict[str, object], said: str) -> None:
-    """Before anything is opened; a cost of zero would pass for agreement."""
-    with pytest.raises(ConfigError, match=re.escape(said)):
+def test_an_option_that_method_or_noise_does_not_have_is_an_error(settings: dict[str, object], error: str) -> None:
+    """An option that had no effect would look like one that does not help."""
+    with pytest.raises(ConfigError, match=re.escape(error)):
         load_config(None, overrides=settings, environ={})
 
 
-class TestRecipe:
-    IMAGE: ClassVar[dict[str, object]] = {"schema.shape": [1, 8, 8], "schema.dtype": "uint8"}
+def test_errors_of_options_come_with_all_others() -> None:
+    """With key, value and source."""
+    text = message({"STREAMLEARN_LEARN__OPTIONS__TEMPERATURE": "0"}, serve__prt=3, learn__noise_options__std=-1.0)
 
-    @pytest.mark.parametrize(
-        ("settings", "recipe"),
-        [
-            ({}, "table"),
-            ({"schema.shape": [5, 7]}, "table"),
-            (IMAGE, "image"),
-            ({"learn.recipe": "image"}, "image"),
-            (IMAGE | {"learn.recipe": "table"}, "table"),
-            (IMAGE | {"learn.method": RECIPES["image"]["method"]}, "image"),
-        ],
-    )
-    def test_it_fits_the_shape_or_is_named(self, settings: dict[str, object], recipe: str) -> None:
-        """Images are three-dimensional; everything else is a table."""
-        learn = load_config(environ={}, overrides=settings).learn
+    assert "3 settings are wrong" in text
+    assert "learn.options.temperature: Input should be greater than 0 (got '0', from environment)" in text
+    assert "learn.noise_options.std: Input should be greater than or equal to 0 (got -1.0, from command line)" in text
 
-        assert {name: getattr(learn, name) for name in RECIPES[recipe]} == RECIPES[recipe]
 
-    def test_what_is_set_wins_over_it(self) -> None:
-        """Each setting by itself."""
-        learn = load_config(environ={}, overrides=self.IMAGE | {"learn.mixup_beta": 0.0, "learn.seed": 3}).learn
-
-        wanted = RECIPES["image"] | {"mixup_beta": 0.0, "seed": 3}
-        assert {name: getattr(learn, name) for name in wanted} == wanted
-
-    def test_another_method_has_those_of_labelled_rows_alone(self) -> None:
-        """Half a recipe is none: a weight for one method is no weight for another. Mixed rows are mixed for all."""
-        learn = load_config(environ={}, overrides=self.IMAGE | {"learn.method": "pi"}).learn
-
-        image = RECIPES["image"]
-        assert learn == LearnConfig(method="pi", mixup_beta=image["mixup_beta"], ema_share=image["ema_share"])
-
-    @pytest.mark.parametrize("asked", [{"method": "temporal_ensembling"}, {"method": "dsne", "source_path": "x.npz"}])
-    def test_a_method_that_takes_no_mixed_rows_gets_none(self, asked: dict[str, object]) -> None:
-        """Or it would be refused for what nobody has set."""
-        settings = {f"learn.{name}": value for name, value in asked.items()} | {"batch.steps": 1}
-        learn = load_config(environ={}, overrides=self.IMAGE | settings).learn
-
-        assert learn == LearnConfig(**asked, ema_share=RECIPES["image"]["ema_share"])
-
-    def test_none_leaves_the_settings_own_defaults(self) -> None:
-        """Those of the paper's method."""
-        learn = load_config(environ={}, overrides=self.IMAGE | {"learn.recipe": "none"}).learn
-
-        assert learn == LearnConfig(recipe="none")
-
-    def test_it_counts_as_not_set(self) -> None:
-        """`evaluate` builds the config anew with the data set's own shape, and only what was set may go along."""
-        config = load_config(environ={}, overrides={"learn.seed": 3})
-
-        assert config.model_dump(exclude_unset=True) == {"learn": {"seed": 3}}
-
-    @pytest.mark.parametrize("recipe", RECIPES)
-    def test_each_is_made_of_settings_in_their_bounds(self, recipe: str) -> None:
-        """They pass by validation, which is done here."""
-        LearnConfig(**RECIPES[recipe])
+def test_options_of_an_unknown_method_are_not_errors_too() -> None:
+    """Nobody can say which options a misspelt method has."""
+    assert message(learn__method="mean_techer", learn__options__gate="fixed").count("learn.") == 1
 
 
 @pytest.mark.parametrize("key", REMOVED)

@@ -1,7 +1,7 @@
-"""A step and a prediction never make the host wait for the device (D9), seen without one.
+"""No step and no prediction makes the host wait for the device (D9); tested without a GPU.
 
-The learner runs on the CPU by the way of a GPU (`host_may_ask` is off), and modes of torch see each call and each
-kernel that would make the host wait for a GPU: reading a value, selecting by a mask, copying a constant of the host's.
+The learner runs on the CPU with the code path of a GPU (`host_may_ask` is off). Torch's modes intercept each call and
+each kernel that would make the host wait for a GPU: reading a value, selecting by a mask, copying a host constant.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "mean_teacher": (RGB, {"consistency": "kl"}),
     "second_head": (RGB, {"logit_distance": 0.1}),
     "second_head_and_spare_classes": (replace(RGB, classes=6, spare=3), {"logit_distance": 0.1}),
-    "ict": (RGB, {"method": "ict", "mixup_beta": 0.5, "label_smoothing": 0.1}),
+    "ict": (RGB, {"method": "ict", "mixup_beta": 0.5}),
     "pi": (RGB, {"method": "pi"}),
     "temporal_ensembling": (RGB, {"method": "temporal_ensembling"}),
     "supervised": (RGB, {"method": "supervised", "optimizer": "sgd"}),
@@ -82,21 +82,18 @@ class Calls(TorchFunctionMode):
 
 @contextmanager
 def waits() -> Iterator[list[str]]:
-    """What would wait for a GPU in the meantime."""
+    """Collects what would wait for a GPU."""
     found: list[str] = []
     with Calls(found), Kernels(found):
         yield found
 
 
 def as_on_a_gpu(spec: ModelSpec, **changed: Any) -> Learner:
-    """A learner on the CPU that takes the way of a GPU, after its first steps, in which it may wait."""
+    """A learner on the CPU with the code path of a GPU, after its first steps, in which it may wait."""
     supervised = changed.get("method") == "supervised"
-    learner = Learner(spec, settings(**changed, twin_every=0 if supervised else 1))
-    learner._trainee = replace(learner._trainee, host_may_ask=False)
-    learner._updates = FIRST_STEPS
-    if learner._twin is not None:
-        learner._twin.trainee = replace(learner._twin.trainee, host_may_ask=False)
-        learner._twin.updates = FIRST_STEPS
+    learner = Learner(spec, settings(spec, **changed, twin=not supervised), host_may_ask=False)
+    counts = {f"learner.{name}": np.array(FIRST_STEPS, np.int64) for name in ("updates", "twin_updates")}
+    learner.load_state(learner.state() | counts)
     return learner
 
 
@@ -111,7 +108,7 @@ def batch(learner: Learner, fresh: int, labelled: int) -> MicroBatch:
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_step_and_no_prediction_waits(case: str) -> None:
-    """Of any method, with any rows: the answers are waited for where they are read, and nowhere else."""
+    """For any method and any rows: the host waits only where it reads answers."""
     spec, changed = CASES[case]
     learner = as_on_a_gpu(spec, **changed)
 
@@ -141,8 +138,8 @@ def test_no_step_and_no_prediction_waits(case: str) -> None:
         lambda x: x.index_put((x > 0,), torch.zeros(())),
     ],
 )
-def test_what_waits_is_seen(waiting: Callable[[torch.Tensor], object]) -> None:
-    """Or the test above could not fail."""
+def test_waiting_is_detected(waiting: Callable[[torch.Tensor], object]) -> None:
+    """So that the test above can fail."""
     x = torch.ones(4)
 
     with waits() as found:
@@ -152,7 +149,7 @@ def test_what_waits_is_seen(waiting: Callable[[torch.Tensor], object]) -> None:
 
 
 def test_one_hot_is_that_of_torch() -> None:
-    """Without looking at the values."""
+    """Without checking the values."""
     labels_L = torch.tensor([2, 0, 1, 1])
 
     with waits() as found:

@@ -1,7 +1,4 @@
-"""The learner as the pipeline uses it: predict, learn, read the costs, turn into arrays and back.
-
-Also one pass over real data, to see that it learns at all.
-"""
+"""The learner as the training loop uses it: predict, learn, read costs, save and load; one pass over real data."""
 
 from __future__ import annotations
 
@@ -15,10 +12,11 @@ import torch
 from sklearn.datasets import load_digits
 
 from streamlearn.errors import CheckpointError, ConfigError
-from streamlearn.learn.build import LearnSettings
 from streamlearn.learn.learner import Learner
+from streamlearn.learn.settings import LearnConfig
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import UNLABELLED, MicroBatch
+from tests.support import learn_config
 
 TABLE = ModelSpec("mlp", {"hidden": [16], "dropout": 0.3}, (5,), 3, normalise=True, scale=1.0)
 IMAGES = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False, scale=1 / 255)
@@ -26,26 +24,25 @@ IMAGES = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False,
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The machine's other cores are not ours; `threads` of the settings is global to the process."""
+    """`threads` is global to the process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def settings(**changed: Any) -> LearnSettings:
+def settings(spec: ModelSpec | None = None, /, **changed: Any) -> LearnConfig:
+    """For a table, or for samples of this network."""
+    noise = "image" if spec is not None and len(spec.shape) == 3 else "table"
     base: dict[str, Any] = {
-        "method": "mean_teacher", "consistency": "mse", "consistency_weight": 5.0, "rampup_steps": 10,
-        "ema_decay": 0.9, "optimizer": "adamw", "learning_rate": 3e-3, "warmup_steps": 5, "momentum": 0.9,
-        "nesterov": True, "weight_decay": 1e-4, "noise": "auto", "noise_std": 0.15, "pixel_noise_std": 0.05,
-        "shift_pixels": 1, "flip": True,
-        "seed": 7, "device": "cpu", "threads": 1,
+        "method": "mean_teacher", "consistency_weight": 5.0, "rampup_steps": 10, "ema_decay": 0.9, "noise": noise,
+        "pixel_noise_std": 0.05, "shift_pixels": 1, "flip": True, "seed": 7, "device": "cpu", "threads": 1,
     }  # fmt: skip
-    return LearnSettings(**(base | changed))
+    return learn_config(base, **changed)
 
 
 def batch(spec: ModelSpec, number: int, *, fresh: int = 6, labelled: int = 3, padding: float = 0.0) -> MicroBatch:
-    """A micro-batch of 8 + 4 rows of which so many are valid."""
+    """A micro-batch of 8 + 4 rows, some of them padding."""
     rng = np.random.default_rng(number)
     dtype = np.uint8 if len(spec.shape) == 3 else np.float32
     fresh_x = (rng.random((8, *spec.shape)) * 255).astype(dtype)
@@ -64,7 +61,7 @@ def batches(spec: ModelSpec, first: int, last: int) -> list[MicroBatch]:
     ]
 
 
-def after(spec: ModelSpec, of: LearnSettings, stream: list[MicroBatch]) -> Learner:
+def after(spec: ModelSpec, of: LearnConfig, stream: list[MicroBatch]) -> Learner:
     learner = Learner(spec, of)
     for one in stream:
         learner.learn(one)
@@ -78,12 +75,10 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 class TestRestart:
     @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
-    @pytest.mark.parametrize(
-        "changed", [{}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}, {"method": "supervised"}]
-    )
+    @pytest.mark.parametrize("changed", [{}, {"optimizer": "sgd"}, {"method": "supervised"}])
     def test_equals_no_restart(self, spec, changed):
-        """I3: twenty steps in a row, or ten, state, a new learner, ten more: every array is equal, bit for bit."""
-        of = settings(**changed)
+        """I3: twenty steps in a row, or ten, a restart, and ten more: every array is bit-equal."""
+        of = settings(spec, **changed)
 
         whole = after(spec, of, batches(spec, 1, 20))
         half = after(spec, of, batches(spec, 1, 10)).state()
@@ -106,7 +101,7 @@ class TestRestart:
 
         assert differing(after(TABLE, settings(), [batch(TABLE, 1)]).state(), resumed.state()) == []
 
-    def test_of_state_without_a_sample_of_inputs_goes_on(self):
+    def test_works_from_state_without_a_sample_of_inputs(self):
         """A checkpoint of an earlier version: the sample starts empty, after as many rows as the statistics count."""
         old = after(TABLE, settings(), batches(TABLE, 1, 10)).state()
         rows = int(old["inputs.rows"])
@@ -121,7 +116,7 @@ class TestRestart:
         assert resumed.read_costs().skipped_steps == 0
 
     def test_state_is_a_copy(self):
-        """A checkpoint that is written in the background does not change under the writer."""
+        """A checkpoint does not change while it is written in the background."""
         learner = after(TABLE, settings(), batches(TABLE, 1, 3))
         state = learner.state()
         kept = {name: array.copy() for name, array in state.items()}
@@ -131,7 +126,7 @@ class TestRestart:
         assert differing(state, kept) == []
         assert "student.net.layers.1.weight" in differing(state, learner.state())
 
-    def test_loads_arrays_that_cannot_be_written_to(self):
+    def test_loads_read_only_arrays(self):
         """A mapped or decoded checkpoint is often read-only."""
         state = after(TABLE, settings(), batches(TABLE, 1, 3)).state()
         for array in state.values():
@@ -145,8 +140,12 @@ class TestRestart:
     @pytest.mark.parametrize(
         ("spec", "changed", "said"),
         [
-            (TABLE, {"optimizer": "sgd"}, "momentum_buffer: wanted nothing, found float32"),
-            (ModelSpec("mlp", {"hidden": [17]}, (5,), 3, normalise=True, scale=1.0), {}, r"wanted .*16.*, found .*17"),
+            (TABLE, {"optimizer": "sgd"}, "momentum_buffer: expected nothing, found float32"),
+            (
+                ModelSpec("mlp", {"hidden": [17]}, (5,), 3, normalise=True, scale=1.0),
+                {},
+                r"expected .*16.*, found .*17",
+            ),
             (ModelSpec("mlp", {"hidden": [16, 16]}, (5,), 3, normalise=True, scale=1.0), {}, "and [0-9]+ more"),
         ],
     )
@@ -156,7 +155,7 @@ class TestRestart:
         before = learner.state()
 
         with pytest.raises(CheckpointError, match=said):
-            learner.load_state(Learner(spec, settings(**changed)).state())
+            learner.load_state(Learner(spec, settings(spec, **changed)).state())
 
         assert differing(before, learner.state()) == []
 
@@ -165,7 +164,7 @@ class TestPredict:
     @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
     def test_is_pure(self, spec):
         """I8: state, input and random state are as before, and so is the next step."""
-        learner, quiet = (after(spec, settings(), batches(spec, 1, 5)) for _ in range(2))
+        learner, quiet = (after(spec, settings(spec), batches(spec, 1, 5)) for _ in range(2))
         x = batch(spec, 50).fresh_x
         state, x_before, random_before = learner.state(), x.copy(), torch.get_rng_state()
 
@@ -181,7 +180,7 @@ class TestPredict:
     @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
     def test_is_what_a_server_answers_with_the_published_teacher(self, spec):
         """`teacher_state` loaded into `build(spec)` gives the same probabilities, bit for bit."""
-        learner = after(spec, settings(), batches(spec, 1, 5))
+        learner = after(spec, settings(spec), batches(spec, 1, 5))
         server = build(spec, seed=99)
         server.load_state_dict({name: torch.from_numpy(array) for name, array in learner.teacher_state().items()})
         x = batch(spec, 50).fresh_x
@@ -195,13 +194,13 @@ class TestPredict:
         assert predictions.student_probs_BC.dtype == np.float32
 
     def test_of_no_samples_is_empty(self):
-        """Shapes stand, so callers need no case of their own."""
+        """With the usual shape, so callers need no special case."""
         predictions = Learner(TABLE, settings()).predict(np.zeros((0, 5), np.float32))
 
         assert predictions.teacher_probs_BC.shape == (0, 3)
         assert predictions.student_probs_BC.shape == predictions.teacher_probs_BC.shape
 
-    def test_takes_arrays_that_cannot_be_written_to(self):
+    def test_takes_read_only_arrays(self):
         """Payloads decoded from a record's bytes are read-only."""
         x = np.frombuffer(np.ones(10, np.float32).tobytes(), np.float32).reshape(2, 5)
 
@@ -212,11 +211,11 @@ class TestLearn:
     @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
     @pytest.mark.parametrize("method", ["mean_teacher", "supervised"])
     def test_sees_nothing_of_padding(self, spec, method):
-        """Whatever stands beyond the counts, costs, statistics and weights are the same."""
+        """Values beyond the counts change no cost, statistic or weight."""
         zeros, others = (
             after(
                 spec,
-                settings(method=method),
+                settings(spec, method=method),
                 [batch(spec, number, fresh=5, labelled=2, padding=padding) for number in range(3)],
             )
             for padding in (0.0, 99.0)
@@ -228,13 +227,13 @@ class TestLearn:
         """Learning is pure in its inputs."""
         one, same = batch(IMAGES, 1), batch(IMAGES, 1)
 
-        after(IMAGES, settings(), [one])
+        after(IMAGES, settings(IMAGES), [one])
 
         for name in ("fresh_x", "labelled_x", "labelled_y"):
             assert np.array_equal(getattr(one, name), getattr(same, name))
 
-    def test_of_no_rows_only_counts(self):
-        """A step without anything in it is legal and changes no weight."""
+    def test_without_rows_only_counts(self):
+        """An empty step is legal and changes no weight."""
         learner = after(TABLE, settings(), batches(TABLE, 1, 3))
         before = learner.state()
 
@@ -244,7 +243,7 @@ class TestLearn:
         assert differing(before, learner.state()) == ["learner.step"]
 
     def test_observes_fresh_rows_once_and_labelled_rows_never(self):
-        """The input statistics are those of the stream: a labelled row was in it already, and is replayed often."""
+        """Input statistics are those of the stream: a labelled row was in it, and is replayed many times."""
         stream = [batch(TABLE, number, fresh=5, labelled=4) for number in range(4)]
         seen = np.concatenate([one.fresh_x[:5] for one in stream])
 
@@ -256,13 +255,13 @@ class TestLearn:
     @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
     def test_is_a_function_of_the_seed(self, spec):
         """Same seed, same weights; another seed, others."""
-        states = [after(spec, settings(seed=seed), batches(spec, 1, 5)).state() for seed in (1, 1, 2)]
+        states = [after(spec, settings(spec, seed=seed), batches(spec, 1, 5)).state() for seed in (1, 1, 2)]
 
         assert differing(states[0], states[1]) == []
         assert len(differing(states[0], states[2])) > 5
 
     def test_skips_a_step_whose_loss_is_not_finite(self):
-        """I4: all but the counts and the sample of the stream's rows is as before, and the skip is counted."""
+        """I4: only counts and the sample of input rows change, and the skip is counted."""
         learner = after(TABLE, settings(), batches(TABLE, 1, 5))
         learner.read_costs()
         before, bad = learner.state(), batch(TABLE, 6)
@@ -292,8 +291,8 @@ class TestLearn:
 
         assert differing(before, learner.state()) == []
 
-    def test_supervised_waits_for_its_first_label_with_its_schedules(self):
-        """Labels come late: the average must start at the first update, not where the steps have got to by then."""
+    def test_schedules_of_supervised_start_with_its_first_label(self):
+        """Labels come late: the average starts at the first update, not at the current step."""
         late = after(TABLE, settings(method="supervised"), [batch(TABLE, n, labelled=0) for n in range(30)])
         before = late.state()
 
@@ -307,33 +306,30 @@ class TestLearn:
 
 
 class TestFirstStepsSkipped:
-    """Averages begin with the first step that is taken: initial values are no part of them."""
+    """Averages start with the first step that is taken, without initial values."""
 
-    OF: ClassVar[dict[str, Any]] = {"noise": "none", "shift_pixels": 0, "flip": False, "warmup_steps": 0}
+    OF: ClassVar[dict[str, Any]] = {"noise": "none"}
 
     @classmethod
     def state_after(cls, first: list[MicroBatch], **changed: Any) -> dict[str, Any]:
-        return after(IMAGES, settings(**cls.OF, **changed), [*first, *(batch(IMAGES, k) for k in (1, 2, 3))]).state()
+        return after(
+            IMAGES, settings(IMAGES, **cls.OF, **changed), [*first, *(batch(IMAGES, k) for k in (1, 2, 3))]
+        ).state()
 
     @pytest.mark.parametrize("skipped", [1, 3])
     @pytest.mark.parametrize("host_may_ask", [True, False])
-    def test_leave_student_teacher_and_twin_as_without_them(
-        self, skipped: int, host_may_ask: bool, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Else running statistics keep a share of their zeros and ones, and the teacher a larger one."""
-        bad = IMAGES.scale * np.nan
-        spec = replace(IMAGES, scale=1 / 255)
+    def test_leave_no_trace_in_student_teacher_and_twin(self, skipped: int, host_may_ask: bool) -> None:
+        """Otherwise running statistics would keep a share of their initial values, and the teacher a larger one."""
         states = []
         for count in (0, skipped):
-            learner = Learner(spec, settings(**self.OF, twin_every=1))
-            if not host_may_ask:
-                learner._trainee = replace(learner._trainee, host_may_ask=False)
+            learner = Learner(IMAGES, settings(**self.OF, twin=True), host_may_ask=host_may_ask)
             for number in range(count + 3):
-                with monkeypatch.context() as patched:
-                    if number < count:
-                        student = learner._trainee.student
-                        patched.setattr(student, "scale", bad)
-                    learner.learn(batch(IMAGES, 1 + (number - count) % 9))
+                one = batch(IMAGES, 1 + (number - count) % 9)
+                if number < count:
+                    one = replace(
+                        one, fresh_x=one.fresh_x * np.float32("nan"), labelled_x=one.labelled_x * np.float32("nan")
+                    )
+                learner.learn(one)
             states.append(learner.state())
             assert learner.read_costs().skipped_steps == count
 
@@ -343,7 +339,7 @@ class TestFirstStepsSkipped:
         assert states[1]["learner.twin_updates"] == 3
 
     def test_of_one_row_have_no_batch_statistics_either(self) -> None:
-        """Such a step is taken, in eval mode; the first batch after it still replaces the initial statistics."""
+        """Such a step runs in eval mode; the first batch after it still replaces the initial statistics."""
         alone = self.state_after([batch(IMAGES, 8, fresh=1, labelled=0)], learning_rate=1e-9)
         without = self.state_after([], learning_rate=1e-9)
 
@@ -355,13 +351,13 @@ class TestSecondHead:
     """Mean Teacher with `logit_distance`: one head learns labels, the other consistency."""
 
     @pytest.mark.parametrize("remedy", ["roll_back", "adopt_twin"])
-    def test_follows_the_student_that_a_remedy_puts_in_place(self, remedy: str) -> None:
-        """A head that exploded with the student would pull the restored one away from its good weights."""
-        learner = after(TABLE, settings(logit_distance=0.01, twin_every=1), batches(TABLE, 1, 30))
+    def test_is_reset_to_the_student_that_a_remedy_restores(self, remedy: str) -> None:
+        """A head that diverged with the student would pull the restored student away from its good weights."""
+        learner = after(TABLE, settings(logit_distance=0.01, twin=True), batches(TABLE, 1, 30))
         learner.keep_good()
-        head = learner._trainee.method.parameters()
+        head = learner.trainee.method.parameters()
         with torch.no_grad():
-            for parameter in [*learner._trainee.student.parameters(), *head.values()]:
+            for parameter in [*learner.trainee.student.parameters(), *head.values()]:
                 parameter.mul_(1e4)
 
         assert getattr(learner, remedy)()
@@ -376,7 +372,7 @@ class TestSecondHead:
 
 
 class TestOutliers:
-    """A default table model on three well-separated classes, and one sentinel in one row of the stream."""
+    """A table model on three separated classes, with one sentinel value in one row of the stream."""
 
     STEPS, FRESH = 200, 64
 
@@ -387,9 +383,9 @@ class TestOutliers:
 
     @classmethod
     def accuracy(cls, sentinel: float | None, *, row: int, constant: bool = False) -> float:
-        """Of the teacher at the end. `constant`: the second half of the features are 0 in the first half of steps."""
+        """Final accuracy of the teacher. `constant`: half of the features are 0 in the first half of steps."""
         spec = ModelSpec("mlp", {"hidden": [32]}, (6,), 3, normalise=True, scale=1.0)
-        of = settings(rampup_steps=50, ema_decay=0.98, noise_std=0.1)
+        of = settings(rampup_steps=50, ema_decay=0.98, std=0.1)
         rng = np.random.default_rng(0)
         centres_C6 = np.random.default_rng(3).normal(0.0, 1.5, (3, 6))
         centres_C6[:, :3] /= 3.0 if constant else 1.0
@@ -415,7 +411,7 @@ class TestOutliers:
     @pytest.mark.parametrize("sentinel", [-999_999.0, 1e9, 1e15])
     @pytest.mark.parametrize("row", [0, 49])
     def test_one_in_the_first_rows_costs_less_than_a_point(self, clean: float, sentinel: float, row: int) -> None:
-        """With the sentinel as the deviation, the model was at chance for tens of thousands of rows."""
+        """If the sentinel set the deviation, the model would stay at chance for tens of thousands of rows."""
         assert clean > 0.95
         assert self.accuracy(sentinel, row=row) > clean - 0.01
 
@@ -427,7 +423,7 @@ class TestOutliers:
 
 class TestReadCosts:
     def test_are_means_since_the_last_reading(self):
-        """Two steps read together are the mean of the two read apart, and reading starts anew."""
+        """Two steps read together are the mean of the two read separately; reading resets the sums."""
         together, apart = Learner(TABLE, settings()), Learner(TABLE, settings())
 
         read = []
@@ -444,38 +440,34 @@ class TestReadCosts:
         assert both.consistency > 0.0
         assert together.read_costs().steps == 0
 
-    def test_leave_skipped_steps_out_of_the_means(self):
+    def test_exclude_skipped_steps(self):
         """A NaN is counted, not averaged."""
         spec = ModelSpec("torch.nn:Linear", {"in_features": 5, "out_features": 3}, (5,), 3, normalise=False, scale=1.0)
         bad = batch(spec, 2)
         bad.fresh_x[:] = np.nan
 
-        costs = after(spec, settings(), [batch(spec, 1), bad]).read_costs()
+        costs = after(spec, settings(spec), [batch(spec, 1), bad]).read_costs()
 
-        assert costs.classification == after(spec, settings(), [batch(spec, 1)]).read_costs().classification
+        assert costs.classification == after(spec, settings(spec), [batch(spec, 1)]).read_costs().classification
         assert (costs.steps, costs.skipped_steps) == (2, 1)
         assert costs.skipped_rows == bad.fresh_count + bad.labelled_count
 
-    def test_show_where_the_schedules_are(self):
+    def test_show_the_schedules(self):
         """W(t) and the learning rate of the last update."""
-        costs = after(TABLE, settings(rampup_steps=2, warmup_steps=4), [batch(TABLE, n) for n in range(3)]).read_costs()
+        costs = after(TABLE, settings(rampup_steps=2), [batch(TABLE, n) for n in range(3)]).read_costs()
 
-        assert costs.consistency_weight == 5.0
-        assert costs.learning_rate == pytest.approx(3e-3 * 3 / 4)
+        assert (costs.consistency_weight, costs.learning_rate) == (5.0, 3e-3)
 
 
 class TestSettings:
     @pytest.mark.parametrize(
         ("changed", "said"),
         [
-            ({"method": "hope"}, "learn.method"),
-            ({"consistency": "l1"}, "learn.consistency"),
-            ({"optimizer": "lion"}, "learn.optimizer"),
             ({"noise": "loud"}, "learn.noise"),
             ({"device": "cuda:63"}, "learn.device"),
         ],
     )
-    def test_that_cannot_be_made_are_config_errors(self, changed, said):
+    def test_that_cannot_be_built_are_config_errors(self, changed, said):
         """The message names the key."""
         with pytest.raises(ConfigError, match=said):
             Learner(TABLE, settings(**changed))
@@ -484,8 +476,8 @@ class TestSettings:
         """There would be nothing to learn."""
         spec = ModelSpec("torch.nn:Identity", {}, (3,), 3, normalise=False, scale=1.0)
 
-        with pytest.raises(ConfigError, match="no parameters"):
-            Learner(spec, settings())
+        with pytest.raises(ConfigError, match="no trainable parameters"):
+            Learner(spec, settings(spec))
 
     def test_are_shown_by_describe(self):
         """Parameters, device and threads, for the log."""
@@ -498,14 +490,20 @@ class TestSettings:
 class TestOnDigits:
     """One pass over the 1,797 digits of scikit-learn as a stream, one label in five, then the last 300."""
 
-    @pytest.mark.parametrize("method", ["mean_teacher", "supervised"])
-    @pytest.mark.parametrize("consistency", ["mse", "kl"])
-    def test_both_networks_learn_far_past_chance(self, method, consistency):
-        """Chance is .1."""
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"consistency": "mse", "consistency_weight": 2.0},
+            {"consistency": "kl", "consistency_weight": 2.0},
+            {"method": "supervised"},
+        ],
+    )
+    def test_both_networks_learn_far_past_chance(self, changed):
+        """Chance is 0.1."""
         x, y = load_digits(return_X_y=True)
         x, y = x.astype(np.float32), y.astype(np.int64)
         of = ModelSpec("mlp", {"hidden": [64]}, (64,), 10, normalise=True, scale=1.0)
-        learner = Learner(of, settings(method=method, consistency=consistency, consistency_weight=2.0, ema_decay=0.95))
+        learner = Learner(of, settings(**changed, ema_decay=0.95))
         rng = np.random.default_rng(0)
 
         for first in range(0, 1497, 16):

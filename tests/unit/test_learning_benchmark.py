@@ -177,7 +177,7 @@ class TestResults:
         """Older results keep their recipe."""
         plain, same, other = (
             bench.Case("moons", 0.01, "0", "default", 0, overrides)
-            for overrides in ({}, {"learn.teacher_mode": "eval"}, {"learn.teacher_mode": "train"})
+            for overrides in ({}, {"learn.options.teacher_mode": "eval"}, {"learn.options.teacher_mode": "train"})
         )
 
         assert "teacher_mode" not in plain.recipe["settings"]["learn"]
@@ -193,12 +193,12 @@ class TestResults:
 
     def test_a_search_uses_only_the_data_for_choosing_settings(self, bench: ModuleType) -> None:
         """With two seeds of Fashion-MNIST."""
-        cases = bench.searched_cases(bench.grid("learn.consistency=kl learn.ema_decay=0.9|0.99"), [])
+        cases = bench.searched_cases(bench.grid("learn.options.consistency=kl learn.ema_decay=0.9|0.99"), [])
 
         assert {case.source for case in cases} == {"digits", "moons", "shuttle", "fashion"}
         assert {case.seed for case in cases if case.source == "fashion"} == {0, 1}
-        assert cases[0].overrides == {"learn.consistency": "kl", "learn.ema_decay": 0.9}
-        assert cases[1].overrides == {"learn.consistency": "kl", "learn.ema_decay": 0.99}
+        assert cases[0].overrides == {"learn.options.consistency": "kl", "learn.ema_decay": 0.9}
+        assert cases[1].overrides == {"learn.options.consistency": "kl", "learn.ema_decay": 0.99}
 
     def test_an_empty_recipe_is_the_shipped_one(self, bench: ModuleType) -> None:
         """It is the baseline of a search."""

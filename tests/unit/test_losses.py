@@ -1,4 +1,4 @@
-"""Costs of a step: their scale, what is a target, and that rows without labels weigh nothing."""
+"""Costs of a step: their scale, their targets, and rows without labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER_BC = LOGITS_BC.flip(0)
 
 class TestClassification:
     def test_is_the_sum_over_labelled_rows_divided_by_all_rows(self):
-        """Two labelled rows of four: their two cross-entropies over four."""
+        """Two labelled rows of four: the sum of two cross-entropies over four."""
         loss = classification_loss(LOGITS_BC[2:], torch.eye(3)[[1, 2]], 4)
 
         log_probs_BC = LOGITS_BC.log_softmax(dim=1)
@@ -34,12 +34,12 @@ class TestClassification:
 class TestConsistency:
     @pytest.mark.parametrize("distance", [mse_consistency, kl_consistency])
     def test_is_zero_where_both_networks_agree(self, distance):
-        """Equal answers cost nothing, whatever they are."""
+        """Equal answers cost nothing."""
         assert distance(LOGITS_BC, LOGITS_BC.softmax(1)).item() == pytest.approx(0.0, abs=1e-7)
 
     @pytest.mark.parametrize("distance", [mse_consistency, kl_consistency])
     def test_weighs_its_rows_and_still_divides_by_all(self, distance):
-        """A row of weight 0 is as if it agreed; one of weight 2 counts twice."""
+        """Weight 0 counts as agreement, weight 2 counts twice."""
         each = torch.stack([distance(LOGITS_BC[[n]], OTHER_BC[[n]].softmax(1)) for n in range(4)])
 
         loss = distance(LOGITS_BC, OTHER_BC.softmax(1), torch.tensor([0.0, 2.0, 1.0, 0.0]))
@@ -47,7 +47,7 @@ class TestConsistency:
         assert loss.item() == pytest.approx((2 * each[1] + each[2]).item() / 4, rel=1e-5)
 
     @pytest.mark.parametrize("distance", [mse_consistency, kl_consistency])
-    def test_of_no_rows_is_zero(self, distance):
+    def test_without_rows_is_zero(self, distance):
         """A mean of nothing would be NaN."""
         assert distance(LOGITS_BC[:0], LOGITS_BC[:0]).item() == 0.0
 

@@ -1,4 +1,4 @@
-"""Each method's costs against a few lines worked out by themselves, and what it remembers against a restart."""
+"""Each method's costs against independent formulas, and its state across restarts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn.errors import ConfigError
-from streamlearn.learn.build import LearnSettings, make_trainee
+from streamlearn.learn.build import make_trainee
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.losses import kl_consistency, mse_consistency
 from streamlearn.learn.methods.dsne import DSne, Source, dsne_loss
 from streamlearn.learn.methods.ict import InterpolationConsistency
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.methods.pi import Pi
+from streamlearn.learn.methods.settings import (
+    DSneOptions,
+    InterpolationOptions,
+    MeanTeacherOptions,
+    PiOptions,
+    TargetOptions,
+    TemporalEnsemblingOptions,
+)
 from streamlearn.learn.methods.temporal_ensembling import TemporalEnsembling
-from streamlearn.learn.noise import gaussian, no_noise
+from streamlearn.learn.noise.build import gaussian, no_noise
 from streamlearn.learn.rows import Augment, Rows, draw_mix
 from streamlearn.learn.step import Trainee
 from streamlearn.learn.targets import Targets
@@ -45,8 +52,8 @@ def rows(*, fresh: int = 6, labelled: int = 3, seed: int = 0, augment: Augment |
     )
 
 
-def plain_targets() -> Targets:
-    return Targets(classes=3, device=CPU)
+def targets_of(**options: object) -> Targets:
+    return Targets(TargetOptions(**options), classes=3, device=CPU)
 
 
 def pair(**changed: object) -> Trainee:
@@ -66,7 +73,7 @@ def probs(network: nn.Module, x: Tensor) -> np.ndarray:
 
 class TestMixup:
     def test_a_mix_of_rows_has_the_mix_of_their_labels(self):
-        """View and target are made with the same share and partner."""
+        """View and target have the same share and partner."""
         of = rows(fresh=0, labelled=40, augment=Augment(no_noise, no_noise, mixup_beta=0.5))
 
         view_L, targets_LC = of.labelled_view()
@@ -93,17 +100,8 @@ class TestMixup:
             assert share_B.mean().item() == pytest.approx(0.5, abs=0.01)
             assert share_B.var().item() == pytest.approx(1 / (4 * (2 * beta + 1)), rel=0.05)
 
-    def test_smoothing_spreads_over_classes_that_have_a_name(self):
-        """eps/n to each named class, 1 - eps more to the label's."""
-        of = replace(rows(labelled=3, augment=Augment(no_noise, no_noise, label_smoothing=0.2)),
-                     uniform_C=torch.tensor([0.5, 0.5, 0.0]))  # fmt: skip
-
-        _, targets_LC = of.labelled_view()
-
-        torch.testing.assert_close(targets_LC[0], torch.tensor([0.9, 0.1, 0.0]))
-
-    def test_mixed_rows_are_not_held_against_the_teacher(self):
-        """Their answer is the label's mix; fresh rows alone are compared."""
+    def test_mixed_rows_are_not_compared_with_the_teacher(self):
+        """Their target is a mix of labels; only fresh rows are compared."""
         of = rows(augment=Augment(no_noise, no_noise, mixup_beta=0.5))
 
         view = of.student_view()
@@ -113,7 +111,7 @@ class TestMixup:
         assert not torch.equal(view.x_B[6:], of.x_B[6:])
 
     def test_the_strong_view_is_of_fresh_rows_only(self):
-        """Labelled rows are seen under weak noise, since strong noise on the few there are costs accuracy."""
+        """Labelled rows get weak noise: strong noise on the few of them costs accuracy."""
         of = rows(augment=Augment(no_noise, lambda x, _: x + 100.0))
 
         view = of.student_view()
@@ -124,7 +122,7 @@ class TestMixup:
 
 
 def _share(one: Tensor, other: Tensor, mixed: Tensor) -> float | None:
-    """S of mixed = s one + (1 - s) other by its longest coordinate; None where the two are one."""
+    """S of mixed = s one + (1 - s) other, by the coordinate that differs most; None if they are equal."""
     along = (one - other).abs().argmax()
     length = (one - other)[along].item()
     return None if abs(length) < 1e-6 else ((mixed - other)[along] / length).item()
@@ -134,32 +132,32 @@ class TestTargets:
     LOGITS = torch.tensor([[2.0, 0.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 0.2], [0.1, 0.0, 0.0]])
 
     def made(self, **options: object) -> tuple[np.ndarray, np.ndarray | None, Targets]:
-        targets = Targets(classes=3, device=CPU, **options)
+        targets = targets_of(**options)
         of = rows(fresh=3, labelled=1)
         made, weights = targets.make(self.LOGITS, of)
         return made.numpy(), None if weights is None else weights.numpy(), targets
 
-    def test_are_the_teachers_probabilities_where_nothing_is_asked(self):
-        """And all rows weigh alike."""
+    def test_are_the_teachers_probabilities_by_default(self):
+        """And all rows have the same weight."""
         made, weights, targets = self.made()
 
         np.testing.assert_allclose(made, _softmax(self.LOGITS.numpy()), rtol=1e-6)
         assert weights is None
         assert targets.tensors() == {}
 
-    def test_alignment_makes_rare_what_the_teacher_says_too_often(self):
-        """P * p(label)/p(teacher), the teacher's share a moving average over fresh rows from an even one."""
-        made, _, _ = self.made(align="uniform", momentum=0.9)
+    def test_uniform_alignment_divides_by_the_teachers_class_shares(self):
+        """The teacher's shares are a moving average over fresh rows, from uniform shares."""
+        made, _, _ = self.made(align="uniform", target_momentum=0.9)
 
         p = _softmax(self.LOGITS.numpy().astype(float))
         model = 0.9 / 3 + 0.1 * p[:3].mean(axis=0)
-        wanted = p * (1 / 3) / model
-        np.testing.assert_allclose(made, wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
+        expected = p * (1 / 3) / model
+        np.testing.assert_allclose(made, expected / expected.sum(1, keepdims=True), rtol=1e-5)
 
     @pytest.mark.parametrize("steps", [1, 60])
     def test_alignment_to_labels_is_a_ratio_estimate_shrunk_by_what_chance_would_do(self, steps):
-        """Against the same formulas, with the weight of each label worked out from its age."""
-        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.9)
+        """Against the same formulas, with each label's weight computed from its age."""
+        targets = targets_of(align="labels", target_momentum=0.9)
         rng = np.random.default_rng(1)
         y_N = rng.choice(3, steps * 2, p=[0.7, 0.2, 0.1])
         said_N3 = rng.dirichlet([1.0, 1.0, 1.0], len(y_N)) * 0.3 + 0.7 * np.eye(3)[y_N]
@@ -168,7 +166,9 @@ class TestTargets:
 
         for step in range(steps):
             new = slice(2 * step, 2 * step + 2)
-            of = rows(fresh=5, labelled=3, said_BC=torch.from_numpy(np.vstack((fresh_SF3[step], said_N3[new]))).float())
+            of = rows(
+                fresh=5, labelled=3, witness_BC=torch.from_numpy(np.vstack((fresh_SF3[step], said_N3[new]))).float()
+            )
             of.labels_B[5:7] = torch.from_numpy(y_N[new])  # the third is learned again
             made, _ = targets.make(torch.from_numpy(teacher_SF3[step]).float().log(), of)
             targets.settle(NO)
@@ -193,10 +193,10 @@ class TestTargets:
         trust = max(0.0, 1 - chance * max(1.0, selection / 2) / spread)
         so_far = np.bincount(y_N, minlength=3)
         trust_3 = trust * so_far / (so_far + 5)
-        expected = trust_3 * ratio / ratio.sum() + (1 - trust_3) / 3
-        expected /= expected.sum()
-        wanted = teacher_SF3[-1] * expected / model
-        np.testing.assert_allclose(made.numpy(), wanted / wanted.sum(1, keepdims=True), rtol=2e-4)
+        estimate_3 = trust_3 * ratio / ratio.sum() + (1 - trust_3) / 3
+        estimate_3 /= estimate_3.sum()
+        expected = teacher_SF3[-1] * estimate_3 / model
+        np.testing.assert_allclose(made.numpy(), expected / expected.sum(1, keepdims=True), rtol=2e-4)
         assert (trust > 0.5) == (steps > 1), "a case that is to show both"
 
     SHARES = np.array([0.6, 0.3, 0.1])
@@ -204,18 +204,18 @@ class TestTargets:
     def classes_found(
         self, *, labelled_shares: object, steps: int, accuracy: float, favoured: float = 1.0, batch: int = 64
     ) -> np.ndarray:
-        """What targets are aligned to, where samples are of `SHARES`; so many labels for each 64 samples."""
+        """The class distribution that targets are aligned to, for samples of `SHARES`."""
         rng = np.random.default_rng(0)
         says_CC = torch.full((3, 3), (1 - accuracy) / 2) + (1.5 * accuracy - 0.5) * torch.eye(3)  # of each true class
         says_CC[:, 0] *= favoured
         says_CC /= says_CC.sum(1, keepdim=True)
-        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.99)
+        targets = targets_of(align="labels", target_momentum=0.99)
         for step in range(steps):
             labelled = batch if step % (64 // batch) == 0 else 0
             y_F, y_L = (
                 torch.from_numpy(rng.choice(3, n, p=p)) for n, p in ((batch, self.SHARES), (labelled, labelled_shares))
             )
-            of = rows(fresh=batch, labelled=labelled, said_BC=says_CC[torch.cat((y_F, y_L))])
+            of = rows(fresh=batch, labelled=labelled, witness_BC=says_CC[torch.cat((y_F, y_L))])
             of.labels_B[batch:] = y_L
             made, _ = targets.make(says_CC[y_F].log(), of)
             targets.settle(NO)
@@ -223,40 +223,40 @@ class TestTargets:
         return (towards / towards.sum()).numpy()
 
     @pytest.mark.parametrize("favoured", [1.0, 2.0])
-    def test_alignment_finds_the_classes_of_all_where_labels_are_drawn_as_samples_are(self, favoured):
-        """A teacher that says one class too often does not make it commoner."""
+    def test_alignment_finds_the_class_distribution_without_selection_bias(self, favoured):
+        """Also if the teacher predicts one class too often."""
         found = self.classes_found(labelled_shares=self.SHARES, steps=500, accuracy=0.9, favoured=favoured)
 
         assert np.abs(found - self.SHARES).max() < 0.05
 
-    def test_alignment_finds_them_in_steps_of_one_sample_too(self):
-        """As a slow stream has them; a row alone has no variance."""
+    def test_alignment_finds_it_in_steps_of_one_sample(self):
+        """A slow stream has such steps; a single row has no variance."""
         found = self.classes_found(labelled_shares=self.SHARES, steps=6400, accuracy=0.9, batch=1)
 
         assert np.abs(found - self.SHARES).max() < 0.15
 
-    def test_alignment_is_to_even_classes_where_labels_are_drawn_otherwise(self):
-        """Nine of ten labels of one class are no sign that samples are, nor is it a teacher that says so."""
+    def test_alignment_is_uniform_under_selection_bias(self):
+        """If 9 of 10 labels are of one class, samples need not be."""
         found = self.classes_found(labelled_shares=[0.05, 0.05, 0.9], steps=500, accuracy=0.5, favoured=1.0)
 
         assert np.abs(found - 1 / 3).max() < 0.02
 
-    def test_alignment_is_to_even_classes_before_there_are_labels(self):
-        """Whatever an untrained teacher says."""
-        targets = Targets(classes=3, device=CPU, align="labels", momentum=0.5)
+    def test_alignment_is_uniform_before_the_first_label(self):
+        """Whatever an untrained teacher predicts."""
+        targets = targets_of(align="labels", target_momentum=0.5)
 
         made, _ = targets.make(self.LOGITS, rows(fresh=3, labelled=1))
 
         p = _softmax(self.LOGITS.numpy().astype(float))
-        wanted = p / (0.5 / 3 + 0.5 * p[:3].mean(axis=0))
-        np.testing.assert_allclose(made.numpy(), wanted / wanted.sum(1, keepdims=True), rtol=1e-5)
+        expected = p / (0.5 / 3 + 0.5 * p[:3].mean(axis=0))
+        np.testing.assert_allclose(made.numpy(), expected / expected.sum(1, keepdims=True), rtol=1e-5)
 
-    def test_what_was_seen_is_forgotten_with_the_teacher_that_said_it(self):
-        """After a rollback, or a change of the world: as at first."""
-        targets = Targets(classes=3, device=CPU, align="labels", gate="softmatch", momentum=0.9)
+    def test_forget_resets_all_averages(self):
+        """After a rollback or drift."""
+        targets = targets_of(align="labels", gate="softmatch", target_momentum=0.9)
         first = {name: tensor.clone() for name, tensor in targets.tensors().items()}
-        said_BC = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.6, 0.1, 0.3]])
-        targets.make(self.LOGITS, rows(fresh=3, labelled=3, said_BC=said_BC))
+        witness_BC = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.6, 0.1, 0.3]])
+        targets.make(self.LOGITS, rows(fresh=3, labelled=3, witness_BC=witness_BC))
         targets.settle(NO)
         assert not any(torch.equal(tensor, first[name]) for name, tensor in targets.tensors().items())
 
@@ -270,15 +270,15 @@ class TestTargets:
 
         np.testing.assert_allclose(made, _softmax(self.LOGITS.numpy() / 0.5), rtol=1e-5)
 
-    def test_the_fixed_gate_lets_confident_rows_through(self):
+    def test_the_fixed_gate_passes_confident_rows(self):
         """Max p >= threshold, by row."""
-        _, weights, _ = self.made(gate="fixed", threshold=0.7)
+        _, weights, _ = self.made(gate="fixed", gate_threshold=0.7)
 
         assert weights.tolist() == (_softmax(self.LOGITS.numpy()).max(1) >= 0.7).astype(float).tolist()
 
     def test_freematch_thresholds_follow_confidence_and_class(self):
         """Tau times the class's share of the most common one."""
-        _, weights, targets = self.made(gate="freematch", momentum=0.5)
+        _, weights, targets = self.made(gate="freematch", target_momentum=0.5)
 
         p = _softmax(self.LOGITS.numpy().astype(float))
         tau = 0.5 / 3 + 0.5 * p[:3].max(1).mean()
@@ -290,17 +290,17 @@ class TestTargets:
 
     def test_softmatch_weighs_by_a_bell_below_the_mean(self):
         """exp(-(c - mu)^2 * 4 / (2 var)) below mu and 1 above."""
-        _, weights, _ = self.made(gate="softmatch", momentum=0.5)
+        _, weights, _ = self.made(gate="softmatch", target_momentum=0.5)
 
         c = _softmax(self.LOGITS.numpy().astype(float)).max(1)
         mu = 0.5 / 3 + 0.5 * c[:3].mean()
         var = 0.5 + 0.5 * c[:3].var(ddof=1)
-        wanted = np.where(c >= mu, 1.0, np.exp(-((c - mu) ** 2) * 4 / (2 * var)))
-        np.testing.assert_allclose(weights, wanted, rtol=1e-5)
+        expected = np.where(c >= mu, 1.0, np.exp(-((c - mu) ** 2) * 4 / (2 * var)))
+        np.testing.assert_allclose(weights, expected, rtol=1e-5)
 
     @pytest.mark.parametrize("options", [{"align": "labels"}, {"gate": "freematch"}, {"gate": "softmatch"}])
-    def test_a_skipped_step_leaves_the_averages_as_they_were(self, options):
-        """I4 holds for what a method remembers."""
+    def test_a_skipped_step_leaves_the_averages_unchanged(self, options):
+        """I4 for the state of targets."""
         _, _, targets = self.made(**options)
         before = {name: tensor.clone() for name, tensor in targets.tensors().items()}
 
@@ -309,9 +309,9 @@ class TestTargets:
         assert all(torch.equal(tensor, before[name]) for name, tensor in targets.tensors().items())
 
     @pytest.mark.parametrize("gate", ["none", "fixed", "freematch", "softmatch"])
-    def test_of_labelled_rows_alone_are_whole(self, gate):
-        """No fresh row: nothing is averaged, and nothing becomes NaN."""
-        targets = Targets(classes=3, device=CPU, align="labels", gate=gate)
+    def test_of_labelled_rows_alone_are_finite(self, gate):
+        """Without fresh rows nothing is averaged."""
+        targets = targets_of(align="labels", gate=gate)
 
         made, weights = targets.make(self.LOGITS, rows(fresh=0, labelled=4))
         targets.settle(NO)
@@ -329,7 +329,7 @@ class TestPi:
         views = [noise(of.x_B, g := torch.Generator().manual_seed(0)) for _ in range(1)]
         of.generator.manual_seed(0)
 
-        costs = Pi(mse_consistency, plain_targets(), both_branches=True).costs(made.student, made.teacher, of)
+        costs = Pi(PiOptions(), targets_of()).costs(made.student, made.teacher, of)
         costs.consistency.backward()
 
         g.manual_seed(0)
@@ -337,9 +337,9 @@ class TestPi:
         found = made.student.net.layers[-1].weight.grad.clone()
         made.student.zero_grad()
         first, second = (made.student.net(view).softmax(1) for view in views)
-        wanted = ((first - second) ** 2).mean()
-        wanted.backward()
-        assert costs.consistency.item() == pytest.approx(wanted.item(), rel=1e-5)
+        expected = ((first - second) ** 2).mean()
+        expected.backward()
+        assert costs.consistency.item() == pytest.approx(expected.item(), rel=1e-5)
         torch.testing.assert_close(found, made.student.net.layers[-1].weight.grad)
 
     def test_with_kl_the_second_branch_is_a_target(self):
@@ -348,7 +348,7 @@ class TestPi:
         of = rows(augment=Augment(noise, noise))
         of.generator.manual_seed(0)
 
-        costs = Pi(kl_consistency, plain_targets(), both_branches=False).costs(made.student, made.teacher, of)
+        costs = Pi(PiOptions(consistency="kl"), targets_of()).costs(made.student, made.teacher, of)
         costs.consistency.backward()
 
         found = made.student.net.layers[-1].weight.grad.clone()
@@ -360,34 +360,32 @@ class TestPi:
 
 
 class TestInterpolationConsistency:
-    def test_holds_the_answer_to_a_mix_against_the_mix_of_answers(self):
+    def test_compares_the_answer_to_a_mix_with_the_mix_of_answers(self):
         """E || f(s u + (1-s) u', theta) - (s f(u, theta') + (1-s) f(u', theta')) ||^2, row by row."""
         made, of = pair(), rows()
         of.generator.manual_seed(5)
 
-        costs = InterpolationConsistency(mse_consistency, plain_targets(), beta=0.5).costs(
-            made.student, made.teacher, of
-        )
+        costs = InterpolationConsistency(InterpolationOptions(), targets_of()).costs(made.student, made.teacher, of)
 
         share, partner = draw_mix(6, 0.5, torch.Generator().manual_seed(5))
         u = of.x_B[:6]
         mixed = share[:, None] * u + (1 - share[:, None]) * u[partner]
         answers, s = probs(made.teacher, u), share.double().numpy()[:, None]
-        wanted = (probs(made.student, mixed) - (s * answers + (1 - s) * answers[partner.numpy()])) ** 2
-        assert costs.consistency.item() == pytest.approx(wanted.mean(), rel=1e-4)
+        expected = (probs(made.student, mixed) - (s * answers + (1 - s) * answers[partner.numpy()])) ** 2
+        assert costs.consistency.item() == pytest.approx(expected.mean(), rel=1e-4)
         cross_entropy = -np.log(probs(made.student, of.x_B[6:])[np.arange(3), of.labels_B[6:].numpy()]).sum() / 9
         assert costs.classification.item() == pytest.approx(cross_entropy, rel=1e-4)
 
 
 class TestTeacherMode:
-    """The papers' teacher answers in train mode; by default ours does as it is served."""
+    """The papers' teachers answer in train mode; ours answers as it is served by default."""
 
     SPEC: ClassVar[ModelSpec] = replace(MLP, options={"hidden": [8], "dropout": 0.5, "norm": "batch"})
 
     @pytest.mark.parametrize("method", [{"method": "mean_teacher"}, {"method": "ict"}], ids=lambda c: c["method"])
     @pytest.mark.parametrize("mode", ["eval", "train"])
     def test_the_teacher_answers_in_the_mode_that_is_set(self, method, mode):
-        """In train mode each asking is another dropout and the batch's own statistics; in eval mode neither."""
+        """In train mode with dropout and batch statistics, in eval mode without."""
         made = make_trainee(self.SPEC, settings(teacher_mode=mode, noise="none", **method), CPU)
         with torch.no_grad():
             for name, buffer in made.teacher.net.named_buffers():
@@ -407,7 +405,7 @@ class TestTeacherMode:
             assert torch.equal(buffer, before[name]), name
 
     def test_in_train_mode_batch_statistics_are_those_of_the_rows(self):
-        """Without dropout: the answer is that of the same network with the mean and variance of what it sees."""
+        """Without dropout, the answer is that of the same network in train mode."""
         spec = replace(MLP, options={"hidden": [8], "dropout": 0.0, "norm": "batch"})
         made = make_trainee(spec, settings(teacher_mode="train", noise="none"), CPU)
         of = rows()
@@ -431,10 +429,10 @@ class TestTeacherMode:
 
 class TestTemporalEnsembling:
     def method(self, slots: int = 64) -> TemporalEnsembling:
-        return TemporalEnsembling(mse_consistency, slots=slots, classes=3, momentum=0.6, device=CPU)
+        return TemporalEnsembling(TemporalEnsemblingOptions(ensemble_slots=slots), classes=3, device=CPU)
 
-    def test_holds_a_row_against_the_average_of_its_own_past(self):
-        """Z <- .6 Z + .4 z, target Z / sum Z; nothing at the first sight of a row."""
+    def test_compares_a_row_with_the_average_of_its_past_answers(self):
+        """Z <- .6 Z + .4 z, target Z / sum Z; no cost for a new row."""
         made, method = pair(), self.method()
         of = rows(keys_B=torch.arange(9))
         past = np.zeros((9, 3))
@@ -451,7 +449,7 @@ class TestTemporalEnsembling:
                 made.student.net.layers[-1].bias.mul_(-2.0).add_(torch.tensor([0.3, -0.2, 0.1]))
 
     def test_a_slot_belongs_to_the_last_key_that_came(self):
-        """Another sample's past is never a target; of rows that share a slot, the last has it."""
+        """Another sample's past is never a target; of rows that share a slot, the last wins."""
         made, method = pair(), self.method(slots=4)
         method.costs(made.student, made.teacher, rows(keys_B=torch.tensor([0, 4, 1, 2, 3, 8, 5, 6, 7])))
         method.settle(NO)
@@ -462,7 +460,7 @@ class TestTemporalEnsembling:
         unknown = method.costs(made.student, made.teacher, rows(keys_B=torch.arange(100, 109)))
         assert unknown.consistency.item() == 0.0
 
-    def test_of_no_rows_to_compare_is_zero(self):
+    def test_without_rows_to_compare_is_zero(self):
         """Mixed labelled rows alone."""
         made, method = pair(), self.method()
         of = rows(fresh=0, augment=Augment(no_noise, no_noise, mixup_beta=0.5), keys_B=torch.arange(3))
@@ -473,7 +471,7 @@ class TestTemporalEnsembling:
         assert costs.consistency.item() == 0.0
         assert (method.tensors()["keys_N"] == -1).all()
 
-    def test_a_skipped_step_is_not_entered(self):
+    def test_a_skipped_step_is_not_stored(self):
         """I4."""
         made, method = pair(), self.method()
 
@@ -510,8 +508,8 @@ class TestDualHead:
 
 class TestDSne:
     @pytest.mark.parametrize("seed", range(5))
-    def test_loss_is_the_farthest_of_its_class_before_the_nearest_of_others(self, seed):
-        """Worked out pair by pair."""
+    def test_loss_is_the_farthest_of_its_class_less_the_nearest_of_others(self, seed):
+        """Computed pair by pair."""
         rng = np.random.default_rng(seed)
         anchors, others = rng.normal(size=(4, 2)), rng.normal(size=(9, 2))
         y, y_others = rng.integers(0, 3, 4), rng.integers(0, 3, 9)
@@ -523,10 +521,10 @@ class TestDSne:
         for a, label, loss in zip(anchors, y, found.tolist(), strict=True):
             squared = ((others - a) ** 2).sum(1)
             same, other = squared[y_others == label], squared[y_others != label]
-            wanted = max(0.0, same.max() - other.min() + 1.0) if len(same) and len(other) else 0.0
-            assert loss == pytest.approx(wanted, rel=1e-6)
+            expected = max(0.0, same.max() - other.min() + 1.0) if len(same) and len(other) else 0.0
+            assert loss == pytest.approx(expected, rel=1e-6)
 
-    def test_an_anchor_without_partners_costs_nothing_and_has_a_whole_gradient(self):
+    def test_an_anchor_without_partners_costs_nothing_and_has_a_finite_gradient(self):
         """No source row of its class, or none of another; no anchors at all."""
         anchors = torch.randn((2, 3), requires_grad=True)
         for y_others in (torch.tensor([1, 1]), torch.tensor([0, 0])):
@@ -544,7 +542,7 @@ class TestDSne:
         made, of = pair(), rows()
         source = Source(torch.randn((20, 5)), torch.arange(20) % 3, rows=8)
         embedding = Embedding(made.student.net, classes=3, method="dsne")
-        method = DSne(mse_consistency, plain_targets(), embedding, source, weight=0.25, margin=1.0)
+        method = DSne(DSneOptions(source_path="x.npz", source_weight=0.25), targets_of(), embedding, source)
         of.generator.manual_seed(2)
 
         costs = method.costs(made.student, made.teacher, of)
@@ -555,37 +553,37 @@ class TestDSne:
         ce = nn.functional.cross_entropy(net(x_S), y_S)
         ce = ce + nn.functional.cross_entropy(net(of.x_B[6:]), of.labels_B[6:], reduction="sum") / 9
         apart = dsne_loss(e_L, of.labels_B[6:], e_S, y_S, margin=1.0).sum() / 9
-        alone = MeanTeacher(mse_consistency, plain_targets()).costs(made.student, made.teacher, of)
+        alone = MeanTeacher(MeanTeacherOptions(), targets_of()).costs(made.student, made.teacher, of)
         assert costs.classification.item() == pytest.approx((0.75 * ce + 0.25 * apart).item(), rel=1e-4)
         assert costs.consistency.item() == pytest.approx(alone.consistency.item(), rel=1e-4)
 
-    def test_what_is_served_knows_the_statistics_of_the_stream_alone(self):
-        """Those of the source, far away, are used for its own rows and not kept; gradients of both domains flow."""
+    def test_running_statistics_are_those_of_the_target_domain(self):
+        """The source's statistics serve its own rows and are not kept; both domains have gradients."""
         spec = replace(MLP, options={"hidden": [8], "dropout": 0.0, "norm": "batch"})
         of = rows()
         trainees = [make_trainee(spec, settings(), CPU) for _ in range(2)]
         far = Source(100.0 + torch.randn((20, 5)), torch.arange(20) % 3, rows=8)
         embedding = Embedding(trainees[0].student.net, classes=3, method="dsne")
-        dsne = DSne(mse_consistency, plain_targets(), embedding, far, weight=0.25, margin=1.0)
+        dsne = DSne(DSneOptions(source_path="x.npz", source_weight=0.25), targets_of(), embedding, far)
 
         costs = dsne.costs(trainees[0].student, trainees[0].teacher, of)
-        MeanTeacher(mse_consistency, plain_targets()).costs(trainees[1].student, trainees[1].teacher, of)
+        MeanTeacher(MeanTeacherOptions(), targets_of()).costs(trainees[1].student, trainees[1].teacher, of)
         (costs.classification + costs.consistency).backward()
 
-        kept, wanted = (dict(trainee.student.net.named_buffers()) for trainee in trainees)
+        kept, expected = (dict(trainee.student.net.named_buffers()) for trainee in trainees)
         assert kept
         for name, buffer in kept.items():
-            assert torch.equal(buffer, wanted[name]), name
+            assert torch.equal(buffer, expected[name]), name
         assert all(torch.isfinite(p.grad).all() for p in trainees[0].student.net.parameters())
 
     @pytest.mark.parametrize(
         ("arrays", "said"),
         [
-            (None, "learn.source_path"),
-            ({"x": np.zeros((4, 5))}, "wanted an .npz with x and y"),
+            (None, "learn.options.source_path"),
+            ({"x": np.zeros((4, 5))}, "expected an .npz with x and y"),
             ({"x": np.zeros((4, 6)), "y": np.zeros(4, int)}, "got float64 (4, 6)"),
             ({"x": np.zeros((4, 5)), "y": np.full(4, 3)}, "from 0 to 2"),
-            ({"x": np.zeros((4, 5)), "y": np.zeros(4)}, "whole numbers"),
+            ({"x": np.zeros((4, 5)), "y": np.zeros(4)}, "integers"),
         ],
     )
     def test_a_source_that_does_not_fit_is_a_config_error(self, tmp_path, arrays, said):
@@ -607,13 +605,15 @@ EVERY = [
     {"method": "mean_teacher", "teacher_mode": "train"},
     {"method": "pi"},
     {"method": "temporal_ensembling", "ensemble_slots": 32},
-    {"method": "supervised", "mixup_beta": 0.5, "label_smoothing": 0.1},
+    {"method": "supervised", "mixup_beta": 0.5},
 ]
 
 
 class TestInTheLearner:
     def learner(self, changed: dict[str, object]) -> Learner:
-        options = {"noise": "auto", "noise_std": 0.1, "rampup_labels": 6, "twin_every": 1} | changed
+        options = {"noise": "table", "std": 0.1, "twin": True} | changed
+        if changed["method"] != "supervised":
+            options = {"rampup_labels": 6} | options
         return Learner(MLP, settings(**options))
 
     def batch(self, step: int, *, nan: bool = False) -> MicroBatch:
@@ -627,7 +627,7 @@ class TestInTheLearner:
 
     @pytest.mark.parametrize("changed", EVERY, ids=lambda c: f"{c['method']}-{len(c)}")
     def test_a_restart_equals_no_restart(self, changed):
-        """I3, also across a step that was skipped: nothing that a method remembers is lost or half-done."""
+        """I3, also across a skipped step: no state of a method is lost or half-written."""
         without, with_one = self.learner(changed), self.learner(changed)
         for step in range(1, 5):
             for learner in (without, with_one):
@@ -644,8 +644,8 @@ class TestInTheLearner:
         assert [name for name in one if not np.array_equal(one[name], other[name])] == []
         assert all(np.isfinite(array).all() for array in one.values())
 
-    def test_what_another_method_remembered_is_left_behind(self):
-        """One changes the method in the config and goes on with the weights."""
+    def test_state_of_another_method_is_dropped(self):
+        """After a change of `learn.method`, learning continues from the weights."""
         first = self.learner(EVERY[2])
         first.learn(self.batch(1))
         for changed in EVERY:
@@ -654,8 +654,8 @@ class TestInTheLearner:
             then.learn(self.batch(2))
             assert math.isfinite(then.read_costs().classification)
 
-    def test_the_weight_is_ramped_by_labels_where_there_are_few(self):
-        """Min of both ramps: six labels to the peak, one a step."""
+    def test_the_weight_is_ramped_by_labels(self):
+        """Six labels to the peak, one per step."""
         learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0})
         weights = []
         for step in range(1, 8):
@@ -667,7 +667,7 @@ class TestInTheLearner:
         assert weights == sorted(weights)
 
     def test_weight_fades_as_labels_come(self):
-        """One new label a step: from the third on each takes its part."""
+        """One new label per step, from the third on."""
         learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0, "rampup_labels": 1})
         fading = self.learner(
             {"method": "mean_teacher", "consistency_weight": 2.0, "rampup_labels": 1, "fade_labels": 2}
@@ -680,8 +680,8 @@ class TestInTheLearner:
 
         assert found == pytest.approx([1.0, 1.0, 2 / 3, 2 / 4])
 
-    def test_the_ramp_by_steps_begins_with_the_first_label(self):
-        """Steps without a label are none in which the teacher could have become good."""
+    def test_the_ramp_by_steps_starts_with_the_first_label(self):
+        """The teacher cannot become good without labels."""
         options = {"method": "mean_teacher", "consistency_weight": 2.0, "rampup_labels": 1, "rampup_steps": 10}
         learner = self.learner(options)
         for step in range(1, 9):
@@ -690,9 +690,9 @@ class TestInTheLearner:
 
         assert learner.read_costs().consistency_weight == pytest.approx(2.0 * math.exp(-5 * (1 - 3 / 10) ** 2))
 
-    def test_before_the_first_label_nothing_is_held_against_a_teacher(self):
-        """It knows nothing, and what students said until then is no part of it afterwards, nor is it of the twin."""
-        learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0, "ema_share": 0.5})
+    def test_before_the_first_label_there_is_no_consistency(self):
+        """And earlier students are no part of the teacher or the twin."""
+        learner = self.learner({"method": "mean_teacher", "consistency_weight": 2.0})
         weights = []
         for step in range(1, 9):
             batch = self.batch(step)
@@ -705,19 +705,10 @@ class TestInTheLearner:
         assert (state["learner.averaged_at"], state["learner.updates"]) == (5, 8)
 
 
-def test_a_network_without_a_linear_end_is_named(monkeypatch):
-    """Methods that need an embedding say so when they are made."""
+def test_a_network_without_a_linear_output_layer_is_a_config_error(monkeypatch):
+    """For methods that need an embedding, when they are built."""
     with pytest.raises(ConfigError, match="ends with a linear layer of 4 outputs"):
         Embedding(nn.Sequential(nn.Linear(5, 3)), classes=4, method="dsne")
-
-
-def test_settings_are_the_fields_of_the_config():
-    """Every key of [learn] reaches the learner, but for what the loop makes of it."""
-    from streamlearn.config import LearnConfig  # noqa: PLC0415
-
-    assert set(LearnConfig.model_fields) - {"recipe", "trust_labels", "serve"} | {"twin_every"} == set(
-        LearnSettings.__dataclass_fields__
-    )
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Networks: built from a spec, the same everywhere, and refused with a sentence that helps when they do not fit."""
+"""Networks: built from a spec, the same everywhere, and refused with a helpful error if they do not fit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FITTING = [
 
 
 def of_user(**options: object) -> object:
-    """A user's factory: returns or raises what the test wants."""
+    """A user's factory: returns or raises what the test specifies."""
     if "raised" in options:
         raise {"RuntimeError": RuntimeError, "KeyError": KeyError}[str(options["raised"])]("inner")
     return {"text": "no module", "lazy": nn.LazyLinear(3), "split": Split(), "whole": Whole()}[str(options["returned"])]
@@ -61,7 +61,7 @@ class Whole(nn.Module):
 class TestBuild:
     @pytest.mark.parametrize("of", FITTING, ids=lambda of: f"{of.factory}-{of.shape}-{of.options.get('norm', '')}")
     def test_gives_logits_with_gradient_for_every_parameter(self, of):
-        """(B, C) in train mode, and nothing in the network is idle."""
+        """(B, C) in train mode; no parameter is unused."""
         classifier = build(of, seed=3).train()
 
         logits_BC = classifier(torch.rand((4, *of.shape)))
@@ -71,7 +71,7 @@ class TestBuild:
         assert all(parameter.grad is not None for parameter in classifier.parameters())
 
     def test_is_a_function_of_the_seed_alone(self):
-        """Same seed, same start; another, another; torch's global generator is left as it was."""
+        """Another seed gives other weights; torch's global generator does not change."""
         torch.manual_seed(11)
         before = torch.get_rng_state()
 
@@ -91,7 +91,7 @@ class TestBuild:
         assert classifier(torch.zeros((2, 1, 32, 32), dtype=torch.uint8)).shape == (2, 10)
 
     def test_gives_lazy_layers_their_sizes(self):
-        """The check forward does it, within the seed."""
+        """In the checking forward pass, under the seed."""
         first, again = (build(spec(f"{__name__}:of_user", (6,), 3, returned="lazy"), seed=1) for _ in range(2))
 
         assert torch.equal(first.net.weight, again.net.weight)
@@ -102,25 +102,25 @@ class TestBuild:
             (spec("resnet", (6,)), "none of mlp, convnet, conv13"),
             (spec("no_such_package:net", (6,)), "cannot import"),
             (spec("torch.nn:NoSuchLayer", (6,)), "cannot import"),
-            (spec("torch.nn:__doc__", (6,)), "wanted something to call"),
+            (spec("torch.nn:__doc__", (6,)), "expected a callable"),
             (spec("mlp", (6,), depth=3), "depth"),
             (spec("mlp", (6,), hidden=[0]), "at least 1"),
-            (spec("convnet", (64,)), "wanted images"),
-            (spec("convnet", (1, 8, 8), norm="loud"), "norm: wanted one of batch"),
-            (spec("wide_resnet", (1, 8, 8), depth=12), "depth: wanted 10, 16"),
-            (spec("wide_resnet", (64,)), "wanted images"),
-            (spec("wide_resnet", (1, 8, 8), width=0), "width: wanted"),
+            (spec("convnet", (64,)), "expected images"),
+            (spec("convnet", (1, 8, 8), norm="loud"), "norm: expected one of batch"),
+            (spec("wide_resnet", (1, 8, 8), depth=12), "depth: expected 10, 16"),
+            (spec("wide_resnet", (64,)), "expected images"),
+            (spec("wide_resnet", (1, 8, 8), width=0), "width: expected"),
             (spec("conv13", (1, 3, 8)), "4 x 4"),
             (spec(f"{__name__}:of_user", (6,), raised="RuntimeError"), "inner"),
             (spec(f"{__name__}:of_user", (6,), raised="KeyError"), "inner"),
             (spec(f"{__name__}:of_user", (6,), returned="text"), "made a str"),
             (spec(f"{__name__}:of_user", (6,), returned="split"), "returns a tuple"),
             (spec(f"{__name__}:of_user", (6,), 3, returned="whole"), "int64"),
-            (spec("torch.nn:Linear", (7,), 4, in_features=7, out_features=5), r"\(2, 5\).*wanted.*\(2, 4\)"),
+            (spec("torch.nn:Linear", (7,), 4, in_features=7, out_features=5), r"\(2, 5\).*expected.*\(2, 4\)"),
             (spec("torch.nn:Linear", (7,), 4, in_features=6, out_features=4), "fails on samples"),
         ],
     )
-    def test_of_what_does_not_fit_is_a_config_error(self, of, said):
+    def test_a_network_that_does_not_fit_is_a_config_error(self, of, said):
         """The message names the setting and what was found."""
         with pytest.raises(ConfigError, match=said) as caught:
             build(of)
@@ -129,13 +129,13 @@ class TestBuild:
 
     @pytest.mark.parametrize(("size", "places"), [(32, 6), (28, 5), (12, 1), (8, 2)])
     def test_of_conv13_pads_its_seventh_layer_only_where_it_must(self, size, places):
-        """6 x 6 places at the end for 32 x 32 as in the paper; small images keep all of theirs."""
+        """6 x 6 places at the end for 32 x 32, as in the paper; small images are padded."""
         classifier = build(spec("conv13", (1, size, size), width=0.05))
 
         assert classifier.net.features(torch.zeros(1, 1, size, size)).shape[2:] == (places, places)
 
     def test_of_conv13_is_the_papers_size(self):
-        """3.12 million weights for 32 x 32 colour images, weight norm's and batch norm's vectors aside."""
+        """3.12 million weights for 32 x 32 colour images, without the vectors of weight and batch norm."""
         classifier = build(spec("conv13", (3, 32, 32)))
 
         matrices = sum(p.numel() for name, p in classifier.named_parameters() if name.endswith("original1"))
@@ -157,7 +157,7 @@ class TestClassifier:
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float16, torch.float64])
     def test_sees_the_same_numbers_in_every_dtype(self, dtype):
-        """The schema's dtype is how samples are kept; the network sees float32."""
+        """Samples are stored in the schema's dtype; the network sees float32."""
         classifier = build(spec("convnet", (1, 8, 8), 3))
         x = torch.arange(128).reshape(2, 1, 8, 8)
 
@@ -166,7 +166,7 @@ class TestClassifier:
 
 class TestModelSpec:
     def test_goes_through_json_and_builds_the_same_network(self):
-        """What a server rebuilds from the published text takes the learner's weights and answers alike."""
+        """A server's network, built from the published text, gives the learner's answers."""
         of = ModelSpec("mlp", {"hidden": (8, 4)}, (6,), 3, normalise=True, scale=0.1)
         learners, x_BF = build(of, seed=5), torch.rand(4, 6)
 
@@ -177,23 +177,23 @@ class TestModelSpec:
         assert json.loads(of.to_json())["shape"] == [6]
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"shape": 3}', '{"shape": [3], "factory": "mlp"}', "null"])
-    def test_from_a_text_that_is_none_is_a_checkpoint_error(self, text):
-        """A torn or foreign publication is named as such."""
+    def test_from_another_text_is_a_checkpoint_error(self, text):
+        """A truncated or foreign publication."""
         with pytest.raises(CheckpointError, match="model spec"):
             ModelSpec.from_json(text)
 
-    def test_with_options_that_json_does_not_know_is_a_config_error(self):
+    def test_options_without_a_json_form_are_a_config_error(self):
         """It could not be published."""
         with pytest.raises(ConfigError, match=r"model\.options"):
             spec("mlp", (6,), hidden={1, 2}).to_json()
 
 
 def test_inputs_that_are_not_normalised_are_bounded():
-    """By the network that learns and by the one that serves: 1e19 is answered as the bound is, and is finite."""
+    """In learner and server: the answer to 1e19 is that to the bound, and finite."""
     spec = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False, scale=0.5)
     classifier = build(spec).eval()
-    wild, bound = torch.full((1, 2, 6, 6), -1e19), torch.full((1, 2, 6, 6), -2 * LARGEST_INPUT)
+    outlier, bound = torch.full((1, 2, 6, 6), -1e19), torch.full((1, 2, 6, 6), -2 * LARGEST_INPUT)
 
-    assert torch.isfinite(classifier(wild)).all()
-    assert torch.equal(classifier(wild), classifier(bound))
+    assert torch.isfinite(classifier(outlier)).all()
+    assert torch.equal(classifier(outlier), classifier(bound))
     assert not torch.equal(classifier(bound), classifier(bound / 2))

@@ -1,4 +1,4 @@
-"""Noise for images, each kind against a few lines that know nothing of how it is done."""
+"""Noise for images, each kind against a simple reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pictures(count: int, channels: int = 3, height: int = 9, width: int = 8) -> 
 
 
 def by_hand(x, rows: int, columns: int, mirrored: bool):
-    """One image padded by reflection and cut at an offset, the slow way."""
+    """One image padded by reflection and cropped at an offset."""
     padded = torch.nn.functional.pad(x[None], (2, 2, 2, 2), mode="reflect")[0]
     cut = padded[:, 2 + rows : 2 + rows + x.shape[1], 2 + columns : 2 + columns + x.shape[2]]
     return cut.flip(2) if mirrored else cut
@@ -38,7 +38,7 @@ class TestEach:
     @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
     @pytest.mark.parametrize("channels", [1, 3, 4])
     def test_keeps_shape_dtype_and_layout_and_its_input(self, noise, channels):
-        """float32, channels-last, so that nothing is copied again; one row alone is a batch too."""
+        """float32 and channels-last, so that nothing is copied; also for a single row."""
         for count in (1, 5):
             x = pictures(count, channels)
             before = x.clone()
@@ -52,7 +52,7 @@ class TestEach:
 
     @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
     def test_is_a_function_of_the_generator_alone(self, noise):
-        """The same seed, the same view; the next call, another; torch's own generator is not asked."""
+        """The same seed gives the same view, the next call another; torch's global generator is not used."""
         x, generator, global_state = pictures(6), seeded(1), torch.get_rng_state()
 
         first, second = noise(x, generator), noise(x, generator)
@@ -62,22 +62,22 @@ class TestEach:
         assert torch.equal(global_state, torch.get_rng_state())
 
     @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
-    def test_draws_for_each_image_by_itself(self, noise):
-        """The same image many times does not become the same view many times."""
+    def test_draws_for_each_image_independently(self, noise):
+        """Copies of one image get different views."""
         views = noise(pictures(1).expand(40, -1, -1, -1), seeded())
 
         assert len({view.contiguous().numpy().tobytes() for view in views}) > 10
 
     @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
-    def test_is_the_same_whatever_the_range_of_the_pixels(self, noise):
+    def test_does_not_depend_on_the_range_of_pixels(self, noise):
         """Pixels from 0 to 1 and standardised ones: the view of 3 x - 2 is 3 times that of x, minus 2."""
         x = pictures(6)
 
         torch.testing.assert_close(noise(3.0 * x - 2.0, seeded()), 3.0 * noise(x, seeded()) - 2.0)
 
     @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
-    def test_leaves_an_even_image_as_it_is(self, noise):
-        """There is nothing to move, nothing to change, and the cover has its colour."""
+    def test_leaves_a_constant_image_unchanged(self, noise):
+        """Also colour, and the mean that covers."""
         x = torch.full((8, 3, 9, 8), 0.25)
 
         torch.testing.assert_close(noise(x, seeded()), x)
@@ -85,7 +85,7 @@ class TestEach:
 
 class TestShift:
     def test_is_a_reflected_shift_and_a_mirror_of_each_image(self):
-        """Every view equals one of the 5 x 5 x 2 that can be cut by hand, and images move apart from each other."""
+        """Every view is one of the 5 x 5 x 2 possible ones, and images move independently."""
         x = GRID[:1].expand(200, 3, 6, 7)
         possible = {
             by_hand(GRID[0], rows, columns, mirrored).numpy().tobytes()
@@ -100,12 +100,12 @@ class TestShift:
         assert seen <= possible
         assert len(seen) > 40
 
-    def test_of_nothing_is_the_image(self):
-        """Nothing asked, nothing moved."""
+    def test_of_zero_pixels_is_the_image(self):
+        """Without a shift and a flip."""
         assert torch.equal(shift(0, flip=False)(GRID, seeded()), GRID)
 
     def test_larger_than_the_image_stays_inside(self):
-        """A reflection cannot reach further than the other edge."""
+        """A reflection reaches at most to the other edge."""
         view = shift(64, flip=True)(GRID, seeded())
 
         assert view.shape == GRID.shape
@@ -113,7 +113,7 @@ class TestShift:
 
 
 def bilinear(image: np.ndarray, row: float, column: float) -> float:
-    """The value at a place between pixel centres; outside of them, that of the edge."""
+    """The value between pixel centres; beyond the edge, that of the edge."""
     row, column = (min(max(at, 0.0), size - 1.0) for at, size in zip((row, column), image.shape, strict=True))
     top, left = min(int(row), image.shape[0] - 2), min(int(column), image.shape[1] - 2)
     down, right = row - top, column - left
@@ -126,14 +126,14 @@ class TestResizedCrop:
     HEIGHT, WIDTH = 12, 10
 
     def crops(self, scale: float, count: int = 60):
-        """Views of an image whose first two channels say where a pixel came from; the third is a picture."""
+        """Views of an image whose first two channels hold the coordinates of each pixel; the third is a picture."""
         x = pictures(1, 3, self.HEIGHT, self.WIDTH).expand(count, -1, -1, -1).clone()
         x[:, 0] = torch.arange(self.HEIGHT, dtype=torch.float32)[:, None]
         x[:, 1] = torch.arange(self.WIDTH, dtype=torch.float32)
         return x, resized_crop(scale)(x, seeded(3))
 
     def parts(self, views) -> np.ndarray:
-        """Of each view (top, height, left, width) of the part that was cut, in pixels, read from inner pixels."""
+        """(top, height, left, width) of the cropped part of each view, in pixels."""
         rows, columns = views[:, 0, :, 0].double().numpy(), views[:, 1, 0, :].double().numpy()
         found = []
         for centres, size in ((rows, self.HEIGHT), (columns, self.WIDTH)):
@@ -142,8 +142,8 @@ class TestResizedCrop:
             found += [centres[:, 2] + 0.5 - 2.5 * pitch, pitch * size]
         return np.stack(found, axis=1)
 
-    def test_has_the_size_and_the_place_that_were_asked_for(self):
-        """30 to 100 % of the area (less only where the edges cut), nearly the image's own aspect, inside the image."""
+    def test_has_the_specified_size_and_place(self):
+        """30 to 100 % of the area (less only at edges), nearly the image's aspect ratio, inside the image."""
         _, views = self.crops(0.3, count=400)
         top, height, left, width = self.parts(views).T
         share_height, share_width = height / self.HEIGHT, width / self.WIDTH
@@ -164,12 +164,12 @@ class TestResizedCrop:
         assert place.mean() == pytest.approx(0.5, abs=0.06)
 
     def test_is_bilinear(self):
-        """Each pixel of the picture is the one at its place, by hand."""
+        """Against the reference, pixel by pixel."""
         x, views = self.crops(0.3, count=5)
         picture = x[0, 2].numpy()
 
         for view, (top, height, left, width) in zip(views, self.parts(views), strict=True):
-            wanted = [
+            expected = [
                 [
                     bilinear(
                         picture,
@@ -180,10 +180,10 @@ class TestResizedCrop:
                 ]
                 for row in range(self.HEIGHT)
             ]
-            np.testing.assert_allclose(view[2].numpy(), wanted, atol=1e-3)
+            np.testing.assert_allclose(view[2].numpy(), expected, atol=1e-3)
 
-    def test_of_the_whole_is_the_image_in_its_middle_sizes(self):
-        """Of all the area the part can only be the image, but for its aspect."""
+    def test_of_the_whole_area_is_almost_the_image(self):
+        """Only the aspect ratio may differ."""
         area = np.prod(self.parts(self.crops(1.0)[1])[:, [1, 3]], axis=1) / (self.HEIGHT * self.WIDTH)
 
         assert area.min() > 3 / 4
@@ -191,7 +191,7 @@ class TestResizedCrop:
 
 class TestColour:
     def by_hand(self, x: np.ndarray, saturation: float, contrast: float, shift: float) -> np.ndarray:
-        """One image after the other, as the definition says."""
+        """By the definition, one image after the other."""
         deviation = x.std()
         if len(x) == 3:
             grey = 0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]
@@ -201,7 +201,7 @@ class TestColour:
 
     @pytest.mark.parametrize("channels", [1, 3, 4])
     def test_is_saturation_contrast_and_brightness(self, channels):
-        """For some factors within the strength, each view is what they make by hand."""
+        """Each view is the reference's for some factors within the strength."""
         x = pictures(30, channels)
         views = colour(0.4)(x, seeded()).double().numpy()
 
@@ -228,7 +228,7 @@ class TestColour:
 
 class TestCutout:
     def test_covers_one_square_with_the_mean_of_each_channel(self):
-        """4 x 4 pixels, less where it hangs over an edge; centres are anywhere, corners included."""
+        """4 x 4 pixels, fewer at an edge; centred anywhere, corners included."""
         x = pictures(500, 3, 9, 8)
         views = cutout(4)(x, seeded())
 
@@ -239,10 +239,10 @@ class TestCutout:
             height, width = view[0][square].shape
             assert 2 <= height <= 4
             assert 2 <= width <= 4
-            wanted = image.clone()
+            expected = image.clone()
             for channel in range(3):
-                wanted[channel][square] = image[channel].mean()
-            torch.testing.assert_close(view, wanted)
+                expected[channel][square] = image[channel].mean()
+            torch.testing.assert_close(view, expected)
             corners.add((int(rows.min()), int(columns.min()), height, width))
         # Centres in 9 rows x 8 columns: 9 x 8 squares, of which those cut at an edge differ in size.
         assert len(corners) == 72

@@ -1,4 +1,4 @@
-"""Noise for tables: spread, which values come in, and that chance comes from the generator alone."""
+"""Noise for tables: its spread, its values, and that all randomness is the generator's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 class TestGaussian:
-    def test_has_the_spread_that_was_asked_for(self):
+    def test_has_the_specified_spread(self):
         """Mean 0, standard deviation .15, around the sample."""
         x = torch.full((100, 500), 3.0)
 
@@ -22,7 +22,7 @@ class TestGaussian:
         assert noisy.mean().item() == pytest.approx(0.0, abs=0.005)
         assert noisy.std().item() == pytest.approx(0.15, rel=0.02)
 
-    def test_draws_anew_at_each_call_and_repeats_with_the_seed(self):
+    def test_differs_at_each_call_and_repeats_with_the_seed(self):
         """Eta and eta' differ; the same seed gives the same pair."""
         x, generator = torch.zeros(4, 5), seeded(1)
 
@@ -32,7 +32,7 @@ class TestGaussian:
         assert torch.equal(eta, gaussian(1.0)(x, seeded(1)))
 
     def test_leaves_its_input_and_the_global_generator_alone(self):
-        """Noise is pure but for the generator that it is given."""
+        """Only the given generator changes."""
         x = torch.zeros(4, 5)
         before = torch.get_rng_state()
 
@@ -43,8 +43,8 @@ class TestGaussian:
 
 
 class TestFeatureDropout:
-    def test_takes_the_same_feature_of_another_row(self):
-        """No value of one feature becomes that of another, and none is made up."""
+    def test_uses_the_same_feature_of_another_row(self):
+        """No value of one feature moves to another, and none is new."""
         row, feature = torch.meshgrid(torch.arange(50), torch.arange(20), indexing="ij")
         x = (100 * feature + row).to(torch.float32)
 
@@ -53,8 +53,8 @@ class TestFeatureDropout:
         assert torch.equal(view // 100, x // 100)
         assert set(view.unique().tolist()) <= set(x.unique().tolist())
 
-    def test_replaces_the_share_that_was_asked_for_each_feature_by_itself(self):
-        """Of a table whose rows all differ 30 % of 200 x 100 numbers change, and none of it in step."""
+    def test_replaces_the_specified_share_of_each_feature_independently(self):
+        """30 % of 200 x 100 different values change, independently of each other."""
         x = torch.rand((200, 100), generator=seeded(1))
 
         changed = (feature_dropout(0.3)(x, seeded()) != x).double()
@@ -63,8 +63,8 @@ class TestFeatureDropout:
         assert changed.mean(dim=0).std().item() == pytest.approx((0.3 * 0.7 / 200) ** 0.5, rel=0.3)
         assert changed.mean(dim=1).std().item() == pytest.approx((0.3 * 0.7 / 100) ** 0.5, rel=0.3)
 
-    def test_donors_are_even_and_chosen_for_each_feature_by_itself(self):
-        """Each of 8 rows gives an eighth of what is replaced, and a row does not take all from one other."""
+    def test_donors_are_uniform_and_chosen_for_each_feature(self):
+        """Each of 8 rows gives an eighth of the replaced values, and a row has several donors."""
         x = torch.arange(8.0)[:, None].expand(8, 4000)
 
         donors = feature_dropout(0.99)(x, seeded())
@@ -74,14 +74,14 @@ class TestFeatureDropout:
         assert len(donors[3].unique()) == 8
 
     @pytest.mark.parametrize("shape", [(1, 6), (1, 3, 4)])
-    def test_leaves_a_row_alone_as_it_is(self, shape):
-        """There is no other."""
+    def test_leaves_a_single_row_unchanged(self, shape):
+        """It has no donor."""
         x = torch.rand(shape)
 
         assert torch.equal(feature_dropout(0.9)(x, seeded()), x)
 
     def test_is_pure_and_repeats_with_the_seed(self):
-        """Its input, its shape and torch's own generator stay as they are; the next call is another."""
+        """Input and torch's global generator do not change; the next call differs."""
         x, generator = torch.rand((5, 3, 4)), seeded(1)
         kept, before = x.clone(), torch.get_rng_state()
 

@@ -1,4 +1,4 @@
-"""Norm layers against plain numpy and autograd, and what each does to a batch of one class."""
+"""Norm layers against numpy and autograd, and their effect on a batch of one class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pictures(count: int = 6, width: int = 16) -> torch.Tensor:
 
 
 def with_affine(layer: nn.Module) -> nn.Module:
-    """Gamma and beta other than 1 and 0, so that they are seen."""
+    """Gamma and beta other than 1 and 0."""
     with torch.no_grad():
         layer.weight.uniform_(0.5, 2.0, generator=seeded(2))
         layer.bias.uniform_(-1.0, 1.0, generator=seeded(3))
@@ -42,7 +42,7 @@ class TestMakeNorm:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("images", [False, True])
     def test_keeps_shape_dtype_and_layout(self, kind, images):
-        """float32, images channels-last, in training and in evaluation; a row alone is evaluated."""
+        """float32, images channels-last, in training and in evaluation; also for a single row in evaluation."""
         x = pictures() if images else rows()
         layer = make_norm(kind, 16, images=images)
 
@@ -56,7 +56,7 @@ class TestMakeNorm:
 
     @pytest.mark.parametrize(("kind", "groups"), [("group", 8), ("layer", 1)])
     @pytest.mark.parametrize("images", [False, True])
-    def test_of_group_and_layer_standardises_each_row_by_itself(self, kind, groups, images):
+    def test_group_and_layer_standardise_each_row_independently(self, kind, groups, images):
         """Eight groups of channels, or one: mean 0 and variance 1 in each, whatever else is in the batch."""
         x = pictures() if images else rows()
 
@@ -66,23 +66,25 @@ class TestMakeNorm:
         mean, var = grouped.mean(-1, keepdims=True), grouped.var(-1, keepdims=True)
         standard = torch.from_numpy(((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape))
         layer = with_affine(make_norm(kind, 16, images=images))
-        wanted = standard * per_channel(layer.weight, x) + per_channel(layer.bias, x)
-        torch.testing.assert_close(out.double(), wanted, atol=1e-5, rtol=1e-5)
+        expected = standard * per_channel(layer.weight, x) + per_channel(layer.bias, x)
+        torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
 
-    def test_of_group_is_one_group_where_eight_do_not_divide(self):
+    def test_group_is_one_group_if_eight_do_not_divide(self):
         """Of 6 channels."""
         assert make_norm("group", 6).num_groups == 1
 
-    def test_of_none_is_nothing(self):
+    def test_none_is_the_identity(self):
         """The same tensor."""
         x = rows()
 
         assert make_norm("none", 16)(x) is x
 
     @pytest.mark.parametrize("images", [False, True])
-    def test_of_an_unknown_kind_says_which_there_are(self, images):
+    def test_an_unknown_kind_is_an_error_that_lists_all(self, images):
         """The message is what `model.options` shows."""
-        with pytest.raises(ValueError, match="norm: wanted one of batch, robust_batch, group, layer, none, got 'loud'"):
+        with pytest.raises(
+            ValueError, match="norm: expected one of batch, robust_batch, group, layer, none, got 'loud'"
+        ):
             make_norm("loud", 16, images=images)
 
 
@@ -96,7 +98,7 @@ BATCHES = [rows(mean=0.3), pictures()]
 class TestRobustBatchNorm:
     @pytest.mark.parametrize("x", BATCHES, ids=["table", "images"])
     def test_normalises_by_the_running_statistics(self, x):
-        """Gamma (x - mu) / sigma + beta, with mu and sigma once the batch has been merged into them."""
+        """Gamma (x - mu) / sigma + beta, with mu and sigma after the batch was merged into them."""
         layer = robust(x)
         for _ in range(20):
             layer(x + torch.randn(x.shape, generator=seeded(4)))
@@ -105,8 +107,8 @@ class TestRobustBatchNorm:
 
         deviation = (layer.running_var + 1e-5).sqrt()
         standard = (x - per_channel(layer.running_mean, x)) / per_channel(deviation, x)
-        wanted = standard * per_channel(layer.weight, x) + per_channel(layer.bias, x)
-        torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+        expected = standard * per_channel(layer.weight, x) + per_channel(layer.bias, x)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("x", BATCHES, ids=["table", "images"])
     def test_has_the_gradient_of_batch_renormalisation(self, x):
@@ -132,8 +134,8 @@ class TestRobustBatchNorm:
         torch.testing.assert_close(layer.bias.grad, beta.grad, atol=1e-4, rtol=1e-4)
         assert x.grad.sum(dims).abs().max() < 1e-4
 
-    def test_cuts_how_far_a_batch_may_differ(self):
-        """A batch that is a thousand times as wide and far is taken for one 3 times as wide and 5 deviations away."""
+    def test_bounds_the_correction_of_a_batch(self):
+        """A batch that is 1000 times as wide and far counts as 3 times as wide and 5 deviations away."""
         layer = RobustBatchNorm1d(16).train()
         layer.momentum = 1e-9
         for _ in range(3):
@@ -148,7 +150,7 @@ class TestRobustBatchNorm:
 
     @pytest.mark.parametrize("x", BATCHES, ids=["table", "images"])
     def test_keeps_the_statistics_that_batch_normalisation_keeps(self, x):
-        """The same buffers after the same batches; so one's checkpoint is the other's, and both answer alike."""
+        """The same buffers after the same batches, so checkpoints are interchangeable."""
         plain = with_affine((nn.BatchNorm2d if x.dim() == 4 else nn.BatchNorm1d)(16)).train()
         layer = robust(x)
         for step in range(5):
@@ -162,7 +164,7 @@ class TestRobustBatchNorm:
         torch.testing.assert_close(layer.eval()(x), plain.eval()(x))
         assert torch.equal(layer.running_mean, before)
 
-    def test_begins_with_the_first_batch(self):
+    def test_starts_with_the_first_batch(self):
         """With the warm-up's momentum of 1 the first output is that of batch normalisation."""
         x, layer, plain = rows(count=4000), RobustBatchNorm1d(16).train(), nn.BatchNorm1d(16).train()
 
@@ -171,7 +173,7 @@ class TestRobustBatchNorm:
         torch.testing.assert_close(layer(x), plain(x), atol=2e-3, rtol=2e-3)
 
     def test_does_not_hide_which_class_a_batch_is_of(self):
-        """Batches of one class each, in turn: batch normalisation makes both the same, this one tells them apart."""
+        """Alternating batches of one class: batch normalisation makes them equal, this layer does not."""
         plain, layer = nn.BatchNorm1d(16).train(), RobustBatchNorm1d(16).train()
         for seed in range(200):
             sides = [rows(mean=2.0 * (-1) ** (seed + turn), seed=seed) for turn in (0, 1)]

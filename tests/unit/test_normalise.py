@@ -27,7 +27,7 @@ class TestRunningNorm:
         assert norm.count.item() == 100
 
     def test_standardises_each_channel_of_images(self):
-        """Mean 0 and deviation 1 over rows and places, one pair a channel."""
+        """Mean 0 and deviation 1 over rows and pixels, per channel."""
         x = rows(50, 3, 4, 5) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
         norm = RunningNorm((3, 4, 5))
 
@@ -61,7 +61,7 @@ class TestRunningNorm:
 
     @pytest.mark.parametrize("value", [0.0, 0.1, 12345.678])
     def test_a_constant_feature_is_zero_and_a_change_of_it_is_bounded(self, value):
-        """No division by a deviation of nothing."""
+        """No division by a zero deviation."""
         norm = RunningNorm((1,))
         for _ in range(3):
             norm.observe(torch.full((7, 1), value), 7)
@@ -69,20 +69,20 @@ class TestRunningNorm:
         assert norm(torch.tensor([[value]])).abs().item() < 0.01
         assert norm(torch.tensor([[value + 1e6]])).item() == LIMIT
 
-    @pytest.mark.parametrize("wild", [3e38, -1e30, float("inf")])
-    def test_a_wild_value_does_not_poison_the_statistics(self, wild):
-        """A square beyond float32 leaves that feature's statistics as they were, and the others learn."""
+    @pytest.mark.parametrize("outlier", [3e38, -1e30, float("inf")])
+    def test_an_overflowing_value_does_not_poison_the_statistics(self, outlier):
+        """If its square overflows float32, that feature's statistics do not change; the others do."""
         norm = RunningNorm((2,))
         norm.observe(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), 2)
 
-        norm.observe(torch.tensor([[wild, 5.0], [2.0, 5.0]]), 2)
+        norm.observe(torch.tensor([[outlier, 5.0], [2.0, 5.0]]), 2)
 
         assert norm.mean.tolist() == pytest.approx([2.0, 3.5])
         assert torch.isfinite(norm.var).all()
-        assert norm(torch.tensor([[wild, 5.0]])).abs().max().item() <= LIMIT
+        assert norm(torch.tensor([[outlier, 5.0]])).abs().max().item() <= LIMIT
 
-    def test_one_wild_value_among_many_rows_hardly_moves_the_statistics(self):
-        """1e15 once: without a bound it would be the deviation for the next ten thousand rows."""
+    def test_one_outlier_among_many_rows_hardly_changes_the_statistics(self):
+        """Without a bound, 1e15 would be the deviation for the next ten thousand rows."""
         norm = RunningNorm((2,))
         for seed in range(20):
             norm.observe(rows(32, 2, seed=seed), 32)
@@ -96,8 +96,8 @@ class TestRunningNorm:
         assert norm.var.sqrt().tolist() == pytest.approx([3.0, 3.0], rel=0.7)
         assert norm(torch.tensor([[109.0, 109.0]])).min().item() > 1.5
 
-    def test_a_burst_of_wild_rows_is_soon_forgotten(self):
-        """A twentieth of the horizon, all of it wild: what comes after is still told apart."""
+    def test_a_burst_of_outliers_is_soon_forgotten(self):
+        """A twentieth of the horizon: later rows still differ from each other."""
         norm = RunningNorm((1,))
         for seed in range(400):
             norm.observe(rows(32, 1, seed=seed), 32)
@@ -110,8 +110,8 @@ class TestRunningNorm:
 
     @pytest.mark.parametrize("factor", [10.0, 100.0, 1e6])
     @pytest.mark.parametrize("place", [0.0, 1.0])
-    def test_a_change_of_scale_or_place_that_lasts_is_followed(self, factor, place):
-        """Within 150 batches, five horizons, the new rows are the usual ones, though each batch was cut."""
+    def test_a_lasting_change_of_scale_or_location_is_followed(self, factor, place):
+        """Within 150 batches, five horizons, although each batch is clipped."""
         norm = RunningNorm((1,), horizon_rows=1000)
         for seed in range(50):
             norm.observe(rows(32, 1, seed=seed), 32)
@@ -124,8 +124,8 @@ class TestRunningNorm:
         assert norm.mean.item() == pytest.approx(newest.mean().item(), rel=0.2)
         assert norm(newest).abs().max().item() < 5.0
 
-    def test_a_feature_that_begins_to_move_after_many_rows_is_followed(self):
-        """What was constant has no deviation to be cut by."""
+    def test_a_feature_that_starts_to_vary_is_followed(self):
+        """A constant feature has no deviation to clip by."""
         norm = RunningNorm((1,), horizon_rows=1000)
         for _ in range(50):
             norm.observe(torch.full((32, 1), 7.0), 32)
@@ -135,8 +135,8 @@ class TestRunningNorm:
 
         assert norm.mean.item() == pytest.approx(100.0, rel=0.1)
 
-    def test_a_rare_value_is_not_cut_from_a_feature_that_is_mostly_zero(self):
-        """One row in two hundred is one: 14 deviations, and no wild reading."""
+    def test_a_rare_value_of_a_sparse_feature_is_not_clipped(self):
+        """One row in two hundred is 1: 14 deviations, and no outlier."""
         norm, x_N = RunningNorm((1,)), torch.zeros(6400, 1)
         x_N[::200] = 1.0
 
@@ -164,8 +164,8 @@ class TestRunningNorm:
         assert norm.mean.item() == pytest.approx(100.0, abs=1.0)
 
     @pytest.mark.parametrize("batch", [1, 64])
-    def test_a_twentieth_of_sentinels_leaves_the_others_to_be_told_apart(self, batch):
-        """-999999 for a missing value: the deviation was 200,000 times that of the other rows."""
+    def test_a_twentieth_of_sentinels_does_not_compress_the_others(self, batch):
+        """-999999 for a missing value."""
         norm, x_BF = RunningNorm((1,)), rows(6400, 1)
         x_BF[torch.rand(len(x_BF), generator=torch.Generator().manual_seed(5)) < 0.05] = -999_999.0
 
@@ -177,8 +177,8 @@ class TestRunningNorm:
 
     @pytest.mark.parametrize("sentinel", [-999_999.0, 1e9, 1e15])
     @pytest.mark.parametrize("batch", [1, 32])
-    def test_a_sentinel_in_a_constant_feature_is_forgotten_once_it_moves(self, sentinel, batch):
-        """The deviation stayed that of the sentinel for ten horizons and more; now for less than a half of one."""
+    def test_a_sentinel_in_a_constant_feature_is_forgotten_once_it_varies(self, sentinel, batch):
+        """In less than half a horizon."""
         norm = RunningNorm((1,), horizon_rows=1000)
         x_BF = torch.cat((torch.full((1600, 1), 7.0), torch.tensor([[sentinel]]), rows(500, 1)))
 
@@ -191,7 +191,7 @@ class TestRunningNorm:
     @pytest.mark.parametrize("begin", [0, 3000])
     @pytest.mark.parametrize("share", [0.05, 0.01])
     def test_a_sparse_feature_has_the_deviation_of_all_its_rows(self, begin, share):
-        """Most distances from its median are 0: that is no reason to clip the others, however late they come."""
+        """Most distances from its median are 0; the other values are not clipped."""
         norm = RunningNorm((1,), horizon_rows=4000)
         generator = torch.Generator().manual_seed(2)
         x_BF = (torch.rand((begin + 6400, 1), generator=generator) < share).to(torch.float32)
@@ -202,8 +202,8 @@ class TestRunningNorm:
 
         assert norm.var.item() == pytest.approx(share * (1.0 - share), rel=0.5)
 
-    def test_a_sensor_that_is_idle_and_active_by_turns_keeps_one_deviation(self):
-        """A quiet stretch shorter than the horizon must not magnify what comes after it."""
+    def test_a_sensor_that_is_idle_at_times_keeps_one_deviation(self):
+        """A quiet period shorter than the horizon must not magnify later values."""
         norm = RunningNorm((1,))
         active_N = torch.arange(20_000) // 1000 % 2 == 1
         x_BF = (rows(20_000, 1) - 100.0) * torch.where(active_N, 1.0, 0.001)[:, None]
@@ -216,14 +216,14 @@ class TestRunningNorm:
         assert min(deviations[200:]) > 1.0
         assert max(deviations[200:]) < 3.0
 
-    def test_channels_of_images_are_bounded_each_by_its_own_sample(self):
-        """One image of outliers in one channel; the statistics of the other channel are those without it."""
+    def test_each_channel_of_images_is_bounded_by_its_own_sample(self):
+        """Outliers in one channel do not change the statistics of the other."""
         norm, without = RunningNorm((2, 6, 6)), RunningNorm((2, 6, 6))
         x = rows(40, 2, 6, 6).to(memory_format=torch.channels_last)
-        wild = x.clone(memory_format=torch.preserve_format)
-        wild[3, 0] = 1e12
+        outlier = x.clone(memory_format=torch.preserve_format)
+        outlier[3, 0] = 1e12
 
-        for part, same in zip(wild.split(8), x.split(8), strict=True):
+        for part, same in zip(outlier.split(8), x.split(8), strict=True):
             norm.observe(part, len(part))
             without.observe(same, len(same))
 
@@ -232,7 +232,7 @@ class TestRunningNorm:
         torch.testing.assert_close(norm.mean[1], without.mean[1])
 
     def test_the_sample_does_not_depend_on_how_rows_are_batched(self):
-        """Each row is kept by its number; the kept ones are spread over the whole horizon."""
+        """A row is kept by its number; the kept rows are spread over the horizon."""
         x_BF = torch.arange(5000.0)[:, None]
         norms = [RunningNorm((1,), horizon_rows=2000) for _ in range(3)]
 
@@ -264,7 +264,7 @@ class TestRunningNorm:
         assert all(torch.equal(before[name], tensor) for name, tensor in norm.state_dict().items())
 
     def test_of_no_rows_observes_nothing(self):
-        """A batch without fresh rows divides by nothing."""
+        """No division by zero."""
         norm = RunningNorm((2,))
 
         norm.observe(torch.zeros(3, 2), 0)
@@ -275,7 +275,7 @@ class TestRunningNorm:
 
 class TestBatchNormWarmup:
     def test_makes_running_statistics_the_plain_mean_at_first(self):
-        """After three batches the running mean is the mean of the three, with nothing left of the initial zero."""
+        """After three batches the running mean is the mean of the three, without the initial zero."""
         net = nn.Sequential(nn.BatchNorm1d(2))
         warmup = BatchNormWarmup(net)
         batches = [rows(8, 2, seed=seed) for seed in range(3)]
@@ -287,7 +287,7 @@ class TestBatchNormWarmup:
         torch.testing.assert_close(net[0].running_mean, torch.stack(batches).mean(dim=(0, 1)))
 
     def test_ends_at_the_layers_own_momentum(self):
-        """By the batches that each layer has seen, also after a rollback to fewer."""
+        """Counted in the batches of each layer, also after a rollback."""
         net = nn.Sequential(nn.BatchNorm2d(2, momentum=0.05), nn.BatchNorm1d(2, momentum=None))
         warmup = BatchNormWarmup(net)
 

@@ -29,8 +29,8 @@ def test_steps_are_those_of_torch(kind: type[torch.optim.Optimizer], options: di
         assert (ours is None and theirs is None) or torch.equal(ours, theirs)
 
 
-def test_a_learner_imports_nothing_that_is_slow_and_not_needed() -> None:
-    """Up to its first step; each of these takes as long as torch itself, or half of that."""
+def test_a_learner_imports_no_slow_module() -> None:
+    """Up to its first step; each of these takes half as long as torch itself, or more."""
     program = """
 import sys, torch
 import streamlearn.app.learner

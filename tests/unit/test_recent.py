@@ -1,4 +1,4 @@
-"""Recent samples: a bounded ring whose draws a restart repeats."""
+"""Recent samples: a bounded ring buffer whose draws a restart repeats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def drawn(recent: RecentSamples, step: int, rows: int = 4) -> list[int]:
 class TestRecentSamples:
     @pytest.mark.parametrize("chunk", [1, 3, 7, 10, 25])
     def test_holds_the_newest(self, chunk):
-        """Whatever the size of what comes in, larger than the ring too."""
+        """Whatever the number of new samples, also more than the capacity."""
         recent = RecentSamples(10, SCHEMA, seed=1)
         for first in range(0, 50, chunk):
             recent.add(*samples(first, chunk))
@@ -38,15 +38,15 @@ class TestRecentSamples:
 
     @pytest.mark.parametrize("held", [5, 10, 23])
     def test_remove_drops_a_sample_and_overwrites_it(self, held):
-        """Wherever the ring stands; the others keep their order, and what comes next takes the place of the oldest."""
+        """At any position of the ring; the others keep their order, and the next sample replaces the oldest."""
         recent, other = RecentSamples(10, SCHEMA, seed=1), RecentSamples(10, SCHEMA, seed=1)
         recent.add(*samples(300, held))
         for _ in range(2):
             recent.remove(300 + held - 3)
         kept = [n for n in range(300 + max(0, held - 10), 300 + held) if n != 300 + held - 3]
         assert sorted(drawn(recent, 1, rows=10)) == kept
-        assert 300 + held - 3 not in recent._keys.tolist()
-        assert [(300 + held - 3) % 256, (300 + held - 3) // 256] not in recent._x.tolist()
+        assert 300 + held - 3 not in recent.state()["keys"].tolist()
+        assert [(300 + held - 3) % 256, (300 + held - 3) // 256] not in recent.state()["x"].tolist()
         other.load(recent.state())
 
         for one in (recent, other):
@@ -56,7 +56,7 @@ class TestRecentSamples:
         assert drawn(other, 2) == drawn(recent, 2)
 
     def test_draws_each_once_and_others_at_another_step(self):
-        """By chance of the step alone."""
+        """A draw is a function of the step."""
         recent = RecentSamples(100, SCHEMA, seed=1)
         recent.add(*samples(0, 100))
 
@@ -66,15 +66,15 @@ class TestRecentSamples:
         assert len(set(one)) == 50
 
     def test_gives_no_more_than_it_has(self):
-        """A stream that has just begun."""
+        """At the start of a stream."""
         recent = RecentSamples(100, SCHEMA, seed=1)
         recent.add(*samples(0, 3))
 
         assert sorted(drawn(recent, 1, rows=8)) == [0, 1, 2]
 
     @pytest.mark.parametrize("count", [0, 4, 10, 13])
-    def test_goes_on_after_a_restart_as_without(self, count):
-        """Empty, half full, full to the brim, and turned."""
+    def test_a_restart_equals_no_restart(self, count):
+        """Empty, half full, full, and wrapped around."""
         one, other = RecentSamples(10, SCHEMA, seed=1), RecentSamples(10, SCHEMA, seed=1)
         one.add(*samples(0, count))
         other.load(one.state())
@@ -83,13 +83,13 @@ class TestRecentSamples:
 
         assert [drawn(one, step) for step in range(5)] == [drawn(other, step) for step in range(5)]
 
-    @pytest.mark.parametrize(("size", "wanted"), [(4, range(9, 13)), (40, range(3, 13))])
-    def test_of_another_size_keeps_the_newest(self, size, wanted):
-        """One changes batch.recent_rows."""
+    @pytest.mark.parametrize(("size", "expected"), [(4, range(9, 13)), (40, range(3, 13))])
+    def test_another_capacity_keeps_the_newest(self, size, expected):
+        """After a change of batch.recent_rows."""
         one, other = RecentSamples(10, SCHEMA, seed=1), RecentSamples(size, SCHEMA, seed=1)
         for first in range(13):
             one.add(*samples(first, 1))
 
         other.load(one.state())
 
-        assert sorted(drawn(other, 1, rows=40)) == list(wanted)
+        assert sorted(drawn(other, 1, rows=40)) == list(expected)

@@ -154,7 +154,6 @@ class TestContenders:
         assert made["shipped"].learn.serve == "elected"
         for name in ("constant", "reset", "restart"):
             assert not made[name].guard.on
-            assert made[name].learn.trust_labels == 0
             assert made[name].learn.serve == "teacher"
         assert [made[name].drift.reaction for name in ("constant", "alarm", "shipped")] == ["alarm", "alarm", "renew"]
 

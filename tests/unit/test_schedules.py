@@ -11,7 +11,6 @@ from streamlearn.learn.schedules import (
     consistency_weight,
     ema_decay,
     label_fading,
-    learning_rate,
 )
 
 
@@ -30,13 +29,13 @@ def test_consistency_weight_without_a_rampup_is_at_its_peak_at_once():
 
 
 @pytest.mark.parametrize(("labels", "share"), [(0, 1.0), (99, 1.0), (100, 1.0), (200, 0.5), (1000, 0.1)])
-def test_label_fading_gives_unlabelled_rows_the_weight_of_so_many_labels(labels, share):
-    """With 100: the first hundred labels take nothing from them, then each takes its part."""
+def test_label_fading_gives_unlabelled_rows_the_weight_of_that_many_labels(labels, share):
+    """With 100: the first hundred labels take nothing, then each takes its part."""
     assert label_fading(labels, fade_labels=100) == pytest.approx(share)
 
 
 def test_label_fading_is_off_at_zero():
-    """As `learn.fade_labels` is unless a recipe has it."""
+    """The default of `fade_labels`."""
     assert label_fading(10**9, fade_labels=0) == 1.0
 
 
@@ -64,14 +63,3 @@ def test_ema_horizon_grows_with_a_share_of_the_steps(step, decay):
 def test_buffers_follow_the_same_horizon_from_the_first_step_on(step, decay):
     """(t-1) / (t+9): Shamir and Zhang's average with eta = 9."""
     assert buffer_decay(step, alpha=0.995, share=0.1) == pytest.approx(decay)
-
-
-@pytest.mark.parametrize(("step", "rate"), [(1, 0.01), (5, 0.05), (10, 0.1), (11, 0.1), (10**9, 0.1)])
-def test_learning_rate_warms_up_in_a_line_and_stays(step, rate):
-    """Peak .1 and T = 10; a stream has no end to anneal towards."""
-    assert learning_rate(step, peak=0.1, warmup_steps=10) == pytest.approx(rate)
-
-
-def test_learning_rate_without_a_warmup_is_at_its_peak_at_once():
-    """T = 0 divides by nothing."""
-    assert learning_rate(1, peak=0.1, warmup_steps=0) == 0.1

@@ -1,6 +1,6 @@
-"""One step: against torch's own optimizers, and I4, a failed step leaves everything untouched.
+"""One step: against torch's optimizers, and I4: a failed step leaves everything untouched.
 
-Each rule that has two ways, the host asking the device or not, is held to both on the CPU.
+Both code paths, in which the host may or may not read from the device, are tested on the CPU.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamlearn.learn.build import LearnSettings, make_trainee
+from streamlearn.learn.build import make_trainee
 from streamlearn.learn.losses import mse_consistency
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
+from streamlearn.learn.methods.settings import MeanTeacherOptions
 from streamlearn.learn.methods.supervised import Supervised
-from streamlearn.learn.noise import gaussian, no_noise
+from streamlearn.learn.noise.build import gaussian, no_noise
 from streamlearn.learn.rows import Augment, Rows
+from streamlearn.learn.settings import LearnConfig
 from streamlearn.learn.step import Method, StepCosts, Trainee, answer, train_step
 from streamlearn.learn.targets import Targets
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import UNLABELLED
+from tests.support import learn_config
 
 MLP = ModelSpec("mlp", {"hidden": [8]}, (5,), 3, normalise=True, scale=1.0)
 CONVNET = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False, scale=1.0)
@@ -31,22 +34,19 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The machine's other cores are not ours."""
+    """The number of threads is global to the process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def settings(**changed: object) -> LearnSettings:
+def settings(**changed: object) -> LearnConfig:
     base = {
-        "method": "mean_teacher", "consistency": "mse", "consistency_weight": 4.0, "rampup_steps": 0,
-        "ema_decay": 0.9, "optimizer": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "momentum": 0.9,
-        "nesterov": True, "weight_decay": 0.01, "noise": "none", "noise_std": 0.0, "pixel_noise_std": 0.0,
-        "shift_pixels": 0, "flip": False,
-        "seed": 0, "device": "cpu", "threads": 0,
+        "method": "mean_teacher", "consistency_weight": 4.0, "rampup_steps": 0, "ema_decay": 0.9, "optimizer": "sgd",
+        "learning_rate": 0.1, "weight_decay": 0.01, "noise": "none", "device": "cpu",
     }  # fmt: skip
-    return LearnSettings(**(base | changed))
+    return learn_config(base, **changed)
 
 
 def make(spec: ModelSpec = MLP, *, host_may_ask: bool = True, **changed: object) -> Trainee:
@@ -64,7 +64,8 @@ def rows(spec: ModelSpec = MLP, *, fresh: int = 6, labelled: int = 3, seed: int 
 
 
 def mean_teacher() -> MeanTeacher:
-    return MeanTeacher(mse_consistency, Targets(classes=3, device=CPU))
+    options = MeanTeacherOptions()
+    return MeanTeacher(options, Targets(options, classes=3, device=CPU))
 
 
 def step(trainee: Trainee, of: Rows, *, t: int = 1, method=None) -> Tensor:
@@ -89,15 +90,15 @@ def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
 
 
 class NanLoss(Method):
-    """A method whose loss is not a number, though the gradient's path is whole."""
+    """A method whose loss and gradient are NaN."""
 
     def costs(self, student, teacher, rows):
         logits_BC = answer(student, rows.view())
         return StepCosts(logits_BC.sum() * math.nan, logits_BC.sum())
 
 
-class NanLossBesideAGoodGradient(Method):
-    """A loss that is not a number by a term that has no gradient."""
+class NanLossWithFiniteGradient(Method):
+    """A loss that is NaN by a term without gradient."""
 
     def costs(self, student, teacher, rows):
         logits_BC = answer(student, rows.view())
@@ -112,14 +113,14 @@ class InfiniteGradient(Method):
         return StepCosts((logits_BC - logits_BC.detach()).square().sum().sqrt(), logits_BC.sum())
 
 
-FAILING = [NanLoss(), NanLossBesideAGoodGradient(), InfiniteGradient()]
+FAILING = [NanLoss(), NanLossWithFiniteGradient(), InfiniteGradient()]
 
 
 class TestAgainstTorch:
     @pytest.mark.parametrize("spec", [MLP, CONVNET], ids=["mlp", "convnet"])
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
     def test_the_student_moves_as_under_torchs_plain_loop(self, spec, optimizer):
-        """Five steps of fused optimizer and prepared state equal five of the unfused one, made by the user's book."""
+        """Five steps of the fused optimizer with prepared state equal five of the unfused one."""
         trainee = make(spec, optimizer=optimizer)
         reference = make(spec, optimizer=optimizer)
         student, teacher = reference.student.net.train(), reference.teacher.net
@@ -144,13 +145,13 @@ class TestAgainstTorch:
             plain.step()
             reference.average.update(t, alpha=0.9)
 
-        found, wanted = everything(trainee), dict(reference.student.named_parameters())
-        for name, parameter in wanted.items():
+        found, expected = everything(trainee), dict(reference.student.named_parameters())
+        for name, parameter in expected.items():
             torch.testing.assert_close(found[f"student.{name}"], parameter.detach(), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    def test_both_ways_take_the_same_step(self, optimizer):
-        """Not asking the device changes how, not what."""
+    def test_both_paths_take_the_same_step(self, optimizer):
+        """Whether or not the host may read from the device."""
         asking, not_asking = make(CONVNET, optimizer=optimizer), make(CONVNET, optimizer=optimizer, host_may_ask=False)
 
         for t in range(1, 4):
@@ -172,7 +173,7 @@ class TestFailedStep:
     def test_leaves_student_teacher_optimizer_and_statistics_untouched(
         self, host_may_ask, optimizer, method, steps_before
     ):
-        """Also as the very first step, where an optimizer would make its state."""
+        """Also as the first step, in which an optimizer would create its state."""
         trainee = make(CONVNET, optimizer=optimizer, host_may_ask=host_may_ask)
         for t in range(1, 1 + steps_before):
             step(trainee, rows(CONVNET, seed=t), t=t)
@@ -190,12 +191,12 @@ class TestFailedStep:
         trainee = make(CONVNET, host_may_ask=host_may_ask)
         for t in range(1, 1 + steps_before):
             step(trainee, rows(CONVNET, seed=t), t=t)
-        before, wild = everything(trainee), rows(CONVNET, seed=9)
-        wild.x_B[0] = 3e19
+        before, outlier = everything(trainee), rows(CONVNET, seed=9)
+        outlier.x_B[0] = 3e19
         trainee.undo.remember()
 
         outcome = train_step(
-            replace(trainee, method=mean_teacher()), wild, step=steps_before + 1, consistency_weight=0.0, alpha=0.9
+            replace(trainee, method=mean_teacher()), outlier, step=steps_before + 1, consistency_weight=0.0, alpha=0.9
         )
 
         assert outcome is not None
@@ -206,7 +207,7 @@ class TestFailedStep:
 
     @pytest.mark.parametrize("host_may_ask", [True, False])
     def test_is_followed_by_a_good_one(self, host_may_ask):
-        """Nothing of the failure is left to spoil the next step."""
+        """A failure has no effect on the next step."""
         trainee, never_failed = make(CONVNET, host_may_ask=host_may_ask), make(CONVNET, host_may_ask=host_may_ask)
 
         step(trainee, rows(CONVNET, seed=9), t=1, method=NanLoss())
@@ -215,8 +216,8 @@ class TestFailedStep:
 
         assert differing(everything(trainee), everything(never_failed)) == []
 
-    def test_puts_back_the_input_statistics_that_were_remembered(self):
-        """The learner observes before the step; the undo reaches back to before that."""
+    def test_restores_the_input_statistics(self):
+        """The learner observes after `remember` and before the step."""
         trainee = make(MLP)
         before = everything(trainee)
         trainee.undo.remember()
@@ -228,8 +229,8 @@ class TestFailedStep:
 
 
 class TestMeanTeacher:
-    def test_takes_two_views_under_noise_of_their_own(self):
-        """Equal networks disagree, since eta and eta' are sampled apart; without noise they agree."""
+    def test_draws_independent_noise_for_both_views(self):
+        """Equal networks disagree under noise, and agree without."""
         trainee = make()
 
         noisy = mean_teacher().costs(trainee.student, trainee.teacher, rows(noise=gaussian(1.0)))
@@ -239,7 +240,7 @@ class TestMeanTeacher:
         assert clean.consistency.item() == pytest.approx(0.0, abs=1e-9)
 
     def test_draws_one_view_for_each_network(self):
-        """Neither sees the clean rows: the student gets the first view, the teacher the second."""
+        """The student gets the first view, the teacher the second, neither the clean rows."""
         trainee, seen = make(), []
 
         def noise(x, _generator):
@@ -254,7 +255,7 @@ class TestMeanTeacher:
 
     def test_moves_the_student_without_labels(self):
         """Consistency alone has a gradient; the classification cost is exactly zero."""
-        trainee = make(noise_std=1.0, pixel_noise_std=1.0)
+        trainee = make()
         before = everything(trainee)
 
         costs = mean_teacher().costs(trainee.student, trainee.teacher, rows(labelled=0))
@@ -277,7 +278,7 @@ class TestMeanTeacher:
         assert not any("running" in name for name in changed if name.startswith("student."))
 
     def test_leaves_the_teachers_own_statistics_to_the_average(self):
-        """It answers in eval mode: its forward pass moves no buffer."""
+        """It answers in eval mode, so its forward pass changes no buffer."""
         trainee = make(CONVNET)
         before = everything(trainee)
 
@@ -306,9 +307,9 @@ class TestSupervised:
         trainee, of = make(), rows()
 
         alone = Supervised().costs(trainee.student, trainee.teacher, of)
-        beside = mean_teacher().costs(trainee.student, trainee.teacher, of)
+        both = mean_teacher().costs(trainee.student, trainee.teacher, of)
 
-        torch.testing.assert_close(alone.classification, beside.classification)
+        torch.testing.assert_close(alone.classification, both.classification)
         assert alone.consistency.item() == 0.0
 
     def test_without_labels_finds_nothing_to_learn(self):
@@ -324,7 +325,7 @@ class TestSupervised:
 
 
 def test_dropout_and_batch_statistics_are_on_for_two_rows():
-    """The student trains in train mode wherever it can."""
+    """The student learns in train mode if it can."""
     trainee = make(CONVNET)
 
     answer(trainee.student, torch.randn((2, *CONVNET.shape)))

@@ -1,4 +1,4 @@
-"""The teacher's average against means that are written out."""
+"""The teacher's average against explicit means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAKEN, SKIPPED = torch.tensor(False), torch.tensor(True)
 
 
 class Net(nn.Module):
-    """A weight, a float buffer, a whole-number buffer and a mask with infinities."""
+    """A weight, a float buffer, an integer buffer and a mask with infinities."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Net(nn.Module):
 
 
 def students(*values: float):
-    """A network that takes these values one after the other."""
+    """A network that has these values one after the other."""
     net = Net()
     for value in values:
         with torch.no_grad():
@@ -100,7 +100,7 @@ class TestTeacherAverage:
         assert teacher.mask.tolist() == [0.0, -torch.inf]
 
     def test_follows_a_buffer_that_the_network_replaces(self):
-        """`self.statistic = …` in a forward pass puts a new tensor there; the average does not go on with the old."""
+        """`self.statistic = …` in a forward pass assigns a new tensor, and the average uses it."""
         student = Net()
         teacher = make_teacher(student)
         average = TeacherAverage(teacher, student)
@@ -111,7 +111,7 @@ class TestTeacherAverage:
         assert teacher.statistic.item() == 8.0
 
     def test_is_untouched_by_a_skipped_step(self):
-        """The form that does not ask the device adds exactly nothing."""
+        """The GPU path adds exactly zero."""
         student = Net()
         teacher = make_teacher(student)
         average = TeacherAverage(teacher, student)
@@ -124,7 +124,7 @@ class TestTeacherAverage:
 
 
 def test_a_buffer_that_two_layers_share_is_listed_once():
-    """Or it would be averaged twice a step."""
+    """Otherwise it would be averaged twice per step."""
     net = nn.Sequential(Net(), Net())
     net[1].statistic = net[0].statistic
 

@@ -1,1 +1,1 @@
-"""Methods: what a step's costs are. Each is one file with one class that obeys `step.Method`."""
+"""Methods: the costs of a step. Each file has one class that implements `step.Method`."""

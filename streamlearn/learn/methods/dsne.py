@@ -4,14 +4,14 @@ For each labelled target row a, against the source rows of the step, with square
 
     L(a) = max(0, max over source rows of a's class of d - min over source rows of other classes of d + margin)
 
-so the farthest of its own class must be nearer than the nearest of any other. The costs of a step:
+so the farthest row of its own class must be nearer than the nearest of any other. The costs of a step:
 
     (1 - w) (cross-entropy of source rows + cross-entropy of labelled target rows) + w E L(a)  +  consistency
 
 where consistency is Mean Teacher's, on the target rows. An anchor without a source row of its class, or of another,
-costs nothing. Source and target go through the student as two batches, with statistics of their own, and only the
-target's are averaged into what is served (French et al., 2018). The reference takes two optimizer steps, one for each
-domain, and evaluates the student; here it is one step, and the teacher is served.
+costs nothing. Source and target are two batches with their own batch statistics; only the target's enter the running
+statistics (French et al., 2018). The reference takes one optimizer step per domain and evaluates the student; here it
+is one step, and the teacher is served.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from streamlearn.errors import ConfigError
 from streamlearn.learn.embedding import Embedding
-from streamlearn.learn.losses import Distance
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
+from streamlearn.learn.methods.settings import DSneOptions
 from streamlearn.learn.rows import Rows
 from streamlearn.learn.step import StepCosts, answer, answer_apart
 from streamlearn.learn.targets import Targets
@@ -39,52 +39,44 @@ class Source:
         self.x, self.y, self._rows = x, y, rows
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rows by chance, with repetition."""
+        """Random rows, with replacement."""
         chosen = torch.randint(len(self.y), (self._rows,), generator=generator, device=self.y.device)
         return self.x[chosen], self.y[chosen]
 
 
-def read_source(path: str, spec: ModelSpec, *, rows: int, device: torch.device) -> Source:
-    """The labelled source domain: an .npz with x (N, *shape) and whole-number y (N,).
+def read_source(options: DSneOptions, spec: ModelSpec, *, device: torch.device) -> Source:
+    """The labelled source domain: an .npz with x (N, *shape) and integer y (N,).
 
     Raises:
-        ConfigError: it cannot be read, or does not fit this model; `learn.source_path` is named.
+        ConfigError: it cannot be read, or does not fit this model.
     """
-    if not path:
-        raise ConfigError("learn.source_path: method dsne wants the .npz of its source domain (x, y)")
+    path, key = options.source_path, "learn.options.source_path"
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"learn.source_path: {path}: wanted an .npz with x and y: {error}") from error
+        raise ConfigError(f"{key}: {path}: expected an .npz with x and y: {error}") from error
     if x.shape[1:] != spec.shape or len(x) != len(y) or not len(y) or x.dtype.kind not in "fiu":
         raise ConfigError(
-            f"learn.source_path: {path}: wanted numbers x (N, {', '.join(map(str, spec.shape))}) and y (N,), "
+            f"{key}: {path}: expected numbers x (N, {', '.join(map(str, spec.shape))}) and y (N,), "
             f"got {x.dtype} {x.shape} and {y.shape}"
         )
     if y.dtype.kind not in "iu" or not 0 <= y.min() <= y.max() < spec.classes:
-        raise ConfigError(f"learn.source_path: {path}: wanted y of whole numbers from 0 to {spec.classes - 1}")
-    return Source(torch.from_numpy(x).to(device), torch.from_numpy(y.astype(np.int64)).to(device), rows=rows)
+        raise ConfigError(f"{key}: {path}: expected integers y from 0 to {spec.classes - 1}")
+    x_N, y_N = torch.from_numpy(x).to(device), torch.from_numpy(y.astype(np.int64)).to(device)
+    return Source(x_N, y_N, rows=options.source_rows)
 
 
 class DSne(MeanTeacher):
-    """Mean Teacher on the target, and a source that its embedding is drawn to, class by class."""
+    """Mean Teacher on the target domain; its embeddings are pulled to those of the source, class by class."""
 
-    def __init__(
-        self,
-        distance: Distance,
-        targets: Targets,
-        embedding: Embedding,
-        source: Source,
-        *,
-        weight: float,
-        margin: float,
-    ) -> None:
-        super().__init__(distance, targets)
-        self._embedding, self._source, self._weight, self._margin = embedding, source, weight, margin
+    def __init__(self, options: DSneOptions, targets: Targets, embedding: Embedding, source: Source) -> None:
+        super().__init__(options, targets)
+        self._embedding, self._source = embedding, source
+        self._weight, self._margin = options.source_weight, options.source_margin
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
-        """A forward of the source, a forward of the target."""
+        """One forward of the source, one of the target."""
         raw_S, labels_S = self._source.draw(rows.generator)
         with torch.no_grad():
             view_S = rows.augment.weak(student.prepare(raw_S), rows.generator)
@@ -101,12 +93,12 @@ class DSne(MeanTeacher):
 
 
 def dsne_loss(anchors_LD: Tensor, labels_L: Tensor, others_SD: Tensor, labels_S: Tensor, *, margin: float) -> Tensor:
-    """L(a) of the formula above for each anchor, (L,)."""
+    """L(a) of the formula above, for each anchor: (L,)."""
     squared_LS = torch.cdist(anchors_LD, others_SD).square() if len(anchors_LD) else anchors_LD.new_zeros((0, 1))
     same_LS = labels_L[:, None] == labels_S[None, :] if len(anchors_LD) else squared_LS.bool()
     farthest_L = torch.where(same_LS, squared_LS, -torch.inf).amax(dim=1)
     nearest_L = torch.where(same_LS, torch.inf, squared_LS).amin(dim=1)
     whole_L = same_LS.any(dim=1) & ~same_LS.all(dim=1)
-    # Masked before the relu: an infinity would give a gradient that is not a number.
+    # Masked before the relu: an infinity would make the gradient NaN.
     apart_L = torch.where(whole_L, farthest_L, 0.0) - torch.where(whole_L, nearest_L, 0.0) + margin
     return torch.where(whole_L, apart_L.clamp_min(0.0), 0.0)

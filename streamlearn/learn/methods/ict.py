@@ -2,29 +2,30 @@
 
     J(theta) = E l( f(Mix(u, u'), theta), Mix(f(u, theta'), f(u', theta')) )        Mix(a, b) = s a + (1 - s) b
 
-with s ~ Beta(b, b) drawn for each row, and theta' the average of theta: Mean Teacher whose noise is another sample, so
-it works for tables as it does for images. The teacher sees weak views, the student a mix of strong ones, fresh rows
-only; targets are aligned, gated and sharpened before they are mixed.
+s ~ Beta(b, b) is drawn for each row; theta' is the average of theta. This is Mean Teacher with another sample as noise,
+so it works for tables as for images. The teacher sees weak views, the student a mix of strong ones, of fresh rows only.
+Targets are aligned, gated and sharpened before they are mixed.
 """
 
 from __future__ import annotations
 
 import torch
 
-from streamlearn.learn.losses import Distance, classification_loss
-from streamlearn.learn.methods.targeted import TargetedMethod
+from streamlearn.learn.losses import classification_loss
+from streamlearn.learn.methods.settings import InterpolationOptions
+from streamlearn.learn.methods.targeted import TeacherMethod
 from streamlearn.learn.rows import Rows, draw_mix
 from streamlearn.learn.step import StepCosts, answer
 from streamlearn.learn.targets import Targets
 from streamlearn.models.build import Classifier
 
 
-class InterpolationConsistency(TargetedMethod):
+class InterpolationConsistency(TeacherMethod):
     """Labels where there are any; on fresh rows, answers that are linear between samples."""
 
-    def __init__(self, distance: Distance, targets: Targets, *, beta: float) -> None:
-        super().__init__(distance, targets)
-        self._beta = beta
+    def __init__(self, options: InterpolationOptions, targets: Targets) -> None:
+        super().__init__(options, targets)
+        self._beta = options.interpolation_beta
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
         """One forward of mixed fresh rows and labelled rows; one of the teacher on the fresh rows."""

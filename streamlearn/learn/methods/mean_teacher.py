@@ -2,14 +2,11 @@
 
     J(theta) = E || f(x, theta', eta') - f(x, theta, eta) ||^2        theta' = the average of theta
 
-eta and eta' of the input are sampled apart. The paper's teacher answers in train mode, ours where it is asked to: see
-`learn/methods/targeted.py`.
+eta and eta' are independent noise of the input. For the mode in which the teacher answers see `targeted.py`.
 
 With a logit distance the student has two heads (their section 3.2): g, which is served and learns from labels, and h,
-which is held against the teacher's g. An extra cost, distance * ||g - h||^2 / C, ties them loosely, so that
-consistency does not pull at the classification itself.
-
-With a gate, alignment or a temperature this is the confidence-gated teacher: see `learn/targets.py`.
+which is compared with the teacher's g. A cost of distance * ||g - h||^2 / C ties them loosely, so that consistency does
+not pull at the classification itself.
 """
 
 from __future__ import annotations
@@ -17,15 +14,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from streamlearn.learn.embedding import Embedding
-from streamlearn.learn.losses import Distance, classification_loss
-from streamlearn.learn.methods.targeted import TargetedMethod
+from streamlearn.learn.losses import classification_loss
+from streamlearn.learn.methods.settings import MeanTeacherOptions
+from streamlearn.learn.methods.targeted import TeacherMethod
 from streamlearn.learn.rows import Rows
 from streamlearn.learn.step import StepCosts, answer
 from streamlearn.learn.targets import Targets
 from streamlearn.models.build import Classifier
 
 
-class MeanTeacher(TargetedMethod):
+class MeanTeacher(TeacherMethod):
     """Labels where there are any; agreement on every row that the student sees unmixed."""
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
@@ -45,20 +43,21 @@ class MeanTeacher(TargetedMethod):
 
 
 class DualHeadMeanTeacher(MeanTeacher):
-    """The same with a head of its own for consistency; nothing of it is served."""
+    """The same with a second head for consistency, which is not served."""
 
-    def __init__(self, distance: Distance, targets: Targets, embedding: Embedding, *, logit_distance: float) -> None:
-        super().__init__(distance, targets)
-        self._embedding, self._logit_distance = embedding, logit_distance
+    def __init__(self, options: MeanTeacherOptions, targets: Targets, embedding: Embedding) -> None:
+        super().__init__(options, targets)
+        assert options.logit_distance is not None
+        self._embedding, self._logit_distance = embedding, options.logit_distance
         self._head = embedding.another_head()
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
-        """As one head, and what ties the two: both get gradient from it."""
+        """As with one head, plus the cost that ties the two; both get gradient from it."""
         view = rows.student_view()
         logits_BC, embedded_BD = self._embedding.read(lambda: answer(student, view.x_B))
         second_BC: Tensor = self._head(embedded_BD)
         costs = self._compare(teacher, rows, logits_BC, second_BC[: view.compared], view.targets_LC)
-        # The mean over classes that have a name: the others have logits far from any head's.
+        # The mean over named classes: the spare ones have logits far from any head's.
         apart = ((logits_BC - second_BC).square() * rows.uniform_C).sum(dim=1).mean()
         return StepCosts(costs.classification + self._logit_distance * apart, costs.consistency)
 
@@ -67,5 +66,5 @@ class DualHeadMeanTeacher(MeanTeacher):
         self._embedding.copy_head_to(self._head)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Of the second head."""
+        """The second head's."""
         return dict(self._head.named_parameters(prefix="head"))

@@ -2,15 +2,16 @@
 
     J(theta) = E || f(x, theta, eta') - f(x, theta, eta) ||^2
 
-The student is its own teacher, dropout and all. With the squared error gradient flows into both branches, as theirs
-does; with KL the second is a target. Both views go through the network as one batch, so its statistics move once.
+The student is its own teacher, dropout included. With squared error, gradient flows into both branches, as in the
+paper; with KL the second branch is a target. Both views form one batch, so batch statistics move once.
 """
 
 from __future__ import annotations
 
 import torch
 
-from streamlearn.learn.losses import Distance, classification_loss
+from streamlearn.learn.losses import classification_loss
+from streamlearn.learn.methods.settings import PiOptions
 from streamlearn.learn.methods.targeted import TargetedMethod
 from streamlearn.learn.rows import Rows
 from streamlearn.learn.step import StepCosts, answer
@@ -21,9 +22,9 @@ from streamlearn.models.build import Classifier
 class Pi(TargetedMethod):
     """Labels where there are any; agreement of the student with itself."""
 
-    def __init__(self, distance: Distance, targets: Targets, *, both_branches: bool) -> None:
-        super().__init__(distance, targets)
-        self._both_branches = both_branches
+    def __init__(self, options: PiOptions, targets: Targets) -> None:
+        super().__init__(options, targets)
+        self._both_branches = options.consistency == "mse"
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:  # noqa: ARG002
         """The classification cost is that of the first view, as in the paper."""

@@ -1,4 +1,4 @@
-"""Labels only: the control that a semi-supervised method must beat. The teacher averages the student all the same."""
+"""Labels only: the baseline that a semi-supervised method must beat. The teacher still averages the student."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from streamlearn.models.build import Classifier
 
 
 class Supervised(Method):
-    """Sees nothing of unlabelled rows, not even through batch statistics; no labelled rows, nothing to learn."""
+    """Sees no unlabelled row, not even through batch statistics. Without labelled rows there is nothing to learn."""
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts | None:  # noqa: ARG002
-        """Cross-entropy of the labelled rows, over all rows: one learning rate means the same for every method."""
+        """Cross-entropy of labelled rows over all rows, so that a learning rate means the same for all methods."""
         if rows.labelled_count == 0:
             return None
         view_L, targets_LC = rows.labelled_view()

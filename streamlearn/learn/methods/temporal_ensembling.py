@@ -2,10 +2,10 @@
 
     Z <- a Z + (1 - a) z        target = Z / sum of Z over classes        z = the student's probabilities, noise and all
 
-An answer for each sample can not be kept on a stream without end, so there is a table of N slots and a sample's key
-says which is its own; one that comes to a slot of another takes it over. Samples that come again are those of the
-labelled memory, and with several steps per micro-batch the recent ones. Rows differ in how often they came, hence the
-target is divided by its sum, as in the authors' sparse mode, and not by 1 - a^t. A row without history has weight 0.
+An unbounded stream cannot keep an answer for each sample, so there is a table of N slots, indexed by the sample's key.
+A sample that hits the slot of another takes it over. Samples that come again are those of the replay buffer and, with
+several steps per micro-batch, recent ones. Rows differ in how often they came, so the target is divided by its sum, as
+in the authors' sparse mode, and not by 1 - a^t. A row without history has weight 0.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streamlearn.learn.losses import Distance, classification_loss
+from streamlearn.learn.losses import classification_loss, distance
+from streamlearn.learn.methods.settings import TemporalEnsemblingOptions
 from streamlearn.learn.rows import Rows
 from streamlearn.learn.step import Method, StepCosts, answer
 from streamlearn.models.build import Classifier
@@ -22,17 +23,17 @@ _NO_KEY = -1
 
 
 class TemporalEnsembling(Method):
-    """Labels where there are any; agreement with the past on rows that have one. The teacher network is not asked."""
+    """Labels where there are any; agreement with past answers on rows that have any. The teacher is not asked."""
 
-    def __init__(self, distance: Distance, *, slots: int, classes: int, momentum: float, device: torch.device) -> None:
-        self._distance, self._momentum = distance, momentum
-        self._sums_NC = torch.zeros((slots, classes), device=device)
-        self._keys_N = torch.full((slots,), _NO_KEY, dtype=torch.int64, device=device)
+    def __init__(self, options: TemporalEnsemblingOptions, *, classes: int, device: torch.device) -> None:
+        self._distance, self._momentum = distance(options.consistency), options.ensemble_momentum
+        self._sums_NC = torch.zeros((options.ensemble_slots, classes), device=device)
+        self._keys_N = torch.full((options.ensemble_slots,), _NO_KEY, dtype=torch.int64, device=device)
         self._answered: tuple[Tensor, Tensor, Tensor] | None = None
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:  # noqa: ARG002
         """One forward."""
-        assert rows.keys_B is not None, "temporal ensembling wants the keys of its rows"
+        assert rows.keys_B is not None, "temporal ensembling needs the keys of its rows"
         view = rows.student_view()
         logits_BC = answer(student, view.x_B)
         compared_BC, keys_B = logits_BC[: view.compared], rows.keys_B[: view.compared]
@@ -49,7 +50,7 @@ class TemporalEnsembling(Method):
 
     @torch.no_grad()
     def settle(self, skipped: Tensor) -> None:
-        """Enter this step's answers. Of rows that share a slot the last one has it."""
+        """Store this step's answers. Of rows that share a slot, the last one wins."""
         if self._answered is None:
             return
         slots_B, keys_B, sums_BC = self._answered
@@ -59,7 +60,7 @@ class TemporalEnsembling(Method):
         self._answered = None
 
     def forget(self) -> None:
-        """No row has a history."""
+        """Clear the table."""
         self._sums_NC.zero_()
         self._keys_N.fill_(_NO_KEY)
 
@@ -69,9 +70,10 @@ class TemporalEnsembling(Method):
 
 
 def _last_of_each(slots_B: Tensor) -> Tensor:
-    """For each row the last row of its slot. Writing twice has no order on a GPU, so both must write the same.
+    """For each row, the last row with the same slot.
 
-    Not a selection of rows, whose number the host would have to wait for.
+    Concurrent writes have no order on a GPU, so rows of one slot must write the same values. Selecting rows instead
+    would make the host wait for their number.
     """
     if not len(slots_B):
         return slots_B

@@ -1,8 +1,8 @@
-"""Noise for images (B, channels, height, width): each a small function, a whole batch at once, an image by itself.
+"""Noise for images (B, channels, height, width), a whole batch at once, each image independently.
 
-All of them take images in any range. Shift, flip and crop only move pixels. Colour and cutout are made of means and
-deviations of the image itself, so pixels from 0 to 1 and standardised ones get the same noise (the noise of a x + b is
-a times that of x, plus b); nothing is cut to a range, which pixels may therefore leave a little.
+Images may have any range. Shift, flip and crop only move pixels. Colour and cutout use means and deviations of the
+image itself, so pixels from 0 to 1 and standardised ones get the same noise (that of a x + b is a times that of x, plus
+b). Nothing is clipped, so pixels may leave their range a little.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from streamlearn.learn.noise import Noise
+    from streamlearn.learn.noise.build import Noise
 
 ASPECT = 4 / 3
-"""Of a crop, at most: width over height, or height over width."""
+"""Largest ratio of a crop's width to height, or height to width."""
 LUMA = (0.299, 0.587, 0.114)
-"""Grey of red, green and blue (ITU-R BT.601)."""
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
 def shift(pixels: int, *, flip: bool) -> Noise:
-    """Move each image by up to `pixels` both ways, edges reflected; mirror half of them.
+    """Move each image by up to `pixels` in both directions, with reflected edges; mirror half of them.
 
-    One gather moves the whole batch, in channels-last order, since there a pixel's channels are copied together.
+    One gather moves the whole batch in channels-last order, where a pixel's channels are contiguous.
     """
 
     def view(x: Tensor, generator: Generator) -> Tensor:
@@ -47,15 +47,15 @@ def _shifted(batch: int, size: int, most: int, x: Tensor, generator: Generator) 
     """Indices (batch, size) of a line of pixels after a random shift, reflected at both ends."""
     most = min(most, size - 1)
     offsets = torch.randint(-most, most + 1, (batch, 1), generator=generator, device=x.device)
-    wanted = (torch.arange(size, device=x.device) + offsets).abs()
-    return (size - 1) - ((size - 1) - wanted).abs()
+    moved = (torch.arange(size, device=x.device) + offsets).abs()
+    return (size - 1) - ((size - 1) - moved).abs()
 
 
 def resized_crop(scale: float) -> Noise:
-    """Cut a part out and stretch it to the whole image, bilinearly (the crop of Inception, Szegedy et al., 2015).
+    """Crop a part and resize it to the whole image, bilinearly (the crop of Inception, Szegedy et al., 2015).
 
-    The part has `scale` to 1 of the area, a width over height from 3/4 to 4/3 (evenly in its logarithm) of the image's
-    own, cut at its edges, and lies anywhere.
+    The part has `scale` to 1 of the area, at a random place. Its aspect ratio is 3/4 to 4/3 of the image's (uniform in
+    the logarithm), limited to the image.
     """
 
     def view(x: Tensor, generator: Generator) -> Tensor:
@@ -64,7 +64,7 @@ def resized_crop(scale: float) -> Noise:
         stretch = torch.exp((aspect - 0.5) * math.log(ASPECT))
         width, height = (side * stretch).clamp(max=1.0), (side / stretch).clamp(max=1.0)
         none = torch.zeros_like(width)
-        # From places in the view to places in the image, both from -1 to 1.
+        # From coordinates in the view to those in the image, both from -1 to 1.
         across = torch.stack((width, none, (2.0 * left - 1.0) * (1.0 - width)), dim=1)
         down = torch.stack((none, height, (2.0 * top - 1.0) * (1.0 - height)), dim=1)
         grid = functional.affine_grid(torch.stack((across, down), dim=1), list(x.shape), align_corners=False)
@@ -81,21 +81,21 @@ def colour(strength: float) -> Noise:
 
         x <- grey + s (x - grey),    x <- mean + c (x - mean),    x <- x + b deviation
 
-    where `grey` is the luma of each pixel (three channels; others keep their saturation), `mean` that of all of an
-    image's pixels, and `deviation` that of all its numbers. As torchvision's ColorJitter, but for brightness, which
-    is a factor there and would be contrast where inputs are centred.
+    where `grey` is the luma of each pixel (with three channels; else saturation is unchanged), `mean` the mean luma of
+    the image, and `deviation` the standard deviation of all its values. As torchvision's ColorJitter, except for
+    brightness: there it is a factor, which would be contrast for centred inputs.
     """
 
     def view(x: Tensor, generator: Generator) -> Tensor:
         drawn = 2.0 * _uniform((3, len(x), 1, 1, 1), x, generator) - 1.0
         saturation, contrast = 1.0 + strength * drawn[0], 1.0 + strength * drawn[1]
         is_rgb = x.shape[1] == len(LUMA)
-        # By three numbers of the host's: a tensor of them would be copied to the device in each step.
+        # Three numbers on the host: a tensor of them would be copied to the device in each step.
         red, green, blue = LUMA
         grey = red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:] if is_rgb else x
         mean = grey.mean(dim=(1, 2, 3), keepdim=True)
         deviation = x.flatten(1).std(dim=1, correction=0).view_as(mean)
-        # Saturation leaves the mean grey as it is, so all three are one sum.
+        # Saturation leaves the mean grey unchanged, so all three are one sum.
         offset = (1.0 - contrast) * mean + strength * drawn[2] * deviation
         if not is_rgb:
             return torch.addcmul(offset, x, contrast)
@@ -105,9 +105,9 @@ def colour(strength: float) -> Noise:
 
 
 def cutout(pixels: int) -> Noise:
-    """Cover a square of `pixels` a side, its centre anywhere, with the image's mean of each channel.
+    """Cover a square with a side of `pixels`, centred anywhere, with the image's mean of each channel.
 
-    DeVries and Taylor (2017), who cover with the 0 of standardised images. Near an edge a part of it lies outside.
+    DeVries and Taylor (2017), who cover with the 0 of standardised images. Near an edge, part of it lies outside.
     """
 
     def view(x: Tensor, generator: Generator) -> Tensor:
@@ -121,12 +121,12 @@ def cutout(pixels: int) -> Noise:
 
 
 def _covered(batch: int, size: int, pixels: int, x: Tensor, generator: Generator) -> Tensor:
-    """Which places (batch, size) of a line lie in a stretch of `pixels` around a random one."""
+    """Which places (batch, size) of a line are within `pixels` around a random centre."""
     first = torch.randint(size, (batch, 1), generator=generator, device=x.device) - pixels // 2
     places = torch.arange(size, device=x.device)
     return (places >= first) & (places < first + pixels)
 
 
 def _uniform(shape: tuple[int, ...], x: Tensor, generator: Generator) -> Tensor:
-    """From 0 to 1."""
+    """Uniform from 0 to 1."""
     return torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype)

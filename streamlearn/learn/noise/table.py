@@ -1,4 +1,4 @@
-"""Noise for tables, and for whatever else is no image: rows (B, ...) of features."""
+"""Noise for tables, and for all other inputs but images: rows (B, ...) of features."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Generator, Tensor
 
 if TYPE_CHECKING:
-    from streamlearn.learn.noise import Noise
+    from streamlearn.learn.noise.build import Noise
 
 
 def gaussian(std: float) -> Noise:
-    """Add N(0, std^2) to each number by itself."""
+    """Add N(0, std^2) to each value independently."""
 
     def add(x: Tensor, generator: Generator) -> Tensor:
-        # In place on a tensor of the same layout: randn would fall back to channels-first.
+        # In place on a tensor of the same layout; randn would be channels-first.
         return torch.empty_like(x).normal_(0.0, std, generator=generator).add_(x)
 
     return add
@@ -24,8 +24,8 @@ def gaussian(std: float) -> Noise:
 def feature_dropout(probability: float) -> Noise:
     """Replace each feature, with that probability, by the same feature of a random row of the batch.
 
-    A draw from the feature's own distribution (SCARF, Bahri et al., 2022): a value that occurs, whatever the features'
-    units, also where inputs are not standardised and 0 would be no mean. A row alone stays as it is.
+    This draws from the feature's own distribution (SCARF, Bahri et al., 2022), whatever its unit, and also if inputs
+    are not standardised, where 0 is not the mean. A single row stays unchanged.
     """
 
     def view(x: Tensor, generator: Generator) -> Tensor:

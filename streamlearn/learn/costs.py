@@ -1,0 +1,75 @@
+"""Costs of the steps since the last reading, summed on the device, so that no step waits for the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamlearn.learn.step import StepCosts
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Means over the steps since the last reading; skipped steps are in no mean."""
+
+    classification: float
+    consistency: float
+    """Before its weight."""
+    consistency_weight: float
+    """w(t) of the last step."""
+    learning_rate: float
+    """Of the last step."""
+    steps: int
+    """All steps, skipped and empty ones included."""
+    skipped_steps: int
+    """Steps that were not finite."""
+    skipped_rows: int
+    """Rows of skipped steps, fresh and labelled. Accounts and label states count them as learned, since a step must
+    not wait to know. Labelled rows stay in the replay buffer and are drawn again; fresh rows are lost."""
+
+
+class CostSums:
+    """Sums over steps. Letters: five numbers in one tensor, read with one copy."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(5, device=device)
+        self._skipped_in_a_row = torch.zeros((), device=device)
+
+    @property
+    def skipped_in_a_row(self) -> Tensor:
+        """Steps up to now that were not finite, 0-d on the device."""
+        return self._skipped_in_a_row
+
+    def add(self, costs: StepCosts, skipped: Tensor, rows: int) -> None:
+        """Count one step; `skipped` is a 0-d bool on the device."""
+        one = torch.ones((), device=self._sums.device)
+        values = torch.stack((costs.classification.detach(), costs.consistency.detach(), one))
+        self._sums[:3] += torch.where(skipped, 0.0, values)
+        self._sums[3] += skipped
+        self._sums[4] += skipped * rows
+        self._skipped_in_a_row = torch.where(skipped, self._skipped_in_a_row + 1.0, 0.0)
+
+    def end_skips(self) -> None:
+        """The next skipped step is the first in a row."""
+        self._skipped_in_a_row.zero_()
+
+    def restart(self, *, skipped_in_a_row: int) -> None:
+        """Forget all steps, except for the number of skipped ones in a row."""
+        self._sums.zero_()
+        self._skipped_in_a_row.fill_(skipped_in_a_row)
+
+    def read(self, *, steps: int, consistency_weight: float, learning_rate: float) -> Costs:
+        """Means since the last reading. Waits for the device."""
+        classification, consistency, taken, skipped, skipped_rows = self._sums.tolist()
+        self._sums.zero_()
+        return Costs(
+            classification=classification / max(taken, 1.0),
+            consistency=consistency / max(taken, 1.0),
+            consistency_weight=consistency_weight,
+            learning_rate=learning_rate,
+            steps=steps,
+            skipped_steps=round(skipped),
+            skipped_rows=round(skipped_rows),
+        )

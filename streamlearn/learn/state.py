@@ -1,0 +1,131 @@
+"""The learner's state as named arrays: how tensors are named, compared with saved arrays, and written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streamlearn.errors import CheckpointError
+from streamlearn.learn.step import Trainee
+from streamlearn.models.normalise import RunningNorm
+from streamlearn.records import Array
+
+COUNTS = (
+    "step", "updates", "ramped_at", "averaged_at", "labels", "ramped_at_label", "served", "skipped_in_a_row",
+    "twin_updates", "twin_averaged_at",
+)  # fmt: skip
+"""Whole numbers, saved as `learner.*`."""
+_EARLIER = ("bank.",)
+"""Arrays that earlier versions saved."""
+
+
+def trainee_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    """Live tensors of student, teacher and optimizer, by name."""
+    named = {f"student.{name}": tensor for name, tensor in trainee.student.state_dict().items()}
+    named |= {f"teacher.{name}": tensor for name, tensor in trainee.teacher.state_dict().items()}
+    for name, parameter in trainee.student.named_parameters():
+        for key, tensor in trainee.optimizer.state.get(parameter, {}).items():
+            named[f"optimizer.{name}.{key}"] = tensor
+    return named
+
+
+def twin_tensors(twin: Trainee) -> dict[str, Tensor]:
+    """The same of the twin, without the normaliser, which is the student's."""
+    return {f"twin.{name}": tensor for name, tensor in trainee_tensors(twin).items() if ".normalise." not in name}
+
+
+def method_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    """What the method keeps from step to step, its own parameters, and the optimizer's state of those."""
+    method, optimizer = trainee.method, trainee.optimizer
+    named = {f"method.{name}": tensor for name, tensor in method.tensors().items()}
+    for name, parameter in method.parameters().items():
+        named[f"method.learned.{name}"] = parameter
+        for key, tensor in optimizer.state.get(parameter, {}).items():
+            named[f"method.optimizer.{name}.{key}"] = tensor
+    return named
+
+
+def input_tensors(normalise: nn.Module) -> dict[str, Tensor]:
+    """The sample of inputs that bounds the normaliser's statistics."""
+    kept = normalise.sample.tensors() if isinstance(normalise, RunningNorm) else {}
+    return {f"inputs.{name}": tensor for name, tensor in kept.items()}
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A copy on the host."""
+    copied: Array = np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
+    return copied
+
+
+def twin_as_student(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The saved twin, if there is one, as student and teacher: `supervised` is what the twin has been all along."""
+    twin = {name.removeprefix("twin."): array for name, array in arrays.items() if name.startswith("twin.")}
+    if not twin:
+        return arrays
+    others = {name: array for name, array in arrays.items() if not name.startswith(("twin.", "bank.", "method."))}
+    updates, averaged_at = arrays["learner.twin_updates"], arrays["learner.twin_averaged_at"]
+    # The ramp of a later method starts here: it is counted in updates, and these are the twin's.
+    counts = {"updates": updates, "averaged_at": averaged_at, "ramped_at": updates}
+    counts |= {"ramped_at_label": arrays["learner.labels"], "served": np.array(0, dtype=np.int64)}
+    return others | twin | {f"learner.{name}": array for name, array in counts.items()}
+
+
+class Restore:
+    """Matches live tensors with saved arrays, then writes all of them or none."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays, self._tensors = arrays, dict[str, Tensor]()
+        self._ignored = list(_EARLIER)
+
+    def has(self, prefix: str) -> bool:
+        """Whether arrays of this prefix were saved."""
+        return any(name.startswith(prefix) for name in self._arrays)
+
+    def require(self, tensors: Mapping[str, Tensor]) -> None:
+        """These must all have been saved, in the same shapes."""
+        self._tensors |= tensors
+
+    def ignore(self, prefix: str) -> None:
+        """Saved arrays of this prefix are not used."""
+        self._ignored.append(prefix)
+
+    def take(self, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
+        """Use the arrays of this prefix if they are those of `tensors`, else ignore them."""
+        saved = {name: _signature(array) for name, array in self._arrays.items() if name.startswith(prefix)}
+        fits = saved == {name: _signature(tensor) for name, tensor in tensors.items()}
+        if fits:
+            self.require(tensors)
+        else:
+            self.ignore(prefix)
+        return fits
+
+    def write(self) -> dict[str, int]:
+        """Copy the arrays into the tensors; the counts.
+
+        Raises:
+            CheckpointError: names, shapes or dtypes differ. No tensor was changed.
+        """
+        used = {name: array for name, array in self._arrays.items() if not name.startswith(tuple(self._ignored))}
+        expected = {name: _signature(tensor) for name, tensor in self._tensors.items()}
+        expected |= {f"learner.{name}": "int64[]" for name in COUNTS}
+        found = {name: _signature(array) for name, array in used.items()}
+        if expected != found:
+            raise CheckpointError(f"learner state does not fit: {_difference(expected, found)}")
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(torch.from_numpy(np.require(used[name], requirements=["C", "W"])))
+        return {name: int(used[f"learner.{name}"]) for name in COUNTS}
+
+
+def _signature(values: Array | Tensor) -> str:
+    return f"{str(values.dtype).removeprefix('torch.')}{list(values.shape)}"
+
+
+def _difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """The first names that differ, as `name: expected …, found …`."""
+    names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    shown = [f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}" for name in names]
+    return "; ".join(shown[:8]) + (f"; and {len(names) - 8} more" if len(names) > 8 else "")

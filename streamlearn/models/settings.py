@@ -1,0 +1,75 @@
+"""[schema] and [model]: what a sample is, and the network that reads it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, Field, model_validator
+
+from streamlearn.records import Schema
+from streamlearn.section import Section
+
+
+def _check_import_path(value: str) -> str:
+    if ":" in value:
+        module, _, attribute = value.partition(":")
+        if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
+            raise ValueError("expected a built-in name or an import path such as package.module:factory")
+    return value
+
+
+ImportPath = Annotated[str, AfterValidator(_check_import_path)]
+"""A built-in name, or `package.module:attribute`."""
+
+
+class SchemaConfig(Section):
+    """[schema]: what a sample is."""
+
+    shape: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), min_length=1, max_length=4)
+    """Of one sample: (features,) for a table, (channels, height, width) for an image."""
+    dtype: Literal["uint8", "int8", "int16", "int32", "float16", "float32", "float64"] = "float32"
+    """Of one sample, as it is stored and sent."""
+    classes: int | tuple[str, ...] = 10
+    """Number of classes, or their names."""
+    max_classes: int = Field(0, ge=0, le=10_000)
+    """Number of outputs, with spare ones for classes that are named later. 0: as many as `classes`."""
+    payload: Literal["json", "raw", "npy", "image"] = "json"
+    """Format of a sample record without a content-type header."""
+    scale: float = 1.0
+    """The network sees x * scale: 1/255 = 0.00392156862745098 for uint8 images."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SchemaConfig:
+        names = self._names
+        if not 2 <= len(names) <= 10_000:
+            raise ValueError("classes: expected 2 to 10000 classes")
+        if 0 < self.max_classes < len(names):
+            msg = f"max_classes: expected 0, or at least the {len(names)} of classes"
+            raise ValueError(msg)
+        if len(set(names)) != len(names):
+            raise ValueError("classes: names must differ")
+        if self.payload == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3) or self.dtype != "uint8"):
+            raise ValueError('payload = "image" needs dtype uint8 and shape [1 or 3, height, width]')
+        return self
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.classes if isinstance(self.classes, tuple) else tuple(str(i) for i in range(self.classes))
+
+    def build(self) -> Schema:
+        """The schema that the rest of the program uses."""
+        spare = self.max_classes - len(self._names) if self.max_classes else None
+        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=self._names, spare=spare, scale=self.scale)
+
+
+class ModelConfig(Section):
+    """[model]: which network."""
+
+    factory: ImportPath = "mlp"
+    """mlp, convnet, conv13, wide_resnet, or package.module:factory that returns an nn.Module from inputs to logits."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the factory. Built-in ones also get shape and classes. docs/networks.md lists theirs."""
+    normalise: bool = True
+    """Standardise inputs by running mean and variance, kept in the checkpoint. For tables; usually off for images.
+    If off, inputs (after schema.scale) are clipped at 1e6, and labelled samples beyond that are not replayed."""
