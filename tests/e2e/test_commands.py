@@ -41,6 +41,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+WITH_SUBCOMMANDS = {**COMMANDS, **{f"models {name}": command for name, command in COMMANDS["models"].commands.items()}}
 DEMO_S = 30
 OF_A_DEMO = "# Written by `streamlearn demo`. Every setting there is: deploy/streamlearn.example.toml\n"
 
@@ -70,8 +71,8 @@ HOW = {
     "streamlearn evaluate digits --label-probability 0.05 --delay 500": (
         f"{HERE}::test_evaluate_runs_the_protocol_of_the_readme"
     ),
-    "streamlearn rollback 400": "tests/unit/test_versions.py",
-    "streamlearn promote": "tests/unit/test_versions.py",
+    "streamlearn models pin 400": "tests/unit/test_versions.py",
+    "streamlearn models unpin": "tests/unit/test_versions.py",
     "docker compose up --build": "deploy/try-container.sh",
 }
 """Each command line of the README, exactly, and what runs it: a test, or a script for what no test can have.
@@ -130,30 +131,31 @@ def commands_of(text: str) -> list[str]:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("name", COMMANDS)
-    def test_of_each_command_teaches_by_examples_that_work(self, name: str) -> None:
-        """It ends with 0, shows an example, and each example has only options that there are."""
-        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "160"})
-        found = examples(COMMANDS[name])
+    @pytest.mark.parametrize("name", WITH_SUBCOMMANDS)
+    def test_of_each_command_has_examples_that_work(self, name: str) -> None:
+        """Exit code 0, at least one example, and each example has only options that exist."""
+        command, path = WITH_SUBCOMMANDS[name], name.split()
+        shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "160"})
+        found = examples(command)
 
         assert shown.exit_code == 0
         assert "Example" in shown.output
         assert found
         for words in found:
-            assert words[0] == name
+            assert words[: len(path)] == path
             assert " ".join(words) in re.sub(r"\s+", " ", shown.output)
-            COMMANDS[name].make_context(name, words[1:])
+            command.make_context(name, words[len(path) :])
 
-    def test_of_the_program_names_every_command_and_where_to_begin(self, run: Run) -> None:
-        """The same without arguments."""
+    def test_of_the_program_lists_the_commands_and_where_to_start(self, run: Run) -> None:
+        """It starts with `streamlearn demo`."""
         shown = run("--help")
 
         assert shown.code == 0
         assert "streamlearn demo" in shown.out
         assert all(re.search(rf"^│ {name} ", shown.out, re.MULTILINE) for name in COMMANDS)
 
-    def test_the_version_is_told(self, run: Run) -> None:
-        """And nothing else."""
+    def test_version_prints_only_the_version(self, run: Run) -> None:
+        """On one line."""
         assert run("--version") == (0, f"streamlearn {__version__}\n", "")
 
 
@@ -182,9 +184,9 @@ class TestMistakes:
         ("arguments", "message"),
         [
             (("learn", "--config", "nowhere.toml"), "nowhere.toml: No such file"),
-            (("learn", "--set", "serve.port"), "wanted KEY=VALUE"),
-            (("demo", "--for", "soon"), "wanted a time such as 60s"),
-            (("demo", "--for", "-5s"), "wanted a time such as 60s"),
+            (("learn", "--set", "serve.port"), "expected KEY=VALUE"),
+            (("demo", "--for", "soon"), "expected a time such as 60s"),
+            (("demo", "--for", "-5s"), "expected a time such as 60s"),
             (("simulate", "no-such-set"), "no-such-set"),
         ],
     )
@@ -562,7 +564,9 @@ class TestReadme:
 
         assert len(ours) >= 3
         for _, name, *arguments in ours:
-            COMMANDS[name].make_context(name, arguments)
+            if name == "models":
+                name, *arguments = f"models {arguments[0]}", *arguments[1:]  # noqa: PLW2901
+            WITH_SUBCOMMANDS[name].make_context(name, arguments)
 
     @pytest.mark.parametrize(
         ("target", "ends"), [("demo", "bin/streamlearn demo"), ("test", "bin/python -m pytest -n 2 --dist loadfile")]
