@@ -32,6 +32,15 @@ NOT_SETTINGS = (
 REMOVED = {
     "bank.least": "removed; the test behind bank.alpha needs no minimum",
     "bank.z": "removed; use bank.alpha, the chance of a promotion between equal candidates in 10,000 labels",
+    "serve.admin_token_file": 'removed; write serve.admin_token = "file:PATH"',
+    "serve.batch": "removed; the forward pass takes up to 64 rows",
+    "serve.label_token_file": 'removed; write serve.label_token = "file:PATH"',
+    "serve.max_instances": "removed; a request holds up to 1024 samples or labels",
+    "serve.predict_token_file": 'removed; write serve.predict_token = "file:PATH"',
+    "serve.queue": "removed; up to 256 requests wait for the model",
+    "serve.stale_after_s": "removed; /health/ready reports a learner that was not seen for 120 s",
+    "serve.threads": "removed; a server uses one thread for a forward pass; raise serve.processes",
+    "serve.token_file": 'removed; write serve.token = "file:PATH"',
 }
 """Settings of earlier versions, and what to do instead."""
 _OF_KUBERNETES = re.compile(r"STREAMLEARN_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
@@ -119,7 +128,8 @@ def explain(error: ValidationError, layers: Layers) -> str:
         sources = [name for name, layer in layers if _has(layer, keys)]
         source = sources[-1] if sources and keys else "default"
         got = "a value that is not shown" if _SECRET.search(shown) else f"{detail['input']!r:.80}"
-        value = "" if detail["type"] == "value_error" and not keys else f" (got {got}, from {source})"
+        is_section = detail["type"] == "value_error" and (not keys or isinstance(detail["input"], dict))
+        value = "" if is_section else f" (got {got}, from {source})"
         message = detail["msg"].removeprefix("Value error, ")
         table = detail["input"] if isinstance(detail["input"], dict) else {}
         if gone := [f"  {key}: {REMOVED[key]}" for key in (f"{shown}.{name}" for name in table) if key in REMOVED]:

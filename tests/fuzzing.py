@@ -444,7 +444,7 @@ ROUTES = (
     ("GET", "/label/"),
     ("GET", "/sample/"),
     ("DELETE", "/sample/"),
-    ("GET", "/label/wanted"),
+    ("GET", "/label/requests"),
     ("GET", "/model"),
     ("GET", "/models"),
     ("POST", "/model/rollback"),

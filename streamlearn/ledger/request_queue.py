@@ -54,7 +54,7 @@ _DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 """What a damaged file, or one of another format, answers. Anything else (busy, full, denied) may pass by itself."""
 
 
-class Wanted(NamedTuple):
+class LabelRequest(NamedTuple):
     """A sample whose label would help. Utility, entropy and disagreement are from 0 to 1."""
 
     sample_id: str
@@ -77,7 +77,7 @@ class Wanted(NamedTuple):
         return (self.sample_id, *self.position, *self[2:])
 
     @classmethod
-    def of_row(cls, row: tuple[Any, ...]) -> Wanted:
+    def of_row(cls, row: tuple[Any, ...]) -> LabelRequest:
         """The inverse of `row`; columns that follow are left out."""
         return cls(row[0], Position(*row[1:4]), *row[4:10])
 
@@ -86,7 +86,7 @@ class Wanted(NamedTuple):
 class HandedOut:
     """What was handed out, best first, and how many more may be within the hour."""
 
-    items: list[Wanted]
+    items: list[LabelRequest]
     budget_left: int
 
 
@@ -134,7 +134,7 @@ def _spent(db: sqlite3.Connection, now_s: float) -> int:
     return int(db.execute(query, (second - HOUR_S, second + HOUR_S)).fetchone()[0])
 
 
-def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[Wanted]:
+def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[LabelRequest]:
     """Again and again the best, where a class that was handed out k times lately has log(1 + k) less priority.
 
     That divides its chances by 1 + k: a class that is predicted rarely has more than its share, and one that is easy is
@@ -143,9 +143,9 @@ def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[Want
     if n == 0:
         return []
     taken = dict(db.execute("SELECT class, samples FROM taken").fetchall())
-    waiting: dict[int, list[Wanted]] = {}
+    waiting: dict[int, list[LabelRequest]] = {}
     for row in db.execute(_CANDIDATES, (handed_before_s, n)):
-        wanted = Wanted.of_row(row)
+        wanted = LabelRequest.of_row(row)
         waiting.setdefault(wanted.predicted_class, []).append(wanted)
 
     def entry(class_index: int, place: int) -> tuple[float, int, int]:
@@ -154,7 +154,7 @@ def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[Want
 
     heads = [entry(class_index, 0) for class_index in waiting]
     heapq.heapify(heads)
-    chosen: list[Wanted] = []
+    chosen: list[LabelRequest] = []
     while heads and len(chosen) < n:
         _, class_index, place = heapq.heappop(heads)
         chosen.append(waiting[class_index][place])
@@ -163,7 +163,7 @@ def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[Want
     return chosen
 
 
-def _mark(db: sqlite3.Connection, chosen: list[Wanted], now_s: float) -> None:
+def _mark(db: sqlite3.Connection, chosen: list[LabelRequest], now_s: float) -> None:
     """Remember that these were handed out, to whom does not matter."""
     if not chosen:
         return

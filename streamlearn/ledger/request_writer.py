@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from streamlearn.ledger.request_queue import Wanted, connect, is_damage, remove, transaction
+from streamlearn.ledger.request_queue import LabelRequest, connect, is_damage, remove, transaction
 from streamlearn.records import Position, Probabilities
 
 _log = structlog.get_logger(__name__)
@@ -132,7 +132,7 @@ class RequestWriter:
         self._rated, self._typical = 0, 0.0
         """Samples ever rated, and the mean of u^SHARPNESS of the last ones."""
         self._newest_s = -math.inf
-        self._pool: dict[str, Wanted] = {}
+        self._pool: dict[str, LabelRequest] = {}
         self._new: set[str] = set()
         """Ids in the pool that are not in the file, or not as they are."""
         self._forget_file()
@@ -167,7 +167,7 @@ class RequestWriter:
             if sample_id in self._handed or not math.isfinite(utility):
                 continue
             priority = weight + gumbel_of(sample_id)
-            self._pool[sample_id] = Wanted(
+            self._pool[sample_id] = LabelRequest(
                 sample_id, position, class_index, priority, utility, entropy, disagreement, now_s
             )
             self._new.add(sample_id)
@@ -286,7 +286,7 @@ class RequestWriter:
             self._labels, self._rated, self._typical = db.execute("SELECT * FROM writer").fetchone()
             rows = db.execute("SELECT * FROM samples WHERE turn IS NULL").fetchall()
             handed = db.execute(_HANDED, (0,)).fetchall()
-        self._pool = {wanted.sample_id: wanted for wanted in map(Wanted.of_row, rows)}
+        self._pool = {wanted.sample_id: wanted for wanted in map(LabelRequest.of_row, rows)}
         self._new = set()
         self._filed = set(self._pool)
         self._handed = dict.fromkeys(sample_id for sample_id, _ in handed)

@@ -35,11 +35,11 @@ def rows(*values):
     return np.array([[value] for value in values], np.float32)
 
 
-def run(model_or_current, play, *, queue=4, batch=8):
+def run(model_or_current, play, *, queue=4, batch_rows=8):
     """Run `play(batcher)` against a started batcher in an event loop of its own."""
     current = model_or_current if callable(model_or_current) else lambda: model_or_current
     metrics = ServerMetrics(version="1")
-    batcher = Batcher(current, metrics, queue=queue, batch=batch)
+    batcher = Batcher(current, metrics, queue=queue, batch_rows=batch_rows)
 
     async def main():
         batcher.start()
@@ -98,7 +98,7 @@ class TestGrouping:
             model.gate.set()
             await asyncio.gather(*tasks)
 
-        run(model, play, batch=4)
+        run(model, play, batch_rows=4)
 
         assert model.sizes == [1, 3, 3, 3]
 
@@ -156,7 +156,7 @@ class TestBounds:
             await asyncio.gather(*tasks)
             return refused.value.status
 
-        status, _ = run(model, play, queue=4, batch=4)
+        status, _ = run(model, play, queue=4, batch_rows=4)
 
         assert status == 429
 

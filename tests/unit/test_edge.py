@@ -15,7 +15,7 @@ ROUTES = [
     ("POST", "/label", "label"),
     ("POST", "/sample", "label"),
     ("GET", "/label/a", "label"),
-    ("GET", "/label/wanted", "label"),
+    ("GET", "/label/requests", "label"),
     ("GET", "/sample/a", "label"),
     ("GET", "/models", "admin"),
     ("POST", "/model/rollback", "admin"),
@@ -86,7 +86,7 @@ class TestRoles:
             assert reply.status_code not in (401, 403)
         else:
             told = error_of(reply, 403, "wrong_role")
-            assert told.details == {"wanted": role, "held": sorted(OPENS[token] - {None})}
+            assert told.details == {"needed": role, "held": sorted(OPENS[token] - {None})}
 
     @pytest.mark.parametrize("token", [None, "", "wrong", "on", "onee", "rule "])
     @pytest.mark.parametrize(("method", "path", "role"), ROUTES)
@@ -162,9 +162,9 @@ class TestWebPages:
             ("Sec-Fetch-Site", "same-site"),
         ],
     )
-    @pytest.mark.parametrize(("method", "path"), [("GET", "/label/wanted"), ("POST", "/label"), ("GET", "/metrics")])
+    @pytest.mark.parametrize(("method", "path"), [("GET", "/label/requests"), ("POST", "/label"), ("GET", "/metrics")])
     def test_a_page_of_another_origin_is_refused(self, open_to_all, name, value, method, path):
-        """An image or a form needs no leave to send: a GET of /label/wanted hands out samples, a label teaches."""
+        """An image or a form needs no leave to send: a GET of /label/requests hands out samples, a label teaches."""
         told = error_of(open_to_all.request(method, path, headers={name: value}), 403, "wrong_origin")
 
         assert name in told.message

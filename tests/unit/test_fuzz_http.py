@@ -46,7 +46,7 @@ class Attacked:
         """What OpenAPI says of the route; anywhere else, that there is no such thing, or no token."""
         path = sent.path
         for prefix in ("/label/", "/sample/"):
-            if path.startswith(prefix) and path != "/label/wanted":
+            if path.startswith(prefix) and path not in ("/label/requests", "/label/wanted"):
                 path = prefix + "{sample_id}"
         found = self.documented.get((sent.method, path))
         return found if found is not None else {200, 401, 403, 404, 405}

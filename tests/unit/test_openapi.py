@@ -26,7 +26,7 @@ ROUTES = [
     ("POST", "/predict"),
     ("POST", "/label"),
     ("POST", "/sample"),
-    ("GET", "/label/wanted"),
+    ("GET", "/label/requests"),
     ("GET", "/label/{sample_id}"),
     ("GET", "/sample/{sample_id}"),
     ("DELETE", "/sample/{sample_id}"),
@@ -92,7 +92,7 @@ def is_sensible(case: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    served = Served(tmp_path_factory.mktemp("served"), timeout_s=0.05, max_instances=3, **TOKENS)
+    served = Served(tmp_path_factory.mktemp("served"), timeout_s=0.05, max_items=3, **TOKENS)
     served.publish(7)
     store(served, "invoice-7", X, label=1)  # the id of the examples
     with serving(served.app) as port:

@@ -26,7 +26,7 @@ class Stage:
         self.folder = folder
         self.publisher = Publisher(folder, keep=3, clock=lambda: 1000.0 + self.now_s)
         self.metrics = ServerMetrics(version="1")
-        self.predictor = Predictor(PublishedDir(folder), SCHEMA, self.metrics, threads=1, clock=lambda: self.now_s)
+        self.predictor = Predictor(PublishedDir(folder), SCHEMA, self.metrics, clock=lambda: self.now_s)
 
     def publish(self, step, *, arrays=None, spec=SPEC, **metadata):
         """Publish a teacher whose weights are a function of the step."""
@@ -56,7 +56,7 @@ class TestAnswers:
         assert not stage.predictor.refresh()
 
         with pytest.raises(NotPublishedError, match="no teacher is published yet"):
-            stage.predictor.predict(np.zeros((1, 4), np.float32))
+            stage.predictor.current()
 
     def test_equal_those_of_the_published_network_bit_for_bit(self, stage):
         """Served equals computed."""
@@ -64,7 +64,8 @@ class TestAnswers:
         stage.predictor.refresh()
         x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
-        probs, model = stage.predictor.predict(x)
+        model = stage.predictor.current()
+        probs = model.probabilities(x)
 
         with torch.inference_mode():
             expected = build(SPEC, seed=7).eval()(torch.from_numpy(x)).softmax(dim=1).numpy()
@@ -78,7 +79,7 @@ class TestAnswers:
         stage.predictor.refresh()
         x = np.frombuffer(np.ones(8, np.float32).tobytes(), np.float32).reshape(2, 4)
 
-        probs, _ = stage.predictor.predict(x)
+        probs = stage.predictor.current().probabilities(x)
 
         assert probs.shape == (2, 3)
         assert (x == 1).all()
@@ -95,7 +96,8 @@ class TestAnswers:
 
         def ask():
             while not stopping.is_set():
-                probs, model = stage.predictor.predict(x)
+                model = stage.predictor.current()
+                probs = model.probabilities(x)
                 seen.add(model.step)
                 if not np.array_equal(probs, expected[model.step]):
                     wrong.append(model.step)
@@ -153,10 +155,12 @@ class TestFollowing:
                 swapped.set()
 
         predictor = Predictor(PublishedDir(stage.folder), SCHEMA, Told(version="1"))
-        with predictor:
-            stage.publish(3)
-            assert swapped.wait(5.0)
-            assert predictor.current().step == 3
+        predictor.start()
+        stage.publish(3)
+        swapped.wait(5.0)
+        predictor.close()
+
+        assert predictor.current().step == 3
 
 
 class TestRefusals:

@@ -1,7 +1,6 @@
 """What is served, changed over HTTP: list, roll back, promote, and what the other routes say of it."""
 
 import threading
-from dataclasses import replace
 
 import pytest
 from served import Served, X, client_of, error_of
@@ -9,7 +8,6 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from streamlearn.serve import schemas
-from streamlearn.serve.api import create_app
 from streamlearn.state.files import Files
 from streamlearn.state.publish import PublishedDir, pin, unpin
 from streamlearn.testing import FaultyFiles
@@ -101,7 +99,7 @@ class TestRollback:
     def test_where_the_folder_cannot_be_written_is_503(self, served, route):
         """A server on another machine may have it read-only; promoting is refused in the same way."""
         pin(served.folder / "published", 8)
-        app = create_app(replace(served.parts, files=FaultyFiles(fail_at=1)), served.settings)
+        app = served.app_with(files=FaultyFiles(fail_at=1))
 
         with TestClient(app, headers=ADMIN) as client:
             told = error_of(client.post(route, json={"version": 7}), 503, "not_writable")
@@ -139,7 +137,7 @@ class TestRollback:
     def test_that_this_server_does_not_follow_in_time_is_503(self, tmp_path):
         """The pin stands, and the reply is honest; without its lifespan this server follows nothing."""
         served = three_versions(tmp_path, timeout_s=0.1)
-        served.parts.predictor.refresh()
+        served.predictor.refresh()
 
         error_of(roll_back(TestClient(served.app, headers=ADMIN), 7), 503, "not_served_yet")
 
@@ -162,7 +160,7 @@ class TestOneAtATime:
     def test_a_second_change_is_refused_while_the_first_is_under_way(self, served):
         """429, and nothing is done; afterwards it may come again."""
         disk = SlowFiles()
-        with TestClient(create_app(replace(served.parts, files=disk), served.settings), headers=ADMIN) as client:
+        with TestClient(served.app_with(files=disk), headers=ADMIN) as client:
             first = threading.Thread(target=roll_back, args=(client, 7))
             first.start()
             assert disk.entered.wait(10.0)
@@ -246,7 +244,7 @@ class TestToldElsewhere:
     def test_a_broken_pin_is_told_and_the_newest_answers(self, client, served):
         """Readiness stays; the reason names the file."""
         (served.folder / "published" / "pinned.safetensors").write_bytes(b"torn")
-        served.parts.predictor.refresh()
+        served.predictor.refresh()
 
         told = client.get("/health/ready").json()
 
@@ -262,6 +260,6 @@ class TestToldElsewhere:
 
         assert notes == [
             "the learner's guard finds the model collapsed",
-            "the learner's guard holds new versions back until the model is well",
+            "the learner's guard publishes no new version until the model is healthy",
         ]
         assert client.get("/health/ready").json() == {"ready": True, "reasons": notes}
