@@ -99,9 +99,9 @@ class Supervisor:
         except StreamlearnError:
             self.listener.close()
             raise
-        # The folder is locked, so these are cards of processes that no longer run.
+        # The folder is locked, so these cards are of killed processes. Their ids may belong to others now.
         for card in paths.processes.glob("*.json"):
-            card.unlink()  # of processes that were killed; their ids may be others' now
+            card.unlink()
         program = [sys.executable, "-m", "streamlearn"]
         arguments = [*arguments, "--parent", str(os.getpid())]
         fd = self.listener.fileno()
@@ -154,7 +154,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """SIGTERM to all, then SIGKILL to those that run at the deadline."""
-        self.listener.close()  # or it would accept connections that nobody answers while children stop
+        self.listener.close()  # it would accept connections without an answer while children stop
         running = [(child.name, child.process) for child in self.children if child.process is not None]
         for _, process in running:
             process.send_signal(signal.SIGTERM)

@@ -97,7 +97,7 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
 
 
 def _check_factory(spec: ModelSpec, factory: str | None) -> None:
-    """Only the config may name code to import (D15), whoever can write to the folder."""
+    """Only the config may name code to import (D15), not a file in the folder."""
     if factory is not None and spec.factory != factory:
         raise ValueError(f"its model.factory is {spec.factory!r:.80}, the config has {factory!r}")
 
@@ -109,9 +109,9 @@ def _check_schema(published: PublishedModel, spec: ModelSpec, schema: Schema) ->
     names = json.loads(metadata["classes"])[: len(schema.classes)] if "classes" in metadata else list(schema.classes)
     found = (tuple(spec.shape), metadata.get("dtype", schema.dtype.name), spec.classes, names)
     expected = (schema.shape, schema.dtype.name, schema.capacity, list(schema.classes[: len(names)]))
-    for name, got, wanted in zip(("shape", "dtype", "classes", "class names"), found, expected, strict=True):
-        if got != wanted:
-            msg = f"{published.path}: expected {name} {wanted!r:.200}, got {got!r:.200}"
+    for name, got, right in zip(("shape", "dtype", "classes", "class names"), found, expected, strict=True):
+        if got != right:
+            msg = f"{published.path}: expected {name} {right!r:.200}, got {got!r:.200}"
             raise StateError(msg)
 
 
