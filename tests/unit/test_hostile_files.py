@@ -170,7 +170,7 @@ class TestPaths:
 
             assert model is not None
             assert model.path.parent == tmp_path / "published"
-            assert not served.parts.predictor.refresh()
+            assert not served.predictor.refresh()
 
     def test_a_teacher_names_no_function_that_is_called(self, tmp_path: Path, effect: Path) -> None:
         """The config alone names the factory; a published file that names another is not loaded."""
