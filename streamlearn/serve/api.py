@@ -28,7 +28,7 @@ from streamlearn.serve.failures import RequestError
 from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.replies import JsonReply, add_error_handlers
 from streamlearn.serve.routes_admin import VersionSwitch, add_admin_routes
-from streamlearn.serve.routes_append import add_append_routes
+from streamlearn.serve.routes_append import AppendFlow, add_append_routes
 from streamlearn.serve.routes_predict import PredictFlow, add_predict_route
 from streamlearn.serve.routes_requests import add_request_routes
 from streamlearn.serve.routes_state import (
@@ -92,7 +92,7 @@ def create_app(
         name: of this process, such as server-0; the `process` label of its metrics.
         samples_topic: the topic that /sample appends to.
         labels_topic: the topic that /label appends to.
-        codec: writes records of the schema.
+        codec: encodes records of the schema.
         predictor: follows the published teachers.
         appender: appends to the log.
         ledger: the learner's ledger and sample store, read only.
@@ -106,10 +106,11 @@ def create_app(
         queue: requests that may wait for the model, for a fresher model, and for a label each.
         max_items: samples or labels in one request.
     """
-    timeout_s = settings.timeout_s
+    timeout_s, schema = settings.timeout_s, codec.schema
     batcher = Batcher(predictor.current, metrics, queue=queue)
     bodies = Bodies(codec, metrics, max_bytes=settings.max_body_bytes, max_items=max_items, timeout_s=timeout_s)
-    flow = PredictFlow(
+    append = AppendFlow(samples_topic, labels_topic, codec, bodies, appender, predictor, ledger)
+    predict = PredictFlow(
         samples_topic=samples_topic,
         labels_topic=labels_topic,
         codec=codec,
@@ -130,23 +131,14 @@ def create_app(
     guarded = APIRouter(dependencies=[known], responses=responses(403))
     if settings.tokens:  # the edge checks tokens; `bearer` only documents them
         guarded = APIRouter(dependencies=[bearer, known], responses=responses(401, 403))
-    add_predict_route(guarded, flow)
-    add_append_routes(
-        guarded,
-        samples_topic=samples_topic,
-        labels_topic=labels_topic,
-        codec=codec,
-        bodies=bodies,
-        appender=appender,
-        predictor=predictor,
-        ledger=ledger,
-    )
+    admin = APIRouter(dependencies=[bearer], responses=responses(401))
+    add_predict_route(guarded, predict)
+    add_append_routes(guarded, append)
     add_request_routes(guarded, requests, predictor, ledger, clock=clock)
-    add_model_routes(guarded, predictor, codec.schema, learner_status, clock=clock)
+    add_model_routes(guarded, predictor, schema, learner_status, clock=clock)
     add_label_route(guarded, predictor, ledger, label_waiters, timeout_s=timeout_s)
     add_score_route(guarded, scores, clock=clock)
     add_metrics_route(guarded, name, metrics, siblings)
-    admin = APIRouter(dependencies=[bearer], responses=responses(401))
     add_admin_routes(admin, switch, bodies, clock=clock)
 
     app = _application(_lifespan(predictor, batcher, appender))

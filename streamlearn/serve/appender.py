@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,9 +23,6 @@ QUEUE_RECORDS = 16_384
 """Records that wait or are being written; further requests get 429. A request that comes alone always fits."""
 QUEUE_BYTES = 64 << 20
 """Bytes of keys, values and headers of these records."""
-GROUP_RECORDS = 4096
-GROUP_BYTES = 16 << 20
-"""Bounds of one group. A larger request is a group of its own."""
 
 Result = list[Position] | Exception
 
@@ -60,7 +56,7 @@ class Appender:
         self._timeout_s, self._max_records, self._max_bytes = timeout_s, max_records, max_bytes
         self._log: Appends | None = None
         self._changed = threading.Condition()
-        self._queue: deque[_Request] = deque()
+        self._queue: list[_Request] = []
         self._records = self._bytes = 0
         self._stopping = True
         self._thread = threading.Thread()
@@ -139,31 +135,20 @@ class Appender:
     # The writer thread
 
     def _run(self) -> None:
-        while group := self._take():
-            by_topic: dict[str, list[_Request]] = {}
-            for request in group:
-                by_topic.setdefault(request.topic, []).append(request)
-            for requests in by_topic.values():
-                self._write(requests)
+        while requests := self._take():
+            for topic in dict.fromkeys(request.topic for request in requests):
+                self._write(topic, [request for request in requests if request.topic == topic])
 
     def _take(self) -> list[_Request]:
-        """Wait for requests, and take those that fit in one group; empty once stopped and drained."""
+        """Wait for requests, and take all; empty once stopped and drained."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._stopping)
-            group: list[_Request] = []
-            records = size_bytes = 0
-            while self._queue:
-                records += len(self._queue[0].records)
-                size_bytes += self._queue[0].size_bytes
-                if group and (records > GROUP_RECORDS or size_bytes > GROUP_BYTES):
-                    break
-                group.append(self._queue.popleft())
-        return group
+            requests, self._queue = self._queue, []
+        return requests
 
-    def _write(self, requests: list[_Request]) -> None:
+    def _write(self, topic: str, requests: list[_Request]) -> None:
         """Append the records of all requests to their topic in one call, and answer each request."""
         now_s = self._clock()
-        topic = requests[0].topic
         late = LogUnavailableError(f"{topic}: nothing was appended, {self._timeout_s:g} s passed in the queue")
         results: list[tuple[_Request, Result]] = [(one, late) for one in requests if one.deadline_s <= now_s]
         if group := [one for one in requests if one.deadline_s > now_s]:
