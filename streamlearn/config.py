@@ -10,17 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
-    SecretStr,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -35,110 +31,9 @@ from streamlearn.log.settings import LogConfig
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.models.settings import ModelConfig, SchemaConfig
 from streamlearn.section import Section
+from streamlearn.serve.settings import MetricsConfig, ServeConfig
 from streamlearn.sources import explain, merged, read_layers
 from streamlearn.state.settings import StateConfig
-
-TOKENS = ("token", "predict_token", "label_token", "admin_token")
-"""Settings of [serve] that are secrets, each with a `_file` beside it."""
-MAX_TOKEN_BYTES = 4096
-TokenFile = Annotated[Path | None, BeforeValidator(lambda given: given or None)]
-"""A path; an empty text, which is how compose passes on a variable that is not set, is none."""
-
-
-def _read_token(path: Path) -> str:
-    """The one line in a file, without the white space around it.
-
-    Raises:
-        ValueError: it cannot be read, is empty, too long, or more than a line. What it holds is never shown.
-    """
-    try:
-        if not path.is_file():
-            msg = f"{path}: there is no such file, or it is none that can be read"
-            raise ValueError(msg)
-        with path.open("rb") as file:
-            token = file.read(MAX_TOKEN_BYTES + 1).decode().strip()
-    except OSError as error:
-        msg = f"{path}: {error.strerror or error}"
-        raise ValueError(msg) from None
-    except UnicodeDecodeError:
-        msg = f"{path}: wanted UTF-8 text"
-        raise ValueError(msg) from None
-    if not token:
-        msg = f"{path} is empty: write a token into it, or unset the setting"
-        raise ValueError(msg)
-    if len(token.encode()) > MAX_TOKEN_BYTES or not token.isprintable():
-        msg = f"{path}: wanted one line of at most {MAX_TOKEN_BYTES} bytes"
-        raise ValueError(msg)
-    return token
-
-
-class ServeConfig(Section):
-    """[serve]: the HTTP side."""
-
-    host: str = "127.0.0.1"
-    """Address to bind. Other machines are refused unless a token is set, or `insecure` says that it is meant."""
-    port: int = Field(8080, ge=0, le=65_535)
-    """0 takes a free one and prints it."""
-    processes: int = Field(2, ge=1, le=256)
-    """Server processes behind the port."""
-    threads: int = Field(1, ge=1, le=256)
-    """Intra-op CPU threads of each server."""
-    token_file: TokenFile = None
-    """File that holds `token`, in its place: a secret of Docker or Kubernetes. Read once, at the start."""
-    predict_token_file: TokenFile = None
-    """The same for `predict_token`."""
-    label_token_file: TokenFile = None
-    """The same for `label_token`."""
-    admin_token_file: TokenFile = None
-    """The same for `admin_token`."""
-    token: SecretStr | None = None
-    """Bearer token; all routes but health and admin want it when set. Better from the environment than from a file."""
-    predict_token: SecretStr | None = None
-    """Opens predictions only."""
-    label_token: SecretStr | None = None
-    """Opens labels and samples only."""
-    admin_token: SecretStr | None = None
-    """Opens everything, and alone the routes that change what is served."""
-    insecure: bool = False
-    """Without a token: allow a public address, and any Host and Origin header."""
-    max_body_bytes: int = Field(16 << 20, ge=1024, le=1 << 30)
-    """Larger bodies get 413."""
-    max_instances: int = Field(1024, ge=1, le=100_000)
-    """Most samples or labels in one request."""
-    queue: int = Field(256, ge=1, le=100_000)
-    """Requests waiting for the model; more get 429 with Retry-After."""
-    batch: int = Field(64, ge=1, le=65_536)
-    """Most rows of one forward pass."""
-    timeout_s: float = Field(10.0, gt=0.0, le=600.0)
-    """Longest wait of a request for the model or the log."""
-    stale_after_s: float = Field(120.0, gt=0.0)
-    """/health/ready says no when the learner has not been seen for so long."""
-
-    @field_validator(*TOKENS, mode="before")
-    @classmethod
-    def _from_file(cls, given: Any, info: ValidationInfo) -> Any:
-        """A token by itself or from its file, which stands above it and is validated first."""
-        path = info.data.get(f"{info.field_name}_file")
-        if path is None:
-            return given
-        if given:
-            msg = f"serve.{info.field_name} and serve.{info.field_name}_file are both set: keep one"
-            raise ValueError(msg)
-        return _read_token(path)
-
-    def open_token_files(self) -> list[Path]:
-        """Those that others than their owner and group may read, or others than their owner may write."""
-        paths = [path for name in TOKENS if (path := getattr(self, f"{name}_file")) is not None]
-        return [path for path in paths if path.stat().st_mode & 0o027]
-
-
-class MetricsConfig(Section):
-    """[metrics]: the learner's own /metrics."""
-
-    host: str = "127.0.0.1"
-    """Address of the learner's own /metrics."""
-    port: int = Field(9109, ge=0, le=65_535)
-    """Port of the learner's own /metrics; under `run` the servers' /metrics shows it as well. 0 takes a free one."""
 
 
 class RunConfig(Section):
@@ -185,21 +80,8 @@ class Config(Section):
         return config
 
     @model_validator(mode="after")
-    def _check(self) -> Config:
-        serve = self.serve
-        loopback = serve.host in ("127.0.0.1", "::1", "localhost")
-        tokens = (serve.token, serve.predict_token, serve.label_token, serve.admin_token)
-        if not (loopback or any(tokens) or serve.insecure):
-            msg = (
-                f"serve.host = {serve.host!r} is open to other machines: set serve.token "
-                "(STREAMLEARN_SERVE__TOKEN), or serve.insecure = true if that is meant"
-            )
-            raise ValueError(msg)
-        self._check_labels()
-        return self
-
-    def _check_labels(self) -> None:
-        """Settings of [labels] that hang together with others."""
+    def _check_labels(self) -> Config:
+        """Check settings of [labels] that depend on others."""
         labels, names = self.labels, self.schema_.build().classes
         if (labels.implied_class is None) != (labels.implied_after_s is None):
             msg = "labels.implied_class and labels.implied_after_s: set both or neither"
@@ -213,6 +95,7 @@ class Config(Section):
         if labels.unknown_class == "grow" and not self.schema_.max_classes:
             msg = 'labels.unknown_class = "grow" wants schema.max_classes, the room to grow into'
             raise ValueError(msg)
+        return self
 
 
 def load_config(

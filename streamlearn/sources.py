@@ -96,6 +96,15 @@ REMOVED = {
     "model.norm": "use model.options.norm",
     "score.calibration_bins": "removed: there are always 15",
     "score.fading": "removed: it is always 0.999",
+    "serve.admin_token_file": 'removed; write serve.admin_token = "file:PATH"',
+    "serve.batch": "removed; the forward pass takes up to 64 rows",
+    "serve.label_token_file": 'removed; write serve.label_token = "file:PATH"',
+    "serve.max_instances": "removed; a request holds up to 1024 samples or labels",
+    "serve.predict_token_file": 'removed; write serve.predict_token = "file:PATH"',
+    "serve.queue": "removed; up to 256 requests wait for the model",
+    "serve.stale_after_s": "removed; /health/ready reports a learner that was not seen for 120 s",
+    "serve.threads": "removed; a server uses one thread for a forward pass; raise serve.processes",
+    "serve.token_file": 'removed; write serve.token = "file:PATH"',
     "state.checkpoint_every_steps": "removed; use state.checkpoint_every_s",
     "state.journal_max_bytes": "removed: 1 GiB",
     "state.keep_history": "removed: 10 older teachers",
@@ -193,7 +202,8 @@ def explain(error: ValidationError, layers: Layers) -> str:
         sources = [name for name, layer in layers if _has(layer, keys)]
         source = sources[-1] if sources and keys else "default"
         got = "a value that is not shown" if _SECRET.search(shown) else f"{detail['input']!r:.80}"
-        value = "" if detail["type"] == "value_error" and not keys else f" (got {got}, from {source})"
+        is_section = detail["type"] == "value_error" and (not keys or isinstance(detail["input"], dict))
+        value = "" if is_section else f" (got {got}, from {source})"
         message = detail["msg"].removeprefix("Value error, ")
         table = detail["input"] if isinstance(detail["input"], dict) else {}
         if gone := [f"  {key}: {REMOVED[key]}" for key in (f"{shown}.{name}" for name in table) if key in REMOVED]:

@@ -445,7 +445,7 @@ ROUTES = (
     ("GET", "/label/"),
     ("GET", "/sample/"),
     ("DELETE", "/sample/"),
-    ("GET", "/label/wanted"),
+    ("GET", "/label/requests"),
     ("GET", "/model"),
     ("GET", "/models"),
     ("POST", "/model/rollback"),

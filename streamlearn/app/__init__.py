@@ -1,5 +1,5 @@
-"""Builds every part from a Config, runs them, and stops them in order. The only package that knows every other.
+"""The processes: `learner`, `server`, and `supervisor`, the parent of both (`streamlearn run`).
 
-`learning` is the learner's process, `serving` one server process, `supervising` the parent of both (`streamlearn run`).
-They share nothing but the log and the state folder, whose layout is in `wiring`.
+Each builds its parts from a Config, runs them, and stops them in order. Processes share only the log and the state
+folder (`state/paths.py`).
 """

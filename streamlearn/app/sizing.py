@@ -18,6 +18,7 @@ from streamlearn.ledger.ledger import UNFLUSHED_BYTES
 from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.feed import PREFETCH_BYTES, PREFETCH_RECORDS
 from streamlearn.models.build import build
+from streamlearn.serve.batcher import BATCH_ROWS
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT
 
 _LEARNER_BYTES = 480 << 20
@@ -69,7 +70,7 @@ def server_parts(config: Config, learner: Learner) -> list[Part]:
     """Parts of one server process."""
     schema, networks = config.schema_.build(), learner.state()
     teacher = _starting_with({name: array.nbytes for name, array in networks.items()}, "teacher.")
-    rows = config.serve.batch
+    rows = BATCH_ROWS
     return [
         Part("Python and torch", _SERVER_BYTES),
         Part("teachers", _SERVED_TEACHERS * teacher),

@@ -1,8 +1,8 @@
-"""The parent of everything: starts a learner and some servers, starts again what dies, stops all within one deadline.
+"""The parent process: starts a learner and servers, restarts those that exit, and stops all within one deadline.
 
-A dead learner leaves the servers up, each answer with its honest age. A process that exits with 2 (a setting is wrong)
-at its first start is not started again: nothing would change, so all is stopped and 2 is returned. One that has run
-before found something that others have changed since (a port that is taken, a topic): that is a death as any other.
+Servers keep running without a learner; each answer has its age. If a process exits with 2 (a setting is wrong) at its
+first start, all are stopped and 2 is returned: a restart would change nothing. Exit code 2 of a process that has run
+before has an outside cause, such as a port taken since, and is followed by a restart.
 """
 
 from __future__ import annotations
@@ -28,30 +28,32 @@ from streamlearn.state.paths import StatePaths, state_lock
 
 _log = structlog.get_logger(__name__)
 _RESTART_S = (0.5, 60.0)
-"""First and longest wait before a process is started again."""
+"""First and longest delay of a restart."""
 _STEADY_S = 60.0
-"""After so long a life, the next death waits for the first wait again."""
+"""After running this long, the next restart has the first delay again."""
 _POLL_S = 0.1
 
 
 @dataclass
 class Child:
-    """One process to keep alive."""
+    """One process to keep running."""
 
     name: str
     command: Sequence[str]
     pass_fds: tuple[int, ...] = ()
     output: Path | None = None
-    """File for its stdout and stderr; None inherits ours."""
+    """File for stdout and stderr; None inherits them."""
     process: subprocess.Popen[bytes] | None = None
+    """None while it waits to be started."""
     started_at_s: float = 0.0
     start_at_s: float = 0.0
-    wait_s: float = _RESTART_S[0]
+    delay_s: float = _RESTART_S[0]
+    """Of the next restart."""
     has_run: bool = False
-    """Its settings were taken once."""
+    """It has accepted its settings once."""
 
     def start(self, now_s: float) -> None:
-        """Start it. In a session of its own, so that a Ctrl-C reaches the supervisor alone, which asks in order."""
+        """Start it, in its own session: Ctrl-C reaches only the supervisor, which stops its children itself."""
         with contextlib.ExitStack() as files:
             output = files.enter_context(self.output.open("ab")) if self.output else None
             self.process = subprocess.Popen(  # noqa: S603 - our own commands, no shell
@@ -59,35 +61,35 @@ class Child:
             )
         self.started_at_s = now_s
 
-    def died(self, now_s: float) -> int | None:
-        """The exit code, once; plans the next start."""
+    def exited(self, now_s: float) -> int | None:
+        """The exit code, once, if it has exited; schedules the restart."""
         if self.process is None or (code := self.process.poll()) is None:
             return None
         self.process = None
         if now_s - self.started_at_s >= _STEADY_S:
-            self.wait_s = _RESTART_S[0]
+            self.delay_s = _RESTART_S[0]
             self.has_run = True
         self.has_run |= code != ConfigError.exit_code
-        self.wait(now_s)
+        self.delay(now_s)
         return code
 
-    def wait(self, now_s: float) -> None:
-        """Have the next start wait, twice as long as the last."""
-        self.start_at_s = now_s + self.wait_s
-        self.wait_s = min(2 * self.wait_s, _RESTART_S[1])
+    def delay(self, now_s: float) -> None:
+        """Schedule the restart, and double the delay of the one after it."""
+        self.start_at_s = now_s + self.delay_s
+        self.delay_s = min(2 * self.delay_s, _RESTART_S[1])
 
 
 class Supervisor:
-    """Keeps a learner and `serve.processes` servers alive behind one socket."""
+    """Keeps a learner and `serve.processes` servers running behind one socket."""
 
     def __init__(
         self, config: Config, arguments: Sequence[str], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`arguments` are what makes a child read the same config: `--config FILE --set key=value …`.
+        """`arguments` make a child load the same config: `--config FILE --set key=value …`.
 
         Raises:
             ConfigError: the port is taken, or the state folder cannot be written.
-            StateLockedError: another daemon works on the state folder.
+            StateLockedError: another daemon uses the state folder.
         """
         self._config, self._clock = config, clock
         self.listener: socket.socket = listen(config)
@@ -98,9 +100,9 @@ class Supervisor:
         except StreamlearnError:
             self.listener.close()
             raise
-        # The folder is ours, so no other daemon runs whose cards these would be.
+        # The folder is locked, so these cards are of killed processes. Their ids may belong to others now.
         for card in paths.processes.glob("*.json"):
-            card.unlink()  # of processes that were killed; their ids may be others' now
+            card.unlink()
         program = [sys.executable, "-m", "streamlearn"]
         arguments = [*arguments, "--parent", str(os.getpid())]
         fd = self.listener.fileno()
@@ -112,15 +114,15 @@ class Supervisor:
 
     @property
     def address(self) -> str:
-        """Where the servers answer, as host:port."""
+        """Address of the servers, as host:port."""
         host, port = self.listener.getsockname()[:2]
         return f"{host}:{port}"
 
     def run(self, stopping: threading.Event) -> None:
-        """Keep all alive until told to stop.
+        """Keep all running until `stopping` is set.
 
         Raises:
-            ConfigError: a child refused its settings (it has said why on stderr).
+            ConfigError: a child refused its settings; the reason is on its stderr.
         """
         try:
             while not stopping.is_set():
@@ -130,39 +132,39 @@ class Supervisor:
             self.stop()
 
     def look(self) -> None:
-        """Start what is due, note what died."""
+        """Report children that have exited, and start those that are due."""
         now_s = self._clock()
         for child in self.children:
-            code = child.died(now_s)
+            code = child.exited(now_s)
             if code == ConfigError.exit_code and not child.has_run:
                 msg = f"{child.name} refused its settings; see above"
                 raise ConfigError(msg)
             if code is not None:
-                _log.error(
-                    "process_died", name=child.name, exit_code=code, restart_s=round(child.start_at_s - now_s, 3)
-                )
+                restart_s = round(child.start_at_s - now_s, 3)
+                _log.error("process_died", name=child.name, exit_code=code, restart_s=restart_s)
             if child.process is None and now_s >= child.start_at_s:
-                try:
-                    child.start(now_s)
-                except OSError as error:  # no process or memory left for now: the others must not stop for that
-                    child.wait(now_s)
-                    restart_s = round(child.start_at_s - now_s, 3)
-                    _log.error("process_not_started", name=child.name, error=str(error), restart_s=restart_s)
+                self._start(child, now_s)
+
+    def _start(self, child: Child, now_s: float) -> None:
+        try:
+            child.start(now_s)
+        except OSError as error:  # out of processes or memory: the other children continue
+            child.delay(now_s)
+            restart_s = round(child.start_at_s - now_s, 3)
+            _log.error("process_not_started", name=child.name, error=str(error), restart_s=restart_s)
 
     def stop(self) -> None:
-        """SIGTERM to all, then SIGKILL to what is left at the deadline."""
-        self.listener.close()  # else connections are taken, and answered by nobody, while the slowest child ends
-        running = [child for child in self.children if child.process is not None]
-        for child in running:
-            assert child.process is not None
-            child.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + self._config.run.shutdown_s + 5.0
-        for child in running:
-            assert child.process is not None
+        """SIGTERM to all, then SIGKILL to those that run at the deadline."""
+        self.listener.close()  # it would accept connections without an answer while children stop
+        running = [(child.name, child.process) for child in self.children if child.process is not None]
+        for _, process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + self._config.run.shutdown_s + 5.0
+        for name, process in running:
             try:
-                child.process.wait(max(0.1, deadline - time.monotonic()))
+                process.wait(max(0.1, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _log.error("process_killed", name=child.name, after_s=self._config.run.shutdown_s)
-                child.process.kill()
-                child.process.wait()
+                _log.error("process_killed", name=name, after_s=self._config.run.shutdown_s)
+                process.kill()
+                process.wait()
         self._owned.close()

@@ -1,6 +1,6 @@
-"""`streamlearn models`, `rollback`, `promote`: which published version is served, by hand, with or without a server.
+"""`streamlearn models list|pin|unpin`: which published version is served. Works with and without a running server.
 
-They change the published folder alone; servers follow it within a second, and the learner learns on as it did.
+The commands change only the published folder. Servers follow it within a second; the learner is not affected.
 """
 
 from __future__ import annotations
@@ -19,55 +19,58 @@ from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir, PublishedModel, listing, pin, unpin
 
 _log = structlog.get_logger(__name__)
+_ORIGIN = {"by": "command line", "user_id": os.getuid()}
 
 
-def versions(config: Config, now_s: float | None = None) -> list[dict[str, Any]]:
+def list_versions(config: Config) -> list[dict[str, Any]]:
     """All versions that can be served, newest first, as plain values (`state.publish.listing`)."""
-    return listing(_published(config), time.time() if now_s is None else now_s)
+    return listing(_published(config), time.time())
 
 
-def roll_back(config: Config, *, version: int | None = None, back: int | None = None) -> PublishedModel:
-    """Pin a version, or the one that was published `back` versions before the one that is served.
-
-    It is loaded first: a version that servers would refuse is not pinned.
+def pin_version(config: Config, version: int) -> PublishedModel:
+    """Serve a version until `unpin_version`. It is loaded first: one that servers would refuse is not pinned.
 
     Raises:
-        ConfigError: there is no such version; the message lists those there are.
+        ConfigError: there is no such version; the message lists those that exist.
         StateError: it cannot be served, or the folder cannot be written. Nothing was changed.
     """
-    from streamlearn.serve.predictor import load  # noqa: PLC0415  torch, which the other commands do without
+    from streamlearn.serve.predictor import load  # noqa: PLC0415  torch, which the other commands do not need
 
     published = _published(config)
-    model = _chosen(published, version=version, back=back)
-    before = _served(published)
-    load(model, config.schema_.build(), factory=config.model.factory)
+    found = {model.step: model for model in published.versions()}
+    if version not in found:
+        existing = ", ".join(map(str, found)) or "none"
+        msg = f"version {version} does not exist; existing versions: {existing} (`streamlearn models list`)"
+        raise ConfigError(msg)
+    before = _served_step(published)
+    load(found[version], config.schema_.build(), factory=config.model.factory)
     try:
-        pinned = pin(published.folder, model.step)
+        pinned = pin(published.folder, version)
     except OSError as error:
         raise _not_writable(published, error) from error
-    _log.warning("version_pinned", step=pinned.step, before_step=before and before.step, **_WHO)
+    _log.warning("version_pinned", step=pinned.step, before_step=before, **_ORIGIN)
     return pinned
 
 
-def promote(config: Config) -> PublishedModel | None:
-    """Have the newest version served again, and say which that is; None where none is published.
+def unpin_version(config: Config) -> PublishedModel | None:
+    """Serve the newest version again, and return it; None if none is published.
 
     Raises:
         StateError: the folder cannot be written.
     """
     published = _published(config)
-    before = _served(published)
+    before = _served_step(published)
     try:
         was_pinned = unpin(published.folder)
     except OSError as error:
         raise _not_writable(published, error) from error
     if was_pinned:
-        _log.warning("version_unpinned", before_step=before and before.step, **_WHO)
+        _log.warning("version_unpinned", before_step=before, **_ORIGIN)
     return published.newest()
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """What `versions` found, for people, in 80 columns."""
+    """The result of `list_versions` as a table of 80 columns."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("version", "published (UTC)", "age", "size", "accuracy", "gain", ""):
         shown.add_column(name, justify="left" if name in ("published (UTC)", "") else "right", no_wrap=True)
@@ -77,8 +80,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
         shown.add_row(
             str(row["version"]),
             datetime.fromtimestamp(row["published_at_s"], UTC).strftime("%Y-%m-%d %H:%M:%S"),
-            _duration(row["age_s"]),
-            "" if row["size_bytes"] is None else _size(row["size_bytes"]),
+            duration(row["age_s"]),
+            "" if row["size_bytes"] is None else size(row["size_bytes"]),
             _ratio(scores.get("windowed_accuracy"), ".3f"),
             _ratio(scores.get("ssl_gain"), "+.3f"),
             ", ".join(marks[:2]),
@@ -87,50 +90,16 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-_WHO = {"by": "command line", "user_id": os.getuid()}
-
-
-def _published(config: Config) -> PublishedDir:
-    return PublishedDir(StatePaths(config.state.dir).published)
-
-
-def _served(published: PublishedDir) -> PublishedModel | None:
-    try:
-        return published.pinned() or published.newest()
-    except StateError:  # the pin, or the pointer, is what an operator may be here to mend
-        return None
-
-
-def _chosen(published: PublishedDir, *, version: int | None, back: int | None) -> PublishedModel:
-    found = published.versions()
-    there = ", ".join(str(model.step) for model in found) or "none"
-    if version is not None:
-        matching = [model for model in found if model.step == version]
-        if not matching:
-            msg = f"version {version} is not among those that are kept: {there} (`streamlearn models` shows them)"
-            raise ConfigError(msg)
-        return matching[-1]
-    assert back is not None, "neither a version nor how far back"
-    served = _served(published)
-    at = next((at for at, model in enumerate(found) if served and model.identity == served.identity), len(found) - 1)
-    if at < back:
-        msg = f"--back {back}: {max(at, 0)} versions are kept from before the one that is served; there are: {there}"
-        raise ConfigError(msg)
-    return found[at - back]
-
-
-def _not_writable(published: PublishedDir, error: OSError) -> StateError:
-    return StateError(f"{published.folder}: cannot be written, so nothing was changed: {error.strerror or error}")
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A duration in the largest unit of which it has at least two."""
     for unit, length_s in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length_s:
             return f"{seconds / length_s:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def _size(size_bytes: float) -> str:
+def size(size_bytes: float) -> str:
+    """A size in B, kB, MB or GB."""
     for unit in ("B", "kB", "MB"):
         if size_bytes < 1000:
             return f"{size_bytes:.0f} {unit}"
@@ -140,3 +109,19 @@ def _size(size_bytes: float) -> str:
 
 def _ratio(value: object, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else ""
+
+
+def _published(config: Config) -> PublishedDir:
+    return PublishedDir(StatePaths(config.state.dir).published)
+
+
+def _served_step(published: PublishedDir) -> int | None:
+    try:
+        model = published.pinned() or published.newest()
+    except StateError:  # a broken pin or pointer may be the reason for this command
+        return None
+    return None if model is None else model.step
+
+
+def _not_writable(published: PublishedDir, error: OSError) -> StateError:
+    return StateError(f"{published.folder}: cannot be written, so nothing was changed: {error.strerror or error}")

@@ -1,1 +1,1 @@
-"""A server process: answers predictions from the newest published teacher, and appends what it is given to the log."""
+"""A server process: it answers predictions from the newest published teacher, and appends to the log."""

@@ -1,63 +1,115 @@
-"""The way into the log from async code: a few threads that wait for durability, behind a bounded queue.
+"""Appends records of requests to the log: a bounded queue with one writer thread.
 
-Nothing is acknowledged here before the log says that it is durable (I2).
+Group commit: the writer appends all that waits in one call per topic. A request is acknowledged only after the log has
+acknowledged its records (I2).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from streamlearn.errors import LogUnavailableError
+from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.log.base import Appends
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import NewRecord, Position
-from streamlearn.serve.failures import overloaded
+from streamlearn.serve.failures import overloaded, retry_later
 
-WORKERS = 8
-"""Appends in flight at once: a log groups what several threads append in one moment into one sync."""
+QUEUE_RECORDS = 16_384
+"""Records that wait or are being written; further requests get 429. A request that comes alone always fits."""
+QUEUE_BYTES = 64 << 20
+"""Bytes of keys, values and headers of these records."""
+
+Result = list[Position] | Exception
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    topic: str
+    records: Sequence[NewRecord]
+    size_bytes: int
+    deadline_s: float
+    """On the appender's clock. The records are not written after it."""
+    future: asyncio.Future[list[Position]]
+    """Done early where the request timed out or its client left. The records are then written all the same."""
 
 
 class Appender:
-    """Appends records and returns their positions once durable. Used from one event loop."""
+    """Appends records, and returns their positions once durable. `append` is called from one event loop."""
 
     def __init__(
         self,
-        log: Appends,
+        open_log: Callable[[], Appends],
         metrics: ServerMetrics,
         *,
-        queue: int,
         timeout_s: float,
+        max_records: int = QUEUE_RECORDS,
+        max_bytes: int = QUEUE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`queue` bounds the appends in flight and waiting; `timeout_s` bounds each, its wait included."""
-        self._log, self._metrics, self._clock = log, metrics, clock
-        self._max_pending, self._timeout_s = queue, timeout_s
-        self.pending = 0
-        """Appends in flight and waiting."""
-        self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="inlet")
+        """`open_log` is called until it succeeds; its caller closes the log. `timeout_s` bounds each append."""
+        self._open_log, self._metrics, self._clock = open_log, metrics, clock
+        self._timeout_s, self._max_records, self._max_bytes = timeout_s, max_records, max_bytes
+        self._log: Appends | None = None
+        self._changed = threading.Condition()
+        self._queue: list[_Request] = []
+        self._records = self._bytes = 0
+        self._stopping = True
+        self._thread = threading.Thread()
 
-    async def append(self, role: str, topic: str, records: Sequence[NewRecord]) -> list[Position]:
-        """Append records to a topic, whose role is "samples" or "labels".
+    @property
+    def pending_records(self) -> int:
+        """Records that wait or are being written."""
+        return self._records
+
+    def open(self) -> Appends:
+        """The log, opened at the first call that can. Called by the writer thread, or before it starts.
 
         Raises:
-            RequestError: 429 where too many appends wait.
-            LogUnavailableError: not acknowledged in time; some may be in the log all the same.
-            LogError: refused for good.
+            LogUnavailableError: the log cannot be opened now.
+            ConfigError: its topics do not match the config.
         """
-        if self.pending >= self._max_pending:
-            self._metrics.rejected("queue_full")
-            raise overloaded(f"{self.pending} requests already wait for the log")
-        deadline_s = self._clock() + self._timeout_s
-        self.pending += 1
-        # Not cancelled with the request: a record on its way is better finished and counted than half known.
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._append, topic, records, deadline_s)
-        running.add_done_callback(self._finished)
+        if self._log is None:
+            try:
+                self._log = self._open_log()
+            except LogError as error:
+                raise LogUnavailableError(str(error)) from error
+        return self._log
+
+    def start(self) -> None:
+        """Start the writer thread."""
+        assert not self._thread.is_alive(), "started twice"
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="appender", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what waits, then stop. Later requests get 503."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    async def append(self, role: str, topic: str, records: Sequence[NewRecord]) -> list[Position]:
+        """Append records to a topic; `role`, "samples" or "labels", names the topic in metrics.
+
+        Raises:
+            RequestError: 429, too many records wait; 503, the server is stopping.
+            LogUnavailableError: not acknowledged in time; some records may be in the log all the same.
+            LogError: the log refused a record for good.
+        """
+        future: asyncio.Future[list[Position]] = asyncio.get_running_loop().create_future()
+        size_bytes = sum(map(_size_bytes, records))
+        self._put(_Request(topic, records, size_bytes, self._clock() + self._timeout_s, future))
         try:
-            # The bound holds whatever the log's client does with its own timeout.
-            positions = await asyncio.wait_for(asyncio.shield(running), self._timeout_s)
+            # This bound holds even if the log's client exceeds its own timeout.
+            async with asyncio.timeout(self._timeout_s):
+                positions = await future
         except TimeoutError as error:
             self._metrics.rejected("log_unavailable")
             msg = f"{topic}: not acknowledged within {self._timeout_s:g} s"
@@ -68,18 +120,76 @@ class Appender:
         self._metrics.appended(role, len(positions))
         return positions
 
-    def _append(self, topic: str, records: Sequence[NewRecord], deadline_s: float) -> list[Position]:
-        left_s = deadline_s - self._clock()
-        if left_s <= 0.0:
-            msg = f"{topic}: nothing was appended, {self._timeout_s:g} s passed in the queue"
-            raise LogUnavailableError(msg)
-        return self._log.append(topic, records, timeout_s=left_s)
+    def _put(self, request: _Request) -> None:
+        with self._changed:
+            if self._stopping:
+                raise retry_later(503, "stopping", "The server is stopping; another one will answer.")
+            records, size_bytes = self._records + len(request.records), self._bytes + request.size_bytes
+            if self._records and (records > self._max_records or size_bytes > self._max_bytes):
+                self._metrics.rejected("queue_full")
+                raise overloaded(f"{self._records} records already wait for the log")
+            self._records, self._bytes = records, size_bytes
+            self._queue.append(request)
+            self._changed.notify()
 
-    def _finished(self, running: asyncio.Future[list[Position]]) -> None:
-        self.pending -= 1
-        if not running.cancelled():
-            running.exception()  # seen, also where the request that asked is gone
+    # The writer thread
 
-    def close(self) -> None:
-        """Finish what is in flight; take no more."""
-        self._executor.shutdown(wait=True)
+    def _run(self) -> None:
+        while requests := self._take():
+            for topic in dict.fromkeys(request.topic for request in requests):
+                self._write(topic, [request for request in requests if request.topic == topic])
+
+    def _take(self) -> list[_Request]:
+        """Wait for requests, and take all; empty once stopped and drained."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._stopping)
+            requests, self._queue = self._queue, []
+        return requests
+
+    def _write(self, topic: str, requests: list[_Request]) -> None:
+        """Append the records of all requests to their topic in one call, and answer each request."""
+        now_s = self._clock()
+        late = LogUnavailableError(f"{topic}: nothing was appended, {self._timeout_s:g} s passed in the queue")
+        results: list[tuple[_Request, Result]] = [(one, late) for one in requests if one.deadline_s <= now_s]
+        if group := [one for one in requests if one.deadline_s > now_s]:
+            results += zip(group, self._append(group, now_s), strict=True)
+        self._answer(results)
+
+    def _append(self, group: list[_Request], now_s: float) -> list[Result]:
+        """One result per request. If the group fails, each request is tried alone while it has time left."""
+        records = [record for request in group for record in request.records]
+        # The longest time left: a short one would fail the others. Each waiter has its own timeout.
+        timeout_s = max(request.deadline_s for request in group) - now_s
+        try:
+            positions = iter(self.open().append(group[0].topic, records, timeout_s=timeout_s))
+        except Exception as error:  # raised again in the requests; the thread continues
+            if len(group) == 1 or not isinstance(error, LogError):
+                return [error] * len(group)
+            return [self._append_alone(request, error) for request in group]
+        return [[next(positions) for _ in request.records] for request in group]
+
+    def _append_alone(self, request: _Request, error: LogError) -> Result:
+        now_s = self._clock()
+        return error if request.deadline_s <= now_s else self._append([request], now_s)[0]
+
+    def _answer(self, results: list[tuple[_Request, Result]]) -> None:
+        with self._changed:
+            self._records -= sum(len(request.records) for request, _ in results)
+            self._bytes -= sum(request.size_bytes for request, _ in results)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            results[0][0].future.get_loop().call_soon_threadsafe(_resolve, results)
+
+
+def _resolve(results: list[tuple[_Request, Result]]) -> None:
+    for request, result in results:
+        if request.future.done():  # timed out, or its client left
+            continue
+        if isinstance(result, Exception):
+            request.future.set_exception(result)
+        else:
+            request.future.set_result(result)
+
+
+def _size_bytes(record: NewRecord) -> int:
+    headers = sum(len(name) + len(value) for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + headers

@@ -1,7 +1,7 @@
-"""One inference thread behind a bounded queue: what waits together is predicted together.
+"""One inference thread behind a bounded queue: requests that wait are predicted together.
 
-An idle thread runs a request at once; while a forward pass runs, others gather, so batches grow with load and with
-nothing else. All rows of one request are answered by one teacher, also where it is larger than a batch.
+An idle thread runs a request at once. During a forward pass further requests gather, so batches grow with load. All
+rows of one request are answered by one teacher, even if it has more rows than a batch.
 """
 
 from __future__ import annotations
@@ -13,56 +13,52 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, Probabilities
 from streamlearn.serve.failures import overloaded, retry_later, timed_out
+from streamlearn.serve.predictor import LoadedModel
 
+QUEUE = 256
+"""Requests that wait for the model. Their rows are at most QUEUE * BATCH_ROWS."""
+BATCH_ROWS = 64
+"""Rows of one forward pass."""
 
-class Model(Protocol):
-    """One whole teacher."""
-
-    def probabilities(self, x: Array) -> Probabilities:
-        """Class probabilities (n, C) of inputs (n, *shape)."""
-        ...
-
-
-M = TypeVar("M", bound=Model)
+Answer = tuple[Probabilities, LoadedModel]
 
 
 @dataclass(slots=True)
-class _Waiting(Generic[M]):
+class _Waiting:
     x: Array
-    future: asyncio.Future[tuple[Probabilities, M]]
-    """Cancelled where the request timed out or its client left."""
+    future: asyncio.Future[Answer]
+    """Cancelled if the request timed out or its client left."""
 
 
-class Batcher(Generic[M]):
-    """Answers requests in the order they came. `predict` is called from event loops, everything else happens here."""
+class Batcher:
+    """Answers requests in order of arrival. `predict` is called from event loops."""
 
     def __init__(
         self,
-        current: Callable[[], M],
+        current: Callable[[], LoadedModel],
         metrics: ServerMetrics,
         *,
-        queue: int,
-        batch: int,
+        queue: int = QUEUE,
+        batch_rows: int = BATCH_ROWS,
     ) -> None:
-        """`queue` bounds the requests that wait, `queue * batch` their rows, `batch` the rows of one forward pass."""
+        """`current` returns the served teacher."""
         self._current, self._metrics = current, metrics
-        self._max_requests, self._max_rows, self._batch = queue, queue * batch, batch
+        self._max_requests, self._max_rows, self._batch_rows = queue, queue * batch_rows, batch_rows
         self._changed = threading.Condition()
-        self._queue: deque[_Waiting[M]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._rows = 0
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._stopping = True
+        self._thread = threading.Thread()
 
     def start(self) -> None:
         """Start the inference thread."""
-        assert self._thread is None, "started twice"
+        assert not self._thread.is_alive(), "started twice"
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -72,18 +68,17 @@ class Batcher(Generic[M]):
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if self._thread is not None:
+        if self._thread.is_alive():
             self._thread.join(timeout=10.0)
-            self._thread = None
 
-    async def predict(self, x: Array, timeout_s: float) -> tuple[Probabilities, M]:
+    async def predict(self, x: Array, timeout_s: float) -> Answer:
         """Class probabilities (n, C) of inputs (n, *shape), and the teacher that gave them.
 
         Raises:
-            RequestError: 429 where the queue is full, 504 after `timeout_s`, 503 while stopping.
+            RequestError: 429 if the queue is full, 504 after `timeout_s`, 503 while stopping.
             NotPublishedError: before the first teacher.
         """
-        future: asyncio.Future[tuple[Probabilities, M]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._put(_Waiting(x, future))
         try:
             async with asyncio.timeout(timeout_s):
@@ -92,14 +87,13 @@ class Batcher(Generic[M]):
             self._metrics.rejected("timeout")
             raise timed_out("The model did not answer", timeout_s) from None
 
-    def _put(self, waiting: _Waiting[M]) -> None:
+    def _put(self, waiting: _Waiting) -> None:
         rows = len(waiting.x)
         with self._changed:
-            if self._stopping or self._thread is None:
+            if self._stopping:
                 raise retry_later(503, "stopping", "The server is stopping; another one will answer.")
-            # One request always fits, however many rows it has: `Bodies` bounds what came and what was stored.
-            full = len(self._queue) >= self._max_requests or (self._queue and self._rows + rows > self._max_rows)
-            if full:
+            # One request always fits, whatever its rows: `Bodies` bounds its bytes.
+            if len(self._queue) >= self._max_requests or (self._queue and self._rows + rows > self._max_rows):
                 self._metrics.rejected("queue_full")
                 raise overloaded(f"{len(self._queue)} requests already wait for the model")
             self._queue.append(waiting)
@@ -107,18 +101,19 @@ class Batcher(Generic[M]):
             self._metrics.queue_length(len(self._queue))
             self._changed.notify()
 
+    # The inference thread
+
     def _run(self) -> None:
         while group := self._take():
             self._answer(group)
 
-    def _take(self) -> list[_Waiting[M]]:
+    def _take(self) -> list[_Waiting]:
         """Wait for requests, and take those that fill one batch; empty once stopped and drained."""
         with self._changed:
-            while not self._queue and not self._stopping:
-                self._changed.wait()
-            group: list[_Waiting[M]] = []
+            self._changed.wait_for(lambda: self._queue or self._stopping)
+            group: list[_Waiting] = []
             rows = 0
-            while self._queue and (not group or rows + len(self._queue[0].x) <= self._batch):
+            while self._queue and (not group or rows + len(self._queue[0].x) <= self._batch_rows):
                 waiting = self._queue.popleft()
                 self._rows -= len(waiting.x)
                 rows += len(waiting.x)
@@ -126,37 +121,37 @@ class Batcher(Generic[M]):
             self._metrics.queue_length(len(self._queue))
         return group
 
-    def _answer(self, group: list[_Waiting[M]]) -> None:
-        """One teacher for the whole group; forward passes of at most `batch` rows."""
+    def _answer(self, group: list[_Waiting]) -> None:
+        """Answer the group by one teacher, in forward passes of at most `batch_rows` rows."""
         group = [waiting for waiting in group if not waiting.future.done()]
         if not group:
             return
         try:
             model = self._current()
             x = group[0].x if len(group) == 1 else np.concatenate([waiting.x for waiting in group])
-            parts = [self._forward(model, x[at : at + self._batch]) for at in range(0, len(x), self._batch)]
-        except BaseException as error:  # carried over to the requests that wait, where it goes on rising
+            parts = [self._forward(model, x[at : at + self._batch_rows]) for at in range(0, len(x), self._batch_rows)]
+        except BaseException as error:  # raised again in the requests
             for waiting in group:
                 _deliver(waiting.future, error)
             return
-        probs = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        probs_BC = parts[0] if len(parts) == 1 else np.concatenate(parts)
         at = 0
         for waiting in group:
-            _deliver(waiting.future, (probs[at : at + len(waiting.x)], model))
+            _deliver(waiting.future, (probs_BC[at : at + len(waiting.x)], model))
             at += len(waiting.x)
 
-    def _forward(self, model: M, x: Array) -> Probabilities:
-        started = time.perf_counter()
-        probs = model.probabilities(x)
-        self._metrics.forward(len(x), time.perf_counter() - started)
-        return probs
+    def _forward(self, model: LoadedModel, x: Array) -> Probabilities:
+        started_s = time.perf_counter()
+        probs_BC = model.probabilities(x)
+        self._metrics.forward(len(x), time.perf_counter() - started_s)
+        return probs_BC
 
 
-def _deliver(future: asyncio.Future[tuple[Probabilities, M]], result: tuple[Probabilities, M] | BaseException) -> None:
-    """Hand a result to the loop that waits for it. A loop that is closed has nobody waiting."""
+def _deliver(future: asyncio.Future[Answer], result: Answer | BaseException) -> None:
+    """Pass a result to the event loop of its request."""
 
     def settle() -> None:
-        if future.done():  # timed out or cancelled meanwhile
+        if future.done():  # timed out or cancelled since
             return
         if isinstance(result, BaseException):
             future.set_exception(result)

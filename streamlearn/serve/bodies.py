@@ -1,7 +1,7 @@
 """Request bodies: read within bounds of bytes and time, then decoded by hand into tensors and log records.
 
-Float lists do not pass through pydantic, which costs more than the model itself. Whether an item of several is good is
-decided one by one; what a client may send is declared in `schemas`.
+Float lists do not pass through pydantic, which would cost more than the model itself. Items of a list are accepted or
+refused one by one. What a client may send is declared in `schemas`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ from streamlearn.records import Array, NewRecord
 from streamlearn.serve.failures import RequestError, from_domain, overloaded
 
 JSON = "application/json"
+MAX_ITEMS = 1024
+"""Samples or labels in one request."""
 BODIES_IN_FLIGHT = 8
-"""Bodies of the largest size that may be held at once; beyond so many bytes requests get 429."""
+"""Bodies of the largest size that may be held at once; beyond these bytes requests get 429."""
 INLINE_BYTES = 1 << 16
 """Larger bodies are decoded in a thread, so that small requests do not wait behind them."""
 LARGE_AT_ONCE = 2
-"""So many of those are decoded at once: JSON may cost forty times its bytes while it is taken apart."""
+"""Large bodies decoded at once: JSON may cost forty times its bytes while it is parsed."""
 
 _NPY_HEADER_BYTES = 512
-"""So far into a .npy body its shape is looked for."""
+"""The shape of a .npy body is looked for in these first bytes."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class PredictBody:
-    """What is to be predicted: rows (n, *shape) and the names they were given, or ids of stored samples."""
+    """Samples to predict: rows (n, *shape) and their ids if given, or ids of stored samples."""
 
     x: Array | None
     ids: list[str] | None
@@ -51,45 +53,46 @@ class PredictBody:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One label or sample of a request: a record to append, or why not."""
+    """One label or sample of a request: a record to append, or the error."""
 
     sample_id: str | None
     record: NewRecord | None
     error: RequestError | None = None
     class_name: str | None = None
-    """What its label names, where the schema has no such class."""
+    """The name that its label gives, if the schema has no such class."""
 
 
 class Bodies:
     """Reads and decodes bodies for one schema."""
 
     def __init__(
-        self, codec: Codec, metrics: ServerMetrics, *, max_bytes: int, max_items: int, timeout_s: float
+        self, codec: Codec, metrics: ServerMetrics, *, max_bytes: int, timeout_s: float, max_items: int = MAX_ITEMS
     ) -> None:
+        self.max_items = max_items
         self._codec, self._schema, self._metrics = codec, codec.schema, metrics
-        self._max_bytes, self._max_items, self._timeout_s = max_bytes, max_items, timeout_s
-        self._held = 0
+        self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._held_bytes = 0
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body, counted against the bytes that all requests may hold until it is let go.
+        """The whole body. Its bytes count against the bound of all requests until the context ends.
 
         Raises:
-            RequestError: 413 too large, by its header or as it comes; 429 too much held; 408 too slow.
+            RequestError: 413, too large by its header or as it arrives; 429, too many bytes held; 408, too slow.
         """
         declared = request.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._max_bytes:
             raise self._too_large()
         chunks: list[bytes] = []
-        size = 0
+        size_bytes = 0
         try:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     async for chunk in request.stream():
-                        size += len(chunk)
-                        self._held += len(chunk)
-                        self._check(size)
+                        size_bytes += len(chunk)
+                        self._held_bytes += len(chunk)
+                        self._check_bounds(size_bytes)
                         chunks.append(chunk)
             except TimeoutError:
                 self._metrics.rejected("timeout")
@@ -97,22 +100,22 @@ class Bodies:
                 raise RequestError(408, "body_timeout", message, headers={"connection": "close"}) from None
             yield b"".join(chunks)
         finally:
-            self._held -= size
+            self._held_bytes -= size_bytes
 
-    def _check(self, size: int) -> None:
-        if size > self._max_bytes:
+    def _check_bounds(self, size_bytes: int) -> None:
+        if size_bytes > self._max_bytes:
             raise self._too_large()
-        if self._held > BODIES_IN_FLIGHT * self._max_bytes:
+        if self._held_bytes > BODIES_IN_FLIGHT * self._max_bytes:
             self._metrics.rejected("queue_full")
-            raise overloaded(f"the server already holds {BODIES_IN_FLIGHT} bodies' worth of bytes")
+            raise overloaded(f"the server already holds {BODIES_IN_FLIGHT * self._max_bytes} bytes of requests")
 
     def _too_large(self) -> RequestError:
         self._metrics.rejected("body_too_large")
-        message = f"The body is larger than the {self._max_bytes} bytes that this server takes; send fewer at a time."
+        message = f"The body is larger than the maximum of {self._max_bytes} bytes; send fewer items at a time."
         return RequestError(413, "body_too_large", message, headers={"connection": "close"})
 
     async def decoded(self, size_bytes: int, decode: Callable[[], T]) -> T:
-        """Run what takes so many bytes apart, or makes them; beside the event loop where they are many."""
+        """Run a function that reads or makes `size_bytes`; in a thread if they are many."""
         if size_bytes <= INLINE_BYTES:
             return decode()
         async with self._large:
@@ -120,48 +123,46 @@ class Bodies:
 
     @contextmanager
     def room(self, size_bytes: int) -> Iterator[None]:
-        """Count bytes that did not come in a body but are made for a request, against those that all may hold.
+        """Count bytes that are made for a request, such as stored samples, against the bound of all requests.
 
         Raises:
-            RequestError: 413 more than a body may have; 429 too much held.
+            RequestError: 413, more than a body may have; 429, too many bytes held.
         """
         if size_bytes > self._max_bytes:
             self._metrics.rejected("body_too_large")
             message = (
-                f"The samples have {size_bytes} bytes, more than the {self._max_bytes} that this server takes at once;"
-                " ask for fewer at a time."
+                f"The samples have {size_bytes} bytes, more than the maximum of {self._max_bytes}; ask for fewer at a"
+                " time."
             )
             raise RequestError(413, "body_too_large", message)
-        self._held += size_bytes
+        self._held_bytes += size_bytes
         try:
-            self._check(0)
+            self._check_bounds(0)
             yield
         finally:
-            self._held -= size_bytes
+            self._held_bytes -= size_bytes
 
     # POST /predict
 
     def predict(self, body: bytes, content_type: str, names: Sequence[str], *, learn: bool = False) -> PredictBody:
-        """What a /predict body asks for; `names` are the ids in the query, for binary bodies.
+        """Decode a /predict body; `names` are the ids in the query, for binary bodies.
 
         Raises:
-            RequestError: 415 or 422, with the place of what is wrong.
-            RecordError: a payload is wrong.
+            RequestError: 415 or 422, with the place of the error.
+            RecordError: a payload is invalid.
         """
         if _essence(content_type) == JSON:
-            if names:
-                raise _invalid("id: of a JSON body, ids stand inside it.")
-            asked = self._predict_json(_json_object(body), learn=learn)
+            decoded = self._predict_json(_json_of(body, names), learn=learn)
         else:
             x = self._rows(body, content_type)
             if names and len(names) != len(x):
                 raise _invalid(f"id: expected one for each of {len(x)} samples, got {len(names)}.")
-            asked = PredictBody(x, [_id(name) for name in names] or None, learn)
-        if asked.learn and asked.x is None:
+            decoded = PredictBody(x, [_id(name) for name in names] or None, learn)
+        if decoded.learn and decoded.x is None:
             raise _invalid("learn: stored samples are in the log already; only new ones can be learned.")
-        if asked.learn and asked.ids and len(set(asked.ids)) < len(asked.ids):
-            raise _invalid("learn: each id may stand once in a request.", "duplicate_id")
-        return asked
+        if decoded.learn and decoded.ids and len(set(decoded.ids)) < len(decoded.ids):
+            raise _invalid("learn: each id may occur once in a request.", "duplicate_id")
+        return decoded
 
     def _predict_json(self, fields: Mapping[str, Any], *, learn: bool) -> PredictBody:
         _only(fields, ("x", "id", "instances", "ids", "learn"))
@@ -170,43 +171,46 @@ class Bodies:
             raise _invalid("learn: expected true or false.")
         learn = learn or given.get("learn", False)
         if "x" in given:
-            if "instances" in given or "ids" in given:
-                raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
-            ids = [_id(given["id"])] if "id" in given else None
-            return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
+            return self._one_sample(given, learn=learn)
         ids = [_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
-        if "instances" not in given:
-            if ids is None or "id" in given:
-                raise _invalid('expected "x" for one sample, "instances" for several, or "ids" of stored ones.')
-            return PredictBody(None, ids, learn)
+        if "instances" in given:
+            return self._several_samples(given, ids, learn=learn)
+        if ids is None or "id" in given:
+            raise _invalid('expected "x" for one sample, "instances" for several, or "ids" of stored ones.')
+        return PredictBody(None, ids, learn)
+
+    def _one_sample(self, given: Mapping[str, Any], *, learn: bool) -> PredictBody:
+        if "instances" in given or "ids" in given:
+            raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
+        ids = [_id(given["id"])] if "id" in given else None
+        return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
+
+    def _several_samples(self, given: Mapping[str, Any], ids: list[str] | None, *, learn: bool) -> PredictBody:
         rows = self._list(given["instances"], "instances")
         if "id" in given or (ids is not None and len(ids) != len(rows)):
             raise _invalid(f"ids: expected one for each of {len(rows)} instances.")
-        return PredictBody(self._instances(rows), ids, learn)
-
-    def _instances(self, rows: list[Any]) -> Array:
         x = np.empty((len(rows), *self._schema.shape), dtype=self._schema.dtype)
         for index, row in enumerate(rows):
             if isinstance(row, dict):
-                raise _invalid(f'instances[{index}]: expected the payload alone; names stand beside it, in "ids".')
+                raise _invalid(f'instances[{index}]: expected the payload only; put its id into "ids".')
             try:
                 x[index] = self._codec.payload_from_json(row)
             except RecordError as error:
                 raise RecordError(error.reason, f"instances[{index}]: {error}") from None
-        return x
+        return PredictBody(x, ids, learn)
 
     def _rows(self, body: bytes, content_type: str) -> Array:
-        """The samples (n, *shape) in a binary body: one, or several stacked."""
+        """The samples (n, *shape) of a binary body: one, or several stacked."""
         count = self._stacked(body, content_type)
         if count is None:
             return self._codec.decode_payload(body, content_type)[np.newaxis]
-        if not 1 <= count <= self._max_items:
-            raise _invalid(f"expected 1 to {self._max_items} samples in the body, got {count}.")
+        if not 1 <= count <= self.max_items:
+            raise _invalid(f"expected 1 to {self.max_items} samples in the body, got {count}.")
         stacked = replace(self._schema, shape=(count, *self._schema.shape))
         return Codec(stacked, max_record_bytes=self._max_bytes).decode_payload(body, content_type)
 
     def _stacked(self, body: bytes, content_type: str) -> int | None:
-        """How many samples are stacked; None where the body is one, or nothing that can be counted."""
+        """The number of stacked samples; None for a single sample, or a body that cannot be counted."""
         essence = _essence(content_type)
         if essence == "application/octet-stream":
             count, rest = divmod(len(body), self._schema.nbytes)
@@ -218,19 +222,19 @@ class Bodies:
     # POST /label and POST /sample
 
     def labels(self, body: bytes, content_type: str) -> list[Item]:
-        """The labels in a /label body, each with its record or its error.
+        """The labels of a /label body, each with its record or its error.
 
         Raises:
-            RequestError: 415 or 422, where no item can be told from another.
+            RequestError: 415 or 422, the body cannot be split into items.
         """
         if _essence(content_type) != JSON:
-            raise _bad_type(content_type, JSON)
-        return [self._item(fields, self._label) for fields in self._many(_json_object(body), "labels")]
+            raise RequestError(415, "bad_content_type", f"Content-Type {content_type[:80]!r}: expected {JSON}.")
+        return [self._item(fields, self._label) for fields in self._items(_json_of(body), "labels")]
 
     def _label(self, fields: Mapping[str, Any]) -> tuple[NewRecord, str | None]:
         _only(fields, ("id", "label", "class", "time", "source"))
         class_index, class_name = self._codec.class_of(fields)
-        # encode_label checks id, time and source as it would those of a record that it reads.
+        # encode_label checks id, time and source as when it reads a record.
         record = self._codec.encode_label(
             fields.get("id", ""),
             class_index,
@@ -241,21 +245,19 @@ class Bodies:
         return record, class_name
 
     def samples(self, body: bytes, content_type: str, names: Sequence[str]) -> list[Item]:
-        """The samples in a /sample body, each with its record or its error; `names` as in `predict`.
+        """The samples of a /sample body, each with its record or its error; `names` as in `predict`.
 
         Raises:
-            RequestError: 415 or 422, where no item can be told from another.
-            RecordError: the payload of a binary body is wrong.
+            RequestError: 415 or 422, the body cannot be split into items.
+            RecordError: the payload of a binary body is invalid.
         """
         if _essence(content_type) == JSON:
-            if names:
-                raise _invalid("id: of a JSON body, ids stand inside it.")
-            items = [self._item(fields, self._sample) for fields in self._many(_json_object(body), "samples")]
+            items = [self._item(fields, self._sample) for fields in self._items(_json_of(body, names), "samples")]
         else:
-            asked = self.predict(body, content_type, names)
-            assert asked.x is not None
-            ids = asked.ids or [new_id() for _ in asked.x]
-            items = [Item(name, self._codec.encode_sample(name, x)) for name, x in zip(ids, asked.x, strict=True)]
+            decoded = self.predict(body, content_type, names)
+            assert decoded.x is not None
+            ids = decoded.ids or [new_id() for _ in decoded.x]
+            items = [Item(name, self._codec.encode_sample(name, x)) for name, x in zip(ids, decoded.x, strict=True)]
         return _refuse_repeated(items)
 
     def _sample(self, fields: Mapping[str, Any]) -> tuple[NewRecord, str | None]:
@@ -264,9 +266,8 @@ class Bodies:
             raise RecordError("no_value", 'expected the payload in "x", got none')
         x = self._codec.payload_from_json(fields["x"])
         label, class_name = (None, None) if fields.get("label") is None else self._codec.label_class(fields["label"])
-        sample_id = new_id() if fields.get("id") is None else fields["id"]
         record = self._codec.encode_sample(
-            sample_id,
+            new_id() if fields.get("id") is None else fields["id"],
             x,
             label=label,
             class_name=class_name,
@@ -275,7 +276,7 @@ class Bodies:
         )
         return record, class_name
 
-    def _many(self, fields: Mapping[str, Any], name: str) -> list[Any]:
+    def _items(self, fields: Mapping[str, Any], name: str) -> list[Any]:
         if name not in fields:
             for other, value in fields.items():
                 if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -290,16 +291,15 @@ class Bodies:
         try:
             record, class_name = encode(fields)
         except (RecordError, RequestError) as error:
-            told = fields.get("id")
-            shown = str(told)[:80] if isinstance(told, str | int) else None
-            return Item(shown, None, from_domain(error))
+            given = fields.get("id")
+            return Item(str(given)[:80] if isinstance(given, str | int) else None, None, from_domain(error))
         assert record.key is not None
         return Item(record.key.decode(), record, None, class_name)
 
     def _list(self, value: object, name: str) -> list[Any]:
-        if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:
+        if not isinstance(value, list) or not 1 <= len(value) <= self.max_items:
             got = f"a list of {len(value)}" if isinstance(value, list) else "no list"
-            raise _invalid(f"{name}: expected a list of 1 to {self._max_items}, got {got}.")
+            raise _invalid(f"{name}: expected a list of 1 to {self.max_items}, got {got}.")
         return value
 
 
@@ -309,16 +309,17 @@ def new_id() -> str:
 
 
 def _refuse_repeated(items: list[Item]) -> list[Item]:
-    """The learner takes a sample id once; of two in one request, the second is refused here where it can be told."""
+    """Replace all but the first sample of an id by an error: the learner uses a sample id once."""
     seen: set[str] = set()
     kept: list[Item] = []
     for item in items:
-        if item.record is not None and item.sample_id in seen:
-            kept.append(Item(item.sample_id, None, _invalid("the id stands twice in this request.", "duplicate_id")))
-        else:
+        if item.record is None or item.sample_id is None:
             kept.append(item)
-        if item.record is not None and item.sample_id is not None:
+        elif item.sample_id in seen:
+            kept.append(Item(item.sample_id, None, _invalid("the id occurs twice in this request.", "duplicate_id")))
+        else:
             seen.add(item.sample_id)
+            kept.append(item)
     return kept
 
 
@@ -326,15 +327,13 @@ def _essence(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _bad_type(content_type: str, wanted: str) -> RequestError:
-    return RequestError(415, "bad_content_type", f"Content-Type {content_type[:80]!r}: expected {wanted}.")
-
-
 def _invalid(message: str, code: str = "invalid_body") -> RequestError:
     return RequestError(422, code, message)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _json_of(body: bytes, names: Sequence[str] = ()) -> dict[str, Any]:
+    if names:
+        raise _invalid("id: of a JSON body, put ids into the body.")
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:  # also NaN, lone surrogates, and nesting that would exhaust the stack

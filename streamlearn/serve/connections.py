@@ -1,9 +1,8 @@
 """uvicorn's HTTP protocol, with bounds on what one connection may cost before a request reaches a route.
 
-uvicorn has no bound on the size of a header, on the number of pipelined requests, on the number of connections, or on
-the time that a client takes to send a header or to read an answer. All of these can be used before any token is
-checked. A refused connection gets a reply in the error shape of the API, unless an answer is being written, and is
-closed.
+uvicorn does not bound header size, pipelined requests, connections, or the time to send a header or read an answer. All
+of these can be abused before any token is checked. A refused connection gets a reply in the error shape of the API,
+unless an answer is being written, and is closed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 SPARE_FILES = 256
-"""File descriptors kept for the log, the store and everything else, when connections are bounded by RLIMIT_NOFILE."""
+"""File descriptors reserved for the log and the store, when RLIMIT_NOFILE bounds the connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +29,20 @@ class Limits:
     """What one connection may cost."""
 
     max_header_bytes: int = 32 << 10
-    """Of request line, headers and trailers together."""
+    """Request line, headers and trailers together."""
     header_timeout_s: float = 10.0
-    """From the first byte of a request, or from the connection, to the end of its headers. Also from the answer to a
-    request to the end of its body, which is read and discarded."""
+    """From the first byte of a request, or from the connection, to the end of its headers. Also from the answer to the
+    end of the request's body, which is read and discarded."""
     write_timeout_s: float = 60.0
-    """How long a client may take to read its answer."""
+    """Time for a client to read its answer."""
     max_waiting: int = 16
-    """Pipelined requests that wait behind the one that is being answered."""
+    """Pipelined requests that wait behind the current one."""
     max_connections: int = 1024
-    """Of one process; further ones get 503 at once."""
+    """Of one process; further connections get 503 at once."""
 
 
 def limits_of_process() -> Limits:
-    """The default limits, with fewer connections where the process may open fewer files."""
+    """The default limits, with fewer connections if the process may open fewer files."""
     limits = Limits()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -56,7 +55,7 @@ class _OverLimitError(Exception):
 
 
 class _Flow(FlowControl):
-    """Reads nothing more while pipelined requests wait: uvicorn reads on after each answer, however many wait."""
+    """Stops reading while pipelined requests wait. uvicorn resumes after each answer, however many wait."""
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
         super().__init__(transport)
@@ -69,40 +68,40 @@ class _Flow(FlowControl):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. It has a timer while a request is read, and one while an answer waits to be written."""
+    """One connection, with a timer while a request is read and one while an answer is written."""
 
     def __init__(self, *arguments: Any, limits: Limits, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._limits = limits
-        self._reads: asyncio.TimerHandle | None = None
-        self._writes: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
-        """Of the request that is being read, as far as the parser has handed them out."""
+        """Of the request that is being read, as reported by the parser so far."""
         self._held_bytes = 0
-        """Received since the parser last handed something out: it may be holding an unfinished header line."""
+        """Received since the parser last reported something: it may hold an unfinished header line."""
         self._running: RequestResponseCycle | None = None
-        """The request that is being answered; `cycle` is the one that was read last, which may wait behind it."""
+        """The request that is being answered. `cycle` is the one that was read last, and may wait behind it."""
         self._reading = False
-        """Between the first byte of a request and its last."""
+        """True between the first byte of a request and its last."""
 
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the header timer, or refuse where too many connections are open."""
+        """Start the header timer, or refuse if too many connections are open."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
         if len(self.connections) > self._limits.max_connections:
-            self._refuse(503, "too_many_connections", "Too many connections are open; try again a little later.")
+            self._refuse(503, "too_many_connections", "Too many connections are open; retry a little later.")
             return
-        self._read_within(self._too_slow)
+        self._start_read_timer(self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers, drop the requests that wait, and notify the one that is being answered."""
-        self._disarm()
-        self._disarm_writes()
+        """Cancel the timers, drop the requests that wait, and notify the current one."""
+        self._cancel_read_timer()
+        self._cancel_write_timer()
         self.pipeline.clear()
         if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True  # uvicorn notifies only the last one that was read
+            self._running.disconnected = True  # uvicorn notifies only the last request that was read
             self._running.message_event.set()
         super().connection_lost(exc)
 
@@ -111,18 +110,18 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        if not self._reading and self._reads is None:
-            self._read_within(self._too_slow)
+        if not self._reading and self._read_timer is None:
+            self._start_read_timer(self._too_slow)
         self._held_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # answered like any other request: this server has no websockets
+            pass  # answered like any request: this server has no websockets
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _OverLimitError):
                 self._refuse(*error.__context__.args)
             else:
-                self._refuse(400, "bad_request", "This is not HTTP/1.1 as this server understands it.")
+                self._refuse(400, "bad_request", "This is not valid HTTP/1.1.")
             return
         if self._held_bytes > self._limits.max_header_bytes:
             self._refuse(*self._too_large())
@@ -130,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # The parser
 
     def on_message_begin(self) -> None:
-        """Refuse a request behind too many others. One read may hold thousands, and the parser stops at no other."""
+        """Refuse a request behind too many others: one read may hold thousands, and only an error stops the parser."""
         if len(self.pipeline) >= self._limits.max_waiting:
             raise _OverLimitError(429, "too_many_requests", "Too many pipelined requests wait on this connection.")
         super().on_message_begin()
@@ -154,18 +153,18 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _OverLimitError(*self._too_large())
 
     def on_headers_complete(self) -> None:
-        """Stop the header timer; the time for the body and the answer is the application's to bound."""
-        self._disarm()
+        """Stop the header timer. The application bounds the time for body and answer."""
+        self._cancel_read_timer()
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         if self.transport.get_write_buffer_size() == 0:  # the client has read all answers before this one
-            self._disarm_writes()
+            self._cancel_write_timer()
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
-        """Take part of the body; its size is the application's to bound."""
+        """Take part of the body. The application bounds its size."""
         self._held_bytes = 0
         super().on_body(body)
 
@@ -175,51 +174,51 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Bound the time for the rest of an answered request's body, and for writing the answer."""
+        """Bound the time for the rest of the request's body, and for writing the answer."""
         super().on_response_complete()
         if self._reading and self.cycle.response_complete and not self.transport.is_closing():
-            self._read_within(self.transport.close)
-        self._written_within()
+            self._start_read_timer(self.transport.close)
+        self._start_write_timer()
 
     # Timers and refusals
 
-    def _read_within(self, else_do: Callable[[], None]) -> None:
-        self._disarm()
-        self._reads = self.loop.call_later(self._limits.header_timeout_s, else_do)
+    def _start_read_timer(self, on_timeout: Callable[[], None]) -> None:
+        self._cancel_read_timer()
+        self._read_timer = self.loop.call_later(self._limits.header_timeout_s, on_timeout)
 
-    def _written_within(self) -> None:
-        """Abort if the client does not read in time; without it, a closed transport waits for the client forever."""
-        if self._writes is None and self.transport.get_write_buffer_size() > 0:
-            self._writes = self.loop.call_later(self._limits.write_timeout_s, self._abort_unread)
+    def _start_write_timer(self) -> None:
+        """Abort if the client does not read in time. A closed transport would otherwise wait indefinitely."""
+        if self._write_timer is None and self.transport.get_write_buffer_size() > 0:
+            self._write_timer = self.loop.call_later(self._limits.write_timeout_s, self._abort_unread)
 
-    def _disarm(self) -> None:
-        if self._reads is not None:
-            self._reads.cancel()
-            self._reads = None
+    def _cancel_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
 
-    def _disarm_writes(self) -> None:
-        if self._writes is not None:
-            self._writes.cancel()
-            self._writes = None
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _too_slow(self) -> None:
         if not self._reading:
-            self.transport.close()  # nothing was asked, so no reply is expected
+            self.transport.close()  # no request was begun, so no reply is expected
             return
-        self._refuse(408, "request_timeout", f"No whole request came within {self._limits.header_timeout_s:g} s.")
+        self._refuse(408, "request_timeout", f"No complete request came within {self._limits.header_timeout_s:g} s.")
 
     def _too_large(self) -> tuple[int, str, str]:
-        message = f"Request line and headers are larger than the {self._limits.max_header_bytes} bytes that are taken."
+        message = f"Request line and headers are larger than the maximum of {self._limits.max_header_bytes} bytes."
         return 431, "headers_too_large", message
 
     def _abort_unread(self) -> None:
-        self._writes = None
+        self._write_timer = None
         if self.transport.get_write_buffer_size() > 0:
             self.transport.abort()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Close the connection, after an error reply if no answer is being written that it would corrupt."""
-        self._disarm()
+        """Close the connection; reply with an error first, unless that would corrupt an answer being written."""
+        self._cancel_read_timer()
         if self.transport.is_closing():
             return
         if self._running is None or self._running.response_complete:
@@ -236,4 +235,4 @@ class BoundedProtocol(HttpToolsProtocol):
             )
             self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         self.transport.close()
-        self._written_within()
+        self._start_write_timer()

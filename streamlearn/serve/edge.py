@@ -1,19 +1,19 @@
-"""The edge of the API, around every route: the request's id, who may do what, and the time it took.
+"""The edge of the API, around every route: request id, authorisation, Host and Origin checks, and latency.
 
-| token | opens |
+| token | grants |
 |---|---|
 | `serve.token` | predict, label |
 | `serve.predict_token` | predict |
 | `serve.label_token` | label |
 | `serve.admin_token` | predict, label, admin |
 
-Where none of them is set, all is open but admin, which nobody may do by not having set a token. Where any is set, every
-route but health wants one: what is not in the table of roles, `/metrics`, `/score` and the documentation among it, any.
-`/predict` with `learn` is predict: a sample that was asked about may be learned from, only a label says what it was.
+Without any token, all routes are open except admin, which is closed unless an admin token is set. With any token, every
+route except /health needs one. Routes without a role, such as `/metrics`, `/score` and the documentation, accept any
+token. `/predict` with `learn` needs predict only: a sample without a label may be learned from, but is no ground truth.
 
-A server without a token is on loopback, where web pages in a browser of the same machine reach it. So it refuses a Host
-that is not loopback, which a page has that points its own name at 127.0.0.1 (DNS rebinding), and whatever a browser
-marks as sent by a page of another origin. `serve.insecure` turns this off, and lets it bind any address.
+A server without a token listens on loopback, where web pages in a browser of the same machine can reach it. It refuses
+a Host that is not loopback (DNS rebinding: a page points its own name at 127.0.0.1), and requests that a browser marks
+as sent by a page of another origin. `serve.insecure` turns both checks off, and allows any address.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamlearn.metrics import ServerMetrics
 from streamlearn.serve.failures import RequestError
-from streamlearn.serve.parts import ServeSettings
 from streamlearn.serve.replies import error_reply
+from streamlearn.serve.settings import ServeConfig
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OPEN_PREFIX = "/health/"
-"""Probes carry no token."""
+"""Health probes have no token."""
 
 
 class Role(StrEnum):
-    """What a token lets its bearer do."""
+    """What a token grants."""
 
     PREDICT = "predict"
     LABEL = "label"
@@ -54,10 +54,9 @@ _ROLES = {"predict": Role.PREDICT, "label": Role.LABEL, "sample": Role.LABEL, "m
 
 
 def role_of(method: str, path: str) -> Role | None:
-    """The role that a request wants, by its method and the first part of its path; None where any will do.
+    """The role that a request needs, by its method and the first part of its path; None if any token will do.
 
-    All below `/model/` is admin, so that no route put there is ever open by having been forgotten here; so is whatever
-    deletes.
+    All routes below `/model/`, and all that delete, are admin: a new one is closed by default.
     """
     if method == "DELETE":
         return Role.ADMIN
@@ -68,9 +67,9 @@ def role_of(method: str, path: str) -> Role | None:
 
 
 class Edge:
-    """ASGI middleware, on ASGI itself: Starlette's helper would put a task and a queue around each body."""
+    """ASGI middleware. It does without Starlette's helper, which adds a task and a queue around each body."""
 
-    def __init__(self, app: ASGIApp, *, metrics: ServerMetrics, settings: ServeSettings) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: ServerMetrics, settings: ServeConfig) -> None:
         self._app, self._metrics = app, metrics
         grants = (
             (settings.token, {Role.PREDICT, Role.LABEL}),
@@ -78,7 +77,7 @@ class Edge:
             (settings.label_token, {Role.LABEL}),
             (settings.admin_token, set(Role)),
         )
-        self._grants = [(token.encode(), roles) for token, roles in grants if token]
+        self._grants = [(token.get_secret_value().encode(), roles) for token, roles in grants if token]
         self._is_local = not self._grants and not settings.insecure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,13 +85,13 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started_s = time.perf_counter()
         _make_ascii(scope)
         headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        given_id = headers.get("x-request-id", "")
+        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        status = "500"  # what an error that nobody caught becomes, outside of this middleware
+        status = "500"  # of an uncaught error, whose reply is made outside this middleware
 
         async def send_named(message: Message) -> None:
             nonlocal status
@@ -111,10 +110,10 @@ class Edge:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-            self._metrics.request(route, method, status, time.perf_counter() - started)
+            self._metrics.request(route, method, status, time.perf_counter() - started_s)
 
     def _refusal(self, method: str, path: str, headers: Headers) -> RequestError | None:
-        """Why the bearer may not do this; None where it may. A stranger learns no more than that a token is wanted."""
+        """The error if the bearer may not do this. Without a token it reveals only that one is needed."""
         if path.startswith(OPEN_PREFIX):
             return None
         if self._is_local and (foreign := _foreign(headers)):
@@ -122,17 +121,16 @@ class Edge:
         held = self._roles(headers)
         if self._grants and not held:
             return _UNAUTHORISED
-        wanted = role_of(method, path)
-        if wanted is Role.ADMIN and not any(Role.ADMIN in roles for _, roles in self._grants):
+        needed = role_of(method, path)
+        if needed is Role.ADMIN and not any(Role.ADMIN in roles for _, roles in self._grants):
             return _NO_ADMIN
-        if not self._grants or wanted is None or wanted in held:
+        if not self._grants or needed is None or needed in held:
             return None
-        told = {"wanted": wanted, "held": sorted(held)}
-        message = f"This token opens {' and '.join(told['held'])}; this route wants one that opens {wanted}."
-        return RequestError(403, "wrong_role", message, details=told)
+        message = f"This token grants {' and '.join(sorted(held))}; this route needs one that grants {needed}."
+        return RequestError(403, "wrong_role", message, details={"needed": needed, "held": sorted(held)})
 
     def _roles(self, headers: Headers) -> set[Role]:
-        """What the token that came opens. All tokens are compared, each in constant time, whichever it is."""
+        """What the given token grants. It is compared with all tokens, each in constant time."""
         scheme, _, given = headers.get("authorization", "").encode("latin-1").partition(b" ")
         if scheme.lower() != b"bearer":
             return set()
@@ -141,16 +139,16 @@ class Edge:
 
 
 def _foreign(headers: Headers) -> RequestError | None:
-    """Why a request may come from a web page of somebody else; None where it does not.
+    """The error if a request may come from a foreign web page.
 
-    One without these headers comes from a program: all browsers send Host, and Origin or Sec-Fetch-Site from any page
-    but the server's own.
+    Browsers always send Host, and from pages of other origins Origin or Sec-Fetch-Site. A request without them comes
+    from a program.
     """
     hosts = headers.getlist("host")
     for host in hosts:
         if not _is_loopback(host):
             message = (
-                f"This server has no token and answers to loopback names alone; the Host header is {host!r:.200}. Use "
+                f"This server has no token and accepts only loopback names; the Host header is {host!r:.200}. Use "
                 f"http://localhost or http://127.0.0.1, or set serve.token. {_INSECURE}"
             )
             return RequestError(403, "wrong_host", message)
@@ -160,14 +158,14 @@ def _foreign(headers: Headers) -> RequestError | None:
         return None
     name, value = ("Sec-Fetch-Site", site) if is_same else ("Origin", origin)
     message = (
-        f"This server has no token and answers no web page of another origin; the {name} header is {value!r:.200}. "
+        f"This server has no token and refuses web pages of other origins; the {name} header is {value!r:.200}. "
         f"Open its address directly, or set serve.token. {_INSECURE}"
     )
     return RequestError(403, "wrong_origin", message)
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine, with any port or none."""
+    """Whether a Host header names this machine, with or without a port."""
     match = _HOST.fullmatch(host)
     name = "" if match is None else match[1].strip("[]").lower()
     try:
@@ -177,7 +175,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _make_ascii(scope: Scope) -> None:
-    """Percent-encode what a client should have: httptools refuses raw bytes, other servers hand them on to fail on."""
+    """Percent-encode raw bytes in the query. httptools refuses them; other servers pass them on, and parsing fails."""
     query: bytes = scope["query_string"]
     if not query.isascii():
         scope["query_string"] = quote_from_bytes(query, safe=string.printable).encode()
@@ -187,13 +185,12 @@ _INSECURE = "serve.insecure = true turns this check off."
 _UNAUTHORISED = RequestError(
     401,
     "unauthorised",
-    "This server wants a token, in a header: Authorization: Bearer TOKEN.",
+    "This server requires a token, in the header Authorization: Bearer TOKEN.",
     headers={"www-authenticate": 'Bearer realm="streamlearn"'},
 )
 _NO_ADMIN = RequestError(
     403,
     "admin_token_not_set",
-    "This route wants an admin token, and this server has none: set serve.admin_token "
-    "(STREAMLEARN_SERVE__ADMIN_TOKEN) and restart it. Versions can also be changed by `streamlearn models`, "
-    "`rollback` and `promote` on its machine.",
+    "This route requires an admin token, and this server has none: set serve.admin_token "
+    "(STREAMLEARN_SERVE__ADMIN_TOKEN) and restart it. `streamlearn models` on its machine can change the version too.",
 )

@@ -1,4 +1,4 @@
-"""Why a request is refused: one exception, one JSON shape, one sentence that helps."""
+"""Errors of requests: one exception with a status, a stable code and a sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETRY_AFTER_S = 1.0
 
 
 class RequestError(StreamlearnError):
-    """A request that gets no 2xx: its status, a stable code, a sentence, and details where they help."""
+    """A request that does not get a 2xx: status, a stable code, a sentence, and details where they help."""
 
     def __init__(
         self,
@@ -35,14 +35,14 @@ class RequestError(StreamlearnError):
         self.headers = dict(headers or {})
 
 
-def retry_later(status: int, code: str, message: str, *, after_s: float = RETRY_AFTER_S) -> RequestError:
-    """A refusal that time may lift, with Retry-After in whole seconds."""
-    return RequestError(status, code, message, headers={"retry-after": str(math.ceil(after_s))})
+def retry_later(status: int, code: str, message: str) -> RequestError:
+    """An error that may pass by itself, with Retry-After in whole seconds."""
+    return RequestError(status, code, message, headers={"retry-after": str(math.ceil(RETRY_AFTER_S))})
 
 
 def overloaded(what: str) -> RequestError:
     """429: a bounded queue is full."""
-    return retry_later(429, "queue_full", f"{what}; nothing was done. Send it again a little later.")
+    return retry_later(429, "queue_full", f"{what}; nothing was done. Retry a little later.")
 
 
 def timed_out(what: str, timeout_s: float) -> RequestError:
@@ -54,7 +54,7 @@ _RECORD_STATUS = {"too_large": 413, "bad_content_type": 415}
 
 
 def from_domain(error: StreamlearnError) -> RequestError:
-    """What a client is told about an error of the tree."""
+    """The reply to an error of any kind."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, RecordError):
@@ -65,9 +65,9 @@ def from_domain(error: StreamlearnError) -> RequestError:
     if isinstance(error, LogUnavailableError):
         message = (
             f"The log did not acknowledge in time, so it may or may not hold this: {error}. "
-            "Send it again with the same ids: what came twice counts once."
+            "Retry with the same ids: a record that arrives twice counts once."
         )
         return retry_later(503, "log_unavailable", message)
     if isinstance(error, LogError):
-        return RequestError(422, "log_refused", f"The log refused it for good: {error}")
-    return RequestError(500, "internal", "The server failed. Its log names the cause under this request id.")
+        return RequestError(422, "log_refused", f"The log refused this permanently: {error}")
+    return RequestError(500, "internal", "The server failed. Its log has the cause under this request id.")

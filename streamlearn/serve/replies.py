@@ -1,4 +1,4 @@
-"""Replies: JSON by orjson (numpy rows as they are), and every error in one shape, whatever raised it."""
+"""Replies: JSON written by orjson, and one shape for all errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 class JsonReply(JSONResponse):
     """A JSON body. float32 arrays are written with the digits that read back as the same float32.
 
-    A `JSONResponse` by descent, since FastAPI describes any other reply as a string in OpenAPI.
+    It subclasses `JSONResponse` because FastAPI describes any other reply as a string in OpenAPI.
     """
 
     def render(self, content: Any) -> bytes:
@@ -32,14 +32,14 @@ class JsonReply(JSONResponse):
 
 
 def _plain(value: object) -> object:
-    """What orjson does not write: arrays that are not contiguous, which a user's network may return."""
+    """Values that orjson cannot write: non-contiguous arrays, which a user's network may return."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise TypeError(type(value).__name__)
 
 
 def iso(time_s: float) -> str:
-    """Seconds since the epoch as ISO-8601 in UTC, to the millisecond."""
+    """Seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds")
 
 
@@ -51,16 +51,16 @@ def request_id_of(request: Request) -> str | None:
 
 def error_object(error: RequestError) -> dict[str, Any]:
     """The `error` object of a reply, without the request id."""
-    told: dict[str, Any] = {"code": error.code, "message": error.message}
+    fields: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.details is not None:
-        told["details"] = error.details
-    return told
+        fields["details"] = error.details
+    return fields
 
 
 def error_reply(error: RequestError, request_id: str | None) -> JsonReply:
-    """One refused request, in the shape that all of them have."""
-    told = {"error": {**error_object(error), "request_id": request_id}}
-    return JsonReply(told, status_code=error.status, headers=error.headers)
+    """The reply to a failed request."""
+    body = {"error": {**error_object(error), "request_id": request_id}}
+    return JsonReply(body, status_code=error.status, headers=error.headers)
 
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -69,7 +69,7 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 def _of_http(request: Request, error: HTTPException) -> RequestError:
     allow = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
     messages = {
-        404: f"There is nothing at {request.url.path[:200]}; /docs lists what there is.",
+        404: f"There is nothing at {request.url.path[:200]}; /docs lists the routes.",
         405: f"{request.method[:20]} is not for {request.url.path[:200]}" + (f"; use {allow}." if allow else "."),
     }
     message = messages.get(error.status_code, str(error.detail))
@@ -81,19 +81,19 @@ def _of_validation(error: RequestValidationError) -> RequestError:
     found = [
         {"where": ".".join(str(part) for part in one["loc"]), "message": str(one["msg"])} for one in error.errors()
     ]
-    said = "; ".join(f"{one['where']}: {one['message']}" for one in found[:5])
-    return RequestError(422, "invalid_parameter", f"{said}.", details=found[:50])
+    summary = "; ".join(f"{one['where']}: {one['message']}" for one in found[:5])
+    return RequestError(422, "invalid_parameter", f"{summary}.", details=found[:50])
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Give every error, FastAPI's own and unforeseen ones included, the one shape."""
+    """Give every error the one shape, including FastAPI's own and unexpected ones."""
 
     async def domain(request: Request, error: Exception) -> Response:
         assert isinstance(error, StreamlearnError)
-        told = from_domain(error)
-        if told.status == 500:
+        reply = from_domain(error)
+        if reply.status == 500:
             log.error("request_failed", request_id=request_id_of(request), path=request.url.path, exc_info=error)
-        return error_reply(told, request_id_of(request))
+        return error_reply(reply, request_id_of(request))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -104,9 +104,9 @@ def add_error_handlers(app: FastAPI) -> None:
         return error_reply(_of_validation(error), request_id_of(request))
 
     async def gone(_request: Request, _error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it; it is the status in the metrics
+        return Response(status_code=499)  # only for the metrics; the client has left
 
-    async def unforeseen(request: Request, error: Exception) -> Response:
+    async def unexpected(request: Request, error: Exception) -> Response:
         request_id = request_id_of(request)
         log.error("request_failed", request_id=request_id, path=request.url.path, exc_info=error)
         reply = error_reply(from_domain(StreamlearnError()), request_id)
@@ -117,4 +117,4 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,7 +1,7 @@
-"""What is served, changed by an operator: list the versions, roll back to one, return to the newest.
+"""Which version is served, changed by an operator: list the versions, roll back to one, return to the newest.
 
-Each does to the published folder what `streamlearn models`, `rollback` and `promote` do, so every server that follows
-the folder does as this one. The learner is not asked and learns on.
+The routes change the published folder as `streamlearn models list`, `pin` and `unpin` do, so all servers that follow
+the folder change. The learner is not affected.
 """
 
 from __future__ import annotations
@@ -17,21 +17,108 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from streamlearn.errors import NotPublishedError, StateError
+from streamlearn.metrics import ServerMetrics
 from streamlearn.serve.bodies import Bodies
 from streamlearn.serve.failures import RequestError, overloaded, retry_later
-from streamlearn.serve.parts import ServerParts, ServeSettings
-from streamlearn.serve.predictor import LoadedModel
+from streamlearn.serve.predictor import LoadedModel, Predictor
 from streamlearn.serve.replies import JsonReply, iso, request_id_of
-from streamlearn.serve.schemas import RollbackBody, ServedReply, VersionsReply, responses, rollback_body
+from streamlearn.serve.request_schemas import rollback_body
+from streamlearn.serve.schemas import RollbackBody, ServedReply, VersionsReply, responses
 from streamlearn.serve.waiting import Waiters
+from streamlearn.state.files import Files
 from streamlearn.state.publish import PublishedModel, listing, pin, unpin
 
 log = structlog.get_logger()
 
 
-def add_admin_routes(router: APIRouter, parts: ServerParts, settings: ServeSettings, *, bodies: Bodies) -> None:
-    """Add GET /models, POST /model/rollback and POST /model/promote. The edge asks for the admin token."""
-    admin = _Admin(parts, settings)
+class VersionSwitch:
+    """Changes the folder, and replies once this server serves the version. One change at a time."""
+
+    def __init__(self, predictor: Predictor, metrics: ServerMetrics, *, timeout_s: float, files: Files) -> None:
+        self.published = predictor.published
+        self._predictor, self._timeout_s, self._files = predictor, timeout_s, files
+        self._waiters = Waiters(metrics, "another version", most=1)
+        self._busy = False
+
+    async def roll_back(self, version: int, request: Request) -> Response:
+        """Pin a version, after checking that it can be served.
+
+        Raises:
+            RequestError: 404, 422 or 503, nothing changed; 503 `not_served_yet`, it is pinned, and this server still
+                answers with another.
+        """
+        with self._alone():
+            before = self._served_version()
+            pinned = await run_in_threadpool(self._pin, version)
+            log.warning("version_pinned", step=pinned.step, before_step=before, **_origin(request))
+            return await self._reply(before, lambda held: held.pinned and held.identity == pinned.identity)
+
+    async def promote(self, request: Request) -> Response:
+        """Remove the pin.
+
+        Raises:
+            RequestError: 503, the folder cannot be written.
+        """
+        with self._alone():
+            before = self._served_version()
+            try:
+                was_pinned = await run_in_threadpool(unpin, self.published.folder, self._files)
+            except OSError as error:
+                raise _not_writable(error) from error
+            if was_pinned:
+                log.warning("version_unpinned", before_step=before, **_origin(request))
+            return await self._reply(before, lambda held: not held.pinned)
+
+    def _pin(self, version: int) -> PublishedModel:
+        versions = {model.step: model for model in self.published.versions()}
+        if version not in versions:
+            message = f"Version {version} does not exist, or no longer; GET /models lists the versions."
+            raise RequestError(404, "unknown_version", message, details={"versions": sorted(versions)})
+        try:
+            self._predictor.check(versions[version])
+            return pin(self.published.folder, version, self._files)
+        except StateError as error:
+            raise RequestError(422, "not_servable", f"Nothing was changed: {error}") from error
+        except OSError as error:
+            raise _not_writable(error) from error
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._busy:
+            raise overloaded("Another change of the served version is in progress")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _served_version(self) -> int | None:
+        try:
+            return self._predictor.current().step
+        except NotPublishedError:
+            return None
+
+    async def _reply(self, before: int | None, is_right: Callable[[LoadedModel], bool]) -> Response:
+        def is_served() -> bool:
+            return self._served_version() is not None and is_right(self._predictor.current())
+
+        if not await self._waiters.until(is_served, self._timeout_s):
+            known = "; ".join(self._predictor.notes()) or "its log has the reason"
+            message = f"The folder is changed, but this server does not serve the version yet: {known}."
+            raise retry_later(503, "not_served_yet", message)
+        held = self._predictor.current()
+        reply = {
+            "model_version": held.step,
+            "published_at": iso(held.published_at_s),
+            "pinned": held.pinned,
+            "newest_version": self._predictor.newest_version,
+            "before": before,
+        }
+        return JsonReply(reply)
+
+
+def add_admin_routes(router: APIRouter, switch: VersionSwitch, bodies: Bodies, *, clock: Callable[[], float]) -> None:
+    """Add GET /models, POST /model/rollback and POST /model/promote. The edge requires the admin token."""
 
     @router.get(
         "/models",
@@ -42,7 +129,7 @@ def add_admin_routes(router: APIRouter, parts: ServerParts, settings: ServeSetti
     )
     async def models() -> Response:
         """Newest first, each with the scores of its time."""
-        versions = await run_in_threadpool(listing, parts.predictor.published, parts.clock())
+        versions = await run_in_threadpool(listing, switch.published, clock())
         return JsonReply({"versions": versions})
 
     @router.post(
@@ -54,10 +141,10 @@ def add_admin_routes(router: APIRouter, parts: ServerParts, settings: ServeSetti
         tags=["admin"],
     )
     async def rollback(request: Request) -> Response:
-        """Pins the version: it answers, whatever is published, until `promote`. Learning goes on."""
+        """Pins the version: it answers until `promote`, whatever is published. Learning continues."""
         async with bodies.read(request) as body:
-            version = _version_in(body)
-        return await admin.roll_back(version, request)
+            version = _version_of(body)
+        return await switch.roll_back(version, request)
 
     @router.post(
         "/model/promote",
@@ -67,11 +154,11 @@ def add_admin_routes(router: APIRouter, parts: ServerParts, settings: ServeSetti
         tags=["admin"],
     )
     async def promote(request: Request) -> Response:
-        """Ends a rollback; where none stands, nothing changes."""
-        return await admin.promote(request)
+        """Ends a rollback. Without one, nothing changes."""
+        return await switch.promote(request)
 
 
-def _version_in(body: bytes) -> int:
+def _version_of(body: bytes) -> int:
     try:
         return RollbackBody.model_validate_json(body).version
     except ValidationError as error:
@@ -81,94 +168,8 @@ def _version_in(body: bytes) -> int:
         raise RequestError(422, "invalid_body", message) from error
 
 
-class _Admin:
-    """Changes the folder, and answers once this server serves what it is to serve. One change at a time."""
-
-    def __init__(self, parts: ServerParts, settings: ServeSettings) -> None:
-        self._predictor, self._clock, self._timeout_s = parts.predictor, parts.clock, settings.timeout_s
-        self._folder, self._files = parts.predictor.published.folder, parts.files
-        self._waiters = Waiters(parts.metrics, "another version", most=1)
-        self._busy = False
-
-    async def roll_back(self, version: int, request: Request) -> Response:
-        """Pin a version, once it has shown that it can be served.
-
-        Raises:
-            RequestError: 404, 422 or 503 with nothing changed; 503 `not_served_yet` where it is pinned, and this server
-                still answers with another.
-        """
-        with self._alone():
-            before = self._held_version()
-            pinned = await run_in_threadpool(self._pin, version)
-            log.warning("version_pinned", step=pinned.step, before_step=before, **_who(request))
-            return await self._answer(before, lambda held: held.pinned and held.identity == pinned.identity)
-
-    async def promote(self, request: Request) -> Response:
-        """Remove the pin.
-
-        Raises:
-            RequestError: 503, the folder cannot be written.
-        """
-        with self._alone():
-            before = self._held_version()
-            try:
-                was_pinned = await run_in_threadpool(unpin, self._folder, self._files)
-            except OSError as error:
-                raise _not_writable(error) from error
-            if was_pinned:
-                log.warning("version_unpinned", before_step=before, **_who(request))
-            return await self._answer(before, lambda held: not held.pinned)
-
-    def _pin(self, version: int) -> PublishedModel:
-        versions = {model.step: model for model in self._predictor.published.versions()}
-        if version not in versions:
-            message = f"Version {version} is not there, or not any more; GET /models lists what is."
-            raise RequestError(404, "unknown_version", message, details={"versions": sorted(versions)})
-        try:
-            self._predictor.check(versions[version])
-            return pin(self._folder, version, self._files)
-        except StateError as error:
-            raise RequestError(422, "not_servable", f"Nothing was changed: {error}") from error
-        except OSError as error:
-            raise _not_writable(error) from error
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        if self._busy:
-            raise overloaded("Another change of what is served is under way")
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
-
-    def _held_version(self) -> int | None:
-        try:
-            return self._predictor.current().step
-        except NotPublishedError:
-            return None
-
-    async def _answer(self, before: int | None, is_right: Callable[[LoadedModel], bool]) -> Response:
-        def is_served() -> bool:
-            return self._held_version() is not None and is_right(self._predictor.current())
-
-        if not await self._waiters.until(is_served, self._timeout_s):
-            known = "; ".join(self._predictor.notes()) or "its log says why"
-            message = f"It is done, but this server does not serve what it should yet: {known}."
-            raise retry_later(503, "not_served_yet", message)
-        held = self._predictor.current()
-        told = {
-            "model_version": held.step,
-            "published_at": iso(held.published_at_s),
-            "pinned": held.pinned,
-            "newest_version": self._predictor.newest_version,
-            "before": before,
-        }
-        return JsonReply(told)
-
-
-def _who(request: Request) -> dict[str, Any]:
-    """For the audit line: which request, from where."""
+def _origin(request: Request) -> dict[str, Any]:
+    """Fields of the audit line: which request, and from where."""
     return {
         "by": "http",
         "client": request.client.host if request.client else None,
@@ -177,7 +178,5 @@ def _who(request: Request) -> dict[str, Any]:
 
 
 def _not_writable(error: OSError) -> RequestError:
-    message = (
-        f"The published folder cannot be written from here: {error.strerror or error}; GET /models shows how it is."
-    )
+    message = f"The published folder cannot be written: {error.strerror or error}; GET /models shows its state."
     return retry_later(503, "not_writable", message)

@@ -1,23 +1,28 @@
-"""GET routes: the model, its scores, one label's life, metrics, and health. They read; they change nothing."""
+"""GET routes: the model, its scores, one label's life, metrics, and health. They change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
+from streamlearn import __version__
 from streamlearn.errors import NotPublishedError
 from streamlearn.ledger import LabelState, LabelStatus
-from streamlearn.metrics import CONTENT_TYPE
+from streamlearn.ledger.view import LedgerView
+from streamlearn.metrics import CONTENT_TYPE, ServerMetrics
+from streamlearn.records import Schema
 from streamlearn.serve.failures import RequestError, retry_later
-from streamlearn.serve.parts import ServerParts, ServeSettings
+from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.replies import JsonReply, iso
 from streamlearn.serve.schemas import SCORES, LabelReply, LiveReply, ModelReply, ReadyReply, responses
 from streamlearn.serve.scrape import merged
 from streamlearn.serve.waiting import Waiters
 
+STALE_AFTER_S = 120.0
+"""/health/ready fails after the learner has not been seen for this time."""
 _LINKS = {
     "docs": "/docs",
     "openapi": "/openapi.json",
@@ -33,22 +38,26 @@ _LINKS = {
 _NEVER_LEARNED = frozenset(
     {LabelState.EXPIRED, LabelState.ORPHAN, LabelState.HELD, LabelState.RETRACTED, LabelState.ERASED}
 )
-"""A label that has come so far is in no teacher, unless something else brings it back: nobody waits for it."""
+"""States of labels that no teacher will learn unless something changes: requests do not wait for them."""
+
+Status = Mapping[str, Any]
+"""A file that the learner writes about once a second: its heartbeat, or its scores."""
 
 
-def add_state_routes(router: APIRouter, parts: ServerParts, settings: ServeSettings) -> None:
-    """Add /, /model, /label/{id}, /score and /metrics."""
-    _add_model_routes(router, parts, settings)
-    _add_label_route(router, parts, settings)
-    _add_figures_routes(router, parts, settings)
-
-
-def _add_model_routes(router: APIRouter, parts: ServerParts, settings: ServeSettings) -> None:
+def add_model_routes(
+    router: APIRouter,
+    predictor: Predictor,
+    schema: Schema,
+    learner_status: Callable[[], Status | None],
+    *,
+    clock: Callable[[], float],
+) -> None:
+    """Add / and /model."""
 
     @router.get("/", include_in_schema=False)
     async def index() -> Response:
-        """Where to go from here."""
-        return JsonReply({"name": "streamlearn", "version": settings.version, "links": _LINKS})
+        """Links to the other routes."""
+        return JsonReply({"name": "streamlearn", "version": __version__, "links": _LINKS})
 
     @router.get(
         "/model",
@@ -58,29 +67,29 @@ def _add_model_routes(router: APIRouter, parts: ServerParts, settings: ServeSett
         tags=["predict"],
     )
     async def model() -> Response:
-        """Version and age of the teacher, what it takes, and the learner's last heartbeat."""
-        held = parts.predictor.current()
-        now_s = parts.clock()
-        status = parts.learner_status()
-        told = {
+        """Version and age of the teacher, its input, and the learner's last heartbeat."""
+        held, now_s, status = predictor.current(), clock(), learner_status()
+        reply = {
             "model_version": held.step,
             "published_at": iso(held.published_at_s),
             "age_s": round(max(0.0, now_s - held.published_at_s), 3),
             "factory": held.spec.factory,
             "classes": held.classes,
-            "shape": parts.schema.shape,
-            "dtype": parts.schema.dtype.name,
+            "shape": schema.shape,
+            "dtype": schema.dtype.name,
             "pinned": held.pinned,
-            "newest_version": parts.predictor.newest_version,
-            "notes": _notes(parts, status),
+            "newest_version": predictor.newest_version,
+            "notes": _notes(predictor, status),
             "learner": status,
             "learner_seen_s": _seen_s(status, now_s),
         }
-        return JsonReply(told)
+        return JsonReply(reply)
 
 
-def _add_label_route(router: APIRouter, parts: ServerParts, settings: ServeSettings) -> None:
-    waiters = Waiters(parts.metrics, "a label to be learned", most=settings.queue)
+def add_label_route(
+    router: APIRouter, predictor: Predictor, ledger: LedgerView, waiters: Waiters, *, timeout_s: float
+) -> None:
+    """Add /label/{id}. `waiters` are the requests that wait for a label to be learned."""
 
     @router.get(
         "/label/{sample_id:path}",
@@ -96,27 +105,31 @@ def _add_label_route(router: APIRouter, parts: ServerParts, settings: ServeSetti
             Query(
                 ge=0,
                 allow_inf_nan=False,
-                description="Wait so long, at most serve.timeout_s, until the served teacher has learned the label. "
-                "After a correction, POST /predict with `after` instead: the label before may be learned already.",
+                description="Wait until the served teacher has learned the label, at most serve.timeout_s. "
+                "After a correction, use POST /predict with `after`: the previous label may be learned already.",
             ),
         ] = 0.0,
     ) -> Response:
         """State, times, the prediction that it scored, and whether the served teacher has learned it."""
 
         def is_settled() -> bool:
-            status = parts.ledger.get(sample_id)
-            return status is not None and (status.state in _NEVER_LEARNED or _in_served_model(status, parts))
+            status = ledger.get(sample_id)
+            return status is not None and (status.state in _NEVER_LEARNED or _is_served(status, predictor))
 
         if wait_s > 0.0:
-            await waiters.until(is_settled, min(wait_s, settings.timeout_s))
-        status = parts.ledger.get(sample_id)
+            await waiters.until(is_settled, min(wait_s, timeout_s))
+        status = ledger.get(sample_id)
         if status is None:
-            message = "Neither a sample nor a label of this id is known: not read by the learner yet, or forgotten."
+            message = (
+                "No sample or label of this id is known: the learner has not read it yet, or it is past the horizon."
+            )
             raise RequestError(404, "unknown_sample", message, details={"id": sample_id[:512]})
-        return JsonReply(_label(sample_id, status, parts))
+        return JsonReply(_label(sample_id, status, predictor))
 
 
-def _add_figures_routes(router: APIRouter, parts: ServerParts, settings: ServeSettings) -> None:
+def add_score_route(router: APIRouter, scores: Callable[[], Status | None], *, clock: Callable[[], float]) -> None:
+    """Add /score."""
+
     @router.get(
         "/score",
         summary="How good the model is, from predictions made before their labels came",
@@ -125,12 +138,18 @@ def _add_figures_routes(router: APIRouter, parts: ServerParts, settings: ServeSe
         tags=["predict"],
     )
     async def score() -> Response:
-        """The learner's scores, as of about a second ago; `age_s` is since then."""
-        scores = parts.scores()
-        if not scores:
-            message = "The learner has written no scores yet: it takes labels of samples that were predicted before."
+        """The learner's scores; `age_s` is the time since they were written, about a second."""
+        found = scores()
+        if not found:
+            message = "The learner has written no scores yet: they need labels of samples that were predicted before."
             raise retry_later(503, "no_scores_yet", message)
-        return JsonReply({**scores, "age_s": _seen_s(scores, parts.clock())})
+        return JsonReply({**found, "age_s": _seen_s(found, clock())})
+
+
+def add_metrics_route(
+    router: APIRouter, name: str, metrics: ServerMetrics, siblings: Callable[[], Mapping[str, str]]
+) -> None:
+    """Add /metrics; `name` is the label of this process."""
 
     @router.get(
         "/metrics",
@@ -139,88 +158,97 @@ def _add_figures_routes(router: APIRouter, parts: ServerParts, settings: ServeSe
         response_class=Response,
         tags=["health"],
     )
-    async def metrics() -> Response:
+    async def scrape() -> Response:
         """This process's metrics and its siblings', each labelled with its process."""
-        text = await merged(settings.name, parts.metrics, parts.siblings())
+        text = await merged(name, metrics, siblings())
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
 
-def add_health_routes(router: APIRouter, parts: ServerParts, settings: ServeSettings) -> None:
-    """Add /health/live and /health/ready, which want no token."""
+def add_health_routes(
+    router: APIRouter,
+    predictor: Predictor,
+    learner_status: Callable[[], Status | None],
+    *,
+    clock: Callable[[], float],
+) -> None:
+    """Add /health/live and /health/ready, which need no token."""
 
     @router.get("/health/live", summary="Does the process run?", response_model=LiveReply, tags=["health"])
     async def live() -> Response:
-        """Always 200: restart the process where this does not answer."""
+        """Always 200. If it does not answer, restart the process."""
         return JsonReply({"live": True})
 
     @router.get(
         "/health/ready",
-        summary="Can predictions be had, from a model that still learns?",
+        summary="Are predictions available, from a model that still learns?",
         response_model=ReadyReply,
         responses={503: {"model": ReadyReply, "description": "Not ready; the reasons say why."}, **responses(422)},
         tags=["health"],
     )
     async def ready(
         require_learner: Annotated[
-            bool, Query(description="False: a model is enough, so that a dead learner does not take serving away.")
+            bool, Query(description="False: a model is enough, so that a dead learner does not stop serving.")
         ] = True,
     ) -> Response:
-        """503 before the first model, and while the learner is not seen for too long. Serving goes on all the same."""
-        status = parts.learner_status()
-        lacking, stale = _model_lacking(parts), _learner_lacking(status, parts.clock(), settings.stale_after_s)
-        is_ready = not lacking and (not stale or not require_learner)
-        reasons = [*lacking, *stale, *_notes(parts, status)]
+        """503 before the first model, and while the learner is not seen for 120 s. Predictions continue."""
+        status = learner_status()
+        missing, stale = _model_missing(predictor), _learner_missing(status, clock())
+        is_ready = not missing and (not stale or not require_learner)
+        reasons = [*missing, *stale, *_notes(predictor, status)]
         return JsonReply({"ready": is_ready, "reasons": reasons}, status_code=200 if is_ready else 503)
 
 
-def _model_lacking(parts: ServerParts) -> list[str]:
+def _model_missing(predictor: Predictor) -> list[str]:
     try:
-        parts.predictor.current()
+        predictor.current()
     except NotPublishedError as error:
         return [str(error)]
     return []
 
 
-def _learner_lacking(status: Mapping[str, Any] | None, now_s: float, stale_after_s: float) -> list[str]:
+def _learner_missing(status: Status | None, now_s: float) -> list[str]:
     seen_s = _seen_s(status, now_s)
-    if seen_s is None:
+    if status is None or seen_s is None:
         return ["no learner has been seen"]
-    if seen_s > stale_after_s:
-        state = "unknown" if status is None else status.get("state", "unknown")
-        return [f"learner not seen for {seen_s:.0f} s (last state: {state}); predictions go on with the last model"]
+    if seen_s > STALE_AFTER_S:
+        state = status.get("state", "unknown")
+        return [f"learner not seen for {seen_s:.0f} s (last state: {state}); the last model still answers"]
     return []
 
 
-def _notes(parts: ServerParts, status: Mapping[str, Any] | None) -> list[str]:
-    """What to know that takes no readiness away: a pinned version, a log that is away, what the guard has found."""
-    guard = None if status is None else status.get("guard")
-    notes = parts.predictor.notes()
-    if status is not None and status.get("state") == "log unavailable":
+def _notes(predictor: Predictor, status: Status | None) -> list[str]:
+    """Conditions that do not affect readiness: a pinned version, an unavailable log, the guard's findings."""
+    notes = predictor.notes()
+    if status is None:
+        return notes
+    if status.get("state") == "log unavailable":
         notes.append("the learner cannot read the log, and learns nothing until it is back")
+    guard = status.get("guard")
     if isinstance(guard, dict):
         if reasons := [str(reason) for reason in guard.get("reasons", ())]:
             notes.append(f"the learner's guard finds the model {', '.join(reasons)}")
         if guard.get("frozen"):
-            notes.append("the learner's guard holds new versions back until the model is well")
+            notes.append("the learner's guard publishes no new version until the model is healthy")
     return notes
 
 
-def _seen_s(status: Mapping[str, Any] | None, now_s: float) -> float | None:
-    """Seconds since a status was written; None where there was none."""
+def _seen_s(status: Status | None, now_s: float) -> float | None:
+    """Seconds since a status was written; None before the first."""
     time_s = None if status is None else status.get("time_s")
     return round(max(0.0, now_s - time_s), 3) if isinstance(time_s, int | float) else None
 
 
-def _in_served_model(status: LabelStatus, parts: ServerParts) -> bool:
+def _is_served(status: LabelStatus, predictor: Predictor) -> bool:
+    """Whether the served teacher has learned the label."""
     try:
-        served = parts.predictor.current().step
+        served = predictor.current().step
     except NotPublishedError:
         return False
     return status.first_trained_step is not None and served >= status.first_trained_step
 
 
-def _label(sample_id: str, status: LabelStatus, parts: ServerParts) -> dict[str, Any]:
-    classes = parts.predictor.classes
+def _label(sample_id: str, status: LabelStatus, predictor: Predictor) -> dict[str, Any]:
+    classes = predictor.classes
 
     def name(class_index: int | None) -> str | None:
         """None for a class that was named after the served teacher was published."""
@@ -237,7 +265,7 @@ def _label(sample_id: str, status: LabelStatus, parts: ServerParts) -> dict[str,
         "implied": status.implied,
         "scored": status.scored,
         "first_trained_step": status.first_trained_step,
-        "in_served_model": _in_served_model(status, parts),
+        "in_served_model": _is_served(status, predictor),
         "sample_position": None if status.sample_position is None else status.sample_position._asdict(),
         "sample_time_s": status.sample_time_s,
         "predicted_class": name(status.predicted_class),

@@ -1,4 +1,4 @@
-"""One /metrics for all processes: this one's own, and what its siblings on the same machine expose."""
+"""One /metrics for all processes of a machine: this one's own metrics, and those of its siblings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamlearn.metrics import ServerMetrics
 TIMEOUT_S = 1.0
 MAX_BYTES = 8 << 20
 _SCRAPE_FAILED = "streamlearn_scrape_failed{"
-# Whom we ask is on this machine. By default urllib asks HTTP_PROXY even for loopback, and a proxy knows no learner.
+# By default urllib uses HTTP_PROXY even for loopback, where a proxy cannot reach the siblings.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 _COMMENT = re.compile(r"# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.*)", re.DOTALL)
@@ -29,18 +29,18 @@ class _Family:
 
 
 def merge(texts: Mapping[str, str]) -> str:
-    """The expositions of several processes as one: families merged, each sample labelled with its process.
+    """Merge the expositions of several processes by family, and label each sample with its process.
 
-    Where two processes differ in a family's help or type, the first one's stands.
+    If two processes differ in a family's help or type, the first one's is used.
 
     Raises:
-        ValueError: a text is not such an exposition; the message names its process and line.
+        ValueError: a text is not an exposition; the message names its process and line.
     """
     families: dict[str, _Family] = {}
     for process, text in texts.items():
         label = 'process="' + process.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") + '"'
         family: _Family | None = None
-        # Not splitlines(): a label value may hold other line separators than the format's own.
+        # Not splitlines(): a label value may contain other line separators.
         for number, line in enumerate(text.split("\n"), 1):
             if match := _COMMENT.fullmatch(line):
                 family = families.setdefault(match[2], _Family())
@@ -49,14 +49,14 @@ def merge(texts: Mapping[str, str]) -> str:
                 labels = f"{label},{match[2]}" if match[2] else label
                 family.samples.append(f"{match[1]}{{{labels}}} {match[3]}")
             elif line and not line.startswith("#"):
-                msg = f"{process}: line {number} is not of Prometheus' text format: {line[:80]!r}"
+                msg = f"{process}: line {number} is not in Prometheus' text format: {line[:80]!r}"
                 raise ValueError(msg)
     merged = (line for family in families.values() for line in (*family.comments.values(), *family.samples))
     return "".join(f"{line}\n" for line in merged)
 
 
 def fetch(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
-    """A process's exposition; None where it does not answer with one in time."""
+    """A process's exposition; None if it does not answer with one in time."""
     if not url.startswith("http://"):
         return None
     try:
@@ -65,13 +65,13 @@ def fetch(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
         text = body.decode()
         merge({"": text})
     except (OSError, HTTPException, ValueError):
-        # OSError holds URLError and timeouts; ValueError a reply that is not an exposition.
+        # OSError includes URLError and timeouts; ValueError is a reply that is not an exposition.
         return None
     return text if len(body) <= MAX_BYTES else None
 
 
 async def merged(name: str, metrics: ServerMetrics, siblings: Mapping[str, str]) -> str:
-    """This process's metrics and its siblings', as one text. Who cannot be reached is left out, and a gauge says so."""
+    """The metrics of this process and its siblings as one text. A gauge reports siblings that cannot be reached."""
     targets = {process: url for process, url in siblings.items() if process != name}
     texts = await asyncio.gather(*(asyncio.to_thread(fetch, url) for url in targets.values()))
     reached = {process: text for process, text in zip(targets, texts, strict=True) if text is not None}
@@ -81,5 +81,5 @@ async def merged(name: str, metrics: ServerMetrics, siblings: Mapping[str, str])
 
 
 def _without_scrapes(text: str) -> str:
-    """A sibling's text without whom it could not reach when it was last asked itself: that may be long over."""
+    """A sibling's text without its own `scrape_failed` gauges, which date from its last scrape."""
     return "\n".join(line for line in text.split("\n") if not line.startswith(_SCRAPE_FAILED))

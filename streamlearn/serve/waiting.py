@@ -1,4 +1,4 @@
-"""Requests that wait for something to come true: bounded in number and in time, and none of them holds a thread."""
+"""Requests that wait for a condition: bounded in number and time, without a thread each."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from streamlearn.metrics import ServerMetrics
 from streamlearn.serve.failures import overloaded
 
 POLL_S = 0.05
-"""Between two looks. What is waited for comes from another process, which cannot wake us."""
+"""Interval of the checks. The condition changes in another process, which cannot notify us."""
 
 
 class Waiters:
-    """Requests that wait for one kind of thing. Used from one event loop."""
+    """Requests that wait for one kind of condition. Used from one event loop."""
 
     def __init__(self, metrics: ServerMetrics, what: str, *, most: int) -> None:
-        """At most so many wait at once; `what` says for what, for those that may not."""
+        """At most `most` requests wait at once; `what` names the condition in the 429 of further ones."""
         self._metrics, self._what, self._most = metrics, what, most
         self._waiting = 0
 
     async def until(self, is_true: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether it came true in time. It is looked at at once, so what is true already is never refused.
+        """Whether the condition becomes true in time. One that is true already never gets 429.
 
         Raises:
-            RequestError: 429 where it is not true yet, and too many wait.
+            RequestError: 429, it is not true yet and too many requests wait.
         """
         if is_true():
             return True

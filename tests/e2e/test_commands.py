@@ -1,4 +1,4 @@
-"""The commands as a person types them: help, errors, exit codes, the demo, and every command line of the README.
+"""The commands as a user types them: help, errors, exit codes, the demo, and every command line of the README.
 
 What needs no process of its own runs in this one, through `main`, so that torch is imported once.
 """
@@ -41,6 +41,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+WITH_SUBCOMMANDS = {**COMMANDS, **{f"models {name}": command for name, command in COMMANDS["models"].commands.items()}}
 DEMO_S = 30
 OF_A_DEMO = "# Written by `streamlearn demo`. Every setting there is: deploy/streamlearn.example.toml\n"
 
@@ -51,12 +52,12 @@ HOW = {
     "make check": ".ci/run",
     ".ci/run": ".ci/run",
     "curl -s http://127.0.0.1:8080/predict -H 'content-type: application/json' -d '{\"ids\": [\"digits-7\"]}'": (
-        f"{HERE}::test_the_curl_lines_of_the_readme_work_against_the_demo"
+        f"{HERE}::test_the_curl_commands_of_the_readme_work_with_the_demo"
     ),
     "curl -s http://127.0.0.1:8080/label -H 'content-type: application/json' "
-    '-d \'{"id": "digits-7", "label": "3"}\'': f"{HERE}::test_the_curl_lines_of_the_readme_work_against_the_demo",
+    '-d \'{"id": "digits-7", "label": "3"}\'': f"{HERE}::test_the_curl_commands_of_the_readme_work_with_the_demo",
     "curl -s http://127.0.0.1:8080/metrics | grep accuracy": (
-        f"{HERE}::test_the_curl_lines_of_the_readme_work_against_the_demo"
+        f"{HERE}::test_the_curl_commands_of_the_readme_work_with_the_demo"
     ),
     ".venv/bin/pip install -c constraints.txt -e '.[broker]'": f"{HERE}::test_what_the_readme_installs_is_there",
     ".venv/bin/streamlearn kafka": f"{HERE}::test_the_way_to_kafka_without_docker_works_as_the_readme_has_it",
@@ -66,22 +67,22 @@ HOW = {
     ".venv/bin/streamlearn simulate digits --config streamlearn.toml --rate 100": (
         f"{HERE}::test_the_way_to_kafka_without_docker_works_as_the_readme_has_it"
     ),
-    "streamlearn check --config FILE": f"{HERE}::test_check_says_ok_and_ends_with_0",
+    "streamlearn check --config FILE": f"{HERE}::test_check_reports_ok_and_exits_with_0",
     "streamlearn evaluate digits --label-probability 0.05 --delay 500": (
         f"{HERE}::test_evaluate_runs_the_protocol_of_the_readme"
     ),
-    "streamlearn rollback 400": "tests/unit/test_versions.py",
-    "streamlearn promote": "tests/unit/test_versions.py",
+    "streamlearn models pin 400": "tests/unit/test_versions.py",
+    "streamlearn models unpin": "tests/unit/test_versions.py",
     "docker compose up --build": "deploy/try-container.sh",
 }
-"""Each command line of the README, exactly, and what runs it: a test, or a script for what no test can have.
+"""Each command line of the README, exactly, and what runs it: a test, or a script if no test can.
 
 `python benchmarks/NAME.py` needs no entry: it is covered by being there.
 """
 
 
 class Result(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -93,7 +94,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """`streamlearn` with these arguments, in this process; what it changes in the process is put back."""
+    """`streamlearn` with these arguments, in this process. What it changes in the process is restored."""
     root = logging.getLogger()
     handlers, level, hook = root.handlers[:], root.level, threading.excepthook
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which `main` would set, for good
@@ -114,14 +115,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
 
 
 def examples(command: click.Command) -> list[list[str]]:
-    """Arguments of the example lines in a command's help."""
+    """Arguments of the examples in a command's help."""
     lines = [line.strip() for line in (command.help or "").splitlines()]
     found = [shlex.split(line) for line in lines if re.match(r"([A-Z_]+=\S+ )*streamlearn ", line)]
     return [words[words.index("streamlearn") + 1 :] for words in found]
 
 
 def commands_of(text: str) -> list[str]:
-    """Command lines of a Markdown text: those of `sh` fences, and those that stand in the prose as code."""
+    """Command lines of a Markdown text: of `sh` fences, and of inline code."""
     fenced = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     lines = [line.strip() for line in fenced.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -130,30 +131,31 @@ def commands_of(text: str) -> list[str]:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("name", COMMANDS)
-    def test_of_each_command_teaches_by_examples_that_work(self, name: str) -> None:
-        """It ends with 0, shows an example, and each example has only options that there are."""
-        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "160"})
-        found = examples(COMMANDS[name])
+    @pytest.mark.parametrize("name", WITH_SUBCOMMANDS)
+    def test_of_each_command_has_examples_that_work(self, name: str) -> None:
+        """Exit code 0, at least one example, and each example has only options that exist."""
+        command, path = WITH_SUBCOMMANDS[name], name.split()
+        shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "160"})
+        found = examples(command)
 
         assert shown.exit_code == 0
         assert "Example" in shown.output
         assert found
         for words in found:
-            assert words[0] == name
+            assert words[: len(path)] == path
             assert " ".join(words) in re.sub(r"\s+", " ", shown.output)
-            COMMANDS[name].make_context(name, words[1:])
+            command.make_context(name, words[len(path) :])
 
-    def test_of_the_program_names_every_command_and_where_to_begin(self, run: Run) -> None:
-        """The same without arguments."""
+    def test_of_the_program_lists_the_commands_and_where_to_start(self, run: Run) -> None:
+        """It starts with `streamlearn demo`."""
         shown = run("--help")
 
         assert shown.code == 0
         assert "streamlearn demo" in shown.out
         assert all(re.search(rf"^│ {name} ", shown.out, re.MULTILINE) for name in COMMANDS)
 
-    def test_the_version_is_told(self, run: Run) -> None:
-        """And nothing else."""
+    def test_version_prints_only_the_version(self, run: Run) -> None:
+        """On one line."""
         assert run("--version") == (0, f"streamlearn {__version__}\n", "")
 
 
@@ -168,8 +170,8 @@ class TestMistakes:
         assert "command line" in err
         assert "Traceback" not in err
 
-    def test_all_wrong_settings_are_told_at_once(self, run: Run, tmp_path: Path) -> None:
-        """Of the file and of the command line."""
+    def test_all_wrong_settings_are_reported_at_once(self, run: Run, tmp_path: Path) -> None:
+        """Of file and command line."""
         path = tmp_path / "streamlearn.toml"
         path.write_text("[serve]\nport = 99999\n[modl]\nfactory = 'mlp'\n")
 
@@ -182,16 +184,16 @@ class TestMistakes:
         ("arguments", "message"),
         [
             (("learn", "--config", "nowhere.toml"), "nowhere.toml: No such file"),
-            (("learn", "--set", "serve.port"), "wanted KEY=VALUE"),
-            (("demo", "--for", "soon"), "wanted a time such as 60s"),
-            (("demo", "--for", "-5s"), "wanted a time such as 60s"),
+            (("learn", "--set", "serve.port"), "expected KEY=VALUE"),
+            (("demo", "--for", "soon"), "expected a time such as 60s"),
+            (("demo", "--for", "-5s"), "expected a time such as 60s"),
             (("simulate", "no-such-set"), "no-such-set"),
         ],
     )
-    def test_a_slip_of_the_pen_is_one_message(
+    def test_a_wrong_argument_is_one_message(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
     ) -> None:
-        """Exit code 2; nothing was made."""
+        """Exit code 2; nothing is created."""
         monkeypatch.chdir(tmp_path)
 
         code, _, err = run(*arguments)
@@ -202,7 +204,7 @@ class TestMistakes:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_taken_port_ends_run_before_anything_starts(self, run: Run, tmp_path: Path) -> None:
-        """Exit code 2; it names the setting."""
+        """Exit code 2, with the setting."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             port = taken.getsockname()[1]
@@ -224,8 +226,8 @@ class TestMistakes:
         assert f"metrics.port = {port}: Address already in use" in err
 
 
-def test_check_says_ok_and_ends_with_0(run: Run, tmp_path: Path) -> None:
-    """One line a subject; nothing is changed by it."""
+def test_check_reports_ok_and_exits_with_0(run: Run, tmp_path: Path) -> None:
+    """One line per subject; it changes nothing."""
     config = write_config(tmp_path)
 
     code, out, _ = run("check", "--config", config)
@@ -237,7 +239,7 @@ def test_check_says_ok_and_ends_with_0(run: Run, tmp_path: Path) -> None:
 
 
 def test_evaluate_runs_the_protocol_of_the_readme(run: Run, tmp_path: Path) -> None:
-    """The README's line, into a folder of our own: a table, the curves, the picture."""
+    """The README's command: a table, the curves, the plot."""
     line = next(line for line in HOW if line.startswith("streamlearn evaluate "))
 
     code, out, _ = run(*shlex.split(line)[1:], "--out", tmp_path / "found", "-s", "learn.threads=1")
@@ -249,8 +251,8 @@ def test_evaluate_runs_the_protocol_of_the_readme(run: Run, tmp_path: Path) -> N
     assert (tmp_path / "found" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_check_says_error_and_ends_with_1(run: Run, tmp_path: Path) -> None:
-    """What is wrong is told in its place, text with brackets as it is."""
+def test_check_reports_an_error_and_exits_with_1(run: Run, tmp_path: Path) -> None:
+    """In the line of its subject; text with brackets is unchanged."""
     code, out, _ = run("check", "--config", write_config(tmp_path), "-s", "model.options={layers = [3]}")
 
     assert code == 1
@@ -260,7 +262,7 @@ def test_check_says_error_and_ends_with_1(run: Run, tmp_path: Path) -> None:
 
 class TestLearn:
     def test_sigterm_ends_it_with_a_checkpoint_of_the_last_step(self, run: Run, tmp_path: Path) -> None:
-        """Exit code 0; checkpoint, heartbeat and published teacher stand at one step, and `inspect` tells so.
+        """Exit code 0; checkpoint, heartbeat and published teacher have one step, which `inspect` shows.
 
         While it ran, a second learner on its folder ended with 3 and named it.
         """
@@ -292,8 +294,8 @@ class TestLearn:
 
 
 class TestRun:
-    def test_a_killed_supervisor_takes_its_processes_along(self, tmp_path: Path) -> None:
-        """Nobody stays to hold the port and the lock."""
+    def test_children_of_a_killed_supervisor_exit(self, tmp_path: Path) -> None:
+        """No process holds the port or the lock."""
         process = start("run", "--config", write_config(tmp_path), output=tmp_path / "run.log")
         try:
             until(lambda: heartbeat(tmp_path).get("state") == "learning", "a learner")
@@ -307,7 +309,7 @@ class TestRun:
 
 @dataclass
 class Demo:
-    """A demo that was run to its end, and what a person at another terminal saw meanwhile."""
+    """A finished demo, and what a user at another terminal saw while it ran."""
 
     folder: Path
     url: str = ""
@@ -315,14 +317,14 @@ class Demo:
     code: int | None = None
     took_s: float = 0.0
     curls: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Exit status and output of each curl line of the README."""
+    """Exit status and output of each curl command of the README."""
     label: Any = None
-    """What became of the label that one of them posted."""
+    """The state of the label that one of them posted."""
     left: list[int] = field(default_factory=list)
-    """Processes that named its folder after its end."""
+    """Processes with its folder in their arguments after its end."""
 
     def events(self) -> list[str]:
-        """Of all processes. Several write to one file, so their lines may run into each other."""
+        """Log lines of all processes. Several write to one file, so lines may be interleaved."""
         return re.findall(r'"event": "(\w+)"', (self.folder / "processes.log").read_text())
 
 
@@ -339,7 +341,7 @@ def processes_naming(folder: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """`streamlearn demo --for 30s --port 0` in the folder of an earlier one, and the README's curl lines beside."""
+    """`streamlearn demo --for 30s --port 0` in the folder of an earlier one, and the README's curl commands."""
     top = tmp_path_factory.mktemp("demo")
     done, said = Demo(top / "state"), top / "said.txt"
     done.folder.mkdir()
@@ -373,7 +375,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.mark.timeout(180)
 def test_the_demo_learns_serves_and_ends_cleanly(demo: Demo) -> None:
-    """Plain lines reach a served version and a model that learns; it ends by itself with 0, and nothing still runs."""
+    """A version is served, the model learns, it exits with 0, and no process is left."""
     lines = re.findall(r"^step (\d+) .* accuracy teacher (\S+) .* served version (\d+)$", demo.output, re.MULTILINE)
     last_step, last_accuracy, last_version = lines[-1]
 
@@ -386,8 +388,8 @@ def test_the_demo_learns_serves_and_ends_cleanly(demo: Demo) -> None:
     assert demo.left == []
 
 
-def test_every_process_of_the_demo_ends_in_order(demo: Demo) -> None:
-    """Servers and learner say so, no card of a process is left, and the last step is in a checkpoint."""
+def test_every_process_of_the_demo_stops_cleanly(demo: Demo) -> None:
+    """Servers and learner log it, no card is left, and the last step is in a checkpoint."""
     events = demo.events()
 
     assert events.count("server_stopped") == events.count("server_started") == 2
@@ -400,13 +402,13 @@ def test_every_process_of_the_demo_ends_in_order(demo: Demo) -> None:
     assert sorted(state.checkpoints.iterdir())[-1].name.endswith(f"{published.step:012d}.ckpt")
 
 
-def test_a_demo_makes_its_folder_anew(demo: Demo) -> None:
-    """Where the one there is a demo's."""
+def test_a_demo_replaces_its_folder(demo: Demo) -> None:
+    """If it is a demo's."""
     assert not (demo.folder / "of-an-earlier-demo").exists()
     assert load_config(demo.folder / "streamlearn.toml", environ={}).state.dir == demo.folder
 
 
-def test_the_curl_lines_of_the_readme_work_against_the_demo(demo: Demo) -> None:
+def test_the_curl_commands_of_the_readme_work_with_the_demo(demo: Demo) -> None:
     """A prediction that names its model, a label that is durable and later learned, and the accuracy in the metrics."""
     predict, label, metrics = (demo.curls[line] for line in HOW if line.startswith("curl"))
     answer, taken = json.loads(predict[1]), json.loads(label[1])
@@ -422,8 +424,8 @@ def test_the_curl_lines_of_the_readme_work_against_the_demo(demo: Demo) -> None:
     )
 
 
-def test_the_demo_prints_the_curl_lines_of_the_readme(demo: Demo) -> None:
-    """With its own port."""
+def test_the_demo_prints_the_curl_commands_of_the_readme(demo: Demo) -> None:
+    """With its port."""
     printed = [line.strip() for line in demo.output.splitlines() if line.strip().startswith("curl")]
 
     assert [line.replace(demo.url, "http://127.0.0.1:8080") for line in printed] == list(demo.curls)
@@ -431,8 +433,8 @@ def test_the_demo_prints_the_curl_lines_of_the_readme(demo: Demo) -> None:
 
 class TestDemoFolder:
     @pytest.mark.parametrize("name", ["thesis.txt", "streamlearn.toml"])
-    def test_one_that_is_not_its_own_is_left_alone(self, run: Run, tmp_path: Path, name: str) -> None:
-        """A file of another name, or a config that somebody wrote by hand."""
+    def test_another_folder_is_left_alone(self, run: Run, tmp_path: Path, name: str) -> None:
+        """With a file of another name, or a config written by hand."""
         (tmp_path / name).write_text("[serve]\nport = 1\n")
 
         code, _, err = run("demo", "--for", "1s", "--port", 0, "--state", tmp_path)
@@ -442,7 +444,7 @@ class TestDemoFolder:
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
     def test_a_file_in_its_place_is_left_alone(self, run: Run, tmp_path: Path) -> None:
-        """And named."""
+        """The error names it."""
         path = tmp_path / "demo-state"
         path.write_text("mine")
 
@@ -453,10 +455,10 @@ class TestDemoFolder:
         assert path.read_text() == "mine"
 
     @pytest.mark.parametrize("owner", ["learner", "daemon"])
-    def test_one_that_still_runs_is_left_alone(
+    def test_the_folder_of_a_running_demo_is_left_alone(
         self, run: Run, tmp_path: Path, owner: Literal["learner", "daemon"]
     ) -> None:
-        """Exit code 3, also while its learner is started anew: the ground is not pulled from under the first."""
+        """Exit code 3, also while its learner restarts."""
         (tmp_path / "streamlearn.toml").write_text(OF_A_DEMO)
 
         with state_lock(StatePaths(tmp_path), owner):
@@ -471,7 +473,7 @@ class TestDemoFolder:
 def local_kafka(
     kafka_broker: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
-    """`streamlearn kafka` on a free port. Skips where no broker can be had, as the others do."""
+    """`streamlearn kafka` on a free port. Skips if no broker is available."""
     assert kafka_broker
     try:
         java_command()
@@ -496,7 +498,7 @@ def test_the_way_to_kafka_without_docker_works_as_the_readme_has_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`kafka`, `run` and `simulate` with the README's own streamlearn.toml, ports aside: what is sent is learned.
+    """`kafka`, `run` and `simulate` with the README's streamlearn.toml, except for ports: samples sent are learned.
 
     At SIGTERM the daemon ends with 0, then Kafka does, and nobody listens any more.
     """
@@ -539,36 +541,38 @@ def test_the_way_to_kafka_without_docker_works_as_the_readme_has_it(
 
 class TestReadme:
     def test_every_command_is_run_by_something(self) -> None:
-        """A new command needs an entry in the table above; one that is gone leaves it. The table names what exists."""
+        """The table above has exactly the commands of the README, and names existing tests."""
         found = [line for line in commands_of(README) if not line.startswith("python benchmarks/")]
 
-        assert set(found) - set(HOW) == set(), "in the README, and run by nothing"
-        assert set(HOW) - set(found) == set(), "in the table, and not in the README"
+        assert set(found) - set(HOW) == set(), "in the README, but run by nothing"
+        assert set(HOW) - set(found) == set(), "in the table, but not in the README"
         for how in HOW.values():
             path, _, name = how.partition("::")
             assert (ROOT / path).exists(), how
             assert not name or name in globals(), how
 
     def test_every_benchmark_that_it_names_is_there(self) -> None:
-        """With its options left aside."""
+        """Options are ignored."""
         names = [shlex.split(line)[1] for line in commands_of(README) if line.startswith("python benchmarks/")]
 
         assert names
         assert [name for name in names if not (ROOT / name).exists()] == []
 
     def test_every_option_that_it_names_is_there(self) -> None:
-        """Of our own commands, whether they are run here or not."""
+        """For commands of streamlearn."""
         ours = [shlex.split(line) for line in commands_of(README) if re.match(r"\S*streamlearn ", line)]
 
         assert len(ours) >= 3
         for _, name, *arguments in ours:
-            COMMANDS[name].make_context(name, arguments)
+            if name == "models":
+                name, *arguments = f"models {arguments[0]}", *arguments[1:]  # noqa: PLW2901
+            WITH_SUBCOMMANDS[name].make_context(name, arguments)
 
     @pytest.mark.parametrize(
         ("target", "ends"), [("demo", "bin/streamlearn demo"), ("test", "bin/python -m pytest -n 2 --dist loadfile")]
     )
     def test_what_make_runs_is_what_is_tested(self, target: str, ends: str) -> None:
-        """The last of its commands, after the installation."""
+        """The last command, after the installation."""
         # These tests may run under make themselves: its variables must not reach the one that is asked here.
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
         ask = ["make", "-n", "--no-print-directory", target]
@@ -578,6 +582,6 @@ class TestReadme:
 
 
 def test_what_the_readme_installs_is_there() -> None:
-    """The constraints file, and the extra; installing itself is what `make` does in every fresh clone."""
+    """The constraints file, and the extra. `make` tests the installation."""
     assert (ROOT / "constraints.txt").is_file()
     assert re.search(r"^broker = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

@@ -175,10 +175,11 @@ class TestSecrets:
         secrets = yaml.safe_load((DEPLOY / "compose.secrets.yml").read_text())
         service = secrets["services"]["streamlearn"]
         environ = {**environment_of("streamlearn"), **service["environment"]}
-        mounted = {name: value for name, value in environ.items() if value.startswith("/run/secrets/")}
-        for value in mounted.values():
-            (tmp_path / Path(value).name).write_text(f"secret of {Path(value).name}\n")
-            environ |= {name: str(tmp_path / Path(path).name) for name, path in mounted.items()}
+        mounted = {name: value for name, value in environ.items() if value.startswith("file:/run/secrets/")}
+        for name, value in mounted.items():
+            file = tmp_path / Path(value).name
+            file.write_text(f"secret of {file.name}\n")
+            environ[name] = f"file:{file}"
 
         serve = load_config(CONTAINER_CONFIG, environ=environ).serve
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from harness.disk import SmallDisk, may_mount
 
-from streamlearn.app.server import _registered
+from streamlearn.app.siblings import registered
 from streamlearn.errors import LogUnavailableError, StoreError
 from streamlearn.ledger.store import Store
 from streamlearn.log.embedded import EmbeddedLog
@@ -215,10 +215,10 @@ def test_a_server_serves_although_it_cannot_register(disk: SmallDisk) -> None:
     paths = StatePaths(disk.folder)
     disk.fill()
     try:
-        with _registered(paths, "server-0", 9):
+        with registered(paths, "server-0", 9):
             assert not list(paths.processes.glob("*"))
     finally:
         disk.free()
 
-    with _registered(paths, "server-0", 9):
+    with registered(paths, "server-0", 9):
         assert [path.name for path in paths.processes.glob("*")] == ["server-0.json"]

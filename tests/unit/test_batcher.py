@@ -1,4 +1,4 @@
-"""The batcher: one inference thread that groups what waits, within bounds of queue and time."""
+"""The batcher: one inference thread that groups waiting requests, within bounds of queue and time."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ WAIT_S = 5.0
 
 
 class Scripted:
-    """A model that answers each row with (value, version), counts its forward passes, and may be held up."""
+    """A model that answers each row with (value, version), counts its forward passes, and has a gate."""
 
     def __init__(self, version: int = 1) -> None:
         self.version = version
@@ -35,11 +35,11 @@ def rows(*values):
     return np.array([[value] for value in values], np.float32)
 
 
-def run(model_or_current, play, *, queue=4, batch=8):
-    """Run `play(batcher)` against a started batcher in an event loop of its own."""
+def run(model_or_current, play, *, queue=4, batch_rows=8):
+    """Run `play(batcher)` with a started batcher in a new event loop."""
     current = model_or_current if callable(model_or_current) else lambda: model_or_current
     metrics = ServerMetrics(version="1")
-    batcher = Batcher(current, metrics, queue=queue, batch=batch)
+    batcher = Batcher(current, metrics, queue=queue, batch_rows=batch_rows)
 
     async def main():
         batcher.start()
@@ -57,7 +57,7 @@ async def until(event):
 
 class TestGrouping:
     def test_an_idle_batcher_answers_one_request_at_once(self):
-        """Nothing waits for company."""
+        """Without waiting for others."""
         model = Scripted()
 
         (probs, by), _ = run(model, lambda batcher: batcher.predict(rows(7), WAIT_S))
@@ -67,7 +67,7 @@ class TestGrouping:
         assert model.sizes == [1]
 
     def test_requests_that_wait_together_share_a_forward_pass_and_get_their_own_rows(self):
-        """While one pass runs, others gather, and each request gets the answers to its own rows in order."""
+        """Requests gather during a pass. Each gets the answers to its own rows, in order."""
         model = Scripted()
 
         async def play(batcher):
@@ -86,7 +86,7 @@ class TestGrouping:
         assert "streamlearn_predict_batch_rows_sum 6.0" in text
 
     def test_a_group_holds_at_most_one_batch(self):
-        """The request that would go over the bound waits for the next pass."""
+        """The request past the bound waits for the next pass."""
         model = Scripted()
 
         async def play(batcher):
@@ -98,12 +98,12 @@ class TestGrouping:
             model.gate.set()
             await asyncio.gather(*tasks)
 
-        run(model, play, batch=4)
+        run(model, play, batch_rows=4)
 
         assert model.sizes == [1, 3, 3, 3]
 
     def test_a_request_larger_than_a_batch_is_split_and_answered_by_one_teacher(self):
-        """I5: a teacher that is published in the middle of a request does not answer its second half."""
+        """I5: a teacher published during a request does not answer its second half."""
         versions = iter(range(1, 100))
 
         (probs, by), _ = run(
@@ -116,8 +116,8 @@ class TestGrouping:
 
 
 class TestBounds:
-    def test_a_full_queue_refuses_with_429_and_says_when_to_come_back(self):
-        """The bound is on requests that wait; the one in the pass does not count."""
+    def test_a_full_queue_is_429_with_retry_after(self):
+        """The bound is on waiting requests, not on those in the pass."""
         model = Scripted()
 
         async def play(batcher):
@@ -138,7 +138,7 @@ class TestBounds:
         assert 'streamlearn_rejected_total{reason="queue_full"} 1.0' in text
 
     def test_waiting_rows_are_bounded_too(self):
-        """A few large requests fill the queue as many small ones do, until they are taken out of it."""
+        """A few large requests fill the queue like many small ones."""
         model = Scripted()
 
         async def play(batcher):
@@ -156,12 +156,12 @@ class TestBounds:
             await asyncio.gather(*tasks)
             return refused.value.status
 
-        status, _ = run(model, play, queue=4, batch=4)
+        status, _ = run(model, play, queue=4, batch_rows=4)
 
         assert status == 429
 
     def test_a_wait_past_its_deadline_is_504_and_is_not_predicted_later(self):
-        """Nobody waits for that answer, so no pass is spent on it."""
+        """No pass is spent on it."""
         model = Scripted()
 
         async def play(batcher):
@@ -181,7 +181,7 @@ class TestBounds:
         assert 'streamlearn_rejected_total{reason="timeout"} 1.0' in text
 
     def test_a_cancelled_request_is_dropped(self):
-        """A client that left costs no pass."""
+        """No pass is spent on it."""
         model = Scripted()
 
         async def play(batcher):
@@ -201,8 +201,8 @@ class TestBounds:
 
 
 class TestFailures:
-    def test_no_teacher_is_told_to_the_request(self):
-        """The error rises where the request waits."""
+    def test_a_missing_teacher_is_an_error_of_the_request(self):
+        """It is raised in the request."""
 
         def none_yet():
             raise NotPublishedError("none")
@@ -211,7 +211,7 @@ class TestFailures:
             run(none_yet, lambda batcher: batcher.predict(rows(1), WAIT_S))
 
     def test_a_model_that_fails_does_not_end_the_thread(self):
-        """The request gets the error, the next one its answer."""
+        """The request gets the error; the next one is answered."""
         model = Scripted()
         broken = iter([True, False])
 
@@ -229,8 +229,8 @@ class TestFailures:
 
         assert probs[0, 0] == 2
 
-    def test_closing_answers_what_waits_and_refuses_what_comes(self):
-        """A stop drains."""
+    def test_close_answers_waiting_requests_and_refuses_later_ones(self):
+        """The queue is drained."""
         model = Scripted()
 
         async def play(batcher):

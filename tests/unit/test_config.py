@@ -22,15 +22,15 @@ class TestPrecedence:
     def test_the_later_source_wins(self, tmp_path: Path) -> None:
         """Defaults, file, environment, command line."""
         file = tmp_path / "a.toml"
-        file.write_text("[serve]\nport = 1\nqueue = 2\nbatch = 3\n")
+        file.write_text("[serve]\nport = 1\nmax_body_bytes = 2000\ntimeout_s = 3\n")
 
         serve = load_config(
             file,
-            environ={"STREAMLEARN_SERVE__QUEUE": "20", "STREAMLEARN_SERVE__BATCH": "30"},
-            overrides={"serve.batch": "300"},
+            environ={"STREAMLEARN_SERVE__MAX_BODY_BYTES": "3000", "STREAMLEARN_SERVE__TIMEOUT_S": "4"},
+            overrides={"serve.timeout_s": "5"},
         ).serve
 
-        assert (serve.port, serve.queue, serve.batch, serve.processes) == (1, 20, 300, 2)
+        assert (serve.port, serve.max_body_bytes, serve.timeout_s, serve.processes) == (1, 3000, 5.0, 2)
 
     def test_lists_and_tables_come_as_toml(self) -> None:
         """So every key can be set from the environment."""

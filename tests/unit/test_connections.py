@@ -1,4 +1,4 @@
-"""Connections over a real socket: what is no HTTP, what is too large, and who is too slow."""
+"""Connections over a real socket: invalid HTTP, large headers, slow clients, pipelining."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def post(path: str, *lines: str) -> bytes:
 
 
 LARGE = b"x" * (32 << 20)
-"""More than fits into the buffers of a socket."""
+"""More than the buffers of a socket hold."""
 
 
 async def large_answer(scope: Any, receive: Any, send: Any) -> None:
-    """An application whose every answer is large."""
+    """An application with large answers."""
     assert scope["type"] == "http"
     headers = [(b"content-length", b"%d" % len(LARGE))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -48,14 +48,14 @@ async def large_answer(scope: Any, receive: Any, send: Any) -> None:
 
 
 def error_in(reply: bytes, status: int, code: str) -> None:
-    """Hold a raw reply to the one error shape."""
+    """Check that a raw reply has the one error shape."""
     head, _, body = reply.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), reply[:200]
     assert b"content-type: application/json" in head.lower()
-    told = schemas.Error.model_validate_json(body).error
-    assert told.code == code
-    assert told.request_id is not None
-    assert told.request_id.encode() in head
+    reported = schemas.Error.model_validate_json(body).error
+    assert reported.code == code
+    assert reported.request_id is not None
+    assert reported.request_id.encode() in head
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def port(served: Served) -> Iterator[int]:
         yield found
 
 
-class TestWhatIsNoRequest:
+class TestInvalidRequests:
     @pytest.mark.parametrize(
         "sent",
         [
@@ -86,25 +86,23 @@ class TestWhatIsNoRequest:
             b"\x00" * 100,
         ],
     )
-    def test_is_answered_with_400_in_the_one_shape(self, port: int, sent: bytes) -> None:
-        """TLS, noise, two lengths that contradict each other, methods of proxies: the connection ends."""
+    def test_get_400_in_the_one_shape(self, port: int, sent: bytes) -> None:
+        """TLS, noise, contradicting lengths, methods of proxies: the connection is closed."""
         error_in(exchange(port, sent), 400, "bad_request")
 
-    def test_an_upgrade_is_answered_as_if_it_had_not_been_asked_for(self, port: int) -> None:
-        """There are no websockets here."""
+    def test_an_upgrade_is_answered_like_any_request(self, port: int) -> None:
+        """There are no websockets."""
         reply = exchange(port, LIVE + b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n")
 
         assert reply.startswith(b"HTTP/1.1 200 ")
 
     def test_http_1_0_without_a_host_is_answered(self, port: int) -> None:
-        """Though this server has no token, and refuses hosts that are not loopback: every browser sends one."""
+        """Although this server checks Host: every browser sends it."""
         assert exchange(port, b"GET /model HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
         error_in(exchange(port, b"GET /model HTTP/1.1\r\nhost: a\r\n" + CLOSE), 403, "wrong_host")
 
-    def test_noise_never_takes_the_server_down(
-        self, port: int, served: Served, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """Valid requests, damaged: each connection ends in time, with HTTP or with nothing; no error is logged."""
+    def test_noise_does_not_stop_the_server(self, port: int, served: Served, caplog: pytest.LogCaptureFixture) -> None:
+        """Damaged requests: each connection closes in time, with a reply or none; no error is logged."""
         rng = random.Random(20261124)
         valid = [LIVE + CLOSE, post("/label", f"content-length: {len(LABEL)}", "connection: close") + LABEL]
         for _ in range(30):
@@ -120,22 +118,22 @@ class TestWhatIsNoRequest:
 class TestSizes:
     @pytest.mark.parametrize("ended", [True, False])
     def test_headers_past_the_bound_get_431(self, port: int, ended: bool) -> None:
-        """Whether they end or not, many or one."""
+        """Complete or not, many or one."""
         pieces = [LIVE + b"x: ", b"y" * 5000, b"\r\n\r\n" * ended]
         error_in(exchange(port, *pieces, pause_s=0.05), 431, "headers_too_large")
         error_in(exchange(port, LIVE + b"x: y\r\n" * 800 + b"\r\n" * ended), 431, "headers_too_large")
 
     def test_a_long_url_counts_too(self, port: int) -> None:
-        """It is kept whole until it ends."""
+        """It is buffered until it ends."""
         error_in(exchange(port, b"GET /" + b"x" * 5000), 431, "headers_too_large")
 
-    def test_headers_within_it_are_taken(self, port: int) -> None:
-        """Nearly as many as may be."""
+    def test_headers_within_the_bound_are_accepted(self, port: int) -> None:
+        """Just below it."""
         assert exchange(port, LIVE + b"x: " + b"y" * 3800 + b"\r\n" + CLOSE).startswith(b"HTTP/1.1 200 ")
 
     @pytest.mark.parametrize("piece", [b"x: y\r\n", b"x" * 1000])
-    def test_trailers_without_end_end_the_connection(self, port: int, piece: bytes) -> None:
-        """A parser would collect them for ever."""
+    def test_endless_trailers_close_the_connection(self, port: int, piece: bytes) -> None:
+        """The parser would collect them indefinitely."""
         started = time.monotonic()
         sent = post("/label", "transfer-encoding: chunked") + b"1\r\n{\r\n0\r\n"
 
@@ -143,8 +141,8 @@ class TestSizes:
 
         assert time.monotonic() - started < 5.0
 
-    def test_a_body_in_chunks_of_one_byte_is_taken(self, port: int) -> None:
-        """However much of what is received is framing."""
+    def test_a_body_in_chunks_of_one_byte_is_accepted(self, port: int) -> None:
+        """Framing does not count as header bytes."""
         chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in LABEL + b" " * 2000) + b"0\r\n\r\n"
 
         reply = exchange(port, post("/label", "transfer-encoding: chunked", "connection: close") + chunks)
@@ -154,8 +152,8 @@ class TestSizes:
 
 class TestSlowClients:
     @pytest.mark.parametrize("sent", [b"", b"GET", LIVE, LIVE + b"x: y"])
-    def test_a_header_that_does_not_end_in_time_ends_the_connection(self, port: int, sent: bytes) -> None:
-        """With 408 where something came; who has said nothing is told nothing."""
+    def test_a_header_that_times_out_closes_the_connection(self, port: int, sent: bytes) -> None:
+        """With 408 if a request has begun, without a reply if not."""
         started = time.monotonic()
         reply = exchange(port, sent)
 
@@ -165,8 +163,8 @@ class TestSlowClients:
         else:
             assert reply == b""
 
-    def test_one_byte_at_a_time_wins_no_time(self, port: int) -> None:
-        """The classic: each byte in time, the request never."""
+    def test_a_byte_at_a_time_does_not_extend_the_timeout(self, port: int) -> None:
+        """Slowloris."""
         started = time.monotonic()
 
         reply = exchange(port, *[bytes([byte]) for byte in LIVE * 3], pause_s=0.05)
@@ -174,8 +172,8 @@ class TestSlowClients:
         assert time.monotonic() - started < 3.0 + 0.05 * len(LIVE * 3)
         assert reply == b"" or reply.startswith(b"HTTP/1.1 408 ")
 
-    def test_a_second_request_has_as_little_time(self, port: int) -> None:
-        """The bound is for each request, not for the first."""
+    def test_a_second_request_has_the_same_timeout(self, port: int) -> None:
+        """The timeout is per request."""
         with connected(port) as client:
             client.sendall(LIVE + b"\r\n")
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
@@ -186,13 +184,13 @@ class TestSlowClients:
             assert time.monotonic() - started < 3.0
 
     def test_a_slow_body_gets_408(self, port: int) -> None:
-        """`serve.timeout_s` for all of it, however it drips."""
+        """`serve.timeout_s` for the whole body."""
         reply = exchange(port, post("/label", "content-length: 100"), *[b" "] * 12, pause_s=0.1)
 
         error_in(reply, 408, "body_timeout")
 
-    def test_a_body_that_goes_on_after_its_answer_ends_the_connection(self, port: int) -> None:
-        """A route that reads no body, or refused it, waits for none."""
+    def test_a_body_that_continues_after_its_answer_closes_the_connection(self, port: int) -> None:
+        """A route that reads no body does not wait for it."""
         started = time.monotonic()
 
         reply = exchange(port, post("/nowhere", "content-length: 100000"), *[b" "] * 20, pause_s=0.1)
@@ -201,7 +199,7 @@ class TestSlowClients:
         assert reply == b"" or reply.startswith(b"HTTP/1.1 404 ")
 
     def test_a_client_that_does_not_read_its_answer_is_disconnected(self) -> None:
-        """Else a closed connection waits for its client with all of the answer; here it holds the only place."""
+        """Otherwise a closed connection keeps its answer in memory; here it uses the only slot."""
         with serving(large_answer, replace(LIMITS, max_connections=1)) as port, connected(port) as client:
             client.sendall(LIVE + b"\r\n")
             time.sleep(0.2)
@@ -210,8 +208,8 @@ class TestSlowClients:
 
             assert exchange(port, LIVE + CLOSE).startswith(b"HTTP/1.1 200 ")
 
-    def test_a_client_that_reads_its_answers_is_not(self) -> None:
-        """Though at some moment of each there is something to write, for longer than one answer may take."""
+    def test_a_client_that_reads_its_answers_is_not_disconnected(self) -> None:
+        """Although the write buffer is never empty for longer than the timeout."""
         with serving(large_answer, LIMITS) as port, connected(port) as client:
             started = time.monotonic()
             while time.monotonic() - started < 3 * LIMITS.write_timeout_s:
@@ -227,7 +225,7 @@ class TestSlowClients:
 class TestPipelining:
     @pytest.mark.parametrize("rounds", [1, 30])
     def test_one_request_and_sixteen_behind_it_are_answered(self, port: int, rounds: int) -> None:
-        """As often as a client likes: the limit is on what waits, not on how many come."""
+        """Repeatedly: the limit is on waiting requests, not on their total."""
         count = Limits().max_waiting + 1
         with connected(port) as client:
             for _ in range(rounds):
@@ -238,8 +236,8 @@ class TestPipelining:
 
                 assert got.count(b"HTTP/1.1 ") == count
 
-    def test_more_than_that_end_the_connection(self, tmp_path: Path) -> None:
-        """A read can hold thousands: of these none is parsed that would have to wait behind sixteen."""
+    def test_more_than_that_close_the_connection(self, tmp_path: Path) -> None:
+        """One read may hold thousands; none behind the sixteenth is parsed."""
         other = Served(tmp_path)
         with serving(other.app) as port:
             got = exchange(port, b"GET /health/live HTTP/1.1\r\n\r\n" * 5000)
@@ -252,8 +250,8 @@ class TestPipelining:
 
         assert got.count(b"HTTP/1.1 ") <= answered <= 1, "the one that was running, no other"
 
-    def test_nothing_more_is_read_while_requests_wait(self) -> None:
-        """Not after an answer either: a body that waits must grow by nothing meanwhile."""
+    def test_reading_stops_while_requests_wait(self) -> None:
+        """Also after an answer: a waiting body must not grow."""
         may_answer = threading.Semaphore(0)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -264,7 +262,7 @@ class TestPipelining:
             await send({"type": "http.response.body", "body": b""})
 
         def sent_until_full(client: socket.socket) -> int:
-            """Bytes that are taken until nothing is for a while, or that are more than any buffer."""
+            """Bytes accepted until sending stalls, or until they exceed any buffer."""
             total, idle_at = 0, time.monotonic() + 0.5
             while time.monotonic() < idle_at and total < 32 << 20:
                 try:
@@ -290,8 +288,8 @@ class TestPipelining:
 
 
 class TestNumbers:
-    def test_more_connections_than_may_be_get_503_at_once(self, served: Served, tmp_path: Path) -> None:
-        """And there is room again when one ends."""
+    def test_connections_past_the_bound_get_503_at_once(self, served: Served, tmp_path: Path) -> None:
+        """A closed connection makes room."""
         other = Served(tmp_path)
         limits = Limits(max_connections=3, header_timeout_s=30.0)
         with serving(other.app, limits) as port, ExitStack() as held:
@@ -303,14 +301,14 @@ class TestNumbers:
 
             assert exchange(port, LIVE + CLOSE).startswith(b"HTTP/1.1 200 ")
 
-    def test_fewer_where_the_process_may_open_few_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Else accept fails, for the metrics and the log as well."""
+    def test_the_bound_is_lower_if_the_process_may_open_few_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Otherwise accept would fail, also for metrics and log."""
         monkeypatch.setattr(resource, "getrlimit", lambda _: (512, 512))
 
         assert limits_of_process().max_connections == 256
 
-    def test_a_prediction_still_fits_through(self, port: int) -> None:
-        """The bounds are no obstacle to who is honest."""
-        status, told = ask(f"http://127.0.0.1:{port}/predict", {"instances": [X] * 8})
+    def test_a_prediction_fits_within_all_bounds(self, port: int) -> None:
+        """A normal request is not affected."""
+        status, reported = ask(f"http://127.0.0.1:{port}/predict", {"instances": [X] * 8})
 
-        assert (status, len(told["predictions"])) == (200, 8)
+        assert (status, len(reported["predictions"])) == (200, 8)

@@ -1,4 +1,4 @@
-"""Hostile requests in numbers, in process and over a socket: each is answered as documented, and all add up."""
+"""Many hostile requests, in process and over a socket: each is answered as documented, and all are counted."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from streamlearn.serve.bodies import LARGE_AT_ONCE, Bodies
 SEED, COUNT = 20261124, 1500
 TOKENS = {"predict_token": "ask", "label_token": "tell", "admin_token": "rule"}
 MOST_S = 5.0
-"""For one request, its waits included: the server is told to wait 0.05 s at most."""
+"""For one request, waits included: the server's timeout is 0.05 s."""
 
 
 class Attacked:
-    """A server with everything that its routes need, and what it answered."""
+    """A server with all that its routes need, and its answers."""
 
     def __init__(self, folder: Path, schema: Schema) -> None:
         self.served = Served(folder, schema, timeout_s=0.05, **TOKENS)
@@ -43,24 +43,24 @@ class Attacked:
         }
 
     def statuses(self, sent: Request) -> set[int]:
-        """What OpenAPI says of the route; anywhere else, that there is no such thing, or no token."""
+        """The documented statuses of a route; for other paths, those of an unknown path or a missing token."""
         path = sent.path
         for prefix in ("/label/", "/sample/"):
-            if path.startswith(prefix) and path != "/label/wanted":
+            if path.startswith(prefix) and path not in ("/label/requests", "/label/wanted"):
                 path = prefix + "{sample_id}"
         found = self.documented.get((sent.method, path))
         return found if found is not None else {200, 401, 403, 404, 405}
 
     def check(self, sent: Request, reply: Reply) -> None:
-        """Hold one answer to what is promised of all."""
+        """Check one answer."""
         assert reply.status in self.statuses(sent), reply
         assert reply.status != 500, reply
         assert reply.headers.get("x-request-id")
         if reply.status >= 400 and not sent.path.startswith("/health/ready"):
             assert reply.headers["content-type"] == "application/json"
             if sent.method != "HEAD":
-                told = schemas.Error.model_validate_json(reply.body).error
-                assert told.request_id == reply.headers["x-request-id"]
+                reported = schemas.Error.model_validate_json(reply.body).error
+                assert reported.request_id == reply.headers["x-request-id"]
         self.answers[sent.method, reply.status] += 1
         if reply.status == 202 and sent.method == "DELETE":
             schemas.ErasedReply.model_validate_json(reply.body)
@@ -69,11 +69,11 @@ class Attacked:
             items = schemas.AppendReply.model_validate_json(reply.body).items
             self.appended += sum(item.position is not None for item in items)
         if reply.status == 200 and sent.path == "/predict":
-            told = schemas.PredictReply.model_validate_json(reply.body)
-            self.appended += sum(one.position is not None for one in told.predictions)
+            reported = schemas.PredictReply.model_validate_json(reply.body)
+            self.appended += sum(one.position is not None for one in reported.predictions)
 
     async def attack(self, seed: int, count: int) -> None:
-        """Send so many requests, one after the other."""
+        """Send `count` requests, one after the other."""
         async with self.served.app.router.lifespan_context(self.served.app):
             for number in range(count):
                 sent = request(seed, number, self.served.codec)
@@ -99,22 +99,22 @@ def test_every_request_is_answered_as_documented(attacked: Attacked) -> None:
     assert sum(attacked.answers.values()) == COUNT
 
 
-def test_the_fuzzer_is_let_in_and_turned_away(attacked: Attacked) -> None:
-    """Else it would show little."""
+def test_the_fuzzer_gets_both_successes_and_errors(attacked: Attacked) -> None:
+    """Otherwise it would prove little."""
     statuses = {status for _, status in attacked.answers}
 
     assert {200, 202, 401, 403, 404, 405, 413, 415, 422, 503} <= statuses
 
 
-def test_what_was_acknowledged_is_in_the_log_and_nothing_else(attacked: Attacked) -> None:
-    """One record for each position that a reply gave."""
+def test_the_log_has_exactly_the_acknowledged_records(attacked: Attacked) -> None:
+    """One record for each position of a reply."""
     records = [record for topic in ("clicks", "truths") for record in attacked.served.records(topic)]
 
     assert len(records) == attacked.appended > 0
 
 
-def test_what_was_acknowledged_can_be_read(attacked: Attacked) -> None:
-    """Nothing that HTTP lets in becomes a dead letter."""
+def test_acknowledged_records_can_be_decoded(attacked: Attacked) -> None:
+    """No record accepted over HTTP becomes a dead letter."""
     for record in attacked.served.records("clicks"):
         attacked.served.codec.decode_sample(record)
     for record in attacked.served.records("truths"):
@@ -122,22 +122,22 @@ def test_what_was_acknowledged_can_be_read(attacked: Attacked) -> None:
 
 
 def test_every_request_is_counted(attacked: Attacked) -> None:
-    """The metrics have as many as were sent, by method and status, and no route of a client's making."""
-    told: Counter[str] = Counter()
+    """By method and status; no route label comes from a client."""
+    reported: Counter[str] = Counter()
     for line in attacked.served.metrics.text().splitlines():
         if line.startswith("streamlearn_http_request_duration_seconds_count"):
             labels, count = line.split("} ")
-            told[labels.partition('status="')[2].partition('"')[0]] += int(float(count))
+            reported[labels.partition('status="')[2].partition('"')[0]] += int(float(count))
             assert labels.count('"') == 6, line
 
     sent: Counter[str] = Counter()
     for (_, status), count in attacked.answers.items():
         sent[str(status)] += count
-    assert told == sent
+    assert reported == sent
 
 
-def test_no_more_than_two_large_bodies_are_decoded_at_once(tmp_path: Path) -> None:
-    """JSON costs many times its bytes while it is taken apart; the rest wait their turn."""
+def test_at_most_two_large_bodies_are_decoded_at_once(tmp_path: Path) -> None:
+    """JSON costs many times its bytes while it is parsed."""
     served = Served(tmp_path)
     running, most, lock = 0, 0, threading.Lock()
 

@@ -170,7 +170,7 @@ class TestPaths:
 
             assert model is not None
             assert model.path.parent == tmp_path / "published"
-            assert not served.parts.predictor.refresh()
+            assert not served.predictor.refresh()
 
     def test_a_teacher_cannot_name_a_factory(self, tmp_path: Path, effect: Path) -> None:
         """Only the config names the factory. A published file with another one is not loaded."""

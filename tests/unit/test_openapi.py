@@ -1,4 +1,4 @@
-"""The API against what it says of itself: schemathesis makes requests out of /openapi.json and checks every reply.
+"""The API against its own document: schemathesis generates requests from /openapi.json and checks every reply.
 
 Positive data obeys the schema and must be taken; negative data breaks it and must be refused. Besides: no 500, only
 documented statuses, content types and shapes, no route without its token, and no method that is not there.
@@ -26,7 +26,7 @@ ROUTES = [
     ("POST", "/predict"),
     ("POST", "/label"),
     ("POST", "/sample"),
-    ("GET", "/label/wanted"),
+    ("GET", "/label/requests"),
     ("GET", "/label/{sample_id}"),
     ("GET", "/sample/{sample_id}"),
     ("DELETE", "/sample/{sample_id}"),
@@ -43,13 +43,13 @@ ROUTES = [
 
 @dataclass(frozen=True)
 class Api:
-    """What the server says of itself, and where it is."""
+    """The server's OpenAPI document, and its URL."""
 
     schema: Any
     url: str
 
     def check(self, method: str, path: str, mode: Any) -> None:
-        """Make requests for one route, and hold each reply to all checks."""
+        """Generate requests for one route, and check each reply."""
 
         @seed(20261124)
         @settings(
@@ -68,7 +68,7 @@ class Api:
 
 
 def is_sensible(case: Any) -> bool:
-    """Whether a body that obeys the schema also obeys what JSON Schema cannot say; what does not may be refused."""
+    """Whether a body also obeys rules that JSON Schema cannot express; otherwise it may be refused."""
     body = case.body
     query = case.query or {}
     if {"after", "id", "min_version", "max_age_s"} & query.keys():
@@ -92,7 +92,7 @@ def is_sensible(case: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    served = Served(tmp_path_factory.mktemp("served"), timeout_s=0.05, max_instances=3, **TOKENS)
+    served = Served(tmp_path_factory.mktemp("served"), timeout_s=0.1, max_items=3, **TOKENS)
     served.publish(7)
     store(served, "invoice-7", X, label=1)  # the id of the examples
     with serving(served.app) as port:
@@ -101,19 +101,21 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 def test_every_route_is_tried(api: Api) -> None:
-    """A new one must be added to the list above."""
-    told = {(method.upper(), path) for path, methods in api.schema.raw_schema["paths"].items() for method in methods}
+    """A new route must be added to the list above."""
+    reported = {
+        (method.upper(), path) for path, methods in api.schema.raw_schema["paths"].items() for method in methods
+    }
 
-    assert told == set(ROUTES)
+    assert reported == set(ROUTES)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_what_obeys_the_schema_is_taken_and_answered_as_documented(api: Api, method: str, path: str) -> None:
-    """All of schemathesis' checks, with the admin token; each also tries without a token and with a wrong one."""
+def test_valid_requests_are_answered_as_documented(api: Api, method: str, path: str) -> None:
+    """All checks of schemathesis, with the admin token; each also tries no token and a wrong one."""
     api.check(method, path, GenerationMode.POSITIVE)
 
 
 @pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if route != ("GET", "/health/live")])
-def test_what_breaks_the_schema_is_refused_as_documented(api: Api, method: str, path: str) -> None:
-    """The same for what the schema forbids; /health/live forbids nothing."""
+def test_invalid_requests_are_refused_as_documented(api: Api, method: str, path: str) -> None:
+    """/health/live has no invalid requests."""
     api.check(method, path, GenerationMode.NEGATIVE)

@@ -1,4 +1,4 @@
-"""The predictor: always one whole teacher, and never one that does not fit."""
+"""The predictor: always one whole teacher, never one of another schema or network."""
 
 import threading
 
@@ -19,14 +19,14 @@ SPEC = ModelSpec("mlp", {"hidden": (5,)}, (4,), 3, normalise=True, scale=1.0)
 
 
 class Stage:
-    """A published directory and a predictor that follows it, with a clock set by hand."""
+    """A published folder and a predictor that follows it, with a manual clock."""
 
     def __init__(self, folder) -> None:
         self.now_s = 0.0
         self.folder = folder
         self.publisher = Publisher(folder, keep=3, clock=lambda: 1000.0 + self.now_s)
         self.metrics = ServerMetrics(version="1")
-        self.predictor = Predictor(PublishedDir(folder), SCHEMA, self.metrics, threads=1, clock=lambda: self.now_s)
+        self.predictor = Predictor(PublishedDir(folder), SCHEMA, self.metrics, clock=lambda: self.now_s)
 
     def publish(self, step, *, arrays=None, spec=SPEC, **metadata):
         """Publish a teacher whose weights are a function of the step."""
@@ -51,12 +51,12 @@ def stage(tmp_path):
 
 
 class TestAnswers:
-    def test_there_is_none_before_the_first_teacher(self, stage):
-        """The error names what is missing."""
+    def test_without_a_teacher_there_is_an_error(self, stage):
+        """It names the cause."""
         assert not stage.predictor.refresh()
 
         with pytest.raises(NotPublishedError, match="no teacher is published yet"):
-            stage.predictor.predict(np.zeros((1, 4), np.float32))
+            stage.predictor.current()
 
     def test_equal_those_of_the_published_network_bit_for_bit(self, stage):
         """Served equals computed."""
@@ -64,7 +64,8 @@ class TestAnswers:
         stage.predictor.refresh()
         x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
-        probs, model = stage.predictor.predict(x)
+        model = stage.predictor.current()
+        probs = model.probabilities(x)
 
         with torch.inference_mode():
             expected = build(SPEC, seed=7).eval()(torch.from_numpy(x)).softmax(dim=1).numpy()
@@ -72,19 +73,19 @@ class TestAnswers:
         assert probs.dtype == np.float32
         assert (model.step, model.published_at_s) == (7, 1000.0)
 
-    def test_take_read_only_rows_and_leave_them_as_they_were(self, stage):
-        """Decoded bodies are views of bytes: no copy is asked of the caller, no warning is given."""
+    def test_accept_read_only_rows_and_do_not_change_them(self, stage):
+        """Decoded bodies are views of bytes. torch does not warn."""
         stage.publish(7)
         stage.predictor.refresh()
         x = np.frombuffer(np.ones(8, np.float32).tobytes(), np.float32).reshape(2, 4)
 
-        probs, _ = stage.predictor.predict(x)
+        probs = stage.predictor.current().probabilities(x)
 
         assert probs.shape == (2, 3)
         assert (x == 1).all()
 
     def test_come_from_one_whole_teacher_while_others_are_published(self, stage):
-        """I5: every answer is the one that its own version gives, never a mixture."""
+        """I5: every answer equals that of its own version, never a mixture."""
         stage.publish(1)
         stage.predictor.refresh()
         x = np.ones((2, 4), np.float32)
@@ -95,7 +96,8 @@ class TestAnswers:
 
         def ask():
             while not stopping.is_set():
-                probs, model = stage.predictor.predict(x)
+                model = stage.predictor.current()
+                probs = model.probabilities(x)
                 seen.add(model.step)
                 if not np.array_equal(probs, expected[model.step]):
                     wrong.append(model.step)
@@ -114,7 +116,7 @@ class TestAnswers:
 
 class TestFollowing:
     def test_a_newer_teacher_replaces_the_old_one(self, stage):
-        """Version and timestamp are exported too."""
+        """The version is exported too."""
         stage.publish(1)
         stage.predictor.refresh()
         stage.publish(2)
@@ -125,7 +127,7 @@ class TestFollowing:
         assert "streamlearn_model_version 2.0" in stage.metrics.text()
 
     def test_an_unchanged_pointer_loads_nothing(self, stage):
-        """The held object stays the same object."""
+        """The teacher stays the same object."""
         stage.publish(1)
         stage.predictor.refresh()
         held = stage.predictor.current()
@@ -135,7 +137,7 @@ class TestFollowing:
         assert stage.predictor.current() is held
 
     def test_the_same_step_published_again_is_loaded(self, stage):
-        """After a rollback a step may come twice, with other weights."""
+        """After a rollback of the learner a step may be published twice, with other weights."""
         stage.publish(1)
         stage.predictor.refresh()
         stage.now_s = 1.0
@@ -143,20 +145,22 @@ class TestFollowing:
 
         assert stage.predictor.refresh()
 
-    def test_the_watcher_finds_a_teacher_by_itself(self, stage):
-        """Started before the first publication, it answers soon after it."""
+    def test_the_watcher_loads_a_teacher(self, stage):
+        """Soon after the first publication."""
         swapped = threading.Event()
 
-        class Told(ServerMetrics):
+        class Notifying(ServerMetrics):
             def model(self, step, published_at_s, *, pinned=False):
                 super().model(step, published_at_s, pinned=pinned)
                 swapped.set()
 
-        predictor = Predictor(PublishedDir(stage.folder), SCHEMA, Told(version="1"))
-        with predictor:
-            stage.publish(3)
-            assert swapped.wait(5.0)
-            assert predictor.current().step == 3
+        predictor = Predictor(PublishedDir(stage.folder), SCHEMA, Notifying(version="1"))
+        predictor.start()
+        stage.publish(3)
+        swapped.wait(5.0)
+        predictor.close()
+
+        assert predictor.current().step == 3
 
 
 class TestRefusals:
@@ -195,8 +199,8 @@ class TestRefusals:
             "a torn pointer",
         ],
     )
-    def test_a_teacher_that_does_not_fit_is_counted_and_the_old_one_goes_on(self, stage, publish):
-        """A bad publication never takes serving away, nor ends the watcher."""
+    def test_a_teacher_that_cannot_be_served_is_counted_and_the_old_one_stays(self, stage, publish):
+        """A bad publication stops neither serving nor the watcher."""
         stage.publish(1)
         stage.predictor.refresh()
         held = stage.predictor.current()
@@ -208,8 +212,8 @@ class TestRefusals:
         assert stage.predictor.current() is held
         assert stage.failures == 1.0
 
-    def test_a_bad_file_is_not_loaded_again_at_each_look(self, stage):
-        """It is tried again after a while only, since a shared volume may have been slow."""
+    def test_a_bad_file_is_retried_after_a_delay(self, stage):
+        """A shared volume may have shown only part of it."""
         path = stage.publish(2).path
         whole = path.read_bytes()
         path.write_bytes(b"torn")
@@ -221,8 +225,8 @@ class TestRefusals:
             assert stage.predictor.refresh() is swapped
         assert stage.failures == 1.0
 
-    def test_a_file_that_stays_bad_is_counted_at_each_try(self, stage):
-        """An alert sees that it lasts; the log has one line for it."""
+    def test_a_file_that_stays_bad_is_counted_at_each_retry(self, stage):
+        """For the alert; it is logged once."""
         stage.publish(2).path.write_bytes(b"torn")
 
         with capture_logs() as logged:
@@ -232,8 +236,8 @@ class TestRefusals:
         assert stage.failures == 2.0
         assert [line["event"] for line in logged] == ["model_load_failed"]
 
-    def test_a_good_one_after_a_bad_one_is_served(self, stage):
-        """The failure is forgotten with the file it belonged to."""
+    def test_a_valid_teacher_after_a_bad_one_is_served(self, stage):
+        """The failure is cleared."""
         stage.publish(1).path.write_bytes(b"torn")
         stage.predictor.refresh()
         stage.publish(2)
@@ -246,15 +250,15 @@ class TestRefusals:
 class TestFallingBack:
     @pytest.fixture
     def broken(self, stage):
-        """Versions 1 and 2 are whole, 3 is not finite, and no server has run yet."""
+        """Versions 1 and 2 are valid, 3 is not finite; no server has run yet."""
         for step in (1, 2):
             stage.publish(step)
             stage.now_s += 1.0
         stage.publish(3, arrays={name: np.full_like(array, np.nan) for name, array in weights(3).items()})
         return stage
 
-    def test_a_server_that_starts_serves_the_newest_that_can_be_loaded(self, broken):
-        """And says in its log and in its notes which was refused, and why."""
+    def test_at_start_the_newest_loadable_version_is_served(self, broken):
+        """Log and notes have the refused version and the reason."""
         with capture_logs() as logged:
             assert broken.predictor.refresh()
 
@@ -268,8 +272,8 @@ class TestFallingBack:
         assert note.startswith("the newest version cannot be loaded, version 2 answers: ")
         assert "not finite" in note
 
-    def test_a_flipped_bit_is_enough_to_be_refused(self, stage):
-        """The digest is checked on load: without it such weights would answer."""
+    def test_a_flipped_bit_is_refused(self, stage):
+        """The digest is checked on load."""
         stage.publish(1)
         stage.now_s += 1.0
         path = stage.publish(2).path
@@ -282,8 +286,8 @@ class TestFallingBack:
         assert stage.predictor.current().step == 1
         assert "digest" in stage.predictor.notes()[0]
 
-    def test_a_server_that_runs_keeps_what_it_serves(self, stage):
-        """Even where another one, older than the refused one, is newer than it."""
+    def test_a_running_server_keeps_its_teacher(self, stage):
+        """Even if another version is newer than it, and older than the refused one."""
         stage.publish(1)
         stage.predictor.refresh()
         stage.publish(2)
@@ -294,8 +298,8 @@ class TestFallingBack:
         assert stage.predictor.current().step == 1
         assert stage.predictor.notes()[0].startswith("the newest version cannot be loaded, version 1 answers: ")
 
-    def test_it_goes_past_as_many_as_are_broken(self, broken):
-        """Each of them is counted and logged, once."""
+    def test_several_broken_versions_are_skipped(self, broken):
+        """Each is counted and logged once."""
         teacher_path(broken.folder, 2).write_bytes(teacher_path(broken.folder, 2).read_bytes()[:-4] + b"\0\0\0\0")
 
         with capture_logs() as logged:
@@ -305,8 +309,8 @@ class TestFallingBack:
         failed = [line["step"] for line in logged if line["event"] == "model_load_failed"]
         assert failed == [3, 2]
 
-    def test_where_none_can_be_loaded_the_reason_is_given(self, stage):
-        """Not that nothing is published; and the folder is searched again every few seconds only, and logged once."""
+    def test_if_no_version_can_be_loaded_the_error_has_the_reason(self, stage):
+        """The folder is searched every few seconds, and logged once."""
         for step in (1, 2):
             stage.publish(step, classes='["b", "a", "c"]')
             stage.now_s += 1.0
@@ -325,8 +329,8 @@ class TestFallingBack:
         assert [line["step"] for line in logged] == [2, 1]
         assert logged_later == []
 
-    def test_the_next_good_one_takes_over(self, broken):
-        """And nothing is left to note."""
+    def test_the_next_valid_version_is_served(self, broken):
+        """There are no notes then."""
         broken.predictor.refresh()
         broken.publish(4)
 
@@ -335,8 +339,8 @@ class TestFallingBack:
         assert broken.predictor.current().step == 4
         assert broken.predictor.notes() == []
 
-    def test_an_unreadable_pointer_hides_no_version(self, stage):
-        """What it pointed to is the newest that can be loaded."""
+    def test_with_an_unreadable_pointer_the_newest_version_is_served(self, stage):
+        """It is found in the folder."""
         stage.publish(1)
         (stage.folder / POINTER).write_bytes(b"torn")
 
@@ -344,8 +348,8 @@ class TestFallingBack:
 
         assert stage.predictor.current().step == 1
 
-    def test_where_the_pinned_one_is_broken_too(self, broken):
-        """One after the other: pinned, newest, older ones."""
+    def test_with_a_broken_pin_an_older_version_is_served(self, broken):
+        """In order: pinned, newest, older ones."""
         (broken.folder / PIN).write_bytes(b"torn")
 
         broken.predictor.refresh()
@@ -360,15 +364,15 @@ class TestFallingBack:
 class TestPinned:
     @pytest.fixture
     def pinned(self, stage):
-        """Versions 1 to 3 are published, 2 is pinned and answers."""
+        """Versions 1 to 3 are published; 2 is pinned and answers."""
         for step in (1, 2, 3):
             stage.publish(step)
         pin(stage.folder, 2)
         stage.predictor.refresh()
         return stage
 
-    def test_an_older_teacher_takes_the_place_of_a_newer_one(self, stage):
-        """A rollback: versions need not grow."""
+    def test_an_older_teacher_replaces_a_newer_one(self, stage):
+        """A rollback."""
         for step in (1, 2):
             stage.publish(step)
         stage.predictor.refresh()
@@ -381,8 +385,8 @@ class TestPinned:
         assert (held.step, held.pinned, stage.predictor.newest_version) == (1, True, 2)
         assert "streamlearn_model_version 1.0" in stage.metrics.text()
 
-    def test_what_is_published_meanwhile_does_not_answer(self, pinned):
-        """It is known, and told."""
+    def test_a_version_published_later_does_not_answer(self, pinned):
+        """It is `newest_version`, and in the notes."""
         pinned.publish(4)
 
         assert not pinned.predictor.refresh()
@@ -391,7 +395,7 @@ class TestPinned:
         assert pinned.predictor.notes() == ["version 2 is pinned, the newest is 4"]
 
     def test_without_the_pin_the_newest_answers_again(self, pinned):
-        """And there is nothing to note."""
+        """There are no notes then."""
         unpin(pinned.folder)
 
         assert pinned.predictor.refresh()
@@ -399,8 +403,8 @@ class TestPinned:
         assert (pinned.predictor.current().step, pinned.predictor.current().pinned) == (3, False)
         assert pinned.predictor.notes() == []
 
-    def test_pinning_what_answers_already_loads_nothing(self, stage):
-        """The network stays the same object; only the mark changes, both ways."""
+    def test_pinning_the_served_version_loads_nothing(self, stage):
+        """The network stays the same object; only `pinned` changes, both ways."""
         stage.publish(1)
         stage.predictor.refresh()
         network = stage.predictor.current().network
@@ -415,8 +419,8 @@ class TestPinned:
         assert (while_pinned.pinned, stage.predictor.current().pinned) == (True, False)
 
     @pytest.mark.parametrize("content", [b"torn", "NaN"], ids=["torn", "not finite"])
-    def test_one_that_cannot_be_loaded_leaves_the_newest_to_answer(self, stage, content):
-        """Serving never stops; it is counted, told, and said once in the log."""
+    def test_a_pin_that_cannot_be_loaded_leaves_the_newest(self, stage, content):
+        """It is counted, noted, and logged once."""
         nan_in_all = {name: np.full_like(array, np.nan) for name, array in weights(1).items()}
         stage.publish(1, arrays=nan_in_all)
         pin(stage.folder, 1)
@@ -434,8 +438,8 @@ class TestPinned:
         assert (error["event"], error["pinned"]) == ("model_load_failed", True)
         assert stage.predictor.notes()[0].startswith("the pinned version cannot be loaded, version 3 answers: ")
 
-    def test_one_that_is_held_answers_on_when_its_file_breaks(self, pinned):
-        """The newest is what somebody did not want."""
+    def test_a_loaded_pin_stays_when_its_file_breaks(self, pinned):
+        """The operator has rejected the newest."""
         (pinned.folder / PIN).write_bytes(b"torn")
         pinned.publish(4)
 
@@ -444,8 +448,8 @@ class TestPinned:
         assert pinned.predictor.current().step == 2
         assert pinned.predictor.notes()[0].startswith("the pinned version cannot be loaded, version 2 answers: ")
 
-    def test_one_that_broke_is_forgotten_with_its_pin(self, stage):
-        """No note stays behind."""
+    def test_a_removed_pin_clears_its_failure(self, stage):
+        """There are no notes then."""
         stage.publish(1)
         (stage.folder / PIN).write_bytes(b"torn")
         stage.predictor.refresh()
@@ -456,8 +460,8 @@ class TestPinned:
 
         assert stage.predictor.notes() == []
 
-    def test_one_whose_pin_is_gone_answers_on_while_nothing_else_can(self, pinned):
-        """It does not say that it is pinned any more."""
+    def test_without_its_pin_a_version_stays_while_no_other_can_be_loaded(self, pinned):
+        """It is no longer `pinned`."""
         teacher_path(pinned.folder, 3).write_bytes(b"torn")
         unpin(pinned.folder)
 
@@ -465,8 +469,8 @@ class TestPinned:
 
         assert (pinned.predictor.current().step, pinned.predictor.current().pinned) == (2, False)
 
-    def test_following_and_leaving_a_pin_are_said_in_the_log(self, stage):
-        """Each server says when what it serves was chosen by hand."""
+    def test_following_and_leaving_a_pin_are_logged(self, stage):
+        """By each server."""
         for step in (1, 2):
             stage.publish(step)
         with capture_logs() as logged:
@@ -476,12 +480,12 @@ class TestPinned:
             unpin(stage.folder)
             stage.predictor.refresh()
 
-        told = [(line["event"], line["step"]) for line in logged if line["log_level"] == "info"]
-        assert told == [("pin_followed", 1), ("pin_left", 2)]
+        reported = [(line["event"], line["step"]) for line in logged if line["log_level"] == "info"]
+        assert reported == [("pin_followed", 1), ("pin_left", 2)]
 
 
 class TestCheck:
-    def test_tells_whether_a_teacher_could_be_served(self, stage):
+    def test_checks_whether_a_teacher_could_be_served(self, stage):
         """Without serving it."""
         good = stage.publish(1)
         bad = stage.publish(2, classes='["b", "a", "c"]')
@@ -495,8 +499,8 @@ class TestCheck:
 
 
 class TestLearnedOffsets:
-    def test_travel_with_the_teacher(self, stage):
-        """From its header to whoever asks whether a label is in it."""
+    def test_are_read_from_the_teachers_header(self, stage):
+        """For requests that wait for a label."""
         stage.publish(1, learned_offsets='{"labels:0": 7}')
         stage.predictor.refresh()
 

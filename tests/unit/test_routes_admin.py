@@ -1,7 +1,6 @@
-"""What is served, changed over HTTP: list, roll back, promote, and what the other routes say of it."""
+"""The served version, changed over HTTP: list, roll back, promote, and the other routes' reports of it."""
 
 import threading
-from dataclasses import replace
 
 import pytest
 from served import Served, X, client_of, error_of
@@ -9,7 +8,6 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from streamlearn.serve import schemas
-from streamlearn.serve.api import create_app
 from streamlearn.state.files import Files
 from streamlearn.state.publish import PublishedDir, pin, unpin
 from streamlearn.testing import FaultyFiles
@@ -18,7 +16,7 @@ ADMIN = {"authorization": "Bearer rule"}
 
 
 def three_versions(folder, **settings):
-    """Versions 7, 8 and 9 are published, ten seconds apart."""
+    """Versions 7, 8 and 9, published ten seconds apart."""
     served = Served(folder, admin_token="rule", **settings)
     for step in (7, 8, 9):
         served.publish(step, scores=f'{{"windowed_accuracy": 0.{step}}}')
@@ -42,40 +40,40 @@ def roll_back(client, version):
 
 
 class TestModels:
-    def test_lists_what_can_be_served_newest_first(self, client):
-        """Each with its age and the scores of its time."""
-        told = schemas.VersionsReply.model_validate(client.get("/models").json()).versions
+    def test_lists_the_versions_newest_first(self, client):
+        """Each with its age and its scores at publication."""
+        reported = schemas.VersionsReply.model_validate(client.get("/models").json()).versions
 
-        assert [one.version for one in told] == [9, 8, 7]
-        assert [one.served for one in told] == [True, False, False]
-        assert (told[2].age_s, told[2].scores) == (30.0, {"windowed_accuracy": 0.7})
+        assert [one.version for one in reported] == [9, 8, 7]
+        assert [one.served for one in reported] == [True, False, False]
+        assert (reported[2].age_s, reported[2].scores) == (30.0, {"windowed_accuracy": 0.7})
 
 
 class TestRollback:
-    def test_serves_the_older_version_when_it_says_so(self, client, served):
-        """The very next answer comes from it, digit for digit."""
-        told = schemas.ServedReply.model_validate(roll_back(client, 7).json())
+    def test_serves_the_older_version_from_the_reply_on(self, client, served):
+        """The next answer equals that of the version, digit for digit."""
+        reported = schemas.ServedReply.model_validate(roll_back(client, 7).json())
         answer = client.post("/predict", json={"x": X}).json()
 
-        assert (told.model_version, told.pinned, told.newest_version, told.before) == (7, True, 9, 9)
+        assert (reported.model_version, reported.pinned, reported.newest_version, reported.before) == (7, True, 9, 9)
         assert answer["model_version"] == 7
         assert answer["predictions"][0]["probabilities"] == pytest.approx(served.expected(7, X)[0].tolist())
 
     def test_holds_while_newer_ones_are_published(self, client, served):
-        """The learner learns on, and knows nothing of it."""
+        """The learner continues."""
         roll_back(client, 7)
         served.publish(10)
 
         assert client.get("/model").json()["model_version"] == 7
 
     def test_to_another_version_replaces_the_first(self, client):
-        """Also to a newer one."""
+        """A newer one as well."""
         roll_back(client, 7)
 
         assert roll_back(client, 8).json()["model_version"] == 8
 
     def test_is_written_to_the_audit_log(self, client):
-        """Which version, instead of which, and which request asked for it."""
+        """The version, the one before, and the request."""
         with capture_logs() as logged:
             reply = client.post("/model/rollback", json={"version": 7}, headers={"x-request-id": "r-1"})
 
@@ -83,30 +81,30 @@ class TestRollback:
         assert (line["step"], line["before_step"], line["by"], line["request_id"]) == (7, 9, "http", "r-1")
         assert reply.status_code == 200
 
-    def test_to_a_version_that_is_not_there_is_404_and_names_those_that_are(self, client):
-        """And nothing changes."""
-        told = error_of(roll_back(client, 3), 404, "unknown_version")
+    def test_to_an_unknown_version_is_404_with_the_known_ones(self, client):
+        """Nothing changes."""
+        reported = error_of(roll_back(client, 3), 404, "unknown_version")
 
-        assert told.details == {"versions": [7, 8, 9]}
+        assert reported.details == {"versions": [7, 8, 9]}
         assert client.get("/model").json()["pinned"] is False
 
     def test_to_a_version_that_cannot_be_served_is_refused(self, client, served):
-        """It is tried first: classes in another order, for one."""
+        """It is loaded first. Here its classes have another order."""
         served.publish(10, classes='["dog", "cat", "owl"]')
 
         error_of(roll_back(client, 10), 422, "not_servable")
         assert client.get("/model").json()["pinned"] is False
 
     @pytest.mark.parametrize("route", ["/model/rollback", "/model/promote"])
-    def test_where_the_folder_cannot_be_written_is_503(self, served, route):
-        """A server on another machine may have it read-only; promoting is refused in the same way."""
+    def test_a_folder_that_cannot_be_written_is_503(self, served, route):
+        """It may be mounted read-only. The same for promote."""
         pin(served.folder / "published", 8)
-        app = create_app(replace(served.parts, files=FaultyFiles(fail_at=1)), served.settings)
+        app = served.app_with(files=FaultyFiles(fail_at=1))
 
         with TestClient(app, headers=ADMIN) as client:
-            told = error_of(client.post(route, json={"version": 7}), 503, "not_writable")
+            reported = error_of(client.post(route, json={"version": 7}), 503, "not_writable")
 
-        assert "injected fault" in told.message or "No space left" in told.message
+        assert "injected fault" in reported.message or "No space left" in reported.message
 
     @pytest.mark.parametrize(
         "body",
@@ -126,20 +124,20 @@ class TestRollback:
             b'{"version": 99999999999999999999}',
         ],
     )
-    def test_a_body_that_is_none_is_422(self, client, body):
-        """With an example of a good one."""
-        told = error_of(client.post("/model/rollback", content=body), 422, "invalid_body")
+    def test_an_invalid_body_is_422(self, client, body):
+        """With an example of a valid one."""
+        reported = error_of(client.post("/model/rollback", content=body), 422, "invalid_body")
 
-        assert '{"version": 1200}' in told.message
+        assert '{"version": 1200}' in reported.message
 
     def test_a_body_is_bounded(self, client):
-        """As every other."""
+        """Like any other."""
         error_of(client.post("/model/rollback", content=b" " * 4097), 413, "body_too_large")
 
-    def test_that_this_server_does_not_follow_in_time_is_503(self, tmp_path):
-        """The pin stands, and the reply is honest; without its lifespan this server follows nothing."""
+    def test_a_version_that_is_not_served_in_time_is_503(self, tmp_path):
+        """The version stays pinned. Without its lifespan this server follows nothing."""
         served = three_versions(tmp_path, timeout_s=0.1)
-        served.parts.predictor.refresh()
+        served.predictor.refresh()
 
         error_of(roll_back(TestClient(served.app, headers=ADMIN), 7), 503, "not_served_yet")
 
@@ -147,7 +145,7 @@ class TestRollback:
 
 
 class SlowFiles(Files):
-    """A disk that waits with its first write until it is told to go on."""
+    """A disk whose first write blocks until `go_on` is set."""
 
     def __init__(self):
         self.entered, self.go_on = threading.Event(), threading.Event()
@@ -159,10 +157,10 @@ class SlowFiles(Files):
 
 
 class TestOneAtATime:
-    def test_a_second_change_is_refused_while_the_first_is_under_way(self, served):
-        """429, and nothing is done; afterwards it may come again."""
+    def test_a_second_change_is_refused_during_the_first(self, served):
+        """429, and nothing changes; a later one is accepted."""
         disk = SlowFiles()
-        with TestClient(create_app(replace(served.parts, files=disk), served.settings), headers=ADMIN) as client:
+        with TestClient(served.app_with(files=disk), headers=ADMIN) as client:
             first = threading.Thread(target=roll_back, args=(client, 7))
             first.start()
             assert disk.entered.wait(10.0)
@@ -178,15 +176,15 @@ class TestOneAtATime:
 
 class TestPromote:
     def test_serves_the_newest_again(self, client):
-        """And says what answered before."""
+        """The reply has the version before."""
         roll_back(client, 7)
 
-        told = schemas.ServedReply.model_validate(client.post("/model/promote").json())
+        reported = schemas.ServedReply.model_validate(client.post("/model/promote").json())
 
-        assert (told.model_version, told.pinned, told.before) == (9, False, 7)
+        assert (reported.model_version, reported.pinned, reported.before) == (9, False, 7)
 
-    def test_where_nothing_is_pinned_changes_nothing(self, client):
-        """It is 200 all the same, and no line of the audit log."""
+    def test_without_a_pin_nothing_changes(self, client):
+        """200, and no line of the audit log."""
         with capture_logs() as logged:
             reply = client.post("/model/promote")
 
@@ -194,7 +192,7 @@ class TestPromote:
         assert "version_unpinned" not in {line["event"] for line in logged}
 
     def test_is_written_to_the_audit_log(self, client):
-        """With the version that ends."""
+        """With the version before."""
         roll_back(client, 7)
         with capture_logs() as logged:
             client.post("/model/promote")
@@ -203,18 +201,18 @@ class TestPromote:
         assert (line["before_step"], line["by"]) == (7, "http")
 
 
-class TestToldElsewhere:
-    def test_model_says_that_a_version_is_pinned_and_which_is_the_newest(self, client):
-        """And a note in words."""
+class TestOtherRoutes:
+    def test_model_reports_the_pin_and_the_newest_version(self, client):
+        """And has a note."""
         roll_back(client, 7)
 
-        told = schemas.ModelReply.model_validate(client.get("/model").json())
+        reported = schemas.ModelReply.model_validate(client.get("/model").json())
 
-        assert (told.model_version, told.pinned, told.newest_version) == (7, True, 9)
-        assert told.notes == ["version 7 is pinned, the newest is 9"]
+        assert (reported.model_version, reported.pinned, reported.newest_version) == (7, True, 9)
+        assert reported.notes == ["version 7 is pinned, the newest is 9"]
 
-    def test_a_pinned_server_is_ready_and_says_why_it_is_old(self, client):
-        """Nothing is wrong; a probe must not take it away."""
+    def test_a_pinned_server_is_ready_with_a_note(self, client):
+        """A pin is no failure."""
         roll_back(client, 7)
 
         reply = client.get("/health/ready")
@@ -222,18 +220,18 @@ class TestToldElsewhere:
         assert (reply.status_code, reply.json()["reasons"]) == (200, ["version 7 is pinned, the newest is 9"])
 
     @pytest.mark.parametrize("query", ["min_version=8", "max_age_s=25"])
-    def test_who_asks_for_a_newer_one_is_told_of_the_pin(self, tmp_path, query):
-        """Waiting longer would not help."""
+    def test_predict_for_a_newer_version_reports_the_pin(self, tmp_path, query):
+        """A longer wait would not help."""
         served = three_versions(tmp_path, timeout_s=0.1)
         pin(served.folder / "published", 7)
 
         with client_of(served, headers=ADMIN) as client:
-            told = error_of(client.post(f"/predict?{query}", json={"x": X}), 503, "model_not_fresh")
+            reported = error_of(client.post(f"/predict?{query}", json={"x": X}), 503, "model_not_fresh")
 
-        assert "version 7 is pinned" in told.message
+        assert "version 7 is pinned" in reported.message
 
-    def test_who_waits_is_answered_when_it_is_promoted(self, client, served):
-        """The wait goes on behind a pin, since a pin may end."""
+    def test_predict_that_waits_is_answered_after_promote(self, client, served):
+        """A wait continues during a pin, which may end."""
         roll_back(client, 7)
         promoting = threading.Timer(0.1, unpin, [served.folder / "published"])
         promoting.start()
@@ -243,25 +241,25 @@ class TestToldElsewhere:
 
         assert reply.json()["model_version"] == 9
 
-    def test_a_broken_pin_is_told_and_the_newest_answers(self, client, served):
-        """Readiness stays; the reason names the file."""
+    def test_with_a_broken_pin_the_newest_answers(self, client, served):
+        """The server stays ready; the note names the file."""
         (served.folder / "published" / "pinned.safetensors").write_bytes(b"torn")
-        served.parts.predictor.refresh()
+        served.predictor.refresh()
 
-        told = client.get("/health/ready").json()
+        reported = client.get("/health/ready").json()
 
-        assert told["ready"] is True
-        assert "version 9 answers" in told["reasons"][0]
-        assert "pinned.safetensors" in told["reasons"][0]
+        assert reported["ready"] is True
+        assert "version 9 answers" in reported["reasons"][0]
+        assert "pinned.safetensors" in reported["reasons"][0]
 
-    def test_the_learners_guard_is_told(self, client, served):
-        """From its heartbeat; readiness stays, since the last good version answers."""
+    def test_findings_of_the_learners_guard_are_reported(self, client, served):
+        """From its heartbeat. The server stays ready: the last healthy version answers."""
         served.status["guard"] = {"frozen": True, "reasons": ["collapsed"]}
 
         notes = client.get("/model").json()["notes"]
 
         assert notes == [
             "the learner's guard finds the model collapsed",
-            "the learner's guard holds new versions back until the model is well",
+            "the learner's guard publishes no new version until the model is healthy",
         ]
         assert client.get("/health/ready").json() == {"ready": True, "reasons": notes}

@@ -1,4 +1,4 @@
-"""The parent: restarts with growing waits, one deadline for all, and one exit code that stops everything."""
+"""The parent process: restarts with growing delays, one deadline for all, and the exit code that stops all."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def config_in(folder: Path, **overrides: object) -> Config:
 
 
 def child(name: str, program: str, output: Path | None = None) -> Child:
-    """A process that starts in a few milliseconds."""
+    """A child that starts in a few milliseconds."""
     return Child(name, [sys.executable, "-I", "-S", "-c", program], output=output)
 
 
 @pytest.fixture
 def supervise(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., Supervisor]]:
-    """A supervisor of these children, on the clock by hand; all of them are gone at the end."""
+    """A supervisor of these children on a manual clock. The children are killed at the end."""
     made: list[Supervisor] = []
 
     def make(*children: Child) -> Supervisor:
@@ -58,7 +58,7 @@ def supervise(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., Supe
 
 
 def die(supervisor: Supervisor, of: Child) -> None:
-    """Let it be noticed that a child has ended."""
+    """Wait for a child to exit, and let the supervisor look."""
     assert of.process is not None
     of.process.wait(10)
     supervisor.look()
@@ -69,7 +69,7 @@ class TestRestart:
     def test_each_death_waits_twice_as_long_up_to_a_minute(
         self, supervise: Callable[..., Supervisor], clock: ManualClock
     ) -> None:
-        """Not a moment sooner, and the log line tells the wait that is really kept."""
+        """Not sooner; the log line has the actual delay."""
         dies = child("learner", "raise SystemExit(3)")
         supervisor = supervise(dies)
         supervisor.look()
@@ -90,7 +90,7 @@ class TestRestart:
     def test_a_process_that_cannot_be_started_now_is_tried_again(
         self, supervise: Callable[..., Supervisor], clock: ManualClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """No process or no memory is left for a moment: the others go on, and it has its turn later."""
+        """Out of processes or memory: the others continue, and it is retried."""
         dies, lives = child("learner", OBEYS + STAYS), child("server-0", OBEYS + STAYS)
         supervisor = supervise(dies, lives)
         start = Child.start
@@ -114,8 +114,10 @@ class TestRestart:
         supervisor.look()
         assert dies.process is not None
 
-    def test_a_long_life_begins_the_waits_anew(self, supervise: Callable[..., Supervisor], clock: ManualClock) -> None:
-        """What ran for a minute was well; its next death is a new story."""
+    def test_a_minute_of_running_resets_the_delay(
+        self, supervise: Callable[..., Supervisor], clock: ManualClock
+    ) -> None:
+        """The next restart has the first delay."""
         dies = child("learner", "raise SystemExit(1)")
         supervisor = supervise(dies)
         supervisor.look()
@@ -131,7 +133,7 @@ class TestRestart:
         assert dies.start_at_s == clock() + 0.5
 
     def test_the_death_of_one_leaves_the_others_alone(self, supervise: Callable[..., Supervisor]) -> None:
-        """A dead learner leaves the servers up."""
+        """Servers continue without a learner."""
         dies, lives = child("learner", "raise SystemExit(1)"), child("server-0", OBEYS + STAYS)
         supervisor = supervise(dies, lives)
         supervisor.look()
@@ -146,7 +148,7 @@ class TestRestart:
     def test_a_process_killed_by_a_signal_is_started_again(
         self, supervise: Callable[..., Supervisor], clock: ManualClock
     ) -> None:
-        """A new one, under the same name."""
+        """As a new process with the same name."""
         lives = child("server-0", OBEYS + STAYS)
         supervisor = supervise(lives)
         supervisor.look()
@@ -161,10 +163,10 @@ class TestRestart:
         assert lives.process is not None
         assert lives.process.pid != first
 
-    def test_settings_that_were_taken_before_stop_nothing(
+    def test_exit_code_2_after_a_first_run_is_a_restart(
         self, supervise: Callable[..., Supervisor], clock: ManualClock, tmp_path: Path
     ) -> None:
-        """A learner that ran, died, and meets a port that is taken meanwhile: predictions must go on."""
+        """A learner ran, exited, and now finds its port taken: servers continue."""
         ran = tmp_path / "ran"
         program = (
             f"import pathlib; p = pathlib.Path({str(ran)!r}); code = 2 if p.exists() else 1; p.touch(); exit(code)"
@@ -181,10 +183,10 @@ class TestRestart:
         assert lives.process is not None
         assert lives.process.poll() is None
 
-    def test_a_long_life_shows_that_settings_were_taken(
+    def test_a_minute_of_running_shows_that_settings_are_accepted(
         self, supervise: Callable[..., Supervisor], clock: ManualClock
     ) -> None:
-        """Whatever it ends with."""
+        """Whatever its exit code."""
         dies = child("learner", "raise SystemExit(2)")
         supervisor = supervise(dies)
         supervisor.look()
@@ -199,7 +201,7 @@ class TestRestart:
 
 class TestStop:
     def test_refused_settings_stop_everything(self, supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
-        """Exit code 2 of one child: nothing would change, so none is left running, and the error names it."""
+        """Exit code 2 of one child stops all children; the error names it."""
         output = tmp_path / "lives.log"
         lives = child("server-0", OBEYS + STAYS, output)
         refuses = child("learner", "raise SystemExit(2)")
@@ -215,10 +217,10 @@ class TestStop:
         bound.cancel()
 
         assert lives.process is not None
-        assert lives.process.returncode == 0, "it was asked, and had time to end in order"
+        assert lives.process.returncode == 0, "it got SIGTERM, and time to stop"
 
     def test_one_deadline_holds_for_all(self, supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
-        """SIGTERM ends who obeys; who ignores it is killed when the time is up, however many they are."""
+        """Children that ignore SIGTERM are killed at the deadline, however many they are."""
         outputs = [tmp_path / f"{n}.log" for n in range(3)]
         programs = (OBEYS, IGNORES, IGNORES)
         names = ("learner", "server-0", "server-1")
@@ -241,10 +243,8 @@ class TestStop:
         ]
         assert 5.0 <= took_s < 7.0, "run.shutdown_s and five seconds more, once for all"
 
-    def test_ctrl_c_reaches_the_supervisor_alone_which_asks_in_order(
-        self, supervise: Callable[..., Supervisor], tmp_path: Path
-    ) -> None:
-        """Children live in sessions of their own: a terminal's SIGINT does not hit them; they get one SIGTERM."""
+    def test_ctrl_c_reaches_only_the_supervisor(self, supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
+        """Children have their own sessions: a terminal's SIGINT does not reach them; they get one SIGTERM."""
         output = tmp_path / "child.log"
         program = "import signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(9)); " + OBEYS + STAYS
         lives = child("learner", program, output)
@@ -266,12 +266,10 @@ class TestStop:
         assert lives.process is not None
         assert sessions == [lives.process.pid]
         assert lives.process.returncode == 0
-        assert supervisor.listener.fileno() == -1, "the port is given back"
+        assert supervisor.listener.fileno() == -1, "the port is closed"
 
-    def test_what_waits_to_be_started_again_is_not_started_by_a_stop(
-        self, supervise: Callable[..., Supervisor]
-    ) -> None:
-        """Nor waited for."""
+    def test_stop_does_not_start_or_wait_for_a_child_that_is_due(self, supervise: Callable[..., Supervisor]) -> None:
+        """It has no process."""
         dies = child("learner", "raise SystemExit(1)")
         supervisor = supervise(dies)
         supervisor.look()
@@ -284,7 +282,7 @@ class TestStop:
 
 class TestChildren:
     def test_a_learner_and_its_servers_share_config_and_socket(self, tmp_path: Path) -> None:
-        """Each server inherits the one listening socket by number; the learner does not. All die with their parent."""
+        """Servers inherit the listening socket by number; the learner does not. All exit with their parent."""
         supervisor = Supervisor(config_in(tmp_path, **{"serve.processes": 2}), ["--config", "c.toml"])
         fd = supervisor.listener.fileno()
         learner, *servers = supervisor.children
@@ -296,8 +294,8 @@ class TestChildren:
         assert all(server.pass_fds == (fd,) for server in servers)
         assert servers[1].command[3:] == ["serve", *shared, "--name", "server-1", "--fd", str(fd)]
 
-    def test_a_child_answers_on_the_socket_that_it_was_handed(self, tmp_path: Path) -> None:
-        """At the address that the supervisor tells."""
+    def test_a_child_answers_on_the_inherited_socket(self, tmp_path: Path) -> None:
+        """At the supervisor's address."""
         supervisor = Supervisor(config_in(tmp_path), [])
         fd = supervisor.listener.fileno()
         answers = f"import socket; s = socket.socket(fileno={fd}); c, _ = s.accept(); c.sendall(b'hello'); c.close()"
@@ -313,7 +311,7 @@ class TestChildren:
         assert said == b"hello"
 
     def test_output_is_appended_to_the_file(self, supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
-        """Both streams, and what was there before stays."""
+        """Both streams; earlier content stays."""
         output = tmp_path / "processes.log"
         output.write_text("before\n")
         says = child("learner", "import sys; print('out', flush=True); print('err', file=sys.stderr)", output)
@@ -326,8 +324,8 @@ class TestChildren:
 
 
 class TestCards:
-    def test_those_of_killed_processes_are_removed_at_the_start(self, tmp_path: Path) -> None:
-        """Their process ids may be others' now."""
+    def test_cards_of_killed_processes_are_removed_at_start(self, tmp_path: Path) -> None:
+        """Their process ids may belong to other processes now."""
         cards = StatePaths(tmp_path).processes
         cards.mkdir(parents=True)
         (cards / "server-7.json").write_text('{"pid": 1, "metrics_port": 1}')
@@ -336,8 +334,8 @@ class TestCards:
 
         assert list(cards.iterdir()) == []
 
-    def test_those_of_a_running_daemon_stay_when_a_second_one_has_another_port(self, tmp_path: Path) -> None:
-        """Two learners of one folder would be refused one by one; two daemons are, at once."""
+    def test_a_second_daemon_of_a_folder_is_refused_and_removes_no_card(self, tmp_path: Path) -> None:
+        """Even with another port."""
         first = Supervisor(config_in(tmp_path), [])
         cards = StatePaths(tmp_path).processes
         cards.mkdir(parents=True)
@@ -352,8 +350,8 @@ class TestCards:
 
         assert kept
 
-    def test_those_of_a_running_daemon_stay_when_a_second_one_is_refused(self, tmp_path: Path) -> None:
-        """Its port is taken, so its cards are its own."""
+    def test_a_daemon_whose_port_is_taken_removes_no_card(self, tmp_path: Path) -> None:
+        """The cards are those of the running daemon."""
         first = Supervisor(config_in(tmp_path), [])
         port = int(first.address.rpartition(":")[2])
         cards = StatePaths(tmp_path).processes

@@ -1,4 +1,4 @@
-"""Requests that wait: bounded in number and in time, and no wait where there is nothing to wait for."""
+"""Requests that wait: bounded in number and time; a true condition does not wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def waiters() -> Waiters:
 
 
 class Sky:
-    """Rains from the n-th look on."""
+    """Rains from the n-th check on."""
 
     def __init__(self, from_look: int) -> None:
         self.from_look, self.looks = from_look, 0
@@ -28,8 +28,8 @@ class Sky:
         return self.looks >= self.from_look
 
 
-def test_what_is_true_already_waits_for_nothing(waiters: Waiters) -> None:
-    """One look, whatever the time."""
+def test_a_true_condition_does_not_wait(waiters: Waiters) -> None:
+    """One check."""
     sky = Sky(1)
 
     assert asyncio.run(waiters.until(sky.rains, 0.0))
@@ -37,8 +37,8 @@ def test_what_is_true_already_waits_for_nothing(waiters: Waiters) -> None:
     assert sky.looks == 1
 
 
-def test_a_wait_ends_when_it_comes_true(waiters: Waiters) -> None:
-    """Long before its time is over."""
+def test_a_wait_ends_when_the_condition_becomes_true(waiters: Waiters) -> None:
+    """Before its timeout."""
     started = time.monotonic()
 
     assert asyncio.run(waiters.until(Sky(3).rains, 60.0))
@@ -46,8 +46,8 @@ def test_a_wait_ends_when_it_comes_true(waiters: Waiters) -> None:
     assert time.monotonic() - started < 30.0
 
 
-def test_a_wait_ends_with_its_time(waiters: Waiters) -> None:
-    """It looks a last time then."""
+def test_a_wait_ends_at_its_timeout(waiters: Waiters) -> None:
+    """With a last check."""
     sky = Sky(1000)
 
     assert not asyncio.run(waiters.until(sky.rains, POLL_S / 2))
@@ -55,8 +55,8 @@ def test_a_wait_ends_with_its_time(waiters: Waiters) -> None:
     assert sky.looks == 2
 
 
-def test_one_too_many_is_refused_and_the_next_may_wait_again(waiters: Waiters) -> None:
-    """429, counted, for what is not true yet; a place is free once its holder has gone, by an error too."""
+def test_a_wait_past_the_bound_is_refused(waiters: Waiters) -> None:
+    """429, counted. A finished wait makes room, also after an error."""
     looks = iter([False])
 
     async def play() -> int:
