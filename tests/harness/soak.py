@@ -186,7 +186,8 @@ class Soak:
         if not data.exists():
             return False
         shutil.copyfile(data, backup)
-        damage(site.paths, kind, self._draw)
+        if not damage(site.paths, kind, self._draw):
+            return False
         output_begin = site.learner_log.stat().st_size
         site.start_learner([])
         while site.learner.poll() is None and not site.has_stepped():
