@@ -92,7 +92,7 @@ def whole_checkpoints(folder: Path) -> list[int]:
 def _damage_store(data: Path, how: str, draw: Random) -> bool:
     """Cut the file off at a random byte, or overwrite a random page, which may be a free one."""
     size_bytes = data.stat().st_size if data.exists() else 0
-    if size_bytes < _PAGE_BYTES:  # an earlier damage that nobody noticed, since the WAL holds every page
+    if size_bytes < _PAGE_BYTES:  # all pages are in the write-ahead log
         return False
     if how == "end":
         os.truncate(data, draw.randrange(size_bytes))

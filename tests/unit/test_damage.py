@@ -105,6 +105,14 @@ def test_a_store_loses_its_end_or_a_page(paths: StatePaths) -> None:
     assert data.stat().st_size < len(content)
 
 
+def test_a_store_without_a_page_cannot_be_damaged(paths: StatePaths) -> None:
+    """All its pages are still in the write-ahead log."""
+    paths.store.mkdir()
+    (paths.store / FILE).write_bytes(bytes(100))
+
+    assert not any(damage(paths, kind, Random(1)) for kind in REFUSED)
+
+
 def test_a_missing_store_cannot_be_damaged(paths: StatePaths) -> None:
     """A learner may die before it creates one."""
     assert not any(damage(paths, kind, Random(1)) for kind in REFUSED)
