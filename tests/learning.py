@@ -67,13 +67,13 @@ def filled_log(config: Config, samples: int = 40) -> MemoryLog:
 def learn(
     config: Config, log: MemoryLog, *, stopping: threading.Event | None = None, on_step: OnStep | None = None
 ) -> Checkpoint:
-    """Run a whole learner until it has learned the log, or is stopped; its newest checkpoint."""
+    """Run a learner process until it has learned the log, or is stopped; its newest checkpoint."""
     learning.learn(config, stopping or threading.Event(), until_end=True, opened=log.reopen(), on_step=on_step)
     return newest_checkpoint(config)
 
 
 def newest_checkpoint(config: Config) -> Checkpoint:
-    """The newest whole checkpoint."""
+    """The newest valid checkpoint."""
     found = load_newest(StatePaths(config.state.dir).checkpoints)
     assert found is not None
     return found

@@ -211,7 +211,7 @@ class TrainingLoop:
         self.observer.step_done(report)
 
     def close(self) -> None:
-        """Publish and save what is new. The save goes on in the background."""
+        """Publish and save what is new. The save continues in the background."""
         step = self.learner.step
         if self._replay_stopped:
             pass  # what is published is newer

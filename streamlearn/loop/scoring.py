@@ -49,26 +49,26 @@ class Scoring:
         x = np.stack([sample.x for sample in fresh])
         asked = self._learner.ask(x)
         baselines = self._ledger.baselines
-        said = asked()
-        teacher_B = said.teacher_probs_BC.argmax(axis=1).tolist()
-        finite_B = np.isfinite(said.student_probs_BC.sum(axis=1))
-        student_B = np.where(finite_B, said.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
+        predictions = asked()
+        teacher_B = predictions.teacher_probs_BC.argmax(axis=1).tolist()
+        finite_B = np.isfinite(predictions.student_probs_BC.sum(axis=1))
+        student_B = np.where(finite_B, predictions.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
         # A server refuses to answer where the network overflows; here too such a sample has no answer.
-        answered_B = np.isfinite(said.teacher_probs_BC.sum(axis=1)).tolist()
+        answered_B = np.isfinite(predictions.teacher_probs_BC.sum(axis=1)).tolist()
         answers: Answers = {}
         for n, sample in enumerate(fresh):
-            own = Prediction(teacher_B[n], said.teacher_probs_BC[n], self._learner.step)
+            own = Prediction(teacher_B[n], predictions.teacher_probs_BC[n], self._learner.step)
             answers[sample.sample_id] = sample.answer or (own if answered_B[n] else self._no_answer), student_B[n]
         truths = {n: s.true_label for n, s in enumerate(fresh) if s.true_label is not None and answered_B[n]}
         twin_B = self._learner.classify(x).twin_B if self._twin_on_arrival else None
-        self._score_ground_truth(truths, said, student_B, twin_B, baselines)
+        self._score_ground_truth(truths, predictions, student_B, twin_B, baselines)
         self._board.traffic.arrived([answer for answer, _ in answers.values() if answer.class_index != UNLABELLED])
-        self._guarding.arrived(x, said)
+        self._guarding.arrived(x, predictions)
         self._requests.offer(
             [sample.sample_id for sample in fresh],
             [sample.position for sample in fresh],
-            said.teacher_probs_BC,
-            said.student_probs_BC,
+            predictions.teacher_probs_BC,
+            predictions.student_probs_BC,
             now_s,
         )
         return answers
@@ -134,7 +134,7 @@ class Scoring:
     def _score_ground_truth(
         self,
         truths: Mapping[int, int],
-        said: Predictions,
+        predictions: Predictions,
         student_B: Sequence[int],
         twin_B: npt.NDArray[np.int64] | None,
         baselines: tuple[int | None, int | None],
@@ -142,12 +142,12 @@ class Scoring:
         """Score the rows whose ground truth a simulation has put into the sample."""
         majority, no_change = baselines
         for n, truth in truths.items():
-            teacher_class = int(said.teacher_probs_BC[n].argmax())
+            teacher_class = int(predictions.teacher_probs_BC[n].argmax())
             self._board.oracle.update(
                 true_class=truth,
                 teacher_class=teacher_class,
                 student_class=student_B[n],
-                teacher_probabilities_C=said.teacher_probs_BC[n],
+                teacher_probabilities_C=predictions.teacher_probs_BC[n],
                 majority_class=majority,
                 no_change_class=no_change,
             )

@@ -190,11 +190,11 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
             return load_checkpoint(path)
         except CheckpointError as error:
             _log.error("checkpoint_corrupt", step=step, error=str(error))
-            aside = path.with_suffix(".corrupt")
+            corrupt = path.with_suffix(".corrupt")
             for earlier in folder.glob("*.corrupt"):
-                if earlier.name < aside.name:  # from an earlier incident; those of this one are kept
+                if earlier.name < corrupt.name:  # from an earlier incident; those of this one are kept
                     earlier.unlink()
-            path.replace(aside)
+            path.replace(corrupt)
     # Also at later starts, which find only set-aside files: they must not silently start from step 0.
     if steps or (at_most is None and any(folder.glob("*.corrupt"))):
         raise CheckpointError(f"{folder}: no checkpoint is valid; restore a backup, or {FROM_SCRATCH}")

@@ -68,14 +68,14 @@ def write_whole(path: Path, chunks: Iterable[Chunk], files: Files = DISK, *, nam
         OSError: the old file is unchanged; the temporary file is removed.
         StateError: the same, if `files` are fenced.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        files.write(aside, chunks)
+        files.write(temporary, chunks)
         reached(name, "written")
-        files.replace(aside, path)
+        files.replace(temporary, path)
         reached(name, "renamed")
     except (OSError, StateError):
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     files.sync_folder(path.parent)
 

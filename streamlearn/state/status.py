@@ -19,12 +19,12 @@ def write_status(path: Path, status: Mapping[str, Any], files: Files = DISK) -> 
         OSError: the old one is unchanged.
         StateError: the same, if `files` are fenced.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_bytes(json.dumps(status).encode())
-        files.replace(aside, path)
+        temporary.write_bytes(json.dumps(status).encode())
+        files.replace(temporary, path)
     except (OSError, StateError):
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

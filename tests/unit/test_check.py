@@ -100,18 +100,18 @@ class TestModel:
         assert finding.verdict == ("ok" if torch.cuda.is_available() else "error")
 
     @pytest.mark.parametrize(
-        ("settings", "said"),
+        ("settings", "expected"),
         [
             ({"learn.noise": "no.such:thing"}, "no.such"),
             ({"learn.method": "dsne", "learn.options.source_path": "nowhere.npz"}, "nowhere.npz"),
         ],
     )
-    def test_what_the_method_needs_is_checked(self, tmp_path: Path, settings: dict[str, object], said: str) -> None:
+    def test_what_the_method_needs_is_checked(self, tmp_path: Path, settings: dict[str, object], expected: str) -> None:
         """Else the learner would fail at its start."""
         finding = found(config_in(tmp_path, **settings))["method"]
 
         assert finding.verdict == "error"
-        assert said in finding.text
+        assert expected in finding.text
 
 
 class TestLog:
@@ -193,12 +193,12 @@ class TestCheckpoint:
         self, tmp_path: Path, payload: str, verdict: str
     ) -> None:
         """Every sample would be refused."""
-        told = found(
+        report = found(
             config_in(tmp_path, **{"schema.payload": payload, "log.max_record_bytes": 64, "schema.shape": [17]})
         )
 
-        assert told["record size"].verdict == verdict
-        assert "log.max_record_bytes = 64" in told["record size"].text
+        assert report["record size"].verdict == verdict
+        assert "log.max_record_bytes = 64" in report["record size"].text
 
     def test_a_valid_one_within_the_log_is_ok(self, tmp_path: Path) -> None:
         """With its step and the number of checkpoints."""

@@ -37,13 +37,13 @@ def checkpoint(step: int) -> Checkpoint:
     return Checkpoint(step, {TopicPartition("samples", 0): 10 * step}, arrays, {"accounts": {"read": step}, "t": 0.1})
 
 
-def same(found: Checkpoint | None, wanted: Checkpoint) -> bool:
+def same(found: Checkpoint | None, expected: Checkpoint) -> bool:
     return (
         found is not None
-        and (found.step, found.next_offsets, found.extra) == (wanted.step, wanted.next_offsets, wanted.extra)
-        and found.arrays.keys() == wanted.arrays.keys()
-        and all(np.array_equal(found.arrays[name], array) for name, array in wanted.arrays.items())
-        and all(found.arrays[name].shape == array.shape for name, array in wanted.arrays.items())
+        and (found.step, found.next_offsets, found.extra) == (expected.step, expected.next_offsets, expected.extra)
+        and found.arrays.keys() == expected.arrays.keys()
+        and all(np.array_equal(found.arrays[name], array) for name, array in expected.arrays.items())
+        and all(found.arrays[name].shape == array.shape for name, array in expected.arrays.items())
     )
 
 
@@ -129,7 +129,7 @@ class TestCorruption:
 def test_any_single_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, *, lasting: bool) -> None:
     """Fail the first operation of a save, then the second, and so on until a save has no fault.
 
-    After each, loading gives one of the two, whole, and nothing is left lying about.
+    After each, one of the two is loaded, and no temporary file is left.
     """
     for fail_at in itertools.count(1):
         save_checkpoint(tmp_path, checkpoint(1))
@@ -172,8 +172,8 @@ class TestSaver:
 
     def test_keeps_the_newest_and_reports_each(self, tmp_path: Path) -> None:
         """Old ones are removed once there are more than `keep`."""
-        told: list[Saved] = []
-        saver = Saver(tmp_path, keep=2, on_saved=told.append)
+        saves: list[Saved] = []
+        saver = Saver(tmp_path, keep=2, on_saved=saves.append)
 
         for step in (1, 2, 3):
             assert saver.submit(checkpoint(step))
@@ -181,8 +181,8 @@ class TestSaver:
         saver.close(10)
 
         assert steps_in(tmp_path) == [2, 3]
-        assert [saved.step for saved in told] == [1, 2, 3]
-        assert told[0].size_bytes == path_of(tmp_path, 3).stat().st_size
+        assert [saved.step for saved in saves] == [1, 2, 3]
+        assert saves[0].size_bytes == path_of(tmp_path, 3).stat().st_size
 
     def test_a_failed_save_is_raised_in_the_learners_thread(self, tmp_path: Path) -> None:
         """A full disk stops the learner; it is not only logged."""

@@ -1,6 +1,6 @@
 """Hostile files in the state folder: nothing in them is executed, and no path in them is followed.
 
-Whoever may write there can make the learner stop, or serve other weights; see docs/security.md. He cannot run code.
+Write access there can stop the learner or change the served weights (docs/security.md), but run no code.
 """
 
 from __future__ import annotations
@@ -162,9 +162,9 @@ class TestPaths:
         served.publish(7)
         elsewhere = tmp_path / "elsewhere.safetensors"
         shutil.move(teacher_path(tmp_path / "published", 7), elsewhere)
-        for told in ("../elsewhere.safetensors", str(elsewhere), "x/../../elsewhere.safetensors"):
+        for named in ("../elsewhere.safetensors", str(elsewhere), "x/../../elsewhere.safetensors"):
             pointer = json.loads((tmp_path / "published" / POINTER).read_bytes())
-            (tmp_path / "published" / POINTER).write_text(json.dumps({**pointer, "file": told}))
+            (tmp_path / "published" / POINTER).write_text(json.dumps({**pointer, "file": named}))
 
             model = PublishedDir(tmp_path / "published").newest()
 

@@ -79,7 +79,7 @@ def test_any_single_fault_leaves_the_pointer_on_a_valid_teacher(tmp_path: Path, 
         else:
             break
 
-    assert fail_at == 11, "two whole writes of five operations each, then a clean run"
+    assert fail_at == 11, "two writes of five operations each, then a clean run"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"step": "x"}', b"\xff"])
@@ -96,7 +96,7 @@ def test_a_failing_read_is_a_state_error(tmp_path: Path) -> None:
     pointer, newest = tmp_path / POINTER, PublishedDir(tmp_path)
     published = publisher(tmp_path).publish(1, arrays(1), {})
     pointer.rename(tmp_path / "away")
-    pointer.mkdir()  # EISDIR stands for EIO, ESTALE and EMFILE
+    pointer.mkdir()  # EISDIR in place of EIO, ESTALE and EMFILE
 
     with pytest.raises(StateError, match="cannot read"):
         newest.newest()
@@ -369,7 +369,7 @@ class TestPin:
             else:
                 break
 
-        assert fail_at == 6, "one whole write of five operations, then a clean run"
+        assert fail_at == 6, "one write of five operations, then a clean run"
 
 
 class TestVersions:

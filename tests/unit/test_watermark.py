@@ -1,4 +1,4 @@
-"""The watermark: what moves it, what must be confirmed, and that it is saved whole."""
+"""The watermark: what moves it, what must be confirmed, and that it is saved."""
 
 from __future__ import annotations
 
