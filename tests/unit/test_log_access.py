@@ -10,7 +10,8 @@ import pytest
 from learning import S, empty_log
 
 from streamlearn.errors import LogError, LogUnavailableError, RecordError
-from streamlearn.log.codec import Codec, read_dead_letter
+from streamlearn.log.codec import Codec
+from streamlearn.log.dead_letters import read_dead_letter
 from streamlearn.loop.log_access import LogAccess
 from streamlearn.records import BadRecord, NewRecord, Position, Record, Schema
 from streamlearn.testing import MemoryLog
