@@ -144,7 +144,7 @@ try() {
     until_true 30 trained try-2
     say "Prometheus sees the learner through a server"
     until_true 60 scraped
-    say "kill -9 of the whole container, then start: it goes on where it was"
+    say "kill -9 of the whole container, then start: it resumes"
     until_true 60 logged checkpoint_saved
     before=$(version)
     docker compose kill --signal KILL streamlearn

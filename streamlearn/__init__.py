@@ -1,3 +1,3 @@
-"""streamlearn: learns for ever from a stream, and serves what it knows while it learns."""
+"""streamlearn: online semi-supervised learning from a stream, with late labels and live serving."""
 
 __version__ = "0.1.0"

@@ -96,6 +96,25 @@ def names(path: Path) -> set[str]:
     return set(re.findall(r"\w+", path.read_text()))
 
 
+def defined(reference: str) -> bool:
+    """Whether `folder/file.py:Class.method` exists below streamlearn/."""
+    file, _, name = reference.partition(":")
+    path = PACKAGE / file
+    if not path.exists():
+        return False
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {
+                f"{node.name}.{each.name}"
+                for each in node.body
+                if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+    return name in found
+
+
 class TestConfigFile:
     def test_the_example_has_every_setting_with_its_default(self) -> None:
         """The file an operator copies is the whole truth."""
@@ -119,6 +138,18 @@ class TestDocs:
         """At most 120 lines."""
         assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
+    def test_the_architecture_is_short_and_names_what_exists(self) -> None:
+        """At most 14 kB; each `file.py:name` and each test file in it is there."""
+        text = (ROOT / "ARCHITECTURE.md").read_text()
+        missing = [name for name in re.findall(r"`((?:\w+/)*\w+\.py:[\w.]+)`", text) if not defined(name)]
+        tests = set(re.findall(r"`((?:\w+/)?test_\w+\.py)`", text))
+
+        assert len(text.encode()) <= 14_000
+        assert missing == ["file.py:function"], "that one explains the notation"
+        assert [
+            name for name in tests if not any((ROOT / "tests" / kind / name).exists() for kind in ("", "unit"))
+        ] == []
+
     def test_every_metric_is_in_the_docs(self) -> None:
         """README or ARCHITECTURE names each, and names none that is not there."""
         exported = {metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS)}
@@ -140,6 +171,34 @@ class TestDocs:
                 continue
             text = path.read_text(errors="replace")
             assert not [word for word in banned if word in text], name
+
+
+class TestLanguage:
+    """Plain, present-tense technical English; the field's terms and no synonym for them."""
+
+    REPLACED = (
+        "anew", "for ever", "is told", "are told", "was told", "mended", "passed by", "passes by", "so many", "whoever",
+        "nobody may", "for want of", "labelled memory", "wild value", "sworn in", "election winner",
+        "the stream's time", "tell, ", "how often Python looks",
+    )  # fmt: skip
+
+    def test_no_text_uses_a_replaced_phrase(self) -> None:
+        """Each has a term of the field: again, indefinitely, reported, fixed, skipped, replay buffer, outlier."""
+        tracked = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        pattern = re.compile("|".join(rf"\b{re.escape(phrase)}" for phrase in self.REPLACED), re.IGNORECASE)
+        found = []
+        for name in tracked:
+            path = ROOT / name
+            if (
+                path.suffix in (".py", ".md", ".toml", ".yml", ".sh")
+                and path.is_file()
+                and name != "tests/test_tidy.py"
+            ):
+                lines = enumerate(path.read_text().splitlines(), start=1)
+                found += [f"{name}:{n}: {match[0]}" for n, line in lines if (match := pattern.search(line))]
+        assert found == []
 
 
 class TestCode:

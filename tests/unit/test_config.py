@@ -75,7 +75,7 @@ class TestPrecedence:
 
 class TestErrors:
     def test_all_come_at_once_with_key_value_bound_and_source(self) -> None:
-        """An operator mends them in one go."""
+        """An operator fixes them in one go."""
         text = message({"STREAMLEARN_SERVE__PORT": "80000"}, learn__ema_decay=1.0, serve__prt=3)
 
         assert "3 settings are wrong" in text
