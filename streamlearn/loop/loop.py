@@ -40,13 +40,13 @@ from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.log.feed import Feed
 from streamlearn.loop.accounts import Accounts
+from streamlearn.loop.assembler import BatchAssembler
 from streamlearn.loop.further_steps import FurtherSteps
 from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.interval import Interval
 from streamlearn.loop.learned_offsets import LearnedOffsets
 from streamlearn.loop.log_access import LogAccess
 from streamlearn.loop.report import Observer, Phases, StepReport
-from streamlearn.loop.rows import Rows
 from streamlearn.loop.scoring import Answers, Scoring
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.loop.watermark import Watermark
@@ -93,7 +93,7 @@ class TrainingLoop:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._rows = Rows(self.schema, self.batch, self.learner, self.replay, self.recent)
+        self._assembler = BatchAssembler(self.schema, self.batch, self.learner, self.replay, self.recent)
         self._scoring = Scoring(
             self.learner,
             self.ledger,
@@ -170,11 +170,11 @@ class TrainingLoop:
 
         arrivals = self._join(items, answers)
         self._scoring.take_labels(arrivals)
-        self._rows.take_labels(arrivals)
+        self._assembler.take_labels(arrivals)
         phases.end("ledger")
 
-        batch = self._rows.assemble(fresh, t, again=not items)
-        self._rows.erase(arrivals)
+        batch = self._assembler.assemble(fresh, t, again=not items)
+        self._assembler.erase(arrivals)
         phases.end("assemble")
 
         factors = self.guarding.factors(t)

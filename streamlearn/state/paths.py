@@ -6,68 +6,35 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from streamlearn.errors import ConfigError, StateLockedError
 
 
-@dataclass(frozen=True)
 class StatePaths:
     """Files and folders under `state.dir`."""
 
-    root: Path
-
-    @property
-    def log(self) -> Path:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.log = root / "log" / "log.sqlite3"
         """The embedded log's database."""
-        return self.root / "log" / "log.sqlite3"
-
-    @property
-    def checkpoints(self) -> Path:
-        """One file per checkpoint."""
-        return self.root / "checkpoints"
-
-    @property
-    def journal(self) -> Path:
-        """The records of each step."""
-        return self.root / "journal"
-
-    @property
-    def store(self) -> Path:
+        self.checkpoints = root / "checkpoints"
+        self.journal = root / "journal"
+        self.store = root / "store"
         """Sample store and label ledger."""
-        return self.root / "store"
-
-    @property
-    def scores(self) -> Path:
-        """The learner's scores, about once a second."""
-        return self.root / "scores.json"
-
-    @property
-    def label_requests(self) -> Path:
-        """The active-learning queue: samples whose labels would help most."""
-        return self.root / "wanted.sqlite"
-
-    @property
-    def published(self) -> Path:
+        self.label_requests = root / "wanted.sqlite"
+        """The active-learning queue."""
+        self.published = root / "published"
         """Published teachers, and the pointer to the served one."""
-        return self.root / "published"
-
-    @property
-    def heartbeat(self) -> Path:
+        self.heartbeat = root / "learner.json"
         """The learner's status, about once a second."""
-        return self.root / "learner.json"
-
-    @property
-    def epoch(self) -> Path:
+        self.scores = root / "scores.json"
+        """The learner's scores, about once a second."""
+        self.epoch = root / "epoch"
         """The epoch (fencing token) of the learner that may write here."""
-        return self.root / "epoch"
-
-    @property
-    def processes(self) -> Path:
+        self.processes = root / "processes"
         """One file per server process, with the port of its metrics."""
-        return self.root / "processes"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from streamlearn.records import ERASED, RETRACTED, UNLABELLED, MicroBatch, Sampl
 _log = structlog.get_logger(__name__)
 
 
-class Rows:
+class BatchAssembler:
     """Keeps the replay buffer in step with the labels, and draws from it. Letters: U unlabelled, L labelled rows."""
 
     def __init__(
