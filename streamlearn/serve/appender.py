@@ -24,6 +24,10 @@ QUEUE_RECORDS = 16_384
 QUEUE_BYTES = 64 << 20
 """Bytes of keys, values and headers of these records."""
 
+GATHER_S = 0.002
+"""Longest wait for as many requests as the last call had: their clients may be about to send the next ones. Without it
+a closed loop of clients splits into two halves that wait for each other."""
+
 Result = list[Position] | Exception
 
 
@@ -49,11 +53,13 @@ class Appender:
         timeout_s: float,
         max_records: int = QUEUE_RECORDS,
         max_bytes: int = QUEUE_BYTES,
+        gather_s: float = GATHER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`open_log` is called until it succeeds; its caller closes the log. `timeout_s` bounds each append."""
         self._open_log, self._metrics, self._clock = open_log, metrics, clock
-        self._timeout_s, self._max_records, self._max_bytes = timeout_s, max_records, max_bytes
+        self._timeout_s, self._gather_s = timeout_s, gather_s
+        self._max_records, self._max_bytes = max_records, max_bytes
         self._log: Appends | None = None
         self._changed = threading.Condition()
         self._queue: list[_Request] = []
@@ -135,14 +141,17 @@ class Appender:
     # The writer thread
 
     def _run(self) -> None:
-        while requests := self._take():
+        taken = 1
+        while requests := self._take(taken):
+            taken = len(requests)
             for topic in dict.fromkeys(request.topic for request in requests):
                 self._write(topic, [request for request in requests if request.topic == topic])
 
-    def _take(self) -> list[_Request]:
+    def _take(self, expected: int) -> list[_Request]:
         """Wait for requests, and take all; empty once stopped and drained."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._stopping)
+            self._changed.wait_for(lambda: len(self._queue) >= expected or self._stopping, self._gather_s)
             requests, self._queue = self._queue, []
         return requests
 

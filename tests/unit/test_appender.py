@@ -138,6 +138,23 @@ class TestGroups:
         assert log.calls == [("labels", [b"first"]), ("labels", [b"a", b"c", b"a"]), ("samples", [b"b"])]
         assert [[position.offset for position in one] for one in positions] == [[1], [4], [2, 3]]
 
+    def test_after_a_call_for_two_requests_the_first_waits_for_a_second(self):
+        """For a short time: a closed loop of clients would otherwise split into halves that wait for each other."""
+        log = ScriptedLog()
+
+        async def play(appender):
+            first = await busy(appender, log)
+            pair = await started(*(appender.append("labels", "labels", [record]) for record in (A, B)))
+            log.gate.set()
+            await asyncio.gather(first, *pair)
+            early = await started(appender.append("labels", "labels", [A]))
+            await asyncio.sleep(0.02)
+            await asyncio.gather(*early, appender.append("labels", "labels", [C]))
+
+        run(log, play, gather_s=WAIT_S)
+
+        assert [keys for _, keys in log.calls] == [[b"first"], [b"a", b"b"], [b"a", b"c"]]
+
     def test_a_refused_record_fails_only_its_own_request(self):
         """The log refuses the whole group, so each request is tried alone."""
         log = ScriptedLog(refused=(b"b",))
