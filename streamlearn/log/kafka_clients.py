@@ -23,7 +23,8 @@ from streamlearn.log.settings import KafkaConfig
 FRAMING_BYTES = 64 << 10
 """Room for what Kafka adds to a record of the largest size."""
 BATCH_BYTES = 256 << 10
-LINGER_MS = 5
+LINGER_MS = 0
+"""Callers append in groups (`serve/appender.py`), so waiting for more records only adds latency."""
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_MS = 10_000
 DELIVERY_TIMEOUT_MS = 20_000
