@@ -67,8 +67,8 @@ port = {port}
 [metrics]
 port = 0
 """
-_MARK = _CONFIG.splitlines()[0]
-"""The first line identifies the config of a demo, whose folder may be replaced."""
+_MARK = "# Written by `streamlearn demo`."
+"""The config of a demo starts with this; its folder may be replaced."""
 _BARS = "▁▂▃▄▅▆▇█"
 _PLAIN_EVERY_S = 2.0
 _LOOK_S = 0.25

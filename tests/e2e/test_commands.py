@@ -383,7 +383,7 @@ def test_the_demo_learns_serves_and_ends_cleanly(demo: Demo) -> None:
     assert DEMO_S <= demo.took_s < DEMO_S + 25
     assert int(last_version) == int(last_step) >= 50
     assert float(last_accuracy) > 20.0, "percent; one in ten by chance"
-    assert "Stopped cleanly. To go on: streamlearn run --config" in demo.output
+    assert "Stopped cleanly. To resume: streamlearn run --config" in demo.output
     assert "Traceback" not in demo.output + (demo.folder / "processes.log").read_text()
     assert demo.left == []
 
@@ -440,7 +440,7 @@ class TestDemoFolder:
         code, _, err = run("demo", "--for", "1s", "--port", 0, "--state", tmp_path)
 
         assert code == 2
-        assert "not made by a demo" in err
+        assert "not written by a demo" in err
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
     def test_a_file_in_its_place_is_left_alone(self, run: Run, tmp_path: Path) -> None:
