@@ -150,6 +150,18 @@ class TestDocs:
             name for name in tests if not any((ROOT / "tests" / kind / name).exists() for kind in ("", "unit"))
         ] == []
 
+    def test_every_log_event_and_alert_is_in_the_runbook(self) -> None:
+        """And the runbook names no event that the code does not log."""
+        runbook = (ROOT / "deploy" / "RUNBOOK.md").read_text()
+        source = "\n".join(path.read_text() for path in MODULES)
+        events = set(re.findall(r'\.(?:info|warning|error|critical)\(\s*"([a-z]+(?:_[a-z]+)+)"', source))
+        alerts = set(re.findall(r"alert: (\w+)", (ROOT / "deploy" / "alerts.yml").read_text()))
+        rows = set(re.findall(r"^\| `([a-z]+(?:_[a-z]+)+)` \|", runbook, re.MULTILINE))
+
+        assert events - set(re.findall(r"`(\w+)`", runbook)) == set()
+        assert alerts - set(re.findall(r"`(\w+)`", runbook)) == set()
+        assert [row for row in rows if f'"{row}"' not in source] == []
+
     def test_every_metric_is_in_the_docs(self) -> None:
         """README or ARCHITECTURE names each, and names none that is not there."""
         exported = {metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS)}

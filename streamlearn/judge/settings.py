@@ -28,4 +28,4 @@ class DriftConfig(Section):
 
     reaction: Literal["alarm", "renew"] = "renew"
     """alarm: only report it. renew: also shorten the teacher's horizon and let it grow again; after an alarm without
-    labels, consistency stays off until labels of newer samples confirm the teacher (learn.trust_labels)."""
+    labels, consistency stays off until labels of newer samples confirm the teacher."""

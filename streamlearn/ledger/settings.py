@@ -31,7 +31,7 @@ class LabelsConfig(Section):
     implied_after_s: float | None = Field(None, gt=0.0)
     """Set together with `implied_class`; at most `horizon_s`."""
     requests_per_hour: int = Field(1000, ge=0, le=1_000_000)
-    """The labelling budget: how many samples `GET /label/wanted` hands out within an hour. 0: active learning is
+    """The labelling budget: how many samples `GET /label/requests` hands out within an hour. 0: active learning is
     off."""
 
     @model_validator(mode="after")
