@@ -165,14 +165,17 @@ class Appender:
         self._answer(results)
 
     def _append(self, group: list[_Request], now_s: float) -> list[Result]:
-        """One result per request. If the group fails, each request is tried alone while it has time left."""
+        """One result per request. If the log refuses the group, each request is tried alone while it has time left.
+
+        Not if the log was unavailable: the records may be in the log, and must not be appended twice.
+        """
         records = [record for request in group for record in request.records]
         # The longest time left: a short one would fail the others. Each waiter has its own timeout.
         timeout_s = max(request.deadline_s for request in group) - now_s
         try:
             positions = iter(self.open().append(group[0].topic, records, timeout_s=timeout_s))
         except Exception as error:  # raised again in the requests; the thread continues
-            if len(group) == 1 or not isinstance(error, LogError):
+            if len(group) == 1 or not isinstance(error, LogError) or isinstance(error, LogUnavailableError):
                 return [error] * len(group)
             return [self._append_alone(request, error) for request in group]
         return [[next(positions) for _ in request.records] for request in group]

@@ -23,7 +23,7 @@ class StatePaths:
         self.journal = root / "journal"
         self.store = root / "store"
         """Sample store and label ledger."""
-        self.label_requests = root / "wanted.sqlite"
+        self.label_requests = root / "label-requests.sqlite"
         """The active-learning queue."""
         self.published = root / "published"
         """Published teachers, and the pointer to the served one."""

@@ -130,7 +130,7 @@ def test_a_zombie_writes_nothing(room: Room, stopped_at: str, environ: dict[str,
     room.lose_locks()
     room.send(40)
     assert room.code(room.start("--until-end")) == REFUSED, room.output.read_text()
-    assert "another learner has this store open" in room.output.read_text()
+    assert "another learner holds the write lock of this store" in room.output.read_text()
     before = room.content(), room.journal_bytes()
 
     os.kill(older, signal.SIGCONT)

@@ -60,7 +60,7 @@ def trim(config: Config, learned: Mapping[TopicPartition, int], trimmed: Trimmed
         }
         if all(end <= learned[partition] for partition, end in ends.items()):
             return False
-        for partition, end in ends.items():
+        for partition, end in (ends | log.end_offsets(config.log.topics.dead_letters)).items():
             known = trimmed.records[partition]
             known += records_of(log, partition, len(known), end)
     beginnings = _take(config, now_s, ends)

@@ -61,11 +61,12 @@ class Logged:
 
 
 def read_log(config: Config, trimmed: Trimmed | None = None) -> Logged:
-    """Read all samples, labels and dead letters, including the samples and labels that retention trimmed."""
+    """Read all samples, labels and dead letters, including those that retention trimmed."""
     topics, codec, found = config.log.topics, make_codec(config), Logged(trimmed=trimmed or Trimmed())
     lost = found.trimmed.lost
     with closing(open_log(config)) as log:
-        samples, labels = _records(log, topics.samples, found), _records(log, topics.labels, found)
+        found.ends = log.end_offsets(topics.samples) | log.end_offsets(topics.labels)
+        samples, labels = _records(log, topics.samples, found.trimmed), _records(log, topics.labels, found.trimmed)
         for record in itertools.chain(samples, labels):
             position, is_sample = record.position, record.position.topic == topics.samples
             found.sample_records += is_sample and position not in lost
@@ -82,19 +83,17 @@ def read_log(config: Config, trimmed: Trimmed | None = None) -> Logged:
                 found.samples.setdefault(item.sample_id, position)
             else:
                 found.labels[item.sample_id].append(item)
-        for partition, end in log.end_offsets(topics.dead_letters).items():
-            for record in records_of(log, partition, 0, end):
-                found.dead_letters[str(read_dead_letter(record).record.position)] += 1
+        for record in _records(log, topics.dead_letters, found.trimmed):
+            found.dead_letters[str(read_dead_letter(record).record.position)] += 1
     for of_one in found.labels.values():
         of_one.sort(key=lambda label: (label.timestamp_s, label.position))
     return found
 
 
-def _records(log: Log, topic: str, found: Logged) -> Iterator[Record]:
+def _records(log: Log, topic: str, trimmed: Trimmed) -> Iterator[Record]:
     beginnings = log.beginning_offsets(topic)
     for partition, end in sorted(log.end_offsets(topic).items()):
-        found.ends[partition] = end
-        taken = found.trimmed.records[partition]
+        taken = trimmed.records[partition]
         assert len(taken) >= beginnings[partition], f"{partition} was trimmed, and its records are unknown"
         yield from taken
         yield from records_of(log, partition, len(taken), end)

@@ -32,7 +32,7 @@ def test_the_model_spec_follows_the_config() -> None:
 
 def test_a_norm_is_an_option_of_the_network() -> None:
     """It is published with the weights. The default norm is not an option, so that older models stay equal."""
-    spec = model_spec(config(**{"model.options": {"hidden": [8]}, "model.norm": "group"}))
+    spec = model_spec(config(**{"model.options": {"hidden": [8], "norm": "group"}}))
 
     assert spec.options == {"hidden": [8], "norm": "group"}
     assert model_spec(config(**{"model.options": {"hidden": [8]}})).options == {"hidden": [8]}

@@ -46,7 +46,7 @@ class TestTopics:
         log = MemoryLog()
         log.create_topics({"samples": 2, "labels": 2, "dead-letters": 5})
 
-        make_topics(log, config(**{"log.create_topics": False}))
+        make_topics(log, config(**{"log.partitions": 0}))
 
         assert counts(log) == [2, 2, 5]
 
@@ -55,8 +55,8 @@ class TestTopics:
         log = MemoryLog()
         log.create_topics({"samples": 1})
 
-        with pytest.raises(ConfigError, match=r"missing: labels, dead-letters; .*log\.create_topics"):
-            make_topics(log, config(**{"log.create_topics": False}))
+        with pytest.raises(ConfigError, match=r"missing: labels, dead-letters; .*log\.partitions"):
+            make_topics(log, config(**{"log.partitions": 0}))
 
         assert counts(log) == [1, 0, 0]
 
@@ -70,13 +70,14 @@ class TestTopics:
 
 
 class TestLog:
-    def test_an_embedded_log_exists_once_it_is_opened(self, tmp_path: Path) -> None:
+    def test_an_embedded_log_exists_once_it_is_used(self, tmp_path: Path) -> None:
         """`log_exists` creates nothing."""
         settings = config(**{"state.dir": str(tmp_path / "state")})
 
         assert not log_exists(settings)
         assert list(tmp_path.iterdir()) == []
         log = open_log(settings)
+        log.create_topics({"samples": 1})
         log.close()
 
         assert isinstance(log, EmbeddedLog)
