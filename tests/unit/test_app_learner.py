@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learning import L, S, config_in, filled_log, learn
+from small_learner import L, S, config_in, filled_log, learn
 
 from streamlearn.app import inspect as inspecting
 from streamlearn.app import learner as learning

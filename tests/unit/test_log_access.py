@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from learning import S, empty_log
+from small_learner import S, empty_log
 
 from streamlearn.errors import LogError, LogUnavailableError, RecordError
 from streamlearn.log.codec import Codec

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import L, Reports, S, config_in, empty_log, filled_log, learn, loop_on, newest_checkpoint, run_loop
+from small_learner import L, Reports, S, config_in, empty_log, filled_log, learn, loop_on, newest_checkpoint, run_loop
 from structlog.testing import capture_logs
 
 from streamlearn.app.log import make_codec

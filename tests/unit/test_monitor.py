@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import L, S, config_in, empty_log
+from small_learner import L, S, config_in, empty_log
 from structlog.testing import capture_logs
 from support import until
 

@@ -7,11 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import learning
 import numpy as np
 import pytest
+import small_learner
 import torch
-from learning import L, Reports, S, empty_log, loop_on, newest_checkpoint, run_loop
+from small_learner import L, Reports, S, empty_log, loop_on, newest_checkpoint, run_loop
 
 from streamlearn.app.log import make_codec
 from streamlearn.config import Config
@@ -29,7 +29,7 @@ SAMPLES = 400
 
 def config_in(folder: Path, **overrides: Any) -> Config:
     settings = {"log.shed_above_records": 100, "batch.fresh": 4}
-    return learning.config_in(folder, **{**settings, **overrides})
+    return small_learner.config_in(folder, **{**settings, **overrides})
 
 
 def wide() -> MicroBatcher:

@@ -11,12 +11,12 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import learning
 import numpy as np
 import pytest
+import small_learner
 import torch
 from harness.hour import memory_mb
-from learning import S, empty_log, learn, loop_on
+from small_learner import S, empty_log, learn, loop_on
 
 from streamlearn.app.log import make_codec
 from streamlearn.config import Config
@@ -32,7 +32,7 @@ STEPS = SAMPLES // FRESH
 
 def config_in(folder: Path, **overrides: Any) -> Config:
     settings = {"state.checkpoint_every_s": 3600.0, "state.keep_checkpoints": 1000}
-    return learning.config_in(folder, **{**settings, **overrides})
+    return small_learner.config_in(folder, **{**settings, **overrides})
 
 
 def filled(config: Config) -> MemoryLog:

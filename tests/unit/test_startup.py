@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import learning
 import numpy as np
 import pytest
+import small_learner
 import torch
-from learning import empty_log, learn
 from safetensors.numpy import save
+from small_learner import empty_log, learn
 
 from streamlearn.app.check import check
 from streamlearn.app.learner import learn as run_learner
@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 
 
 def config_in(folder: Path, **overrides: Any) -> Config:
-    return learning.config_in(folder, **{"batch.steps": 4, **overrides})
+    return small_learner.config_in(folder, **{"batch.steps": 4, **overrides})
 
 
 def more(log: MemoryLog, config: Config, count: int = 16) -> None:
