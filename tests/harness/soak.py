@@ -362,6 +362,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1440.0, help="stop earlier, with fewer kills")
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary folder")
     asked = parser.parse_args()
+    if asked.startup_kills and asked.startup_kills > asked.kills - BURST:
+        parser.error(f"--startup-kills are part of --kills, in bursts of {BURST}: give at least {BURST} fewer of them")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # or the disk would stay mounted
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="streamlearn-soak-"))
     report = soak(
