@@ -69,9 +69,12 @@ def last_step(journal: Path) -> int:
     Cheap: reads only the end of a segment.
     """
     for segment in sorted(journal.glob("journal-*.log"), reverse=True):
-        with segment.open("rb") as file:
-            file.seek(max(0, segment.stat().st_size - _TAIL_BYTES))
-            lines = map(parse_line, file.read().splitlines(keepends=True))
+        try:
+            with segment.open("rb") as file:
+                file.seek(max(0, segment.stat().st_size - _TAIL_BYTES))
+                lines = map(parse_line, file.read().splitlines(keepends=True))
+        except FileNotFoundError:
+            return last_step(journal)  # the learner removed it after the listing: list again
         if found := [line.step for line in lines if line is not None]:
             return found[-1]
     return 0

@@ -90,6 +90,17 @@ def test_the_last_step_is_found_at_the_end_of_a_long_journal(paths: StatePaths) 
     assert last_step(paths.journal) == 500
 
 
+def test_a_segment_that_is_removed_after_the_listing_is_no_error(
+    paths: StatePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learner removes old segments at any moment."""
+    listing = Path.glob
+    listed = iter([[paths.journal / "journal-000000000999-000001.log"]])
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: next(listed, None) or listing(folder, pattern))
+
+    assert last_step(paths.journal) == 8
+
+
 def test_a_store_loses_its_end_or_a_page(paths: StatePaths) -> None:
     """`store-garbage` changes one page, `store-end` the size."""
     paths.store.mkdir()
