@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 from PIL import Image
+from served import ROUTES
 
 from streamlearn.errors import REASONS, RecordError
 from streamlearn.log.codec import Codec
@@ -438,25 +439,9 @@ class Request:
     chunks: list[bytes]
 
 
-ROUTES = (
-    ("POST", "/predict"),
-    ("POST", "/label"),
-    ("POST", "/sample"),
-    ("GET", "/label/"),
-    ("GET", "/sample/"),
-    ("DELETE", "/sample/"),
-    ("GET", "/label/requests"),
-    ("GET", "/model"),
-    ("GET", "/models"),
-    ("POST", "/model/rollback"),
-    ("POST", "/model/promote"),
-    ("GET", "/score"),
-    ("GET", "/health/live"),
-    ("GET", "/health/ready"),
-    ("GET", "/openapi.json"),
-    ("GET", "/"),
-)
-WEIGHTS = (8, 6, 6, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+FURTHER = [("GET", "/openapi.json"), ("GET", "/")]
+HEAVY = {"/predict": 8, "/label": 6, "/sample": 6}
+"""Routes that take bodies are tried more often."""
 PATHS = (
     "/nowhere",
     "//",
@@ -584,9 +569,10 @@ def _request_headers(rng: random.Random, content_type: str, body: bytes) -> list
 def request(seed: int, number: int, codec: Codec) -> Request:
     """The request of this number, for a server of the codec's schema."""
     rng = random.Random(f"{seed}:{number}")
-    method, path = rng.choices(ROUTES, WEIGHTS)[0]
-    if path in ("/label/", "/sample/"):
-        path += rng.choice((f"sample-{rng.randrange(99)}", pick(rng, TEXTS), "a/b/../c", "wanted"))
+    routes = [*(route[:2] for route in ROUTES), *FURTHER]
+    method, path = rng.choices(routes, [HEAVY.get(path, 1) for _, path in routes])[0]
+    name = rng.choice((f"sample-{rng.randrange(99)}", pick(rng, TEXTS), "a/b/../c", "requests"))
+    path = path.replace("{sample_id}", name)
     if rng.random() < 0.03:
         path = pick(rng, PATHS)
     if rng.random() < 0.03:

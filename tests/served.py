@@ -23,6 +23,24 @@ from streamlearn.testing import ManualClock, MemoryLog
 
 FLOATS = Schema((4,), np.dtype(np.float32), ("cat", "dog", "owl"))
 IMAGES = Schema((1, 4, 6), np.dtype(np.uint8), ("cat", "dog"))
+ROUTES = [
+    ("POST", "/predict", "predict"),
+    ("POST", "/label", "label"),
+    ("POST", "/sample", "label"),
+    ("GET", "/label/requests", "label"),
+    ("GET", "/label/{sample_id}", "label"),
+    ("GET", "/sample/{sample_id}", "label"),
+    ("DELETE", "/sample/{sample_id}", "admin"),
+    ("GET", "/model", "predict"),
+    ("GET", "/models", "admin"),
+    ("POST", "/model/rollback", "admin"),
+    ("POST", "/model/promote", "admin"),
+    ("GET", "/score", None),
+    ("GET", "/metrics", None),
+    ("GET", "/health/live", None),
+    ("GET", "/health/ready", None),
+]
+"""Every documented route, and the role that it needs; None: any token. Health needs no token."""
 URL = "http://localhost"
 """A server without a token accepts only loopback names."""
 X = [0.5, -1.0, 2.0, 0.25]
@@ -36,7 +54,7 @@ class Served:
 
     def __init__(self, folder, schema=FLOATS, *, queue=16, max_items=8, **settings) -> None:
         self.schema, self.folder = schema, folder
-        self.spec = ModelSpec("mlp", {"hidden": (5,)}, schema.shape, len(schema.classes), normalise=True, scale=1.0)
+        self.spec = ModelSpec("mlp", {"hidden": (5,)}, schema.shape, schema.capacity, normalise=True, scale=1.0)
         self.clock = ManualClock(1_000_000.0)
         self.log = MemoryLog()
         self.log.create_topics({"clicks": 2, "truths": 2})

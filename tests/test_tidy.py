@@ -163,7 +163,7 @@ class TestDocs:
         assert [row for row in rows if f'"{row}"' not in source] == []
 
     def test_every_metric_is_in_the_docs(self) -> None:
-        """README or ARCHITECTURE names each, and names none that is not there."""
+        """README or docs/metrics.md names each, and names none that is not there."""
         exported = {metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS)}
         text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "metrics.md").read_text()
 

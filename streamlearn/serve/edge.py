@@ -50,7 +50,15 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-_ROLES = {"predict": Role.PREDICT, "label": Role.LABEL, "sample": Role.LABEL, "models": Role.ADMIN}
+ROLES = {
+    "predict": Role.PREDICT,
+    "label": Role.LABEL,
+    "sample": Role.LABEL,
+    "models": Role.ADMIN,
+    "score": None,
+    "metrics": None,
+}
+"""The role that a path needs, by its first part. None: any token. A test refuses a route that is not here."""
 
 
 def role_of(method: str, path: str) -> Role | None:
@@ -63,7 +71,7 @@ def role_of(method: str, path: str) -> Role | None:
     first, slash, _ = path.removeprefix("/").partition("/")
     if first == "model":
         return Role.ADMIN if slash else Role.PREDICT
-    return _ROLES.get(first)
+    return ROLES.get(first)
 
 
 class Edge:
