@@ -54,6 +54,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/serve/bodies.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/edge.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/failures.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/parts.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/request_schemas.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/replies.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/routes_append.py": "tests/unit/test_serve_api.py",

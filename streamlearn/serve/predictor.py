@@ -161,7 +161,8 @@ class Predictor:
         self.newest_version: int | None = None
         """Step of the teacher that was published last, served or not; None before the first."""
         self._schema, self._metrics, self._clock, self._factory = schema, metrics, clock, factory
-        self._model: LoadedModel | None = None
+        self.model: LoadedModel | None = None
+        """The teacher that answers now; None before the first."""
         self._pin = _Candidate(published.pinned, pins=True)
         self._newest = _Candidate(published.newest, pins=False)
         self._fall_back_at_s: float | None = None
@@ -174,7 +175,7 @@ class Predictor:
         Raises:
             NotPublishedError: before the first.
         """
-        model = self._model
+        model = self.model
         if model is None:
             msg = "no teacher is published yet: the learner has not taken a step, or is not running"
             if error := self._newest.error:
@@ -183,13 +184,18 @@ class Predictor:
         return model
 
     @property
+    def version(self) -> int | None:
+        """Step of the teacher that answers now; None before the first."""
+        return None if self.model is None else self.model.step
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names of the served teacher; of the schema before the first."""
-        return self._schema.classes if self._model is None else self._model.classes
+        return self._schema.classes if self.model is None else self.model.classes
 
     def notes(self) -> list[str]:
         """Sentences on why the served teacher is not the newest; empty if it is."""
-        model = self._model
+        model = self.model
         answering = "nothing" if model is None else f"version {model.step}"
         notes = []
         if (error := self._pin.error) is not None:
@@ -217,11 +223,11 @@ class Predictor:
         pinned, newest = self._look(self._pin), self._look(self._newest)
         if newest is not None:
             self.newest_version = newest.step
-        held = self._model
+        held = self.model
         model = self._choose(pinned, newest, held)
         if model is None or model is held:
             return False
-        self._model = model
+        self.model = model
         self._report(model, was_pinned=held is not None and held.pinned)
         return True
 
@@ -259,7 +265,7 @@ class Predictor:
 
     def _loaded(self, published: PublishedModel | None, candidate: _Candidate) -> LoadedModel | None:
         """A published teacher, ready to answer. None if there is none, or it cannot be loaded now."""
-        held = self._model
+        held = self.model
         if published is None:
             return None
         if held is not None and held.identity == published.identity:
@@ -305,8 +311,7 @@ class Predictor:
             self._log_failure(identity[0], error, pinned=candidate.pins)
 
     def _log_failure(self, step: int, error: StateError, *, pinned: bool) -> None:
-        held = self._model.step if self._model is not None else None
-        log.error("model_load_failed", step=step, still_serving_step=held, pinned=pinned, error=str(error))
+        log.error("model_load_failed", step=step, still_serving_step=self.version, pinned=pinned, error=str(error))
 
     def start(self) -> None:
         """Load the teacher that is there, then follow the folder in the background."""

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from streamlearn.errors import StreamlearnError
+from streamlearn.records import Position
 from streamlearn.serve.failures import RequestError, from_domain
 
 log = structlog.get_logger()
@@ -32,7 +33,9 @@ class JsonReply(JSONResponse):
 
 
 def _plain(value: object) -> object:
-    """Values that orjson cannot write: non-contiguous arrays, which a user's network may return."""
+    """Values that orjson cannot write: positions, and non-contiguous arrays, which a user's network may return."""
+    if isinstance(value, Position):
+        return value._asdict()
     if isinstance(value, np.ndarray):
         return value.tolist()
     raise TypeError(type(value).__name__)
@@ -47,6 +50,11 @@ def request_id_of(request: Request) -> str | None:
     """The id that the edge gave this request."""
     request_id: str | None = request.scope.get("state", {}).get("request_id")
     return request_id
+
+
+def origin_of(request: Request) -> dict[str, Any]:
+    """Fields of an audit line: which request, and from where."""
+    return {"client": request.client.host if request.client else None, "request_id": request_id_of(request)}
 
 
 def error_object(error: RequestError) -> dict[str, Any]:

@@ -9,43 +9,33 @@ The label of a sample whose id is "requests" or "wanted" cannot be looked up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from streamlearn.errors import StoreError
-from streamlearn.ledger.request_queue import LabelRequest, RequestQueue
-from streamlearn.ledger.view import LedgerView
+from streamlearn.ledger.request_queue import LabelRequest
 from streamlearn.serve.failures import RequestError, retry_later
-from streamlearn.serve.predictor import Predictor
+from streamlearn.serve.parts import Parts
 from streamlearn.serve.replies import JsonReply
-from streamlearn.serve.schemas import RequestsReply, SampleReply, responses
+from streamlearn.serve.schemas import RequestsReply, SampleId, SampleReply, described
 
 MOST = 1000
 """Samples handed out at once."""
 _NO_STORE = {"cache-control": "no-store"}
 
 
-def add_request_routes(
-    router: APIRouter,
-    requests: RequestQueue | None,
-    predictor: Predictor,
-    ledger: LedgerView,
-    *,
-    clock: Callable[[], float],
-) -> None:
+def add_request_routes(router: APIRouter, parts: Parts) -> None:
     """Add the routes. They must be added before /label/{id}, whose path matches any."""
+    requests, ledger = parts.requests, parts.ledger
 
     @router.get(
         "/label/requests",
         summary="Take samples whose label would help most",
-        response_model=RequestsReply,
-        responses=responses(404, 422, 500, 503),
-        tags=["learn"],
+        **described("learn", RequestsReply, 404, 422, 500, 503),
     )
     async def take(
         *,
@@ -57,10 +47,10 @@ def add_request_routes(
             raise RequestError(404, "label_requests_off", "This server hands out no samples: active learning is off.")
         try:
             # The file may wait for another process; the event loop must not.
-            taken = await run_in_threadpool(requests.take, n, clock(), peek=peek)
+            taken = await run_in_threadpool(requests.take, n, parts.clock(), peek=peek)
         except StoreError as error:
             raise retry_later(503, "label_requests_unavailable", f"{error}.") from error
-        items = [_item(one, predictor.classes) for one in taken.items]
+        items = [_item(one, parts.predictor.classes) for one in taken.items]
         return JsonReply({"items": items, "budget_left": taken.budget_left}, headers=_NO_STORE)
 
     @router.get("/label/wanted", include_in_schema=False)
@@ -71,20 +61,16 @@ def add_request_routes(
     @router.get(
         "/sample/{sample_id:path}",
         summary="A sample as it is stored",
-        response_model=SampleReply,
-        responses=responses(404, 422, 500, 503),
-        tags=["learn"],
+        **described("learn", SampleReply, 404, 422, 500, 503),
     )
-    async def sample(
-        sample_id: Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])],
-    ) -> Response:
+    async def sample(sample_id: SampleId) -> Response:
         """For annotators: the values before any scaling, and the position in the log."""
         status, x = ledger.get(sample_id), ledger.payload(sample_id)
         details = {"id": sample_id[:512]}
         if status is None or status.sample_position is None:
             message = "No sample of this id is known: the learner has not read it yet, or it is past the horizon."
             raise RequestError(404, "unknown_sample", message, details=details)
-        position = status.sample_position._asdict()
+        position = status.sample_position
         if x is None:
             message = "The sample is known, but its payload is evicted; the log may still have it at its position."
             raise RequestError(404, "payload_gone", message, details=details | {"position": position})
@@ -99,7 +85,7 @@ def _item(request: LabelRequest, classes: tuple[str, ...]) -> dict[str, Any]:
         "utility": round(request.utility, 6),
         "entropy": round(request.entropy, 6),
         "disagreement": round(request.disagreement, 6),
-        "position": request.position._asdict(),
+        "position": request.position,
         "time_s": request.offered_at_s,
         "payload": f"/sample/{quote(request.sample_id, safe='')}",
     }

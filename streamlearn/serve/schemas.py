@@ -1,10 +1,17 @@
-"""Shapes of replies, with examples, for OpenAPI only. The tests validate real replies against them."""
+"""Shapes of replies, with examples, for OpenAPI only. The tests validate real replies against them.
+
+Also the parameters that several routes have.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
+
+SampleId = Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])]
+BinaryIds = Annotated[list[str] | None, Query(alias="id", description="Of a binary body's samples, one for each.")]
 
 
 class _Shape(BaseModel):
@@ -264,6 +271,11 @@ _HINTS = {
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error replies of a route, for OpenAPI."""
     return {status: {"model": Error, "description": _HINTS[status]} for status in statuses}
+
+
+def described(tag: str, reply: type[BaseModel], *errors: int) -> dict[str, Any]:
+    """What OpenAPI shows of a route: its tag, its reply, and its errors."""
+    return {"tags": [tag], "response_model": reply, "responses": responses(*errors)}
 
 
 SCORES: dict[str, Any] = {
