@@ -18,7 +18,7 @@ import numpy as np
 
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, Probabilities
-from streamlearn.serve.failures import overloaded, retry_later, timed_out
+from streamlearn.serve.failures import RequestError, overloaded, retry_later
 from streamlearn.serve.predictor import LoadedModel
 
 QUEUE = 256
@@ -85,7 +85,7 @@ class Batcher:
                 return await future
         except TimeoutError:
             self._metrics.rejected("timeout")
-            raise timed_out("The model did not answer", timeout_s) from None
+            raise RequestError(504, "timeout", f"The model did not answer within {timeout_s:g} s.") from None
 
     def _put(self, waiting: _Waiting) -> None:
         rows = len(waiting.x)
