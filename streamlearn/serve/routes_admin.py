@@ -66,7 +66,7 @@ class VersionSwitch:
             message = f"Version {version} does not exist, or no longer; GET /models lists the versions."
             raise RequestError(404, "unknown_version", message, details={"versions": sorted(versions)})
         try:
-            self._predictor.check(versions[version])
+            self._predictor.load(versions[version])
             return pin(self._published.folder, version, self._files)
         except StateError as error:
             raise RequestError(422, "not_servable", f"Nothing was changed: {error}") from error
