@@ -62,6 +62,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/serve/routes_state.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/schemas.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/scrape.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/worker.py": "tests/unit/test_appender.py, tests/unit/test_batcher.py",
     "streamlearn/__main__.py": "tests/e2e",
     "streamlearn/cli/models.py": "tests/unit/test_versions.py",
     "streamlearn/cli/options.py": "tests/e2e/test_commands.py",

@@ -58,7 +58,7 @@ def create_app(parts: Parts) -> FastAPI:
         try:
             yield
         finally:
-            await run_in_threadpool(parts.batcher.close)
+            await run_in_threadpool(parts.batcher.close, 10.0)
             await run_in_threadpool(parts.predictor.close)
             await run_in_threadpool(parts.appender.close)
 
