@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from streamlearn.errors import RecordError
 from streamlearn.log.codec import Codec
-from streamlearn.log.fields import MAX_ID_BYTES, checked_id, hint_of_json
+from streamlearn.log.fields import checked_id, hint_of_json
 from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord
@@ -157,7 +157,7 @@ class Bodies:
             x = self._rows(body, content_type)
             if names and len(names) != len(x):
                 raise _invalid(f"id: expected one for each of {len(x)} samples, got {len(names)}.")
-            decoded = PredictBody(x, [_id(name) for name in names] or None, learn)
+            decoded = PredictBody(x, [checked_id(name) for name in names] or None, learn)
         if decoded.learn and decoded.x is None:
             raise _invalid("learn: stored samples are in the log already; only new ones can be learned.")
         if decoded.learn and decoded.ids and len(set(decoded.ids)) < len(decoded.ids):
@@ -171,24 +171,19 @@ class Bodies:
             raise _invalid("learn: expected true or false.")
         learn = learn or given.get("learn", False)
         if "x" in given:
-            return self._one_sample(given, learn=learn)
-        ids = [_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
-        if "instances" in given:
-            return self._several_samples(given, ids, learn=learn)
-        if ids is None or "id" in given:
+            if "instances" in given or "ids" in given:
+                raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
+            ids = [checked_id(given["id"])] if "id" in given else None
+            return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
+        x = self._instances(self._list(given["instances"], "instances")) if "instances" in given else None
+        ids = [checked_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
+        if x is None and (ids is None or "id" in given):
             raise _invalid('expected "x" for one sample, "instances" for several, or "ids" of stored ones.')
-        return PredictBody(None, ids, learn)
+        if x is not None and ("id" in given or (ids is not None and len(ids) != len(x))):
+            raise _invalid(f"ids: expected one for each of {len(x)} instances.")
+        return PredictBody(x, ids, learn)
 
-    def _one_sample(self, given: Mapping[str, Any], *, learn: bool) -> PredictBody:
-        if "instances" in given or "ids" in given:
-            raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
-        ids = [_id(given["id"])] if "id" in given else None
-        return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
-
-    def _several_samples(self, given: Mapping[str, Any], ids: list[str] | None, *, learn: bool) -> PredictBody:
-        rows = self._list(given["instances"], "instances")
-        if "id" in given or (ids is not None and len(ids) != len(rows)):
-            raise _invalid(f"ids: expected one for each of {len(rows)} instances.")
+    def _instances(self, rows: list[Any]) -> Array:
         x = np.empty((len(rows), *self._schema.shape), dtype=self._schema.dtype)
         for index, row in enumerate(rows):
             if isinstance(row, dict):
@@ -197,7 +192,7 @@ class Bodies:
                 x[index] = self._codec.payload_from_json(row)
             except RecordError as error:
                 raise RecordError(error.reason, f"instances[{index}]: {error}") from None
-        return PredictBody(x, ids, learn)
+        return x
 
     def _rows(self, body: bytes, content_type: str) -> Array:
         """The samples (n, *shape) of a binary body: one, or several stacked."""
@@ -310,17 +305,13 @@ def new_id() -> str:
 
 def _refuse_repeated(items: list[Item]) -> list[Item]:
     """Replace all but the first sample of an id by an error: the learner uses a sample id once."""
-    seen: set[str] = set()
-    kept: list[Item] = []
-    for item in items:
-        if item.record is None or item.sample_id is None:
-            kept.append(item)
-        elif item.sample_id in seen:
-            kept.append(Item(item.sample_id, None, _invalid("the id occurs twice in this request.", "duplicate_id")))
-        else:
+    seen: set[str | None] = set()
+    for index, item in enumerate(items):
+        if item.record is not None and item.sample_id in seen:
+            items[index] = Item(item.sample_id, None, _invalid("the id occurs twice in this request.", "duplicate_id"))
+        elif item.record is not None:
             seen.add(item.sample_id)
-            kept.append(item)
-    return kept
+    return items
 
 
 def _essence(content_type: str) -> str:
@@ -347,11 +338,3 @@ def _only(fields: Mapping[str, Any], names: Sequence[str]) -> None:
     if unknown := [name for name in fields if name not in names]:
         shown = ", ".join(name[:40] for name in unknown[:5])
         raise _invalid(f"unknown field {shown}: expected {', '.join(names)}.")
-
-
-def _id(value: object) -> str:
-    """An id of a request, by the codec's rules."""
-    try:
-        return checked_id(value)
-    except RecordError as error:
-        raise _invalid(f"id: expected text of 1 to {MAX_ID_BYTES} bytes, or an integer.", error.reason) from None

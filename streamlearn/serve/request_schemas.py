@@ -8,11 +8,10 @@ import numpy as np
 
 from streamlearn.log.fields import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
 from streamlearn.records import Schema, is_whole
+from streamlearn.serve.schemas import LARGEST_EXACT, RollbackBody
 
 LARGEST_EXAMPLE = 1024
 """Numbers in an example; larger samples have binary bodies only."""
-LARGEST_EXACT = 2**53
-"""Integers up to here are read exactly by every JSON parser; larger ones are accepted without that promise."""
 LISTED_CLASSES = 100
 """Schemas with more classes are described without their names."""
 
@@ -145,10 +144,4 @@ def sample_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
 
 def rollback_body() -> dict[str, Any]:
     """OpenAPI of the body of POST /model/rollback."""
-    version = {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": LARGEST_EXACT,
-        "description": "A version that GET /models lists.",
-    }
-    return _body(_object({"version": version}, ("version",)), {"one": {"version": 1200}})
+    return _body(RollbackBody.model_json_schema(), {"one": {"version": 1200}})

@@ -37,12 +37,6 @@ class Freshness:
 
     def missing(self, model: LoadedModel, now_s: float) -> str | None:
         """What the teacher lacks, as a sentence; None if it is fresh enough."""
-        missing = self._missing(model, now_s)
-        if missing is not None and model.pinned:
-            return f"{missing}; version {model.step} is pinned, so no newer one answers until it is promoted"
-        return missing
-
-    def _missing(self, model: LoadedModel, now_s: float) -> str | None:
         age_s = now_s - model.published_at_s
         if self.min_version is not None and model.step < self.min_version:
             return f"model_version is {model.step}, requested was {self.min_version}"
@@ -135,14 +129,15 @@ class PredictFlow:
             return freshness.missing(self._parts.predictor.current(), self._parts.clock()) is None
 
         await self._waiters.until(is_fresh, self._parts.settings.timeout_s)
-        if missing := freshness.missing(self._parts.predictor.current(), self._parts.clock()):
+        model = self._parts.predictor.current()
+        if missing := freshness.missing(model, self._parts.clock()):
             self._parts.metrics.rejected("timeout")
-            raise _stale(missing)
+            raise _stale(model, missing)
 
     def _check(self, freshness: Freshness, model: LoadedModel, probs_BC: Probabilities) -> None:
         """Check the teacher that answered, since a rollback may have come between, and that its answers are finite."""
         if missing := freshness.missing(model, self._parts.clock()):
-            raise _stale(missing)
+            raise _stale(model, missing)
         bad = np.flatnonzero(~np.isfinite(probs_BC).all(axis=1))
         if len(bad):
             message = f"The model has no finite answer for instance {bad[0]}; its values are too extreme."
@@ -184,7 +179,9 @@ class PredictFlow:
         return JsonReply(reply, headers={"x-model-version": str(model.step), "x-model-age-s": f"{age_s:.3f}"})
 
 
-def _stale(missing: str) -> RequestError:
+def _stale(model: LoadedModel, missing: str) -> RequestError:
+    if model.pinned:
+        missing += f"; version {model.step} is pinned, so no newer one answers until it is promoted"
     return retry_later(503, "model_not_fresh", f"{missing[0].upper()}{missing[1:]}; none came in time.")
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+LARGEST_EXACT = 2**53
+"""Integers up to here are read exactly by every JSON parser."""
 SampleId = Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])]
 BinaryIds = Annotated[list[str] | None, Query(alias="id", description="Of a binary body's samples, one for each.")]
 
@@ -18,15 +20,18 @@ class _Shape(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
 
-class ErrorBody(_Shape):
-    """Why a request failed."""
-
+class _Reason(_Shape):
     code: str = Field(examples=["unknown_class"])
     """Stable; for programs."""
     message: str = Field(examples=["class 'dog' is none of 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"])
     """A sentence; for people."""
     details: Any = None
     """Data that belongs to the code, such as the missing ids."""
+
+
+class ErrorBody(_Reason):
+    """Why a request failed."""
+
     request_id: str | None = Field(None, examples=["4f1c9c6f3f0e4a0f9a7b1f0f5a1c2d3e"])
     """As in the X-Request-ID header."""
 
@@ -69,12 +74,8 @@ class PredictReply(_Shape):
     """Seconds since it was published."""
 
 
-class ItemError(_Shape):
+class ItemError(_Reason):
     """Why one item of several was refused."""
-
-    code: str
-    message: str
-    details: Any = None
 
 
 class AppendedItem(_Shape):
@@ -224,7 +225,7 @@ class VersionsReply(_Shape):
 class RollbackBody(_Shape):
     """Which version to serve."""
 
-    version: int = Field(ge=0, lt=2**63, strict=True, examples=[1200])
+    version: int = Field(ge=0, le=LARGEST_EXACT, strict=True, examples=[1200])
     """A version that GET /models lists."""
 
 
