@@ -72,7 +72,9 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
     try:
         spec = ModelSpec.from_json(published.metadata["model_spec"])
         _check_factory(spec, factory)
-        _check_schema(published, spec, schema)
+        metadata = published.metadata
+        names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else schema.classes
+        _check_schema(published, spec, names, schema)
         arrays = load_arrays(published)
         network = build(spec, seed=0)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -82,8 +84,8 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
             published.published_at_s,
             spec,
             network,
-            _class_names(published.metadata, schema),
-            learned_offsets=learned_offsets_of(published.metadata),
+            max(names, schema.classes, key=len),
+            learned_offsets_of(metadata),
         )
         probs_1C = model.probabilities(np.zeros((1, *schema.shape), dtype=schema.dtype))
     except (ConfigError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -103,22 +105,16 @@ def _check_factory(spec: ModelSpec, factory: str | None) -> None:
         raise ValueError(f"its model.factory is {spec.factory!r:.80}, the config has {factory!r}")
 
 
-def _check_schema(published: PublishedModel, spec: ModelSpec, schema: Schema) -> None:
+def _check_schema(published: PublishedModel, spec: ModelSpec, names: tuple[str, ...], schema: Schema) -> None:
     """A teacher of another schema would answer wrongly: its classes may be the same in another order."""
-    metadata = published.metadata
     # Either side may have added names, in the room that the schema leaves for them.
-    names = json.loads(metadata["classes"])[: len(schema.classes)] if "classes" in metadata else list(schema.classes)
-    found = (tuple(spec.shape), metadata.get("dtype", schema.dtype.name), spec.classes, names)
-    expected = (schema.shape, schema.dtype.name, schema.capacity, list(schema.classes[: len(names)]))
+    shared = min(len(names), len(schema.classes))
+    found = (tuple(spec.shape), published.metadata.get("dtype", schema.dtype.name), spec.classes, names[:shared])
+    expected = (schema.shape, schema.dtype.name, schema.capacity, schema.classes[:shared])
     for name, got, right in zip(("shape", "dtype", "classes", "class names"), found, expected, strict=True):
         if got != right:
             msg = f"{published.path}: expected {name} {right!r:.200}, got {got!r:.200}"
             raise StateError(msg)
-
-
-def _class_names(metadata: Mapping[str, str], schema: Schema) -> tuple[str, ...]:
-    names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else ()
-    return max(names, schema.classes, key=len)
 
 
 @dataclass(slots=True)
@@ -179,6 +175,11 @@ class Predictor:
     def classes(self) -> tuple[str, ...]:
         """Class names of the served teacher; of the schema before the first."""
         return self._schema.classes if self.model is None else self.model.classes
+
+    def class_name(self, index: int | None) -> str | None:
+        """A class of the served teacher; None if it was named after that was published."""
+        classes = self.classes
+        return None if index is None or index >= len(classes) else classes[index]
 
     def notes(self) -> list[str]:
         """Sentences on why the served teacher is not the newest; empty if it is."""

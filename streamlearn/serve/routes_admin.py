@@ -32,48 +32,35 @@ class VersionSwitch:
     """Changes the folder, and replies once this server serves the version. One change at a time."""
 
     def __init__(self, parts: Parts) -> None:
-        self._predictor, self._timeout_s, self._files = parts.predictor, parts.settings.timeout_s, parts.files
-        self._published = parts.predictor.published
+        self._parts, self._predictor = parts, parts.predictor
         self._waiters = Waiters(parts.metrics, "another version", most=1)
         self._busy = False
 
-    async def roll_back(self, version: int, request: Request) -> Response:
+    def pin(self, version: int) -> PublishedModel:
         """Pin a version, after checking that it can be served.
 
         Raises:
-            RequestError: 404, 422 or 503, nothing changed; 503 `not_served_yet`, it is pinned, and this server still
-                answers with another.
+            RequestError: 404 or 422, nothing changed.
+            OSError: the folder cannot be written.
         """
-        with self._change() as before:
-            pinned = await run_in_threadpool(self._pin, version)
-            log.warning("version_pinned", step=pinned.step, before_step=before, by="http", **origin_of(request))
-            return await self._reply(before, lambda held: held.pinned and held.identity == pinned.identity)
-
-    async def promote(self, request: Request) -> Response:
-        """Remove the pin.
-
-        Raises:
-            RequestError: 503, the folder cannot be written.
-        """
-        with self._change() as before:
-            if await run_in_threadpool(unpin, self._published.folder, self._files):
-                log.warning("version_unpinned", before_step=before, by="http", **origin_of(request))
-            return await self._reply(before, lambda held: not held.pinned)
-
-    def _pin(self, version: int) -> PublishedModel:
-        versions = {model.step: model for model in self._published.versions()}
+        published = self._predictor.published
+        versions = {model.step: model for model in published.versions()}
         if version not in versions:
             message = f"Version {version} does not exist, or no longer; GET /models lists the versions."
             raise RequestError(404, "unknown_version", message, details={"versions": sorted(versions)})
         try:
             self._predictor.load(versions[version])
-            return pin(self._published.folder, version, self._files)
+            return pin(published.folder, version, self._parts.files)
         except StateError as error:
             raise RequestError(422, "not_servable", f"Nothing was changed: {error}") from error
 
     @contextlib.contextmanager
-    def _change(self) -> Iterator[int | None]:
-        """Yield the version that answers before the change. One change at a time."""
+    def change(self) -> Iterator[int | None]:
+        """Yield the version that answers before the change. One change at a time.
+
+        Raises:
+            RequestError: 429, another change is in progress; 503, the folder cannot be written.
+        """
         if self._busy:
             raise overloaded("Another change of the served version is in progress")
         self._busy = True
@@ -85,12 +72,18 @@ class VersionSwitch:
         finally:
             self._busy = False
 
-    async def _reply(self, before: int | None, is_right: Callable[[LoadedModel], bool]) -> Response:
+    async def reply(self, before: int | None, is_right: Callable[[LoadedModel], bool]) -> Response:
+        """Reply once this server answers with the right version.
+
+        Raises:
+            RequestError: 503 `not_served_yet`, the folder is changed, and this server still answers with another.
+        """
+
         def is_served() -> bool:
             held = self._predictor.model
             return held is not None and is_right(held)
 
-        if not await self._waiters.until(is_served, self._timeout_s):
+        if not await self._waiters.until(is_served, self._parts.settings.timeout_s):
             known = "; ".join(self._predictor.notes()) or "its log has the reason"
             message = f"The folder is changed, but this server does not serve the version yet: {known}."
             raise retry_later(503, "not_served_yet", message)
@@ -129,7 +122,10 @@ def add_admin_routes(router: APIRouter, parts: Parts) -> None:
         """Pins the version: it answers until `promote`, whatever is published. Learning continues."""
         async with parts.bodies.read(request) as body:
             version = _version_of(body)
-        return await switch.roll_back(version, request)
+        with switch.change() as before:
+            pinned = await run_in_threadpool(switch.pin, version)
+            log.warning("version_pinned", step=pinned.step, before_step=before, by="http", **origin_of(request))
+            return await switch.reply(before, lambda held: held.pinned and held.identity == pinned.identity)
 
     @router.post(
         "/model/promote",
@@ -138,7 +134,10 @@ def add_admin_routes(router: APIRouter, parts: Parts) -> None:
     )
     async def promote(request: Request) -> Response:
         """Ends a rollback. Without one, nothing changes."""
-        return await switch.promote(request)
+        with switch.change() as before:
+            if await run_in_threadpool(unpin, parts.predictor.published.folder, parts.files):
+                log.warning("version_unpinned", before_step=before, by="http", **origin_of(request))
+            return await switch.reply(before, lambda held: not held.pinned)
 
 
 def _version_of(body: bytes) -> int:

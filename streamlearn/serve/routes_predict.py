@@ -98,11 +98,10 @@ class PredictFlow:
     async def answer(self, body: PredictBody, freshness: Freshness) -> Response:
         """Predict the samples of a body by one teacher, and append them if they are to be learned."""
         await self._wait_for(freshness)
+        x, stored = body.x, body.ids or []
         # Read stored samples after the wait: a few bytes of ids may stand for megabytes.
-        stored = body.ids or [] if body.x is None else []
-        stored_bytes = len(stored) * self._parts.codec.schema.nbytes
+        stored_bytes = len(stored) * self._parts.codec.schema.nbytes if x is None else 0
         with self._parts.bodies.room(stored_bytes):
-            x = body.x
             if x is None:
                 x = await self._parts.bodies.decoded(stored_bytes, lambda: self._stored(stored))
             probs_BC, model = await self._parts.batcher.predict(x, self._parts.settings.timeout_s)

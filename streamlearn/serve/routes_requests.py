@@ -20,6 +20,7 @@ from streamlearn.errors import StoreError
 from streamlearn.ledger.request_queue import LabelRequest
 from streamlearn.serve.failures import RequestError, retry_later
 from streamlearn.serve.parts import Parts
+from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.replies import JsonReply
 from streamlearn.serve.schemas import RequestsReply, SampleId, SampleReply, described
 
@@ -50,7 +51,7 @@ def add_request_routes(router: APIRouter, parts: Parts) -> None:
             taken = await run_in_threadpool(requests.take, n, parts.clock(), peek=peek)
         except StoreError as error:
             raise retry_later(503, "label_requests_unavailable", f"{error}.") from error
-        items = [_item(one, parts.predictor.classes) for one in taken.items]
+        items = [_item(one, parts.predictor) for one in taken.items]
         return JsonReply({"items": items, "budget_left": taken.budget_left}, headers=_NO_STORE)
 
     @router.get("/label/wanted", include_in_schema=False)
@@ -77,11 +78,10 @@ def add_request_routes(router: APIRouter, parts: Parts) -> None:
         return JsonReply({"id": sample_id, "x": x.tolist(), "position": position, "time_s": status.sample_time_s})
 
 
-def _item(request: LabelRequest, classes: tuple[str, ...]) -> dict[str, Any]:
-    known = request.predicted_class < len(classes)
+def _item(request: LabelRequest, predictor: Predictor) -> dict[str, Any]:
     return {
         "id": request.sample_id,
-        "predicted_class": classes[request.predicted_class] if known else None,
+        "predicted_class": predictor.class_name(request.predicted_class),
         "utility": round(request.utility, 6),
         "entropy": round(request.entropy, 6),
         "disagreement": round(request.disagreement, 6),

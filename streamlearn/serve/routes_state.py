@@ -220,17 +220,12 @@ def _is_served(status: LabelStatus, predictor: Predictor) -> bool:
 
 def _label(sample_id: str, status: LabelStatus, predictor: Predictor) -> dict[str, Any]:
     """The status as it is, with its classes by name."""
-    fields, classes = asdict(status), predictor.classes
-
-    def name(class_index: int | None) -> str | None:
-        """None for a class that was named after the served teacher was published."""
-        return None if class_index is None or class_index >= len(classes) else classes[class_index]
-
+    fields = asdict(status)
     unknown_class = fields.pop("class_name")
     fields |= {
         "id": sample_id,
-        "class": unknown_class or name(status.class_index),
-        "predicted_class": name(status.predicted_class),
+        "class": unknown_class or predictor.class_name(status.class_index),
+        "predicted_class": predictor.class_name(status.predicted_class),
         "in_served_model": _is_served(status, predictor),
     }
     return fields
