@@ -102,6 +102,13 @@ class Bodies:
         finally:
             self._held_bytes -= size_bytes
 
+    @asynccontextmanager
+    async def read_as(self, request: Request, decode: Callable[[bytes, str], T]) -> AsyncIterator[T]:
+        """What a function makes of the body and its content type. The body is held as by `read`."""
+        content_type = request.headers.get("content-type", "")
+        async with self.read(request) as body:
+            yield await self.decoded(len(body), lambda: decode(body, content_type))
+
     def _check_bounds(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise self._too_large()

@@ -35,9 +35,7 @@ def add_append_routes(router: APIRouter, parts: Parts) -> None:
 
         202 once the valid ones are durable; 422 if none is valid.
         """
-        async with bodies.read(request) as body:
-            content_type = request.headers.get("content-type", "")
-            items = await bodies.decoded(len(body), lambda: bodies.labels(body, content_type))
+        async with bodies.read_as(request, bodies.labels) as items:
             return await _append(parts, "labels", parts.labels_topic, items)
 
     @router.post(
@@ -49,9 +47,7 @@ def add_append_routes(router: APIRouter, parts: Parts) -> None:
     )
     async def sample(request: Request, name: BinaryIds = None) -> Response:
         """Samples without an id get one. 202 once the valid ones are durable; 422 if none is valid."""
-        async with bodies.read(request) as body:
-            content_type = request.headers.get("content-type", "")
-            items = await bodies.decoded(len(body), lambda: bodies.samples(body, content_type, name or []))
+        async with bodies.read_as(request, lambda body, kind: bodies.samples(body, kind, name or [])) as items:
             return await _append(parts, "samples", parts.samples_topic, items)
 
     @router.delete(

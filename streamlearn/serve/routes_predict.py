@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -218,9 +219,6 @@ def add_predict_route(router: APIRouter, parts: Parts) -> None:
         """Class and probabilities of each sample, and the one teacher that answered."""
         parts.predictor.current()
         freshness = Freshness(min_version, max_age_s, after_of(after or [], topics, most=parts.max_items))
-        async with bodies.read(request) as body:
-            content_type = request.headers.get("content-type", "")
-            decoded = await bodies.decoded(
-                len(body), lambda: bodies.predict(body, content_type, name or [], learn=learn)
-            )
-            return await flow.answer(decoded, freshness)
+        decode = functools.partial(bodies.predict, names=name or [], learn=learn)
+        async with bodies.read_as(request, decode) as body:
+            return await flow.answer(body, freshness)
