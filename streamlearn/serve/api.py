@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from streamlearn import __version__
 from streamlearn.serve.edge import Edge
-from streamlearn.serve.failures import RequestError
 from streamlearn.serve.parts import Parts
 from streamlearn.serve.replies import JsonReply, add_error_handlers
 from streamlearn.serve.routes_admin import add_admin_routes
@@ -36,15 +35,6 @@ Predictions from a model that learns from a stream, and labels for it.
 Every answer names its teacher (`model_version`) and its age. Every error has one shape,
 `{"error": {"code", "message", "details", "request_id"}}`.
 """
-
-
-async def _known_parameters(request: Request) -> None:
-    """Refuse unknown query parameters: with `?lern=true` a sample would be answered, and never learned."""
-    route = request.scope["route"]
-    names = {parameter.alias for parameter in route.dependant.query_params}
-    if names and (unknown := sorted(request.query_params.keys() - names)):
-        message = f"unknown parameter {unknown[0]:.80}: expected {', '.join(sorted(names))}."
-        raise RequestError(422, "invalid_parameter", message)
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -71,10 +61,10 @@ def create_app(parts: Parts) -> FastAPI:
         redoc_url=None,
         default_response_class=JsonReply,
     )
-    known, bearer = Depends(_known_parameters), Depends(HTTPBearer(auto_error=False))
-    guarded = APIRouter(dependencies=[known], responses=responses(403))
+    bearer = Depends(HTTPBearer(auto_error=False))
+    guarded = APIRouter(responses=responses(403))
     if parts.settings.tokens:  # the edge checks tokens; `bearer` only documents them
-        guarded = APIRouter(dependencies=[bearer, known], responses=responses(401, 403))
+        guarded = APIRouter(dependencies=[bearer], responses=responses(401, 403))
     admin = APIRouter(dependencies=[bearer], responses=responses(401))
     add_predict_route(guarded, parts)
     add_append_routes(guarded, parts)

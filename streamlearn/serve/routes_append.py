@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from streamlearn.serve.bodies import Item
@@ -13,7 +13,7 @@ from streamlearn.serve.failures import RequestError
 from streamlearn.serve.parts import Parts
 from streamlearn.serve.replies import JsonReply, error_object, origin_of
 from streamlearn.serve.request_schemas import label_body, sample_body
-from streamlearn.serve.schemas import AppendReply, BinaryIds, ErasedReply, SampleId, described
+from streamlearn.serve.schemas import AppendReply, BinaryParameters, ErasedReply, SampleId, described
 
 log = structlog.get_logger()
 _ERRORS = (408, 413, 415, 422, 429, 500, 503)
@@ -45,9 +45,9 @@ def add_append_routes(router: APIRouter, parts: Parts) -> None:
         openapi_extra=sample_body(codec.schema, most=parts.max_items, any_name=codec.takes_any_name),
         **described("learn", AppendReply, *_ERRORS),
     )
-    async def sample(request: Request, name: BinaryIds = None) -> Response:
+    async def sample(request: Request, query: Annotated[BinaryParameters, Query()]) -> Response:
         """Samples without an id get one. 202 once the valid ones are durable; 422 if none is valid."""
-        async with bodies.read_as(request, lambda body, kind: bodies.samples(body, kind, name or [])) as items:
+        async with bodies.read_as(request, lambda body, kind: bodies.samples(body, kind, query.id)) as items:
             return await _append(parts, "samples", parts.samples_topic, items)
 
     @router.delete(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import orjson
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.responses import Response
 
 from streamlearn.errors import StreamlearnError
@@ -21,10 +22,24 @@ from streamlearn.serve.parts import Parts
 from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.replies import JsonReply, iso
 from streamlearn.serve.request_schemas import predict_body
-from streamlearn.serve.schemas import BinaryIds, PredictReply, described
+from streamlearn.serve.schemas import BinaryParameters, PredictReply, described
 from streamlearn.serve.waiting import Waiters
 
 _POSITION = re.compile(r"([A-Za-z0-9._-]{1,249}):([0-9]{1,9}):([0-9]{1,18})")
+
+
+class PredictParameters(BinaryParameters):
+    """Parameters of POST /predict."""
+
+    learn: bool = False
+    """Also append the samples to the log, with the answers."""
+    min_version: int | None = Field(None, ge=0)
+    """Wait for this version or a later one; 503 if none comes in time."""
+    max_age_s: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Wait for a model that is at most this old."""
+    after: list[str] = Field(default_factory=list, examples=[["labels:0:1042"]])
+    """Wait for a model that has learned all labels up to this position, as POST /label returned it:
+    topic:partition:offset, or the object as JSON. Repeatable. 503 if none comes in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,29 +211,10 @@ def add_predict_route(router: APIRouter, parts: Parts) -> None:
         openapi_extra=predict_body(parts.codec.schema, most=parts.max_items),
         **described("predict", PredictReply, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     )
-    async def predict(
-        request: Request,
-        *,
-        learn: Annotated[bool, Query(description="Also append the samples to the log, with the answers.")] = False,
-        name: BinaryIds = None,
-        min_version: Annotated[
-            int | None, Query(ge=0, description="Wait for this version or a later one; 503 if none comes in time.")
-        ] = None,
-        max_age_s: Annotated[
-            float | None, Query(ge=0, allow_inf_nan=False, description="Wait for a model that is at most this old.")
-        ] = None,
-        after: Annotated[
-            list[str] | None,
-            Query(
-                description="Wait for a model that has learned all labels up to this position, as POST /label returned "
-                "it: topic:partition:offset, or the object as JSON. Repeatable. 503 if none comes in time.",
-                examples=[["labels:0:1042"]],
-            ),
-        ] = None,
-    ) -> Response:
+    async def predict(request: Request, query: Annotated[PredictParameters, Query()]) -> Response:
         """Class and probabilities of each sample, and the one teacher that answered."""
         parts.predictor.current()
-        freshness = Freshness(min_version, max_age_s, after_of(after or [], topics, most=parts.max_items))
-        decode = functools.partial(bodies.predict, names=name or [], learn=learn)
+        after = after_of(query.after, topics, most=parts.max_items)
+        decode = functools.partial(bodies.predict, names=query.id, learn=query.learn)
         async with bodies.read_as(request, decode) as body:
-            return await flow.answer(body, freshness)
+            return await flow.answer(body, Freshness(query.min_version, query.max_age_s, after))

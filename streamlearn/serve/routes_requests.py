@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -22,11 +23,20 @@ from streamlearn.serve.failures import RequestError, retry_later
 from streamlearn.serve.parts import Parts
 from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.replies import JsonReply
-from streamlearn.serve.schemas import RequestsReply, SampleId, SampleReply, described
+from streamlearn.serve.schemas import Parameters, RequestsReply, SampleId, SampleReply, described
 
 MOST = 1000
 """Samples handed out at once."""
 _NO_STORE = {"cache-control": "no-store"}
+
+
+class TakeParameters(Parameters):
+    """Parameters of GET /label/requests."""
+
+    n: int = Field(10, ge=1, le=MOST)
+    """How many, at most."""
+    peek: bool = False
+    """Show samples without taking them: others may get the same."""
 
 
 def add_request_routes(router: APIRouter, parts: Parts) -> None:
@@ -38,17 +48,13 @@ def add_request_routes(router: APIRouter, parts: Parts) -> None:
         summary="Take samples whose label would help most",
         **described("learn", RequestsReply, 404, 422, 500, 503),
     )
-    async def take(
-        *,
-        n: Annotated[int, Query(ge=1, le=MOST, description="How many, at most.")] = 10,
-        peek: Annotated[bool, Query(description="Show samples without taking them: others may get the same.")] = False,
-    ) -> Response:
+    async def take(query: Annotated[TakeParameters, Query()]) -> Response:
         """Uncertain and common samples first, of all predicted classes; none twice, none past the hourly budget."""
         if requests is None:
             raise RequestError(404, "label_requests_off", "This server hands out no samples: active learning is off.")
         try:
             # The file may wait for another process; the event loop must not.
-            taken = await run_in_threadpool(requests.take, n, parts.clock(), peek=peek)
+            taken = await run_in_threadpool(requests.take, query.n, parts.clock(), peek=query.peek)
         except StoreError as error:
             raise retry_later(503, "label_requests_unavailable", f"{error}.") from error
         items = [_item(one, parts.predictor) for one in taken.items]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from streamlearn import __version__
@@ -21,6 +22,7 @@ from streamlearn.serve.schemas import (
     LabelReply,
     LiveReply,
     ModelReply,
+    Parameters,
     ReadyReply,
     SampleId,
     described,
@@ -47,6 +49,14 @@ _NEVER_LEARNED = frozenset(
     {LabelState.EXPIRED, LabelState.ORPHAN, LabelState.HELD, LabelState.RETRACTED, LabelState.ERASED}
 )
 """States of labels that no teacher will learn unless something changes: requests do not wait for them."""
+
+
+class LabelParameters(Parameters):
+    """Parameters of GET /label/{id}."""
+
+    wait_s: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Wait until the served teacher has learned the label, at most serve.timeout_s. After a correction, use POST
+    /predict with `after`: the previous label may be learned already."""
 
 
 def add_state_routes(router: APIRouter, parts: Parts) -> None:
@@ -88,26 +98,15 @@ def add_state_routes(router: APIRouter, parts: Parts) -> None:
         summary="What became of a label",
         **described("learn", LabelReply, 404, 422, 429, 500, 503),
     )
-    async def label(
-        sample_id: SampleId,
-        wait_s: Annotated[
-            float,
-            Query(
-                ge=0,
-                allow_inf_nan=False,
-                description="Wait until the served teacher has learned the label, at most serve.timeout_s. "
-                "After a correction, use POST /predict with `after`: the previous label may be learned already.",
-            ),
-        ] = 0.0,
-    ) -> Response:
+    async def label(sample_id: SampleId, query: Annotated[LabelParameters, Query()]) -> Response:
         """State, times, the prediction that it scored, and whether the served teacher has learned it."""
 
         def is_settled() -> bool:
             status = ledger.get(sample_id)
             return status is not None and (status.state in _NEVER_LEARNED or _is_served(status, predictor))
 
-        if wait_s > 0.0:
-            await waiters.until(is_settled, min(wait_s, parts.settings.timeout_s))
+        if query.wait_s > 0.0:
+            await waiters.until(is_settled, min(query.wait_s, parts.settings.timeout_s))
         status = ledger.get(sample_id)
         if status is None:
             message = (

@@ -1,19 +1,41 @@
 """Shapes of replies, with examples, for OpenAPI only. The tests validate real replies against them.
 
-Also the parameters that several routes have.
+Also parameters in path and query.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from streamlearn.serve.failures import RequestError
 
 LARGEST_EXACT = 2**53
 """Integers up to here are read exactly by every JSON parser."""
 SampleId = Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])]
-BinaryIds = Annotated[list[str] | None, Query(alias="id", description="Of a binary body's samples, one for each.")]
+
+
+class Parameters(BaseModel):
+    """Parameters in the query. Unknown ones are refused: with `?lern=true` a sample would be answered, not learned."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if unknown := sorted(given.keys() - cls.model_fields.keys()):
+            message = f"unknown parameter {unknown[0]:.80}: expected {', '.join(sorted(cls.model_fields))}."
+            raise RequestError(422, "invalid_parameter", message)
+        return given
+
+
+class BinaryParameters(Parameters):
+    """Parameters of a body that may be binary."""
+
+    id: list[str] = Field(default_factory=list)
+    """Of a binary body's samples, one for each."""
 
 
 class _Shape(BaseModel):
