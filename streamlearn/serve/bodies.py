@@ -68,7 +68,7 @@ class Bodies:
     def __init__(
         self, codec: Codec, metrics: ServerMetrics, *, max_bytes: int, timeout_s: float, max_items: int = MAX_ITEMS
     ) -> None:
-        self.max_items = max_items
+        self._max_items = max_items
         self._codec, self._schema, self._metrics = codec, codec.schema, metrics
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
         self._held_bytes = 0
@@ -206,8 +206,8 @@ class Bodies:
         count = self._stacked(body, content_type)
         if count is None:
             return self._codec.decode_payload(body, content_type)[np.newaxis]
-        if not 1 <= count <= self.max_items:
-            raise _invalid(f"expected 1 to {self.max_items} samples in the body, got {count}.")
+        if not 1 <= count <= self._max_items:
+            raise _invalid(f"expected 1 to {self._max_items} samples in the body, got {count}.")
         stacked = replace(self._schema, shape=(count, *self._schema.shape))
         return Codec(stacked, max_record_bytes=self._max_bytes).decode_payload(body, content_type)
 
@@ -299,9 +299,9 @@ class Bodies:
         return Item(record.key.decode(), record, None, class_name)
 
     def _list(self, value: object, name: str) -> list[Any]:
-        if not isinstance(value, list) or not 1 <= len(value) <= self.max_items:
+        if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:
             got = f"a list of {len(value)}" if isinstance(value, list) else "no list"
-            raise _invalid(f"{name}: expected a list of 1 to {self.max_items}, got {got}.")
+            raise _invalid(f"{name}: expected a list of 1 to {self._max_items}, got {got}.")
         return value
 
 
