@@ -137,10 +137,7 @@ class Bodies:
         """
         if size_bytes > self._max_bytes:
             self._metrics.rejected("body_too_large")
-            message = (
-                f"The samples have {size_bytes} bytes, more than the maximum of {self._max_bytes}; ask for fewer at a"
-                " time."
-            )
+            message = f"The samples have {size_bytes} bytes, more than the maximum of {self._max_bytes}; ask for fewer."
             raise RequestError(413, "body_too_large", message)
         self._held_bytes += size_bytes
         try:
