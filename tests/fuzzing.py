@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import itertools
 import random
+import string
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from urllib.parse import quote_from_bytes
 
 import numpy as np
 import orjson
@@ -608,7 +610,7 @@ async def ask(app: Any, sent: Request) -> Reply:
         "path": sent.path,
         "raw_path": sent.path.encode("utf-8", "surrogatepass"),
         "root_path": "",
-        "query_string": sent.query,
+        "query_string": quote_from_bytes(sent.query, safe=string.printable).encode(),  # httptools refuses others
         "headers": sent.headers,
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),

@@ -16,6 +16,7 @@ from streamlearn.records import Label, Position, Prediction, Sample, Schema
 from streamlearn.serve import schemas
 from streamlearn.serve.api import create_app
 from streamlearn.serve.appender import Appender
+from streamlearn.serve.parts import Parts
 from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.settings import ServeConfig
 from streamlearn.state.publish import PublishedDir, Publisher
@@ -68,6 +69,7 @@ class Served:
         self.predictor = Predictor(PublishedDir(folder / "published"), schema, self.metrics)
         self.settings = ServeConfig(**{"max_body_bytes": 4096, "timeout_s": 20.0, **settings})
         self.parts = {
+            "settings": self.settings,
             "name": "server-0",
             "samples_topic": "clicks",
             "labels_topic": "truths",
@@ -88,7 +90,7 @@ class Served:
 
     def app_with(self, **parts):
         """The application, with some parts replaced."""
-        return create_app(self.settings, **{**self.parts, **parts})
+        return create_app(Parts(**{**self.parts, **parts}))
 
     def publish(self, step, *, scale=1.0, **metadata):
         """Publish a teacher whose weights are a function of the step."""

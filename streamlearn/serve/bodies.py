@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from streamlearn.errors import RecordError
 from streamlearn.log.codec import Codec
-from streamlearn.log.fields import MAX_ID_BYTES, checked_id, hint_of_json
+from streamlearn.log.fields import checked_id, hint_of_json
 from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord
@@ -68,7 +68,7 @@ class Bodies:
     def __init__(
         self, codec: Codec, metrics: ServerMetrics, *, max_bytes: int, timeout_s: float, max_items: int = MAX_ITEMS
     ) -> None:
-        self.max_items = max_items
+        self._max_items = max_items
         self._codec, self._schema, self._metrics = codec, codec.schema, metrics
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
         self._held_bytes = 0
@@ -102,6 +102,13 @@ class Bodies:
         finally:
             self._held_bytes -= size_bytes
 
+    @asynccontextmanager
+    async def read_as(self, request: Request, decode: Callable[[bytes, str], T]) -> AsyncIterator[T]:
+        """What a function makes of the body and its content type. The body is held as by `read`."""
+        content_type = request.headers.get("content-type", "")
+        async with self.read(request) as body:
+            yield await self.decoded(len(body), lambda: decode(body, content_type))
+
     def _check_bounds(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise self._too_large()
@@ -130,10 +137,7 @@ class Bodies:
         """
         if size_bytes > self._max_bytes:
             self._metrics.rejected("body_too_large")
-            message = (
-                f"The samples have {size_bytes} bytes, more than the maximum of {self._max_bytes}; ask for fewer at a"
-                " time."
-            )
+            message = f"The samples have {size_bytes} bytes, more than the maximum of {self._max_bytes}; ask for fewer."
             raise RequestError(413, "body_too_large", message)
         self._held_bytes += size_bytes
         try:
@@ -157,7 +161,7 @@ class Bodies:
             x = self._rows(body, content_type)
             if names and len(names) != len(x):
                 raise _invalid(f"id: expected one for each of {len(x)} samples, got {len(names)}.")
-            decoded = PredictBody(x, [_id(name) for name in names] or None, learn)
+            decoded = PredictBody(x, [checked_id(name) for name in names] or None, learn)
         if decoded.learn and decoded.x is None:
             raise _invalid("learn: stored samples are in the log already; only new ones can be learned.")
         if decoded.learn and decoded.ids and len(set(decoded.ids)) < len(decoded.ids):
@@ -171,24 +175,19 @@ class Bodies:
             raise _invalid("learn: expected true or false.")
         learn = learn or given.get("learn", False)
         if "x" in given:
-            return self._one_sample(given, learn=learn)
-        ids = [_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
-        if "instances" in given:
-            return self._several_samples(given, ids, learn=learn)
-        if ids is None or "id" in given:
+            if "instances" in given or "ids" in given:
+                raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
+            ids = [checked_id(given["id"])] if "id" in given else None
+            return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
+        x = self._instances(self._list(given["instances"], "instances")) if "instances" in given else None
+        ids = [checked_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
+        if x is None and (ids is None or "id" in given):
             raise _invalid('expected "x" for one sample, "instances" for several, or "ids" of stored ones.')
-        return PredictBody(None, ids, learn)
+        if x is not None and ("id" in given or (ids is not None and len(ids) != len(x))):
+            raise _invalid(f"ids: expected one for each of {len(x)} instances.")
+        return PredictBody(x, ids, learn)
 
-    def _one_sample(self, given: Mapping[str, Any], *, learn: bool) -> PredictBody:
-        if "instances" in given or "ids" in given:
-            raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
-        ids = [_id(given["id"])] if "id" in given else None
-        return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
-
-    def _several_samples(self, given: Mapping[str, Any], ids: list[str] | None, *, learn: bool) -> PredictBody:
-        rows = self._list(given["instances"], "instances")
-        if "id" in given or (ids is not None and len(ids) != len(rows)):
-            raise _invalid(f"ids: expected one for each of {len(rows)} instances.")
+    def _instances(self, rows: list[Any]) -> Array:
         x = np.empty((len(rows), *self._schema.shape), dtype=self._schema.dtype)
         for index, row in enumerate(rows):
             if isinstance(row, dict):
@@ -197,15 +196,15 @@ class Bodies:
                 x[index] = self._codec.payload_from_json(row)
             except RecordError as error:
                 raise RecordError(error.reason, f"instances[{index}]: {error}") from None
-        return PredictBody(x, ids, learn)
+        return x
 
     def _rows(self, body: bytes, content_type: str) -> Array:
         """The samples (n, *shape) of a binary body: one, or several stacked."""
         count = self._stacked(body, content_type)
         if count is None:
             return self._codec.decode_payload(body, content_type)[np.newaxis]
-        if not 1 <= count <= self.max_items:
-            raise _invalid(f"expected 1 to {self.max_items} samples in the body, got {count}.")
+        if not 1 <= count <= self._max_items:
+            raise _invalid(f"expected 1 to {self._max_items} samples in the body, got {count}.")
         stacked = replace(self._schema, shape=(count, *self._schema.shape))
         return Codec(stacked, max_record_bytes=self._max_bytes).decode_payload(body, content_type)
 
@@ -297,9 +296,9 @@ class Bodies:
         return Item(record.key.decode(), record, None, class_name)
 
     def _list(self, value: object, name: str) -> list[Any]:
-        if not isinstance(value, list) or not 1 <= len(value) <= self.max_items:
+        if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:
             got = f"a list of {len(value)}" if isinstance(value, list) else "no list"
-            raise _invalid(f"{name}: expected a list of 1 to {self.max_items}, got {got}.")
+            raise _invalid(f"{name}: expected a list of 1 to {self._max_items}, got {got}.")
         return value
 
 
@@ -310,17 +309,13 @@ def new_id() -> str:
 
 def _refuse_repeated(items: list[Item]) -> list[Item]:
     """Replace all but the first sample of an id by an error: the learner uses a sample id once."""
-    seen: set[str] = set()
-    kept: list[Item] = []
-    for item in items:
-        if item.record is None or item.sample_id is None:
-            kept.append(item)
-        elif item.sample_id in seen:
-            kept.append(Item(item.sample_id, None, _invalid("the id occurs twice in this request.", "duplicate_id")))
-        else:
+    seen: set[str | None] = set()
+    for index, item in enumerate(items):
+        if item.record is not None and item.sample_id in seen:
+            items[index] = Item(item.sample_id, None, _invalid("the id occurs twice in this request.", "duplicate_id"))
+        elif item.record is not None:
             seen.add(item.sample_id)
-            kept.append(item)
-    return kept
+    return items
 
 
 def _essence(content_type: str) -> str:
@@ -347,11 +342,3 @@ def _only(fields: Mapping[str, Any], names: Sequence[str]) -> None:
     if unknown := [name for name in fields if name not in names]:
         shown = ", ".join(name[:40] for name in unknown[:5])
         raise _invalid(f"unknown field {shown}: expected {', '.join(names)}.")
-
-
-def _id(value: object) -> str:
-    """An id of a request, by the codec's rules."""
-    try:
-        return checked_id(value)
-    except RecordError as error:
-        raise _invalid(f"id: expected text of 1 to {MAX_ID_BYTES} bytes, or an integer.", error.reason) from None

@@ -21,11 +21,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-import string
 import time
 import uuid
 from enum import StrEnum
-from urllib.parse import quote_from_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -94,7 +92,6 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        _make_ascii(scope)
         headers = Headers(scope=scope)
         given_id = headers.get("x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
@@ -180,13 +177,6 @@ def _is_loopback(host: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _make_ascii(scope: Scope) -> None:
-    """Percent-encode raw bytes in the query. httptools refuses them; other servers pass them on, and parsing fails."""
-    query: bytes = scope["query_string"]
-    if not query.isascii():
-        scope["query_string"] = quote_from_bytes(query, safe=string.printable).encode()
 
 
 _INSECURE = "serve.insecure = true turns this check off."

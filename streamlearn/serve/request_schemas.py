@@ -8,11 +8,10 @@ import numpy as np
 
 from streamlearn.log.fields import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
 from streamlearn.records import Schema, is_whole
+from streamlearn.serve.schemas import LARGEST_EXACT, RollbackBody
 
 LARGEST_EXAMPLE = 1024
 """Numbers in an example; larger samples have binary bodies only."""
-LARGEST_EXACT = 2**53
-"""Integers up to here are read exactly by every JSON parser; larger ones are accepted without that promise."""
 LISTED_CLASSES = 100
 """Schemas with more classes are described without their names."""
 
@@ -52,9 +51,8 @@ def _body(json_schema: dict[str, Any], examples: dict[str, Any], binary: tuple[s
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _object(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
-    needed = {"required": list(required)} if required else {}
-    return {"type": "object", "properties": properties, "additionalProperties": False, **needed}
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False, "required": list(required)}
 
 
 _ID = {
@@ -96,12 +94,12 @@ def predict_body(schema: Schema, *, most: int) -> dict[str, Any]:
     """OpenAPI of the body of POST /predict, with at most `most` samples."""
     ids = _list(_ID, 1, most)
     forms = [
-        _object({"x": _tensor(schema), "id": _ID, "learn": {"type": "boolean"}}, ("x",)),
+        _object({"x": _tensor(schema), "id": _ID, "learn": {"type": "boolean"}}, "x"),
         _object(
             {"instances": _list(_tensor(schema), 1, most), "ids": ids, "learn": {"type": "boolean"}},
-            ("instances",),
+            "instances",
         ),
-        _object({"ids": ids}, ("ids",)),
+        _object({"ids": ids}, "ids"),
     ]
     examples: dict[str, Any] = {"stored samples": {"ids": ["invoice-7"]}}
     if int(np.prod(schema.shape)) <= LARGEST_EXAMPLE:
@@ -119,8 +117,8 @@ def label_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
     """OpenAPI of the body of POST /label, with at most `most` labels. `any_name` allows unknown classes."""
     label = _class_of(schema, "The class by name or index; null retracts the label.", any_name=any_name)
     label["anyOf"].append({"type": "null"})
-    one = _object({"id": _ID, "label": label, "time": _TIME, "source": _TEXT}, ("id", "label"))
-    many = _object({"labels": _list(one, 1, most)}, ("labels",))
+    one = _object({"id": _ID, "label": label, "time": _TIME, "source": _TEXT}, "id", "label")
+    many = _object({"labels": _list(one, 1, most)}, "labels")
     first, last = schema.classes[0], schema.classes[-1]
     examples = {
         "one": {"id": "invoice-7", "label": first},
@@ -134,8 +132,8 @@ def sample_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
     """OpenAPI of the body of POST /sample, with at most `most` samples. `any_name` as in `label_body`."""
     label = _class_of(schema, "The class, if it is already known.", any_name=any_name)
     fields = {"id": _ID, "x": _tensor(schema), "label": label, "time": _TIME, "domain": _TEXT}
-    one = _object(fields, ("x",))
-    many = _object({"samples": _list(one, 1, most)}, ("samples",))
+    one = _object(fields, "x")
+    many = _object({"samples": _list(one, 1, most)}, "samples")
     examples: dict[str, Any] = {}
     if int(np.prod(schema.shape)) <= LARGEST_EXAMPLE:
         x = _example(schema)
@@ -145,10 +143,4 @@ def sample_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
 
 def rollback_body() -> dict[str, Any]:
     """OpenAPI of the body of POST /model/rollback."""
-    version = {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": LARGEST_EXACT,
-        "description": "A version that GET /models lists.",
-    }
-    return _body(_object({"version": version}, ("version",)), {"one": {"version": 1200}})
+    return _body(RollbackBody.model_json_schema(), {"one": {"version": 1200}})

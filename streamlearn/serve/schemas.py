@@ -1,25 +1,59 @@
-"""Shapes of replies, with examples, for OpenAPI only. The tests validate real replies against them."""
+"""Shapes of replies, with examples, for OpenAPI only. The tests validate real replies against them.
+
+Also parameters in path and query.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from streamlearn.serve.failures import RequestError
+
+LARGEST_EXACT = 2**53
+"""Integers up to here are read exactly by every JSON parser."""
+SampleId = Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])]
+
+
+class Parameters(BaseModel):
+    """Parameters in the query. Unknown ones are refused: with `?lern=true` a sample would be answered, not learned."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if unknown := sorted(given.keys() - cls.model_fields.keys()):
+            message = f"unknown parameter {unknown[0]:.80}: expected {', '.join(sorted(cls.model_fields))}."
+            raise RequestError(422, "invalid_parameter", message)
+        return given
+
+
+class BinaryParameters(Parameters):
+    """Parameters of a body that may be binary."""
+
+    id: list[str] = Field(default_factory=list)
+    """Of a binary body's samples, one for each."""
 
 
 class _Shape(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
 
-class ErrorBody(_Shape):
-    """Why a request failed."""
-
+class _Reason(_Shape):
     code: str = Field(examples=["unknown_class"])
     """Stable; for programs."""
     message: str = Field(examples=["class 'dog' is none of 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"])
     """A sentence; for people."""
     details: Any = None
     """Data that belongs to the code, such as the missing ids."""
+
+
+class ErrorBody(_Reason):
+    """Why a request failed."""
+
     request_id: str | None = Field(None, examples=["4f1c9c6f3f0e4a0f9a7b1f0f5a1c2d3e"])
     """As in the X-Request-ID header."""
 
@@ -62,12 +96,8 @@ class PredictReply(_Shape):
     """Seconds since it was published."""
 
 
-class ItemError(_Shape):
+class ItemError(_Reason):
     """Why one item of several was refused."""
-
-    code: str
-    message: str
-    details: Any = None
 
 
 class AppendedItem(_Shape):
@@ -217,7 +247,7 @@ class VersionsReply(_Shape):
 class RollbackBody(_Shape):
     """Which version to serve."""
 
-    version: int = Field(ge=0, lt=2**63, strict=True, examples=[1200])
+    version: int = Field(ge=0, le=LARGEST_EXACT, strict=True, examples=[1200])
     """A version that GET /models lists."""
 
 
@@ -264,6 +294,11 @@ _HINTS = {
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error replies of a route, for OpenAPI."""
     return {status: {"model": Error, "description": _HINTS[status]} for status in statuses}
+
+
+def described(tag: str, reply: type[BaseModel], *errors: int) -> dict[str, Any]:
+    """What OpenAPI shows of a route: its tag, its reply, and its errors."""
+    return {"tags": [tag], "response_model": reply, "responses": responses(*errors)}
 
 
 SCORES: dict[str, Any] = {
