@@ -19,7 +19,7 @@ MAX_CHECKED_BYTES = 1 << 30
 LOCK_WAIT_S = 2.0
 """How long a connection waits for the locks of others. A reader holds its locks for less than a millisecond."""
 _DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG}
-"""SQLite's codes for a damaged file, or a file that is not a store."""
+"""SQLite's codes for a damaged file, or a file that is not ours. Others (busy, full) may be transient."""
 
 
 def check_whole(path: Path) -> bool:
@@ -96,7 +96,7 @@ class StoreFile:
 
     def _failure(self, error: sqlite3.Error) -> StoreError:
         self.failed = True
-        if code_of(error) in _DAMAGE:
+        if is_damage(error):
             return damaged(self._folder, str(error))
         return StoreError(
             f"{self._folder}: the store cannot be read or written ({error}): free disk space or lower "
@@ -107,6 +107,11 @@ class StoreFile:
 def code_of(error: BaseException | None) -> int:
     """SQLite's primary result code. Errors of the sqlite3 module itself have none."""
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error means that the file itself is unusable."""
+    return isinstance(error, sqlite3.Error) and code_of(error) in _DAMAGE
 
 
 def damaged(path: Path, why: str) -> StoreError:
