@@ -112,7 +112,7 @@ class Ledger:
         """
         self._store.rewind(step)
         self._load()
-        self._samples.cut()
+        self._store.rings["samples"].cut(self._c.high)
         self.flush()
 
     def begin(self, step: int, now_s: float) -> None:
@@ -150,7 +150,8 @@ class Ledger:
         pruned = self._store.pruned
         if step <= pruned:
             return
-        then = Counters.unpack(self._store.value_at(step, "counts", "counters"))
+        then = Counters()
+        then.load(self._store.value_at(step, "counts", "counters"))
         self._samples.prune(then, erased_after=pruned, until=step)
         self._store.prune(step)
 

@@ -87,14 +87,6 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, sample_id: str) -> bool:
-        return sample_id in self._rows
-
-    @property
-    def capacity(self) -> int:
-        """Most rows that are held."""
-        return self._capacity
-
     @property
     def new_count(self) -> int:
         """Rows that were never drawn."""

@@ -82,16 +82,11 @@ class Counters:
         """The row of `counts`."""
         return self.LAYOUT.pack(*astuple(self))
 
-    @classmethod
-    def unpack(cls, row: bytes | None) -> Counters:
-        """The inverse of `pack`; the initial counters without a row."""
-        return cls() if row is None else cls(*cls.LAYOUT.unpack(row))
-
     def load(self, row: bytes | None) -> None:
-        """Take the values of a row, in place."""
-        other = Counters.unpack(row)
-        for each in fields(self):
-            setattr(self, each.name, getattr(other, each.name))
+        """The inverse of `pack`, in place. The initial values without a row."""
+        values = astuple(Counters()) if row is None else self.LAYOUT.unpack(row)
+        for each, value in zip(fields(self), values, strict=True):
+            setattr(self, each.name, value)
 
 
 class SampleRow(NamedTuple):

@@ -204,10 +204,6 @@ class Samples:
         c.implied_low = max(c.implied_low, c.id_low)
         return removed
 
-    def cut(self) -> None:
-        """Remove the rows that a rewind has undone."""
-        self._rows.cut(self._c.high)
-
     def prune(self, then: Counters, *, erased_after: int, until: int) -> None:
         """Remove from disk what no rewind can need. `then`: the counters at the end of step `until`.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from streamlearn.errors import FROM_SCRATCH, StateLockedError, StoreError
-from streamlearn.ledger.store_file import FILE, FORMAT, StoreFile, check_format, code_of, damaged, refuse_lmdb
+from streamlearn.ledger.store_file import FILE, FORMAT, StoreFile, check_format, code_of, damaged
 
 Key = TypeVar("Key")
 """int for row numbers, else bytes or str."""
@@ -92,11 +92,6 @@ class Table(_Rows[Key, Value]):
         """The value of each key that the open step has touched; None if there is no such key."""
         self._stored: dict[Key, Value | None] = {}
         """What the file holds for the keys that have changed since they were last written."""
-
-    @property
-    def cached(self) -> int:
-        """Keys held in memory."""
-        return len(self._now)
 
     def get(self, key: Key) -> Value | None:
         """The value of a key."""
@@ -222,7 +217,6 @@ class Store:
         `may_write` is called right before each commit. It raises StateLockedError if another learner has taken over.
         """
         self._path, self._may_write = path, may_write
-        refuse_lmdb(path)
         path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
             self._lock = opened.enter_context((path / "writer.lock").open("wb"))

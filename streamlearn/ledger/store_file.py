@@ -12,8 +12,6 @@ from streamlearn.errors import FROM_SCRATCH, StoreError
 
 FILE = "store.sqlite3"
 FORMAT = 6
-LMDB_FILE, LMDB_FORMAT = "data.mdb", 4
-"""Stores up to format 4 are LMDB environments."""
 MAX_CHECKED_BYTES = 1 << 30
 """A larger store is not checked at the start: the check would take minutes."""
 LOCK_WAIT_S = 2.0
@@ -117,12 +115,6 @@ def is_damage(error: BaseException) -> bool:
 def damaged(path: Path, why: str) -> StoreError:
     """The error for a damaged store."""
     return StoreError(f"{path}: the store is damaged ({why}); restore {path.parent} from a backup, or {FROM_SCRATCH}")
-
-
-def refuse_lmdb(path: Path) -> None:
-    """Raise StoreError if the folder holds a store of format 4 or earlier."""
-    if (path / LMDB_FILE).exists() and not (path / FILE).exists():
-        check_format(path, LMDB_FORMAT.to_bytes(8, "big"))
 
 
 def check_format(path: Path, note: bytes | None) -> None:

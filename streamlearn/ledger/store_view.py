@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeAlias
 
-from streamlearn.ledger.store_file import FILE, StoreFile, check_format, refuse_lmdb
+from streamlearn.ledger.store_file import FILE, StoreFile, check_format
 
 Get: TypeAlias = Callable[[str, int | bytes], Any]
 """`get(table or ring, key)`: the value, or None if there is no such key."""
@@ -57,7 +57,6 @@ class StoreView:
     def _open(self) -> StoreFile | None:
         """The file that is at the path now; None if there is none."""
         path = self._path / FILE
-        refuse_lmdb(self._path)
         inode = path.stat().st_ino if path.exists() else 0
         if inode != self._inode:
             self._close()
