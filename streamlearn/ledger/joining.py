@@ -270,14 +270,9 @@ class Joiner:
         if prediction.class_index == UNLABELLED:
             return None  # load shedding: no prediction was made
         self.counters.scored += 1
-        return Scored(
-            prediction,
-            student_class,
-            class_index,
-            label_s - arrived_s,
-            majority if majority >= 0 else None,
-            no_change if no_change >= 0 else None,
-        )
+        majority_class = majority if majority >= 0 else None
+        no_change_class = no_change if no_change >= 0 else None
+        return Scored(prediction, student_class, class_index, label_s - arrived_s, majority_class, no_change_class)
 
     def _count(self, record: LabelRecord, known: Known | None, placed: Placed | None = None) -> None:
         """Count one label record, and note an erasure for `Samples.prune`."""

@@ -109,24 +109,20 @@ class RequestQueue:
             StoreError: the file is damaged, or locked for too long. Nothing was handed out.
         """
         assert n >= 1, n
-        try:
-            return self._take(n, now_s, peek=peek)
-        except sqlite3.Error as error:
-            msg = f"{self._path}: {error}; if it is damaged, the learner replaces it"
-            raise StoreError(msg) from error
-
-    def _take(self, n: int, now_s: float, *, peek: bool) -> HandedOut:
         if not self._path.exists():  # no learner has run yet
             return HandedOut([], self._per_hour)
-        with closing(connect(self._path, wait_s=WAIT_S)) as db, db:
-            # A deferred transaction that writes takes the lock late, and fails when another process wrote in between.
-            db.execute("BEGIN DEFERRED" if peek else "BEGIN IMMEDIATE")
-            left = max(0, self._per_hour - _spent(db, now_s))
-            if peek:
-                return HandedOut(_choose(db, n, now_s - self._again_after_s), left)
-            chosen = _choose(db, min(n, left), now_s - self._again_after_s)
-            _mark(db, chosen, now_s)
-            return HandedOut(chosen, left - len(chosen))
+        try:
+            with closing(connect(self._path, wait_s=WAIT_S)) as db, db:
+                # A transaction that writes is immediate: else it fails if another process writes before its lock.
+                db.execute("BEGIN DEFERRED" if peek else "BEGIN IMMEDIATE")
+                left = max(0, self._per_hour - _spent(db, now_s))
+                if peek:
+                    return HandedOut(_choose(db, n, now_s - self._again_after_s), left)
+                chosen = _choose(db, min(n, left), now_s - self._again_after_s)
+                _mark(db, chosen, now_s)
+                return HandedOut(chosen, left - len(chosen))
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}; if it is damaged, the learner replaces it") from error
 
 
 def _spent(db: sqlite3.Connection, now_s: float) -> int:

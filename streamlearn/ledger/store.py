@@ -84,10 +84,9 @@ class Table(_Rows[Key, Value]):
     A step reads a key once, and writes it once, when it ends. Until then, what it touches is held in memory.
     """
 
-    def __init__(self, name: str, file: StoreFile, *, numbered: bool) -> None:
-        super().__init__(name, file, numbered=numbered)
-        self._step: int | None = None
-        """The open step."""
+    def __init__(self, name: str, store: Store, *, numbered: bool) -> None:
+        super().__init__(name, store.file, numbered=numbered)
+        self._store = store
         self._now: dict[Key, Value | None] = {}
         """The value of each key that the open step has touched; None if there is no such key."""
         self._stored: dict[Key, Value | None] = {}
@@ -98,13 +97,13 @@ class Table(_Rows[Key, Value]):
         if key in self._now:
             return self._now[key]
         value = super().get(key)
-        if self._step is not None:
+        if self._store.step_open:
             self._now[key] = value
         return value
 
     def fetch(self, keys: Sequence[Key]) -> Mapping[Key, Value | None]:
         """The values of many keys. Later changes of this step show in the map."""
-        assert self._step is not None, "no step is open"
+        assert self._store.step_open, "no step is open"
         now = self._now
         missing = [key for key in keys if key not in now]
         now.update(dict.fromkeys(missing))
@@ -113,7 +112,7 @@ class Table(_Rows[Key, Value]):
 
     def put(self, key: Key, value: Value | None) -> None:
         """Set the value of a key; None removes it."""
-        assert self._step is not None, "no step is open"
+        assert self._store.step_open, "no step is open"
         now = self._now
         self._stored.setdefault(key, now[key] if key in now else self.get(key))
         now[key] = value
@@ -138,20 +137,16 @@ class Table(_Rows[Key, Value]):
         self._write()
         return self._file.rows(f"SELECT key, value FROM {self._name} ORDER BY key")
 
-    def _begin(self, step: int) -> None:
-        self._step = step
-
     def _end(self) -> None:
         self._write()
         self._now.clear()
-        self._step = None
 
     def _write(self) -> None:
         """Write the changes, and their undo. Of several writes in one step, undo keeps the value before the first."""
         now, stored = self._now, self._stored
         changed = sorted(key for key, value in stored.items() if now[key] != value)  # type: ignore[type-var]
         if changed:
-            undo = [(self._step, self._name, key, stored[key]) for key in changed]
+            undo = [(self._store.step, self._name, key, stored[key]) for key in changed]
             self._file.execute_each("INSERT OR IGNORE INTO undo VALUES (?, ?, ?, ?)", undo)
             self._set([(key, now[key]) for key in changed])
         stored.clear()
@@ -231,6 +226,9 @@ class Store:
 
     def _open(self, tables: Sequence[str], numbered: Sequence[str], rings: Sequence[str]) -> None:
         file = self.file
+        self.step_open = False
+        self.step = 0
+        """The last step begun; 0 before the first."""
         for pragma in _PRAGMAS:
             file.rows(f"PRAGMA {pragma}")
         try:
@@ -243,12 +241,9 @@ class Store:
             file.rows(statement)
         check_format(self._path, self.note("format") or self.note("format", FORMAT.to_bytes(8, "big")))
         self.tables: dict[str, Table[Any, Any]] = {
-            name: Table(name, file, numbered=name in numbered) for name in ("step", *tables, *numbered)
+            name: Table(name, self, numbered=name in numbered) for name in ("step", *tables, *numbered)
         }
         self.rings = {name: Ring(name, file) for name in rings}
-        self.step_open = False
-        self.step = 0
-        """The last step begun; 0 before the first."""
         self._read_step()
         self.flush()
 
@@ -263,15 +258,13 @@ class Store:
         assert step > max(self.step, 0), f"step {step} does not follow {self.step}"
         self.step_open = True
         self.step = step
-        for table in self.tables.values():
-            table._begin(step)  # noqa: SLF001 - a table is a part of its store
         self.tables["step"].put("step", step)
 
     def end(self) -> None:
         """Close the step: write its changes and their undo."""
         assert self.step_open, "no step is open"
         for table in self.tables.values():
-            table._end()  # noqa: SLF001
+            table._end()  # noqa: SLF001 - a table is a part of its store
         self.step_open = False
 
     def flush(self) -> None:
