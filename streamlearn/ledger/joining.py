@@ -201,7 +201,7 @@ class Joiner:
             labels = [(record.class_index, record.time_s) for record in row.records]
             for label_class, label_s in labels or [(row.class_index, implied_s)]:
                 scored = scored or self._score_once(row, known, label_class, label_s)
-            at_s = _time_of(row) if row.records else implied_s
+            at_s = row.deciding.time_s if row.deciding else implied_s
             example = Example(sample_id, x, row.class_index, at_s) if row.class_index >= 0 else None
         self.labels.put(known.row, row.pack())
         implied = not row.records
@@ -222,7 +222,7 @@ class Joiner:
             example = self._follow(row, sample_id, known, is_first=is_first, changed=changed)
             if row.state is JOINED:
                 scored = self._score_once(row, known, record.class_index, record.time_s)
-            at_s = _time_of(row) if row.deciding != was_deciding else None
+            at_s = row.deciding.time_s if row.deciding and row.deciding != was_deciding else None
             self.labels.put(known.row, row.pack())
         self._recount(was_counted, row)
         self._count(record, known, placed)
@@ -247,9 +247,10 @@ class Joiner:
             row.state = LabelState.EXPIRED
         elif not counts and len(row.records) == 1:
             row.state = LabelState.RETRACTED  # it withdraws the implied class
-        if changed:
-            row.trained_step = 0
-        return Example(sample_id, x, row.class_index, _time_of(row)) if x is not None and changed else None
+        if not changed:
+            return None
+        row.trained_step = 0
+        return None if x is None else Example(sample_id, x, row.class_index, row.records[row.counting].time_s)
 
     # -- scores and counters
 
@@ -302,9 +303,3 @@ class Joiner:
     def _row(self, row_number: int) -> LabelRow | None:
         data = self.labels.get(row_number)
         return None if data is None else LabelRow.unpack(data)
-
-
-def _time_of(row: LabelRow) -> float:
-    """Log time of the record that counts."""
-    assert row.deciding is not None, "no record counts"
-    return row.deciding.time_s
