@@ -87,6 +87,9 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __contains__(self, sample_id: str) -> bool:
+        return sample_id in self._rows
+
     @property
     def new_count(self) -> int:
         """Rows that were never drawn."""

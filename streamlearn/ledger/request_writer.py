@@ -275,7 +275,7 @@ class RequestWriter:
             pool = {name: request for name, request in self._pool.items() if name not in handed}
             gone = (filed.keys() - pool.keys()) | self._labelled
             db.executemany("DELETE FROM samples WHERE id = ?", ((sample_id,) for sample_id in gone))
-            rated = [request for name, request in pool.items() if filed.get(name) != request.priority]
+            rated = [request for name, request in pool.items() if name in gone or filed.get(name) != request.priority]
             db.executemany(_INSERT, (request.row() for request in rated))
             forgotten = db.execute(_FORGET, (self._newest_s - self._keep_s, HANDED_PER_ROW * self._rows)).fetchall()
             db.execute(
