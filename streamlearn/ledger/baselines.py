@@ -19,19 +19,15 @@ class Baselines:
     def __init__(self, table: Table[str, bytes], counters: Counters, capacity: int) -> None:
         self._table, self._c = table, counters
         self._class_counts = [0] * capacity  # a list: reading one element of an array takes several times as long
-        self._changed = False
 
     def load(self) -> None:
         """Read the counts from the table. The schema may have more classes than when they were saved."""
         saved = np.frombuffer(self._table.get("classes") or b"", np.int64).tolist()
         self._class_counts = saved + [0] * (len(self._class_counts) - len(saved))
-        self._changed = False
 
     def save(self) -> None:
-        """Write the changes of the open step."""
-        if self._changed:
-            self._table.put("classes", np.array(self._class_counts, np.int64).tobytes())
-            self._changed = False
+        """Write the counts in the open step."""
+        self._table.put("classes", np.array(self._class_counts, np.int64).tobytes())
 
     def received(self, now: int, *, was: int = UNLABELLED) -> None:
         """The class of a sample changes from `was` to `now`. A negative class is none.
@@ -39,7 +35,6 @@ class Baselines:
         The majority is the first of the most frequent classes.
         """
         c, counts = self._c, self._class_counts
-        self._changed = True
         if now >= 0:
             counts[now] += 1
             c.last_class = now

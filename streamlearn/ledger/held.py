@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
+import numpy as np
+
 from streamlearn.ledger.rows import KEPT_RECORDS, Counters, key_of
 from streamlearn.ledger.store import Store, Table
 from streamlearn.ledger.store_view import Get
@@ -21,7 +23,7 @@ MAX_HELD = 10_000
 NAMES_REPORTED = 100
 """How many class names are reported: those with most labels."""
 _HEAD = struct.Struct("<dHiqdH")
-_NUMBER_BYTES = 8
+_NUMBERS = np.dtype(">u8")
 
 
 class HeldRow(NamedTuple):
@@ -83,11 +85,11 @@ class HeldLabels:
         assert label.class_name is not None, label.position
         mine = self.of(key)
         if len(mine) == KEPT_RECORDS:
-            self._remove(mine[0])
+            self._remove(mine.pop(0))
             c.held_dropped += 1
         row = HeldRow(label.timestamp_s, *place, c.now_s, label.class_name, label.sample_id)
         self._rows.insert(c.held_high, row.pack())
-        self._of.put(key, (self._of.get(key) or b"") + c.held_high.to_bytes(_NUMBER_BYTES, "big"))
+        self._of.put(key, np.array([*mine, c.held_high], _NUMBERS).tobytes())
         self._names[row.class_name] += 1
         c.held_high += 1
         c.held += 1
@@ -130,8 +132,8 @@ class HeldLabels:
     def _remove(self, row_number: int) -> None:
         row = self._row(row_number)
         key = key_of(row.sample_id)
-        others = [other.to_bytes(_NUMBER_BYTES, "big") for other in self.of(key) if other != row_number]
-        self._of.put(key, b"".join(others) or None)
+        others = [other for other in self.of(key) if other != row_number]
+        self._of.put(key, np.array(others, _NUMBERS).tobytes() or None)
         self._rows.delete(row_number)
         self._names -= Counter([row.class_name])  # it drops names without labels
         self._c.held -= 1
@@ -144,5 +146,5 @@ def newest_held(get: Get, key: bytes) -> HeldRow | None:
 
 
 def _numbers(data: bytes | None) -> list[int]:
-    data = data or b""
-    return [int.from_bytes(data[at : at + _NUMBER_BYTES], "big") for at in range(0, len(data), _NUMBER_BYTES)]
+    numbers: list[int] = np.frombuffer(data or b"", _NUMBERS).tolist()
+    return numbers

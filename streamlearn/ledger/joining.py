@@ -25,7 +25,7 @@ share pages, and a commit writes few. Labels without a sample are in `waiting`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from streamlearn.ledger import Arrival, LabelState, Scored
 from streamlearn.ledger.baselines import Baselines
@@ -89,21 +89,26 @@ class Joiner:
         if row.state is LabelState.RETRACTED:
             self.labels.put(known.row, row.pack())
             return []
-        return [self._join(row, sample_id, known)]
+        return [self._join(row, sample_id, known, was_counted=row.counted_as)]
 
     def label(self, key: bytes, label: Label, known: Known | None = None) -> Arrival:
         """Take one label record. `known`: its sample, if the caller has it."""
-        if label.class_index == UNLABELLED:
+        class_index: int | None = label.class_index
+        if class_index == UNLABELLED:
             assert label.class_name is not None, label.position
             class_index = self.classes.index(label.class_name)
-            if class_index is None:
-                return self._hold(key, label)
-            label = replace(label, class_index=class_index)
-        record = LabelRecord(label.timestamp_s, *self.topics.place(label.position), label.class_index)
+        place = self.topics.place(label.position)
         known = known or self.samples.find(key)
         row = self.waiting.get(key) if known is None else self._row(known.row)
-        if (row is not None and row.holds(record.place)) or self.held.has(key, record.place):
-            return _unchanged(label, row)
+        is_held = self.held.has(key, place)
+        if row is not None and (is_held or row.holds(place)):  # delivered before
+            return Arrival(row.progress, label.sample_id, row.class_index)
+        if is_held or class_index is None:
+            if not is_held:
+                self.held.hold(key, label, place)
+                self.counters.read += 1
+            return Arrival(LabelState.HELD, label.sample_id, UNLABELLED)
+        record = LabelRecord(label.timestamp_s, *place, class_index)
         if row is not None and row.state is LabelState.ORPHAN:
             self.waiting.remove(key, row)  # it stays counted as an orphan
             row = None
@@ -148,17 +153,10 @@ class Joiner:
 
     def imply(self, row_number: int, class_index: int, after_s: float) -> Arrival:
         """Give a sample the implied class, with the log time at which its time for a label was over."""
-        known, sample_id = self.samples.at(row_number), self.samples.id_of(row_number)
-        x, at_s = self.samples.payload(known), known.arrived_s + after_s
-        row = LabelRow(LabelState.EXPIRED if x is None else JOINED, class_index)
-        scored = None if x is None else self._score_once(row, known, class_index, at_s)
-        self._recount(None, row)
+        known, (_, sample_id) = self.samples.at(row_number), self.samples.position_and_id(row_number)
+        arrival = self._join(LabelRow(JOINED, class_index), sample_id, known, implied_s=known.arrived_s + after_s)
         self.baselines.received(class_index)
-        self.labels.put(row_number, row.pack())
-        if x is None:
-            return Arrival(row.state, sample_id, class_index, implied=True)
-        example = Example(sample_id, x, class_index, at_s)
-        return Arrival(row.state, sample_id, class_index, example, scored, labelled_at_s=at_s, implied=True)
+        return arrival
 
     def trained(self, sample_ids: Iterable[str]) -> None:
         """The open step learns the labels of these samples. Only the first time counts."""
@@ -179,7 +177,7 @@ class Joiner:
         named = record.class_index >= 0
         row = LabelRow(LabelState.WAITING if named else LabelState.RETRACTED, record.class_index, [record])
         if known is not None and named:
-            arrival = self._join(row, sample_id, known, is_new=True)
+            arrival = self._join(row, sample_id, known)
         else:
             arrival = Arrival(row.progress, sample_id, row.class_index)
             self._recount(None, row)
@@ -191,21 +189,23 @@ class Joiner:
         self.baselines.received(row.class_index)
         return arrival
 
-    def _join(self, row: LabelRow, sample_id: str, known: Known, *, is_new: bool = False) -> Arrival:
-        """Label and sample are together for the first time. `is_new`: the label did not wait."""
+    def _join(
+        self, row: LabelRow, sample_id: str, known: Known, *, was_counted: str | None = None, implied_s: float = 0.0
+    ) -> Arrival:
+        """Label and sample are together for the first time. `implied_s`: log time of the implied class."""
         x = self.samples.payload(known)
-        counted, scored = None if is_new else row.counted_as, None
         row.state = LabelState.EXPIRED if x is None else JOINED
-        self._recount(counted, row)
-        if x is None:
-            self.labels.put(known.row, row.pack())
-            return Arrival(row.state, sample_id, row.class_index)
-        for record in row.records:
-            scored = scored or self._score_once(row, known, record.class_index, record.time_s)
+        self._recount(was_counted, row)
+        example, scored, at_s = None, None, None
+        if x is not None:
+            labels = [(record.class_index, record.time_s) for record in row.records]
+            for label_class, label_s in labels or [(row.class_index, implied_s)]:
+                scored = scored or self._score_once(row, known, label_class, label_s)
+            at_s = row.deciding.time_s if row.deciding else implied_s
+            example = Example(sample_id, x, row.class_index, at_s) if row.class_index >= 0 else None
         self.labels.put(known.row, row.pack())
-        at_s = _time_of(row)
-        example = Example(sample_id, x, row.class_index, at_s) if row.class_index >= 0 else None
-        return Arrival(row.state, sample_id, row.class_index, example, scored, labelled_at_s=at_s)
+        implied = not row.records
+        return Arrival(row.state, sample_id, row.class_index, example, scored, labelled_at_s=at_s, implied=implied)
 
     def _further(self, key: bytes, row: LabelRow, record: LabelRecord, sample_id: str, known: Known | None) -> Arrival:
         """A further record of a sample, or the first one after the implied class."""
@@ -222,7 +222,7 @@ class Joiner:
             example = self._follow(row, sample_id, known, is_first=is_first, changed=changed)
             if row.state is JOINED:
                 scored = self._score_once(row, known, record.class_index, record.time_s)
-            at_s = _time_of(row) if row.deciding != was_deciding else None
+            at_s = row.deciding.time_s if row.deciding and row.deciding != was_deciding else None
             self.labels.put(known.row, row.pack())
         self._recount(was_counted, row)
         self._count(record, known, placed)
@@ -247,20 +247,10 @@ class Joiner:
             row.state = LabelState.EXPIRED
         elif not counts and len(row.records) == 1:
             row.state = LabelState.RETRACTED  # it withdraws the implied class
-        if changed:
-            row.trained_step = 0
-        return Example(sample_id, x, row.class_index, _time_of(row)) if x is not None and changed else None
-
-    def _hold(self, key: bytes, label: Label) -> Arrival:
-        """Hold a label of an unknown class, once."""
-        place = self.topics.place(label.position)
-        row_number = self.samples.row_of(key)
-        row = self.waiting.get(key) if row_number is None else self._row(row_number)
-        if (row is not None and row.holds(place)) or self.held.has(key, place):
-            return _unchanged(label, row)
-        self.held.hold(key, label, place)
-        self.counters.read += 1
-        return Arrival(LabelState.HELD, label.sample_id, UNLABELLED)
+        if not changed:
+            return None
+        row.trained_step = 0
+        return None if x is None else Example(sample_id, x, row.class_index, row.records[row.counting].time_s)
 
     # -- scores and counters
 
@@ -281,14 +271,9 @@ class Joiner:
         if prediction.class_index == UNLABELLED:
             return None  # load shedding: no prediction was made
         self.counters.scored += 1
-        return Scored(
-            prediction,
-            student_class,
-            class_index,
-            label_s - arrived_s,
-            majority if majority >= 0 else None,
-            no_change if no_change >= 0 else None,
-        )
+        majority_class = majority if majority >= 0 else None
+        no_change_class = no_change if no_change >= 0 else None
+        return Scored(prediction, student_class, class_index, label_s - arrived_s, majority_class, no_change_class)
 
     def _count(self, record: LabelRecord, known: Known | None, placed: Placed | None = None) -> None:
         """Count one label record, and note an erasure for `Samples.prune`."""
@@ -318,16 +303,3 @@ class Joiner:
     def _row(self, row_number: int) -> LabelRow | None:
         data = self.labels.get(row_number)
         return None if data is None else LabelRow.unpack(data)
-
-
-def _unchanged(label: Label, row: LabelRow | None) -> Arrival:
-    """The record was delivered before."""
-    if row is None:
-        return Arrival(LabelState.HELD, label.sample_id, UNLABELLED)
-    return Arrival(row.progress, label.sample_id, row.class_index)
-
-
-def _time_of(row: LabelRow) -> float:
-    """Log time of the record that counts."""
-    assert row.deciding is not None, "no record counts"
-    return row.deciding.time_s

@@ -112,7 +112,7 @@ class Ledger:
         """
         self._store.rewind(step)
         self._load()
-        self._samples.cut()
+        self._store.rings["samples"].cut(self._c.high)
         self.flush()
 
     def begin(self, step: int, now_s: float) -> None:
@@ -126,7 +126,7 @@ class Ledger:
         """Expire what is past its bounds, write the counters, close the step."""
         c, limit, most = self._c, self._limit(), self._settings.max_ids
         oldest_s = c.now_s - self._settings.horizon_s
-        self._samples.evict_payloads(self._payload_rows)
+        c.payload_low = max(c.payload_low, c.high - self._payload_rows)
         for row_number in self._samples.expire(limit, most=most, oldest_s=oldest_s):
             self._labels.delete(row_number)
         self._waiting.expire(limit, most=most, oldest_s=oldest_s)
@@ -150,7 +150,8 @@ class Ledger:
         pruned = self._store.pruned
         if step <= pruned:
             return
-        then = Counters.unpack(self._store.value_at(step, "counts", "counters"))
+        then = Counters()
+        then.load(self._store.value_at(step, "counts", "counters"))
         self._samples.prune(then, erased_after=pruned, until=step)
         self._store.prune(step)
 
@@ -210,10 +211,10 @@ class Ledger:
             if c.implied_low == c.high:
                 break
             row_number = c.implied_low
-            key, arrived_s = self._samples.arrived(row_number)
-            if self._samples.is_recent(arrived_s, oldest_s):
+            sample = self._samples.head(row_number)
+            if self._samples.is_recent(sample.arrived_s, oldest_s):
                 break
-            if arrived_s < oldest_s and self._labels.get(row_number) is None and not self._held.of(key):
+            if sample.arrived_s < oldest_s and self._labels.get(row_number) is None and not self._held.of(sample.key):
                 arrivals.append(self._joiner.imply(row_number, self._implied_class, after_s))
             c.implied_low += 1
         return arrivals
@@ -257,7 +258,8 @@ class Ledger:
 
     def newest_sample(self) -> tuple[Position, str] | None:
         """Position and id of the newest sample; None if there is none."""
-        return self._samples.newest()
+        c = self._c
+        return None if c.high == c.id_low else self._samples.position_and_id(c.high - 1)
 
     def held(self) -> dict[str, int]:
         """How many labels are held by class name, the most frequent names first (`held.NAMES_REPORTED`)."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,41 +25,39 @@ _FIRST_ROWS = 256
 _LOOK_AHEAD = 64
 """How many rows an eviction checks for one that was drawn, before it takes one that never was."""
 
-_Age: TypeAlias = Callable[[int], tuple[float, str]]
+
+class _Row(NamedTuple):
+    slot: int
+    """Where the payload is."""
+    class_index: int
+    labelled_at_s: float
 
 
-class _Rows:
-    """The slots of one class, oldest first. Amortised O(1) at both ends, O(n) in the middle.
+class _Ages:
+    """Label time and id of the rows of one class, oldest first. Amortised O(1) at both ends, O(n) in the middle."""
 
-    The age of a slot must not change while it is here.
-    """
-
-    def __init__(self, age: _Age) -> None:
-        self._age = age
-        self._slots: list[int] = []
+    def __init__(self) -> None:
+        self._ages: list[tuple[float, str]] = []
         self._head = 0
 
     def __len__(self) -> int:
-        return len(self._slots) - self._head
+        return len(self._ages) - self._head
 
-    def __getitem__(self, place: int) -> int:
-        return self._slots[self._head + place]
+    def __getitem__(self, place: int) -> tuple[float, str]:
+        return self._ages[self._head + place]
 
-    def insert(self, slot: int) -> None:
-        if not len(self) or self._age(self._slots[-1]) < self._age(slot):
-            self._slots.append(slot)
-        else:
-            bisect.insort(self._slots, slot, lo=self._head, key=self._age)
+    def insert(self, age: tuple[float, str]) -> None:
+        bisect.insort(self._ages, age, lo=self._head)
 
-    def remove(self, slot: int) -> None:
-        at = bisect.bisect_left(self._slots, self._age(slot), lo=self._head, key=self._age)
-        assert self._slots[at] == slot, "a slot is not at the place of its age"
+    def remove(self, age: tuple[float, str]) -> None:
+        at = bisect.bisect_left(self._ages, age, lo=self._head)
+        assert self._ages[at] == age, "a row is not at the place of its age"
         if at > self._head:
-            del self._slots[at]
+            del self._ages[at]
             return
         self._head += 1
-        if self._head * 2 > len(self._slots):
-            del self._slots[: self._head]
+        if self._head * 2 > len(self._ages):
+            del self._ages[: self._head]
             self._head = 0
 
 
@@ -75,10 +73,7 @@ class ReplayBuffer:
 
     def _clear(self) -> None:
         self._x: Array = np.zeros((min(_FIRST_ROWS, self._capacity), *self._schema.shape), self._schema.dtype)
-        self._ids: list[str] = []
-        self._classes: list[int] = []
-        self._labelled_at_s: list[float] = []
-        self._slots: dict[str, int] = {}
+        self._rows: dict[str, _Row] = {}
         self._new: dict[str, int] = {}
         """Ids of rows that were never drawn, oldest first. New rows are numbered."""
         self.added = 0
@@ -86,19 +81,14 @@ class ReplayBuffer:
         self.drawn_ids: list[str] = []
         """Ids of the last draw."""
         self._free: list[int] = []
-        self._rows_C = [_Rows(self._age) for _ in range(self._schema.capacity)]
+        self._ages_C = [_Ages() for _ in range(self._schema.capacity)]
         self._counts_C = np.zeros(self._schema.capacity, np.int64)
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._rows)
 
     def __contains__(self, sample_id: str) -> bool:
-        return sample_id in self._slots
-
-    @property
-    def capacity(self) -> int:
-        """Most rows that are held."""
-        return self._capacity
+        return sample_id in self._rows
 
     @property
     def new_count(self) -> int:
@@ -113,42 +103,39 @@ class ReplayBuffer:
     def add(self, example: Example) -> None:
         """Add an example, to be drawn next. It replaces the example of the same sample: a correction."""
         assert example.x.shape == self._schema.shape, example.x.shape
-        assert 0 <= example.class_index < len(self._rows_C), example.class_index
-        if example.sample_id in self._slots:
-            self._remove(self._slots[example.sample_id])
+        assert 0 <= example.class_index < len(self._ages_C), example.class_index
+        if example.sample_id in self._rows:
+            self._remove(example.sample_id)
         elif len(self) == self._capacity:
             self._evict(example.class_index)
-        slot = self._take_slot()
+        slot = self._free.pop() if self._free else len(self._rows)
+        if slot == len(self._x):
+            grown = np.zeros((min(2 * slot, self._capacity), *self._schema.shape), self._schema.dtype)
+            grown[:slot] = self._x
+            self._x = grown
         self._x[slot] = example.x
-        self._ids[slot] = example.sample_id
-        self._labelled_at_s[slot] = example.labelled_at_s
-        self._slots[example.sample_id] = slot
         self._mark_new(example.sample_id)
-        self._link(slot, example.class_index)
+        self._link(example.sample_id, _Row(slot, example.class_index, example.labelled_at_s))
 
     def relabel(self, sample_id: str, class_index: int, labelled_at_s: float | None = None) -> bool:
         """Change class and label time of a row, and keep its payload. With another class, it is new again.
 
         Without a time, the time stays. Returns whether there is such a row.
         """
-        slot = self._slots.get(sample_id)
-        if slot is None:
+        if sample_id not in self._rows:
             return False
-        if class_index != self._classes[slot]:
+        row = self._unlink(sample_id)
+        if class_index != row.class_index:
             self._mark_new(sample_id)
-        self._unlink(slot)
-        if labelled_at_s is not None:
-            self._labelled_at_s[slot] = labelled_at_s
-        self._link(slot, class_index)
+        at_s = row.labelled_at_s if labelled_at_s is None else labelled_at_s
+        self._link(sample_id, _Row(row.slot, class_index, at_s))
         return True
 
     def remove(self, sample_id: str) -> bool:
         """Remove the row of a sample, and overwrite its payload. Returns whether there was one."""
-        slot = self._slots.get(sample_id)
-        if slot is None:
+        if sample_id not in self._rows:
             return False
-        self._remove(slot)
-        self._x[slot] = 0
+        self._x[self._remove(sample_id)] = 0
         return True
 
     def draw_into(self, x_L: Array, y_L: npt.NDArray[np.int64], step: int) -> list[str]:
@@ -163,25 +150,27 @@ class ReplayBuffer:
         new_ids = list(itertools.islice(self._new, len(y_L)))
         for sample_id in new_ids:
             del self._new[sample_id]
-        slots_L = [self._slots[sample_id] for sample_id in new_ids]
-        slots_L += self._choose(len(y_L) - len(new_ids), step)
-        self.drawn_ids = [self._ids[slot] for slot in slots_L]
+        self.drawn_ids = new_ids + self._choose(len(y_L) - len(new_ids), step)
+        slots_L, y_L[:] = self._places(self.drawn_ids)
         np.take(self._x, slots_L, axis=0, out=x_L, mode="clip")  # "raise" would copy through a buffer
-        y_L[:] = [self._classes[slot] for slot in slots_L]
         return new_ids
 
     def rows(self, sample_ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int64]]:
         """Copies of the rows of these samples, and their classes."""
-        slots = [self._slots[sample_id] for sample_id in sample_ids]
-        return self._x[slots], np.array([self._classes[slot] for slot in slots], np.int64)
+        slots, classes = self._places(sample_ids)
+        return self._x[slots], np.array(classes, np.int64)
 
     def probe(self, n: int, step: int) -> tuple[Array, npt.NDArray[np.int64]]:
         """At most n rows and their classes, balanced, a function of the step. Changes nothing."""
-        slots_P = self._choose(min(n, len(self)), step)
-        return self._x[slots_P], np.array([self._classes[slot] for slot in slots_P], np.int64)
+        return self.rows(self._choose(min(n, len(self)), step))
 
-    def _choose(self, n: int, step: int) -> list[int]:
-        """Balanced slots. Each class is cut by age into as many slices as its share, and one row of each is drawn.
+    def _places(self, sample_ids: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Slots and classes."""
+        rows = [self._rows[sample_id] for sample_id in sample_ids]
+        return [row.slot for row in rows], [row.class_index for row in rows]
+
+    def _choose(self, n: int, step: int) -> list[str]:
+        """Balanced ids. Each class is cut by age into as many slices as its share, and one row of each is drawn.
 
         A random rotation gives all rows of a class the same chance.
         """
@@ -200,22 +189,22 @@ class ReplayBuffer:
         size_L = np.maximum((slice_L + 1) * count_L // share_L - low_L, 1)
         place_L = (low_L + (rng.random(n) * size_L).astype(np.int64) + turn_L) % count_L
         class_L = np.repeat(present_K, shares_K)
-        rows_C = self._rows_C
-        return [rows_C[c][place] for c, place in zip(class_L.tolist(), place_L.tolist(), strict=True)]
+        return [self._ages_C[c][place][1] for c, place in zip(class_L.tolist(), place_L.tolist(), strict=True)]
 
     def state(self) -> dict[str, Array]:
         """Copies of all rows, oldest first: x (N, *shape), y (N,), labelled_at_s (N,), ids as UTF-8 with N + 1 offsets.
 
         `new` (N,) is the index of a row among those never drawn, or -1.
         """
-        order_N = sorted(self._slots.values(), key=self._age)
+        ages_N = sorted((row.labelled_at_s, sample_id) for sample_id, row in self._rows.items())
         places = {sample_id: place for place, sample_id in enumerate(self._new)}
-        ids_N = [self._ids[slot].encode("utf-8", "surrogatepass") for slot in order_N]
+        x_N, y_N = self.rows([sample_id for _, sample_id in ages_N])
+        ids_N = [sample_id.encode("utf-8", "surrogatepass") for _, sample_id in ages_N]
         return {
-            "x": self._x[order_N],
-            "y": np.array([self._classes[slot] for slot in order_N], np.int64),
-            "labelled_at_s": np.array([self._labelled_at_s[slot] for slot in order_N], np.float64),
-            "new": np.array([places.get(self._ids[slot], -1) for slot in order_N], np.int64),
+            "x": x_N,
+            "y": y_N,
+            "labelled_at_s": np.array([labelled_at_s for labelled_at_s, _ in ages_N], np.float64),
+            "new": np.array([places.get(sample_id, -1) for _, sample_id in ages_N], np.int64),
             "ids": np.frombuffer(b"".join(ids_N), np.uint8).copy(),
             "id_offsets": np.cumsum([0, *map(len, ids_N)], dtype=np.int64),
         }
@@ -229,7 +218,7 @@ class ReplayBuffer:
         for sample_id, x, y, labelled_at_s in rows:
             self.add(Example(sample_id, x, y, labelled_at_s))
         place_of = dict(zip(ids, state["new"].tolist(), strict=True))
-        new_ids = sorted((i for i in self._slots if place_of[i] >= 0), key=place_of.__getitem__)
+        new_ids = sorted((i for i in self._rows if place_of[i] >= 0), key=place_of.__getitem__)
         self._new = {sample_id: n for n, sample_id in enumerate(new_ids)}
         self.added = len(new_ids)
 
@@ -239,37 +228,23 @@ class ReplayBuffer:
             self._new[sample_id] = self.added
             self.added += 1
 
-    def _take_slot(self) -> int:
-        if self._free:
-            return self._free.pop()
-        slot = len(self._ids)
-        if slot == len(self._x):
-            grown = np.zeros((min(2 * slot, self._capacity), *self._schema.shape), self._schema.dtype)
-            grown[:slot] = self._x
-            self._x = grown
-        self._ids.append("")
-        self._classes.append(0)
-        self._labelled_at_s.append(0.0)
-        return slot
+    def _link(self, sample_id: str, row: _Row) -> None:
+        self._rows[sample_id] = row
+        self._ages_C[row.class_index].insert((row.labelled_at_s, sample_id))
+        self._counts_C[row.class_index] += 1
 
-    def _age(self, slot: int) -> tuple[float, str]:
-        return self._labelled_at_s[slot], self._ids[slot]
+    def _unlink(self, sample_id: str) -> _Row:
+        row = self._rows.pop(sample_id)
+        self._ages_C[row.class_index].remove((row.labelled_at_s, sample_id))
+        self._counts_C[row.class_index] -= 1
+        return row
 
-    def _link(self, slot: int, class_index: int) -> None:
-        self._classes[slot] = class_index
-        self._rows_C[class_index].insert(slot)
-        self._counts_C[class_index] += 1
-
-    def _unlink(self, slot: int) -> None:
-        class_index = self._classes[slot]
-        self._rows_C[class_index].remove(slot)
-        self._counts_C[class_index] -= 1
-
-    def _remove(self, slot: int) -> None:
-        self._unlink(slot)
-        del self._slots[self._ids[slot]]
-        self._new.pop(self._ids[slot], None)
+    def _remove(self, sample_id: str) -> int:
+        """Remove a row, and return its slot."""
+        slot = self._unlink(sample_id).slot
+        self._new.pop(sample_id, None)
         self._free.append(slot)
+        return slot
 
     def _evict(self, incoming_class: int) -> None:
         """Make room: the class that would be largest loses its oldest row. Of several, the one with the oldest row.
@@ -279,7 +254,6 @@ class ReplayBuffer:
         counts_C = self._counts_C.copy()
         counts_C[incoming_class] += 1
         largest = np.flatnonzero(counts_C == counts_C.max()).tolist()
-        candidates = [c for c in largest if len(self._rows_C[c])]
-        rows = self._rows_C[min(candidates, key=lambda c: self._age(self._rows_C[c][0]))]
-        oldest = (rows[place] for place in range(min(_LOOK_AHEAD, len(rows))))
-        self._remove(next((slot for slot in oldest if self._ids[slot] not in self._new), rows[0]))
+        ages = min((self._ages_C[c] for c in largest if len(self._ages_C[c])), key=lambda ages: ages[0])
+        oldest = (ages[place][1] for place in range(min(_LOOK_AHEAD, len(ages))))
+        self._remove(next((sample_id for sample_id in oldest if sample_id not in self._new), ages[0][1]))

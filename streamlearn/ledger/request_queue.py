@@ -12,14 +12,14 @@ servers hand them out. Each hand-out is one write transaction, so a sample is ha
 
 from __future__ import annotations
 
-import heapq
 import math
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from streamlearn.errors import StoreError
 from streamlearn.records import Position
@@ -53,10 +53,8 @@ _CANDIDATES = """
     SELECT * FROM (
         SELECT *, row_number() OVER (PARTITION BY class ORDER BY priority DESC, id) AS place FROM samples
         WHERE turn IS NULL OR handed_at_s <= ?
-    ) WHERE place <= ? ORDER BY class, place
+    ) WHERE place <= ?
 """
-_DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-"""SQLite's codes for a damaged file, or a file of another format. Other errors (busy, full) may be transient."""
 
 
 class LabelRequest(NamedTuple):
@@ -82,7 +80,7 @@ class LabelRequest(NamedTuple):
         return (self.sample_id, *self.position, *self[2:])
 
     @classmethod
-    def of_row(cls, row: tuple[Any, ...]) -> LabelRequest:
+    def of_row(cls, row: Sequence[Any]) -> LabelRequest:
         """The inverse of `row`. Further columns are ignored."""
         return cls(row[0], Position(*row[1:4]), *row[4:10])
 
@@ -111,25 +109,20 @@ class RequestQueue:
             StoreError: the file is damaged, or locked for too long. Nothing was handed out.
         """
         assert n >= 1, n
-        try:
-            return self._take(n, now_s, peek=peek)
-        except sqlite3.Error as error:
-            msg = f"{self._path}: {error}; if it is damaged, the learner replaces it"
-            raise StoreError(msg) from error
-
-    def _take(self, n: int, now_s: float, *, peek: bool) -> HandedOut:
         if not self._path.exists():  # no learner has run yet
             return HandedOut([], self._per_hour)
-        with closing(connect(self._path, wait_s=WAIT_S, create=False)) as db:
-            if _version(db) == 0:  # its tables are not committed yet
-                return HandedOut([], self._per_hour)
-            with transaction(db, "DEFERRED" if peek else "IMMEDIATE"):
+        try:
+            with closing(connect(self._path, wait_s=WAIT_S)) as db, db:
+                # A transaction that writes is immediate: else it fails if another process writes before its lock.
+                db.execute("BEGIN DEFERRED" if peek else "BEGIN IMMEDIATE")
                 left = max(0, self._per_hour - _spent(db, now_s))
                 if peek:
                     return HandedOut(_choose(db, n, now_s - self._again_after_s), left)
                 chosen = _choose(db, min(n, left), now_s - self._again_after_s)
                 _mark(db, chosen, now_s)
                 return HandedOut(chosen, left - len(chosen))
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}; if it is damaged, the learner replaces it") from error
 
 
 def _spent(db: sqlite3.Connection, now_s: float) -> int:
@@ -140,32 +133,19 @@ def _spent(db: sqlite3.Connection, now_s: float) -> int:
 
 
 def _choose(db: sqlite3.Connection, n: int, handed_before_s: float) -> list[LabelRequest]:
-    """The n best, one by one. A class with k recent hand-outs has its priority lowered by log(1 + k).
+    """The n best. A class with k recent hand-outs, those chosen here included, has its priority lowered by log(1 + k).
 
     This divides the chances of a class by 1 + k. A rare class gets more than its share, an easy class still gets less.
     Strict turns would spend as much on an easy class as on the others.
     """
-    if n == 0:
-        return []
     taken = dict(db.execute("SELECT class, samples FROM taken").fetchall())
-    waiting: dict[int, list[LabelRequest]] = {}
-    for row in db.execute(_CANDIDATES, (handed_before_s, n)):
+    ranked = []
+    for *row, place in db.execute(_CANDIDATES, (handed_before_s, n)):
         request = LabelRequest.of_row(row)
-        waiting.setdefault(request.predicted_class, []).append(request)
-
-    def entry(class_index: int, place: int) -> tuple[float, int, int]:
-        lowered = math.log1p(taken.get(class_index, 0.0) + place)
-        return lowered - waiting[class_index][place].priority, class_index, place
-
-    heads = [entry(class_index, 0) for class_index in waiting]
-    heapq.heapify(heads)
-    chosen: list[LabelRequest] = []
-    while heads and len(chosen) < n:
-        _, class_index, place = heapq.heappop(heads)
-        chosen.append(waiting[class_index][place])
-        if place + 1 < len(waiting[class_index]):
-            heapq.heappush(heads, entry(class_index, place + 1))
-    return chosen
+        lowered = math.log1p(taken.get(request.predicted_class, 0.0) + place - 1)
+        ranked.append((lowered - request.priority, request.predicted_class, place, request))
+    ranked.sort(key=itemgetter(0, 1, 2))
+    return [request for *_, request in ranked[:n]]
 
 
 def _mark(db: sqlite3.Connection, chosen: list[LabelRequest], now_s: float) -> None:
@@ -190,19 +170,18 @@ def _mark(db: sqlite3.Connection, chosen: list[LabelRequest], now_s: float) -> N
 # -- the file
 
 
-def connect(path: Path, *, wait_s: float, create: bool) -> sqlite3.Connection:
-    """A connection that threads may use one at a time. `create` creates the file and its tables.
+def connect(path: Path, *, wait_s: float) -> sqlite3.Connection:
+    """A connection that threads may use one at a time. A new file gets its tables.
 
     Raises:
         sqlite3.Error: the file cannot be opened, is damaged, or is of another format.
     """
-    uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=wait_s, check_same_thread=False)
+    db = sqlite3.connect(path, isolation_level=None, timeout=wait_s, check_same_thread=False)
     try:
         # A power cut may lose the last hand-outs; a crash of a process does not.
         db.execute("PRAGMA synchronous = NORMAL")
-        if create:
-            db.execute("PRAGMA journal_mode = WAL").fetchall()
+        db.execute("PRAGMA journal_mode = WAL").fetchall()
+        if _version(db) != _VERSION:
             _prepare(db)
     except BaseException:
         db.close()
@@ -211,11 +190,12 @@ def connect(path: Path, *, wait_s: float, create: bool) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    if _version(db) == _VERSION:
-        return
-    with transaction(db, "IMMEDIATE"):
-        if _version(db) or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            msg = f"unknown format: expected version {_VERSION}, found {_version(db)}"
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        if (version := _version(db)) == _VERSION:
+            return  # another process was faster
+        if version or db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            msg = f"unknown format: expected version {_VERSION}, found {version}"
             raise sqlite3.DatabaseError(msg)
         for statement in _SCHEMA:
             db.execute(statement)
@@ -223,34 +203,3 @@ def _prepare(db: sqlite3.Connection) -> None:
 
 def _version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection, kind: Literal["DEFERRED", "IMMEDIATE"]) -> Iterator[None]:
-    """Commit at the end, roll back on any error. A transaction that writes must be immediate.
-
-    A deferred transaction takes the write lock late, and fails when another process wrote in between.
-    """
-    db.execute(f"BEGIN {kind}")
-    try:
-        yield
-        db.execute("COMMIT")
-    finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether an error means that the file itself is unusable."""
-    return isinstance(error, sqlite3.Error) and _code(error) in _DAMAGE
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code. Our own errors have none."""
-    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
-
-
-def remove(path: Path) -> None:
-    """Delete the file, its write-ahead log and its shared memory."""
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -35,7 +35,8 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from streamlearn.ledger.request_queue import LabelRequest, connect, is_damage, remove, transaction
+from streamlearn.ledger.request_queue import LabelRequest, connect
+from streamlearn.ledger.store_file import is_damage
 from streamlearn.records import Position, Probabilities
 
 _log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ WAIT_S = 0.25
 _SALT = b"wanted"
 """Of the Gumbel noise. Another salt draws other samples, so published benchmark figures would change."""
 _INSERT = "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)"
-_HANDED = "SELECT id, turn FROM samples WHERE turn > ? ORDER BY turn"
+_HANDED = "SELECT id FROM samples WHERE turn IS NOT NULL"
 _FORGET = """
     DELETE FROM samples WHERE offered_at_s < ? OR turn <= (
         SELECT turn FROM samples WHERE turn IS NOT NULL ORDER BY turn DESC LIMIT 1 OFFSET ?
@@ -85,13 +86,8 @@ def rate(teacher_probs_BC: Probabilities, student_probs_BC: Probabilities) -> Ra
     teacher_B, student_B = _entropy(teacher_BC), _entropy(student_BC)
     most = math.log(max(2, teacher_BC.shape[1]))
     disagreement_B = (mixed_B - (teacher_B + student_B) / 2) / math.log(2)
-    return Ratings(_bounded(mixed_B / most), _bounded(teacher_B / most), _bounded(disagreement_B))
-
-
-def _bounded(rated_B: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Undo rounding outside of [0, 1]."""
-    clipped_B: npt.NDArray[np.float64] = np.clip(rated_B, 0.0, 1.0)
-    return clipped_B
+    rounded = (mixed_B / most, teacher_B / most, disagreement_B)
+    return Ratings(*np.clip(rounded, 0.0, 1.0))  # rounding may leave [0, 1]
 
 
 def _entropy(probs_BC: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -137,9 +133,12 @@ class RequestWriter:
         """Samples ever rated, and the recent mean of u^SHARPNESS."""
         self._newest_s = -math.inf
         self._pool: dict[str, LabelRequest] = {}
-        self._new: set[str] = set()
-        """Ids in the pool that the file does not hold, or holds with another rating."""
-        self._forget_file()
+        self._filed: set[str] = set()
+        """Ids that the file holds, handed out or not, as of the last flush."""
+        self._handed: set[str] = set()
+        """Ids that were handed out, as of the last flush."""
+        self._labelled: set[str] = set()
+        """Ids that the next flush deletes from the file."""
         self._guarded(self._resume)
 
     def __len__(self) -> int:
@@ -174,7 +173,6 @@ class RequestWriter:
             self._pool[sample_id] = LabelRequest(
                 sample_id, position, class_index, priority, utility, entropy, disagreement, now_s
             )
-            self._new.add(sample_id)
         if len(self._pool) >= 2 * self._rows:
             self._shrink()
 
@@ -182,15 +180,14 @@ class RequestWriter:
         """Remove the requests for these samples: they have a label."""
         for sample_id in ids:
             self._labels += 1
-            self._drop(sample_id)
-            if sample_id in self._filed or sample_id in self._handed:
+            self._pool.pop(sample_id, None)
+            if sample_id in self._filed:
                 self._labelled.add(sample_id)
 
     def flush(self) -> None:
         """Write the changes in one transaction, and read what was handed out since the last flush."""
-        before_s = self._newest_s - self._keep_s
-        for sample_id in [request.sample_id for request in self._pool.values() if request.offered_at_s < before_s]:
-            self._drop(sample_id)
+        oldest_s = self._newest_s - self._keep_s
+        self._pool = {name: request for name, request in self._pool.items() if request.offered_at_s >= oldest_s}
         self._shrink()
         self._guarded(self._write)
 
@@ -214,10 +211,6 @@ class RequestWriter:
         chances_B: npt.NDArray[np.float64] = EXPLORED + (1.0 - EXPLORED) * sharpened_B / max(self._typical, 1e-30)
         return chances_B
 
-    def _drop(self, sample_id: str) -> None:
-        self._pool.pop(sample_id, None)
-        self._new.discard(sample_id)
-
     def _shrink(self) -> None:
         """Keep `rows`: the best of every predicted class, then the second best of each, and so on."""
         if len(self._pool) <= self._rows:
@@ -229,21 +222,8 @@ class RequestWriter:
             seen[request.predicted_class] += 1
         ranked.sort(key=itemgetter(0))
         self._pool = {request.sample_id: request for _, request in ranked[: self._rows]}
-        self._new &= self._pool.keys()
 
     # -- the file
-
-    def _forget_file(self) -> None:
-        """Forget the content of the file: the next flush writes the whole pool."""
-        self._filed: set[str] = set()
-        """Ids that the file holds and that were not handed out, as of the last flush."""
-        self._handed: dict[str, None] = {}
-        """Ids that were handed out, as of the last flush."""
-        self._labelled: set[str] = set()
-        """Ids that the next flush deletes from the file."""
-        self._turn = 0
-        """The last hand-out that was read."""
-        self._new = set(self._pool)
 
     def _guarded(self, use: Callable[[sqlite3.Connection], None]) -> None:
         """Use the file. An error is logged, and a damaged file is deleted."""
@@ -259,67 +239,50 @@ class RequestWriter:
             self._failing = True
             if damaged:
                 # The pool is in memory: the next flush writes it to a new file.
-                self._inode = 0
                 with contextlib.suppress(OSError):
-                    remove(self._path)
+                    for suffix in ("", "-wal", "-shm"):
+                        self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         else:
             if self._failing:
                 _log.info("label_requests_recovered", path=str(self._path))
             self._failing = False
 
     def _connection(self) -> sqlite3.Connection:
-        """The open file. If it is not the file of the last flush, what is known about that one is dropped."""
-        if self._db is not None and self._inode_now() != self._inode:
+        """A connection to the file that is at the path now. An operator may have deleted the one of the last flush."""
+        if self._db is not None and not (self._path.exists() and self._path.stat().st_ino == self._inode):
             self.close()
-            self._inode = 0  # a new file may get the inode of the old one
         if self._db is None:
-            self._db = connect(self._path, wait_s=WAIT_S, create=True)
-            if self._inode_now() != self._inode:
-                self._inode = self._inode_now()
-                self._forget_file()
+            self._db = connect(self._path, wait_s=WAIT_S)
+            self._inode = self._path.stat().st_ino
         return self._db
-
-    def _inode_now(self) -> int:
-        """0 if there is no file."""
-        try:
-            return self._path.stat().st_ino
-        except FileNotFoundError:
-            return 0
 
     def _resume(self, db: sqlite3.Connection) -> None:
         """Load pool and ratings from the file."""
-        with transaction(db, "DEFERRED"):
+        with db:
+            db.execute("BEGIN")
             self._labels, self._rated, self._typical = db.execute("SELECT * FROM writer").fetchone()
             rows = db.execute("SELECT * FROM samples WHERE turn IS NULL").fetchall()
-            handed = db.execute(_HANDED, (0,)).fetchall()
+            self._handed = {sample_id for (sample_id,) in db.execute(_HANDED)}
         self._pool = {request.sample_id: request for request in map(LabelRequest.of_row, rows)}
-        self._new = set()
-        self._filed = set(self._pool)
-        self._handed = dict.fromkeys(sample_id for sample_id, _ in handed)
-        self._turn = max((turn for _, turn in handed), default=0)
+        self._filed = self._pool.keys() | self._handed
 
     def _write(self, db: sqlite3.Connection) -> None:
-        with transaction(db, "IMMEDIATE"):
-            if self._failing:  # a commit that reported an error may still have happened
-                self._filed = {sample_id for (sample_id,) in db.execute("SELECT id FROM samples WHERE turn IS NULL")}
-                self._new = set(self._pool)
-            handed = db.execute(_HANDED, (self._turn,)).fetchall()
-            taken = {sample_id for sample_id, _ in handed}
-            waiting = self._pool.keys() - taken
-            gone = (self._filed - waiting - taken) | self._labelled
+        """Bring the file up to date. What it holds is read from it: it may be new, and servers write it too."""
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            filed: dict[str, float] = dict(db.execute("SELECT id, priority FROM samples WHERE turn IS NULL").fetchall())
+            handed = {sample_id for (sample_id,) in db.execute(_HANDED)}
+            pool = {name: request for name, request in self._pool.items() if name not in handed}
+            gone = (filed.keys() - pool.keys()) | self._labelled
             db.executemany("DELETE FROM samples WHERE id = ?", ((sample_id,) for sample_id in gone))
-            db.executemany(_INSERT, (self._pool[sample_id].row() for sample_id in self._new & waiting))
+            rated = [request for name, request in pool.items() if name in gone or filed.get(name) != request.priority]
+            db.executemany(_INSERT, (request.row() for request in rated))
             forgotten = db.execute(_FORGET, (self._newest_s - self._keep_s, HANDED_PER_ROW * self._rows)).fetchall()
             db.execute(
                 "UPDATE writer SET labels = ?, rated = ?, typical = ?", (self._labels, self._rated, self._typical)
             )
         # After the commit: until here the file may still be as it was at the last flush.
-        for sample_id in taken:
-            self._drop(sample_id)
-            self._handed[sample_id] = None
-        for sample_id in self._labelled.union(sample_id for (sample_id,) in forgotten):
-            self._handed.pop(sample_id, None)
-        self._turn = max((turn for _, turn in handed), default=self._turn)
-        self._filed = set(self._pool)
-        self._new = set()
+        self._pool = pool
+        self._handed = handed - gone - {sample_id for (sample_id,) in forgotten}
+        self._filed = pool.keys() | self._handed
         self._labelled = set()

@@ -32,9 +32,6 @@ PAYLOAD_AT = _SAMPLE.size
 """Where the payload begins in a row: at a multiple of 16 bytes, so that arrays are aligned."""
 assert PAYLOAD_AT % 16 == 0, PAYLOAD_AT
 _PROBABILITY = np.dtype("<f4")
-_ARRIVED = struct.Struct("<16s14xd")
-_PREDICTED = struct.Struct("<30xdqiiiiH")
-"""What a join reads of a sample: all but the key and the position."""
 _RECORD = struct.Struct("<dHiqi")
 _HEAD = struct.Struct("<BBq")
 """The head of each LabelRow: state, flags, trained_step."""
@@ -85,16 +82,11 @@ class Counters:
         """The row of `counts`."""
         return self.LAYOUT.pack(*astuple(self))
 
-    @classmethod
-    def unpack(cls, row: bytes | None) -> Counters:
-        """The inverse of `pack`; the initial counters without a row."""
-        return cls() if row is None else cls(*cls.LAYOUT.unpack(row))
-
     def load(self, row: bytes | None) -> None:
-        """Take the values of a row, in place."""
-        other = Counters.unpack(row)
-        for each in fields(self):
-            setattr(self, each.name, getattr(other, each.name))
+        """The inverse of `pack`, in place. The initial values without a row."""
+        values = astuple(Counters()) if row is None else self.LAYOUT.unpack(row)
+        for each, value in zip(fields(self), values, strict=True):
+            setattr(self, each.name, value)
 
 
 class SampleRow(NamedTuple):
@@ -304,7 +296,7 @@ def unpack_sample(data: bytes) -> SampleRow:
 
 def unpack_answers(data: bytes, payload_bytes: int) -> Answers:
     """The answers in a row of `samples` or `evicted`; `payload_bytes` is 0 for the latter."""
-    arrived_s, version, predicted, student, majority, no_change, id_bytes = _PREDICTED.unpack_from(data)
+    *_, arrived_s, version, predicted, student, majority, no_change, id_bytes = _SAMPLE.unpack_from(data)
     start = PAYLOAD_AT + payload_bytes
     count = (len(data) - start - id_bytes) // _PROBABILITY.itemsize
     # The constructor takes half the time of `frombuffer`.
@@ -316,12 +308,6 @@ def unpack_id(data: bytes) -> str:
     """The sample id in a row of `samples` or `evicted`."""
     *_, id_bytes = _SAMPLE.unpack_from(data)
     return data[len(data) - id_bytes :].decode("utf-8", "surrogatepass")
-
-
-def unpack_arrival(data: bytes) -> tuple[bytes, float]:
-    """Key and arrival time in a row of `samples` or `evicted`."""
-    key, arrived_s = _ARRIVED.unpack_from(data)
-    return key, arrived_s
 
 
 def key_of(sample_id: str) -> bytes:

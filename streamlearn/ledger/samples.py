@@ -26,7 +26,6 @@ from streamlearn.ledger.rows import (
     SampleRow,
     pack_sample,
     unpack_answers,
-    unpack_arrival,
     unpack_id,
     unpack_sample,
     without_payload,
@@ -146,19 +145,14 @@ class Samples:
             x = np.ndarray(schema.shape, schema.dtype, data, PAYLOAD_AT)
         return Known(row_number, unpack_answers(data, schema.nbytes), x)
 
-    def id_of(self, row_number: int) -> str:
-        """The sample id of a row."""
-        return unpack_id(self._row(row_number))
+    def head(self, row_number: int) -> SampleRow:
+        """The head of a row."""
+        return unpack_sample(self._row(row_number))
 
-    def newest(self) -> tuple[Position, str] | None:
-        """Position and id of the newest sample; None if there is none."""
-        if self._c.high == self._c.id_low:
-            return None
-        return self._position_and_id(self._c.high - 1)
-
-    def arrived(self, row_number: int) -> tuple[bytes, float]:
-        """Key and arrival time of a row."""
-        return unpack_arrival(self._row(row_number))
+    def position_and_id(self, row_number: int) -> tuple[Position, str]:
+        """Position and sample id of a row."""
+        row = self.head(row_number)
+        return self._topics.position(row.topic, row.partition, row.offset), unpack_id(self._row(row_number))
 
     def payload(self, known: Known) -> Array | None:
         """The payload from the ring or else from the log, read-only; None if neither holds it.
@@ -169,14 +163,9 @@ class Samples:
         if known.x is not None:
             return known.x
         assert known.row < self._c.payload_low, "a payload is missing from the ring"
-        x, schema = self._read_back(*self._position_and_id(known.row)), self._schema
+        x, schema = self._read_back(*self.position_and_id(known.row)), self._schema
         assert x is None or (x.shape == schema.shape and x.dtype == schema.dtype), "the log returned another payload"
         return x
-
-    def _position_and_id(self, row_number: int) -> tuple[Position, str]:
-        data = self._row(row_number)
-        row = unpack_sample(data)
-        return self._topics.position(row.topic, row.partition, row.offset), unpack_id(data)
 
     def _row(self, row_number: int) -> bytes:
         data = self._rows.get(row_number) or self._evicted.get(row_number)
@@ -197,20 +186,16 @@ class Samples:
         """
         return oldest_s <= arrived_s <= self._c.now_s + FAR_AHEAD_S
 
-    def evict_payloads(self, most: int) -> None:
-        """Keep the payloads of the newest `most` samples."""
-        self._c.payload_low = max(self._c.payload_low, self._c.high - most)
-
     def expire(self, limit: int, *, most: int, oldest_s: float) -> list[int]:
         """Remove samples beyond `most` or older than `oldest_s`, oldest first, at most `limit`; their row numbers."""
         c, removed = self._c, []
         for _ in range(limit):
             if c.id_low == c.high:
                 break
-            key, arrived_s = self.arrived(c.id_low)
-            if c.high - c.id_low <= most and self.is_recent(arrived_s, oldest_s):
+            oldest = self.head(c.id_low)
+            if c.high - c.id_low <= most and self.is_recent(oldest.arrived_s, oldest_s):
                 break
-            self._ids.delete(key)
+            self._ids.delete(oldest.key)
             if c.erased:
                 self._erased.delete(c.id_low)
             removed.append(c.id_low)
@@ -219,25 +204,16 @@ class Samples:
         c.implied_low = max(c.implied_low, c.id_low)
         return removed
 
-    def cut(self) -> None:
-        """Remove the rows that a rewind has undone."""
-        self._rows.cut(self._c.high)
-
     def prune(self, then: Counters, *, erased_after: int, until: int) -> None:
         """Remove from disk what no rewind can need. `then`: the counters at the end of step `until`.
 
         That is rows and payloads that were expired then, and payloads erased in steps (erased_after, until].
         """
         for row_number, step in self._erased.items():
-            if erased_after < step <= until:
-                self._overwrite_payload(row_number)
+            data = self._rows.get(row_number) if erased_after < step <= until else None
+            if data is not None:
+                zeros = bytes(self._schema.nbytes)
+                self._rows.overwrite(row_number, data[:PAYLOAD_AT] + zeros + data[PAYLOAD_AT + len(zeros) :])
         self._rows.trim(then.id_low)
         self._evicted.trim(then.id_low)
         self._rows.move(then.payload_low, self._evicted, lambda row: without_payload(row, self._schema.nbytes))
-
-    def _overwrite_payload(self, row_number: int) -> None:
-        """Fill the payload on disk with zeros."""
-        data = self._rows.get(row_number)
-        if data is not None:
-            ends = PAYLOAD_AT + self._schema.nbytes
-            self._rows.overwrite(row_number, data[:PAYLOAD_AT] + bytes(self._schema.nbytes) + data[ends:])

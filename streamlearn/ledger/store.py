@@ -17,22 +17,13 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from streamlearn.errors import FROM_SCRATCH, StateLockedError, StoreError
-from streamlearn.ledger.store_file import (
-    FILE,
-    FORMAT,
-    LOCK_WAIT_S,
-    StoreErrors,
-    code_of,
-    damaged,
-    format_of,
-    refuse_lmdb,
-    wrong_format,
-)
+from streamlearn.ledger.store_file import FILE, FORMAT, StoreFile, check_format, code_of, damaged
 
 Key = TypeVar("Key")
 """int for row numbers, else bytes or str."""
@@ -63,29 +54,28 @@ _SCHEMA = (
 
 
 class _Rows(Generic[Key, Value]):
-    """The statements on one table of the file. Columns of type BLOB keep int and str as they are."""
+    """One table of the file. Columns of type BLOB keep int and str as they are."""
 
-    def __init__(self, name: str, db: sqlite3.Connection, errors: StoreErrors, *, numbered: bool) -> None:
-        key = (
-            "key INTEGER PRIMARY KEY, value BLOB NOT NULL" if numbered else "key BLOB PRIMARY KEY, value BLOB NOT NULL"
-        )
-        db.execute(f"CREATE TABLE IF NOT EXISTS {name} ({key}) {'' if numbered else 'WITHOUT ROWID'}")
-        self._name, self._db, self._errors = name, db, errors
+    def __init__(self, name: str, file: StoreFile, *, numbered: bool) -> None:
+        key, ending = ("INTEGER", "") if numbered else ("BLOB", "WITHOUT ROWID")
+        file.rows(f"CREATE TABLE IF NOT EXISTS {name} (key {key} PRIMARY KEY, value BLOB NOT NULL) {ending}")
+        self._name, self._file = name, file
         self._select = f"SELECT value FROM {name} WHERE key = ?"
         self._select_many = f"SELECT key, value FROM {name} WHERE key IN ({','.join('?' * _KEYS_PER_SELECT)})"
 
-    def _one(self, key: Key) -> Value | None:
-        with self._errors:
-            row = self._db.execute(self._select, (key,)).fetchone()
-        return None if row is None else row[0]
+    def get(self, key: Key) -> Value | None:
+        """The value of a key."""
+        value: Value | None = self._file.value(self._select, key)
+        return value
 
-    def _many(self, keys: Sequence[Key]) -> Iterator[tuple[Key, Value]]:
-        """Key and value of those that exist, in any order."""
-        with self._errors:
-            for start in range(0, len(keys), _KEYS_PER_SELECT):
-                some = list(keys[start : start + _KEYS_PER_SELECT])
-                some += some[-1:] * (_KEYS_PER_SELECT - len(some))
-                yield from self._db.execute(self._select_many, some)
+    def fetch(self, keys: Sequence[Key]) -> Mapping[Key, Value | None]:
+        """The values of many keys. A key that does not exist may be absent or None; there may be other keys."""
+        found: dict[Key, Value | None] = {}
+        for start in range(0, len(keys), _KEYS_PER_SELECT):
+            some = list(keys[start : start + _KEYS_PER_SELECT])
+            some += some[-1:] * (_KEYS_PER_SELECT - len(some))
+            found.update(self._file.rows(self._select_many, some))
+        return found
 
 
 class Table(_Rows[Key, Value]):
@@ -94,41 +84,35 @@ class Table(_Rows[Key, Value]):
     A step reads a key once, and writes it once, when it ends. Until then, what it touches is held in memory.
     """
 
-    def __init__(self, name: str, db: sqlite3.Connection, errors: StoreErrors, *, numbered: bool) -> None:
-        super().__init__(name, db, errors, numbered=numbered)
-        self._step: int | None = None
-        """The open step."""
+    def __init__(self, name: str, store: Store, *, numbered: bool) -> None:
+        super().__init__(name, store.file, numbered=numbered)
+        self._store = store
         self._now: dict[Key, Value | None] = {}
         """The value of each key that the open step has touched; None if there is no such key."""
         self._stored: dict[Key, Value | None] = {}
         """What the file holds for the keys that have changed since they were last written."""
 
-    @property
-    def cached(self) -> int:
-        """Keys held in memory."""
-        return len(self._now)
-
     def get(self, key: Key) -> Value | None:
         """The value of a key."""
         if key in self._now:
             return self._now[key]
-        value = self._one(key)
-        if self._step is not None:
+        value = super().get(key)
+        if self._store.step_open:
             self._now[key] = value
         return value
 
     def fetch(self, keys: Sequence[Key]) -> Mapping[Key, Value | None]:
-        """The values of many keys. The map may hold other keys, and later changes of this step show in it."""
-        assert self._step is not None, "no step is open"
+        """The values of many keys. Later changes of this step show in the map."""
+        assert self._store.step_open, "no step is open"
         now = self._now
         missing = [key for key in keys if key not in now]
         now.update(dict.fromkeys(missing))
-        now.update(self._many(missing))
+        now.update(super().fetch(missing))
         return now
 
     def put(self, key: Key, value: Value | None) -> None:
         """Set the value of a key; None removes it."""
-        assert self._step is not None, "no step is open"
+        assert self._store.step_open, "no step is open"
         now = self._now
         self._stored.setdefault(key, now[key] if key in now else self.get(key))
         now[key] = value
@@ -145,87 +129,65 @@ class Table(_Rows[Key, Value]):
     def first(self) -> tuple[Key, Value] | None:
         """The smallest key and its value."""
         self._write()
-        with self._errors:
-            found: tuple[Key, Value] | None
-            found = self._db.execute(f"SELECT key, value FROM {self._name} ORDER BY key LIMIT 1").fetchone()
-        return found
+        found = self._file.rows(f"SELECT key, value FROM {self._name} ORDER BY key LIMIT 1")
+        return found[0] if found else None
 
     def items(self) -> list[tuple[Key, Value]]:
         """All keys and values; for small tables."""
         self._write()
-        with self._errors:
-            return self._db.execute(f"SELECT key, value FROM {self._name} ORDER BY key").fetchall()
-
-    def _begin(self, step: int) -> None:
-        self._step = step
+        return self._file.rows(f"SELECT key, value FROM {self._name} ORDER BY key")
 
     def _end(self) -> None:
         self._write()
         self._now.clear()
-        self._step = None
 
     def _write(self) -> None:
         """Write the changes, and their undo. Of several writes in one step, undo keeps the value before the first."""
         now, stored = self._now, self._stored
         changed = sorted(key for key, value in stored.items() if now[key] != value)  # type: ignore[type-var]
         if changed:
-            undo = [(self._step, self._name, key, stored[key]) for key in changed]
-            with self._errors:
-                self._db.executemany("INSERT OR IGNORE INTO undo VALUES (?, ?, ?, ?)", undo)
+            undo = [(self._store.step, self._name, key, stored[key]) for key in changed]
+            self._file.execute_each("INSERT OR IGNORE INTO undo VALUES (?, ?, ?, ?)", undo)
             self._set([(key, now[key]) for key in changed])
         stored.clear()
 
     def _set(self, changes: Sequence[tuple[Key, Value | None]]) -> None:
         """Set or remove keys in the file."""
         puts = [change for change in changes if change[1] is not None]
-        with self._errors:
-            self._db.executemany(f"REPLACE INTO {self._name} VALUES (?, ?)", puts)
-            if len(puts) < len(changes):
-                gone = [(key,) for key, value in changes if value is None]
-                self._db.executemany(f"DELETE FROM {self._name} WHERE key = ?", gone)
+        self._file.execute_each(f"REPLACE INTO {self._name} VALUES (?, ?)", puts)
+        if len(puts) < len(changes):
+            gone = [(key,) for key, value in changes if value is None]
+            self._file.execute_each(f"DELETE FROM {self._name} WHERE key = ?", gone)
 
 
 class Ring(_Rows[int, bytes]):
     """Numbered rows, appended and not changed. `rewind` does not undo them: see `cut` and `trim`."""
 
-    def __init__(self, name: str, db: sqlite3.Connection, errors: StoreErrors) -> None:
-        super().__init__(name, db, errors, numbered=True)
+    def __init__(self, name: str, file: StoreFile) -> None:
+        super().__init__(name, file, numbered=True)
         self._insert = f"INSERT INTO {name} VALUES (?, ?)"
 
-    def append(self, row: int, value: bytes | memoryview) -> None:
+    def append(self, row: int, value: bytes) -> None:
         """Add a row under a new number, larger than all others."""
-        with self._errors:
-            self._db.execute(self._insert, (row, value))
+        self._file.rows(self._insert, (row, value))
 
     def overwrite(self, row: int, value: bytes) -> None:
         """Replace the content of a row. Not undone, as `trim`."""
-        with self._errors:
-            self._db.execute(f"UPDATE {self._name} SET value = ? WHERE key = ?", (value, row))
+        self._file.rows(f"UPDATE {self._name} SET value = ? WHERE key = ?", (value, row))
 
-    def get(self, row: int) -> bytes | None:
-        """A row, if it is on disk."""
-        return self._one(row)
+    def trim(self, low: int) -> None:
+        """Remove rows below `low`. Not undone: no rewind may need them."""
+        self._file.rows(f"DELETE FROM {self._name} WHERE key < ?", (low,))
 
-    def fetch(self, rows: Sequence[int]) -> dict[int, bytes]:
-        """The rows of these that are on disk."""
-        return dict(self._many(rows))
-
-    def trim(self, low: int) -> int:
-        """Remove rows below `low`, and return their number. Not undone: no rewind may need them."""
-        with self._errors:
-            return self._db.execute(f"DELETE FROM {self._name} WHERE key < ?", (low,)).rowcount
-
-    def move(self, low: int, to: Ring, rest: Callable[[bytes], bytes]) -> int:
+    def move(self, low: int, to: Ring, rest: Callable[[bytes], bytes]) -> None:
         """Remove rows below `low`, and append `rest(row)` of each to another ring. Else as `trim`."""
-        with self._errors:
-            rows = self._db.execute(f"SELECT key, value FROM {self._name} WHERE key < ? ORDER BY key", (low,))
-            self._db.executemany(to._insert, ((key, rest(value)) for key, value in rows))
-        return self.trim(low)
+        rows = self._file.each(f"SELECT key, value FROM {self._name} WHERE key < ? ORDER BY key", (low,))
+        self._file.execute_each(to._insert, ((key, rest(value)) for key, value in rows))
+        self.trim(low)
 
-    def cut(self, high: int) -> int:
-        """Remove rows from `high` on, which a rewind has undone, and return their number."""
-        with self._errors:
-            return self._db.execute(f"DELETE FROM {self._name} WHERE key >= ?", (high,)).rowcount
+    def cut(self, high: int) -> None:
+        """Remove rows from `high` on, which a rewind has undone."""
+        self._file.rows(f"DELETE FROM {self._name} WHERE key >= ?", (high,))
 
 
 class Store:
@@ -249,60 +211,41 @@ class Store:
 
         `may_write` is called right before each commit. It raises StateLockedError if another learner has taken over.
         """
-        self._may_write = may_write
-        self._path, self._errors = path, StoreErrors(path)
-        refuse_lmdb(path)
+        self._path, self._may_write = path, may_write
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / "writer.lock").open("wb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise StateLockedError(f"{path}: another learner has this store open") from error
-        self._wal = path / f"{FILE}-wal"
-        try:
-            with self._errors:
-                self.db = sqlite3.connect(path / FILE, timeout=LOCK_WAIT_S, isolation_level=None, cached_statements=256)
-                """The connection that writes."""
-        except StoreError:
-            self._lock.close()
-            raise
-        try:
+        with ExitStack() as opened:
+            self._lock = opened.enter_context((path / "writer.lock").open("wb"))
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StateLockedError(f"{path}: another learner has this store open") from error
+            self.file = opened.enter_context(closing(StoreFile(path, read_only=False)))
+            """The connection that writes."""
             self._open(tables, numbered, rings)
-        except BaseException:
-            self.db.close()
-            self._lock.close()
-            raise
+            self._opened = opened.pop_all()
 
     def _open(self, tables: Sequence[str], numbered: Sequence[str], rings: Sequence[str]) -> None:
-        path, db, errors = self._path, self.db, self._errors
-        with errors:
-            for pragma in _PRAGMAS:
-                db.execute(f"PRAGMA {pragma}")
-            try:
-                db.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if code_of(error) != sqlite3.SQLITE_BUSY:
-                    raise
-                raise StateLockedError(f"{path}: another learner holds the write lock of this store") from error
-            for statement in _SCHEMA:
-                db.execute(statement)
-            written = FORMAT.to_bytes(8, "big")
-            found = format_of(self.note("format") or self.note("format", written))
-            if found != FORMAT:
-                raise wrong_format(path, found)
-            self.tables: dict[str, Table[Any, Any]] = {
-                name: Table(name, db, errors, numbered=name in numbered) for name in ("step", *tables, *numbered)
-            }
-            self.rings = {name: Ring(name, db, errors) for name in rings}
+        file = self.file
         self.step_open = False
+        self.step = 0
+        """The last step begun; 0 before the first."""
+        for pragma in _PRAGMAS:
+            file.rows(f"PRAGMA {pragma}")
+        try:
+            file.rows("BEGIN IMMEDIATE")
+        except StoreError as error:
+            if code_of(error.__cause__) != sqlite3.SQLITE_BUSY:
+                raise
+            raise StateLockedError(f"{self._path}: another learner holds the write lock of this store") from error
+        for statement in _SCHEMA:
+            file.rows(statement)
+        check_format(self._path, self.note("format") or self.note("format", FORMAT.to_bytes(8, "big")))
+        self.tables: dict[str, Table[Any, Any]] = {
+            name: Table(name, self, numbered=name in numbered) for name in ("step", *tables, *numbered)
+        }
+        self.rings = {name: Ring(name, file) for name in rings}
         self._read_step()
         self.flush()
-
-    @property
-    def step(self) -> int:
-        """The last step begun; 0 before the first."""
-        return self._step
 
     @property
     def pruned(self) -> int:
@@ -314,16 +257,14 @@ class Store:
         assert not self.step_open, "the last step was not ended"
         assert step > max(self.step, 0), f"step {step} does not follow {self.step}"
         self.step_open = True
-        self._step = step
-        for table in self.tables.values():
-            table._begin(step)  # noqa: SLF001 - a table is a part of its store
+        self.step = step
         self.tables["step"].put("step", step)
 
     def end(self) -> None:
         """Close the step: write its changes and their undo."""
         assert self.step_open, "no step is open"
         for table in self.tables.values():
-            table._end()  # noqa: SLF001
+            table._end()  # noqa: SLF001 - a table is a part of its store
         self.step_open = False
 
     def flush(self) -> None:
@@ -334,12 +275,10 @@ class Store:
             StateLockedError: another learner has taken over; nothing was written.
         """
         assert not self.step_open, "a step is open"
-        self._may_write()
-        with self._errors:
-            self.db.execute("COMMIT")
-            if self._wal.stat().st_size > WAL_MAX_BYTES:
-                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.db.execute("BEGIN IMMEDIATE")
+        self._commit()
+        if (self._path / f"{FILE}-wal").stat().st_size > WAL_MAX_BYTES:
+            self.file.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.file.rows("BEGIN IMMEDIATE")
 
     def rewind(self, step: int) -> None:
         """Restore every table to the end of `step`. The caller cuts its rings, then flushes.
@@ -361,13 +300,12 @@ class Store:
                 f"the store can go back to step {self.pruned}, not to {step}: older undo was pruned; restore a newer "
                 f"checkpoint, or {FROM_SCRATCH}"
             )
-        with self._errors:
-            undo = "SELECT name, key, value FROM undo WHERE step > ? ORDER BY step DESC"
-            for name, key, value in self.db.execute(undo, (step,)):
-                if name not in self.tables:
-                    raise damaged(self._path, f"undo names an unknown table {name!r}")
-                self.tables[name]._set([(key, value)])  # noqa: SLF001
-            self.db.execute("DELETE FROM undo WHERE step > ?", (step,))
+        undo = "SELECT name, key, value FROM undo WHERE step > ? ORDER BY step DESC"
+        for name, key, value in self.file.each(undo, (step,)):
+            if name not in self.tables:
+                raise damaged(self._path, f"undo names an unknown table {name!r}")
+            self.tables[name]._set([(key, value)])  # noqa: SLF001
+        self.file.rows("DELETE FROM undo WHERE step > ?", (step,))
         self._read_step()
 
     def value_at(self, step: int, table: str, key: int | bytes | str) -> Any:
@@ -375,9 +313,8 @@ class Store:
         assert not self.step_open, "a step is open"
         assert self.pruned <= step <= self.step, f"step {step} is not in {self.pruned}..{self.step}"
         undo = "SELECT value FROM undo WHERE step > ? AND name = ? AND key = ? ORDER BY step LIMIT 1"
-        with self._errors:
-            row = self.db.execute(undo, (step, table, key)).fetchone()
-        return self.tables[table].get(key) if row is None else row[0]
+        found = self.file.rows(undo, (step, table, key))
+        return found[0][0] if found else self.tables[table].get(key)
 
     def prune(self, step: int) -> None:
         """Delete the undo of steps up to `step`. Durable with the next flush."""
@@ -385,20 +322,17 @@ class Store:
         if step <= self.pruned:
             return
         assert step <= self.step, f"step {step} is not begun"
-        with self._errors:
-            self.db.execute("DELETE FROM undo WHERE step <= ?", (step,))
+        self.file.rows("DELETE FROM undo WHERE step <= ?", (step,))
         self.note("pruned", step)
 
     def _read_step(self) -> None:
-        self._step = self.tables["step"].get("step") or 0
+        self.step = self.tables["step"].get("step") or 0
 
     def note(self, key: str, value: bytes | int | str | None = None) -> Any:
         """Read a note about the store as a whole; with a value, write it first. Notes are not undone."""
-        with self._errors:
-            if value is not None:
-                self.db.execute("REPLACE INTO meta VALUES (?, ?)", (key, value))
-            row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        if value is not None:
+            self.file.rows("REPLACE INTO meta VALUES (?, ?)", (key, value))
+        return self.file.value("SELECT value FROM meta WHERE key = ?", key)
 
     def close(self, *, flush: bool = True) -> None:
         """Flush and close. May be called twice. An open step is lost; after an error, so is all since the last flush.
@@ -410,11 +344,10 @@ class Store:
         """
         if self._lock.closed:
             return
-        try:
-            if flush and not (self.step_open or self._errors.failed):
-                self._may_write()
-                with self._errors:
-                    self.db.execute("COMMIT")
-        finally:
-            self.db.close()
-            self._lock.close()
+        with self._opened:
+            if flush and not (self.step_open or self.file.failed):
+                self._commit()
+
+    def _commit(self) -> None:
+        self._may_write()
+        self.file.rows("COMMIT")

@@ -2,111 +2,70 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from threading import Lock
+from typing import Any, TypeAlias
 
-from streamlearn.ledger.store_file import (
-    FILE,
-    FORMAT,
-    StoreErrors,
-    connect_reader,
-    format_of,
-    refuse_lmdb,
-    wrong_format,
-)
+from streamlearn.ledger.store_file import FILE, StoreFile, check_format
 
 Get: TypeAlias = Callable[[str, int | bytes], Any]
 """`get(table or ring, key)`: the value, or None if there is no such key."""
 
 
-class _Reader(NamedTuple):
-    """A connection. `inode` shows whether the file at the path was replaced since."""
-
-    db: sqlite3.Connection
-    inode: int
-
-
 class StoreView:
-    """Reads the store as of the writer's last flush. Any thread may use it.
+    """Reads the store as of the writer's last flush.
 
-    The store may be created, or replaced, after the view.
+    Threads may share it. One reads at a time, since a read takes microseconds. The store
+    may be created, or replaced, after the view.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._errors = StoreErrors(path)
-        self._idle: list[_Reader] = []
-
-    @property
-    def idle_connections(self) -> int:
-        """Open connections that no thread uses. There are as many as threads have read at the same time."""
-        return len(self._idle)
+        self._lock = Lock()
+        self._file: StoreFile | None = None
+        self._inode = 0
+        """Of the open file. It shows whether the file at the path was replaced since."""
 
     @contextmanager
-    def read(self) -> Iterator[Get | None]:
-        """One snapshot of the store; None if there is no store yet.
+    def read(self) -> Iterator[Get]:
+        """One snapshot of the store; empty if there is no store yet.
 
         Raises:
             StoreError: the store is of another format, damaged, or cannot be read.
         """
-        with self._errors:
-            reader = self._reader()
-        if reader is None:
-            yield None
-            return
-        db = reader.db
-
-        def get(name: str, key: int | bytes) -> Any:
-            with self._errors:
-                row = db.execute(f"SELECT value FROM {name} WHERE key = ?", (key,)).fetchone()
-            return None if row is None else row[0]
-
-        try:
-            db.execute("BEGIN")
-            yield get
-            db.execute("ROLLBACK")
-        except BaseException:
-            db.close()
-            raise
-        self._idle.append(reader)
+        with self._lock:
+            file = self._open()
+            try:
+                if file is None or not file.rows("SELECT name FROM sqlite_schema LIMIT 1"):
+                    yield lambda _name, _key: None
+                    return
+                file.rows("BEGIN")
+                check_format(self._path, file.value("SELECT value FROM meta WHERE key = ?", "format"))
+                yield lambda name, key: file.value(f"SELECT value FROM {name} WHERE key = ?", key)
+                file.rows("ROLLBACK")
+            except BaseException:
+                self._close()
+                raise
 
     def close(self) -> None:
         """Close the file. May be called twice; a later read opens it again."""
-        while self._idle:
-            self._idle.pop().db.close()
+        with self._lock:
+            self._close()
 
-    def _reader(self) -> _Reader | None:
-        """A connection that no other thread uses; None if there is no store yet."""
-        file = self._path / FILE
-        refuse_lmdb(self._path)
-        if not file.exists():
-            return None
-        inode = file.stat().st_ino
-        while self._idle:
-            reader = self._idle.pop()
-            if reader.inode == inode:
-                return reader
-            reader.db.close()
-        db = connect_reader(file)
-        try:
-            ready = self._check_format(db)
-        except BaseException:
-            db.close()
-            raise
-        if not ready:
-            db.close()
-            return None
-        return _Reader(db, inode)
+    def _open(self) -> StoreFile | None:
+        """The file that is at the path now; None if there is none."""
+        path = self._path / FILE
+        inode = path.stat().st_ino if path.exists() else 0
+        if inode != self._inode:
+            self._close()
+            self._inode = inode
+        if self._file is None and inode:
+            self._file = StoreFile(self._path, read_only=True)
+        return self._file
 
-    def _check_format(self, db: sqlite3.Connection) -> bool:
-        """Raise StoreError for another format. False before the writer's first commit."""
-        if db.execute("SELECT name FROM sqlite_schema LIMIT 1").fetchone() is None:
-            return False
-        row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-        found = format_of(row and row[0])
-        if found != FORMAT:
-            raise wrong_format(self._path, found)
-        return True
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

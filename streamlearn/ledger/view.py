@@ -32,8 +32,6 @@ class LedgerView:
         """
         key = key_of(sample_id)
         with self._view.read() as get:
-            if get is None:
-                return None
             row_number = get("ids", key)
             label = get("early", key) if row_number is None else get("labels", row_number)
             sample = None if row_number is None else get("samples", row_number) or get("evicted", row_number)
@@ -62,8 +60,8 @@ class LedgerView:
             StoreError: the store cannot be read, see `StoreView.read`.
         """
         with self._view.read() as get:
-            row_number = None if get is None else get("ids", key_of(sample_id))
-            if get is None or row_number is None:
+            row_number = get("ids", key_of(sample_id))
+            if row_number is None:
                 return None
             data, label = get("samples", row_number), get("labels", row_number)
         if data is None or (label is not None and LabelRow.unpack(label).class_index == ERASED):

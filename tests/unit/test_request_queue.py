@@ -162,7 +162,7 @@ class TestBudget:
         for n in range(40):
             queue.take(1, NOW_S + n * HOUR_S)
 
-        with connect(tmp_path / "label-requests.sqlite", wait_s=1.0, create=False) as db:
+        with connect(tmp_path / "label-requests.sqlite", wait_s=1.0) as db:
             assert db.execute("SELECT count(*) FROM spent").fetchone()[0] <= 2
 
 
@@ -193,7 +193,7 @@ class TestClasses:
         classes = [request.predicted_class for request in queue.take(200, NOW_S).items]
 
         assert classes.count(0) > 20
-        with connect(tmp_path / "label-requests.sqlite", wait_s=1.0, create=False) as db:
+        with connect(tmp_path / "label-requests.sqlite", wait_s=1.0) as db:
             assert db.execute("SELECT sum(samples) FROM taken").fetchone()[0] == pytest.approx(2 * TURNS_REMEMBERED)
 
 
@@ -245,4 +245,4 @@ class TestFile:
         db.close()
 
         with pytest.raises(sqlite3.DatabaseError, match="expected version 2"):
-            connect(path, wait_s=1.0, create=True)
+            connect(path, wait_s=1.0)

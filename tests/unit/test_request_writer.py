@@ -299,7 +299,7 @@ class TestLeaving:
             take(path, 2)
         writer.flush()
 
-        with contextlib.closing(connect(path, wait_s=1.0, create=False)) as db:
+        with contextlib.closing(connect(path, wait_s=1.0)) as db:
             ids = {row[0] for row in db.execute("SELECT id FROM samples")}
         assert len(ids) == 2 * HANDED_PER_ROW
         assert f"{3 * HANDED_PER_ROW - 1}-0" in ids
@@ -320,7 +320,7 @@ class TestRestart:
         again.flush()
 
         assert waiting(path) == {*names("a", 6), "b"} - set(taken)
-        with contextlib.closing(connect(path, wait_s=1.0, create=False)) as db:
+        with contextlib.closing(connect(path, wait_s=1.0)) as db:
             assert db.execute("SELECT labels FROM writer").fetchone() == (50,)
 
     def test_rates_as_without_a_restart(self, path, tmp_path):
@@ -369,7 +369,7 @@ class TestBadFile:
         writer = RequestWriter(path, 10)
         offer(writer, ["a"])
         writer.flush()
-        with contextlib.closing(connect(path, wait_s=1.0, create=False)) as db:
+        with contextlib.closing(connect(path, wait_s=1.0)) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         path.write_bytes(b"\0" * path.stat().st_size)
         writer.close()
