@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness.fakes import MemoryLog
 from small_learner import L, S, config_in, filled_log, learn
 
 from streamlearn.app import inspect as inspecting
@@ -20,7 +21,6 @@ from streamlearn.loop.report import StepReport
 from streamlearn.state.checkpoint import path_of
 from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir, load_arrays, teacher_path
-from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
 

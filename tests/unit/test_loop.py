@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.fakes import ManualClock
 from small_learner import L, Reports, S, config_in, empty_log, filled_log, learn, loop_on, newest_checkpoint, run_loop
 from structlog.testing import capture_logs
 
@@ -30,7 +31,6 @@ from streamlearn.state.files import write_whole
 from streamlearn.state.journal import Journal
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
-from streamlearn.testing import ManualClock
 
 torch.set_num_threads(1)
 

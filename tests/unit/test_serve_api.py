@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import orjson
 import pytest
+from harness.fakes import lost_acknowledgement
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,7 +29,6 @@ from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Label, Position, 
 from streamlearn.serve import request_schemas, schemas
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT, Bodies
 from streamlearn.serve.failures import RequestError
-from streamlearn.testing import lost_acknowledgement
 
 FIELDS = ["x", "id", "ids", "instances", "learn", "labels", "samples", "label", "class", "time", "source", "domain"]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import small_learner
 import torch
+from harness.fakes import MemoryLog
 from safetensors.numpy import save
 from small_learner import empty_log, learn
 
@@ -27,7 +28,6 @@ from streamlearn.errors import FROM_SCRATCH, CheckpointError, CheckpointFormatEr
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.paths import StatePaths
-from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from harness.fakes import ManualClock
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
@@ -21,7 +22,6 @@ from streamlearn.errors import ConfigError, StateError
 from streamlearn.models.build import build
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PIN, POINTER, PublishedDir, Publisher
-from streamlearn.testing import ManualClock
 
 SETTINGS = {"schema.shape": "[4]", "schema.classes": 3, "model.options": "{hidden = [5]}"}
 
