@@ -24,7 +24,7 @@ from streamlearn.learn.learner import Learner
 from streamlearn.learn.methods.settings import ConsistencyOptions
 from streamlearn.log.base import Log
 from streamlearn.log.retention import MAX_AGE_S
-from streamlearn.metrics import LearnerMetrics
+from streamlearn.metrics import LEARNER_METRICS, Metrics
 from streamlearn.models.build import build
 from streamlearn.state import journal
 from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
@@ -210,6 +210,6 @@ def _port(config: Config) -> Iterator[Finding]:
         token = "with a token" if any(tokens) else "without a token"
         yield Finding("ok", "port", f"{config.serve.host}:{config.serve.port} is free, {token}")
     try:
-        expose(config, LearnerMetrics(version="check"))[0].close()
+        expose(config, Metrics(LEARNER_METRICS, version="check")).close()
     except ConfigError as error:
         yield Finding("warning", "metrics port", f"{error} (or it is already running)")

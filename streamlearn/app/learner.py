@@ -35,7 +35,7 @@ from streamlearn.config import Config
 from streamlearn.errors import LogError, OffsetOutOfRangeError, StateError, StateLockedError
 from streamlearn.ledger.store_file import check_whole
 from streamlearn.log.base import Log
-from streamlearn.metrics import LearnerMetrics
+from streamlearn.metrics import LEARNER_METRICS, Metrics
 from streamlearn.records import Offsets
 from streamlearn.state import checkpoint as checkpoints
 from streamlearn.state import journal as journals
@@ -144,14 +144,14 @@ class LearnerProcess:
         self._config, self._log, self._fence, self._stopping = config, log, fence, stopping
         paths = StatePaths(config.state.dir)
         self._published = PublishedDir(paths.published)
-        self.metrics = LearnerMetrics(version=__version__)
+        self.metrics = Metrics(LEARNER_METRICS, version=__version__)
         with contextlib.ExitStack() as ends:
-            server, port = expose(config, self.metrics)
+            server = expose(config, self.metrics)
             ends.callback(server.close)
             self.monitor = Monitor(
                 self.metrics,
                 paths,
-                metrics_address=(config.metrics.host, port),
+                metrics_address=(config.metrics.host, server.port),
                 on_step=on_step,
                 fence=fence,
             )

@@ -24,7 +24,7 @@ from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
-from streamlearn.metrics import GUARD_ACTIONS, LABEL_STATES, SCORES, WINDOWS, LearnerMetrics
+from streamlearn.metrics import GUARD_ACTIONS, GUARD_REASONS, LABEL_STATES, SCORES, WINDOWS, Metrics
 from streamlearn.records import Position
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
@@ -44,7 +44,7 @@ class Monitor(Observer):
 
     def __init__(
         self,
-        metrics: LearnerMetrics,
+        metrics: Metrics,
         paths: StatePaths,
         *,
         metrics_address: tuple[str, int],
@@ -87,25 +87,25 @@ class Monitor(Observer):
         self._last_step_at_s = now_s
         if self._first_step_at_s is None:
             self._first_step_at_s = now_s - duration_s
-        metrics.step(duration_s, now_s)
+        metrics.count("steps_total", 1)
+        metrics.observe("step_duration_seconds", duration_s)
+        metrics.set("last_step_timestamp_seconds", now_s)
         for phase, phase_s in report.phases_s.items():
-            metrics.phase(phase, phase_s)
-        metrics.read("samples", report.samples)
-        metrics.read("labels", report.labels)
-        for outcome, count in (
-            ("learned", report.fresh),
-            ("thinned", report.shed),
-            ("duplicate_id", report.duplicates),
-        ):
-            metrics.finished("samples", outcome, count)
+            self.phase_done(phase, phase_s)
+        metrics.count("records_read_total", report.samples, "samples")
+        metrics.count("records_read_total", report.labels, "labels")
+        metrics.count("records_total", report.fresh, "samples", "learned")
+        metrics.count("records_total", report.shed, "samples", "thinned")
+        metrics.count("records_total", report.duplicates, "samples", "duplicate_id")
         loop = self._running()
         for record in report.bad:
-            metrics.dead_lettered(_kind(loop, record.position), record.error.reason)
+            metrics.count("records_total", 1, _kind(loop, record.position), "dead_lettered")
+            metrics.count("dead_letters_total", 1, record.error.reason)
         for gap in report.gaps:
-            metrics.finished(_kind(loop, gap.position), "trimmed", gap.missing)
+            metrics.count("records_total", gap.missing, _kind(loop, gap.position), "trimmed")
         for arrival in report.arrivals:
             if arrival.scored is not None:
-                metrics.scored(arrival.scored.delay_s)
+                metrics.observe("label_delay_seconds", arrival.scored.delay_s)
         if self._on_step is not None:
             self._on_step(loop, report)
 
@@ -122,16 +122,17 @@ class Monitor(Observer):
 
     def phase_done(self, phase: str, duration_s: float) -> None:
         """Count time outside of steps."""
-        self._metrics.phase(phase, duration_s)
+        self._metrics.count("step_phase_seconds_total", duration_s, phase)
 
     def published(self, step: int) -> None:
         """Count a published teacher."""
         self._published_step = step
-        self._metrics.published(step)
+        self._metrics.set("published_step", step)
 
     def saved(self, saved: Saved) -> None:
         """Count a durable checkpoint. Called in the saver's thread."""
-        self._metrics.checkpoint_saved(duration_s=saved.duration_s, now_s=saved.saved_at_s)
+        self._metrics.observe("checkpoint_duration_seconds", saved.duration_s)
+        self._metrics.set("checkpoint_last_success_timestamp_seconds", saved.saved_at_s)
         _log.info(
             "checkpoint_saved", step=saved.step, size_bytes=saved.size_bytes, duration_s=round(saved.duration_s, 4)
         )
@@ -189,21 +190,19 @@ class Monitor(Observer):
         costs = loop.learner.read_costs()
         if not costs.steps:
             return
-        self._metrics.costs(
-            classification=costs.classification,
-            consistency=costs.consistency,
-            weight=costs.consistency_weight,
-        )
-        self._metrics.skipped(costs.skipped_steps)
+        self._metrics.set("cost", costs.classification, "classification")
+        self._metrics.set("cost", costs.consistency, "consistency")
+        self._metrics.set("consistency_weight", costs.consistency_weight)
+        self._metrics.count("steps_skipped_total", costs.skipped_steps)
         self.status["costs"] = asdict(costs)
 
     def _export_log(self, loop: TrainingLoop) -> tuple[int, bool]:
         """Consumer lag in records, and whether the log answers."""
         lag = loop.feed.lag()
         for partition, records in lag.items():
-            self._metrics.lag(partition.topic, partition.partition, records)
+            self._metrics.set("consumer_lag_records", records, partition.topic, str(partition.partition))
         available = loop.feed.available
-        self._metrics.log_available(available=available)
+        self._metrics.set("log_available", available)
         return sum(lag.values()), available
 
     def _export_labels(self, loop: TrainingLoop) -> dict[str, Any]:
@@ -212,13 +211,12 @@ class Monitor(Observer):
         ledger = asdict(counts)
         for outcome in LABEL_OUTCOMES:
             if (more := ledger[outcome] - self._counted[outcome]) > 0:
-                self._metrics.finished("labels", outcome, more)
+                self._metrics.count("records_total", more, "labels", outcome)
                 self._counted[outcome] = ledger[outcome]  # not lowered when a late record lowers the count
-        self._metrics.ledger(
-            {name: ledger[name] for name in LABEL_STATES},
-            samples=counts.samples,
-            payload_bytes=counts.payload_bytes,
-        )
+        for state in LABEL_STATES:
+            self._metrics.set("ledger_labels", ledger[state], state)
+        self._metrics.set("ledger_samples", counts.samples)
+        self._metrics.set("store_payload_bytes", counts.payload_bytes)
         return ledger
 
     def _export_scores(self, scores: ScoreReport, guarding: GuardingReport) -> None:
@@ -226,30 +224,31 @@ class Monitor(Observer):
         for window in WINDOWS:
             span = getattr(scores.at_arrival, window)
             for network in NETWORKS:
-                metrics.accuracy(network, window, span.accuracy[network])
+                metrics.set("prequential_accuracy_ratio", span.accuracy[network], network, window)
             for score in SCORES:
-                metrics.score(score, window, getattr(span, score))
-        metrics.label_time(teacher=at_label.teacher, twin=at_label.twin)
+                metrics.set("score", getattr(span, score), score, window)
+        metrics.set("label_time_accuracy_ratio", at_label.teacher, "teacher")
+        metrics.set("label_time_accuracy_ratio", at_label.twin, "twin")
         low, high = at_label.interval or (None, None)
-        metrics.ssl_gain(low=low, mean=at_label.gain, high=high)
-        metrics.selection_bias(
-            labelled_share=traffic.labelled_share.windowed,
-            confidence_gap=traffic.confidence_gap,
-            class_mix_distance=traffic.class_mix_distance,
-            class_entropy=traffic.class_entropy,
-        )
-        metrics.guard(frozen=guarding.guard.frozen, reasons=guarding.guard.reasons)
-        metrics.trust(guarding.trust.factor)
+        for bound, ratio in (("low", low), ("mean", at_label.gain), ("high", high)):
+            metrics.set("ssl_gain_ratio", ratio, bound)
+        metrics.set("selection_bias", traffic.labelled_share.windowed, "labelled_share")
+        for measure in ("confidence_gap", "class_mix_distance", "class_entropy"):
+            metrics.set("selection_bias", getattr(traffic, measure), measure)
+        metrics.set("guard_frozen", guarding.guard.frozen)
+        for reason in GUARD_REASONS:
+            metrics.set("guard_reason", reason in guarding.guard.reasons, reason)
+        metrics.set("teacher_trust_ratio", guarding.trust.factor)
         for name, count in _events(guarding).items():
             if (more := count - self._counted[name]) > 0:
-                (metrics.guard_acted if name in GUARD_ACTIONS else metrics.drifted)(name, more)
+                metrics.count("guard_actions_total" if name in GUARD_ACTIONS else "drift_alarms_total", more, name)
             self._counted[name] = count
 
     def _export_candidates(self, loop: TrainingLoop) -> dict[str, Any]:
         """The served candidate, and the accuracy of all of them on the newest labels."""
         served = loop.learner.candidates[loop.learner.served]
         for name in loop.learner.candidates:
-            self._metrics.candidate(name, served=name == served)
+            self._metrics.set("candidate_served", name == served, name)
         return {"bank": {"served": served, "accuracy": loop.election.accuracies()}}
 
     def _log_window(self, loop: TrainingLoop, scores: ScoreReport) -> None:

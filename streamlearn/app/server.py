@@ -24,7 +24,7 @@ from streamlearn.errors import LogUnavailableError
 from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.base import Log
-from streamlearn.metrics import ServerMetrics, start_http
+from streamlearn.metrics import MetricsServer, ServerMetrics
 from streamlearn.serve.api import create_app
 from streamlearn.serve.appender import Appender
 from streamlearn.serve.connections import BoundedProtocol, limits_of_process
@@ -63,9 +63,8 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
         except LogUnavailableError as error:
             # Predictions need no log. /label answers 503 until it can be opened, such as after a full disk.
             _log.warning("log_unavailable", during="start", error=str(error))
-        exposed, port = start_http(metrics.registry, "127.0.0.1", 0)
-        ends.enter_context(contextlib.closing(exposed))
-        ends.enter_context(registered(paths, name, port))
+        exposed = ends.enter_context(contextlib.closing(MetricsServer(metrics.registry, "127.0.0.1", 0)))
+        ends.enter_context(registered(paths, name, exposed.port))
         server = _server(config, paths, name, appender, metrics)
         _log.info("server_started", name=name, address="{}:{}".format(*listener.getsockname()[:2]))
         server.should_exit = stopping.is_set()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from streamlearn.app.siblings import registered, siblings_of
-from streamlearn.metrics import LearnerMetrics, start_http
+from streamlearn.metrics import LEARNER_METRICS, Metrics, MetricsServer
 from streamlearn.serve.scrape import fetch
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import write_status
@@ -72,7 +72,8 @@ class TestSiblings:
     def test_a_learner_on_another_address_can_be_scraped(self, tmp_path: Path) -> None:
         """It listens on 127.0.0.2 only."""
         paths = StatePaths(tmp_path)
-        exposed, port = start_http(LearnerMetrics(version="1").registry, "127.0.0.2", 0)
+        exposed = MetricsServer(Metrics(LEARNER_METRICS, version="1").registry, "127.0.0.2", 0)
+        port = exposed.port
         with contextlib.closing(exposed):
             write_status(paths.heartbeat, {"pid": os.getpid(), "metrics_host": "127.0.0.2", "metrics_port": port})
             text = fetch(siblings_of(paths, "server-0")["learner"])
