@@ -298,15 +298,15 @@ class ServerMetrics(Metrics):
 
 
 class MetricsServer:
-    """An HTTP server of one registry, in a daemon thread.
+    """An HTTP server of one registry on loopback, in a daemon thread.
 
     Raises:
         OSError: the port cannot be bound.
     """
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+    def __init__(self, registry: CollectorRegistry, port: int) -> None:
         """For port 0 a free one is taken."""
-        self._server, self._thread = start_http_server(port, host, registry)
+        self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
         self.port = int(self._server.server_address[1])
 
     def close(self) -> None:

@@ -93,6 +93,7 @@ REMOVED = {
     "log.embedded_max_bytes": "renamed log.max_bytes",
     "log.overload": "removed; set log.shed_above_records for load shedding, leave it out to let samples wait",
     "log.thin_above_records": "renamed log.shed_above_records",
+    "metrics.host": "removed: the learner's own /metrics is on loopback; scrape a server's, which includes it",
     "model.norm": "use model.options.norm",
     "score.calibration_bins": "removed: there are always 15",
     "score.fading": "removed: it is always 0.999",

@@ -196,8 +196,8 @@ def _state(config: Config) -> Iterator[Finding]:
 
 
 def _port(config: Config) -> Iterator[Finding]:
-    serve, metrics = config.serve, config.metrics
-    if serve.port == metrics.port != 0 and serve.host == metrics.host:
+    serve = config.serve
+    if serve.port == config.metrics.port != 0:
         yield Finding("error", "port", f"serve.port and metrics.port are both {serve.port}; choose two ports")
         return
     try:
@@ -208,7 +208,7 @@ def _port(config: Config) -> Iterator[Finding]:
         listener.close()
         tokens = (serve.token, serve.predict_token, serve.label_token, serve.admin_token)
         token = "with a token" if any(tokens) else "without a token"
-        yield Finding("ok", "port", f"{config.serve.host}:{config.serve.port} is free, {token}")
+        yield Finding("ok", "port", f"{serve.host}:{serve.port} is free, {token}")
     try:
         expose(config, Metrics(LEARNER_METRICS, version="check")).close()
     except ConfigError as error:

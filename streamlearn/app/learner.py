@@ -151,7 +151,7 @@ class LearnerProcess:
             self.monitor = Monitor(
                 self.metrics,
                 paths,
-                metrics_address=(config.metrics.host, server.port),
+                metrics_port=server.port,
                 on_step=on_step,
                 fence=fence,
             )

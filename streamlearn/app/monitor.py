@@ -47,7 +47,7 @@ class Monitor(Observer):
         metrics: Metrics,
         paths: StatePaths,
         *,
-        metrics_address: tuple[str, int],
+        metrics_port: int,
         on_step: OnStep | None = None,
         fence: Fence = NO_FENCE,
     ) -> None:
@@ -56,13 +56,7 @@ class Monitor(Observer):
         self._fenced: StateLockedError | None = None
         self._looked_at_s = float("-inf")
         self._counted: Counter[str] = Counter()
-        host, port = metrics_address
-        self.status: dict[str, Any] = {
-            "pid": os.getpid(),
-            "metrics_host": host,
-            "metrics_port": port,
-            "state": "starting",
-        }
+        self.status: dict[str, Any] = {"pid": os.getpid(), "metrics_port": metrics_port, "state": "starting"}
         """What the heartbeat writes."""
         self._scores: dict[str, Any] = {}
         self._windows_logged = 0

@@ -35,9 +35,9 @@ def expose(config: Config, metrics: Metrics) -> MetricsServer:
     Raises:
         ConfigError: the address is not available.
     """
-    host, port = config.metrics.host, config.metrics.port
+    port = config.metrics.port
     try:
-        return MetricsServer(metrics.registry, host, port)
+        return MetricsServer(metrics.registry, port)
     except OSError as error:
-        msg = f"metrics.host = {host!r}, metrics.port = {port}: {error.strerror or error}; choose another, or 0"
+        msg = f"metrics.port = {port}: {error.strerror or error}; choose another, or 0"
         raise ConfigError(msg) from error

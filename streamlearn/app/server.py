@@ -63,7 +63,7 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
         except LogUnavailableError as error:
             # Predictions need no log. /label answers 503 until it can be opened, such as after a full disk.
             _log.warning("log_unavailable", during="start", error=str(error))
-        exposed = ends.enter_context(contextlib.closing(MetricsServer(metrics.registry, "127.0.0.1", 0)))
+        exposed = ends.enter_context(contextlib.closing(MetricsServer(metrics.registry, 0)))
         ends.enter_context(registered(paths, name, exposed.port))
         server = _server(config, paths, name, appender, metrics)
         _log.info("server_started", name=name, address="{}:{}".format(*listener.getsockname()[:2]))

@@ -1276,7 +1276,7 @@ class TestMetricsRoute:
         """One scrape has the learner and all servers."""
         learner = Metrics(LEARNER_METRICS, version="1")
         learner.count("steps_total", 1)
-        server = MetricsServer(learner.registry, "127.0.0.1", 0)
+        server = MetricsServer(learner.registry, 0)
         port = server.port
         served.siblings = {"learner": f"http://127.0.0.1:{port}/metrics"}
         try:
@@ -1294,7 +1294,7 @@ class TestMetricsRoute:
             monkeypatch.setenv(name, "http://127.0.0.1:1")
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.delenv(name, raising=False)
-        server = MetricsServer(Metrics(LEARNER_METRICS, version="1").registry, "127.0.0.1", 0)
+        server = MetricsServer(Metrics(LEARNER_METRICS, version="1").registry, 0)
         port = server.port
         served.siblings = {"learner": f"http://127.0.0.1:{port}/metrics"}
         try:
@@ -1308,9 +1308,9 @@ class TestMetricsRoute:
         """They date from its own last scrape."""
         other = ServerMetrics(version="1")
         other.scraped("learner", failed=True)
-        learner = MetricsServer(Metrics(LEARNER_METRICS, version="1").registry, "127.0.0.1", 0)
+        learner = MetricsServer(Metrics(LEARNER_METRICS, version="1").registry, 0)
         learner_port = learner.port
-        sibling = MetricsServer(other.registry, "127.0.0.1", 0)
+        sibling = MetricsServer(other.registry, 0)
         port = sibling.port
         served.siblings = {
             "learner": f"http://127.0.0.1:{learner_port}/metrics",
@@ -1338,7 +1338,7 @@ class TestMetricsRoute:
             def log_message(self, *_):
                 pass
 
-        gone = MetricsServer(served.metrics.registry, "127.0.0.1", 0)
+        gone = MetricsServer(served.metrics.registry, 0)
         gone_port = gone.port
         gone.close()
         with http.server.HTTPServer(("127.0.0.1", 0), Foreign) as foreign:
