@@ -105,7 +105,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings by run; unknown keys are dropped. `full` has room for all new labels and for replay."""
 _NOT_RECIPE = {
-    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels", "idle_steps"},
+    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels"},
 }
 _LEARN_BEFORE = {"trust_labels": 10, "label_smoothing": 0.0, "warmup_steps": 0, "momentum": 0.9, "nesterov": True}
 """Settings of [learn] that are constants by now, and part of every recipe that was hashed."""

@@ -36,6 +36,7 @@ REMOVED = {
     "bank.serve": "use learn.serve",
     "bank.window": "removed: it is always 500 labels",
     "bank.z": "removed: the test bounds false promotions at 5 % in 10,000 labels",
+    "batch.idle_steps": "removed: raise batch.steps; all but the first are skipped while records wait",
     "batch.max_labels": "removed: 1024 label records enter one step at most",
     "batch.merge_wait_s": "removed: 1 s; with --until-end 60 s",
     "batch.prefetch_records": "removed: 2048 records per partition, bounded by bytes as before",

@@ -78,7 +78,7 @@ def make_learner(config: Config) -> Learner:
 def recent_rows(config: Config) -> int:
     """Capacity for recent samples; 0 if no step is without records, or the method uses only labels."""
     batch = config.batch
-    if (batch.steps == 1 and not batch.idle_steps) or config.learn.method == "supervised":
+    if batch.steps == 1 or config.learn.method == "supervised":
         return 0
     return config.schema_.build().rows_within(RECENT_ROWS, RECENT_BYTES, least=batch.fresh)
 

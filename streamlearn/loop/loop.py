@@ -41,7 +41,6 @@ from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.log.feed import Feed
 from streamlearn.loop.accounts import Accounts
 from streamlearn.loop.assembler import BatchAssembler
-from streamlearn.loop.further_steps import FurtherSteps
 from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.interval import Interval
 from streamlearn.loop.learned_offsets import LearnedOffsets
@@ -106,7 +105,8 @@ class TrainingLoop:
         )
         self._watermark = Watermark()
         self._learned = LearnedOffsets(self.batcher.next_offsets)
-        self._further = FurtherSteps(per_batch=self.batch.steps - 1, idle=self.batch.idle_steps)
+        self._further = 0
+        """Steps without records that may still follow the last micro-batch. It counts steps, so a replay ends alike."""
         now_s, step = self.clock(), self.learner.step
         self._publishing = Interval(self.state.publish_every_s, now_s, step)
         self._flushing = Interval(self.state.publish_every_s, now_s, step)
@@ -137,7 +137,7 @@ class TrainingLoop:
 
     def run(self, stopping: threading.Event, *, until_end: bool = False) -> None:
         """Learn until `stopping` is set or, with `until_end`, until everything in the log is learned."""
-        self._further.apply_settings()
+        self._further = min(self._further, self.batch.steps - 1)  # the replayed steps may be of other settings
         while not stopping.is_set():
             if self.journal.load >= 1.0 and self.saver.busy:
                 self._wait_for_save(stopping)
@@ -188,7 +188,7 @@ class TrainingLoop:
         self.ledger.trained(batch.trained_ids)
         self.ledger.end()
         self._learned.step_done(draft.next_offsets, rows_added=self.replay.added, rows_drawn=self.replay.drawn_below)
-        self._further.step_done(with_records=bool(items))
+        self._further = self.batch.steps - 1 if items else max(0, self._further - 1)
         phases.end("ledger")
 
         gaps = [item for item in items if isinstance(item, Gap)]
@@ -230,7 +230,7 @@ class TrainingLoop:
         Further steps have no records, and are taken only if no micro-batch can be closed. With `until_end` all those of
         each micro-batch are taken, so that the result does not depend on time.
         """
-        if until_end and self._further.of_batch:
+        if until_end and self._further:
             return self.batcher.nothing()
         now_s, overloaded = self.clock(), self._overloaded()
         draft = self.batcher.fill(self.feed.queues, self.feed.behind, now_s, overloaded=overloaded)
@@ -381,7 +381,7 @@ class TrainingLoop:
             "accounts": self.accounts.as_dict(),
             **self._watermark.as_json(),
             "learned_offsets": self._learned.as_json(),
-            **self._further.as_json(),
+            "further_steps": self._further,
             "identity": self.identity,
         }
 
@@ -400,7 +400,7 @@ class TrainingLoop:
         self.accounts = Accounts(**extra["accounts"])
         self._watermark.load(extra)
         self._learned.load(extra["learned_offsets"])
-        self._further.load(extra)
+        self._further = extra.get("further_steps", 0)  # the first version had none
         assert self.learner.step == step, (self.learner.step, step)
         if self.learner.served >= len(self.election.candidates):
             self.learner.serve(0)  # it was elected under other settings
