@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import (
     BaseModel,
@@ -41,10 +41,6 @@ class RunConfig(Section):
 
     shutdown_s: float = Field(30.0, gt=0.0, le=3600.0)
     """Time for a clean stop: finish the step, save, publish, commit, close."""
-    log_format: Literal["auto", "console", "json"] = "auto"
-    """Of the program's own log lines: console on a terminal, JSON elsewhere."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level that is printed."""
 
 
 class Config(Section):
@@ -83,14 +79,8 @@ class Config(Section):
     def _check_labels(self) -> Config:
         """Check settings of [labels] that depend on others."""
         labels, names = self.labels, self.schema_.build().classes
-        if (labels.implied_class is None) != (labels.implied_after_s is None):
-            msg = "labels.implied_class and labels.implied_after_s: set both or neither"
-            raise ValueError(msg)
         if labels.implied_class is not None and labels.implied_class not in names:
             msg = f"labels.implied_class = {labels.implied_class!r} is none of schema.classes"
-            raise ValueError(msg)
-        if labels.implied_after_s is not None and labels.implied_after_s > labels.horizon_s:
-            msg = f"labels.implied_after_s = {labels.implied_after_s} is past labels.horizon_s = {labels.horizon_s}"
             raise ValueError(msg)
         if labels.unknown_class == "grow" and not self.schema_.max_classes:
             msg = 'labels.unknown_class = "grow" wants schema.max_classes, the room to grow into'

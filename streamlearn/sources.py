@@ -96,6 +96,8 @@ REMOVED = {
     "log.thin_above_records": "renamed log.shed_above_records",
     "metrics.host": "removed: the learner's own /metrics is on loopback; scrape a server's, which includes it",
     "model.norm": "use model.options.norm",
+    "run.log_format": "removed: lines are JSON unless stderr is a terminal",
+    "run.log_level": "removed: lines from info on; filter them by `level`",
     "score.calibration_bins": "removed: there are always 15",
     "score.fading": "removed: it is always 0.999",
     "serve.admin_token_file": 'removed; write serve.admin_token = "file:PATH"',

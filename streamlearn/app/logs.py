@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 import structlog
 
-from streamlearn.config import Config
-
 
 class RateLimit(logging.Filter):
     """Passes each message of a library once per `every_s`, with the count of similar messages since the last one.
@@ -48,11 +46,9 @@ class RateLimit(logging.Filter):
         return True
 
 
-def set_up_logs(config: Config) -> None:
-    """Configure structlog and the standard library's logging."""
-    run = config.run
-    to_terminal = run.log_format == "console" or (run.log_format == "auto" and sys.stderr.isatty())
-    renderer = structlog.dev.ConsoleRenderer() if to_terminal else structlog.processors.JSONRenderer()
+def set_up_logs(level: int = logging.INFO) -> None:
+    """Configure structlog, from `level` on, and the standard library's logging, from warnings on."""
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -60,7 +56,7 @@ def set_up_logs(config: Config) -> None:
     rendered: list[structlog.types.Processor] = [structlog.processors.format_exc_info, renderer]
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, *shared, *rendered],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, run.log_level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )

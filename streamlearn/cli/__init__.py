@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -242,10 +243,10 @@ def evaluate(
     from streamlearn.app.signals import exit_on_thread_error, stop_signals
     from streamlearn.lab.evaluate import EvaluationPlan
     from streamlearn.lab.offline import OfflinePlan
-    from streamlearn.lab.report import quiet, run_evaluation, run_offline
+    from streamlearn.lab.report import run_evaluation, run_offline
 
-    loaded = quiet(load(config, overrides))
-    set_up_logs(loaded)
+    loaded = load(config, overrides)
+    set_up_logs(logging.WARNING)  # more lines would break the progress bars
     exit_on_thread_error()
     plan = EvaluationPlan(
         dataset=dataset,

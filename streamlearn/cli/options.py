@@ -61,7 +61,7 @@ def start(config: Path | None, overrides: list[str] | None, *, parent: int | Non
     from streamlearn.app.signals import exit_on_thread_error, exit_with_parent
 
     loaded = load(config, overrides)
-    set_up_logs(loaded)
+    set_up_logs()
     exit_on_thread_error()
     if parent is not None:
         exit_with_parent(parent)

@@ -243,7 +243,6 @@ class Predictor:
 
     def _report(self, model: LoadedModel, *, was_pinned: bool) -> None:
         self._metrics.model(model.step, model.published_at_s, pinned=model.pinned)
-        log.debug("model_loaded", step=model.step, published_at_s=model.published_at_s)
         if model.pinned or was_pinned:
             log.info("pin_followed" if model.pinned else "pin_left", step=model.step, newest_step=self.newest_version)
 

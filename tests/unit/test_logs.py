@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from streamlearn.app.logs import RateLimit, set_up_logs
-from streamlearn.config import Config, load_config
-
-
-def config(**overrides: object) -> Config:
-    return load_config(environ={}, overrides=overrides)
 
 
 @pytest.fixture
@@ -32,7 +28,7 @@ def logs_as_before() -> Iterator[None]:
 class TestSetUpLogs:
     def test_each_line_is_one_json_object(self, capsys: pytest.CaptureFixture[str]) -> None:
         """On stderr, with event, level and time, also for libraries; a stack trace is inside its line."""
-        set_up_logs(config())
+        set_up_logs()
 
         structlog.get_logger().info("checkpoint_saved", step=12, duration_s=0.5)
         logging.getLogger("some.library").warning("slow %s", "disk")
@@ -48,7 +44,7 @@ class TestSetUpLogs:
 
     def test_lines_below_the_level_are_not_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Neither our own nor those of libraries."""
-        set_up_logs(config(**{"run.log_level": "error"}))
+        set_up_logs(logging.ERROR)
 
         structlog.get_logger().warning("hidden")
         structlog.get_logger().error("shown")
@@ -56,9 +52,12 @@ class TestSetUpLogs:
 
         assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["shown"]
 
-    def test_the_console_format_is_no_json(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """It can be chosen without a terminal."""
-        set_up_logs(config(**{"run.log_format": "console"}))
+    def test_lines_on_a_terminal_are_no_json(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They are for people."""
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        set_up_logs()
 
         structlog.get_logger().info("checkpoint_saved", step=12)
         line = capsys.readouterr().err
@@ -104,7 +103,7 @@ class TestRateLimit:
     @pytest.mark.usefixtures("logs_as_before")
     def test_it_applies_to_libraries_only(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Our own lines are all printed."""
-        set_up_logs(config())
+        set_up_logs()
 
         for _ in range(3):
             logging.getLogger("kafka.cluster").error("No node available for metadata refresh")
