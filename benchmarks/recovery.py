@@ -60,7 +60,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 PLAIN: Settings = {
     "guard": {"on": False},
     "drift": {"reaction": "alarm"},
-    "learn": {"serve": "teacher"},
+    "learn": {"twin": "measure"},
 }
 CONTENDERS: Mapping[str, Settings] = {
     "constant": PLAIN,

@@ -33,7 +33,7 @@ REMOVED = {
     "bank.alpha": "removed: it is always 0.05",
     "bank.decays": "removed: the teacher or its twin is served",
     "bank.least": "removed: the test needs no minimum of labels",
-    "bank.serve": "use learn.serve",
+    "bank.serve": 'use learn.twin: "elect" is elected, "measure" the teacher',
     "bank.window": "removed: it is always 500 labels",
     "bank.z": "removed: the test bounds false promotions at 5 % in 10,000 labels",
     "batch.idle_steps": "removed: raise batch.steps; all but the first are skipped while records wait",
@@ -79,6 +79,7 @@ REMOVED = {
     "learn.pixel_noise_std": "use learn.noise_options.pixel_noise_std",
     "learn.rampup_labels": "use learn.options.rampup_labels",
     "learn.rampup_steps": "use learn.options.rampup_steps",
+    "learn.serve": 'use learn.twin: "elect" for elected, "measure" for the teacher',
     "learn.shift_pixels": "use learn.noise_options.shift_pixels",
     "learn.source_margin": "use learn.options.source_margin",
     "learn.source_path": "use learn.options.source_path",
@@ -113,7 +114,7 @@ REMOVED = {
     "state.journal_max_bytes": "removed: 1 GiB",
     "state.keep_history": "removed: 10 older teachers",
     "state.keep_published": "removed: the 5 newest teachers",
-    "twin.every": "use learn.twin = true or false",
+    "twin.every": 'use learn.twin = "measure" or "off"',
     "twin.oracle": "removed; `evaluate` does this itself",
 }
 """Settings of earlier versions, and what to do instead."""

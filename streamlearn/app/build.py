@@ -126,7 +126,7 @@ def build_loop(
     )
     access = LogAccess(log, codec, dead_letters=topics.dead_letters, stopping=stopping)
     learner = make_learner(config)
-    candidates = learner.candidates if config.learn.serve == "elected" else learner.candidates[:1]
+    candidates = learner.candidates if config.learn.twin == "elect" else learner.candidates[:1]
     election = Election(candidates)
     replay = ReplayBuffer(replay_rows(config), schema, config.learn.seed)
     board = _make_board(config)

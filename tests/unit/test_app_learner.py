@@ -93,8 +93,8 @@ class TestRestart:
             served.append(loop.learner.served)
             loop.learner.serve(1)
 
-        for n, serve in enumerate(("elected", "elected", "teacher")):
-            config = config_in(tmp_path, **{"learn.serve": serve})
+        for n, twin in enumerate(("elect", "elect", "measure")):
+            config = config_in(tmp_path, **{"learn.twin": twin})
             log.append("samples", [make_codec(config).encode_sample(f"more{n}", np.ones(4, np.float32))])
             learn(config, log, on_step=elect)
 
