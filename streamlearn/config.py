@@ -22,8 +22,6 @@ from pydantic import (
 
 from streamlearn.errors import ConfigError
 from streamlearn.judge.settings import DriftConfig, GuardConfig, ScoreConfig
-from streamlearn.learn.methods.settings import OPTIONS
-from streamlearn.learn.noise.settings import NOISES
 from streamlearn.learn.recipes import resolve_auto
 from streamlearn.learn.settings import LearnConfig, unset
 from streamlearn.ledger.settings import LabelsConfig
@@ -32,7 +30,7 @@ from streamlearn.loop.settings import BatchConfig
 from streamlearn.models.settings import ModelConfig, SchemaConfig
 from streamlearn.section import Section
 from streamlearn.serve.settings import MetricsConfig, ServeConfig
-from streamlearn.sources import explain, merged, read_layers
+from streamlearn.sources import CHOICES, explain, merged, read_layers
 from streamlearn.state.settings import StateConfig
 
 
@@ -103,10 +101,6 @@ def load_config(
         raise ConfigError(explain(error, layers)) from error
 
 
-_CHOICES: Mapping[str, Mapping[str, type[Section]]] = {"learn.options": OPTIONS, "learn.noise_options": NOISES}
-"""Tables whose keys depend on another setting."""
-
-
 def settings() -> dict[str, tuple[Any, str]]:
     """Every setting as (default, description), by dotted key: for the example file and its test."""
     found: dict[str, tuple[Any, str]] = {}
@@ -115,7 +109,7 @@ def settings() -> dict[str, tuple[Any, str]]:
         for name, field in section.model_fields.items():
             key = prefix + (field.alias or name)
             if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-                for kind in (field.annotation, *_CHOICES.get(key, {}).values()):
+                for kind in (field.annotation, *CHOICES.get(key, {}).values()):
                     walk(kind, key + ".")
             else:
                 found[key] = (field.get_default(call_default_factory=True), field.description or "")

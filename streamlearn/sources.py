@@ -15,6 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from streamlearn.errors import ConfigError
+from streamlearn.learn.methods.settings import OPTIONS
+from streamlearn.learn.noise.settings import NOISES
+from streamlearn.section import Section
 
 ENV_PREFIX = "STREAMLEARN_"
 _SECRET = re.compile(r"^serve$|kafka\.options|tok|secret|passw|pwd|key|credential|auth", re.IGNORECASE)
@@ -29,7 +32,16 @@ NOT_SETTINGS = (
     "STREAMLEARN_MEMORY",
 )
 """Variables of this package that are no settings: the tests' own, the file's path, and the compose file's."""
-REMOVED = {
+CHOICES: Mapping[str, Mapping[str, type[Section]]] = {"learn.options": OPTIONS, "learn.noise_options": NOISES}
+"""Tables whose keys depend on another setting: the kinds by that setting's value."""
+_MOVED = {
+    f"learn.{name}": f"use {table}.{name}"
+    for table, kinds in CHOICES.items()
+    for kind in kinds.values()
+    for name in kind.model_fields
+}
+"""Options of methods and noise were settings of [learn]."""
+REMOVED = _MOVED | {
     "bank.alpha": "removed: it is always 0.05",
     "bank.decays": "removed: the teacher or its twin is served",
     "bank.least": "removed: the test needs no minimum of labels",
@@ -55,39 +67,12 @@ REMOVED = {
     "labels.wanted_again_after_s": "removed: a sample that got no label is handed out again after a day",
     "labels.wanted_per_hour": "renamed to labels.requests_per_hour",
     "labels.wanted_rows": "removed: the 1000 most useful samples are kept; labels.requests_per_hour = 0 turns it off",
-    "learn.align": "use learn.options.align",
-    "learn.colour": "use learn.noise_options.colour",
-    "learn.consistency": "use learn.options.consistency",
-    "learn.consistency_weight": "use learn.options.consistency_weight",
-    "learn.crop_scale": "use learn.noise_options.crop_scale",
-    "learn.cutout_pixels": "use learn.noise_options.cutout_pixels",
     "learn.ema_share": 'removed; it is 0.1, or 1 with learn.recipe = "none"',
-    "learn.ensemble_momentum": "use learn.options.ensemble_momentum",
-    "learn.ensemble_slots": "use learn.options.ensemble_slots",
-    "learn.fade_labels": "use learn.options.fade_labels",
-    "learn.feature_dropout": "use learn.noise_options.feature_dropout",
-    "learn.flip": "use learn.noise_options.flip",
-    "learn.gate": "use learn.options.gate",
-    "learn.gate_threshold": "use learn.options.gate_threshold",
-    "learn.interpolation_beta": "use learn.options.interpolation_beta",
     "learn.label_smoothing": "removed; labels are not smoothed",
-    "learn.logit_distance": "use learn.options.logit_distance",
-    "learn.mixup_beta": "use learn.options.mixup_beta",
     "learn.momentum": "removed; sgd has momentum 0.9",
     "learn.nesterov": "removed; sgd has Nesterov momentum",
     "learn.noise_std": "use learn.noise_options.std",
-    "learn.pixel_noise_std": "use learn.noise_options.pixel_noise_std",
-    "learn.rampup_labels": "use learn.options.rampup_labels",
-    "learn.rampup_steps": "use learn.options.rampup_steps",
     "learn.serve": 'use learn.twin: "elect" for elected, "measure" for the teacher',
-    "learn.shift_pixels": "use learn.noise_options.shift_pixels",
-    "learn.source_margin": "use learn.options.source_margin",
-    "learn.source_path": "use learn.options.source_path",
-    "learn.source_rows": "use learn.options.source_rows",
-    "learn.source_weight": "use learn.options.source_weight",
-    "learn.target_momentum": "use learn.options.target_momentum",
-    "learn.teacher_mode": "use learn.options.teacher_mode",
-    "learn.temperature": "use learn.options.temperature",
     "learn.trust_labels": "removed; guard.on = false turns this off too",
     "learn.warmup_steps": "removed; the learning rate is constant",
     "log.create_topics": "removed; log.partitions = 0 creates no topics",

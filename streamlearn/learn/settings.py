@@ -54,8 +54,8 @@ class LearnConfig(Section):
     noise_options: SerializeAsAny[NoiseOptions] = NoiseOptions()
     """Options of the noise."""
     twin: Literal["off", "measure", "elect"] = "elect"
-    """The label-only twin. measure: train it, which shows whether unlabelled samples help. elect: also publish it in the
-    teacher's place while labels show that it is better."""
+    """The label-only twin. measure: train it, which shows whether unlabelled samples help. elect: also publish it in
+    the teacher's place while labels show that it is better."""
     seed: int = Field(0, ge=0, lt=2**32)
     """All randomness is a function of (seed, step)."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
