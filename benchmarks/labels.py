@@ -50,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 from common import figures, tell
 
-from streamlearn.app.garbage import rare_collections
+from streamlearn.app.learner import gc_threshold
 from streamlearn.ledger import Arrival, LabelState, Scored
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.settings import LabelsConfig
@@ -412,7 +412,7 @@ def resident(kind: str) -> float:
 
 def _serve(kind: str, folder: Path, ids: int, pipe: Connection) -> None:  # pragma: no cover - child process
     worker = Worker(kind, folder, ids)
-    with rare_collections():  # as the learner does
+    with gc_threshold():  # as the learner does
         while True:
             name, arguments = pipe.recv()
             pipe.send(getattr(worker, name)(*arguments))

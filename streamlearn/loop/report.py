@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from streamlearn.ledger import Arrival
 from streamlearn.records import BadRecord, Gap
+from streamlearn.state.checkpoint import Saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class StepReport:
 
 
 class Observer:
-    """Called by the loop, in its thread. This one does nothing."""
+    """Called by the loop, in its thread but for `saved`. This one does nothing."""
 
     def step_done(self, report: StepReport) -> None:
         """A step is finished."""
@@ -48,6 +49,9 @@ class Observer:
 
     def published(self, step: int) -> None:
         """Servers can load the teacher of this step."""
+
+    def saved(self, saved: Saved) -> None:
+        """A checkpoint is durable. Called in the saver's thread."""
 
 
 class Phases:

@@ -17,13 +17,17 @@ from small_learner import L, S, config_in, empty_log
 from structlog.testing import capture_logs
 from support import until
 
+from streamlearn.app.build import build_loop
 from streamlearn.app.learner import LearnerProcess
 from streamlearn.app.log import make_codec
+from streamlearn.app.monitor import Monitor
 from streamlearn.errors import LogUnavailableError, RecordError
 from streamlearn.ledger import Arrival, LabelState, Scored
 from streamlearn.loop.report import StepReport
+from streamlearn.metrics import LEARNER_METRICS, Metrics
 from streamlearn.records import BadRecord, Gap, Position, Prediction, Record, Sample
 from streamlearn.state.checkpoint import Saved
+from streamlearn.state.fence import NO_FENCE
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
 
@@ -36,11 +40,13 @@ class Learning:
     def __init__(self, folder: Path) -> None:
         config = config_in(folder)
         self.log, self.paths, self.codec = empty_log(), StatePaths(folder), make_codec(config)
-        self.process = LearnerProcess(config, self.log, {S: 0, L: 0}, stopping=threading.Event())
-        self.monitor, self.loop = self.process.monitor, self.process.loop
+        self.metrics = Metrics(LEARNER_METRICS, version="1")
+        self.monitor, stopping = Monitor(self.metrics, self.paths, metrics_port=9109), threading.Event()
+        self.loop = build_loop(config, self.log, {S: 0, L: 0}, stopping=stopping, observer=self.monitor)
+        self.process = LearnerProcess(config, self.loop, self.monitor, NO_FENCE, stopping)
 
     def metric(self, name: str, **labels: str) -> float | None:
-        return self.process.metrics.registry.get_sample_value(f"streamlearn_{name}", labels)
+        return self.metrics.registry.get_sample_value(f"streamlearn_{name}", labels)
 
     def status(self) -> dict[str, Any]:
         return read_status(self.paths.heartbeat) or {}
