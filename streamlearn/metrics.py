@@ -39,36 +39,13 @@ ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 
 TOPICS = ("samples", "labels")
 """Roles of topics, whatever their names in the log."""
+LABEL_OUTCOMES = ("joined", "duplicate", "corrected", "retracted", "erased", "expired", "orphan", "held_dropped")
+"""Outcomes that the ledger counts."""
 OUTCOMES = {
     "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "trimmed"),
-    "labels": (
-        "joined",
-        "duplicate",
-        "corrected",
-        "retracted",
-        "erased",
-        "expired",
-        "orphan",
-        "held_dropped",
-        "dead_lettered",
-        "trimmed",
-    ),
+    "labels": (*LABEL_OUTCOMES, "dead_lettered", "trimmed"),
 }
-LABEL_STATES = (
-    "waiting",
-    "joined",
-    "scored",
-    "trained",
-    "duplicate",
-    "corrected",
-    "retracted",
-    "erased",
-    "expired",
-    "orphan",
-    "held",
-    "held_dropped",
-    "implied",
-)
+LABEL_STATES = ("waiting", "scored", "trained", "held", "implied", *LABEL_OUTCOMES)
 PHASES = ("wait", "assemble", "predict", "ledger", "learn", "guard", "save", "publish")
 NETWORKS = ("teacher", "student", "majority", "no_change")
 WINDOWS = ("windowed", "faded", "cumulative")

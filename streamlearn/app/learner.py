@@ -185,7 +185,7 @@ class LearnerProcess:
             return
         reached("replay", "begin")
         try:
-            count = loop.replay_journal(journaled, self._stopping)
+            loop.replay_journal(journaled, self._stopping)
         except OffsetOutOfRangeError as error:
             if self._config.log.on_trimmed == "stop":
                 raise
@@ -193,8 +193,9 @@ class LearnerProcess:
             _log.error("journal_abandoned", step=loop.learner.step, error=str(error))
             loop.journal.cut_after(loop.learner.step)
         else:
-            duration_s = round(time.monotonic() - started_s, 3)
-            _log.info("journal_replayed", steps=count, of=len(journaled), step=loop.learner.step, duration_s=duration_s)
+            step, duration_s = loop.learner.step, round(time.monotonic() - started_s, 3)
+            steps = step + 1 - journaled[0][0]
+            _log.info("journal_replayed", steps=steps, of=len(journaled), step=step, duration_s=duration_s)
         reached("replay", "end")
 
     def publish_if_behind(self) -> None:

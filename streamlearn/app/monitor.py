@@ -24,7 +24,7 @@ from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
-from streamlearn.metrics import GUARD_ACTIONS, GUARD_REASONS, LABEL_STATES, SCORES, WINDOWS, Metrics
+from streamlearn.metrics import GUARD_ACTIONS, GUARD_REASONS, LABEL_OUTCOMES, LABEL_STATES, SCORES, WINDOWS, Metrics
 from streamlearn.records import Position
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
@@ -33,7 +33,6 @@ from streamlearn.state.status import write_status
 
 LOOK_EVERY_S = 0.5
 HEARTBEAT_EVERY_S = 1.0
-LABEL_OUTCOMES = ("joined", "duplicate", "corrected", "retracted", "erased", "expired", "orphan", "held_dropped")
 OnStep = Callable[[TrainingLoop, StepReport], None]
 """Called after each step, in the loop's thread. It must change nothing."""
 _log = structlog.get_logger(__name__)

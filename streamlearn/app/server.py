@@ -84,7 +84,7 @@ def _open_log(config: Config) -> Log:
 
 
 def _server(config: Config, paths: StatePaths, name: str, appender: Appender, metrics: ServerMetrics) -> uvicorn.Server:
-    schema, topics = config.schema_.build(), config.log.topics
+    schema, topics, per_hour = config.schema_.build(), config.log.topics, config.labels.requests_per_hour
     app = create_app(
         config.serve,
         name=name,
@@ -94,7 +94,7 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         predictor=Predictor(PublishedDir(paths.published), schema, metrics, factory=config.model.factory),
         appender=appender,
         ledger=LedgerView(paths.store, schema),
-        requests=_request_queue(config, paths),
+        requests=RequestQueue(paths.label_requests, per_hour=per_hour) if per_hour else None,
         metrics=metrics,
         learner_status=lambda: read_status(paths.heartbeat),
         scores=lambda: read_status(paths.scores),
@@ -113,8 +113,3 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         backlog=2048,
     )
     return uvicorn.Server(settings)
-
-
-def _request_queue(config: Config, paths: StatePaths) -> RequestQueue | None:
-    per_hour = config.labels.requests_per_hour
-    return RequestQueue(paths.label_requests, per_hour=per_hour) if per_hour else None

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from streamlearn.loop.report import StepReport
-from streamlearn.records import Gap
 
 
 @dataclass(slots=True)
@@ -46,7 +45,10 @@ class Accounts:
         self.labels_taken += report.labels - bad_labels
         self.labels_inline += report.inline_labels
         for gap in report.gaps:
-            self._add_gap(gap, sample_topic)
+            if gap.position.topic == sample_topic:
+                self.samples_trimmed += gap.missing
+            else:
+                self.labels_trimmed += gap.missing
 
     def check(self) -> None:
         """Assert the identities. A record without an outcome was lost, which is a bug."""
@@ -57,9 +59,3 @@ class Accounts:
     def as_dict(self) -> dict[str, int]:
         """For the checkpoint, the heartbeat and `inspect`."""
         return asdict(self)
-
-    def _add_gap(self, gap: Gap, sample_topic: str) -> None:
-        if gap.position.topic == sample_topic:
-            self.samples_trimmed += gap.missing
-        else:
-            self.labels_trimmed += gap.missing

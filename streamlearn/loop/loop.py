@@ -117,23 +117,20 @@ class TrainingLoop:
 
     # -- run
 
-    def replay_journal(self, journaled: Iterable[tuple[int, Offsets]], stopping: threading.Event) -> int:
-        """Repeat the journaled steps; how many. If `stopping` is set, it ends between two steps."""
-        count = 0
+    def replay_journal(self, journaled: Iterable[tuple[int, Offsets]], stopping: threading.Event) -> None:
+        """Repeat the journaled steps. If `stopping` is set, it ends between two steps."""
         for step, next_offsets in journaled:
             assert step == self.learner.step + 1, f"the journal has step {step}, the learner {self.learner.step}"
             draft = None
-            while draft is None and not stopping.is_set():
+            while draft is None:
+                if stopping.is_set():
+                    self._replay_stopped = True
+                    return
                 draft = self.batcher.take_exactly(self.feed.queues, next_offsets)
                 if draft is None:
                     self.feed.wait(0.1)
-            if draft is None:
-                self._replay_stopped = True
-                break
             self.step(draft, journaled=True)
             self.observer.turn_done()
-            count += 1
-        return count
 
     def run(self, stopping: threading.Event, *, until_end: bool = False) -> None:
         """Learn until `stopping` is set or, with `until_end`, until everything in the log is learned."""
