@@ -45,6 +45,8 @@ OUTCOMES = {
     "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "trimmed"),
     "labels": (*LABEL_OUTCOMES, "dead_lettered", "trimmed"),
 }
+STEP_OUTCOMES = tuple((topic, name) for topic in TOPICS for name in OUTCOMES[topic] if name not in LABEL_OUTCOMES)
+"""Topics and outcomes that the loop counts. The ledger counts the others."""
 LABEL_STATES = ("waiting", "scored", "trained", "held", "implied", *LABEL_OUTCOMES)
 PHASES = ("wait", "assemble", "predict", "ledger", "learn", "guard", "save", "publish")
 NETWORKS = ("teacher", "student", "majority", "no_change")

@@ -42,12 +42,7 @@ _MOVED = {
 }
 """Options of methods and noise were settings of [learn]."""
 REMOVED = _MOVED | {
-    "bank.alpha": "removed: it is always 0.05",
-    "bank.decays": "removed: the teacher or its twin is served",
-    "bank.least": "removed: the test needs no minimum of labels",
-    "bank.serve": 'use learn.twin: "elect" is elected, "measure" the teacher',
-    "bank.window": "removed: it is always 500 labels",
-    "bank.z": "removed: the test bounds false promotions at 5 % in 10,000 labels",
+    "bank": 'use learn.twin: "elect" serves the better of teacher and twin, "measure" the teacher',
     "batch.idle_steps": "removed: raise batch.steps; all but the first are skipped while records wait",
     "batch.max_labels": "removed: 1024 label records enter one step at most",
     "batch.merge_wait_s": "removed: 1 s; with --until-end 60 s",
@@ -99,10 +94,9 @@ REMOVED = _MOVED | {
     "state.journal_max_bytes": "removed: 1 GiB",
     "state.keep_history": "removed: 10 older teachers",
     "state.keep_published": "removed: the 5 newest teachers",
-    "twin.every": 'use learn.twin = "measure" or "off"',
-    "twin.oracle": "removed; `evaluate` does this itself",
+    "twin": 'use learn.twin = "measure" or "off"',
 }
-"""Settings of earlier versions, and what to do instead."""
+"""Settings and tables of earlier versions, and what to do instead."""
 _NO_OPTION = {
     "learn.options": "learn.method has no such option",
     "learn.noise_options": "learn.noise has no such option",
@@ -195,10 +189,6 @@ def explain(error: ValidationError, layers: Layers) -> str:
         is_section = detail["type"] == "value_error" and (not keys or isinstance(detail["input"], dict))
         value = "" if is_section else f" (got {got}, from {source})"
         message = detail["msg"].removeprefix("Value error, ")
-        table = detail["input"] if isinstance(detail["input"], dict) else {}
-        if gone := [f"  {key}: {REMOVED[key]}" for key in (f"{shown}.{name}" for name in table) if key in REMOVED]:
-            lines += gone  # the whole table was removed
-            continue
         if detail["type"] == "extra_forbidden":
             message = REMOVED.get(shown, _NO_OPTION.get(shown.rpartition(".")[0], "there is no such setting"))
             if source == "environment" and len(keys) == 1 and "_" in shown:
@@ -212,9 +202,9 @@ def explain(error: ValidationError, layers: Layers) -> str:
 
 def _has(tree: Any, keys: tuple[int | str, ...]) -> bool:
     for key in keys:
-        if not (isinstance(tree, dict) and key in tree):
-            return False
-        tree = tree[key]
         if not isinstance(tree, dict):
             return True
+        if key not in tree:
+            return False
+        tree = tree[key]
     return True

@@ -110,12 +110,8 @@ def build_loop(
     for a run that ends with the log. With `ask_twin` the twin answers fresh samples too, for a simulation's scores.
     """
     observer = observer or Observer()
-    paths, schema, topics, codec = (
-        StatePaths(config.state.dir),
-        config.schema_.build(),
-        config.log.topics,
-        make_codec(config),
-    )
+    paths, schema = StatePaths(config.state.dir), config.schema_.build()
+    topics, codec = config.log.topics, make_codec(config)
     access = LogAccess(log, codec, dead_letters=topics.dead_letters, stopping=stopping)
     learner = make_learner(config)
     election = Election(learner.candidates if config.learn.twin == "elect" else learner.candidates[:1])

@@ -24,8 +24,16 @@ from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
-from streamlearn.metrics import GUARD_ACTIONS, GUARD_REASONS, LABEL_OUTCOMES, LABEL_STATES, SCORES, WINDOWS, Metrics
-from streamlearn.records import Position
+from streamlearn.metrics import (
+    GUARD_ACTIONS,
+    GUARD_REASONS,
+    LABEL_OUTCOMES,
+    LABEL_STATES,
+    SCORES,
+    STEP_OUTCOMES,
+    WINDOWS,
+    Metrics,
+)
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.paths import StatePaths
@@ -85,22 +93,18 @@ class Monitor(Observer):
         metrics.set("last_step_timestamp_seconds", now_s)
         for phase, phase_s in report.phases_s.items():
             self.phase_done(phase, phase_s)
-        metrics.count("records_read_total", report.samples, "samples")
-        metrics.count("records_read_total", report.labels, "labels")
-        metrics.count("records_total", report.fresh, "samples", "learned")
-        metrics.count("records_total", report.shed, "samples", "thinned")
-        metrics.count("records_total", report.duplicates, "samples", "duplicate_id")
-        loop = self._running()
+        counts = report.counts.as_dict()
+        for topic in ("samples", "labels"):
+            metrics.count("records_read_total", counts[f"{topic}_read"], topic)
+        for topic, outcome in STEP_OUTCOMES:
+            metrics.count("records_total", counts[f"{topic}_{outcome}"], topic, outcome)
         for record in report.bad:
-            metrics.count("records_total", 1, _kind(loop, record.position), "dead_lettered")
             metrics.count("dead_letters_total", 1, record.error.reason)
-        for gap in report.gaps:
-            metrics.count("records_total", gap.missing, _kind(loop, gap.position), "trimmed")
         for arrival in report.arrivals:
             if arrival.scored is not None:
                 metrics.observe("label_delay_seconds", arrival.scored.delay_s)
         if self._on_step is not None:
-            self._on_step(loop, report)
+            self._on_step(self._running(), report)
 
     def turn_done(self) -> None:
         """Look at the slower figures, about twice a second.
@@ -284,10 +288,6 @@ class Monitor(Observer):
                 if not failed:
                     _log.error("heartbeat_failed", error=str(error))
                 failed = True
-
-
-def _kind(loop: TrainingLoop, position: Position) -> str:
-    return "samples" if position.topic == loop.batcher.sample_topic else "labels"
 
 
 def _accuracy(report: PrequentialReport | None) -> dict[str, dict[str, float | None]]:

@@ -143,15 +143,12 @@ class Supervisor:
                 restart_s = round(child.start_at_s - now_s, 3)
                 _log.error("process_died", name=child.name, exit_code=code, restart_s=restart_s)
             if child.process is None and now_s >= child.start_at_s:
-                self._start(child, now_s)
-
-    def _start(self, child: Child, now_s: float) -> None:
-        try:
-            child.start(now_s)
-        except OSError as error:  # out of processes or memory: the other children continue
-            child.delay(now_s)
-            restart_s = round(child.start_at_s - now_s, 3)
-            _log.error("process_not_started", name=child.name, error=str(error), restart_s=restart_s)
+                try:
+                    child.start(now_s)
+                except OSError as error:  # out of processes or memory: the other children continue
+                    child.delay(now_s)
+                    restart_s = round(child.start_at_s - now_s, 3)
+                    _log.error("process_not_started", name=child.name, error=str(error), restart_s=restart_s)
 
     def stop(self) -> None:
         """SIGTERM to all, then SIGKILL to those that run at the deadline."""

@@ -239,15 +239,12 @@ def evaluate(
 
         streamlearn evaluate fashion-mnist --offline --labels 500 --epochs 20 --set learn.method=pi
     """
-    from streamlearn.app.logs import set_up_logs
-    from streamlearn.app.signals import exit_on_thread_error, stop_signals
+    from streamlearn.app.signals import stop_signals
     from streamlearn.lab.evaluate import EvaluationPlan
     from streamlearn.lab.offline import OfflinePlan
     from streamlearn.lab.report import run_evaluation, run_offline
 
-    loaded = load(config, overrides)
-    set_up_logs(logging.WARNING)  # more lines would break the progress bars
-    exit_on_thread_error()
+    loaded = start(config, overrides, level=logging.WARNING)  # more lines would break the progress bars
     plan = EvaluationPlan(
         dataset=dataset,
         label_probability=label_probability,
@@ -260,13 +257,12 @@ def evaluate(
         seed=seed,
         rate=rate,
     )
-    if offline:
-        once = OfflinePlan(dataset=dataset, labels=labels, epochs=epochs, limit=limit, seed=seed)
-        with stop_signals() as stopping:
-            run_offline(loaded, once, stopping, out=out)
-        return
+    once = OfflinePlan(dataset=dataset, labels=labels, epochs=epochs, limit=limit, seed=seed)
     with stop_signals() as stopping:
-        run_evaluation(loaded, plan, stopping, out=out, keep_state=keep_state, plot=plot)
+        if offline:
+            run_offline(loaded, once, stopping, out=out)
+        else:
+            run_evaluation(loaded, plan, stopping, out=out, keep_state=keep_state, plot=plot)
 
 
 @app.command()

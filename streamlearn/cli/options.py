@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,13 +56,15 @@ def load(config: Path | None, overrides: list[str] | None) -> Config:
     return load_config(config, overrides=pairs)
 
 
-def start(config: Path | None, overrides: list[str] | None, *, parent: int | None = None) -> Config:
-    """The config of a process, which logs from here on and exits with its parent."""
+def start(
+    config: Path | None, overrides: list[str] | None, *, parent: int | None = None, level: int = logging.INFO
+) -> Config:
+    """The config of a process, which logs from here on, at least lines of `level`, and exits with its parent."""
     from streamlearn.app.logs import set_up_logs
     from streamlearn.app.signals import exit_on_thread_error, exit_with_parent
 
     loaded = load(config, overrides)
-    set_up_logs()
+    set_up_logs(level)
     exit_on_thread_error()
     if parent is not None:
         exit_with_parent(parent)

@@ -39,7 +39,7 @@ from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.log.feed import Feed
-from streamlearn.loop.accounts import Accounts
+from streamlearn.loop.accounts import Accounts, accounts_of
 from streamlearn.loop.assembler import BatchAssembler
 from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.interval import Interval
@@ -49,7 +49,7 @@ from streamlearn.loop.report import Observer, Phases, StepReport
 from streamlearn.loop.scoring import Answers, Scoring
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.loop.watermark import Watermark
-from streamlearn.records import Array, BadRecord, Gap, Item, Label, Offsets, Sample, Schema
+from streamlearn.records import Array, BadRecord, Item, Label, Offsets, Sample, Schema
 from streamlearn.state.checkpoint import Checkpoint, Saver
 from streamlearn.state.journal import Journal
 from streamlearn.state.publish import Publisher
@@ -188,24 +188,10 @@ class TrainingLoop:
         self._further = self.batch.steps - 1 if items else max(0, self._further - 1)
         phases.end("ledger")
 
-        gaps = [item for item in items if isinstance(item, Gap)]
-        samples = sum(item.position.topic == self.batcher.sample_topic for item in items if not isinstance(item, Gap))
-        report = StepReport(
-            step=t,
-            samples=samples,
-            labels=len(items) - len(gaps) - samples,
-            fresh=len(fresh),
-            shed=len(shed),
-            duplicates=duplicates,
-            inline_labels=sum(isinstance(item, Sample) and item.label is not None for item in items),
-            labelled=batch.labelled_count,
-            bad=bad,
-            gaps=gaps,
-            arrivals=arrivals,
-            phases_s=phases.spent_s,
-        )
-        self.accounts.add(report, self.batcher.sample_topic)
-        self.observer.step_done(report)
+        topic = self.batcher.sample_topic
+        counts = accounts_of(items, topic, learned=len(fresh), thinned=len(shed), duplicate_ids=duplicates)
+        self.accounts.add(counts)
+        self.observer.step_done(StepReport(step=t, counts=counts, bad=bad, arrivals=arrivals, phases_s=phases.spent_s))
 
     def close(self) -> None:
         """Publish and save what is new. The save continues in the background."""

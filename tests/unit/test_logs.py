@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from streamlearn.app.logs import RateLimit, set_up_logs
+from streamlearn.app.logs import MAX_MESSAGES, RateLimit, set_up_logs
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ class TestRateLimit:
     def test_a_message_is_passed_once_a_minute_with_the_count_of_dropped_ones(self) -> None:
         """Numbers do not tell messages apart, whether in the arguments or in the text."""
         now = [5.0]
-        limit = RateLimit(60.0, now_s=lambda: now[0])
+        limit = RateLimit(now_s=lambda: now[0])
 
         assert self.passed(limit, "kafka", "node %s: timeout 17", 1) == "node 1: timeout 17"
         assert [self.passed(limit, "kafka", f"node %s: timeout {n}", n) for n in range(3)] == ["", "", ""]
@@ -87,17 +87,17 @@ class TestRateLimit:
 
     def test_other_messages_are_not_limited_by_it(self) -> None:
         """Another text, another logger, another error under the same text."""
-        limit = RateLimit(60.0)
+        limit = RateLimit()
         first = [("a", "x", None), ("a", "y", None), ("b", "x", None), ("a", "x", OSError()), ("a", "x", KeyError())]
 
         assert all(self.passed(limit, name, text, error=error) for name, text, error in first)
         assert not any(self.passed(limit, name, text, error=error) for name, text, error in first)
 
     def test_its_memory_is_bounded(self) -> None:
-        """After `max_messages` others a message is new again."""
-        limit = RateLimit(60.0, max_messages=10)
+        """After `MAX_MESSAGES` others a message is new again."""
+        limit = RateLimit()
 
-        assert all(self.passed(limit, "a", "x" * n) for n in range(1, 100))
+        assert all(self.passed(limit, "a", "x" * n) for n in range(1, MAX_MESSAGES + 2))
         assert self.passed(limit, "a", "x"), "forgotten"
 
     @pytest.mark.usefixtures("logs_as_before")

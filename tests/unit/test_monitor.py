@@ -23,9 +23,10 @@ from streamlearn.app.log import make_codec
 from streamlearn.app.monitor import Monitor
 from streamlearn.errors import LogUnavailableError, RecordError
 from streamlearn.ledger import Arrival, LabelState, Scored
+from streamlearn.loop.accounts import Accounts
 from streamlearn.loop.report import StepReport
 from streamlearn.metrics import LEARNER_METRICS, Metrics
-from streamlearn.records import BadRecord, Gap, Position, Prediction, Record, Sample
+from streamlearn.records import BadRecord, Position, Prediction, Record, Sample
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import NO_FENCE
 from streamlearn.state.paths import StatePaths
@@ -73,9 +74,7 @@ def learner(tmp_path: Path) -> Iterator[Learning]:
 def report(**changes: Any) -> StepReport:
     whole: dict[str, Any] = {
         "step": 1,
-        "samples": 0,
-        "labels": 0,
-        "fresh": 0,
+        "counts": Accounts(),
         "phases_s": {"assemble": 0.25, "learn": 0.5},
     }
     return StepReport(**whole | changes)
@@ -86,12 +85,20 @@ class TestStep:
         """Read = learned + shed + duplicate id + dead-lettered. Trimmed records were never read."""
         bad_sample = BadRecord(Record(Position("samples", 0, 7), 0, b"k", b"v"), RecordError("not_json", "no"))
         bad_label = BadRecord(Record(Position("labels", 0, 2), 0, b"k", b"v"), RecordError("no_class", "no"))
-        gap = Gap(Position("labels", 0, 9), missing=4)
+        counts = Accounts(
+            samples_read=10,
+            samples_learned=3,
+            samples_thinned=4,
+            samples_duplicate_id=2,
+            samples_dead_lettered=1,
+            labels_read=3,
+            labels_taken=2,
+            labels_dead_lettered=1,
+            labels_trimmed=4,
+        )
         learner.monitor.start(learner.loop)
 
-        learner.monitor.step_done(
-            report(samples=10, labels=3, fresh=3, shed=4, duplicates=2, bad=[bad_sample, bad_label], gaps=[gap])
-        )
+        learner.monitor.step_done(report(counts=counts, bad=[bad_sample, bad_label]))
 
         assert learner.metric("records_read_total", topic="samples") == 10
         assert learner.metric("records_total", topic="samples", outcome="thinned") == 4
@@ -124,7 +131,7 @@ class TestStep:
         arrivals = [Arrival(LabelState.SCORED, "a", 1, scored=scored), Arrival(LabelState.WAITING, "b", 1)]
         learner.monitor.start(learner.loop)
 
-        learner.monitor.step_done(report(labels=2, arrivals=arrivals))
+        learner.monitor.step_done(report(arrivals=arrivals))
 
         assert learner.metric("label_delay_seconds_count") == 1
         assert learner.metric("label_delay_seconds_sum") == 42.0

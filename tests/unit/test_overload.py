@@ -130,4 +130,4 @@ class TestShed:
 
         learned(config, filled(config), observer=reports)
 
-        assert max(report.fresh for report in reports.steps) == 4
+        assert max(report.counts.samples_learned for report in reports.steps) == 4
