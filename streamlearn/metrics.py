@@ -185,13 +185,16 @@ class Metrics:
     def __init__(self, table: tuple[Metric, ...], *, version: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._metrics: dict[str, Counter | Gauge | Histogram] = {}
+        self._open: dict[str, Counter | Gauge | Histogram] = {}
+        """Metrics whose label values are no closed set."""
         self._children: dict[tuple[str, Labels], Counter | Gauge | Histogram] = {}
-        self._closed = {metric.name for metric in table if metric.series}
         for metric in table:
-            self._metrics[metric.name] = self._make(metric)
-            for values in metric.series or ((),) * (not metric.labels):
-                self._add(metric.name, values)
+            made = self._make(metric)
+            if metric.labels and not metric.series:
+                self._open[metric.name] = made
+                continue
+            for values in metric.series or ((),):
+                self._children[metric.name, values] = made.labels(*values) if values else made
                 if metric.unknown:
                     self.set(metric.name, None, *values)
         self.set("build_info", 1.0, version)
@@ -219,17 +222,11 @@ class Metrics:
         kind = Counter if metric.kind == "counter" else Gauge
         return kind(name, metric.help, metric.labels, registry=self.registry)
 
-    def _add(self, name: str, values: Labels) -> Counter | Gauge | Histogram:
-        metric = self._metrics[name]
-        child = metric.labels(*values) if values else metric
-        self._children[name, values] = child
-        return child
-
     def _get(self, kind: type[_Kind], name: str, values: Labels) -> _Kind:
         child = self._children.get((name, values))
         if child is None:
-            assert name not in self._closed, f"{name}: {values} is not in its closed set"
-            child = self._add(name, values)
+            assert name in self._open, f"{name}: {values} is not in its closed set"
+            child = self._children[name, values] = self._open[name].labels(*values)
         assert isinstance(child, kind), name
         return child
 

@@ -14,7 +14,6 @@ import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Self
 
 import structlog
 
@@ -138,7 +137,7 @@ def _explained_by(fence: Fence) -> Iterator[None]:
         raise
 
 
-class LearnerProcess:
+class LearnerProcess(contextlib.AbstractContextManager["LearnerProcess"]):
     """A loop and its monitor, from restore to stop. A context manager that closes both."""
 
     def __init__(
@@ -146,9 +145,6 @@ class LearnerProcess:
     ) -> None:
         self._config, self._loop, self._monitor = config, loop, monitor
         self._fence, self._stopping = fence, stopping
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         loop = self._loop

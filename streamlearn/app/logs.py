@@ -56,10 +56,9 @@ def set_up_logs(level: int = logging.INFO) -> None:
     ]
     rendered: list[structlog.types.Processor] = [structlog.processors.format_exc_info, renderer]
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, *shared, *rendered],
+        processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(RateLimit())

@@ -59,7 +59,7 @@ class Monitor(Observer):
         fence: Fence = NO_FENCE,
     ) -> None:
         self._metrics, self._paths, self._files, self._on_step = metrics, paths, FencedFiles(fence), on_step
-        self._loop: TrainingLoop | None = None
+        self._loop: TrainingLoop
         self._fenced: StateLockedError | None = None
         self._looked_at_s = float("-inf")
         self._counted: Counter[str] = Counter()
@@ -104,7 +104,7 @@ class Monitor(Observer):
             if arrival.scored is not None:
                 metrics.observe("label_delay_seconds", arrival.scored.delay_s)
         if self._on_step is not None:
-            self._on_step(self._running(), report)
+            self._on_step(self._loop, report)
 
     def turn_done(self) -> None:
         """Look at the slower figures, about twice a second.
@@ -137,7 +137,7 @@ class Monitor(Observer):
     def look(self, state: str = "learning") -> None:
         """Read everything that is slow to read, and compose the heartbeat."""
         self._looked_at_s = time.monotonic()
-        loop = self._running()
+        loop = self._loop
         self._export_costs(loop)
         lag_records, available = self._export_log(loop)
         ledger = self._export_labels(loop)
@@ -170,18 +170,13 @@ class Monitor(Observer):
 
     def stop(self, state: str) -> None:
         """Write the last heartbeat, if there was a first."""
-        if self._loop is None:
+        if self._thread.ident is None:
             return
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
         self.status = {**self.status, "state": state, "time_s": time.time()}
         with contextlib.suppress(StateLockedError):  # the files are those of the next learner
             self._write()
-
-    def _running(self) -> TrainingLoop:
-        assert self._loop is not None, "not started"
-        return self._loop
 
     def _export_costs(self, loop: TrainingLoop) -> None:
         costs = loop.learner.read_costs()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ import structlog
 
 from streamlearn.app.ports import listen
 from streamlearn.config import Config
-from streamlearn.errors import ConfigError, StreamlearnError
+from streamlearn.errors import ConfigError
 from streamlearn.state.paths import StatePaths, state_lock
 
 _log = structlog.get_logger(__name__)
@@ -91,15 +90,11 @@ class Supervisor:
             ConfigError: the port is taken, or the state folder cannot be written.
             StateLockedError: another daemon uses the state folder.
         """
-        self._config, self._clock = config, clock
-        self.listener: socket.socket = listen(config)
-        paths = StatePaths(config.state.dir)
-        self._owned = contextlib.ExitStack()
-        try:
-            self._owned.enter_context(state_lock(paths, "daemon"))
-        except StreamlearnError:
-            self.listener.close()
-            raise
+        self._config, self._clock, paths = config, clock, StatePaths(config.state.dir)
+        with contextlib.ExitStack() as owned:
+            self.listener = owned.enter_context(listen(config))
+            owned.enter_context(state_lock(paths, "daemon"))
+            self._owned = owned.pop_all()
         # The folder is locked, so these cards are of killed processes. Their ids may belong to others now.
         for card in paths.processes.glob("*.json"):
             card.unlink()

@@ -21,6 +21,7 @@ from streamlearn.cli.options import (
     LimitOption,
     OrderOption,
     ParentOption,
+    PassesOption,
     SetOption,
     child_arguments,
     duration_s,
@@ -146,7 +147,7 @@ def simulate(
     label_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of samples that get a label.")] = 0.05,
     label_delay: Annotated[str, typer.Option(help=DELAYS)] = "geometric:500",
     order: OrderOption = "shuffle",
-    passes: Annotated[int, typer.Option(min=1, help="Passes over the data set, each with its own ids.")] = 1,
+    passes: PassesOption = 1,
     limit: LimitOption = None,
     drift: DriftOption = "none",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same records.")] = 0,
@@ -202,9 +203,7 @@ def evaluate(
     order: OrderOption = "shuffle",
     drift: DriftOption = "none",
     limit: LimitOption = None,
-    passes: Annotated[
-        int, typer.Option(min=1, help="Passes over the data set. From the second on, samples were seen before.")
-    ] = 1,
+    passes: PassesOption = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same curves.")] = 0,
     rate: Annotated[float, typer.Option(help="Samples per second of simulated time, for delays in seconds.")] = 1000.0,
     out: Annotated[

@@ -33,6 +33,10 @@ SetOption = Annotated[
 ]
 OrderOption = Annotated[str, typer.Option(help="shuffle, file, or class-sorted.")]
 DriftOption = Annotated[str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N, prior:20@N.")]
+PassesOption = Annotated[
+    int,
+    typer.Option(min=1, help="Passes over the data set, each with its own ids; samples repeat from the second on."),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most this many samples of a pass.")]
 DELAYS = "0, 500 (samples), geometric:5000, uniform:50:1000, 10s, exponential:10s."
 

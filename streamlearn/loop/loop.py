@@ -142,7 +142,8 @@ class TrainingLoop:
             draft = self._next_batch(until_end=until_end)
             if draft is not None:
                 self.step(draft, journaled=False)
-            self._publish_and_save()
+            self._publish_if_due()
+            self._save_if_due()
             self.observer.turn_done()
             if draft is None:
                 if until_end and self._read_all():
@@ -195,15 +196,9 @@ class TrainingLoop:
 
     def close(self) -> None:
         """Publish and save what is new. The save continues in the background."""
-        step = self.learner.step
-        if self._replay_stopped:
-            pass  # what is published is newer
-        elif self._publishing.behind(step) and self.guarding.may_publish:
-            self.publish()
-        elif self._flushing.behind(step):
-            self._flush()
-        if self._saving.behind(step):
-            self._save()
+        if not self._replay_stopped:  # else what is published is newer
+            self._publish_if_due(at_once=True)
+        self._save_if_due(at_once=True)
 
     # -- the records of a step
 
@@ -294,19 +289,21 @@ class TrainingLoop:
         self._publishing.last_step = step
         self.observer.published(step)
 
-    def _publish_and_save(self) -> None:
-        """Do what is due. While the guard holds back the teacher, label states and label requests are still shown."""
+    def _publish_if_due(self, *, at_once: bool = False) -> None:
+        """While the guard holds back the teacher, label states and label requests are still shown."""
         now_s, step = self.clock(), self.learner.step
         if self.guarding.may_publish:
-            if self._publishing.due(step, now_s, at_once=self.guarding.just_repaired):
+            if self._publishing.due(step, now_s, at_once=at_once or self.guarding.just_repaired):
                 with self._timed("publish"):
                     self.publish()
-        elif self._flushing.due(step, now_s):
+        elif self._flushing.due(step, now_s, at_once=at_once):
             with self._timed("publish"):
                 self._flush()
+
+    def _save_if_due(self, *, at_once: bool = False) -> None:
+        at_once = at_once or self.journal.load >= _JOURNAL_CROWDED
         # `busy` is asked first: a slow disk must not cost a copy of all state at each turn.
-        crowded = self.journal.load >= _JOURNAL_CROWDED
-        if not self.saver.busy and self._saving.due(step, now_s, at_once=crowded):
+        if not self.saver.busy and self._saving.due(self.learner.step, self.clock(), at_once=at_once):
             with self._timed("save"):
                 self._save()
 
