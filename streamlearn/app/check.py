@@ -15,7 +15,7 @@ from streamlearn.app.build import make_learner, model_spec
 from streamlearn.app.log import log_exists, open_log
 from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import learner_parts, server_parts
-from streamlearn.app.startup import check_log_reaches, check_model
+from streamlearn.app.startup import check_log_reaches, check_model, of_both
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.learn.build import find_device
@@ -163,12 +163,11 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
 
 
 def _trimmed(config: Config, log: Log, checkpoint: Checkpoint) -> Iterator[Finding]:
-    for topic in (config.log.topics.samples, config.log.topics.labels):
-        for tp, beginning in log.beginning_offsets(topic).items():
-            if checkpoint.next_offsets.get(tp, beginning) < beginning:
-                gap = beginning - checkpoint.next_offsets[tp]
-                text = f"{topic}[{tp.partition}]: {gap:,} records after the checkpoint were trimmed (log.on_trimmed)"
-                yield Finding("error" if config.log.on_trimmed == "stop" else "warning", "retention", text)
+    for tp, beginning in of_both(config, log.beginning_offsets).items():
+        gap = beginning - checkpoint.next_offsets.get(tp, beginning)
+        if gap > 0:
+            text = f"{tp.topic}[{tp.partition}]: {gap:,} records after the checkpoint were trimmed (log.on_trimmed)"
+            yield Finding("error" if config.log.on_trimmed == "stop" else "warning", "retention", text)
 
 
 def _state(config: Config) -> Iterator[Finding]:

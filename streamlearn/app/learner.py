@@ -161,7 +161,8 @@ class LearnerProcess(contextlib.AbstractContextManager["LearnerProcess"]):
         was, now = checkpoint.extra["identity"]["method"], self._config.learn.method
         if was != now:
             _log.warning("method_changed", was=was, now=now, step=checkpoint.step)
-            self._loop.another_method()
+            self._loop.learner.another_method()
+            self._loop.guarding.another_method()
         reached("restore", "end")
 
     def start(self) -> None:

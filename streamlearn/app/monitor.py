@@ -10,30 +10,19 @@ import contextlib
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import structlog
 
 from streamlearn.errors import StateLockedError
-from streamlearn.judge.drift import SOURCES
 from streamlearn.judge.prequential import NETWORKS, PrequentialReport
 from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
-from streamlearn.metrics import (
-    GUARD_ACTIONS,
-    GUARD_REASONS,
-    LABEL_OUTCOMES,
-    LABEL_STATES,
-    SCORES,
-    STEP_OUTCOMES,
-    WINDOWS,
-    Metrics,
-)
+from streamlearn.metrics import GUARD_REASONS, LABEL_OUTCOMES, LABEL_STATES, SCORES, STEP_OUTCOMES, WINDOWS, Metrics
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.paths import StatePaths
@@ -43,6 +32,8 @@ LOOK_EVERY_S = 0.5
 HEARTBEAT_EVERY_S = 1.0
 OnStep = Callable[[TrainingLoop, StepReport], None]
 """Called after each step, in the loop's thread. It must change nothing."""
+Events = dict[tuple[str, ...], int]
+"""How often each event occurred, by the name of its counter and the values of its labels."""
 _log = structlog.get_logger(__name__)
 
 
@@ -62,7 +53,7 @@ class Monitor(Observer):
         self._loop: TrainingLoop
         self._fenced: StateLockedError | None = None
         self._looked_at_s = float("-inf")
-        self._counted: Counter[str] = Counter()
+        self._counted: Events = {}
         self.status: dict[str, Any] = {"pid": os.getpid(), "metrics_port": metrics_port, "state": "starting"}
         """What the heartbeat writes."""
         self._scores: dict[str, Any] = {}
@@ -76,8 +67,7 @@ class Monitor(Observer):
     def start(self, loop: TrainingLoop) -> None:
         """Start the heartbeat. Counters start here too: a restored ledger has counted for other processes."""
         self._loop = loop
-        self._counted = Counter(asdict(loop.ledger.counts()))
-        self._counted.update(_events(loop.guarding.report()))
+        self._counted = _events(asdict(loop.ledger.counts()), loop.guarding.report())
         self._windows_logged = loop.board.prequential.scored // loop.board.window
         self.look()
         self._thread.start()
@@ -143,6 +133,10 @@ class Monitor(Observer):
         ledger = self._export_labels(loop)
         scores, guarding = loop.board.report(), loop.guarding.report()
         self._export_scores(scores, guarding)
+        for event, count in _events(ledger, guarding).items():
+            if (more := count - self._counted[event]) > 0:
+                self._metrics.count(event[0], more, *event[1:])
+                self._counted[event] = count  # not lowered when a late record lowers the count
         self._scores = {
             "time_s": time.time(),
             "step": loop.learner.step,
@@ -201,10 +195,6 @@ class Monitor(Observer):
         """The ledger's counts, by name."""
         counts = loop.ledger.counts()
         ledger = asdict(counts)
-        for outcome in LABEL_OUTCOMES:
-            if (more := ledger[outcome] - self._counted[outcome]) > 0:
-                self._metrics.count("records_total", more, "labels", outcome)
-                self._counted[outcome] = ledger[outcome]  # not lowered when a late record lowers the count
         for state in LABEL_STATES:
             self._metrics.set("ledger_labels", ledger[state], state)
         self._metrics.set("ledger_samples", counts.samples)
@@ -231,10 +221,6 @@ class Monitor(Observer):
         for reason in GUARD_REASONS:
             metrics.set("guard_reason", reason in guarding.guard.reasons, reason)
         metrics.set("teacher_trust_ratio", guarding.trust.factor)
-        for name, count in _events(guarding).items():
-            if (more := count - self._counted[name]) > 0:
-                metrics.count("guard_actions_total" if name in GUARD_ACTIONS else "drift_alarms_total", more, name)
-            self._counted[name] = count
 
     def _export_candidates(self, loop: TrainingLoop) -> dict[str, Any]:
         """The served candidate, and the accuracy of all of them on the newest labels."""
@@ -293,7 +279,9 @@ def _accuracy(report: PrequentialReport | None) -> dict[str, dict[str, float | N
     }
 
 
-def _events(guarding: GuardingReport) -> dict[str, int]:
-    """Actions of the guard and drift alarms since the state folder was new."""
-    actions = {action: guarding.guard.actions[action] for action in GUARD_ACTIONS}
-    return actions | {source: guarding.drift[source].alarms for source in SOURCES}
+def _events(ledger: Mapping[str, int], guarding: GuardingReport) -> Events:
+    """Outcomes of labels, actions of the guard and drift alarms since the state folder was new."""
+    events: Events = {("records_total", "labels", outcome): ledger[outcome] for outcome in LABEL_OUTCOMES}
+    events |= {("guard_actions_total", action): count for action, count in guarding.guard.actions.items()}
+    events |= {("drift_alarms_total", source): report.alarms for source, report in guarding.drift.items()}
+    return events

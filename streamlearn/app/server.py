@@ -106,10 +106,9 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(config.run.shutdown_s),
-        # uvicorn calls it like a class, for each connection.
+        # uvicorn calls it like a class, for each connection. It bounds them: the reply of uvicorn's limit_concurrency has
+        # another shape.
         http=cast(Any, functools.partial(BoundedProtocol, limits=limits_of_process())),
         ws="none",
-        limit_concurrency=None,  # its reply has another shape; BoundedProtocol bounds connections
-        backlog=2048,
     )
     return uvicorn.Server(settings)

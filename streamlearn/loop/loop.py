@@ -389,11 +389,6 @@ class TrainingLoop:
             interval.last_step = step
         self._check()
 
-    def another_method(self) -> None:
-        """Reset what belongs to the method that learned the restored state."""
-        self.learner.another_method()
-        self.guarding.another_method()
-
     def _check(self) -> None:
         """Assert I7: every record that was read has one outcome."""
         self.accounts.check()
