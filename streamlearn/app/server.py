@@ -106,8 +106,8 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(config.run.shutdown_s),
-        # uvicorn calls it like a class, for each connection. It bounds them: the reply of uvicorn's limit_concurrency has
-        # another shape.
+        # uvicorn calls it like a class, for each connection. It bounds their number: uvicorn's limit_concurrency would
+        # reply in another shape.
         http=cast(Any, functools.partial(BoundedProtocol, limits=limits_of_process())),
         ws="none",
     )
