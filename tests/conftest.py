@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import structlog
+from harness.fakes import ManualClock
 
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.lab.broker import Broker
-from streamlearn.testing import ManualClock
 
 with warnings.catch_warnings():
     # on Python 3.11 and 3.12 kafka-python reads its schemas, when it is imported, by a call that is deprecated there

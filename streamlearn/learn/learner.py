@@ -387,7 +387,7 @@ def _labels_of(batch: MicroBatch, classes: int) -> npt.NDArray[np.int64]:
 
 def _make_twin(spec: ModelSpec, config: LearnConfig, device: torch.device, trainee: Trainee) -> Twin | None:
     """None where it is off, and where the student itself learns from labels only."""
-    if not config.twin or config.method == "supervised":
+    if config.twin == "off" or config.method == "supervised":
         return None
     labels_only = config.model_copy(update={"method": "supervised", "options": SupervisedOptions()})
     twin = make_trainee(spec, labels_only, device, host_may_ask=trainee.host_may_ask)

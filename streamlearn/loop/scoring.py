@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from streamlearn.judge.election import Election
+from streamlearn.judge.prequential import Prequential
 from streamlearn.judge.scoreboard import Scoreboard
-from streamlearn.learn.learner import Learner, Predictions
+from streamlearn.learn.learner import Learner
 from streamlearn.ledger import Arrival, Scored
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.request_writer import RequestWriter
@@ -18,6 +19,8 @@ from streamlearn.records import UNLABELLED, Prediction, Sample
 
 Answers = dict[str, tuple[Prediction, int]]
 """By sample id: the prediction to be scored, and the student's class."""
+Baselines = tuple[int | None, int | None]
+"""What the majority and the no-change baseline answer."""
 
 
 class Scoring:
@@ -55,13 +58,15 @@ class Scoring:
         student_B = np.where(finite_B, predictions.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
         # A server refuses to answer where the network overflows; here too such a sample has no answer.
         answered_B = np.isfinite(predictions.teacher_probs_BC.sum(axis=1)).tolist()
+        twin_B = self._learner.classify(x).twin_B if self._twin_on_arrival else None
         answers: Answers = {}
         for n, sample in enumerate(fresh):
             own = Prediction(teacher_B[n], predictions.teacher_probs_BC[n], self._learner.step)
             answers[sample.sample_id] = sample.answer or (own if answered_B[n] else self._no_answer), student_B[n]
-        truths = {n: s.true_label for n, s in enumerate(fresh) if s.true_label is not None and answered_B[n]}
-        twin_B = self._learner.classify(x).twin_B if self._twin_on_arrival else None
-        self._score_ground_truth(truths, predictions, student_B, twin_B, baselines)
+            if sample.true_label is not None and answered_B[n]:  # in a simulation
+                _update(self._board.oracle, sample.true_label, own, student_B[n], baselines)
+                if twin_B is not None:
+                    self._board.oracle_gain.update(sample.true_label, own.class_index, int(twin_B[n]))
         self._board.traffic.arrived([answer for answer, _ in answers.values() if answer.class_index != UNLABELLED])
         self._guarding.arrived(x, predictions)
         self._requests.offer(
@@ -119,37 +124,21 @@ class Scoring:
             self._guarding.another_answers()
 
     def _score(self, scored: Scored) -> None:
-        prediction = scored.prediction
-        self._board.prequential.update(
-            true_class=scored.class_index,
-            teacher_class=prediction.class_index,
-            student_class=scored.student_class,
-            teacher_probabilities_C=prediction.probabilities_C,
-            majority_class=scored.majority_class,
-            no_change_class=scored.no_change_class,
-        )
+        prediction, baselines = scored.prediction, (scored.majority_class, scored.no_change_class)
+        _update(self._board.prequential, scored.class_index, prediction, scored.student_class, baselines)
         self._board.traffic.labelled(prediction, scored.delay_s)
         self._guarding.scored(wrong=prediction.class_index != scored.class_index)
 
-    def _score_ground_truth(
-        self,
-        truths: Mapping[int, int],
-        predictions: Predictions,
-        student_B: Sequence[int],
-        twin_B: npt.NDArray[np.int64] | None,
-        baselines: tuple[int | None, int | None],
-    ) -> None:
-        """Score the rows whose ground truth a simulation has put into the sample."""
-        majority, no_change = baselines
-        for n, truth in truths.items():
-            teacher_class = int(predictions.teacher_probs_BC[n].argmax())
-            self._board.oracle.update(
-                true_class=truth,
-                teacher_class=teacher_class,
-                student_class=student_B[n],
-                teacher_probabilities_C=predictions.teacher_probs_BC[n],
-                majority_class=majority,
-                no_change_class=no_change,
-            )
-            if twin_B is not None:
-                self._board.oracle_gain.update(truth, teacher_class, int(twin_B[n]))
+
+def _update(
+    scores: Prequential, true_class: int, prediction: Prediction, student_class: int, baselines: Baselines
+) -> None:
+    majority_class, no_change_class = baselines
+    scores.update(
+        true_class=true_class,
+        teacher_class=prediction.class_index,
+        student_class=student_class,
+        teacher_probabilities_C=prediction.probabilities_C,
+        majority_class=majority_class,
+        no_change_class=no_change_class,
+    )

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from harness.fakes import ManualClock
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError
@@ -20,7 +21,6 @@ from streamlearn.log import embedded, retention, sqlite
 from streamlearn.log.embedded import TRANSACTION_MAX_BYTES, EmbeddedLog
 from streamlearn.log.partitioner import partition_of
 from streamlearn.records import NewRecord, Position, TopicPartition
-from streamlearn.testing import ManualClock
 
 PARTITION = TopicPartition("t", 0)
 RECORD_BYTES = 1000

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from harness.fakes import FaultyFiles
 from structlog.testing import capture_logs
 
 from streamlearn.errors import StateError
@@ -13,7 +14,6 @@ from streamlearn.records import Offsets, TopicPartition
 from streamlearn.state import journal as module
 from streamlearn.state.fence import Fence
 from streamlearn.state.journal import Journal, newest_epoch, read_journal
-from streamlearn.testing import FaultyFiles
 
 A, B = TopicPartition("samples", 0), TopicPartition("labels", 1)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.fakes import ManualClock
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka import errors as kafka_errors
 from structlog.testing import capture_logs
@@ -32,7 +33,6 @@ from streamlearn.log.kafka import KafkaLog
 from streamlearn.log.kafka_clients import DELIVERY_TIMEOUT_MS, SharedProducer, to_log_error
 from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord, Position, Record, TopicPartition
-from streamlearn.testing import ManualClock
 
 
 def nowhere(**settings: Any) -> KafkaLog:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.fakes import FaultyFiles, ManualClock
 from safetensors.numpy import load_file, save
 
 from streamlearn.errors import StateError
@@ -27,7 +28,6 @@ from streamlearn.state.publish import (
     teacher_path,
     unpin,
 )
-from streamlearn.testing import FaultyFiles, ManualClock
 
 
 def arrays(step: int) -> dict[str, np.ndarray]:
