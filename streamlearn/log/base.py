@@ -128,3 +128,14 @@ def check_record(topic: str, record: NewRecord, size_bytes: int, max_bytes: int)
     if size_bytes > max_bytes:
         msg = f"{topic}: a record of {size_bytes} bytes exceeds the limit of {max_bytes}"
         raise LogError(msg)
+
+
+def check_partition(partition: TopicPartition, partitions: int) -> None:
+    """Check that the topic, which has so many partitions, has this one.
+
+    Raises:
+        LogError: it has not.
+    """
+    if not 0 <= partition.partition < partitions:
+        msg = f"{partition.topic} has no partition {partition.partition}, only {partitions}"
+        raise LogError(msg)

@@ -32,7 +32,7 @@ from streamlearn.errors import (
     OffsetOutOfRangeError,
     RecordsUnreadableError,
 )
-from streamlearn.log.base import MAX_RECORD_BYTES, check_record
+from streamlearn.log.base import MAX_RECORD_BYTES, check_partition, check_record
 from streamlearn.log.kafka_clients import (
     CONNECT_TIMEOUT_S,
     CONTACT_TIMEOUT_MS,
@@ -195,10 +195,7 @@ class KafkaLog:
         return KafkaReader(self._clients.consumer(FETCH_WAIT_MS, CONNECT_TIMEOUT_S), next_offsets)
 
     def _check_partition(self, partition: TopicPartition) -> None:
-        partitions = self._check_topic(partition.topic)
-        if not 0 <= partition.partition < partitions:
-            msg = f"{partition.topic} has no partition {partition.partition}, only {partitions}"
-            raise LogError(msg)
+        check_partition(partition, self._check_topic(partition.topic))
 
     def read(self, partition: TopicPartition, offset: int, max_records: int, timeout_s: float = 10.0) -> list[Record]:
         """See `Log.read`. All callers share one consumer, apart from those of readers."""
