@@ -28,7 +28,7 @@ from streamlearn.loop.report import Observer
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import Saved, Saver
-from streamlearn.state.fence import NO_FENCE, Fence
+from streamlearn.state.files import DISK, Files
 from streamlearn.state.journal import Journal
 from streamlearn.state.kill_points import reached
 from streamlearn.state.paths import StatePaths
@@ -100,7 +100,7 @@ def build_loop(
     *,
     stopping: threading.Event,
     until_end: bool = False,
-    fence: Fence = NO_FENCE,
+    fence: Files = DISK,
     observer: Observer | None = None,
     ask_twin: bool = False,
     on_saved: Callable[[Saved], None] = lambda _: None,
@@ -170,9 +170,9 @@ def build_loop(
             POOL_ROWS if config.labels.requests_per_hour else 0,
             keep_s=config.labels.horizon_s,
         ),
-        journal=Journal(paths.journal, fence=fence),
-        saver=Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=on_saved, fence=fence),
-        publisher=Publisher(paths.published, metadata=_metadata(config), fence=fence),
+        journal=Journal(paths.journal, files=fence),
+        saver=Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=on_saved, files=fence),
+        publisher=Publisher(paths.published, metadata=_metadata(config), files=fence),
         observer=observer or Observer(),
         identity=identity(config),
         shed_above=config.log.shed_above_records,
@@ -180,7 +180,7 @@ def build_loop(
     )
 
 
-def _make_ledger(config: Config, paths: StatePaths, access: LogAccess, fence: Fence) -> Ledger:
+def _make_ledger(config: Config, paths: StatePaths, access: LogAccess, fence: Files) -> Ledger:
     schema = config.schema_.build()
 
     def may_write() -> None:

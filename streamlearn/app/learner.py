@@ -40,8 +40,8 @@ from streamlearn.records import Offsets
 from streamlearn.state import checkpoint as checkpoints
 from streamlearn.state import journal as journals
 from streamlearn.state.checkpoint import Checkpoint, Saved, load_newest
-from streamlearn.state.fence import NO_FENCE, Fence
-from streamlearn.state.files import remove_leftovers
+from streamlearn.state.fence import Fence
+from streamlearn.state.files import DISK, Files, remove_leftovers
 from streamlearn.state.journal import read_journal
 from streamlearn.state.kill_points import reached
 from streamlearn.state.paths import StatePaths, state_lock
@@ -137,7 +137,7 @@ class LearnerProcess:
         *,
         stopping: threading.Event,
         until_end: bool = False,
-        fence: Fence = NO_FENCE,
+        fence: Files = DISK,
         on_step: OnStep | None = None,
         ask_twin: bool = False,
     ) -> None:

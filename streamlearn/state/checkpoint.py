@@ -28,7 +28,6 @@ from safetensors.numpy import load, save
 
 from streamlearn.errors import FROM_SCRATCH, CheckpointError, CheckpointFormatError, StateError
 from streamlearn.records import Array, Offsets, TopicPartition
-from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
 from streamlearn.state.kill_points import reached
 
@@ -211,14 +210,13 @@ class Saver:
         keep: int,
         on_saved: Callable[[Saved], None],
         clock: Callable[[], float] = time.time,
-        files: Files | None = None,
-        fence: Fence = NO_FENCE,
+        files: Files = DISK,
     ) -> None:
-        """Keep the newest `keep` checkpoints. `fence` applies unless `files` are given."""
+        """Keep the newest `keep` checkpoints."""
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        self._folder, self._keep, self._on_saved, self._clock = folder, keep, on_saved, clock
-        self._files, self._epoch = files or FencedFiles(fence), fence.epoch
+        self._folder, self._keep, self._on_saved = folder, keep, on_saved
+        self._clock, self._files = clock, files
         self._jobs: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
         self._busy = threading.Event()
         self._error: OSError | StateError | None = None
@@ -282,7 +280,7 @@ class Saver:
         while (checkpoint := self._jobs.get()) is not None:
             started = time.monotonic()
             try:
-                size = save_checkpoint(self._folder, replace(checkpoint, epoch=self._epoch), self._files)
+                size = save_checkpoint(self._folder, replace(checkpoint, epoch=self._files.epoch), self._files)
                 reached("checkpoint-prune", "begin")
                 for step in _by_age(self._folder, steps_in(self._folder), unreadable=-1)[: -self._keep]:
                     self._files.remove(path_of(self._folder, step))

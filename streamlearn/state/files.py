@@ -18,6 +18,12 @@ Chunk = bytes | bytearray | memoryview
 class Files:
     """The real disk."""
 
+    epoch = 0
+    """Of the learner that writes (`fence`); 0 for processes that are not learners."""
+
+    def check(self) -> None:
+        """Check that this process may write; only `fence.Fence` ever refuses."""
+
     def write(self, path: Path, chunks: Iterable[Chunk]) -> None:
         """Write a new file and sync its content."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)

@@ -31,7 +31,6 @@ import structlog
 
 from streamlearn.errors import StateError
 from streamlearn.records import Offsets, TopicPartition
-from streamlearn.state.fence import NO_FENCE, Fence
 from streamlearn.state.files import DISK, Files
 from streamlearn.state.kill_points import reached
 
@@ -157,12 +156,9 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
 class Journal:
     """Appends steps. Used by one thread only."""
 
-    def __init__(
-        self, folder: Path, *, max_bytes: int = MAX_BYTES, fence: Fence = NO_FENCE, files: Files = DISK
-    ) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES, files: Files = DISK) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._fence, self._files = folder, fence, files
-        self._max_bytes = max_bytes
+        self._folder, self._max_bytes, self._files = folder, max_bytes, files
         self._descriptor: int | None = None
         self._size_bytes = 0
         """Of the open segment."""
@@ -184,7 +180,7 @@ class Journal:
         Raises:
             StateLockedError: another learner has taken over.
         """
-        self._fence.check()
+        self._files.check()
         self._keep_after = step
         self._trim()
 
@@ -194,7 +190,7 @@ class Journal:
         Raises:
             StateLockedError: another learner has taken over.
         """
-        self._fence.check()
+        self._files.check()
         reached("journal-cut", "begin")
         self._close_segment()
         for segment in reversed([segment for segment in _segments(self._folder) if not segment.stale]):
@@ -218,13 +214,13 @@ class Journal:
             StateLockedError: another learner has taken over; nothing was written.
             StateError: the disk accepted only a part of the line.
         """
-        self._fence.check()
+        self._files.check()
         if self._descriptor is None or self._size_bytes >= SEGMENT_BYTES:
             self.sync()
-            self._open(self._folder / f"journal-{step:012d}-{self._fence.epoch:06d}.log")
+            self._open(self._folder / f"journal-{step:012d}-{self._files.epoch:06d}.log")
             self._trim()
         assert self._descriptor is not None
-        line = _line(step, next_offsets, self._fence.epoch)
+        line = _line(step, next_offsets, self._files.epoch)
         reached("journal-append", "begin")
         written = self._files.append(self._descriptor, line)
         reached("journal-append", "end")
@@ -243,7 +239,7 @@ class Journal:
         Raises:
             StateLockedError: another learner has taken over; nothing may be published or saved.
         """
-        self._fence.check()
+        self._files.check()
         reached("journal-sync", "begin")
         self._sync()
         reached("journal-sync", "end")

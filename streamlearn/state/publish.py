@@ -25,7 +25,6 @@ from safetensors.numpy import load, save
 
 from streamlearn.errors import StateError
 from streamlearn.records import Array
-from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Chunk, Files, remove_leftovers, write_whole
 from streamlearn.state.kill_points import reached
 
@@ -72,19 +71,17 @@ class Publisher:
         keep_history: int = KEEP_HISTORY,
         metadata: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
-        files: Files | None = None,
-        fence: Fence = NO_FENCE,
+        files: Files = DISK,
     ) -> None:
         """Keep the newest `keep`, and `keep_history` older ones as `spread` chooses them.
 
         Together with a pinned one, at most `keep + keep_history + 1` teachers are on disk between two publications.
-        `metadata` goes into every header. `clock` gives seconds since the epoch. `fence` applies unless `files` are
-        given.
+        `metadata` goes into every header. `clock` gives seconds since 1970.
         """
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         self._folder, self._keep, self._keep_history, self._metadata = folder, keep, keep_history, metadata or {}
-        self._clock, self._files, self._epoch = clock, files or FencedFiles(fence), fence.epoch
+        self._clock, self._files = clock, files
 
     def publish(self, step: int, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> PublishedModel:
         """Write the teacher of a step, point servers to it, and remove old ones.
@@ -104,7 +101,7 @@ class Publisher:
             **metadata,
             "step": str(step),
             "published_at_s": repr(published_at_s),
-            "epoch": str(self._epoch),
+            "epoch": str(self._files.epoch),
         }
         content, header = _sealed({name: np.asarray(array, order="C") for name, array in arrays.items()}, header)
         reached("teacher", "begin")
