@@ -112,8 +112,7 @@ class EmbeddedLog:
     def _ids_of(self, topic: str) -> list[int]:
         ids = self._look_up(topic)
         if not ids:
-            msg = f"{self._path}: no topic {topic}: create it first"
-            raise LogError(msg)
+            raise LogError(f"{self._path}: no topic {topic}: create it first")
         return ids
 
     def _id_of(self, partition: TopicPartition) -> int:
@@ -291,8 +290,7 @@ class EmbeddedReader:
 def _create(db: sqlite3.Connection, topic: str, partitions: int) -> None:
     (used,) = db.execute("SELECT coalesce(max(id), 0) FROM partitions").fetchone()
     if used + partitions >= MAX_PARTITIONS:
-        msg = f"topic {topic}: the log would have more than {MAX_PARTITIONS} partitions"
-        raise ConfigError(msg)
+        raise ConfigError(f"topic {topic}: the log would have more than {MAX_PARTITIONS} partitions")
     db.execute("INSERT INTO topics (name, partitions) VALUES (?, ?)", (topic, partitions))
     rows = [(used + 1 + partition, topic, partition) for partition in range(partitions)]
     db.executemany("INSERT INTO partitions (id, topic, partition) VALUES (?, ?, ?)", rows)

@@ -165,8 +165,7 @@ class Feed:
         """Apply `log.on_trimmed`: stop, or continue at the oldest record and count what is missing."""
         if self._on_trimmed == "stop":
             way_out = 'raise retention, restore an older log, or accept the loss with log.on_trimmed = "skip"'
-            msg = f"{error}; {way_out}"
-            raise OffsetOutOfRangeError(msg) from error
+            raise OffsetOutOfRangeError(f"{error}; {way_out}") from error
         skipped = False
         for topic in {tp.topic for tp in self.queues}:
             for tp, beginning in self._log.beginning_offsets(topic).items():

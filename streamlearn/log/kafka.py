@@ -126,8 +126,7 @@ class KafkaLog:
         deadline = time.monotonic() + ASK_TIMEOUT_S
         while not self.partition_count(topic):  # any node may answer, and some learn of a new topic later
             if time.monotonic() > deadline:
-                msg = f"{doing}: not visible after {ASK_TIMEOUT_S:g} s; are all brokers up?"
-                raise LogUnavailableError(msg)
+                raise LogUnavailableError(f"{doing}: not visible after {ASK_TIMEOUT_S:g} s; are all brokers up?")
             time.sleep(RETRY_S)
 
     def partition_count(self, topic: str) -> int:
@@ -154,8 +153,7 @@ class KafkaLog:
     def _check_topic(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
         partitions = self._count(topic, timeout_s)
         if not partitions:
-            msg = f"no topic {topic} at {self._servers}: create it, or set log.partitions"
-            raise LogError(msg)
+            raise LogError(f"no topic {topic} at {self._servers}: create it, or set log.partitions")
         return partitions
 
     # -- appending
@@ -223,8 +221,7 @@ class KafkaLog:
                 if time.monotonic() > deadline:
                     if records:
                         break
-                    msg = f"{doing}: no answer in {timeout_s} s; is the broker up?"
-                    raise LogUnavailableError(msg)
+                    raise LogUnavailableError(f"{doing}: no answer in {timeout_s} s; is the broker up?")
         return records
 
     def beginning_offsets(self, topic: str) -> Offsets:

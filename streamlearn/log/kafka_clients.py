@@ -185,8 +185,7 @@ class KafkaClients:
         except (ValueError, TypeError, OSError) as error:
             for net in nets:
                 net.close()
-            msg = f"log.kafka: {error}"
-            raise ConfigError(msg) from error
+            raise ConfigError(f"log.kafka: {error}") from error
 
 
 class SharedProducer:
@@ -258,16 +257,13 @@ def _check_crc32c() -> None:
     try:
         import crc32c  # noqa: F401, PLC0415 - only whether it is installed
     except ImportError as error:
-        msg = "the module crc32c is missing: pip install 'kafka-python[crc32c]'"
-        raise ConfigError(msg) from error
+        raise ConfigError("the module crc32c is missing: pip install 'kafka-python[crc32c]'") from error
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG, *KafkaAdminClient.DEFAULT_CONFIG}
     for name in options:
         if name in _OWN_OPTIONS:
-            msg = f"log.kafka.options.{name}: reserved; streamlearn sets it"
-            raise ConfigError(msg)
+            raise ConfigError(f"log.kafka.options.{name}: reserved; streamlearn sets it")
         if name not in known:
-            msg = f"log.kafka.options.{name}: kafka-python has no such option"
-            raise ConfigError(msg)
+            raise ConfigError(f"log.kafka.options.{name}: kafka-python has no such option")

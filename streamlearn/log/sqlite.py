@@ -76,16 +76,13 @@ def translated(path: Path, doing: str) -> Iterator[None]:
     except sqlite3.ProgrammingError as error:
         if "closed" not in str(error):
             raise
-        msg = f"{path}: {doing}: the log is closed"
-        raise LogError(msg) from error
+        raise LogError(f"{path}: {doing}: the log is closed") from error
     except sqlite3.DatabaseError as error:
         advice = _ADVICE.get(error_code(error))
         if advice is None:
             way_out = "restore it; or move all of state.dir aside and start from scratch"
-            msg = f"{path}: {doing}: {error}; not a log, or damaged: {way_out}"
-            raise LogError(msg) from error
-        msg = f"{path}: {doing}: {error}; {advice}"
-        raise LogUnavailableError(msg) from error
+            raise LogError(f"{path}: {doing}: {error}; not a log, or damaged: {way_out}") from error
+        raise LogUnavailableError(f"{path}: {doing}: {error}; {advice}") from error
 
 
 def error_code(error: sqlite3.Error) -> int:

@@ -143,8 +143,7 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
             if line.stale or line.step < expected:
                 continue
             if line.step > expected:
-                msg = f"{segment.path}: expected step {expected}, found {line.step}: steps are missing"
-                raise StateError(msg)
+                raise StateError(f"{segment.path}: expected step {expected}, found {line.step}: steps are missing")
             yield line.step, line.next_offsets
             expected += 1
         else:
