@@ -40,10 +40,8 @@ from streamlearn.log.kafka_clients import (
     REQUEST_TIMEOUT_MS,
     UNREADABLE,
     KafkaClients,
-    SharedProducer,
     end_consumer,
     end_producer,
-    to_log_error,
     translated,
 )
 from streamlearn.log.lazy import LazyClient
@@ -80,7 +78,7 @@ class KafkaLog:
         self._settings = settings
         self._max_record_bytes = max_record_bytes
         self._counts: dict[str, int] = {}
-        self._producer = SharedProducer(self._clients.producer, end_producer)
+        self._producer = LazyClient(self._clients.producer, end_producer)
         self._admin = LazyClient(self._clients.admin, KafkaAdminClient.close)
         self._by_position = LazyClient(
             lambda timeout_s: self._clients.consumer(READ_FETCH_WAIT_MS, timeout_s), end_consumer
@@ -118,40 +116,23 @@ class KafkaLog:
         }
 
         def call(admin: KafkaAdminClient) -> None:
-            with suppress(kafka_errors.TopicAlreadyExistsError):  # another process created it first
+            with suppress(kafka_errors.TopicAlreadyExistsError):  # by another process, or by the attempt before
                 admin.create_topics({topic: new_topic}, timeout_ms=REQUEST_TIMEOUT_MS)
+            if not _count_partitions(admin, topic):  # any node may answer, and some learn of a new topic later
+                raise kafka_errors.KafkaTimeoutError("not visible yet; are all brokers up?")
 
-        doing = f"create topic {topic}"
-        self._ask(doing, call, ASK_TIMEOUT_S)
-        deadline = time.monotonic() + ASK_TIMEOUT_S
-        while not self.partition_count(topic):  # any node may answer, and some learn of a new topic later
-            if time.monotonic() > deadline:
-                raise LogUnavailableError(f"{doing}: not visible after {ASK_TIMEOUT_S:g} s; are all brokers up?")
-            time.sleep(RETRY_S)
+        self._ask(f"create topic {topic}", call, ASK_TIMEOUT_S)
 
-    def partition_count(self, topic: str) -> int:
+    def partition_count(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
         """See `Log.partition_count`."""
-        return self._count(topic, ASK_TIMEOUT_S)
-
-    def _count(self, topic: str, timeout_s: float) -> int:
-        def call(admin: KafkaAdminClient) -> int:
-            (found,) = admin.describe_topics([topic])
-            error = kafka_errors.for_code(found["error_code"])
-            if error is kafka_errors.UnknownTopicOrPartitionError:
-                return 0
-            if error is not kafka_errors.NoError:
-                raise error(topic)
-            return len(found["partitions"])
-
-        if topic not in self._counts:
-            count = self._ask(f"look up topic {topic}", call, timeout_s)
-            if count == 0:
-                return 0
+        count = self._counts.get(topic, 0)
+        if not count:
+            count = self._ask(f"look up topic {topic}", lambda admin: _count_partitions(admin, topic), timeout_s)
             self._counts[topic] = count
-        return self._counts[topic]
+        return count
 
     def _check_topic(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
-        partitions = self._count(topic, timeout_s)
+        partitions = self.partition_count(topic, timeout_s)
         if not partitions:
             raise LogError(f"no topic {topic} at {self._servers}: create it, or set log.partitions")
         return partitions
@@ -160,8 +141,7 @@ class KafkaLog:
 
     def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
         """See `Appends.append`."""
-        started_s = time.monotonic()
-        deadline = started_s + timeout_s
+        deadline = time.monotonic() + timeout_s
         for record in records:
             headers = sum(len(name) + len(value) for name, value in record.headers)
             size_bytes = len(record.key or b"") + len(record.value or b"") + headers
@@ -169,17 +149,17 @@ class KafkaLog:
         self._check_topic(topic, timeout_s)
         producer = self._producer.get(deadline - time.monotonic())
         try:
-            futures = [
-                producer.send(
-                    topic, record.value, record.key, headers=list(record.headers), timestamp_ms=record.timestamp_ms
-                )
-                for record in records
-            ]
-            acknowledged = [future.get(max(0.0, deadline - time.monotonic())) for future in futures]
-        except kafka_errors.KafkaError as error:
-            self._producer.failed(producer, error, started_s)
-            raise to_log_error(error, f"append to {topic}") from error
-        self._producer.acknowledged()
+            with translated(f"append to {topic}"):
+                futures = [
+                    producer.send(
+                        topic, record.value, record.key, headers=list(record.headers), timestamp_ms=record.timestamp_ms
+                    )
+                    for record in records
+                ]
+                acknowledged = [future.get(max(0.0, deadline - time.monotonic())) for future in futures]
+        except LogUnavailableError:  # kafka-python 3.0.12 may never send again: see `end_producer`
+            self._producer.drop(producer)
+            raise
         positions = [Position(topic, done.partition, done.offset) for done in acknowledged]
         assert all(position.offset >= 0 for position in positions), positions
         return positions
@@ -348,6 +328,16 @@ class KafkaReader:
     def close(self) -> None:
         """See `Reader.close`."""
         end_consumer(self._consumer)
+
+
+def _count_partitions(admin: KafkaAdminClient, topic: str) -> int:
+    (found,) = admin.describe_topics([topic])
+    error = kafka_errors.for_code(found["error_code"])
+    if error is kafka_errors.UnknownTopicOrPartitionError:
+        return 0
+    if error is not kafka_errors.NoError:
+        raise error(topic)
+    return len(found["partitions"])
 
 
 def _to_kafka(partitions: Iterable[TopicPartition]) -> list[KafkaPartition]:
