@@ -118,7 +118,7 @@ class KafkaLog:
         def call(admin: KafkaAdminClient) -> None:
             with suppress(kafka_errors.TopicAlreadyExistsError):  # by another process, or by the attempt before
                 admin.create_topics({topic: new_topic}, timeout_ms=REQUEST_TIMEOUT_MS)
-            if not _count_partitions(admin, topic):  # any node may answer, and some learn of a new topic later
+            if not self.partition_count(topic):  # any node may answer, and some learn of a new topic later
                 raise kafka_errors.KafkaTimeoutError("not visible yet; are all brokers up?")
 
         self._ask(f"create topic {topic}", call, ASK_TIMEOUT_S)

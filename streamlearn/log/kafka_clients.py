@@ -73,24 +73,21 @@ _PERMANENT = (
 ClientT = TypeVar("ClientT")
 
 
-def to_log_error(error: kafka_errors.KafkaError, doing: str) -> LogError:
-    """Return the error of this package for one of kafka-python: LogUnavailableError if a retry may succeed."""
-    if isinstance(error, (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError)):
-        return OffsetOutOfRangeError(f"{doing}: {error!r}: trimmed by retention, or never written")
-    if isinstance(error, _TOO_LARGE):
-        return LogError(f"{doing}: {error!r}; raise the topic's max.message.bytes and log.max_record_bytes")
-    if isinstance(error, _PERMANENT):
-        return LogError(f"{doing}: {error!r}")
-    return LogUnavailableError(f"{doing}: {error!r}; is the broker up, and log.kafka.bootstrap_servers correct?")
-
-
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn errors of kafka-python into errors of this package."""
+    """Turn errors of kafka-python into errors of this package: LogUnavailableError if a retry may succeed."""
     try:
         yield
+    except (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError) as error:
+        raise OffsetOutOfRangeError(f"{doing}: {error!r}: trimmed by retention, or never written") from error
+    except _TOO_LARGE as error:
+        advice = "raise the topic's max.message.bytes and log.max_record_bytes"
+        raise LogError(f"{doing}: {error!r}; {advice}") from error
+    except _PERMANENT as error:
+        raise LogError(f"{doing}: {error!r}") from error
     except kafka_errors.KafkaError as error:
-        raise to_log_error(error, doing) from error
+        advice = "is the broker up, and log.kafka.bootstrap_servers correct?"
+        raise LogUnavailableError(f"{doing}: {error!r}; {advice}") from error
 
 
 class KafkaClients:

@@ -202,14 +202,12 @@ class Saver:
         *,
         keep: int,
         on_saved: Callable[[Saved], None],
-        clock: Callable[[], float] = time.time,
         files: Files = DISK,
     ) -> None:
         """Keep the newest `keep` checkpoints."""
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        self._folder, self._keep, self._on_saved = folder, keep, on_saved
-        self._clock, self._files = clock, files
+        self._folder, self._keep, self._on_saved, self._files = folder, keep, on_saved, files
         self._error: OSError | StateError | None = None
         self._thread = threading.Thread()
 
@@ -274,6 +272,6 @@ class Saver:
                 self._files.remove(path_of(self._folder, step))
             reached("checkpoint-prune", "end")
             duration_s = time.monotonic() - started
-            self._on_saved(Saved(checkpoint.step, size, duration_s, self._clock(), checkpoint.next_offsets))
+            self._on_saved(Saved(checkpoint.step, size, duration_s, time.time(), checkpoint.next_offsets))
         except (OSError, StateError) as error:
             self._error = error

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from streamlearn.errors import StateLockedError
-from streamlearn.state.files import DISK, Chunk, Files, write_whole
+from streamlearn.state.files import Chunk, Files, write_whole
 from streamlearn.state.kill_points import reached
 
 
@@ -27,7 +27,7 @@ class Fence(Files):
         self._path, self.epoch = path, epoch
 
     @classmethod
-    def take(cls, path: Path, *, after: int = 0, files: Files = DISK) -> Fence:
+    def take(cls, path: Path, *, after: int = 0) -> Fence:
         """Take the next epoch, durably. The caller holds the folder's lock, so that epochs are unique.
 
         `after` is the largest epoch in journal and checkpoints: the file at `path` may be lost.
@@ -37,7 +37,7 @@ class Fence(Files):
         """
         fence = cls(path, max(_read(path), after) + 1)
         reached("epoch", "begin")
-        write_whole(path, [b"%d\n" % fence.epoch], files, name="epoch")
+        write_whole(path, [b"%d\n" % fence.epoch], name="epoch")
         reached("epoch", "end")
         return fence
 

@@ -49,15 +49,13 @@ class _Line(NamedTuple):
     next_offsets: Offsets
     epoch: int
     size_bytes: int
-    stale: bool = False
-    """Written by a fenced learner: it does not count."""
 
 
 class _Segment(NamedTuple):
     """One file, and which of its lines count."""
 
     epoch: int
-    """Of the learner that wrote it; 0 without a fence, and in files of versions whose learners shared segments."""
+    """Of the learner that wrote it; 0 without a fence."""
     first_step: int
     path: Path
     until: float = math.inf
@@ -82,9 +80,9 @@ def parse_line(line: bytes) -> _Line | None:
     try:
         if int(line[:8], 16) != zlib.crc32(line[9:-1]):
             return None
-        step, rows, *more = json.loads(line[9:-1])  # the first version wrote no epoch
+        step, rows, epoch = json.loads(line[9:-1])
         next_offsets = {TopicPartition(str(topic), int(partition)): int(n) for topic, partition, n in rows}
-        return _Line(int(step), next_offsets, int(more[0]) if more else 0, len(line))
+        return _Line(int(step), next_offsets, int(epoch), len(line))
     except (ValueError, TypeError):
         return None
 
@@ -92,9 +90,9 @@ def parse_line(line: bytes) -> _Line | None:
 def _segments(folder: Path) -> list[_Segment]:
     """By epoch, then by step, so that those that are not stale are in the order of their steps."""
     found = []
-    for path in folder.glob("journal-*.log"):
-        step, _, epoch = path.stem.removeprefix("journal-").partition("-")
-        found.append(_Segment(int(epoch or 0), int(step), path))
+    for path in folder.glob("journal-*-*.log"):
+        _, step, epoch = path.stem.split("-")
+        found.append(_Segment(int(epoch), int(step), path))
     found.sort()
     until: float = math.inf
     for n in reversed(range(len(found))):
@@ -104,23 +102,25 @@ def _segments(folder: Path) -> list[_Segment]:
     return found
 
 
+def _live_segments(folder: Path) -> list[_Segment]:
+    return [segment for segment in _segments(folder) if not segment.stale]
+
+
 def _lines(segment: _Segment) -> Iterator[_Line | None]:
-    """Lines of one segment in order; ends with None at a torn line."""
-    newest_epoch = 0
+    """Lines of one segment that count, in order; ends with None at a torn line."""
     with segment.path.open("rb") as file:
         for line in file:
             parsed = parse_line(line)
-            if parsed is None:
-                yield None
+            if parsed is not None and parsed.step >= segment.until:
                 return
-            newest_epoch = max(newest_epoch, parsed.epoch)
-            yield parsed._replace(stale=parsed.epoch < newest_epoch or parsed.step >= segment.until)
+            yield parsed
+            if parsed is None:
+                return
 
 
 def newest_epoch(folder: Path) -> int:
     """The epoch of the last learner that wrote here; 0 if it is not known."""
-    newest = _segments(folder)[-1:]
-    return max([0, *(s.epoch for s in newest), *(line.epoch for s in newest for line in _lines(s) if line)])
+    return max((segment.epoch for segment in _segments(folder)), default=0)
 
 
 def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]:
@@ -132,7 +132,7 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
         StateError: a step is missing: it was removed, or the journal has a gap.
     """
     expected = after_step + 1
-    segments = [segment for segment in _segments(folder) if not segment.stale]
+    segments = _live_segments(folder)
     for segment, following in itertools.zip_longest(segments, segments[1:]):
         continues_at = following.first_step if following else math.inf
         if continues_at <= expected:
@@ -140,7 +140,7 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
         for line in _lines(segment):
             if line is None:
                 break
-            if line.stale or line.step < expected:
+            if line.step < expected:
                 continue
             if line.step > expected:
                 raise StateError(f"{segment.path}: expected step {expected}, found {line.step}: steps are missing")
@@ -192,10 +192,10 @@ class Journal:
         self._files.check()
         reached("journal-cut", "begin")
         self._close_segment()
-        for segment in reversed([segment for segment in _segments(self._folder) if not segment.stale]):
+        for segment in reversed(_live_segments(self._folder)):
             keep = 0
             for line in _lines(segment):
-                if line is None or (line.step > step and not line.stale):
+                if line is None or line.step > step:
                     break
                 keep += line.size_bytes
             if keep:

@@ -103,9 +103,12 @@ class Publisher:
             "published_at_s": repr(published_at_s),
             "epoch": str(self._files.epoch),
         }
-        content, header = _sealed({name: np.asarray(array, order="C") for name, array in arrays.items()}, header)
+        ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        content = memoryview(save(ordered, metadata={**header, DIGEST: _ZEROS}))
+        at, header[DIGEST] = _digest(content)
+        sealed: list[Chunk] = [content[:at], header[DIGEST].encode(), content[at + len(_ZEROS) :]]
         reached("teacher", "begin")
-        write_whole(path, content, self._files, name="teacher")
+        write_whole(path, sealed, self._files, name="teacher")
         reached("teacher", "end")
         pointer = {"file": path.name, "step": step, "published_at_s": published_at_s, "metadata": header}
         reached("pointer", "begin")
@@ -265,18 +268,8 @@ def load_arrays(model: PublishedModel) -> dict[str, Array]:
     return arrays
 
 
-def _sealed(arrays: Mapping[str, Array], header: Mapping[str, str]) -> tuple[list[Chunk], dict[str, str]]:
-    """The content of a teacher's file, and its header with the digest.
-
-    The digest is a part of the header, so it is computed with zeros in its place.
-    """
-    content = memoryview(save(dict(arrays), metadata={**header, DIGEST: _ZEROS}))
-    at, digest = _digest(content)
-    return [content[:at], digest.encode(), content[at + len(_ZEROS) :]], {**header, DIGEST: digest}
-
-
 def _digest(content: memoryview) -> tuple[int, str]:
-    """Where the digest is in a teacher's file, and what it must be.
+    """Where the digest is in a teacher's file, and what it must be. It is a part of the header: zeros take its place.
 
     The key cannot match inside a value of the header, where its quotes are escaped.
     """

@@ -247,12 +247,6 @@ class TestEpochInFiles:
         assert newest_epoch(tmp_path) == 4
         journal.close()
 
-    def test_a_journal_without_epochs_is_read(self, tmp_path: Path) -> None:
-        """The first version wrote two fields per line."""
-        (tmp_path / "journal-000000000001.log").write_bytes(b'c87f1f90 [1,[["samples",0,8]]]\n')
-
-        assert list(read_journal(tmp_path, 0)) == [(1, {A: 8})]
-
 
 class TestStore:
     @pytest.mark.parametrize("ends", [Store.flush, Store.close])

@@ -234,17 +234,3 @@ class TestAFencedLearner:
         segment.write_bytes(segment.read_bytes()[:-1] + b"x")
 
         assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2]
-
-    def test_segments_without_an_epoch_are_read(self, tmp_path: Path) -> None:
-        """They are from the first version, and come first."""
-        write(tmp_path, range(1, 6))
-        (segment,) = tmp_path.iterdir()
-        segment.rename(tmp_path / "journal-000000000001.log")
-
-        journal = Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=7))
-        journal.cut_after(4)
-        journal.append(5, {A: 7})
-        journal.close()
-
-        assert list(read_journal(tmp_path, 2)) == [(3, cut(3)), (4, cut(4)), (5, {A: 7})]
-        assert newest_epoch(tmp_path) == 7

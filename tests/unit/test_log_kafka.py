@@ -29,7 +29,7 @@ from streamlearn.errors import (
 from streamlearn.lab.broker import Broker, java_command
 from streamlearn.log import kafka as kafka_log
 from streamlearn.log.kafka import KafkaLog
-from streamlearn.log.kafka_clients import to_log_error
+from streamlearn.log.kafka_clients import translated
 from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord, Position, Record, TopicPartition
 
@@ -137,7 +137,10 @@ class TestConstruction:
 )
 def test_errors_of_kafka_python_become_log_errors(error: kafka_errors.KafkaError, becomes: type[LogError]) -> None:
     """LogUnavailableError only if a retry may succeed."""
-    assert type(to_log_error(error, "append")) is becomes
+    with pytest.raises(LogError) as raised, translated("append"):
+        raise error
+
+    assert type(raised.value) is becomes
 
 
 @pytest.mark.kafka
