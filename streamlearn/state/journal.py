@@ -18,7 +18,6 @@ Above `max_bytes` the oldest segments are removed, except those that the oldest 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -37,6 +36,7 @@ from streamlearn.state.kill_points import reached
 SEGMENT_BYTES = 8 << 20
 MAX_BYTES = 1 << 30
 """Bound of all segments. Beyond it the oldest are removed, except those that the oldest kept checkpoint needs."""
+_SEGMENTS = "journal-*-*.log"
 _REARM = 0.5
 """Hysteresis: `journal_full` is logged again only after the load fell below this."""
 _log = structlog.get_logger(__name__)
@@ -59,12 +59,7 @@ class _Segment(NamedTuple):
     first_step: int
     path: Path
     until: float = math.inf
-    """Lines from this step on are stale: a later learner's first segment starts there."""
-
-    @property
-    def stale(self) -> bool:
-        """No line counts."""
-        return self.first_step >= self.until
+    """The first step of the next segment. Lines from there on are stale: a fenced learner wrote them."""
 
 
 def _line(step: int, next_offsets: Offsets, epoch: int) -> bytes:
@@ -88,22 +83,21 @@ def parse_line(line: bytes) -> _Line | None:
 
 
 def _segments(folder: Path) -> list[_Segment]:
-    """By epoch, then by step, so that those that are not stale are in the order of their steps."""
+    """Segments that count, in the order of their steps.
+
+    Newer learners come first: a segment that starts at or after the first step of a later learner is stale.
+    """
     found = []
-    for path in folder.glob("journal-*-*.log"):
+    for path in folder.glob(_SEGMENTS):
         _, step, epoch = path.stem.split("-")
         found.append(_Segment(int(epoch), int(step), path))
-    found.sort()
+    live: list[_Segment] = []
     until: float = math.inf
-    for n in reversed(range(len(found))):
-        if n + 1 < len(found) and found[n].epoch < found[n + 1].epoch:
-            until = min(until, found[n + 1].first_step)
-        found[n] = found[n]._replace(until=until)
-    return found
-
-
-def _live_segments(folder: Path) -> list[_Segment]:
-    return [segment for segment in _segments(folder) if not segment.stale]
+    for segment in sorted(found, reverse=True):
+        if segment.first_step < until:
+            live.append(segment._replace(until=until))
+            until = segment.first_step
+    return live[::-1]
 
 
 def _lines(segment: _Segment) -> Iterator[_Line | None]:
@@ -132,10 +126,8 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
         StateError: a step is missing: it was removed, or the journal has a gap.
     """
     expected = after_step + 1
-    segments = _live_segments(folder)
-    for segment, following in itertools.zip_longest(segments, segments[1:]):
-        continues_at = following.first_step if following else math.inf
-        if continues_at <= expected:
+    for segment in _segments(folder):
+        if segment.until <= expected:
             continue
         for line in _lines(segment):
             if line is None:
@@ -148,7 +140,7 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
             expected += 1
         else:
             continue
-        if continues_at != expected:
+        if segment.until != expected:
             return
 
 
@@ -192,7 +184,7 @@ class Journal:
         self._files.check()
         reached("journal-cut", "begin")
         self._close_segment()
-        for segment in reversed(_live_segments(self._folder)):
+        for segment in reversed(_segments(self._folder)):
             keep = 0
             for line in _lines(segment):
                 if line is None or line.step > step:
@@ -267,16 +259,11 @@ class Journal:
 
     def _trim(self) -> None:
         """Remove stale segments, then the oldest unneeded ones until the rest fits. Updates the load."""
-        live = []
-        for segment in _segments(self._folder):
-            if segment.stale:
-                segment.path.unlink()
-            else:
-                live.append(segment)
+        live = _segments(self._folder)
         sizes = {segment.path: segment.path.stat().st_size for segment in live}
-        past = [
-            segment for segment, following in itertools.pairwise(live) if following.first_step <= self._keep_after + 1
-        ]
+        for path in set(self._folder.glob(_SEGMENTS)) - sizes.keys():
+            path.unlink()
+        past = [segment for segment in live if segment.until <= self._keep_after + 1]
         total = sum(sizes.values())
         self._needed_bytes = total - sum(sizes[segment.path] for segment in past)
         if self.load < _REARM:
