@@ -30,27 +30,28 @@ CONTACT_TIMEOUT_MS = 3000
 CLOSE_TIMEOUT_S = 5.0
 MAX_BLOCK_MS = 5000
 
-_OWN_OPTIONS = frozenset(
-    {
-        "acks",
-        "allow_auto_create_topics",
-        "auto_offset_reset",
-        "bootstrap_servers",
-        "bootstrap_timeout_ms",
-        "enable_auto_commit",
-        "enable_idempotence",
-        "group_id",
-        "group_instance_id",
-        "isolation_level",
-        "kafka_client",
-        "key_deserializer",
-        "key_serializer",
-        "partitioner",
-        "transactional_id",
-        "value_deserializer",
-        "value_serializer",
-    }
-)
+_PRODUCER = {"acks": "all", "enable_idempotence": True, "allow_auto_create_topics": False}
+_CONSUMER = {
+    "group_id": None,
+    "enable_auto_commit": False,
+    "auto_offset_reset": "none",
+    "isolation_level": "read_committed",
+    "allow_auto_create_topics": False,
+}
+_RESERVED = {
+    *_PRODUCER,
+    *_CONSUMER,
+    "bootstrap_servers",
+    "bootstrap_timeout_ms",
+    "group_instance_id",
+    "kafka_client",
+    "key_deserializer",
+    "key_serializer",
+    "partitioner",
+    "transactional_id",
+    "value_deserializer",
+    "value_serializer",
+}
 """What a user may not set: the guarantees of the log depend on it."""
 
 UNREADABLE = (kafka_errors.CorruptRecordError, kafka_errors.UnsupportedCodecError)
@@ -114,14 +115,12 @@ class KafkaClients:
         return self._connect(
             KafkaProducer,
             timeout_s,
-            acks="all",
-            enable_idempotence=True,
+            **_PRODUCER,
             linger_ms=LINGER_MS,
             batch_size=BATCH_BYTES,
             max_block_ms=MAX_BLOCK_MS,
             delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
             max_request_size=self._max_request_bytes,
-            allow_auto_create_topics=False,
         )
 
     def admin(self, timeout_s: float) -> KafkaAdminClient:
@@ -134,11 +133,7 @@ class KafkaClients:
         return self._connect(
             KafkaConsumer,
             timeout_s,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            allow_auto_create_topics=False,
+            **_CONSUMER,
             fetch_max_wait_ms=fetch_wait_ms,
             max_partition_fetch_bytes=self._fetch_bytes,
             fetch_max_bytes=max(POLL_BYTES, self._fetch_bytes),
@@ -197,7 +192,7 @@ def _check_crc32c() -> None:
 def _check_options(options: Mapping[str, Any]) -> None:
     known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG, *KafkaAdminClient.DEFAULT_CONFIG}
     for name in options:
-        if name in _OWN_OPTIONS:
+        if name in _RESERVED:
             raise ConfigError(f"log.kafka.options.{name}: reserved; streamlearn sets it")
         if name not in known:
             raise ConfigError(f"log.kafka.options.{name}: kafka-python has no such option")

@@ -226,6 +226,20 @@ class TestAFencedLearner:
         for journal in (older, newer):
             journal.close()
 
+    def test_a_cut_before_the_next_learner_removes_a_late_line(self, tmp_path: Path) -> None:
+        """A third learner restarts from before the second one: no line of the first may count again."""
+        older, newer, third = (Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=epoch)) for epoch in (1, 2, 3))
+        for step in (1, 2):
+            older.append(step, cut(step))
+        newer.append(3, cut(3))
+        older.append(4, {A: 9999})
+
+        third.cut_after(2)
+
+        assert list(read_journal(tmp_path, 0)) == [(1, cut(1)), (2, cut(2))]
+        for journal in (older, newer):
+            journal.close()
+
     def test_a_damaged_line_is_not_skipped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The steps after it are not used, although their lines are complete."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 100)
