@@ -74,7 +74,6 @@ class KafkaLog:
             ConfigError: an option is unknown or reserved, or the checksum module is missing.
         """
         self._clients = KafkaClients(settings, max_record_bytes=max_record_bytes, fetch_bytes=fetch_bytes)
-        self._servers = ",".join(self._clients.servers)
         self._settings = settings
         self._max_record_bytes = max_record_bytes
         self._counts: dict[str, int] = {}
@@ -134,7 +133,7 @@ class KafkaLog:
     def _check_topic(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
         partitions = self.partition_count(topic, timeout_s)
         if not partitions:
-            raise LogError(f"no topic {topic} at {self._servers}: create it, or set log.partitions")
+            raise LogError(f"no topic {topic} at {','.join(self._clients.servers)}: create it, or set log.partitions")
         return partitions
 
     # -- appending
@@ -169,16 +168,13 @@ class KafkaLog:
     def reader(self, next_offsets: Offsets) -> KafkaReader:
         """See `Log.reader`."""
         for partition in next_offsets:
-            self._check_partition(partition)
+            check_partition(partition, self._check_topic(partition.topic))
         return KafkaReader(self._clients.consumer(FETCH_WAIT_MS, CONNECT_TIMEOUT_S), next_offsets)
-
-    def _check_partition(self, partition: TopicPartition) -> None:
-        check_partition(partition, self._check_topic(partition.topic))
 
     def read(self, partition: TopicPartition, offset: int, max_records: int, timeout_s: float = 10.0) -> list[Record]:
         """See `Log.read`. All callers share one consumer, apart from those of readers."""
         deadline = time.monotonic() + timeout_s
-        self._check_partition(partition)
+        check_partition(partition, self._check_topic(partition.topic))
         doing = f"read {Position(*partition, offset)}"
         if offset < 0:
             raise OffsetOutOfRangeError(doing)

@@ -118,9 +118,9 @@ def connect(path: Path, busy_timeout_s: float, timeout_s: float) -> sqlite3.Conn
     deadline = time.monotonic() + timeout_s
     db = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_s, check_same_thread=False)
     try:
-        for pragma in (f"page_size = {PAGE_BYTES}", "journal_mode = WAL", f"journal_size_limit = {WAL_MAX_BYTES}"):
+        sizes = (f"page_size = {PAGE_BYTES}", f"journal_size_limit = {WAL_MAX_BYTES}")
+        for pragma in (*sizes, "journal_mode = WAL", "synchronous = FULL"):
             wait_while_busy(db, f"PRAGMA {pragma}", deadline)
-        wait_while_busy(db, "PRAGMA synchronous = FULL", deadline)
         _create_tables(db, path, deadline)
     except BaseException:
         db.close()
