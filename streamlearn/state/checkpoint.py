@@ -157,16 +157,16 @@ def newest_epoch(folder: Path) -> int:
     return max((_epoch_of(path_of(folder, step), unreadable=0) for step in steps_in(folder)), default=0)
 
 
-def _by_age(folder: Path, steps: list[int], *, unreadable: int) -> list[int]:
-    """Steps by epoch, then by step. `unreadable` is the epoch of files without one.
+def _by_age(folder: Path, *, unreadable: int) -> list[int]:
+    """Steps with a checkpoint by epoch, then by step. `unreadable` is the epoch of files without one.
 
     A fenced learner may have finished a save late, with a larger step than those of the next learner.
     """
-    return sorted(steps, key=lambda step: (_epoch_of(path_of(folder, step), unreadable=unreadable), step))
+    return sorted(steps_in(folder), key=lambda step: (_epoch_of(path_of(folder, step), unreadable=unreadable), step))
 
 
-def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | None:
-    """The newest valid checkpoint, up to step `at_most`; None if there never was one.
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest valid checkpoint; None if there never was one.
 
     A corrupt checkpoint is logged and renamed to `.corrupt`, and the one before it is tried.
 
@@ -174,8 +174,7 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
         CheckpointError: there are checkpoints, or corrupt ones were set aside, and none is valid.
         CheckpointFormatError: the newest valid one is of another format. It is left in place.
     """
-    candidates = [step for step in steps_in(folder) if at_most is None or step <= at_most]
-    steps = _by_age(folder, candidates, unreadable=_LAST)  # so that an unreadable one is reported
+    steps = _by_age(folder, unreadable=_LAST)  # so that an unreadable one is reported
     for step in reversed(steps):
         path = path_of(folder, step)
         try:
@@ -188,7 +187,7 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
                     earlier.unlink()
             path.replace(corrupt)
     # Also at later starts, which find only set-aside files: they must not silently start from step 0.
-    if steps or (at_most is None and any(folder.glob("*.corrupt"))):
+    if steps or any(folder.glob("*.corrupt")):
         raise CheckpointError(f"{folder}: no checkpoint is valid; restore a backup, or {FROM_SCRATCH}")
     return None
 
@@ -268,7 +267,7 @@ class Saver:
         try:
             size = save_checkpoint(self._folder, replace(checkpoint, epoch=self._files.epoch), self._files)
             reached("checkpoint-prune", "begin")
-            for step in _by_age(self._folder, steps_in(self._folder), unreadable=-1)[: -self._keep]:
+            for step in _by_age(self._folder, unreadable=-1)[: -self._keep]:
                 self._files.remove(path_of(self._folder, step))
             reached("checkpoint-prune", "end")
             duration_s = time.monotonic() - started
