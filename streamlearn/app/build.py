@@ -28,7 +28,7 @@ from streamlearn.loop.report import Observer
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import Saved, Saver
-from streamlearn.state.fence import NO_FENCE, Fence
+from streamlearn.state.files import DISK, Files
 from streamlearn.state.journal import Journal
 from streamlearn.state.kill_points import reached
 from streamlearn.state.paths import StatePaths
@@ -100,7 +100,7 @@ def build_loop(
     *,
     stopping: threading.Event,
     until_end: bool = False,
-    fence: Fence = NO_FENCE,
+    fence: Files = DISK,
     observer: Observer | None = None,
     ask_twin: bool = False,
 ) -> TrainingLoop:
@@ -151,9 +151,9 @@ def build_loop(
             POOL_ROWS if config.labels.requests_per_hour else 0,
             keep_s=config.labels.horizon_s,
         ),
-        journal=Journal(paths.journal, fence=fence),
+        journal=Journal(paths.journal, files=fence),
         saver=_make_saver(config, access, fence, observer),
-        publisher=Publisher(paths.published, metadata=_metadata(config), fence=fence),
+        publisher=Publisher(paths.published, metadata=_metadata(config), files=fence),
         observer=observer,
         identity=identity(config),
         shed_above=config.log.shed_above_records,
@@ -161,7 +161,7 @@ def build_loop(
     )
 
 
-def _make_ledger(config: Config, access: LogAccess, fence: Fence) -> Ledger:
+def _make_ledger(config: Config, access: LogAccess, fence: Files) -> Ledger:
     def may_write() -> None:
         reached("ledger-flush", "begin")
         fence.check()
@@ -170,7 +170,7 @@ def _make_ledger(config: Config, access: LogAccess, fence: Fence) -> Ledger:
     return Ledger(folder, schema, config.labels, read_back=access.read_back, may_write=may_write)
 
 
-def _make_saver(config: Config, access: LogAccess, fence: Fence, observer: Observer) -> Saver:
+def _make_saver(config: Config, access: LogAccess, fence: Files, observer: Observer) -> Saver:
     def on_saved(saved: Saved) -> None:
         """A checkpoint is durable: only now its offsets are committed (I2)."""
         observer.saved(saved)
@@ -179,7 +179,7 @@ def _make_saver(config: Config, access: LogAccess, fence: Fence, observer: Obser
         reached("offsets-commit", "end")
 
     folder = StatePaths(config.state.dir).checkpoints
-    return Saver(folder, keep=config.state.keep_checkpoints, on_saved=on_saved, fence=fence)
+    return Saver(folder, keep=config.state.keep_checkpoints, on_saved=on_saved, files=fence)
 
 
 def _metadata(config: Config) -> Mapping[str, str]:

@@ -41,7 +41,7 @@ from streamlearn.state import checkpoint as checkpoints
 from streamlearn.state import journal as journals
 from streamlearn.state.checkpoint import Checkpoint, load_newest
 from streamlearn.state.fence import Fence
-from streamlearn.state.files import remove_leftovers
+from streamlearn.state.files import Files, remove_leftovers
 from streamlearn.state.journal import read_journal
 from streamlearn.state.kill_points import reached
 from streamlearn.state.paths import StatePaths, state_lock
@@ -141,7 +141,7 @@ class LearnerProcess(contextlib.AbstractContextManager["LearnerProcess"]):
     """A loop and its monitor, from restore to stop. A context manager that closes both."""
 
     def __init__(
-        self, config: Config, loop: TrainingLoop, monitor: Monitor, fence: Fence, stopping: threading.Event
+        self, config: Config, loop: TrainingLoop, monitor: Monitor, fence: Files, stopping: threading.Event
     ) -> None:
         self._config, self._loop, self._monitor = config, loop, monitor
         self._fence, self._stopping = fence, stopping

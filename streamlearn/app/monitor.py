@@ -24,7 +24,7 @@ from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
 from streamlearn.metrics import GUARD_REASONS, LABEL_OUTCOMES, LABEL_STATES, SCORES, STEP_OUTCOMES, WINDOWS, Metrics
 from streamlearn.state.checkpoint import Saved
-from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
+from streamlearn.state.files import DISK, Files
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import write_status
 
@@ -47,9 +47,9 @@ class Monitor(Observer):
         *,
         metrics_port: int,
         on_step: OnStep | None = None,
-        fence: Fence = NO_FENCE,
+        fence: Files = DISK,
     ) -> None:
-        self._metrics, self._paths, self._files, self._on_step = metrics, paths, FencedFiles(fence), on_step
+        self._metrics, self._paths, self._files, self._on_step = metrics, paths, fence, on_step
         self._loop: TrainingLoop
         self._fenced: StateLockedError | None = None
         self._looked_at_s = float("-inf")

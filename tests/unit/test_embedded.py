@@ -401,16 +401,6 @@ class TestSharing:
         later.join(10.0)
         reader.close()
 
-    def test_commits_are_kept(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Another process reads the last one."""
-        log = open_log()
-        assert log.committed_offsets("t") == {}
-
-        log.commit({PARTITION: 1})
-        log.commit({PARTITION: 2})
-
-        assert open_log().committed_offsets("t") == {PARTITION: 2}
-
     def test_many_threads_can_open_a_new_file_at_once(self, log_path: Path) -> None:
         """As the processes of the first `run` do."""
         errors: list[BaseException] = []
@@ -509,7 +499,6 @@ class TestFailures:
             log.commit({PARTITION: 1})
 
         assert [line["event"] for line in lines] == ["offsets_not_committed"]
-        assert log.committed_offsets("t") == {}
 
     def test_another_database_is_not_touched(self, log_path: Path) -> None:
         """A mistyped path must not destroy data."""

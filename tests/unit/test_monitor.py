@@ -28,7 +28,7 @@ from streamlearn.loop.report import StepReport
 from streamlearn.metrics import LEARNER_METRICS, Metrics
 from streamlearn.records import BadRecord, Position, Prediction, Record, Sample
 from streamlearn.state.checkpoint import Saved
-from streamlearn.state.fence import NO_FENCE
+from streamlearn.state.fence import Fence
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
 
@@ -44,7 +44,7 @@ class Learning:
         self.metrics = Metrics(LEARNER_METRICS, version="1")
         self.monitor, stopping = Monitor(self.metrics, self.paths, metrics_port=9109), threading.Event()
         self.loop = build_loop(config, self.log, {S: 0, L: 0}, stopping=stopping, observer=self.monitor)
-        self.process = LearnerProcess(config, self.loop, self.monitor, NO_FENCE, stopping)
+        self.process = LearnerProcess(config, self.loop, self.monitor, Fence(), stopping)
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"streamlearn_{name}", labels)
