@@ -315,7 +315,7 @@ class Learner:
         student = self.trainee.student
         x_B = student.to_float(raw)
         if fresh and not batch.seen_before and isinstance(student.normalise, RunningNorm):
-            student.normalise.observe(x_B, fresh)
+            student.normalise.observe(x_B[:fresh])
         with torch.no_grad():
             x_B = student.normalise(x_B)
         return Rows(

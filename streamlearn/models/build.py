@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn.errors import CheckpointError, ConfigError
-from streamlearn.models.conv13 import Conv13
-from streamlearn.models.convnet import ConvNet
+from streamlearn.models.images import Conv13, ConvNet, WideResNet
 from streamlearn.models.mlp import Mlp
 from streamlearn.models.normalise import InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
-from streamlearn.models.wide_resnet import WideResNet
 
 BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,

@@ -221,7 +221,7 @@ class TestFailedStep:
         trainee = make(MLP)
         before = everything(trainee)
         trainee.undo.remember()
-        trainee.student.normalise.observe(torch.full((4, 5), 9.0), 4)
+        trainee.student.normalise.observe(torch.full((4, 5), 9.0))
 
         train_step(replace(trainee, method=NanLoss()), rows(), step=1, consistency_weight=1.0, alpha=0.9)
 
