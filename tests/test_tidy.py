@@ -34,7 +34,6 @@ TESTED_ELSEWHERE = {
     "streamlearn/learn/methods/mean_teacher.py": "tests/unit/test_step.py",
     "streamlearn/learn/methods/pi.py": "tests/unit/test_methods.py",
     "streamlearn/learn/methods/supervised.py": "tests/unit/test_step.py",
-    "streamlearn/learn/methods/targeted.py": "tests/unit/test_methods.py",
     "streamlearn/learn/methods/temporal_ensembling.py": "tests/unit/test_methods.py",
     "streamlearn/learn/costs.py": "tests/unit/test_learner.py",
     "streamlearn/learn/good.py": "tests/unit/test_twin.py",

@@ -88,6 +88,11 @@ class Classifier(nn.Module):
         self.net = net
         self.scale = scale
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
     def to_float(self, x_raw: Tensor) -> Tensor:
         """float32 x * scale. Images are channels-last, the faster layout of convolutions on CPU and GPU."""
         layout = torch.channels_last if x_raw.dim() == 4 else torch.preserve_format

@@ -22,8 +22,7 @@ from streamlearn.learn.noise.build import gaussian, no_noise
 from streamlearn.learn.rows import Augment, Rows
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.learn.step import Method, StepCosts, Trainee, answer, train_step
-from streamlearn.learn.targets import Targets
-from streamlearn.models.build import ModelSpec
+from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import UNLABELLED
 from tests.support import learn_config
 
@@ -64,8 +63,7 @@ def rows(spec: ModelSpec = MLP, *, fresh: int = 6, labelled: int = 3, seed: int 
 
 
 def mean_teacher() -> MeanTeacher:
-    options = MeanTeacherOptions()
-    return MeanTeacher(options, Targets(options, classes=3, device=CPU))
+    return MeanTeacher(MeanTeacherOptions(), MLP, build(MLP))
 
 
 def step(trainee: Trainee, of: Rows, *, t: int = 1, method=None) -> Tensor:
