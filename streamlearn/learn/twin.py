@@ -9,51 +9,27 @@ from __future__ import annotations
 
 import torch
 
-from streamlearn.learn.rows import Rows
-from streamlearn.learn.step import Trainee, train_step
+from streamlearn.learn.build import make_trainee
+from streamlearn.learn.methods.settings import SupervisedOptions
+from streamlearn.learn.settings import LearnConfig
+from streamlearn.learn.step import Trainee
+from streamlearn.models.build import ModelSpec
 
 
-class Twin:
-    """Learns in each step with labelled rows."""
-
-    def __init__(self, trainee: Trainee) -> None:
-        assert not trainee.method.parameters(), "the twin's method has no parameters of its own"
-        self.trainee = trainee
-        self.updates = 0
-        """Its own t: only steps that it took."""
-        self.averaged_at = 0
-        """The update at which its average started."""
-
-    def learn(self, rows: Rows, *, learning_rate: float, alpha: float) -> None:
-        """Take one step, if there are labelled rows. A step that is not finite changes nothing."""
-        if not rows.labelled_count:
-            return
-        self.trainee.undo.remember()
-        for group in self.trainee.optimizer.param_groups:
-            group["lr"] = learning_rate
-        outcome = train_step(
-            self.trainee,
-            rows,
-            step=self.updates + 1,
-            consistency_weight=0.0,
-            alpha=alpha,
-            averaged_steps=self.updates + 1 - self.averaged_at,
-        )
-        if outcome is not None and not (self.trainee.knows_at_once(self.updates + 1) and outcome[1]):
-            self.updates += 1
-
-    def copy_to(self, other: Trainee) -> None:
-        """Make student, teacher and optimizer of `other` equal to the twin's."""
-        _copy(self.trainee, other)
-
-    def copy_from(self, other: Trainee, *, updates: int, averaged_at: int) -> None:
-        """Become equal to `other` after `updates` updates: for a twin that did not exist from the start."""
-        _copy(other, self.trainee)
-        self.updates, self.averaged_at = updates, averaged_at
+def make_twin(spec: ModelSpec, config: LearnConfig, trainee: Trainee) -> Trainee | None:
+    """None where it is off, and where the student itself learns from labels only."""
+    if not config.twin or config.method == "supervised":
+        return None
+    labels_only = config.model_copy(update={"method": "supervised", "options": SupervisedOptions()})
+    twin = make_trainee(spec, labels_only, trainee.student.device, host_may_ask=trainee.host_may_ask)
+    for network in (twin.student, twin.teacher):
+        network.normalise = trainee.student.normalise
+    return twin
 
 
 @torch.no_grad()
-def _copy(source: Trainee, target: Trainee) -> None:
+def copy_weights(source: Trainee, target: Trainee) -> None:
+    """Make student, teacher and optimizer of `target` equal to those of `source`."""
     target.student.net.load_state_dict(source.student.net.state_dict())
     target.teacher.net.load_state_dict(source.teacher.net.state_dict())
     for parameter, same in zip(target.student.parameters(), source.student.parameters(), strict=True):
