@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -64,10 +64,10 @@ class DriftMonitor:
         """`warmup_steps`: steps without alarms of disagreement and uncertainty."""
         self._distance = InputDistance()
         self._channels: dict[Source, _Channel] = {
-            "inputs": _Channel(Cusum(), skipped_values=0),
+            "inputs": _Channel(Cusum()),
             "disagreement": _Channel(Cusum(), skipped_values=warmup_steps),
             "uncertainty": _Channel(Cusum(), skipped_values=warmup_steps),
-            "error": _Channel(Adwin(ADWIN_DELTA), skipped_values=0),
+            "error": _Channel(Adwin(ADWIN_DELTA)),
         }
 
     def inputs(self, x: Array, step: int) -> bool:
@@ -110,46 +110,46 @@ class DriftMonitor:
             channel.load(group_of(state, source))
 
 
+@dataclass(slots=True)
 class _Channel:
     """A detector with the counts of its values and alarms."""
 
-    def __init__(self, detector: Cusum | Adwin, *, skipped_values: int) -> None:
-        self.detector = detector
-        self._skipped_values = skipped_values
-        self._fed = 0
-        self._ignored = 0
-        self._alarms = 0
-        self._alarm_steps: deque[int] = deque(maxlen=_LAST_ALARMS)
+    detector: Cusum | Adwin
+    skipped_values: int = 0
+    fed: int = 0
+    ignored: int = 0
+    alarms: int = 0
+    alarm_steps: deque[int] = field(default_factory=lambda: deque(maxlen=_LAST_ALARMS))
 
     def update(self, value: float, step: int) -> bool:
         if not math.isfinite(value):
             # The guard handles it. Here it must neither raise an alarm nor enter the running statistics.
-            self._ignored += 1
+            self.ignored += 1
             return False
-        self._fed += 1
-        if self._fed <= self._skipped_values or not self.detector.update(value):
+        self.fed += 1
+        if self.fed <= self.skipped_values or not self.detector.update(value):
             return False
-        self._alarms += 1
-        self._alarm_steps.append(step)
+        self.alarms += 1
+        self.alarm_steps.append(step)
         return True
 
     def report(self) -> SourceReport:
         return SourceReport(
-            alarms=self._alarms,
-            last_alarm_steps=tuple(self._alarm_steps),
-            values=self._fed,
-            ignored=self._ignored,
+            alarms=self.alarms,
+            last_alarm_steps=tuple(self.alarm_steps),
+            values=self.fed,
+            ignored=self.ignored,
             mean=self.detector.level,
         )
 
     def state(self) -> dict[str, Array]:
         return {
             "detector": self.detector.state(),
-            "alarm_steps": np.array(self._alarm_steps, np.int64),
-            "counts": np.array([self._fed, self._ignored, self._alarms], np.int64),
+            "alarm_steps": np.array(self.alarm_steps, np.int64),
+            "counts": np.array([self.fed, self.ignored, self.alarms], np.int64),
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
         self.detector.load(state["detector"])
-        self._alarm_steps = deque(state["alarm_steps"].tolist(), maxlen=_LAST_ALARMS)
-        self._fed, self._ignored, self._alarms = state["counts"].tolist()
+        self.alarm_steps = deque(state["alarm_steps"].tolist(), maxlen=_LAST_ALARMS)
+        self.fed, self.ignored, self.alarms = state["counts"].tolist()

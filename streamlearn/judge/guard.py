@@ -48,7 +48,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from streamlearn.judge.backoff import Backoff
+from streamlearn.judge.backoff import LEVELS, Backoff
 from streamlearn.records import Array
 
 Reason: TypeAlias = Literal["nonfinite", "collapsed", "exploded", "stuck", "worse_than_twin"]
@@ -235,8 +235,8 @@ class Guard:
         action = self._treat(signals) if unhealthy else Action.NONE
         if unhealthy and action is not Action.ACCEPT:
             memory.healthy_since = _NEVER
-            self._weight.hold(step)
-            self._rate.hold(step)
+            self._weight.halve(step, times=0)
+            self._rate.halve(step, times=0)
         else:
             memory.unhealthy_looks = memory.remedies = 0
             self._update_usual(signals)
@@ -371,10 +371,7 @@ class Guard:
         # With a healthy twin the learning rate, which it shares, is not the cause at first.
         blamed += [self._rate] if again or action is not Action.ADOPT_TWIN else []
         for backoff in blamed:
-            if again:
-                backoff.maximise(step)
-            else:
-                backoff.halve(step)
+            backoff.halve(step, times=LEVELS if again else 1)
         return self._take(action)
 
     def _accept(self, signals: Signals) -> Action:

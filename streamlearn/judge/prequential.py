@@ -150,12 +150,8 @@ class Prequential:
         self._window = Window(window, types)
         self._faded, self._all = _Tally(classes, bins), _Tally(classes, bins)
         self._weight = 1.0
-        self._scored = 0
-
-    @property
-    def scored(self) -> int:
+        self.scored = 0
         """Samples scored since the start."""
-        return self._scored
 
     def update(
         self,
@@ -187,7 +183,7 @@ class Prequential:
             self._weight, exponent = math.frexp(self._weight)
             self._faded.scale(2.0**-exponent)
         self._faded.add(self._weight, true_class, answers_K, bin_m, confidence, *costs)
-        self._scored += 1
+        self.scored += 1
 
     def windowed(self, network: Network) -> float | None:
         """Accuracy over the window; None before the first answer. In time of the order of W."""
@@ -206,7 +202,7 @@ class Prequential:
                 reliability=scores.reliability(*(sums[name] for name in _BIN_SUMS)),
             ),
             faded=SpanScores(**_scores(faded, float(faded["answered"][0]) / self._weight)),
-            cumulative=SpanScores(**_scores(self._all.state(), self._scored)),
+            cumulative=SpanScores(**_scores(self._all.state(), self.scored)),
         )
 
     def state(self) -> dict[str, Array]:
@@ -216,7 +212,7 @@ class Prequential:
                 "window": self._window.state(),
                 "faded": self._faded.state(),
                 "cumulative": self._all.state(),
-                "count": {"scored": np.array([self._scored], np.int64), "weight": np.array([self._weight], np.float64)},
+                "count": {"scored": np.array([self.scored], np.int64), "weight": np.array([self._weight], np.float64)},
             }
         )
 
@@ -225,7 +221,7 @@ class Prequential:
         self._window.load(group_of(state, "window"))
         self._faded.load(group_of(state, "faded"))
         self._all.load(group_of(state, "cumulative"))
-        self._scored = int(state["count.scored"].item())
+        self.scored = int(state["count.scored"].item())
         self._weight = float(state["count.weight"].item())
 
     def _sums_of_window(self) -> dict[str, Counts]:

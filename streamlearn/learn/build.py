@@ -12,6 +12,7 @@ from streamlearn.learn.methods.dsne import DSne
 from streamlearn.learn.methods.ict import InterpolationConsistency
 from streamlearn.learn.methods.mean_teacher import make_mean_teacher
 from streamlearn.learn.methods.pi import Pi
+from streamlearn.learn.methods.settings import SupervisedOptions
 from streamlearn.learn.methods.supervised import Supervised
 from streamlearn.learn.methods.temporal_ensembling import TemporalEnsembling
 from streamlearn.learn.optimizers import SGD, AdamW
@@ -59,6 +60,23 @@ def make_trainee(
         undo=Undo(student),
         host_may_ask=device.type == "cpu" if host_may_ask is None else host_may_ask,
     )
+
+
+def make_twin(spec: ModelSpec, config: LearnConfig, trainee: Trainee) -> Trainee | None:
+    """The label-only twin of the student: it shows whether the student gains anything from unlabelled samples.
+
+    It is the same network, averaged as the teacher is, and learns from the labelled rows alone, with the same replay,
+    noise, mixup, optimizer and schedules. A twin without average or noise would flatter the teacher. It shares the
+    student's normaliser, since input statistics are measured, not learned. None where it is off, and where the student
+    itself learns from labels only.
+    """
+    if not config.twin or config.method == "supervised":
+        return None
+    labels_only = config.model_copy(update={"method": "supervised", "options": SupervisedOptions()})
+    twin = make_trainee(spec, labels_only, trainee.student.device, host_may_ask=trainee.host_may_ask)
+    for network in (twin.student, twin.teacher):
+        network.normalise = trainee.student.normalise
+    return twin
 
 
 def _make_optimizer(student: Classifier, method: Method, config: LearnConfig) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamlearn.learn.build import find_device, make_trainee
+from streamlearn.learn.build import find_device, make_trainee, make_twin
 from streamlearn.learn.costs import Costs, CostSums
 from streamlearn.learn.health import Health, breaking_rows, measure_health
 from streamlearn.learn.methods.settings import TargetOptions
@@ -37,7 +37,6 @@ from streamlearn.learn.state import (
     twin_tensors,
 )
 from streamlearn.learn.step import set_training, take_step
-from streamlearn.learn.twin import copy_weights, make_twin
 from streamlearn.models.build import Classifier, ModelSpec
 from streamlearn.models.normalise import LARGEST_INPUT, InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
@@ -217,7 +216,7 @@ class Learner:
         """Set student, teacher and optimizer to the twin's. False: there is no twin."""
         if self.twin is None:
             return False
-        copy_weights(self.twin, self.trainee)
+        self.trainee.copy_from(self.twin)
         self._follow_new_weights()
         return True
 
@@ -285,7 +284,7 @@ class Learner:
         if self.twin is not None and "twin" in groups:
             self._twin_counts = Updates(counts["twin_updates"], counts["twin_averaged_at"])
         elif self.twin is not None:
-            copy_weights(self.trainee, self.twin)
+            self.twin.copy_from(self.trainee)
             self._twin_counts = Updates(self._progress.updates, self._progress.averaged_at)
         self._refresh_inputs(saved=has_inputs)
         served = counts["served"]

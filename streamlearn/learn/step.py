@@ -140,6 +140,15 @@ class Trainee:
         """Whether the host may wait for the device in step t: in the first steps averages must start exactly."""
         return self.host_may_ask or step <= FIRST_STEPS
 
+    @torch.no_grad()
+    def copy_from(self, source: Trainee) -> None:
+        """Make student, teacher and optimizer equal to those of `source`, which has the same network."""
+        self.student.net.load_state_dict(source.student.net.state_dict())
+        self.teacher.net.load_state_dict(source.teacher.net.state_dict())
+        for parameter, same in zip(self.student.parameters(), source.student.parameters(), strict=True):
+            for name, tensor in self.optimizer.state.get(parameter, {}).items():
+                tensor.copy_(source.optimizer.state[same][name])
+
 
 def train_step(
     trainee: Trainee,

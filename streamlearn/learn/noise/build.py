@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from streamlearn.errors import ConfigError
 from streamlearn.learn.noise.image import colour, cutout, resized_crop, shift
-from streamlearn.learn.noise.settings import ImageNoise, TableNoise
+from streamlearn.learn.noise.settings import NOISES, ImageNoise, TableNoise
 from streamlearn.learn.noise.table import feature_dropout, gaussian
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.models.build import import_object
@@ -58,8 +58,6 @@ def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, 
         if len(shape) != 3:
             raise ConfigError(f"learn.noise: image needs samples (channels, height, width), got {shape}")
         return _image(options, shape)
-    if ":" not in config.noise:
-        raise ConfigError(f"learn.noise: {config.noise!r} is none of auto, image, table, none, nor an import path")
     return _imported(config.noise, shape)
 
 
@@ -91,7 +89,7 @@ def _weak_and_strong(first: list[Noise], strong: list[Noise], last: list[Noise])
 
 
 def _imported(path: str, shape: tuple[int, ...]) -> tuple[Noise, Noise]:
-    factory = import_object(path, key="learn.noise")
+    factory = import_object(path, key="learn.noise", built_in=("auto", *NOISES))
     try:
         if "strength" in inspect.signature(factory).parameters:
             noises = in_order(factory(strength="weak")), in_order(factory(strength="strong"))
