@@ -247,15 +247,8 @@ class Learner:
         tensors = trainee_tensors(self.trainee) | good_tensors(self._good) | method_tensors(self.trainee)
         tensors |= input_tensors(self.trainee.student.normalise)
         tensors |= {} if self.twin is None else twin_tensors(self.twin)
-        counts = {
-            **asdict(self._progress),
-            "served": self.served,
-            "skipped_in_a_row": round(self._sums.skipped_in_a_row.item()),
-            "twin_updates": self._twin_counts.updates,
-            "twin_averaged_at": self._twin_counts.averaged_at,
-        }
         arrays = {name: to_array(tensor) for name, tensor in tensors.items()}
-        return arrays | {f"learner.{name}": np.array(count, dtype=np.int64) for name, count in counts.items()}
+        return arrays | {f"learner.{name}": np.array(count, dtype=np.int64) for name, count in self._counts().items()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Continue from what `state` returned.
@@ -276,7 +269,7 @@ class Learner:
         tensors |= method if fits(arrays, method, "method.") else {}
         has_inputs = fits(arrays, inputs, "inputs.")
         tensors |= inputs if has_inputs else {}
-        counts = restore(arrays, tensors)
+        counts = restore(arrays, tensors, self._counts())
         self._good = good
         self._progress = Progress(**{field.name: counts[field.name] for field in fields(Progress)})
         self._sums = CostSums(self._device, skipped_in_a_row=counts["skipped_in_a_row"])
@@ -303,6 +296,16 @@ class Learner:
             "optimizer": self.config.optimizer,
             "device": str(self._device),
             "threads": torch.get_num_threads(),
+        }
+
+    def _counts(self) -> dict[str, int]:
+        """All whole numbers of the state, by name in a checkpoint."""
+        return {
+            **asdict(self._progress),
+            "served": self.served,
+            "skipped_in_a_row": round(self._sums.skipped_in_a_row.item()),
+            "twin_updates": self._twin_counts.updates,
+            "twin_averaged_at": self._twin_counts.averaged_at,
         }
 
     def _networks(self) -> list[Classifier]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,11 +13,6 @@ from streamlearn.learn.step import Trainee
 from streamlearn.models.normalise import RunningNorm
 from streamlearn.records import Array
 
-COUNTS = (
-    "step", "updates", "ramped_at", "averaged_at", "labels", "ramped_at_label", "served", "skipped_in_a_row",
-    "twin_updates", "twin_averaged_at",
-)  # fmt: skip
-"""Whole numbers, saved as `learner.*`."""
 OPTIONAL = ("twin.", "method.", "inputs.", "bank.")
 """Prefixes of arrays that may be saved and not used. Earlier versions saved a bank of averages."""
 
@@ -83,20 +78,20 @@ def fits(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor], prefix: str
     return _signatures(tensors) == _signatures({name: a for name, a in arrays.items() if name.startswith(prefix)})
 
 
-def restore(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Copy saved arrays into all of the tensors; the counts.
+def restore(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor], counts: Collection[str]) -> dict[str, int]:
+    """Copy saved arrays into all of the tensors; the counts of these names, saved as `learner.*`.
 
     Raises:
         CheckpointError: names, shapes or dtypes differ, other than by optional arrays. No tensor was changed.
     """
     used = {name: array for name, array in arrays.items() if name in tensors or not name.startswith(OPTIONAL)}
-    expected = _signatures(tensors) | {f"learner.{name}": "int64[]" for name in COUNTS}
+    expected = _signatures(tensors) | {f"learner.{name}": "int64[]" for name in counts}
     if expected != (found := _signatures(used)):
         raise CheckpointError(f"learner state does not fit: {_difference(expected, found)}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(torch.from_numpy(np.require(used[name], requirements=["C", "W"])))
-    return {name: int(used[f"learner.{name}"]) for name in COUNTS}
+    return {name: int(used[f"learner.{name}"]) for name in counts}
 
 
 def _signatures(named: Mapping[str, Array | Tensor]) -> dict[str, str]:

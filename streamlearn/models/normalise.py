@@ -84,15 +84,24 @@ class RunningNorm(nn.Module):
         Features whose statistics would not be finite (a value near the end of float32) keep the old ones.
         """
         self.sample.add(x)
+        deviation, constant = self._deviation()
+        unbounded = constant | (self.count < FIRST_ROWS)
+        # Each value is clipped by the sample, or else by the statistics themselves.
+        reach = torch.where(unbounded, torch.inf, FURTHEST * deviation)
+        centre = torch.where(self.sample.known, self.sample.centre, self.mean)
+        reach = torch.where(self.sample.known, FURTHEST * self.sample.scale, reach)
+        clipped = x.clamp(centre - reach, centre + reach)
         # Two passes: as exact as torch.var_mean, and several times faster along the first dimension.
-        clipped = self._clip(x)
         mean_batch = clipped.mean(dim=self._reduced).view_as(self.mean)
         var_batch = (clipped - mean_batch).square().mean(dim=self._reduced).view_as(self.var)
 
         total = self.count + len(x)
         share = len(x) / total
         delta = mean_batch - self.mean
-        less = self._less_of(var_batch + delta.square())
+        # The share of the batch's mean square distance that may enter the statistics.
+        spread = var_batch + delta.square()
+        less = (WIDEST**2 * self.var / spread.clamp_min(torch.finfo(spread.dtype).tiny)).clamp_max(1.0)
+        less = torch.where(unbounded, 1.0, less)
         delta, var_batch = less.sqrt() * delta, less * var_batch
         mean = self.mean + share * delta
         var = (1.0 - share) * (self.var + share * delta.square()) + share * var_batch
@@ -107,20 +116,6 @@ class RunningNorm(nn.Module):
         """Per feature, and whether it is only rounding."""
         deviation = self.var.sqrt()
         return deviation, deviation <= self.mean.abs() * RELATIVE_FLOOR
-
-    def _less_of(self, spread: Tensor) -> Tensor:
-        """The share of a batch's mean square distance that may enter the statistics: at most 1."""
-        _, constant = self._deviation()
-        share = WIDEST**2 * self.var / spread.clamp_min(torch.finfo(spread.dtype).tiny)
-        return torch.where(constant | (self.count < FIRST_ROWS), 1.0, share.clamp_max(1.0))
-
-    def _clip(self, x: Tensor) -> Tensor:
-        """Values clipped to what may enter the statistics: by the sample, or else by the statistics themselves."""
-        deviation, constant = self._deviation()
-        reach = torch.where(constant | (self.count < FIRST_ROWS), torch.inf, FURTHEST * deviation)
-        centre, scale, known = self.sample.centre, self.sample.scale, self.sample.known
-        centre, reach = torch.where(known, centre, self.mean), torch.where(known, FURTHEST * scale, reach)
-        return x.clamp(centre - reach, centre + reach)
 
 
 class InputBound(nn.Module):

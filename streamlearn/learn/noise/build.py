@@ -24,11 +24,6 @@ from streamlearn.models.build import import_object
 Noise: TypeAlias = Callable[[Tensor, Generator], Tensor]
 
 
-def no_noise(x: Tensor, _generator: Generator) -> Tensor:
-    """The samples unchanged."""
-    return x
-
-
 def in_order(*noises: Noise) -> Noise:
     """Apply each noise to the view of the one before. None is called on an empty batch."""
 
@@ -38,6 +33,10 @@ def in_order(*noises: Noise) -> Noise:
         return x
 
     return view
+
+
+no_noise = in_order()
+"""The samples unchanged."""
 
 
 def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, Noise]:
