@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -325,7 +326,7 @@ class TestTargets:
 class TestPi:
     def test_compares_two_views_of_one_network_and_both_get_gradient(self):
         """The squared error between the answers to eta and eta', whose gradient is that of both branches."""
-        made, noise = pair(), gaussian(0.5)
+        made, noise = pair(), partial(gaussian, std=0.5)
         of = rows(augment=Augment(noise, noise))
         views = [noise(of.x_B, g := torch.Generator().manual_seed(0)) for _ in range(1)]
         of.generator.manual_seed(0)
@@ -345,7 +346,7 @@ class TestPi:
 
     def test_with_kl_the_second_branch_is_a_target(self):
         """Gradient flows into the first only."""
-        made, noise = pair(), gaussian(0.5)
+        made, noise = pair(), partial(gaussian, std=0.5)
         of = rows(augment=Augment(noise, noise))
         of.generator.manual_seed(0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -231,7 +232,7 @@ class TestMeanTeacher:
         """Equal networks disagree under noise, and agree without."""
         trainee = make()
 
-        noisy = mean_teacher().costs(trainee.student, trainee.teacher, rows(noise=gaussian(1.0)))
+        noisy = mean_teacher().costs(trainee.student, trainee.teacher, rows(noise=partial(gaussian, std=1.0)))
         clean = mean_teacher().costs(trainee.student, trainee.teacher, rows())
 
         assert noisy.consistency.item() > 1e-4
@@ -257,7 +258,7 @@ class TestMeanTeacher:
         before = everything(trainee)
 
         costs = mean_teacher().costs(trainee.student, trainee.teacher, rows(labelled=0))
-        step(trainee, rows(labelled=0, noise=gaussian(1.0)))
+        step(trainee, rows(labelled=0, noise=partial(gaussian, std=1.0)))
 
         assert costs.classification.item() == 0.0
         assert "student.net.layers.1.weight" in differing(before, everything(trainee))
@@ -269,7 +270,7 @@ class TestMeanTeacher:
         trainee = make(spec)
         before = everything(trainee)
 
-        step(trainee, rows(spec, fresh=fresh, labelled=labelled, noise=gaussian(1.0)))
+        step(trainee, rows(spec, fresh=fresh, labelled=labelled, noise=partial(gaussian, std=1.0)))
 
         changed = differing(before, everything(trainee))
         assert any(name.startswith("student.") for name in changed)
