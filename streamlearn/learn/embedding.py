@@ -30,7 +30,7 @@ class Embedding:
         self._last = linear[-1]
 
     def another_head(self) -> nn.Linear:
-        """A new layer of the same shape as the last one, initialised by torch's global CPU generator on every device."""
+        """A new layer of the same shape as the last one, initialised by torch's CPU generator on every device."""
         like = self._last.weight
         head = nn.Linear(self._last.in_features, self._last.out_features, dtype=like.dtype)
         return head.to(like.device)
