@@ -129,7 +129,7 @@ def check_record(topic: str, record: NewRecord, size_bytes: int, max_bytes: int)
 
 
 def check_partition(partition: TopicPartition, partitions: int) -> None:
-    """Check that a topic of `partitions` partitions has this one.
+    """Check that a topic with this number of partitions has this one.
 
     Raises:
         LogError: it has not.
