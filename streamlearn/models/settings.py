@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
-from streamlearn.records import Schema
+from streamlearn.records import Column, Schema
 from streamlearn.section import Section
 
 
@@ -24,7 +24,9 @@ ImportPath = Annotated[str, AfterValidator(_check_import_path)]
 
 
 class SchemaConfig(Section):
-    """[schema]: what a sample is."""
+    """[schema]: what a sample is. With [columns], shape and dtype follow from them."""
+
+    _columns: tuple[Column, ...] = PrivateAttr(())
 
     shape: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), min_length=1, max_length=4)
     """Of one sample: (features,) for a table, (channels, height, width) for an image."""
@@ -57,10 +59,20 @@ class SchemaConfig(Section):
     def _names(self) -> tuple[str, ...]:
         return self.classes if isinstance(self.classes, tuple) else tuple(str(i) for i in range(self.classes))
 
+    def set_columns(self, columns: tuple[Column, ...]) -> None:
+        """Set the columns of [columns]; called once, by `Config`."""
+        self._columns = columns
+
     def build(self) -> Schema:
         """The schema that the rest of the program uses."""
-        spare = self.max_classes - len(self._names) if self.max_classes else None
-        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=self._names, spare=spare, scale=self.scale)
+        return Schema(
+            shape=self.shape,
+            dtype=np.dtype(self.dtype),
+            classes=self._names,
+            spare=self.max_classes - len(self._names) if self.max_classes else None,
+            scale=self.scale,
+            columns=self._columns,
+        )
 
 
 class ModelConfig(Section):
