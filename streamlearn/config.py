@@ -32,7 +32,7 @@ from streamlearn.log.settings import LogConfig
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.models.settings import ModelConfig, SchemaConfig
 from streamlearn.records import Column
-from streamlearn.schema.settings import ColumnConfig, layout
+from streamlearn.schema.settings import TENSORS, ColumnConfig, SourceConfig, layout
 from streamlearn.section import Section
 from streamlearn.serve.settings import MetricsConfig, ServeConfig
 from streamlearn.sources import explain, merged, read_layers
@@ -59,6 +59,7 @@ class Config(Section):
     """Every setting. Immutable once built."""
 
     log: LogConfig = LogConfig()
+    source: SourceConfig = SourceConfig()
     columns: dict[str, ColumnConfig] = Field(default_factory=dict)
     """[columns]: the columns of a row, from fields of the user's records. A column that is added later goes last."""
     schema_: SchemaConfig = Field(SchemaConfig(), alias="schema")
@@ -108,6 +109,32 @@ class Config(Section):
     def _check_columns(self) -> Config:
         if self.columns and self.schema_.scale != 1.0:
             raise ValueError(_SCALE)
+        if self.columns and self.source.samples.format in TENSORS:
+            msg = f'source.samples.format = "{self.source.samples.format}" has no fields for [columns]'
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Config:
+        """Check settings of [source] that depend on others."""
+        topics = (*self.source.topics, self.log.dead_letters)
+        if len(set(topics)) < len(topics):
+            msg = (
+                f"source.samples.topic = {list(self.source.samples.topics)}, source.labels.topic = "
+                f"{self.source.labels.topic!r} and log.dead_letters = {self.log.dead_letters!r} must be different "
+                "topics: records of one would be read as records of another"
+            )
+            raise ValueError(msg)
+        shape = self.schema_.shape
+        is_image = len(shape) == 3 and shape[0] in (1, 3) and self.schema_.dtype == "uint8"
+        if self.source.samples.format == "image" and not is_image:
+            msg = 'source.samples.format = "image" needs schema.dtype uint8 and schema.shape [1 or 3, height, width]'
+            raise ValueError(msg)
+        names = self.schema_.build().classes
+        unknown = [name for name in self.source.labels.values.values() if name not in names]
+        if unknown and self.labels.unknown_class == "refuse":
+            msg = f"source.labels.values names {unknown[0]!r}, which is none of schema.classes"
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

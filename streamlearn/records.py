@@ -241,6 +241,14 @@ class BadRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that has nothing to learn: a tombstone, or a deleted row. It takes its place in the queue."""
+
+    position: Position
+    timestamp_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """Records that retention removed before they were read. It takes their place in the queue."""
 
@@ -250,7 +258,7 @@ class Gap:
     timestamp_s: float = 0.0
 
 
-Item: TypeAlias = Sample | Label | BadRecord | Gap
+Item: TypeAlias = Sample | Label | BadRecord | Skipped | Gap
 
 
 @dataclass(slots=True)

@@ -36,8 +36,6 @@ class SchemaConfig(Section):
     """Number of classes, or their names."""
     max_classes: int = Field(0, ge=0, le=10_000)
     """Number of outputs, with spare ones for classes that are named later. 0: as many as `classes`."""
-    payload: Literal["json", "raw", "npy", "image"] = "json"
-    """Format of a sample record without a content-type header."""
     scale: float = 1.0
     """The network sees x * scale: 1/255 = 0.00392156862745098 for uint8 images."""
 
@@ -51,8 +49,6 @@ class SchemaConfig(Section):
             raise ValueError(msg)
         if len(set(names)) != len(names):
             raise ValueError("classes: names must differ")
-        if self.payload == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3) or self.dtype != "uint8"):
-            raise ValueError('payload = "image" needs dtype uint8 and shape [1 or 3, height, width]')
         return self
 
     @property

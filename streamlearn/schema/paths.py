@@ -6,7 +6,6 @@ is a header. A part that is a number is an index of a list.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -39,29 +38,48 @@ class Path:
         """Compile a path.
 
         Raises:
-            ValueError: it is empty, too long, or has an empty part.
+            ValueError: it has an empty part, or too many.
         """
         if text.startswith("header:"):
             name = text.removeprefix("header:").strip().lower()
             if not name:
                 raise ValueError("expected a name after header:")
             return Path(text, "header", (name,))
+        path = Path.in_value(text)
+        return Path(text, "key", path.parts[1:]) if path.parts[0] == "key" else path
+
+    @staticmethod
+    def in_value(text: str) -> Path:
+        """Compile a path into the record's value, where a field may also be called `key`. Raises as `parse`."""
         parts = tuple(text.split("."))
         if not all(parts) or len(parts) > MAX_PARTS:
             msg = (
-                f"expected a path of 1 to {MAX_PARTS} names such as after.id, or key, or header:NAME; got {text!r:.80}"
+                f"expected 1 to {MAX_PARTS} names with dots, such as after.id, or key, or header:NAME; got {text!r:.80}"
             )
             raise ValueError(msg)
-        return Path(text, "key", parts[1:]) if parts[0] == "key" else Path(text, "value", parts)
+        return Path(text, "value", parts)
 
     def find(self, fields: object) -> object:
         """Return what is at the parts below `fields`, or `MISSING`."""
         found = fields
         for part in self.parts:
-            if isinstance(found, Mapping):
+            if isinstance(found, dict):
                 found = found.get(part, MISSING)
             elif isinstance(found, list) and part.isascii() and part.isdigit() and len(part) < 8:
                 found = found[int(part)] if int(part) < len(found) else MISSING
             else:
                 return MISSING
         return found
+
+    @property
+    def after(self) -> Path | None:
+        """The path to Debezium's `after`, if it is in this path: it is null in the record of a delete."""
+        if self.root != "value" or "after" not in self.parts[:-1]:
+            return None
+        return Path(self.text, "value", self.parts[: self.parts.index("after") + 1])
+
+    @property
+    def before(self) -> Path:
+        """The same path below Debezium's `before`, which holds the deleted row."""
+        parts = tuple("before" if part == "after" else part for part in self.parts)
+        return Path(self.text, self.root, parts)
