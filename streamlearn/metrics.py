@@ -43,7 +43,7 @@ ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 TOPICS = ("samples", "labels")
 """Roles of topics, whatever their names in the log."""
 OUTCOMES = {
-    "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "trimmed"),
+    "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "tombstone", "trimmed"),
     "labels": (
         "joined",
         "duplicate",
@@ -54,6 +54,7 @@ OUTCOMES = {
         "orphan",
         "held_dropped",
         "dead_lettered",
+        "tombstone",
         "trimmed",
     ),
 }

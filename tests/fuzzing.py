@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 from PIL import Image
 from served import ROUTES
+from support import in_format
 
 from streamlearn.errors import REASONS, RecordError
 from streamlearn.log.codec import Codec
@@ -35,7 +36,7 @@ COLOUR = Schema((3, 5, 7), np.dtype("uint8"), CLASSES, spare=2)
 CUBE = Schema((2, 3, 2), np.dtype("int16"), CLASSES)
 MAX_RECORD_BYTES = 20_000
 CODECS = tuple(
-    Codec(schema, payload=payload, max_record_bytes=MAX_RECORD_BYTES, unknown_class=unknown)  # type: ignore[arg-type]
+    Codec(schema, in_format(payload), max_record_bytes=MAX_RECORD_BYTES, unknown_class=unknown)  # type: ignore[arg-type]
     for schema, payload, unknown in (
         (TABLE, "json", "hold"),
         (TABLE, "npy", "refuse"),

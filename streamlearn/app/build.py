@@ -58,7 +58,7 @@ def model_spec(config: Config) -> ModelSpec:
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that saved weights and offsets depend on. Saved in each checkpoint, and compared at each start."""
-    topics, model = config.log.topics, json.loads(model_spec(config).to_json())
+    model = json.loads(model_spec(config).to_json())
     model["spare"] = model["spare"] is not None  # their number does not matter: it falls when a class gets its name
     return {
         "model": model,
@@ -66,7 +66,7 @@ def identity(config: Config) -> dict[str, Any]:
         "dtype": config.schema_.dtype,
         "method": config.learn.method,
         "optimizer": config.learn.optimizer,
-        "topics": [topics.samples, topics.labels],
+        "topics": list(config.source.topics),
     }
 
 
@@ -118,13 +118,9 @@ def build_loop(
         ask_twin: in a simulation the twin answers fresh samples too, for the oracle's scores.
         on_saved: called by the saver's thread after each checkpoint.
     """
-    paths, schema, topics, codec = (
-        StatePaths(config.state.dir),
-        config.schema_.build(),
-        config.log.topics,
-        make_codec(config),
-    )
-    access = LogAccess(log, codec, dead_letters=topics.dead_letters, stopping=stopping)
+    paths, schema, codec = StatePaths(config.state.dir), config.schema_.build(), make_codec(config)
+    sample_topics = config.source.samples.topics
+    access = LogAccess(log, codec, dead_letters=config.log.dead_letters, stopping=stopping)
     learner = make_learner(config)
     candidates = learner.candidates if config.learn.serve == "elected" else learner.candidates[:1]
     election = Election(candidates)
@@ -139,12 +135,12 @@ def build_loop(
             log,
             next_offsets,
             codec,
-            sample_topic=topics.samples,
+            sample_topics=sample_topics,
             on_trimmed=config.log.on_trimmed,
         ),
         batcher=MicroBatcher(
             next_offsets,
-            sample_topic=topics.samples,
+            sample_topics=sample_topics,
             fresh=config.batch.fresh,
             wide=wide_rows(config),
             max_age_s=config.batch.max_age_s,

@@ -121,10 +121,8 @@ def _log(config: Config) -> Iterator[Finding]:
 
 
 def _topics(config: Config, log: Log) -> Iterator[Finding]:
-    topics = config.log.topics
-    counts = {name: log.partition_count(name) for name in (topics.samples, topics.labels, topics.dead_letters)}
-    for name, count in counts.items():
-        if count:
+    for name in (*config.source.topics, config.log.dead_letters):
+        if count := log.partition_count(name):
             ends, begins = log.end_offsets(name), log.beginning_offsets(name)
             held = sum(ends[tp] - begins[tp] for tp in ends)
             yield Finding("ok", f"topic {name}", f"{count} partitions, {held:,} records")
@@ -132,14 +130,15 @@ def _topics(config: Config, log: Log) -> Iterator[Finding]:
             yield Finding("ok", f"topic {name}", "missing; will be created")
         else:
             yield Finding("error", f"topic {name}", "missing, and log.partitions = 0 creates none")
-    if counts[topics.samples] and counts[topics.labels] and counts[topics.samples] != counts[topics.labels]:
-        text = "samples and labels must have equal partition counts: a label must be in its sample's partition"
-        yield Finding("error", "topics", text)
 
 
 def _record_size(config: Config) -> Iterator[Finding]:
-    payload, sample_bytes, most = config.schema_.payload, config.schema_.build().nbytes, config.log.max_record_bytes
-    if sample_bytes > most and payload != "image":
+    payload, sample_bytes, most = (
+        config.source.samples.format,
+        config.schema_.build().nbytes,
+        config.log.max_record_bytes,
+    )
+    if sample_bytes > most and payload != "image" and not config.columns:
         text = f"a sample has {sample_bytes} bytes, more than log.max_record_bytes = {most}: such records are refused"
         yield Finding("warning" if payload == "json" else "error", "record size", text)
 
@@ -171,7 +170,7 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
         check_log_reaches(log, config, checkpoint.next_offsets)
     except (ConfigError, StateError) as error:
         yield Finding("error", "checkpoint", str(error))
-    for topic in (config.log.topics.samples, config.log.topics.labels):
+    for topic in config.source.topics:
         for tp, beginning in log.beginning_offsets(topic).items():
             if checkpoint.next_offsets.get(tp, beginning) < beginning:
                 gap = beginning - checkpoint.next_offsets[tp]

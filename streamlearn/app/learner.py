@@ -106,7 +106,7 @@ def _learn(
                 ask_twin=ask_twin,
             ) as process:
                 process.restore(checkpoint)
-                check_same_log(log, make_codec(config), process.loop.ledger.newest_sample())
+                check_same_log(log, make_codec(config), process.loop.ledger.newest_sample(), stopping)
                 process.start()
                 process.replay(journaled)
                 if not stopping.is_set():

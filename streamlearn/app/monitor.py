@@ -101,6 +101,8 @@ class Monitor(Observer):
         loop = self._running()
         for record in report.bad:
             metrics.dead_lettered(_kind(loop, record.position), record.error.reason)
+        for skipped in report.skipped:
+            metrics.finished(_kind(loop, skipped.position), "tombstone")
         for gap in report.gaps:
             metrics.finished(_kind(loop, gap.position), "trimmed", gap.missing)
         for arrival in report.arrivals:
@@ -164,6 +166,7 @@ class Monitor(Observer):
             "lag_records": lag_records,
             "accuracy": {"prequential": _accuracy(scores.at_arrival), "oracle": _accuracy(scores.oracle)},
             "accounts": loop.accounts.as_dict(),
+            **_source(loop),
             "ledger": ledger,
             "held_classes": loop.ledger.held(),
             "memory_rows": len(loop.replay),
@@ -295,7 +298,18 @@ class Monitor(Observer):
 
 
 def _kind(loop: TrainingLoop, position: Position) -> str:
-    return "samples" if position.topic == loop.batcher.sample_topic else "labels"
+    return "samples" if position.topic in loop.batcher.sample_topics else "labels"
+
+
+def _source(loop: TrainingLoop) -> dict[str, Any]:
+    """Of the user's records: counts by column since the process started, and whether the schema registry answers."""
+    rows, registry = loop.feed.codec.rows, loop.feed.codec.registry
+    return {
+        "columns": None if rows is None else asdict(rows.counts()),
+        "registry": None
+        if registry is None
+        else {"down_since_s": registry.down_since_s, "failures": registry.failures},
+    }
 
 
 def _accuracy(report: PrequentialReport | None) -> dict[str, dict[str, float | None]]:

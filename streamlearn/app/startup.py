@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from streamlearn.errors import (
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.records import Array, Offsets, Position
+from streamlearn.schema.registry import until_available
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
 from streamlearn.state.paths import StatePaths
 
@@ -31,7 +33,7 @@ _SETTINGS = {
     "classes": "schema.classes",
     "dtype": "schema.dtype",
     "optimizer": "learn.optimizer",
-    "topics": "log.topics (samples, labels)",
+    "topics": "source.samples.topic, source.labels.topic",
 }
 """The settings behind the keys of `build.identity`."""
 _NOT_THERE = object()
@@ -41,9 +43,8 @@ _ALWAYS = ("board.", "guard.", "memory.")
 
 def first_checkpoint(config: Config, log: Log, paths: StatePaths) -> Checkpoint:
     """Save step 0, so that later starts know where the learner started in the log."""
-    topics = (config.log.topics.samples, config.log.topics.labels)
     ask = log.beginning_offsets if config.log.start == "earliest" else log.end_offsets
-    next_offsets = {partition: offset for topic in topics for partition, offset in ask(topic).items()}
+    next_offsets = {partition: offset for topic in config.source.topics for partition, offset in ask(topic).items()}
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(0, next_offsets, {}, {"identity": identity(config)})
     save_checkpoint(paths.checkpoints, checkpoint)
@@ -98,26 +99,30 @@ def _shown(value: object) -> str:
 def with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offsets:
     """The checkpoint's offsets, and the beginning of partitions that were created since."""
     found: Offsets = {}
-    for topic in (config.log.topics.samples, config.log.topics.labels):
+    for topic in config.source.topics:
         found.update(log.beginning_offsets(topic))
     return found | next_offsets
 
 
-def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None) -> None:
+def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None, stopping: threading.Event) -> None:
     """Refuse a log with another sample at the last learned position: a recreated topic, or another cluster.
 
     Reading would continue at the old offsets, and everything before them would be skipped. `last` has position and id
-    of the newest known sample. If it has left the log, or cannot be read, nothing can be checked.
+    of the newest known sample. If it has left the log, or cannot be read, nothing can be checked. While the schema
+    registry is away this waits.
 
     Raises:
         StateError: with the position.
+        RegistryUnavailableError: `stopping` is set, and the registry is still away.
     """
     if last is None:
         return
     position, sample_id = last
     try:
         records = log.read(position.topic_partition, position.offset, 1)
-        found = codec.decode_sample(records[0]).sample_id if records and records[0].position == position else sample_id
+        if not records or records[0].position != position:
+            return
+        found = until_available(lambda: codec.decode_sample(records[0]).sample_id, stopping)
     except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError):
         return
     if found != sample_id:
@@ -131,7 +136,7 @@ def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
     Raises:
         StateError: with the partition.
     """
-    for topic in (config.log.topics.samples, config.log.topics.labels):
+    for topic in config.source.topics:
         ends = log.end_offsets(topic)
         for partition, offset in next_offsets.items():
             if partition.topic == topic and ends.get(partition, 0) < offset:

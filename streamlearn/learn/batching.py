@@ -36,7 +36,7 @@ class Draft:
 
     items: dict[TopicPartition, list[Item]]
     next_offsets: Offsets
-    sample_topic: str
+    sample_topics: Collection[str]
 
     def in_order(self) -> list[Item]:
         """All records in an order that depends on nothing but the records.
@@ -46,14 +46,14 @@ class Draft:
         """
 
         def rank(entry: tuple[TopicPartition, Item]) -> tuple[float, bool, TopicPartition]:
-            return _rank(*entry, self.sample_topic)
+            return _rank(*entry, self.sample_topics)
 
         queues = (zip(itertools.repeat(partition), items) for partition, items in self.items.items())
         return [item for _, item in heapq.merge(*queues, key=rank)]
 
 
-def _rank(partition: TopicPartition, item: Item, sample_topic: str) -> tuple[float, bool, TopicPartition]:
-    return item.timestamp_s, partition.topic != sample_topic, partition
+def _rank(partition: TopicPartition, item: Item, sample_topics: Collection[str]) -> tuple[float, bool, TopicPartition]:
+    return item.timestamp_s, partition.topic not in sample_topics, partition
 
 
 def thin(samples: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sample]]:
@@ -72,9 +72,9 @@ def thin(samples: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sampl
 class _Merge:
     """Takes records off the queues, the oldest head first. Blocked once a partition that is behind has none ready."""
 
-    def __init__(self, queues: Queues, behind: Collection[TopicPartition], sample_topic: str) -> None:
-        self._queues, self._behind, self._sample_topic = queues, behind, sample_topic
-        self._heap = [_rank(partition, queue[0], sample_topic) for partition, queue in queues.items() if queue]
+    def __init__(self, queues: Queues, behind: Collection[TopicPartition], sample_topics: Collection[str]) -> None:
+        self._queues, self._behind, self._sample_topics = queues, behind, sample_topics
+        self._heap = [_rank(partition, queue[0], sample_topics) for partition, queue in queues.items() if queue]
         heapq.heapify(self._heap)
         self.blocked = any(not queues[partition] for partition in behind)
 
@@ -86,7 +86,7 @@ class _Merge:
         queue = self._queues[partition]
         item = queue.popleft()
         if queue:
-            heapq.heapreplace(self._heap, _rank(partition, queue[0], self._sample_topic))
+            heapq.heapreplace(self._heap, _rank(partition, queue[0], self._sample_topics))
         else:
             heapq.heappop(self._heap)
             self.blocked = self.blocked or partition in self._behind
@@ -103,7 +103,7 @@ class MicroBatcher:
         self,
         next_offsets: Offsets,
         *,
-        sample_topic: str,
+        sample_topics: Collection[str],
         fresh: int,
         wide: int | None = None,
         max_labels: int = MAX_LABELS,
@@ -113,7 +113,7 @@ class MicroBatcher:
         assert fresh > 0, fresh
         assert max_labels > 0, max_labels
         assert wide is None or wide >= fresh, (wide, fresh)
-        self.sample_topic = sample_topic
+        self.sample_topics = sample_topics
         self._fresh, self._wide, self._max_labels = fresh, wide or fresh, max_labels
         self._max_age_s, self._merge_wait_s = max_age_s, merge_wait_s
         self._next_offsets = dict(next_offsets)
@@ -141,7 +141,7 @@ class MicroBatcher:
         """
         most = self._wide if overloaded else self._fresh
         # `behind` is asked before the queues are read: then the queue of a partition that is not behind is complete.
-        merge = _Merge(queues, {partition for partition in queues if behind(partition)}, self.sample_topic)
+        merge = _Merge(queues, {partition for partition in queues if behind(partition)}, self.sample_topics)
         if not merge.blocked:
             self._blocked_since_s = None  # here, since a batch that closes by count leaves the loop early
         while merge and not (merge.blocked and self._must_wait(now_s)):
@@ -157,7 +157,7 @@ class MicroBatcher:
 
     def nothing(self) -> Draft:
         """A batch without records, for a further step on known rows. The open batch stays open."""
-        return Draft({}, dict(self._next_offsets), self.sample_topic)
+        return Draft({}, dict(self._next_offsets), self.sample_topics)
 
     def take_exactly(self, queues: Queues, next_offsets: Offsets) -> Draft | None:
         """Take the records of a journaled step; None while some of them have not been read yet.
@@ -200,7 +200,7 @@ class MicroBatcher:
     def _close(self) -> Draft:
         for partition in self._items:
             self._next_offsets[partition] = self._reached(partition)
-        draft = Draft(self._items, dict(self._next_offsets), self.sample_topic)
+        draft = Draft(self._items, dict(self._next_offsets), self.sample_topics)
         self._items, self._opened_at_s = {}, None
         self._samples = self._labelled = self._others = 0
         return draft

@@ -1,7 +1,7 @@
 """The outcome of every record that was read (I7). Saved in checkpoints, so a restart continues the counts.
 
-    samples read = learned + shed + duplicate_id + dead_lettered
-    labels read  = taken by the ledger + dead_lettered
+    samples read = learned + shed + duplicate_id + dead_lettered + tombstones
+    labels read  = taken by the ledger + dead_lettered + tombstones
 
 The ledger has states and an identity of its own for the labels it took and for those inside samples. Records that
 retention trimmed from the log before they were read are counted separately.
@@ -9,6 +9,7 @@ retention trimmed from the log before they were read are counted separately.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from streamlearn.loop.report import StepReport
@@ -31,11 +32,16 @@ class Accounts:
     labels_inline: int = 0
     samples_trimmed: int = 0
     labels_trimmed: int = 0
+    samples_tombstones: int = 0
+    """Skipped, because they have nothing to learn: null values, and rows that were deleted. Likewise of labels."""
+    labels_tombstones: int = 0
 
-    def add(self, report: StepReport, sample_topic: str) -> None:
+    def add(self, report: StepReport, sample_topics: Collection[str]) -> None:
         """Count the records of one step."""
-        bad_samples = sum(bad.position.topic == sample_topic for bad in report.bad)
+        bad_samples = sum(bad.position.topic in sample_topics for bad in report.bad)
         bad_labels = len(report.bad) - bad_samples
+        skipped_samples = sum(skipped.position.topic in sample_topics for skipped in report.skipped)
+        skipped_labels = len(report.skipped) - skipped_samples
         self.samples_read += report.samples
         self.samples_learned += report.fresh
         self.samples_thinned += report.shed
@@ -43,23 +49,27 @@ class Accounts:
         self.samples_dead_lettered += bad_samples
         self.labels_read += report.labels
         self.labels_dead_lettered += bad_labels
-        self.labels_taken += report.labels - bad_labels
+        self.labels_taken += report.labels - bad_labels - skipped_labels
+        self.samples_tombstones += skipped_samples
+        self.labels_tombstones += skipped_labels
         self.labels_inline += report.inline_labels
         for gap in report.gaps:
-            self._add_gap(gap, sample_topic)
+            self._add_gap(gap, sample_topics)
 
     def check(self) -> None:
         """Assert the identities. A record without an outcome was lost, which is a bug."""
-        outcomes = self.samples_learned + self.samples_thinned + self.samples_duplicate_id + self.samples_dead_lettered
-        assert self.samples_read == outcomes, f"samples do not add up: {self}"
-        assert self.labels_read == self.labels_taken + self.labels_dead_lettered, f"labels do not add up: {self}"
+        learned_or_known = self.samples_learned + self.samples_thinned + self.samples_duplicate_id
+        samples = learned_or_known + self.samples_dead_lettered + self.samples_tombstones
+        labels = self.labels_taken + self.labels_dead_lettered + self.labels_tombstones
+        assert self.samples_read == samples, f"samples do not add up: {self}"
+        assert self.labels_read == labels, f"labels do not add up: {self}"
 
     def as_dict(self) -> dict[str, int]:
         """For the checkpoint, the heartbeat and `inspect`."""
         return asdict(self)
 
-    def _add_gap(self, gap: Gap, sample_topic: str) -> None:
-        if gap.position.topic == sample_topic:
+    def _add_gap(self, gap: Gap, sample_topics: Collection[str]) -> None:
+        if gap.position.topic in sample_topics:
             self.samples_trimmed += gap.missing
         else:
             self.labels_trimmed += gap.missing

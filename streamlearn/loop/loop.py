@@ -50,7 +50,7 @@ from streamlearn.loop.report import Observer, Phases, StepReport
 from streamlearn.loop.scoring import Answers, Scoring
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.loop.watermark import Watermark
-from streamlearn.records import Array, BadRecord, Gap, Item, Label, Offsets, Sample, Schema
+from streamlearn.records import Array, BadRecord, Gap, Item, Label, Offsets, Sample, Schema, Skipped
 from streamlearn.state.checkpoint import Checkpoint, Saver
 from streamlearn.state.journal import Journal
 from streamlearn.state.publish import Publisher
@@ -192,7 +192,8 @@ class TrainingLoop:
         phases.end("ledger")
 
         gaps = [item for item in items if isinstance(item, Gap)]
-        samples = sum(item.position.topic == self.batcher.sample_topic for item in items if not isinstance(item, Gap))
+        topics = self.batcher.sample_topics
+        samples = sum(item.position.topic in topics for item in items if not isinstance(item, Gap))
         report = StepReport(
             step=t,
             samples=samples,
@@ -203,11 +204,12 @@ class TrainingLoop:
             inline_labels=sum(isinstance(item, Sample) and item.label is not None for item in items),
             labelled=batch.labelled_count,
             bad=bad,
+            skipped=[item for item in items if isinstance(item, Skipped)],
             gaps=gaps,
             arrivals=arrivals,
             phases_s=phases.spent_s,
         )
-        self.accounts.add(report, self.batcher.sample_topic)
+        self.accounts.add(report, topics)
         self.observer.step_done(report)
 
     def close(self) -> None:
@@ -258,7 +260,7 @@ class TrainingLoop:
         if self.shed_above is None:
             return False
         lag = self.feed.lag()
-        return sum(n for tp, n in lag.items() if tp.topic == self.batcher.sample_topic) > self.shed_above
+        return sum(n for tp, n in lag.items() if tp.topic in self.batcher.sample_topics) > self.shed_above
 
     def _select(self, items: Sequence[Item]) -> tuple[list[Sample], list[Sample], int]:
         """Samples to learn, samples to shed, and how many have a known id. Depends on items and settings only."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamlearn.ledger import Arrival
-from streamlearn.records import BadRecord, Gap
+from streamlearn.records import BadRecord, Gap, Skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,9 +15,9 @@ class StepReport:
 
     step: int
     samples: int
-    """Sample records, bad ones included."""
+    """Sample records, bad and skipped ones included."""
     labels: int
-    """Label records, bad ones included."""
+    """Label records, bad and skipped ones included."""
     fresh: int
     """Samples predicted and learned."""
     shed: int = 0
@@ -29,6 +29,7 @@ class StepReport:
     labelled: int = 0
     """Labelled rows of the micro-batch."""
     bad: Sequence[BadRecord] = ()
+    skipped: Sequence[Skipped] = ()
     gaps: Sequence[Gap] = ()
     arrivals: Sequence[Arrival] = ()
     phases_s: Mapping[str, float]

@@ -20,10 +20,11 @@ from starlette.requests import Request
 
 from streamlearn.errors import RecordError
 from streamlearn.log.codec import Codec
-from streamlearn.log.fields import checked_id, hint_of_json
 from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord
+from streamlearn.schema.fields import checked_id
+from streamlearn.schema.formats import hint_of_json
 from streamlearn.serve.failures import RequestError, from_domain, overloaded
 
 JSON = "application/json"

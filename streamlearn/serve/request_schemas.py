@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from streamlearn.log.fields import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
 from streamlearn.records import Schema, is_whole
+from streamlearn.schema.fields import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
 from streamlearn.serve.schemas import LARGEST_EXACT, RollbackBody
 
 LARGEST_EXAMPLE = 1024

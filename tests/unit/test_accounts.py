@@ -7,20 +7,22 @@ import pytest
 from streamlearn.errors import RecordError
 from streamlearn.loop.accounts import Accounts
 from streamlearn.loop.report import StepReport
-from streamlearn.records import BadRecord, Gap, Position, Record
+from streamlearn.records import BadRecord, Gap, Position, Record, Skipped
 
 SOUND = {
-    "samples_read": 12,
+    "samples_read": 16,
     "samples_learned": 6,
     "samples_thinned": 2,
     "samples_duplicate_id": 3,
     "samples_dead_lettered": 1,
-    "labels_read": 5,
+    "labels_read": 6,
     "labels_taken": 4,
     "labels_dead_lettered": 1,
     "labels_inline": 2,
     "samples_trimmed": 7,
     "labels_trimmed": 8,
+    "samples_tombstones": 4,
+    "labels_tombstones": 1,
 }
 
 
@@ -34,43 +36,56 @@ def test_new_accounts_are_zero_and_add_up() -> None:
 
 
 def test_a_step_adds_each_record_to_one_outcome() -> None:
-    """Bad records and gaps by their topic."""
+    """Bad records, tombstones and gaps by their topic."""
     bad = [BadRecord(Record(Position(topic, 0, 1), 0, b"k", b"v"), RecordError("not_json", "")) for topic in ("s", "l")]
     gaps = [Gap(Position("s", 0, 9), missing=7), Gap(Position("l", 0, 9), missing=8)]
+    skipped = [Skipped(Position(topic, 0, 2), 0.0) for topic in ("s", "s", "t", "t", "l")]
     report = StepReport(
-        step=1, samples=12, labels=5, fresh=6, shed=2, duplicates=3, inline_labels=2, bad=bad, gaps=gaps, phases_s={}
+        step=1,
+        samples=16,
+        labels=6,
+        fresh=6,
+        shed=2,
+        duplicates=3,
+        inline_labels=2,
+        bad=bad,
+        skipped=skipped,
+        gaps=gaps,
+        phases_s={},
     )
     accounts = Accounts()
 
-    accounts.add(report, "s")
+    accounts.add(report, ("s", "t"))
 
     assert accounts.as_dict() == SOUND
-    accounts.add(report, "s")
+    accounts.add(report, ("s", "t"))
     assert accounts.as_dict() == {name: 2 * count for name, count in SOUND.items()}
     accounts.check()
 
 
 def test_accounts_are_restored_from_a_checkpoint() -> None:
-    """Every total is saved under its own name."""
+    """Every total is saved under its own name; one that an older version did not save is 0."""
     accounts = Accounts(**SOUND)
 
     assert accounts.as_dict() == SOUND
     assert Accounts(**accounts.as_dict()) == accounts
+    assert Accounts(samples_read=1, samples_learned=1).samples_tombstones == 0
     accounts.check()
 
 
 @pytest.mark.parametrize(
-    "outcome", ["samples_learned", "samples_thinned", "samples_duplicate_id", "samples_dead_lettered"]
+    "outcome",
+    ["samples_learned", "samples_thinned", "samples_duplicate_id", "samples_dead_lettered", "samples_tombstones"],
 )
 def test_a_sample_without_an_outcome_is_a_bug(outcome: str) -> None:
-    """Read = learned + shed + duplicate id + dead-lettered."""
+    """Read = learned + shed + duplicate id + dead-lettered + tombstones."""
     with pytest.raises(AssertionError, match="samples do not add up"):
         Accounts(**SOUND | {outcome: SOUND[outcome] - 1}).check()
 
 
-@pytest.mark.parametrize("outcome", ["labels_taken", "labels_dead_lettered"])
+@pytest.mark.parametrize("outcome", ["labels_taken", "labels_dead_lettered", "labels_tombstones"])
 def test_a_label_without_an_outcome_is_a_bug(outcome: str) -> None:
-    """Read = taken by the ledger + dead-lettered."""
+    """Read = taken by the ledger + dead-lettered + tombstones."""
     with pytest.raises(AssertionError, match="labels do not add up"):
         Accounts(**SOUND | {outcome: SOUND[outcome] + 1}).check()
 

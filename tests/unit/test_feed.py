@@ -50,7 +50,7 @@ def feed_of(
     on_trimmed: Literal["stop", "skip"] = "stop",
 ) -> Feed:
     offsets = next_offsets or {S: 0, L: 0}
-    return Feed(log, offsets, codec, sample_topic="samples", max_records=max_records, on_trimmed=on_trimmed)
+    return Feed(log, offsets, codec, sample_topics=("samples",), max_records=max_records, on_trimmed=on_trimmed)
 
 
 def wait(feed: Feed, done: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ from streamlearn.loop.log_access import LogAccess
 from streamlearn.records import BadRecord, NewRecord, Position, Record, Schema
 from streamlearn.testing import MemoryLog
 
-CODEC = Codec(Schema((4,), np.dtype(np.float32), ("a", "b")), payload="json", max_record_bytes=1 << 20)
+CODEC = Codec(Schema((4,), np.dtype(np.float32), ("a", "b")), max_record_bytes=1 << 20)
 
 
 def access(log: MemoryLog, *, retry_s: Sequence[float] = (0.0, 0.0), stopped: bool = False) -> LogAccess:
