@@ -128,7 +128,7 @@ class Codec:
 
     def _sample_from_fields(self, record: Record, fields: dict[str, Any], headers: Mapping[str, bytes]) -> Sample:
         reader = self._samples
-        if reader.deleted(fields):
+        if reader.has_envelope and reader.deleted(fields):
             raise SkippedError("the row was deleted")
         if self.rows is not None:
             x: Array = self.rows.encode(fields)
@@ -136,13 +136,8 @@ class Codec:
             raise RecordError("no_value", 'expected the payload in the field "x", got none')
         else:
             x = self._tensors.from_json(fields["x"])
-        sample = Sample(
-            position=record.position,
-            timestamp_s=record.timestamp_ms / 1000.0,
-            sample_id=reader.sample_id(record, fields, headers),
-            x=x,
-            event_time_s=reader.event_time(record, fields, headers),
-        )
+        sample_id, time_s = reader.sample_id(record, fields, headers), reader.event_time(record, fields, headers)
+        sample = Sample(record.position, record.timestamp_ms / 1000.0, sample_id, x, event_time_s=time_s)
         own = fields if self.rows is None else {}  # fields of these names may be the user's
         label = reader.find(reader.label, record, fields, headers) if reader.label else own.get("label")
         if label is not None and label is not MISSING:
@@ -198,7 +193,7 @@ class Codec:
         if (content := headers.get("content-type")) is None:
             return reader.format
         content_type = content.decode("latin-1")
-        if reader.format not in FRAMED:
+        if reader.format not in FRAMED or OWN_ID in headers:
             return payload_of(content_type)
         is_json = value[:1] != b"\0" and content_type.partition(";")[0].strip().lower() == "application/json"
         return "json" if is_json else reader.format

@@ -52,6 +52,8 @@ class RecordReader:
         self.domain = _compiled(source.domain) if isinstance(source, SampleSource) else None
         self._unit, self._rows = source.time_unit, bool(columns)
         self._after = next((path.after for path in (self.id, self.label, *columns) if path and path.after), None)
+        self.has_envelope = self._after is not None
+        """Whether a path goes through Debezium's `after`."""
         avro = Avro(registry) if registry is not None and _needs_avro(source) else None
         self._keys = Keys(avro, registry)
         self._parsers: dict[str, Callable[[bytes], object]] = {"json": json_object, "json_schema": framed_json}
@@ -119,7 +121,7 @@ class RecordReader:
         """
         if self.time is not None:
             found = self.find(self.time, record, fields, headers)
-            return event_time(None if found is MISSING else found, self._unit)
+            return None if found is MISSING or found is None else event_time(found, self._unit)
         value = fields.get("time")
         if not self._rows:
             return seconds(value) if self._unit == "s" else event_time(value, self._unit)

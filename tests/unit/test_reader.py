@@ -512,7 +512,7 @@ class TestAnything:
         key=st.none() | st.binary(max_size=20) | mapped_records.map(orjson.dumps),
         headers=header_lists,
     )
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
     def test_any_record_gives_a_sample_or_a_record_error(
         self, fake: FakeRegistry, mapping: Any, value: bytes | None, key: bytes | None, headers: Any
     ) -> None:
