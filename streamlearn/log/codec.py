@@ -100,7 +100,7 @@ class Codec:
         self._labels = RecordReader(source.labels, self.registry, table="labels")
         self.rows = RowEncoder(columns, used=self._samples.used) if columns else None
         """The encoder of [columns], with its counts; None without columns."""
-        assert schema.columns == (self.rows.columns if self.rows else ()), "another layout"
+        assert self.rows is None or self.rows.columns == schema.columns, "another layout"
         self._tensors = Tensors(schema)
         self._names = {name: index for index, name in enumerate(schema.classes)}
         self._numbered = schema.numbered
@@ -189,14 +189,18 @@ class Codec:
         return sample
 
     def _format(self, reader: RecordReader, value: bytes, headers: Mapping[str, bytes]) -> Format:
-        """The format by the header content-type. Framed records may have any content type, but start with a zero."""
+        """The format by the header content-type. On a mapped topic an unknown one is ignored: producers write any."""
         if (content := headers.get("content-type")) is None:
             return reader.format
-        content_type = content.decode("latin-1")
+        try:
+            found = payload_of(content.decode("latin-1"))
+        except RecordError:
+            if not reader.mapped or OWN_ID in headers:
+                raise
+            return reader.format
         if reader.format not in FRAMED or OWN_ID in headers:
-            return payload_of(content_type)
-        is_json = value[:1] != b"\0" and content_type.partition(";")[0].strip().lower() == "application/json"
-        return "json" if is_json else reader.format
+            return found
+        return "json" if found == "json" and value[:1] != b"\0" else reader.format
 
     def encode_sample(
         self,
