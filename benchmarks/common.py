@@ -24,7 +24,6 @@ FASHION = """
 shape = [1, 28, 28]
 dtype = "uint8"
 classes = 10
-payload = "json"
 scale = 0.00392156862745098
 
 [model]

@@ -133,11 +133,11 @@ class Learning:
         """Micro-batches close by count only, and nothing is saved before the end."""
         data = self.data
         tables: dict[str, dict[str, Any]] = {
+            "source": {"samples": {"format": "raw"}},
             "schema": {
                 "shape": list(data.x.shape[1:]),
                 "dtype": "float32",
                 "classes": data.classes,
-                "payload": "raw",
                 "scale": data.scale,
             },
             "model": {"normalise": data.normalise, **(CONVNET if data.x.ndim == 4 else MLP)},
@@ -188,7 +188,7 @@ def run(learning: Learning, events: Iterator[Event], hook: Hook) -> Iterator[tup
 
 def _write(log: MemoryLog, config: Config, events: Iterator[Event]) -> None:
     """Append all records, a millisecond apart; a label has the timestamp of the sample before it."""
-    codec, topics = Codec(config.schema_.build()), config.log.topics
+    codec, source = Codec(config.schema_.build()), config.source
     schema, labels, total = config.schema_.build(), [], 0
     samples: list[NewRecord] = []
     for number, event in enumerate(events):
@@ -207,7 +207,7 @@ def _write(log: MemoryLog, config: Config, events: Iterator[Event]) -> None:
     records = [
         codec.encode_label(str(number), label, timestamp_ms=START_MS + at) for at, number, label in due if at < total
     ]
-    for topic, written in ((topics.samples, samples), (topics.labels, records)):
+    for topic, written in ((source.samples.topics[0], samples), (source.labels.topic, records)):
         for first in range(0, len(written), _APPEND_RECORDS):
             log.append(topic, written[first : first + _APPEND_RECORDS])
 

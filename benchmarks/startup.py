@@ -79,9 +79,11 @@ def send(path: Path, count: int) -> None:
     names = [f"{time.time_ns()}-{i}" for i in range(count)]
     with closing(open_log(config)) as log:
         make_topics(log, config)
-        log.append(config.log.topics.samples, [codec.encode_sample(*each) for each in zip(names, rows, strict=True)])
+        log.append(
+            config.source.samples.topics[0], [codec.encode_sample(*each) for each in zip(names, rows, strict=True)]
+        )
         labels = [codec.encode_label(names[i], int(classes[i])) for i in range(0, count, 5)]
-        log.append(config.log.topics.labels, labels)
+        log.append(config.source.labels.topic, labels)
 
 
 def import_torch() -> float:

@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from streamlearn.errors import ConfigError
 from streamlearn.judge.settings import DriftConfig, GuardConfig, ScoreConfig
@@ -22,6 +29,8 @@ from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.log.settings import LogConfig
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.models.settings import ModelConfig, SchemaConfig
+from streamlearn.records import Column
+from streamlearn.schema.settings import TENSORS, ColumnConfig, SourceConfig, layout
 from streamlearn.section import Section
 from streamlearn.serve.settings import MetricsConfig, ServeConfig
 from streamlearn.sources import CHOICES, explain, merged, read_layers
@@ -35,10 +44,18 @@ class RunConfig(Section):
     """Time for a clean stop: finish the step, save, publish, commit, close."""
 
 
+_COLUMNS = TypeAdapter(dict[str, ColumnConfig])
+_SCALE = "schema.scale: numbers of [columns] are standardised by model.normalise; remove it"
+_SHAPE = "schema.shape and schema.dtype follow from [columns]; remove them"
+
+
 class Config(Section):
     """Every setting. Immutable once built."""
 
     log: LogConfig = LogConfig()
+    source: SourceConfig = SourceConfig()
+    columns: dict[str, ColumnConfig] = Field(default_factory=dict)
+    """[columns]: the columns of a row, from fields of the user's records. A column that is added later goes last."""
     schema_: SchemaConfig = Field(SchemaConfig(), alias="schema")
     model: ModelConfig = ModelConfig()
     learn: LearnConfig = LearnConfig()
@@ -55,17 +72,64 @@ class Config(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _resolve_auto(cls, tables: Any, build: ModelWrapValidatorHandler[Config]) -> Config:
-        """Resolve `auto` in [learn] by the schema, before the options that depend on it are validated."""
-        learn = tables.get("learn", {}) if isinstance(tables, Mapping) else None
-        if not isinstance(learn, Mapping):
+        """Resolve what follows from other sections, before the options that depend on it are validated.
+
+        The row of [columns] gives the schema its shape, and the schema resolves `auto` in [learn].
+        """
+        if not isinstance(tables, Mapping):
             return build(tables)
-        schema = tables.get("schema", {})
-        shape = schema.get("shape", ()) if isinstance(schema, Mapping) else ()
+        learn, schema, model = (tables.get(name, {}) for name in ("learn", "schema", "model"))
+        if not all(isinstance(table, Mapping) for table in (learn, schema, model)):
+            return build(tables)
+        columns = _columns(tables)
+        if columns and schema.keys() & {"shape", "dtype"}:
+            raise ValueError(_SHAPE)
+        row = {"shape": (sum(column.width for column in columns),), "dtype": "float32"} if columns else {}
+        network = {"factory": "table"} if columns and "factory" not in model else {}
+        shape = schema.get("shape", ())
         resolved = resolve_auto(learn, images=isinstance(shape, list | tuple) and len(shape) == 3)
-        config = build({**tables, "learn": {**learn, **resolved}})
+        config = build(
+            {**tables, "learn": {**learn, **resolved}, "schema": {**schema, **row}, "model": {**model, **network}}
+        )
+        config.schema_.set_columns(columns)
         unset(config.learn, resolved)
-        unset(config, {"learn"} - tables.keys())
+        unset(config.schema_, row)
+        unset(config.model, network)
+        unset(config, {"learn", "model"} - tables.keys())
+        unset(config, set() if "schema" in tables else {"schema_"})
         return config
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> Config:
+        if self.columns and self.schema_.scale != 1.0:
+            raise ValueError(_SCALE)
+        if self.columns and self.source.samples.format in TENSORS:
+            msg = f'source.samples.format = "{self.source.samples.format}" has no fields for [columns]'
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Config:
+        """Check settings of [source] that depend on others."""
+        topics = (*self.source.topics, self.log.dead_letters)
+        if len(set(topics)) < len(topics):
+            msg = (
+                f"source.samples.topic = {list(self.source.samples.topics)}, source.labels.topic = "
+                f"{self.source.labels.topic!r} and log.dead_letters = {self.log.dead_letters!r} must be different "
+                "topics: records of one would be read as records of another"
+            )
+            raise ValueError(msg)
+        shape = self.schema_.shape
+        is_image = len(shape) == 3 and shape[0] in (1, 3) and self.schema_.dtype == "uint8"
+        if self.source.samples.format == "image" and not is_image:
+            msg = 'source.samples.format = "image" needs schema.dtype uint8 and schema.shape [1 or 3, height, width]'
+            raise ValueError(msg)
+        names = self.schema_.build().classes
+        unknown = [name for name in self.source.labels.values.values() if name not in names]
+        if unknown and self.labels.unknown_class == "refuse":
+            msg = f"source.labels.values names {unknown[0]!r}, which is none of schema.classes"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _check_labels(self) -> Config:
@@ -78,6 +142,19 @@ class Config(Section):
             msg = 'labels.unknown_class = "grow" wants schema.max_classes, the room to grow into'
             raise ValueError(msg)
         return self
+
+
+def _columns(tables: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The layout of [columns]; empty if it is not valid, which validation then reports.
+
+    Raises:
+        ValueError: there are too many columns.
+    """
+    try:
+        columns = _COLUMNS.validate_python(tables.get("columns", {}))
+    except ValidationError:
+        return ()
+    return layout(columns)
 
 
 def load_config(
@@ -102,6 +179,8 @@ def settings() -> dict[str, tuple[Any, str]]:
     def walk(section: type[BaseModel], prefix: str) -> None:
         for name, field in section.model_fields.items():
             key = prefix + (field.alias or name)
+            if key == "columns":
+                continue  # its keys are the user's
             if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
                 for kind in (field.annotation, *CHOICES.get(key, {}).values()):
                     walk(kind, key + ".")

@@ -3,6 +3,7 @@
 StreamlearnError
 ├── ConfigError                 a setting must change; exit code 2
 ├── RecordError                 one record is bad; dead-letter it (or answer 422) and continue
+│   └── SkippedError            one record has nothing to learn; count it and continue
 ├── LogError                    the log refuses permanently
 │   ├── LogUnavailableError     the log is away; retry, answer 503
 │   ├── RecordsUnreadableError  the log holds records that cannot be decoded
@@ -12,6 +13,7 @@ StreamlearnError
 │   ├── CheckpointFormatError   intact, but of a format that this version does not read
 │   ├── StoreError
 │   └── StateLockedError        another learner owns this state folder
+├── RegistryUnavailableError    the schema registry is away; retry, refuse no record
 └── NotPublishedError           no teacher is published yet; answer 503
 
 Any other exception is a bug in this package and must not be handled.
@@ -46,6 +48,9 @@ REASONS = (
     "unknown_class",
     "no_class",
     "too_large",
+    "not_avro",
+    "not_protobuf",
+    "unknown_schema",
 )
 """Why a record can be bad. The set is closed: each is a Prometheus label value."""
 
@@ -57,6 +62,17 @@ class RecordError(StreamlearnError):
         assert reason in REASONS, reason
         super().__init__(message)
         self.reason = reason
+
+
+class SkippedError(RecordError):
+    """A record that is valid and has nothing to learn: the tombstone of a compacted topic, or a deleted row."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("no_value", message)
+
+
+class RegistryUnavailableError(StreamlearnError):
+    """The schema registry did not answer, or not with a schema. A retry may succeed; no record is at fault."""
 
 
 class LogError(StreamlearnError):

@@ -39,11 +39,12 @@ ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 
 TOPICS = ("samples", "labels")
 """Roles of topics, whatever their names in the log."""
+COLUMN_OUTCOMES = ("encoded", "missing", "invalid")
 LABEL_OUTCOMES = ("joined", "duplicate", "corrected", "retracted", "erased", "expired", "orphan", "held_dropped")
 """Outcomes that the ledger counts."""
 OUTCOMES = {
-    "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "trimmed"),
-    "labels": (*LABEL_OUTCOMES, "dead_lettered", "trimmed"),
+    "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "tombstone", "trimmed"),
+    "labels": (*LABEL_OUTCOMES, "dead_lettered", "tombstone", "trimmed"),
 }
 STEP_OUTCOMES = tuple((topic, name) for topic in TOPICS for name in OUTCOMES[topic] if name not in LABEL_OUTCOMES)
 """Topics and outcomes that the loop counts. The ledger counts the others."""
@@ -91,6 +92,8 @@ LEARNER_METRICS = (
     Metric("records_read_total", "counter", "Records read from the log.", ("topic",), _each(*TOPICS)),
     Metric("records_total", "counter", "Records by outcome.", ("topic", "outcome"), _OUTCOMES),
     Metric("dead_letters_total", "counter", "Dead-lettered records by reason.", ("reason",), _each(*REASONS)),
+    Metric("column_values_total", "counter", "Values of a record's columns by outcome.", ("column", "outcome")),
+    Metric("unknown_fields_total", "counter", "Fields of records that no setting names."),
     Metric("steps_total", "counter", "Steps, including skipped ones."),
     Metric("steps_skipped_total", "counter", "Steps that were not finite and changed no weights."),
     Metric("step_duration_seconds", "histogram", "Duration of a step, without the wait.", buckets=STEP_BUCKETS_S),

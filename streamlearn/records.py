@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,37 @@ def is_whole(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
+ColumnKind: TypeAlias = Literal["number", "boolean", "category", "timestamp", "vector", "text"]
+
+TIMESTAMP_PLACES = 6
+"""Sine and cosine of the hour of the day, the day of the week and the day of the year."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the user's records: its places in a row. All zeros mean missing, for every kind.
+
+    number: value, 1.0 if present. boolean: +1 or -1. category: bucket from 1 to `size`. timestamp:
+    `TIMESTAMP_PLACES`. vector: `size` numbers, 1.0 if present. text: `size` numbers.
+    """
+
+    name: str
+    kind: ColumnKind
+    size: int = 1
+    """Numbers of a vector or a text; buckets of a category."""
+    embedding: int = 0
+    """Dimensions of a category's embedding."""
+
+    @property
+    def width(self) -> int:
+        """Number of places in the row."""
+        if self.kind == "vector":
+            return self.size + 1
+        if self.kind == "text":
+            return self.size
+        return {"number": 2, "timestamp": TIMESTAMP_PLACES}.get(self.kind, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """What a sample is: shape and dtype of its payload, and its classes."""
@@ -93,6 +124,9 @@ class Schema:
     """Additional outputs for classes without a name yet; None if the network was built without them."""
     scale: float = 1.0
     """The network sees x * scale."""
+    columns: tuple[Column, ...] = ()
+    """With columns a sample is a float32 row of all their places, in this order. A new column is added at the end, so
+    an older row is a prefix of a newer one."""
 
     @property
     def largest_float(self) -> float:
@@ -207,6 +241,14 @@ class BadRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that has nothing to learn: a tombstone, or a deleted row. It takes its place in the queue."""
+
+    position: Position
+    timestamp_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """Records that retention removed before they were read. It takes their place in the queue."""
 
@@ -216,7 +258,7 @@ class Gap:
     timestamp_s: float = 0.0
 
 
-Item: TypeAlias = Sample | Label | BadRecord | Gap
+Item: TypeAlias = Sample | Label | BadRecord | Skipped | Gap
 
 
 @dataclass(slots=True)

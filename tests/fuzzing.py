@@ -20,7 +20,8 @@ from urllib.parse import quote_from_bytes
 import numpy as np
 import orjson
 from PIL import Image
-from served import ROUTES
+from served import RECORD, ROUTES
+from support import in_format
 
 from streamlearn.errors import REASONS, RecordError
 from streamlearn.log.codec import Codec
@@ -35,7 +36,7 @@ COLOUR = Schema((3, 5, 7), np.dtype("uint8"), CLASSES, spare=2)
 CUBE = Schema((2, 3, 2), np.dtype("int16"), CLASSES)
 MAX_RECORD_BYTES = 20_000
 CODECS = tuple(
-    Codec(schema, payload=payload, max_record_bytes=MAX_RECORD_BYTES, unknown_class=unknown)  # type: ignore[arg-type]
+    Codec(schema, in_format(payload), max_record_bytes=MAX_RECORD_BYTES, unknown_class=unknown)  # type: ignore[arg-type]
     for schema, payload, unknown in (
         (TABLE, "json", "hold"),
         (TABLE, "npy", "refuse"),
@@ -515,10 +516,30 @@ def _query(rng: random.Random) -> bytes:
     return damaged(rng, query).replace(b"\n", b"") if rng.random() < 0.1 else query
 
 
+def json_record(rng: random.Random) -> bytes:
+    """One record of `served.RECORD`'s fields, or several, or labels of it: any field may be odd, doubled or gone."""
+
+    def one(sample_id: int) -> str:
+        fields = {name: orjson.dumps(value).decode() for name, value in RECORD.items() if rng.random() < 0.8}
+        fields["transaction_id"] = f'"t{sample_id}"'
+        if rng.random() < 0.2:
+            fields = {"transaction_id": f'"t{sample_id}"', "is_fraud": pick(rng, ("true", "false", "null", '"fraud"'))}
+        if rng.random() < 0.5:
+            fields[pick(rng, (*RECORD, "verdict", "is_fraud", "judged_at", *FIELDS))] = json_value(rng)
+        return "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
+
+    records = [one(rng.randrange(99)) for _ in range(rng.randrange(1, 10))]
+    name = pick(rng, ("instances", "samples", "labels"))
+    several = f'{{"{name}":[{",".join(records)}]' + pick(rng, ("", ',"ids":["a"]', ',"learn":true')) + "}"
+    return pick(rng, (records[0], several)).encode("utf-8", "surrogatepass")
+
+
 def _body(rng: random.Random, codec: Codec) -> tuple[str, bytes]:
     """A body and the content type that it is sent with, mostly of the same kind."""
     schema, roll = codec.schema, rng.random()
-    if roll < 0.3:
+    if codec.rows is not None and roll < 0.8:
+        content_type, body = rng.choice((*["application/json"] * 9, "application/x-npy")), json_record(rng)
+    elif roll < 0.3 and codec.rows is None:
         new = valid_sample(rng, codec)
         assert new.value is not None
         content_type, body = new.headers[0][1].decode(), new.value * rng.choice((1, 1, 2, 8, 9))

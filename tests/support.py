@@ -17,6 +17,7 @@ from typing import Any
 from streamlearn.learn.methods.settings import OPTIONS
 from streamlearn.learn.noise.settings import NOISES, NoiseOptions
 from streamlearn.learn.settings import LearnConfig
+from streamlearn.schema.settings import SourceConfig
 from streamlearn.state.checkpoint import Checkpoint, load_newest
 
 
@@ -64,17 +65,17 @@ labelled = 16
 steps = 1
 max_age_s = {max_age_s}
 
+[source]
+samples.topic = "{prefix}samples"
+labels.topic = "{prefix}labels"
+
 [log]
 kind = "{kind}"
 partitions = {partitions}
+dead_letters = "{prefix}dead-letters"
 
 [log.kafka]
 bootstrap_servers = "{bootstrap}"
-
-[log.topics]
-samples = "{prefix}samples"
-labels = "{prefix}labels"
-dead_letters = "{prefix}dead-letters"
 
 [state]
 dir = "{folder}/state"
@@ -107,6 +108,11 @@ def write_config(folder: Path, **settings: Any) -> Path:
     path = folder / "streamlearn.toml"
     path.write_text(DIGITS.format(**{**_DEFAULTS, "folder": folder, **settings}))
     return path
+
+
+def in_format(chosen: str) -> SourceConfig:
+    """[source] with samples in this format."""
+    return SourceConfig.model_validate({"samples": {"format": chosen}})
 
 
 def command(*arguments: object) -> list[str]:

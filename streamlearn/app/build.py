@@ -58,7 +58,7 @@ def model_spec(config: Config) -> ModelSpec:
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that saved weights and offsets depend on. Saved in each checkpoint, and compared at each start."""
-    topics, model = config.log.topics, json.loads(model_spec(config).to_json())
+    model = json.loads(model_spec(config).to_json())
     model["spare"] = model["spare"] is not None  # their number does not matter: it falls when a class gets its name
     return {
         "model": model,
@@ -66,7 +66,7 @@ def identity(config: Config) -> dict[str, Any]:
         "dtype": config.schema_.dtype,
         "method": config.learn.method,
         "optimizer": config.learn.optimizer,
-        "topics": [topics.samples, topics.labels],
+        "topics": list(config.source.topics),
     }
 
 
@@ -110,9 +110,9 @@ def build_loop(
     for a run that ends with the log. With `ask_twin` the twin answers fresh samples too, for a simulation's scores.
     """
     observer = observer or Observer()
-    paths, schema = StatePaths(config.state.dir), config.schema_.build()
-    topics, codec = config.log.topics, make_codec(config)
-    access = LogAccess(log, codec, dead_letters=topics.dead_letters, stopping=stopping)
+    paths, schema, codec = StatePaths(config.state.dir), config.schema_.build(), make_codec(config)
+    sample_topics = config.source.samples.topics
+    access = LogAccess(log, codec, dead_letters=config.log.dead_letters, stopping=stopping)
     learner = make_learner(config)
     election = Election(learner.candidates if config.learn.twin == "elect" else learner.candidates[:1])
     replay = ReplayBuffer(replay_rows(config), schema, config.learn.seed)
@@ -122,10 +122,10 @@ def build_loop(
         batch=config.batch,
         state=config.state,
         log=access,
-        feed=Feed(log, next_offsets, codec, sample_topic=topics.samples, on_trimmed=config.log.on_trimmed),
+        feed=Feed(log, next_offsets, codec, sample_topics=sample_topics, on_trimmed=config.log.on_trimmed),
         batcher=MicroBatcher(
             next_offsets,
-            sample_topic=topics.samples,
+            sample_topics=sample_topics,
             fresh=config.batch.fresh,
             wide=wide_rows(config),
             max_age_s=config.batch.max_age_s,

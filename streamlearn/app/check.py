@@ -15,7 +15,7 @@ from streamlearn.app.build import make_learner, model_spec
 from streamlearn.app.log import log_exists, open_log
 from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import learner_parts, server_parts
-from streamlearn.app.startup import check_log_reaches, check_model, of_both
+from streamlearn.app.startup import check_log_reaches, check_model, of_all
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.learn.build import find_device
@@ -116,10 +116,8 @@ def _log(config: Config) -> Iterator[Finding]:
 
 
 def _topics(config: Config, log: Log) -> Iterator[Finding]:
-    topics = config.log.topics
-    counts = {name: log.partition_count(name) for name in (topics.samples, topics.labels, topics.dead_letters)}
-    for name, count in counts.items():
-        if count:
+    for name in (*config.source.topics, config.log.dead_letters):
+        if count := log.partition_count(name):
             ends, begins = log.end_offsets(name), log.beginning_offsets(name)
             held = sum(ends[tp] - begins[tp] for tp in ends)
             yield Finding("ok", f"topic {name}", f"{count} partitions, {held:,} records")
@@ -127,14 +125,15 @@ def _topics(config: Config, log: Log) -> Iterator[Finding]:
             yield Finding("ok", f"topic {name}", "missing; will be created")
         else:
             yield Finding("error", f"topic {name}", "missing, and log.partitions = 0 creates none")
-    if counts[topics.samples] and counts[topics.labels] and counts[topics.samples] != counts[topics.labels]:
-        text = "samples and labels must have equal partition counts: a label must be in its sample's partition"
-        yield Finding("error", "topics", text)
 
 
 def _record_size(config: Config) -> Iterator[Finding]:
-    payload, sample_bytes, most = config.schema_.payload, config.schema_.build().nbytes, config.log.max_record_bytes
-    if sample_bytes > most and payload != "image":
+    payload, sample_bytes, most = (
+        config.source.samples.format,
+        config.schema_.build().nbytes,
+        config.log.max_record_bytes,
+    )
+    if sample_bytes > most and payload != "image" and not config.columns:
         text = f"a sample has {sample_bytes} bytes, more than log.max_record_bytes = {most}: such records are refused"
         yield Finding("warning" if payload == "json" else "error", "record size", text)
 
@@ -163,7 +162,7 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
 
 
 def _trimmed(config: Config, log: Log, checkpoint: Checkpoint) -> Iterator[Finding]:
-    for tp, beginning in of_both(config, log.beginning_offsets).items():
+    for tp, beginning in of_all(config, log.beginning_offsets).items():
         gap = beginning - checkpoint.next_offsets.get(tp, beginning)
         if gap > 0:
             text = f"{tp.topic}[{tp.partition}]: {gap:,} records after the checkpoint were trimmed (log.on_trimmed)"

@@ -70,7 +70,7 @@ def records(config: Config, topic: str, *, partition: int, offset: int | None, c
         tp = TopicPartition(topic, partition)
         ends = log.end_offsets(topic) if log.partition_count(topic) else {}
         if tp not in ends:
-            names = ", ".join(config.log.topics.model_dump().values())
+            names = ", ".join((*config.source.topics, config.log.dead_letters))
             msg = f"no {topic}[{partition}] in the log; topics are {names}"
             raise ConfigError(msg)
         begin = max(log.beginning_offsets(topic)[tp], ends[tp] - count)
@@ -93,7 +93,7 @@ def described(config: Config, record: Record, *, whole: bool = False) -> dict[st
     }
     if value is not None and len(value) > _SHOWN_BYTES and not whole:
         shown["value_shown_bytes"] = _SHOWN_BYTES
-    if record.position.topic == config.log.topics.dead_letters:
+    if record.position.topic == config.log.dead_letters:
         with contextlib.suppress(RecordError):  # another client's record is shown unchanged
             letter = read_dead_letter(record)
             shown |= {"reason": letter.reason, "message": letter.message, "was": str(letter.record.position)}

@@ -106,7 +106,7 @@ def learn(
                 )
                 with LearnerProcess(config, loop, monitor, fence, stopping) as process:
                     process.restore(checkpoint)
-                    check_same_log(log, make_codec(config), loop.ledger.newest_sample())
+                    check_same_log(log, make_codec(config), loop.ledger.newest_sample(), stopping)
                     process.start()
                     process.replay(journaled)
                     if not stopping.is_set():

@@ -28,36 +28,30 @@ def log_exists(config: Config) -> bool:
 
 
 def make_topics(log: Log, config: Config) -> None:
-    """Create missing topics unless `log.partitions` is 0, and check the others.
+    """Create missing topics unless `log.partitions` is 0.
+
+    Samples and labels may have different numbers of partitions. A topic that is created here gets as many as the first
+    of them that exists.
 
     Raises:
-        ConfigError: a topic is missing, or samples and labels are not co-partitioned.
+        ConfigError: a topic is missing.
     """
-    topics = config.log.topics
-    partitions = {topics.samples: config.log.partitions, topics.labels: config.log.partitions, topics.dead_letters: 1}
-    missing = {topic: count for topic, count in partitions.items() if log.partition_count(topic) == 0}
+    counts = {topic: log.partition_count(topic) for topic in (*config.source.topics, config.log.dead_letters)}
+    missing = [topic for topic, count in counts.items() if count == 0]
     if missing and config.log.partitions == 0:
         msg = f"topics are missing: {', '.join(missing)}; create them, or set log.partitions to at least 1"
         raise ConfigError(msg)
     if missing:
-        existing = {topics.samples, topics.labels} - missing.keys()
-        for topic in missing.keys() & {topics.samples, topics.labels}:
-            missing[topic] = log.partition_count(existing.copy().pop()) if existing else missing[topic]
-        log.create_topics(missing)
-    samples, labels = log.partition_count(topics.samples), log.partition_count(topics.labels)
-    if samples != labels:
-        msg = (
-            f"{topics.samples} has {samples} partitions and {topics.labels} has {labels}: a label must be in the same "
-            "partition as its sample; recreate one of them with as many"
-        )
-        raise ConfigError(msg)
+        partitions = next((counts[topic] for topic in config.source.topics if counts[topic]), config.log.partitions)
+        log.create_topics({topic: 1 if topic == config.log.dead_letters else partitions for topic in missing})
 
 
 def make_codec(config: Config) -> Codec:
     """The codec of the schema."""
     return Codec(
         config.schema_.build(),
-        payload=config.schema_.payload,
+        config.source,
+        columns=config.columns,
         max_record_bytes=config.log.max_record_bytes,
         unknown_class=config.labels.unknown_class,
     )

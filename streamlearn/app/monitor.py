@@ -22,7 +22,17 @@ from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
-from streamlearn.metrics import GUARD_REASONS, LABEL_OUTCOMES, LABEL_STATES, SCORES, STEP_OUTCOMES, WINDOWS, Metrics
+from streamlearn.metrics import (
+    COLUMN_OUTCOMES,
+    GUARD_REASONS,
+    LABEL_OUTCOMES,
+    LABEL_STATES,
+    SCORES,
+    STEP_OUTCOMES,
+    WINDOWS,
+    Metrics,
+)
+from streamlearn.schema.columns import RowEncoder
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.files import DISK, Files
 from streamlearn.state.paths import StatePaths
@@ -67,7 +77,7 @@ class Monitor(Observer):
     def start(self, loop: TrainingLoop) -> None:
         """Start the heartbeat. Counters start here too: a restored ledger has counted for other processes."""
         self._loop = loop
-        self._counted = _events(asdict(loop.ledger.counts()), loop.guarding.report())
+        self._counted = _events(asdict(loop.ledger.counts()), loop.guarding.report(), loop.feed.codec.rows)
         self._windows_logged = loop.board.prequential.scored // loop.board.window
         self.look()
         self._thread.start()
@@ -133,7 +143,7 @@ class Monitor(Observer):
         ledger = self._export_labels(loop)
         scores, guarding = loop.board.report(), loop.guarding.report()
         self._export_scores(scores, guarding)
-        for event, count in _events(ledger, guarding).items():
+        for event, count in _events(ledger, guarding, loop.feed.codec.rows).items():
             if (more := count - self._counted[event]) > 0:
                 self._metrics.count(event[0], more, *event[1:])
                 self._counted[event] = count  # not lowered when a late record lowers the count
@@ -156,6 +166,7 @@ class Monitor(Observer):
             "lag_records": lag_records,
             "accuracy": {"prequential": _accuracy(scores.at_arrival), "oracle": _accuracy(scores.oracle)},
             "accounts": loop.accounts.as_dict(),
+            **_source(loop),
             "ledger": ledger,
             "held_classes": loop.ledger.held(),
             "memory_rows": len(loop.replay),
@@ -271,6 +282,17 @@ class Monitor(Observer):
                 failed = True
 
 
+def _source(loop: TrainingLoop) -> dict[str, Any]:
+    """Of the user's records: counts by column since the process started, and whether the schema registry answers."""
+    rows, registry = loop.feed.codec.rows, loop.feed.codec.registry
+    return {
+        "columns": None if rows is None else asdict(rows.counts()),
+        "registry": None
+        if registry is None
+        else {"down_since_s": registry.down_since_s, "failures": registry.failures},
+    }
+
+
 def _accuracy(report: PrequentialReport | None) -> dict[str, dict[str, float | None]]:
     """By network and window."""
     return {
@@ -279,9 +301,16 @@ def _accuracy(report: PrequentialReport | None) -> dict[str, dict[str, float | N
     }
 
 
-def _events(ledger: Mapping[str, int], guarding: GuardingReport) -> Events:
-    """Outcomes of labels, actions of the guard and drift alarms since the state folder was new."""
+def _events(ledger: Mapping[str, int], guarding: GuardingReport, rows: RowEncoder | None) -> Events:
+    """Counts by metric: of labels, guard and alarms since the state folder was new, of columns since this start."""
     events: Events = {("records_total", "labels", outcome): ledger[outcome] for outcome in LABEL_OUTCOMES}
     events |= {("guard_actions_total", action): count for action, count in guarding.guard.actions.items()}
     events |= {("drift_alarms_total", source): report.alarms for source, report in guarding.drift.items()}
+    if rows is not None:
+        counts = rows.counts()
+        for column, missing in counts.missing.items():
+            invalid = counts.invalid[column]
+            values = (counts.records - missing - invalid, missing, invalid)
+            events |= {("column_values_total", column, o): n for o, n in zip(COLUMN_OUTCOMES, values, strict=True)}
+        events["unknown_fields_total",] = sum(counts.unknown.values())
     return events

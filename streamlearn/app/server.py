@@ -85,12 +85,12 @@ def _open_log(config: Config) -> Log:
 
 
 def _server(config: Config, paths: StatePaths, name: str, appender: Appender, metrics: ServerMetrics) -> uvicorn.Server:
-    schema, topics, per_hour = config.schema_.build(), config.log.topics, config.labels.requests_per_hour
+    schema, per_hour = config.schema_.build(), config.labels.requests_per_hour
     parts = Parts(
         settings=config.serve,
         name=name,
-        samples_topic=topics.samples,
-        labels_topic=topics.labels,
+        samples_topic=config.source.samples.topics[0],
+        labels_topic=config.source.labels.topic,
         codec=make_codec(config),
         predictor=Predictor(PublishedDir(paths.published), schema, metrics, factory=config.model.factory),
         appender=appender,

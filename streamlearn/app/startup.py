@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,11 +16,13 @@ from streamlearn.errors import (
     OffsetOutOfRangeError,
     RecordError,
     RecordsUnreadableError,
+    RegistryUnavailableError,
     StateError,
 )
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.records import Array, Offsets, Position
+from streamlearn.schema.registry import until_available
 from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
 from streamlearn.state.paths import StatePaths
 
@@ -31,7 +34,7 @@ _SETTINGS = {
     "classes": "schema.classes",
     "dtype": "schema.dtype",
     "optimizer": "learn.optimizer",
-    "topics": "log.topics (samples, labels)",
+    "topics": "source.samples.topic, source.labels.topic",
 }
 """The settings behind the keys of `build.identity`."""
 _NOT_THERE = object()
@@ -39,14 +42,14 @@ _ALWAYS = ("board.", "guard.", "memory.")
 """Groups of arrays that every checkpoint of this version has, under all settings."""
 
 
-def of_both(config: Config, ask: Callable[[str], Offsets]) -> Offsets:
-    """What the log answers for samples and labels, such as `log.end_offsets`."""
-    return ask(config.log.topics.samples) | ask(config.log.topics.labels)
+def of_all(config: Config, ask: Callable[[str], Offsets]) -> Offsets:
+    """What the log answers for all topics of samples and labels, such as `log.end_offsets`."""
+    return {partition: offset for topic in config.source.topics for partition, offset in ask(topic).items()}
 
 
 def first_checkpoint(config: Config, log: Log, paths: StatePaths) -> Checkpoint:
     """Save step 0, so that later starts know where the learner started in the log."""
-    next_offsets = of_both(config, log.beginning_offsets if config.log.start == "earliest" else log.end_offsets)
+    next_offsets = of_all(config, log.beginning_offsets if config.log.start == "earliest" else log.end_offsets)
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(0, next_offsets, {}, {"identity": identity(config)})
     save_checkpoint(paths.checkpoints, checkpoint)
@@ -100,14 +103,15 @@ def _shown(value: object) -> str:
 
 def with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offsets:
     """The checkpoint's offsets, and the beginning of partitions that were created since."""
-    return of_both(config, log.beginning_offsets) | next_offsets
+    return of_all(config, log.beginning_offsets) | next_offsets
 
 
-def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None) -> None:
+def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None, stopping: threading.Event) -> None:
     """Refuse a log with another sample at the last learned position: a recreated topic, or another cluster.
 
     Reading would continue at the old offsets, and everything before them would be skipped. `last` has position and id
-    of the newest known sample. If it has left the log, or cannot be read, nothing can be checked.
+    of the newest known sample. If it has left the log, or cannot be read, nothing can be checked. While the schema
+    registry is away this waits, until `stopping` is set.
 
     Raises:
         StateError: with the position.
@@ -117,8 +121,10 @@ def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None) ->
     position, sample_id = last
     try:
         records = log.read(position.topic_partition, position.offset, 1)
-        found = codec.decode_sample(records[0]).sample_id if records and records[0].position == position else sample_id
-    except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError):
+        if not records or records[0].position != position:
+            return
+        found = until_available(lambda: codec.decode_sample(records[0]).sample_id, stopping)
+    except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError, RegistryUnavailableError):
         return
     if found != sample_id:
         msg = f"{position} holds the sample {found!r:.80}, and {sample_id!r:.80} was learned from there"
@@ -131,8 +137,8 @@ def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
     Raises:
         StateError: with the partition.
     """
-    ends = of_both(config, log.end_offsets)
+    ends = of_all(config, log.end_offsets)
     for tp, offset in next_offsets.items():
-        if (end := ends.get(tp, 0)) < offset:
+        if tp.topic in config.source.topics and (end := ends.get(tp, 0)) < offset:
             msg = f"{tp.topic}[{tp.partition}] ends at {end}, and {offset} records of it were learned"
             raise StateError(f"{msg}: this is another log, or it lost records; restore it, or {FROM_SCRATCH}")

@@ -235,19 +235,17 @@ def _state_folder(kept: Path | None) -> Iterator[Path]:
 
 def _write(config: Config, stream: Stream, total: int, stopping: threading.Event, progress: Progress) -> Counts:
     """Append the stream to the log, up to its end or until `stopping` is set."""
-    topics, samples, labels = config.log.topics, 0, 0
+    source, samples, labels = config.source, 0, 0
     with contextlib.closing(open_log(config)) as log:
         make_topics(log, config)
         events = iter(stream)
         while not stopping.is_set() and (batch := list(itertools.islice(events, _APPEND_RECORDS))):
-            for topic, kind in ((topics.samples, "sample"), (topics.labels, "label")):
+            for topic, kind in ((source.samples.topics[0], "sample"), (source.labels.topic, "label")):
                 if records := [record for of, record in batch if of == kind]:
                     log.append(topic, records)
             new_samples = sum(kind == "sample" for kind, _ in batch)
             samples, labels = samples + new_samples, labels + len(batch) - new_samples
             progress("writing the stream", samples, total)
-        beginnings = [
-            offset for topic in (topics.samples, topics.labels) for offset in log.beginning_offsets(topic).values()
-        ]
+        beginnings = [offset for topic in source.topics for offset in log.beginning_offsets(topic).values()]
         assert not any(beginnings), "the log was trimmed before it was learned"
     return Counts(samples, labels, stream.pending)

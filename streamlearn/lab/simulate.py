@@ -48,7 +48,7 @@ def run_simulation(
     task = f"{dataset} to the {config.log.kind} log"
     with contextlib.closing(open_log(config)) as log, Bars() as bars:
         make_topics(log, config)
-        samples = config.log.topics.samples
+        samples = config.source.samples.topics[0]
         if held := sum(log.end_offsets(samples).values()) - sum(log.beginning_offsets(samples).values()):
             bars.console.print(
                 f"{samples} holds {held} records already. Samples with an id that it holds ({stream.id_prefix}0, …) are"
@@ -59,7 +59,7 @@ def run_simulation(
             log,
             stream,
             samples_topic=samples,
-            labels_topic=config.log.topics.labels,
+            labels_topic=config.source.labels.topic,
             rate=rate,
             stop=stopping.is_set,
             progress=lambda sent, _: bars(task, sent, total),

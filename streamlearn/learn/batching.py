@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamlearn.errors import OffsetOutOfRangeError
@@ -36,7 +36,7 @@ class Draft:
 
     items: dict[TopicPartition, list[Item]]
     next_offsets: Offsets
-    sample_topic: str
+    sample_topics: Collection[str]
 
     def in_order(self) -> list[Item]:
         """All records in an order that depends on nothing but the records.
@@ -46,14 +46,14 @@ class Draft:
         """
 
         def rank(entry: tuple[TopicPartition, Item]) -> tuple[float, bool, TopicPartition]:
-            return _rank(*entry, self.sample_topic)
+            return _rank(*entry, self.sample_topics)
 
         queues = (zip(itertools.repeat(partition), items) for partition, items in self.items.items())
         return [item for _, item in heapq.merge(*queues, key=rank)]
 
 
-def _rank(partition: TopicPartition, item: Item, sample_topic: str) -> tuple[float, bool, TopicPartition]:
-    return item.timestamp_s, partition.topic != sample_topic, partition
+def _rank(partition: TopicPartition, item: Item, sample_topics: Collection[str]) -> tuple[float, bool, TopicPartition]:
+    return item.timestamp_s, partition.topic not in sample_topics, partition
 
 
 def thin(samples: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sample]]:
@@ -79,7 +79,7 @@ class MicroBatcher:
         self,
         next_offsets: Offsets,
         *,
-        sample_topic: str,
+        sample_topics: Collection[str],
         fresh: int,
         wide: int | None = None,
         max_labels: int = MAX_LABELS,
@@ -89,7 +89,7 @@ class MicroBatcher:
         assert fresh > 0, fresh
         assert max_labels > 0, max_labels
         assert wide is None or wide >= fresh, (wide, fresh)
-        self.sample_topic = sample_topic
+        self.sample_topics = sample_topics
         self._fresh, self._wide, self._max_labels = fresh, wide or fresh, max_labels
         self._max_age_s, self._merge_wait_s = max_age_s, merge_wait_s
         self._next_offsets = dict(next_offsets)
@@ -114,7 +114,7 @@ class MicroBatcher:
         most = self._wide if overloaded else self._fresh
         # `behind` is asked before the queues are read: then the queue of a partition that is not behind is complete.
         waited_for = {partition for partition in queues if behind(partition)}
-        heads = [_rank(partition, queue[0], self.sample_topic) for partition, queue in queues.items() if queue]
+        heads = [_rank(partition, queue[0], self.sample_topics) for partition, queue in queues.items() if queue]
         heapq.heapify(heads)
         blocked = any(not queues[partition] for partition in waited_for)
         if not blocked:
@@ -124,7 +124,7 @@ class MicroBatcher:
             queue = queues[partition]
             self._take(partition, queue.popleft(), now_s)
             if queue:
-                heapq.heapreplace(heads, _rank(partition, queue[0], self.sample_topic))
+                heapq.heapreplace(heads, _rank(partition, queue[0], self.sample_topics))
             else:
                 heapq.heappop(heads)
                 blocked = blocked or partition in waited_for
@@ -137,14 +137,14 @@ class MicroBatcher:
         """Close the open batch, even an empty one: at the end of a log, or for labels while no sample comes."""
         for partition in self._items:
             self._next_offsets[partition] = self._reached(partition)
-        draft = Draft(self._items, dict(self._next_offsets), self.sample_topic)
+        draft = Draft(self._items, dict(self._next_offsets), self.sample_topics)
         self._items, self.opened_at_s = {}, None
         self._samples = self._labelled = self._others = 0
         return draft
 
     def nothing(self) -> Draft:
         """A batch without records, for a further step on known rows. The open batch stays open."""
-        return Draft({}, dict(self._next_offsets), self.sample_topic)
+        return Draft({}, dict(self._next_offsets), self.sample_topics)
 
     def take_exactly(self, queues: Queues, next_offsets: Offsets) -> Draft | None:
         """Take the records of a journaled step; None while some of them have not been read yet.

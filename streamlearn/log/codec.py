@@ -1,11 +1,17 @@
 """Bytes to `Sample` and `Label`, and back. Any bytes give a sample or label, or a RecordError with a stable reason.
 
+[source] says where a record has its id, time, label and domain, and [columns] which of its fields make the row. What
+they do not name is as in streamlearn's own records:
+
 Samples: JSON {"id", "x", "label"?, "time"?, "domain"?, "true_label"?, "answer"?}, or a binary payload (raw
 little-endian C-order tensor, .npy, PNG/JPEG/WebP). A binary payload's id is the record's key, and its other fields are
-headers: label, time, domain, true-label, answer. The header content-type, or else the configured payload, says which.
+headers: label, time, domain, true-label, answer. The header content-type, or else the configured format, says which.
 Labels: JSON {"id", "label" or "class", "time"?, "source"?}, or a plain class name or index with the id as the key.
 A label, inside a sample or not, may name a class that the schema does not have, if `unknown_class` allows it. An index
 must be one of the schema's, and so must "true_label".
+
+The header `streamlearn-id` marks records that were appended for a mapped topic: it is the id. Such a sample is the
+user's record as JSON, such a label is as above. A label over HTTP in the user's own form has no such header.
 
 Sizes are checked before anything is parsed, shapes before anything is built (`payload`): no input costs more than its
 own length times a small constant. Nothing here recurses over the input.
@@ -20,19 +26,8 @@ from typing import Any, Literal, cast
 import numpy as np
 import orjson
 
-from streamlearn.errors import RecordError
-from streamlearn.log.fields import (
-    checked_id,
-    header_value,
-    is_number,
-    json_object,
-    record_id,
-    seconds,
-    short_text,
-    time_from_header,
-    utf8,
-)
-from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, json_type, payload_of
+from streamlearn.errors import RecordError, SkippedError
+from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, payload_of
 from streamlearn.records import (
     ERASED,
     RETRACTED,
@@ -47,8 +42,31 @@ from streamlearn.records import (
     Schema,
     is_whole,
 )
+from streamlearn.schema.columns import RowEncoder
+from streamlearn.schema.fields import (
+    checked_id,
+    header_value,
+    is_number,
+    json_type,
+    key_of,
+    seconds,
+    short_text,
+    text_of,
+    time_from_header,
+    utf8,
+)
+from streamlearn.schema.formats import json_object
+from streamlearn.schema.paths import MISSING
+from streamlearn.schema.reader import OWN_ID, RecordReader
+from streamlearn.schema.registry import SchemaRegistry
+from streamlearn.schema.settings import FRAMED, TENSORS, ColumnConfig, Format, SourceConfig
 
 MAX_MODEL_VERSION = 2**63
+_NOWHERE = Position("", 0, 0)
+_OWN_RECORDS = SourceConfig()
+_NO_HEADERS: Mapping[str, bytes] = {}
+OWN_LABEL_FIELDS = frozenset({"id", "label", "class", "time", "source"})
+"""Of a label in streamlearn's form."""
 
 
 class Codec:
@@ -60,79 +78,131 @@ class Codec:
     def __init__(
         self,
         schema: Schema,
+        source: SourceConfig = _OWN_RECORDS,
         *,
-        payload: str = "json",
+        columns: Mapping[str, ColumnConfig] | None = None,
         max_record_bytes: int = 4 << 20,
         unknown_class: Literal["hold", "refuse", "grow"] = "refuse",
     ) -> None:
-        assert payload in ("json", "raw", "npy", "image"), payload
-        self.schema = schema
+        """`columns` are those of [columns], of which `schema` has the layout.
+
+        Raises:
+            ConfigError: [source] or [columns] name something that cannot be imported or read.
+        """
+        self.schema, self.source, self.columns = schema, source, dict(columns or {})
         self.takes_any_name = unknown_class != "refuse"
         """Whether a label may name a class that the schema does not have."""
         self.grows = unknown_class == "grow"
         """Whether such a name gets a spare class, while one is left."""
-        self.payload = cast(Payload, payload)
         self.max_record_bytes = max_record_bytes
+        self.registry = None if source.registry.url is None else SchemaRegistry(source.registry)
+        """Asked by `decode_sample` and `decode_label`, which raise RegistryUnavailableError while it is away."""
+        paths = tuple(config.path(name) for name, config in self.columns.items())
+        self._samples = RecordReader(source.samples, self.registry, table="samples", columns=paths)
+        self._labels = RecordReader(source.labels, self.registry, table="labels")
+        self.rows = RowEncoder(self.columns, used=self._samples.used) if columns else None
+        """The encoder of [columns], with its counts; None without columns."""
+        assert self.rows is None or self.rows.columns == schema.columns, "another layout"
         self._tensors = Tensors(schema)
         self._names = {name: index for index, name in enumerate(schema.classes)}
         self._numbered = schema.numbered
+        self._class_of_value = dict(source.labels.values)
 
     # Samples
 
     def decode_sample(self, record: Record) -> Sample:
-        """Return the sample in a record of the samples topic.
+        """Return the sample in a record of a samples topic.
 
         Raises:
-            RecordError: it has none; the message starts with the record's position.
+            RecordError: it has none; the message starts with the record's position. SkippedError if that is no error.
+            RegistryUnavailableError: its schema is needed, and the registry is away.
         """
+        reader = self._samples
         try:
-            value = self._value(record)
-            headers = {name.lower(): content for name, content in record.headers}
-            payload = self.payload
-            if (content_type := headers.get("content-type")) is not None:
-                payload = payload_of(content_type.decode("latin-1"))
-            if payload == "json":
-                return self._sample_from_json(record, json_object(value))
-            return self._sample_from_binary(record, value, payload, headers)
+            value = self._value(record, mapped=reader.mapped)
+            headers = _by_name(record)
+            chosen = self._format(reader, value, headers) if headers else reader.format
+            if chosen in TENSORS:
+                return self._sample_from_binary(record, value, cast(Payload, chosen), headers)
+            return self._sample_from_fields(record, reader.fields(value, chosen), headers)
         except RecordError as error:
-            raise RecordError(error.reason, f"{record.position}: {error}") from None
+            raise _at(record, error) from None
 
-    def _sample_from_json(self, record: Record, fields: dict[str, Any]) -> Sample:
-        x, true_label = fields.get("x"), fields.get("true_label")
-        label, class_name = self._label_inside(fields.get("label"))
-        if x is None:
+    def _sample_from_fields(self, record: Record, fields: dict[str, Any], headers: Mapping[str, bytes]) -> Sample:
+        reader = self._samples
+        if reader.has_envelope and reader.deleted(fields):
+            raise SkippedError("the row was deleted")
+        if self.rows is not None:
+            x: Array = self.rows.encode(fields)
+        elif fields.get("x") is None:
             raise RecordError("no_value", 'expected the payload in the field "x", got none')
-        return Sample(
-            position=record.position,
-            timestamp_s=record.timestamp_ms / 1000.0,
-            sample_id=record_id(record.key, fields.get("id")),
-            x=self.payload_from_json(x),
-            label=label,
-            event_time_s=seconds(fields.get("time")),
-            domain=short_text(fields.get("domain"), "domain"),
-            true_label=None if true_label is None else self._class_index(true_label),
-            answer=self._answer(fields.get("answer")),
-            class_name=class_name,
-        )
+        else:
+            x = self._tensors.from_json(fields["x"])
+        sample_id, time_s = reader.sample_id(record, fields, headers), reader.event_time(record, fields, headers)
+        sample = Sample(record.position, record.timestamp_ms / 1000.0, sample_id, x, event_time_s=time_s)
+        own = fields if self.rows is None else {}  # fields of these names may be the user's
+        label = reader.find(reader.label, record, fields, headers) if reader.label else own.get("label")
+        if label is not None and label is not MISSING:
+            is_own = self.rows is None and OWN_ID in headers
+            sample.label, sample.class_name = self._named_class(label) if is_own else self.label_class(label)
+        domain = reader.find(reader.domain, record, fields, headers) if reader.domain else own.get("domain")
+        if domain is not MISSING:
+            sample.domain = short_text(domain, "domain")
+        true_label, answer = own.get("true_label"), own.get("answer")
+        if true_label is not None:
+            sample.true_label = self._class_index(true_label)
+        if answer is not None:
+            sample.answer = self._answer(answer)
+        return self._with_headers(sample, headers) if headers else sample
 
-    def _sample_from_binary(self, record: Record, value: bytes, payload: Payload, headers: dict[str, bytes]) -> Sample:
+    def _sample_from_binary(
+        self, record: Record, value: bytes, payload: Payload, headers: Mapping[str, bytes]
+    ) -> Sample:
+        reader = self._samples
         sample = Sample(
             position=record.position,
             timestamp_s=record.timestamp_ms / 1000.0,
-            sample_id=record_id(record.key, None),
+            sample_id=reader.sample_id(record, None, headers),
             x=self._tensors.from_bytes(value, payload),
         )
-        if (label := headers.get("label")) is not None:
-            sample.label, sample.class_name = self.label_class(utf8(label, "label"))
-        if (time := headers.get("time")) is not None:
+        if reader.time is not None:
+            sample.event_time_s = reader.event_time(record, {}, headers)
+        elif (time := headers.get("time")) is not None:
             sample.event_time_s = time_from_header(time)
-        if (domain := headers.get("domain")) is not None:
-            sample.domain = short_text(utf8(domain, "domain"), "domain")
+        label: object = reader.find(reader.label, record, None, headers) if reader.label else MISSING
+        if label is MISSING and (content := headers.get("label")) is not None:
+            label = utf8(content, "label")
+        if label is not MISSING and label is not None:
+            read = self._named_class if OWN_ID in headers else self.label_class
+            sample.label, sample.class_name = read(label)
+        domain: object = reader.find(reader.domain, record, None, headers) if reader.domain else MISSING
+        if domain is MISSING and (content := headers.get("domain")) is not None:
+            domain = utf8(content, "domain")
+        if domain is not MISSING:
+            sample.domain = short_text(domain, "domain")
+        return self._with_headers(sample, headers)
+
+    def _with_headers(self, sample: Sample, headers: Mapping[str, bytes]) -> Sample:
+        """Add what streamlearn writes as headers."""
         if (true_label := headers.get("true-label")) is not None:
             sample.true_label = self._class_index(utf8(true_label, "true-label"))
         if (answer := headers.get("answer")) is not None:
             sample.answer = self._answer(json_object(answer))
         return sample
+
+    def _format(self, reader: RecordReader, value: bytes, headers: Mapping[str, bytes]) -> Format:
+        """The format by the header content-type. On a mapped topic an unknown one is ignored: producers write any."""
+        if (content := headers.get("content-type")) is None:
+            return reader.format
+        try:
+            found = payload_of(content.decode("latin-1"))
+        except RecordError:
+            if not reader.mapped or OWN_ID in headers:
+                raise
+            return reader.format
+        if reader.format not in FRAMED or OWN_ID in headers:
+            return found
+        return "json" if found == "json" and value[:1] != b"\0" else reader.format
 
     def encode_sample(
         self,
@@ -156,6 +226,7 @@ class Codec:
             RecordError: `decode_sample` would refuse one of the values.
         """
         assert payload in TYPE_OF_PAYLOAD, payload
+        assert payload != "json" or self.rows is None, "a prepared row is not the user's record"
         self._tensors.check(x)
         fields: dict[str, Any] = {
             "label": None if label is None else self._name_of(label, class_name),
@@ -171,7 +242,57 @@ class Codec:
         else:
             value = self._tensors.to_bytes(x, payload)
             headers += [(name.replace("_", "-"), header_value(content)) for name, content in fields.items()]
-        return self._checked_record(NewRecord(checked_id(sample_id).encode(), value, tuple(headers), timestamp_ms))
+        if self._samples.mapped or self._class_of_value:
+            headers.append((OWN_ID, checked_id(sample_id).encode()))
+        return self._checked_record(NewRecord(key_of(checked_id(sample_id)), value, tuple(headers), timestamp_ms))
+
+    def encode_record(
+        self,
+        sample_id: str,
+        record: Mapping[str, Any],
+        *,
+        true_label: int | None = None,
+        answer: Prediction | None = None,
+        timestamp_ms: int | None = None,
+    ) -> tuple[NewRecord, Sample]:
+        """Return a record with the user's fields unchanged, as JSON, and the sample that it decodes to.
+
+        For a configuration with [columns].
+
+        Raises:
+            RecordError: `decode_sample` would refuse it, or the record has another id.
+        """
+        assert self.rows is not None, "no columns"
+        sample_id = checked_id(sample_id)
+        self.id_in(record, sample_id)
+        value = _record_json(record)
+        headers = [("content-type", TYPE_OF_PAYLOAD["json"]), (OWN_ID, sample_id.encode())]
+        if true_label is not None:
+            headers.append(("true-label", self._class_name(true_label).encode()))
+        if answer is not None:
+            headers.append(("answer", header_value(self._answer_fields(answer))))
+        new = NewRecord(key_of(sample_id), value, tuple(headers), timestamp_ms)
+        self._checked_record(new)
+        as_read = Record(_NOWHERE, 0, new.key, value, new.headers)
+        return new, self._sample_from_fields(as_read, json_object(value), dict(headers))
+
+    def id_in(self, record: Mapping[str, Any], given: object = None) -> str | None:
+        """Return the id in the user's record, or the one that is `given` next to it; None if there is none.
+
+        Raises:
+            RecordError: `no_id`: one of them is no id, or they differ.
+        """
+        sample_id = None if given is None else checked_id(given)
+        path = self._samples.id
+        if path is not None and path.root != "value":
+            return sample_id
+        found = record.get("id") if path is None else path.find(record)
+        if found is None or found is MISSING:
+            return sample_id
+        inside = checked_id(found)
+        if sample_id not in (None, inside):
+            raise RecordError("no_id", f"expected the id {sample_id!r:.80} in the record too, got {inside!r:.80}")
+        return inside
 
     # Labels
 
@@ -182,27 +303,83 @@ class Codec:
             RecordError: it has none; the message starts with the record's position.
         """
         try:
-            value = self._value(record)
+            value, headers = self._value(record, mapped=self._labels.mapped), _by_name(record)
+            if self._labels.mapped and OWN_ID not in headers:
+                return self._mapped_label(record, value, headers)
             fields = json_object(value) if value.lstrip()[:1] == b"{" else self._plain_class(value)
-            class_index, class_name = (ERASED, None) if _erases(fields) else self.class_of(fields)
+            if _erases(fields):
+                class_index, class_name = ERASED, None
+            else:
+                class_index, class_name = self._class_of(fields, translate=OWN_ID not in headers)
             return Label(
                 position=record.position,
                 timestamp_s=record.timestamp_ms / 1000.0,
-                sample_id=record_id(record.key, fields.get("id")),
+                sample_id=self._labels.sample_id(record, fields, headers),
                 class_index=class_index,
                 event_time_s=seconds(fields.get("time")),
                 source=short_text(fields.get("source"), "source"),
                 class_name=class_name,
             )
         except RecordError as error:
-            raise RecordError(error.reason, f"{record.position}: {error}") from None
+            raise _at(record, error) from None
+
+    def _mapped_label(self, record: Record, value: bytes, headers: Mapping[str, bytes]) -> Label:
+        """The label in a record of the user's own. Null in its class retracts, and so does a deleted row."""
+        reader = self._labels
+        chosen = self._format(reader, value, headers) if reader.format in FRAMED and headers else reader.format
+        if chosen == "json" and value.lstrip()[:1] != b"{":
+            parsed: object = self._plain_class(value).get("label", MISSING)
+        else:
+            parsed = reader.parse(value, chosen)
+        fields = parsed if isinstance(parsed, dict) else {}
+        deleted = reader.deleted(fields)
+        sample_id = reader.deleted_id(record, fields, headers) if deleted else reader.sample_id(record, fields, headers)
+        if sample_id is None:
+            raise SkippedError("the row was deleted, and has no id")
+        class_index, class_name = RETRACTED, None
+        if not deleted:
+            class_index, class_name = self._mapped_class(record, parsed, headers)
+        return Label(
+            position=record.position,
+            timestamp_s=record.timestamp_ms / 1000.0,
+            sample_id=sample_id,
+            class_index=class_index,
+            event_time_s=None if deleted else reader.event_time(record, fields, headers),
+            class_name=class_name,
+        )
+
+    def _mapped_class(self, record: Record, parsed: object, headers: Mapping[str, bytes]) -> tuple[int, str | None]:
+        reader = self._labels
+        if not isinstance(parsed, dict):
+            value = parsed  # the value of a schema that is no record, or a plain class
+        elif reader.label is None:
+            return self.class_of(parsed)
+        else:
+            value = reader.find(reader.label, record, parsed, headers)
+        if value is MISSING:
+            place = "the record" if reader.label is None else reader.label.text
+            raise RecordError("no_class", f"expected a class at {place}, got none")
+        return (RETRACTED, None) if value is None else self.label_class(value)
 
     def label_class(self, value: object) -> tuple[int, str | None]:
         """Return the index of the class that a label names, and None; for an unknown class UNLABELLED and its name.
 
+        A value of `source.labels.values` names the class that is set there.
+
         Raises:
             RecordError: `unknown_class` if unknown names are refused, or if it is not a name.
         """
+        if type(value) is not str or self._class_of_value:
+            text = text_of(value)
+            named = None if text is None else self._class_of_value.get(text)
+            if named is not None:
+                value = named
+            elif text is not None and (type(value) is not bool or text in self._names) and type(value) is not int:
+                value = text
+        return self._named_class(value)
+
+    def _named_class(self, value: object) -> tuple[int, str | None]:
+        """As `label_class`, for a name as streamlearn writes it."""
         try:
             return self._class_index(value), None
         except RecordError:
@@ -219,8 +396,12 @@ class Codec:
         Raises:
             RecordError: as `label_class`; `no_class` if the field is missing, or "label" and "class" differ.
         """
+        return self._class_of(fields, translate=True)
+
+    def _class_of(self, fields: Mapping[str, Any], *, translate: bool) -> tuple[int, str | None]:
+        read = self.label_class if translate else self._named_class
         given = [fields[name] for name in ("label", "class") if name in fields]
-        found = {self.label_class(value) for value in given if value is not None}
+        found = {read(value) for value in given if value is not None}
         if given and not found:
             return RETRACTED, None
         if len(found) != 1:
@@ -270,9 +451,42 @@ class Codec:
             fields["time"] = seconds(event_time_s)
         if (source := short_text(source, "source")) is not None:
             fields["source"] = source
-        headers = (("content-type", b"application/json"),)
-        key = fields["id"].encode()
-        return self._checked_record(NewRecord(key, orjson.dumps(fields), headers, timestamp_ms))
+        return self._own_label(fields, timestamp_ms)
+
+    def is_own_label(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a label's JSON is streamlearn's `{"id", "label"}`, and not a record as [source.labels] maps it.
+
+        It has fields of `OWN_LABEL_FIELDS` only, and nothing at a path of another name.
+        """
+        if not self._labels.mapped:
+            return True
+        if not {"id"} <= fields.keys() <= OWN_LABEL_FIELDS or not fields.keys() & {"label", "class"}:
+            return False
+        paths = {"id": self._labels.id, "label": self._labels.label, "time": self._labels.time}
+        renamed = [path for name, path in paths.items() if path and path.root == "value" and path.text != name]
+        return all(path.find(fields) is MISSING for path in renamed)
+
+    def encode_users_label(self, fields: Mapping[str, Any]) -> tuple[NewRecord, Label]:
+        """Return a record for a label as [source.labels] maps it, and the label that it decodes to.
+
+        The user's fields are unchanged. If their id is not among them, but in the key or a header, it is read from
+        "id" here, and the record is written in streamlearn's form, which has a place for it.
+
+        Raises:
+            RecordError: `decode_label` would refuse it.
+        """
+        reader, value = self._labels, _record_json(fields)
+        headers = (("content-type", TYPE_OF_PAYLOAD["json"]),)
+        as_read = Record(_NOWHERE, 0, None, value, headers)
+        self._value(as_read)
+        if reader.id is None or reader.id.root == "value":
+            label = self._mapped_label(as_read, value, dict(headers))
+            return self._checked_record(NewRecord(key_of(label.sample_id), value, headers)), label
+        sample_id = checked_id(fields.get("id"))
+        class_index, class_name = self._mapped_class(as_read, fields, {})
+        time_s = reader.event_time(as_read, dict(fields), {})
+        new = self.encode_label(sample_id, class_index, class_name=class_name, event_time_s=time_s)
+        return new, self.decode_label(Record(_NOWHERE, 0, new.key, new.value, new.headers))
 
     def encode_erasure(self, sample_id: str) -> NewRecord:
         """Return a record of the labels topic that erases a sample.
@@ -280,10 +494,15 @@ class Codec:
         Raises:
             RecordError: `no_id`.
         """
-        sample_id = checked_id(sample_id)
-        headers = (("content-type", b"application/json"),)
-        value = orjson.dumps({"id": sample_id, "erase": True})
-        return self._checked_record(NewRecord(sample_id.encode(), value, headers))
+        return self._own_label({"id": checked_id(sample_id), "erase": True})
+
+    def _own_label(self, fields: Mapping[str, Any], timestamp_ms: int | None = None) -> NewRecord:
+        """A record in streamlearn's own form; on a topic of other records it is marked by a header."""
+        headers: list[tuple[str, bytes]] = [("content-type", b"application/json")]
+        if self._labels.mapped or self._class_of_value:
+            headers.append((OWN_ID, fields["id"].encode()))
+        key = key_of(fields["id"])
+        return self._checked_record(NewRecord(key, orjson.dumps(fields), tuple(headers), timestamp_ms))
 
     # Payloads
 
@@ -312,7 +531,9 @@ class Codec:
 
     # Checks of both directions
 
-    def _value(self, record: Record) -> bytes:
+    def _value(self, record: Record, *, mapped: bool = False) -> bytes:
+        if record.value is None and mapped:
+            raise SkippedError("a tombstone")
         if record.value is None:
             raise RecordError("no_value", "expected a value, got null")
         size = len(record.value) + len(record.key or b"")
@@ -323,7 +544,7 @@ class Codec:
         return record.value
 
     def _checked_record(self, record: NewRecord) -> NewRecord:
-        self._value(Record(Position("", 0, 0), 0, record.key, record.value, record.headers))
+        self._value(Record(_NOWHERE, 0, record.key, record.value, record.headers))
         return record
 
     def _class_index(self, value: object) -> int:
@@ -337,14 +558,11 @@ class Codec:
             raise RecordError("unknown_class", f"expected a class name or index, got a JSON {json_type(value)}")
         return self.schema.class_index(value)
 
-    def _label_inside(self, value: object) -> tuple[int | None, str | None]:
-        return (None, None) if value is None else self.label_class(value)
-
     def _name_of(self, class_index: int, class_name: str | None) -> str:
         """Return the name to write: of the class, or `class_name` if no class has it."""
         if class_name is None:
             return self._class_name(class_index)
-        assert self.label_class(class_name) == (class_index, class_name), class_name
+        assert self._named_class(class_name) == (class_index, class_name), class_name
         return class_name
 
     def _class_name(self, class_index: int) -> str:
@@ -380,6 +598,33 @@ class Codec:
         }
         self._answer(fields)
         return fields
+
+
+def _record_json(record: Mapping[str, Any]) -> bytes:
+    """The JSON of a user's record. Raises `not_json`."""
+    try:
+        return orjson.dumps(record, default=_json_text, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError as error:  # also nesting that orjson reads, and does not write
+        raise RecordError("not_json", f"expected a record that JSON can hold: {error}") from None
+
+
+def _json_text(value: object) -> str:
+    """A value that JSON does not have, as text. Raises TypeError."""
+    text = text_of(value)
+    if text is None:
+        raise TypeError(f"got a {type(value).__name__}")
+    return text
+
+
+def _by_name(record: Record) -> Mapping[str, bytes]:
+    return {name.lower(): content for name, content in record.headers} if record.headers else _NO_HEADERS
+
+
+def _at(record: Record, error: RecordError) -> RecordError:
+    """The error with the position of its record."""
+    if isinstance(error, SkippedError):
+        return SkippedError(f"{record.position}: {error}")
+    return RecordError(error.reason, f"{record.position}: {error}")
 
 
 def _erases(fields: Mapping[str, Any]) -> bool:

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Collection
 from typing import Literal
 
 import structlog
 
-from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError, RecordError
+from streamlearn.errors import (
+    LogUnavailableError,
+    OffsetOutOfRangeError,
+    RecordError,
+    RegistryUnavailableError,
+    SkippedError,
+)
 from streamlearn.log.base import POLL_BYTES, Log
 from streamlearn.log.codec import Codec
-from streamlearn.records import BadRecord, Gap, Item, Offsets, Position, Record, TopicPartition
+from streamlearn.records import BadRecord, Gap, Item, Offsets, Position, Record, Skipped, TopicPartition
+from streamlearn.schema.registry import until_available
 
 _log = structlog.get_logger(__name__)
 PREFETCH_RECORDS = 2048
@@ -41,20 +49,21 @@ class Feed:
         next_offsets: Offsets,
         codec: Codec,
         *,
-        sample_topic: str,
+        sample_topics: Collection[str],
         max_records: int = PREFETCH_RECORDS,
         on_trimmed: Literal["stop", "skip"],
     ) -> None:
         """`max_records` bounds each queue, by up to one poll more; `PREFETCH_BYTES` bounds all samples."""
         self.queues: dict[TopicPartition, deque[Item]] = {tp: deque() for tp in sorted(next_offsets)}
+        self.codec = codec
         self.available = True
         """Whether the last read reached the log."""
         self._log, self._reader = log, log.reader(next_offsets)
-        self._codec, self._sample_topic, self._on_trimmed = codec, sample_topic, on_trimmed
+        self._sample_topics, self._on_trimmed = sample_topics, on_trimmed
         self._poll_records = codec.schema.rows_within(_POLL_RECORDS, POLL_BYTES)
-        shares = max(1, sum(tp.topic == sample_topic for tp in self.queues))
+        shares = max(1, sum(tp.topic in sample_topics for tp in self.queues))
         max_samples = codec.schema.rows_within(max_records, PREFETCH_BYTES // shares)
-        self._max_records = {tp: max_samples if tp.topic == sample_topic else max_records for tp in self.queues}
+        self._max_records = {tp: max_samples if tp.topic in sample_topics else max_records for tp in self.queues}
         self._max_bad_bytes = _BAD_BYTES // max(1, len(self.queues))
         self._read_to = dict(next_offsets)
         self._ends: Offsets = dict.fromkeys(next_offsets, -1)
@@ -98,7 +107,7 @@ class Feed:
         return sum(len(queue) for tp, queue in self.queues.items() if tp.topic == topic)
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, also where the schema registry is away."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
@@ -119,6 +128,8 @@ class Feed:
                 self.available = False
                 self._stopping.wait(retry_s)
                 retry_s = min(2 * retry_s, _RETRY_S[1])
+            except RegistryUnavailableError:
+                return  # it is closed
             except Exception as error:  # bugs too: without its feed the learner would wait indefinitely
                 self._error = error
                 self._changed.set()
@@ -135,7 +146,7 @@ class Feed:
             self._skip_gap(error)
             return
         for record in records:
-            self.queues[record.position.topic_partition].append(self._decode(record))
+            self.queues[record.position.topic_partition].append(self._decoded(record))
         self._read_to, self._ends = self._reader.next_offsets(), self._reader.end_offsets()
         self._changed.set()
 
@@ -149,11 +160,20 @@ class Feed:
             elif 2 * len(queue) <= self._max_records[tp]:
                 self._with_room.add(tp)
 
+    def _decoded(self, record: Record) -> Item:
+        """Decode a record. While the schema registry is away this waits: all records stay in order, none is refused."""
+        try:
+            return self._decode(record)
+        except RegistryUnavailableError:
+            return until_available(lambda: self._decode(record), self._stopping)
+
     def _decode(self, record: Record) -> Item:
         try:
-            if record.position.topic == self._sample_topic:
-                return self._codec.decode_sample(record)
-            return self._codec.decode_label(record)
+            if record.position.topic in self._sample_topics:
+                return self.codec.decode_sample(record)
+            return self.codec.decode_label(record)
+        except SkippedError:
+            return Skipped(record.position, record.timestamp_ms / 1000.0)
         except RecordError as error:
             self._bad_bytes[record.position.topic_partition] += len(record.key or b"") + len(record.value or b"")
             return BadRecord(record, error)

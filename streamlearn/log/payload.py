@@ -20,8 +20,8 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from streamlearn.errors import RecordError
 from streamlearn.records import Array, Schema
+from streamlearn.schema.fields import FILL_IN, json_type
 
-FILL_IN = "replace missing values before sending"
 Payload: TypeAlias = Literal["json", "raw", "npy", "image"]
 
 _NPY_HEADER_BYTES = 4096
@@ -290,9 +290,3 @@ def _nested_shape(value: object) -> str:
         sizes.append(len(value))
         value = value[0] if value else None
     return f"{_shape_text(tuple(sizes))}, or uneven lists"
-
-
-def json_type(value: object) -> str:
-    """Return the JSON type of a parsed value, for messages: a value itself may be too deep or too long to show."""
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)

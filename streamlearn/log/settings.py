@@ -1,35 +1,13 @@
-"""The settings of [log]: which log, which topics, and the bounds of both."""
+"""The settings of [log]: which log, and its bounds."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from streamlearn.schema.settings import Topic
 from streamlearn.section import Section
-
-_TOPIC = r"^[a-zA-Z0-9._-]{1,249}$"
-
-
-class TopicsConfig(Section):
-    """[log.topics]: names of the topics."""
-
-    samples: str = Field("samples", pattern=_TOPIC)
-    """Topic of samples, keyed by sample id."""
-    labels: str = Field("labels", pattern=_TOPIC)
-    """Topic of labels, keyed by sample id, with as many partitions as samples."""
-    dead_letters: str = Field("dead-letters", pattern=_TOPIC)
-    """Topic of records that could not be decoded, with the reason in their headers."""
-
-    @model_validator(mode="after")
-    def _check(self) -> TopicsConfig:
-        if len({self.samples, self.labels, self.dead_letters}) < 3:
-            msg = (
-                f"samples = {self.samples!r}, labels = {self.labels!r} and dead_letters = {self.dead_letters!r} must be"
-                " three topics: records of one would be read as records of another"
-            )
-            raise ValueError(msg)
-        return self
 
 
 class KafkaConfig(Section):
@@ -50,10 +28,11 @@ class LogConfig(Section):
 
     kind: Literal["embedded", "kafka"] = "embedded"
     """A log on this disk, or Kafka."""
-    topics: TopicsConfig = TopicsConfig()
     kafka: KafkaConfig = KafkaConfig()
+    dead_letters: Topic = "dead-letters"
+    """Topic of records that could not be decoded, with the reason in their headers."""
     partitions: int = Field(1, ge=0, le=1024)
-    """Of samples and of labels, when they are created here. 0: create no topics; a missing topic is an error."""
+    """Of a topic that is created here. 0: create no topics; a missing topic is an error."""
     start: Literal["earliest", "latest"] = "earliest"
     """Where a learner without a checkpoint starts."""
     on_trimmed: Literal["stop", "skip"] = "stop"

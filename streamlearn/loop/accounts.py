@@ -1,7 +1,7 @@
 """The outcome of every record that was read (I7). Saved in checkpoints, so a restart continues the counts.
 
-    samples read = learned + shed + duplicate_id + dead_lettered
-    labels read  = taken by the ledger + dead_lettered
+    samples read = learned + shed + duplicate_id + dead_lettered + tombstone
+    labels read  = taken by the ledger + dead_lettered + tombstone
 
 The ledger has states and an identity of its own for the labels it took and for those inside samples. Records that
 retention trimmed from the log before they were read are counted separately.
@@ -10,10 +10,10 @@ retention trimmed from the log before they were read are counted separately.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 
-from streamlearn.records import BadRecord, Gap, Item, Label
+from streamlearn.records import BadRecord, Gap, Item, Label, Skipped
 
 
 @dataclass(slots=True)
@@ -32,6 +32,9 @@ class Accounts:
     labels_inline: int = 0
     samples_trimmed: int = 0
     labels_trimmed: int = 0
+    samples_tombstone: int = 0
+    """Skipped, because they have nothing to learn: null values, and rows that were deleted. Likewise of labels."""
+    labels_tombstone: int = 0
 
     def add(self, step: Accounts) -> None:
         """Add the records of one step."""
@@ -40,9 +43,11 @@ class Accounts:
 
     def check(self) -> None:
         """Assert the identities. A record without an outcome was lost, which is a bug."""
-        outcomes = self.samples_learned + self.samples_thinned + self.samples_duplicate_id + self.samples_dead_lettered
-        assert self.samples_read == outcomes, f"samples do not add up: {self}"
-        assert self.labels_read == self.labels_taken + self.labels_dead_lettered, f"labels do not add up: {self}"
+        learned_or_known = self.samples_learned + self.samples_thinned + self.samples_duplicate_id
+        samples = learned_or_known + self.samples_dead_lettered + self.samples_tombstone
+        labels = self.labels_taken + self.labels_dead_lettered + self.labels_tombstone
+        assert self.samples_read == samples, f"samples do not add up: {self}"
+        assert self.labels_read == labels, f"labels do not add up: {self}"
 
     def as_dict(self) -> dict[str, int]:
         """For the checkpoint, the heartbeat and `inspect`."""
@@ -50,18 +55,20 @@ class Accounts:
 
 
 def accounts_of(
-    items: Iterable[Item], sample_topic: str, *, learned: int, thinned: int, duplicate_ids: int
+    items: Iterable[Item], sample_topics: Collection[str], *, learned: int, thinned: int, duplicate_ids: int
 ) -> Accounts:
     """The records of one step. The caller decides what becomes of good samples."""
     counts: Counter[str] = Counter()
     for item in items:
-        topic = "samples" if item.position.topic == sample_topic else "labels"
+        topic = "samples" if item.position.topic in sample_topics else "labels"
         if isinstance(item, Gap):
             counts[f"{topic}_trimmed"] += item.missing
             continue
         counts[f"{topic}_read"] += 1
         if isinstance(item, BadRecord):
             counts[f"{topic}_dead_lettered"] += 1
+        elif isinstance(item, Skipped):
+            counts[f"{topic}_tombstone"] += 1
         elif isinstance(item, Label):
             counts["labels_taken"] += 1
         elif item.label is not None:

@@ -14,6 +14,7 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.dead_letters import dead_letter
 from streamlearn.records import Array, BadRecord, NewRecord, Offsets, Position
+from streamlearn.schema.registry import until_available
 from streamlearn.state.kill_points import reached
 
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
@@ -63,13 +64,17 @@ class LogAccess:
     def read_back(self, position: Position, sample_id: str) -> Array | None:
         """The payload of a sample by its position; None once it has left the log.
 
-        Also None where another sample is found there, because the topic was recreated.
+        Also None where another sample is found there, because the topic was recreated. While the schema registry is
+        away this waits.
+
+        Raises:
+            RegistryUnavailableError: `stopping` is set, and the registry is still away.
         """
         try:
             records = self._retry("read_back", lambda: self._log.read(position.topic_partition, position.offset, 1))
             if not records or records[0].position != position:
                 return None
-            sample = self._codec.decode_sample(records[0])
+            sample = until_available(lambda: self._codec.decode_sample(records[0]), self._stopping)
         except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError):
             return None
         return sample.x if sample.sample_id == sample_id else None

@@ -189,8 +189,8 @@ class TrainingLoop:
         self._further = self.batch.steps - 1 if items else max(0, self._further - 1)
         phases.end("ledger")
 
-        topic = self.batcher.sample_topic
-        counts = accounts_of(items, topic, learned=len(fresh), thinned=len(shed), duplicate_ids=duplicates)
+        topics = self.batcher.sample_topics
+        counts = accounts_of(items, topics, learned=len(fresh), thinned=len(shed), duplicate_ids=duplicates)
         self.accounts.add(counts)
         self.observer.step_done(StepReport(step=t, counts=counts, bad=bad, arrivals=arrivals, phases_s=phases.spent_s))
 
@@ -236,7 +236,7 @@ class TrainingLoop:
         if self.shed_above is None:
             return False
         lag = self.feed.lag()
-        return sum(n for tp, n in lag.items() if tp.topic == self.batcher.sample_topic) > self.shed_above
+        return sum(n for tp, n in lag.items() if tp.topic in self.batcher.sample_topics) > self.shed_above
 
     def _select(self, items: Sequence[Item]) -> tuple[list[Sample], list[Sample], int]:
         """Samples to learn, samples to shed, and how many have a known id. Depends on items and settings only."""

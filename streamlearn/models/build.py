@@ -5,9 +5,8 @@ The spec is published with the weights, so that a server builds the same network
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn.errors import CheckpointError, ConfigError
+from streamlearn.imports import import_object
 from streamlearn.models.images import Conv13, ConvNet, WideResNet
 from streamlearn.models.mlp import Mlp
 from streamlearn.models.normalise import InputBound, RunningNorm
@@ -108,27 +108,6 @@ class Classifier(nn.Module):
         """Logits (B, C) of raw samples (B, *shape) in the schema's dtype."""
         logits_BC: Tensor = self.net(self.prepare(x_raw))
         return logits_BC
-
-
-def import_object(path: str, *, key: str, built_in: Iterable[str]) -> Callable[..., Any]:
-    """The callable at `package.module:attribute`. Errors name the setting, `key`, and its other values.
-
-    Raises:
-        ConfigError: there is no such module or attribute, or it is not callable.
-    """
-    module_name, _, attributes = path.partition(":")
-    if not module_name or not attributes or module_name.startswith("."):
-        raise ConfigError(f"{key}: {path!r} is none of {', '.join(built_in)}, nor an import path")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for attribute in attributes.split("."):
-            found = getattr(found, attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}: cannot import {path!r}: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"{key}: {path!r} is a {type(found).__name__}, expected a callable")
-    called: Callable[..., Any] = found
-    return called
 
 
 def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
-from streamlearn.records import Schema
+from streamlearn.records import Column, Schema
 from streamlearn.section import Section
 
 
@@ -24,7 +24,9 @@ ImportPath = Annotated[str, AfterValidator(_check_import_path)]
 
 
 class SchemaConfig(Section):
-    """[schema]: what a sample is."""
+    """[schema]: what a sample is. With [columns], shape and dtype follow from them."""
+
+    _columns: tuple[Column, ...] = PrivateAttr(())
 
     shape: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), min_length=1, max_length=4)
     """Of one sample: (features,) for a table, (channels, height, width) for an image."""
@@ -34,8 +36,6 @@ class SchemaConfig(Section):
     """Number of classes, or their names."""
     max_classes: int = Field(0, ge=0, le=10_000)
     """Number of outputs, with spare ones for classes that are named later. 0: as many as `classes`."""
-    payload: Literal["json", "raw", "npy", "image"] = "json"
-    """Format of a sample record without a content-type header."""
     scale: float = 1.0
     """The network sees x * scale: 1/255 = 0.00392156862745098 for uint8 images."""
 
@@ -49,18 +49,26 @@ class SchemaConfig(Section):
             raise ValueError(msg)
         if len(set(names)) != len(names):
             raise ValueError("classes: names must differ")
-        if self.payload == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3) or self.dtype != "uint8"):
-            raise ValueError('payload = "image" needs dtype uint8 and shape [1 or 3, height, width]')
         return self
 
     @property
     def _names(self) -> tuple[str, ...]:
         return self.classes if isinstance(self.classes, tuple) else tuple(str(i) for i in range(self.classes))
 
+    def set_columns(self, columns: tuple[Column, ...]) -> None:
+        """Set the columns of [columns]; called once, by `Config`."""
+        self._columns = columns
+
     def build(self) -> Schema:
         """The schema that the rest of the program uses."""
-        spare = self.max_classes - len(self._names) if self.max_classes else None
-        return Schema(shape=self.shape, dtype=np.dtype(self.dtype), classes=self._names, spare=spare, scale=self.scale)
+        return Schema(
+            shape=self.shape,
+            dtype=np.dtype(self.dtype),
+            classes=self._names,
+            spare=self.max_classes - len(self._names) if self.max_classes else None,
+            scale=self.scale,
+            columns=self._columns,
+        )
 
 
 class ModelConfig(Section):

@@ -21,12 +21,14 @@ from streamlearn.serve.routes_admin import add_admin_routes
 from streamlearn.serve.routes_append import add_append_routes
 from streamlearn.serve.routes_predict import add_predict_route
 from streamlearn.serve.routes_requests import add_request_routes
+from streamlearn.serve.routes_schema import add_schema_route
 from streamlearn.serve.routes_state import add_health_routes, add_state_routes
 from streamlearn.serve.schemas import responses
 
 _DESCRIPTION = """
 Predictions from a model that learns from a stream, and labels for it.
 
+0. `GET /schema` shows what a sample looks like: its fields, and an example.
 1. `POST /predict` answers. With `learn` the sample is also appended to the log, with its answer.
 2. `POST /label` gives the class of a sample, minutes or weeks later. It answers 202 once the label is durable.
 3. `GET /label/{id}` shows what became of that label; `GET /model` which teacher answers; `GET /score` how well.
@@ -69,6 +71,7 @@ def create_app(parts: Parts) -> FastAPI:
     add_predict_route(guarded, parts)
     add_append_routes(guarded, parts)
     add_request_routes(guarded, parts)
+    add_schema_route(guarded, parts)
     add_state_routes(guarded, parts)
     add_admin_routes(admin, parts)
 

@@ -7,11 +7,12 @@ refused one by one. What a client may send is declared in `schemas`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
@@ -20,10 +21,13 @@ from starlette.requests import Request
 
 from streamlearn.errors import RecordError
 from streamlearn.log.codec import Codec
-from streamlearn.log.fields import checked_id, hint_of_json
 from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord
+from streamlearn.schema.fields import checked_id, unquoted
+from streamlearn.schema.formats import hint_of_json
+from streamlearn.schema.paths import Path
+from streamlearn.schema.settings import LabelSource, SampleSource
 from streamlearn.serve.failures import RequestError, from_domain, overloaded
 
 JSON = "application/json"
@@ -40,15 +44,20 @@ _NPY_HEADER_BYTES = 512
 """The shape of a .npy body is looked for in these first bytes."""
 
 T = TypeVar("T")
+Encode: TypeAlias = Callable[[Mapping[str, Any]], tuple[NewRecord, str | None]]
+"""From one item to its record, and the name of its label if the schema has no such class."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictBody:
-    """Samples to predict: rows (n, *shape) and their ids if given, or ids of stored samples."""
+    """Samples to predict: rows (n, *shape) or the user's records, and their ids if given; or ids of stored samples."""
 
     x: Array | None
-    ids: list[str] | None
+    ids: Sequence[str | None] | None
+    """None in it is a record without an id."""
     learn: bool
+    records: list[dict[str, Any]] | None = None
+    """For a schema with columns, instead of `x`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class Bodies:
         self._max_items = max_items
         self._codec, self._schema, self._metrics = codec, codec.schema, metrics
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._sample_ids, self._label_ids = _id_paths(codec.source.samples), _id_paths(codec.source.labels)
         self._held_bytes = 0
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
@@ -155,18 +165,72 @@ class Bodies:
             RequestError: 415 or 422, with the place of the error.
             RecordError: a payload is invalid.
         """
-        if _essence(content_type) == JSON:
+        if self._codec.rows is not None:
+            decoded = self._predict_records(_json_only(body, content_type), names, learn=learn)
+        elif _essence(content_type) == JSON:
             decoded = self._predict_json(_json_of(body, names), learn=learn)
         else:
             x = self._rows(body, content_type)
             if names and len(names) != len(x):
                 raise _invalid(f"id: expected one for each of {len(x)} samples, got {len(names)}.")
             decoded = PredictBody(x, [checked_id(name) for name in names] or None, learn)
-        if decoded.learn and decoded.x is None:
+        if decoded.learn and decoded.x is None and decoded.records is None:
             raise _invalid("learn: stored samples are in the log already; only new ones can be learned.")
-        if decoded.learn and decoded.ids and len(set(decoded.ids)) < len(decoded.ids):
+        given = [sample_id for sample_id in decoded.ids or () if sample_id is not None]
+        if decoded.learn and len(set(given)) < len(given):
             raise _invalid("learn: each id may occur once in a request.", "duplicate_id")
         return decoded
+
+    def _predict_records(self, fields: dict[str, Any], names: Sequence[str], *, learn: bool) -> PredictBody:
+        if "ids" in fields and "instances" not in fields and not self._begins_a_record(fields):
+            _only(fields, ("ids",))
+            return PredictBody(None, [checked_id(value) for value in self._list(fields["ids"], "ids")], learn)
+        records, given = self._records(fields, "instances", names)
+        ids: list[str | None] = []
+        for index, (record, name) in enumerate(zip(records, given, strict=True)):
+            if not isinstance(record, dict):
+                raise _invalid(f"instances[{index}]: expected a record, which is a JSON object.")
+            ids.append(self._codec.id_in(record, name))
+        return PredictBody(None, ids if any(ids) else None, learn, records)
+
+    def _records(self, fields: dict[str, Any], name: str, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """The user's records of a body, and what is given as the id of each; None for none.
+
+        The body is one record, or `{name: [record, …], "ids": [id, …]}`. A record may have a field of that name: the
+        body is a record if a column begins at one of its fields. `names` are the ids in the query.
+        """
+        if name not in fields or self._begins_a_record(fields):
+            records: list[Any] = [fields]
+        else:
+            _only(fields, (name, "ids"))
+            records = self._list(fields[name], name)
+            if "ids" in fields:
+                if names:
+                    raise _invalid('expected ids in the query or in "ids", got both.')
+                names = self._list(fields["ids"], "ids")
+        if names and len(names) != len(records):
+            raise _invalid(f"ids: expected one for each of {len(records)} records, got {len(names)}.")
+        return records, list(names) or [None] * len(records)
+
+    def _begins_a_record(self, fields: Mapping[str, Any]) -> bool:
+        return self._codec.rows is not None and self._codec.rows.reads_any(fields)
+
+    def encode(self, records: Sequence[Mapping[str, Any]]) -> tuple[Array, list[list[str]]]:
+        """The rows (n, width) of records, and of each the columns that cannot take its value.
+
+        Raises:
+            RecordError: `no_value`, none of the columns is in a record.
+        """
+        rows = self._codec.rows
+        assert rows is not None, "no columns"
+        x, invalid = np.empty((len(records), rows.width), np.float32), [list[str]() for _ in records]
+        for index, record in enumerate(records):
+            try:
+                x[index] = rows.encode(record, invalid=invalid[index])
+            except RecordError as error:
+                place = f"instances[{index}]: " if len(records) > 1 else ""
+                raise RecordError(error.reason, f"{place}{error}") from None
+        return x, invalid
 
     def _predict_json(self, fields: Mapping[str, Any], *, learn: bool) -> PredictBody:
         _only(fields, ("x", "id", "instances", "ids", "learn"))
@@ -226,11 +290,13 @@ class Bodies:
         Raises:
             RequestError: 415 or 422, the body cannot be split into items.
         """
-        if _essence(content_type) != JSON:
-            raise RequestError(415, "bad_content_type", f"Content-Type {content_type[:80]!r}: expected {JSON}.")
-        return [self._item(fields, self._label) for fields in self._items(_json_of(body), "labels")]
+        items = self._items(_json_only(body, content_type), "labels")
+        return [self._item(fields, self._label, self._label_ids) for fields in items]
 
     def _label(self, fields: Mapping[str, Any]) -> tuple[NewRecord, str | None]:
+        if not self._codec.is_own_label(fields):
+            users_record, label = self._codec.encode_users_label(fields)
+            return users_record, label.class_name
         _only(fields, ("id", "label", "class", "time", "source"))
         class_index, class_name = self._codec.class_of(fields)
         # encode_label checks id, time and source as when it reads a record.
@@ -250,12 +316,19 @@ class Bodies:
             RequestError: 415 or 422, the body cannot be split into items.
             RecordError: the payload of a binary body is invalid.
         """
-        if _essence(content_type) == JSON:
-            items = [self._item(fields, self._sample) for fields in self._items(_json_of(body, names), "samples")]
+        if self._codec.rows is not None:
+            records, given = self._records(_json_only(body, content_type), "samples", names)
+            items = [
+                self._item(record, functools.partial(self._record, name=name), self._sample_ids)
+                for record, name in zip(records, given, strict=True)
+            ]
+        elif _essence(content_type) == JSON:
+            listed = self._items(_json_of(body, names), "samples")
+            items = [self._item(fields, self._sample, self._sample_ids) for fields in listed]
         else:
             decoded = self.predict(body, content_type, names)
             assert decoded.x is not None
-            ids = decoded.ids or [new_id() for _ in decoded.x]
+            ids = [sample_id or new_id() for sample_id in decoded.ids or [None] * len(decoded.x)]
             items = [Item(name, self._codec.encode_sample(name, x)) for name, x in zip(ids, decoded.x, strict=True)]
         return _refuse_repeated(items)
 
@@ -275,6 +348,11 @@ class Bodies:
         )
         return record, class_name
 
+    def _record(self, fields: Mapping[str, Any], *, name: object) -> tuple[NewRecord, str | None]:
+        """The user's record as a sample, with its id or the one given next to it, or else a new one."""
+        record, sample = self._codec.encode_record(self._codec.id_in(fields, name) or new_id(), fields)
+        return record, sample.class_name
+
     def _items(self, fields: Mapping[str, Any], name: str) -> list[Any]:
         if name not in fields:
             for other, value in fields.items():
@@ -284,16 +362,18 @@ class Bodies:
         _only(fields, (name,))
         return self._list(fields[name], name)
 
-    def _item(self, fields: object, encode: Callable[[Mapping[str, Any]], tuple[NewRecord, str | None]]) -> Item:
+    def _item(self, fields: object, encode: Encode, id_paths: Sequence[Path]) -> Item:
+        """One item. An error names the id that is at one of the paths."""
         if not isinstance(fields, dict):
             return Item(None, None, _invalid("expected a JSON object for each item."))
         try:
             record, class_name = encode(fields)
         except (RecordError, RequestError) as error:
-            given = fields.get("id")
-            return Item(str(given)[:80] if isinstance(given, str | int) else None, None, from_domain(error))
+            found = [path.find(fields) for path in id_paths]
+            given = next((value for value in found if isinstance(value, str | int)), None)
+            return Item(None if given is None else str(given)[:80], None, from_domain(error))
         assert record.key is not None
-        return Item(record.key.decode(), record, None, class_name)
+        return Item(unquoted(record.key), record, None, class_name)
 
     def _list(self, value: object, name: str) -> list[Any]:
         if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:
@@ -305,6 +385,12 @@ class Bodies:
 def new_id() -> str:
     """An id for a sample that came without one."""
     return uuid.uuid4().hex
+
+
+def _id_paths(source: SampleSource | LabelSource) -> list[Path]:
+    """Where an item may have its id."""
+    paths = [Path.parse(text) for text in (source.id, "id") if text is not None]
+    return [path for path in paths if path.root == "value"]
 
 
 def _refuse_repeated(items: list[Item]) -> list[Item]:
@@ -324,6 +410,13 @@ def _essence(content_type: str) -> str:
 
 def _invalid(message: str, code: str = "invalid_body") -> RequestError:
     return RequestError(422, code, message)
+
+
+def _json_only(body: bytes, content_type: str) -> dict[str, Any]:
+    """The JSON of a body that cannot be binary: a label, or a record of a schema with columns."""
+    if _essence(content_type) != JSON:
+        raise RequestError(415, "bad_content_type", f"Content-Type {content_type[:80]!r}: expected {JSON}.")
+    return _json_of(body)
 
 
 def _json_of(body: bytes, names: Sequence[str] = ()) -> dict[str, Any]:

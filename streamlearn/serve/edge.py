@@ -8,8 +8,9 @@
 | `serve.admin_token` | predict, label, admin |
 
 Without any token, all routes are open except admin, which is closed unless an admin token is set. With any token, every
-route except /health needs one. Routes without a role, such as `/metrics`, `/score` and the documentation, accept any
-token. `/predict` with `learn` needs predict only: a sample without a label may be learned from, but is no ground truth.
+route except /health needs one. Routes without a role, such as `/schema`, `/metrics`, `/score` and the documentation,
+accept any token. `/predict` with `learn` needs predict only, and refuses records with a label: what it appends may be
+learned from, but is no ground truth.
 
 A server without a token listens on loopback, where web pages in a browser of the same machine can reach it. It refuses
 a Host that is not loopback (DNS rebinding: a page points its own name at 127.0.0.1), and requests that a browser marks
@@ -53,6 +54,7 @@ ROLES = {
     "label": Role.LABEL,
     "sample": Role.LABEL,
     "models": Role.ADMIN,
+    "schema": None,
     "score": None,
     "metrics": None,
 }

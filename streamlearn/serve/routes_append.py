@@ -27,7 +27,7 @@ def add_append_routes(router: APIRouter, parts: Parts) -> None:
         "/label",
         status_code=202,
         summary="Give samples their labels",
-        openapi_extra=label_body(codec.schema, most=parts.max_items, any_name=codec.takes_any_name),
+        openapi_extra=label_body(codec, most=parts.max_items),
         **described("learn", AppendReply, *_ERRORS),
     )
     async def label(request: Request) -> Response:
@@ -42,7 +42,7 @@ def add_append_routes(router: APIRouter, parts: Parts) -> None:
         "/sample",
         status_code=202,
         summary="Send samples to learn from",
-        openapi_extra=sample_body(codec.schema, most=parts.max_items, any_name=codec.takes_any_name),
+        openapi_extra=sample_body(codec, most=parts.max_items),
         **described("learn", AppendReply, *_ERRORS),
     )
     async def sample(request: Request, query: Annotated[BinaryParameters, Query()]) -> Response:

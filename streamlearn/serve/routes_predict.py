@@ -114,18 +114,27 @@ class PredictFlow:
     async def answer(self, body: PredictBody, freshness: Freshness) -> Response:
         """Predict the samples of a body by one teacher, and append them if they are to be learned."""
         await self._wait_for(freshness)
-        x, stored = body.x, body.ids or []
-        # Read stored samples after the wait: a few bytes of ids may stand for megabytes.
-        stored_bytes = len(stored) * self._parts.codec.schema.nbytes if x is None else 0
-        with self._parts.bodies.room(stored_bytes):
-            if x is None:
-                x = await self._parts.bodies.decoded(stored_bytes, lambda: self._stored(stored))
+        # Make rows after the wait: a few bytes of ids or fields may stand for megabytes.
+        made = len(body.records or body.ids or ()) if body.x is None else 0
+        made_bytes = made * self._parts.codec.schema.nbytes
+        with self._parts.bodies.room(made_bytes):
+            x, invalid = await self._parts.bodies.decoded(made_bytes, lambda: self._rows(body))
             probs_BC, model = await self._parts.batcher.predict(x, self._parts.settings.timeout_s)
         self._check(freshness, model, probs_BC)
-        if not body.learn:
-            return self._reply(body.ids, probs_BC, model, None)
-        ids = body.ids or [new_id() for _ in x]
-        return self._reply(ids, probs_BC, model, await self._append(ids, x, probs_BC, model))
+        ids, positions = body.ids, None
+        if body.learn:
+            ids = learned = [sample_id or new_id() for sample_id in body.ids or [None] * len(x)]
+            answers = [Prediction(int(probs_C.argmax()), probs_C, model.step) for probs_C in probs_BC]
+            positions = await self._append(learned, body.records, x, answers)
+        return self._reply(ids, probs_BC, model, positions, invalid)
+
+    def _rows(self, body: PredictBody) -> tuple[Array, list[list[str]] | None]:
+        """The rows (n, *shape) of a body, and for records the columns whose value is invalid."""
+        if body.x is not None:
+            return body.x, None
+        if body.records is not None:
+            return self._parts.bodies.encode(body.records)
+        return self._stored([sample_id for sample_id in body.ids or () if sample_id is not None]), None
 
     def _stored(self, ids: list[str]) -> Array:
         """The payloads (n, *shape) of stored samples."""
@@ -158,13 +167,20 @@ class PredictFlow:
             message = f"The model has no finite answer for instance {bad[0]}; its values are too extreme."
             raise RequestError(422, "not_finite", message, details={"instances": bad.tolist()})
 
-    async def _append(self, ids: list[str], x: Array, probs_BC: Probabilities, model: LoadedModel) -> list[Position]:
-        """Append the samples, each with its answer."""
-        encode = self._parts.codec.encode_sample
-        records = [
-            encode(sample_id, row, answer=Prediction(int(probs_C.argmax()), probs_C, model.step))
-            for sample_id, row, probs_C in zip(ids, x, probs_BC, strict=True)
-        ]
+    async def _append(
+        self, ids: list[str], users: list[dict[str, Any]] | None, x: Array, answers: list[Prediction]
+    ) -> list[Position]:
+        """Append the samples, each with its answer: the user's records if there are any, else the rows."""
+        codec = self._parts.codec
+        if users is None:
+            rows = zip(ids, x, answers, strict=True)
+            records = [codec.encode_sample(sample_id, row, answer=answer) for sample_id, row, answer in rows]
+        else:
+            given = zip(ids, users, answers, strict=True)
+            made = [codec.encode_record(sample_id, fields, answer=answer) for sample_id, fields, answer in given]
+            if labelled := [sample.sample_id for _, sample in made if sample.label is not None]:
+                raise _labelled(labelled)
+            records = [record for record, _ in made]
         try:
             return await self._parts.appender.append("samples", self._parts.samples_topic, records)
         except StreamlearnError as error:
@@ -173,7 +189,12 @@ class PredictFlow:
             raise failure from error
 
     def _reply(
-        self, ids: list[str] | None, probs_BC: Probabilities, model: LoadedModel, positions: list[Position] | None
+        self,
+        ids: Sequence[str | None] | None,
+        probs_BC: Probabilities,
+        model: LoadedModel,
+        positions: list[Position] | None,
+        invalid: list[list[str]] | None,
     ) -> Response:
         """The answers; their teacher is named in body and headers."""
         classes = model.classes
@@ -183,6 +204,8 @@ class PredictFlow:
             answer |= {"class": classes[winner], "class_index": winner, "probabilities": probs_C[: len(classes)]}
             if positions is not None:
                 answer["position"] = positions[row]
+            if invalid is not None and invalid[row]:
+                answer["invalid"] = invalid[row]
             predictions.append(answer)
         age_s = max(0.0, self._parts.clock() - model.published_at_s)
         reply = {
@@ -192,6 +215,12 @@ class PredictFlow:
             "age_s": round(age_s, 3),
         }
         return JsonReply(reply, headers={"x-model-version": str(model.step), "x-model-age-s": f"{age_s:.3f}"})
+
+
+def _labelled(ids: list[str]) -> RequestError:
+    """The error of records with a label: a token that predicts does not label."""
+    message = "learn: expected records without a label; POST /sample takes them. Nothing was learned."
+    return RequestError(422, "label_not_allowed", message, details={"ids": ids})
 
 
 def _stale(model: LoadedModel, missing: str) -> RequestError:
@@ -208,7 +237,7 @@ def add_predict_route(router: APIRouter, parts: Parts) -> None:
     @router.post(
         "/predict",
         summary="Predict samples",
-        openapi_extra=predict_body(parts.codec.schema, most=parts.max_items),
+        openapi_extra=predict_body(parts.codec, most=parts.max_items),
         **described("predict", PredictReply, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     )
     async def predict(request: Request, query: Annotated[PredictParameters, Query()]) -> Response:

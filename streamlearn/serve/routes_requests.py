@@ -81,7 +81,10 @@ def add_request_routes(router: APIRouter, parts: Parts) -> None:
         if x is None:
             message = "The sample is known, but its payload is evicted; the log may still have it at its position."
             raise RequestError(404, "payload_gone", message, details=details | {"position": position})
-        return JsonReply({"id": sample_id, "x": x.tolist(), "position": position, "time_s": status.sample_time_s})
+        reply = {"id": sample_id, "x": x.tolist(), "position": position, "time_s": status.sample_time_s}
+        if (rows := parts.codec.rows) is not None:
+            reply["fields"] = rows.values(x)
+        return JsonReply(reply)
 
 
 def _item(request: LabelRequest, predictor: Predictor) -> dict[str, Any]:

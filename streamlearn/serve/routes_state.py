@@ -40,6 +40,7 @@ _LINKS = {
     "label": "/label",
     "sample": "/sample",
     "model": "/model",
+    "schema": "/schema",
     "score": "/score",
     "live": "/health/live",
     "ready": "/health/ready",

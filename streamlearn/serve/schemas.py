@@ -35,7 +35,7 @@ class BinaryParameters(Parameters):
     """Parameters of a body that may be binary."""
 
     id: list[str] = Field(default_factory=list)
-    """Of a binary body's samples, one for each."""
+    """Of the samples of a binary body, or of your own records, one for each."""
 
 
 class _Shape(BaseModel):
@@ -83,6 +83,8 @@ class PredictionBody(_Shape):
     """In the order of the classes."""
     position: PositionBody | None = None
     """With `learn`: the position of the sample, which is durable in the log."""
+    invalid: list[str] | None = Field(None, examples=[["amount"]])
+    """Columns that cannot take the value in the record: they count as missing."""
 
 
 class PredictReply(_Shape):
@@ -195,6 +197,9 @@ class SampleReply(_Shape):
     id: str = Field(examples=["invoice-7"])
     x: list[Any]
     """Numbers nested as the schema's shape."""
+    fields: dict[str, Any] | None = Field(None, examples=[{"amount": 12.5, "merchant": 4711, "vip": None}])
+    """Of a schema with columns: what its row shows by column, null where missing. A category shows its bucket;
+    timestamps and texts cannot be read back. The record itself is in the log, at `position`."""
     position: PositionBody
     time_s: float
     """When it was appended to the log."""
@@ -220,6 +225,52 @@ class ModelReply(_Shape):
     """The learner's last heartbeat; null before the first."""
     learner_seen_s: float | None = None
     """Seconds since then."""
+
+
+class ColumnBody(_Shape):
+    """One column of a record."""
+
+    name: str = Field(examples=["amount"])
+    kind: str = Field(examples=["number"])
+    path: str = Field(examples=["after.amount"])
+    """Where its value is in the record."""
+    options: dict[str, Any] = Field(examples=[{"buckets": 1024, "embedding": 8}])
+    """Buckets and dimensions of a category, unit of a timestamp, size of a vector or a text."""
+
+
+class SourceBody(_Shape):
+    """A topic of records, and where they have what."""
+
+    topic: str | list[str] = Field(examples=["transactions"])
+    format: str = Field(examples=["avro"])
+    """Of a record from a producer; appends over HTTP are JSON."""
+    id: str | None = Field(examples=["transaction_id"])
+    """A path into the record, `key`, `key.…` or `header:NAME`; null is "id" in the record, or else the key."""
+    time: str | None = None
+    time_unit: str = Field(examples=["s"])
+    label: str | None = None
+    domain: str | None = None
+    values: dict[str, str] | None = Field(None, examples=[{"true": "fraud", "false": "legitimate"}])
+    """Of labels: class names by value."""
+
+
+class SchemaReply(_Shape):
+    """What a sample and a label look like here."""
+
+    columns: list[ColumnBody]
+    """Of a record; empty if a sample is a tensor."""
+    shape: list[int]
+    dtype: str = Field(examples=["float32"])
+    """Of the tensor, or of the row that a record becomes."""
+    classes: list[str]
+    samples: SourceBody
+    labels: SourceBody
+    sample_schema: dict[str, Any]
+    """JSON Schema of one sample in POST /sample; with columns also in POST /predict."""
+    sample_example: dict[str, Any] | None
+    """Null if it is too large to show."""
+    label_example: dict[str, Any]
+    """A label in POST /label, with this server's own mapping."""
 
 
 class VersionBody(_Shape):

@@ -240,9 +240,9 @@ class Site:
         self._port = free_port(LOOPBACK)
         self._settings: dict[str, Any] = {
             "log.kafka.replication_factor": 3,
-            "log.topics.samples": f"{name}-samples",
-            "log.topics.labels": f"{name}-labels",
-            "log.topics.dead_letters": f"{name}-dead-letters",
+            "source.samples.topic": f"{name}-samples",
+            "source.labels.topic": f"{name}-labels",
+            "log.dead_letters": f"{name}-dead-letters",
             "serve.timeout_s": TIMEOUT_S,
             "log.on_trimmed": "skip",
             "state.checkpoint_every_s": 1.0,
@@ -329,11 +329,11 @@ class Site:
     def drained(self) -> bool:
         """Whether the learner has read everything, in the same process."""
         assert self.code(self.learner) is None, self.learner_log[-3000:]
-        topics, said = self.config.log.topics, self.heartbeat
+        topics, said = self.config.source.topics, self.heartbeat
         if said.get("lag_records") != 0:
             return False
         with closing(open_log(self.config)) as log:
-            ends = [sum(log.end_offsets(topic).values()) for topic in (topics.samples, topics.labels)]
+            ends = [sum(log.end_offsets(topic).values()) for topic in topics]
         accounts = said.get("accounts", {})
         read = [accounts.get(f"{role}_read", 0) + accounts.get(f"{role}_trimmed", 0) for role in ("samples", "labels")]
         return read == ends and said["pid"] == self.learner
@@ -528,7 +528,7 @@ def leader_of(topic: str, servers: list[str]) -> tuple[int, int]:
 @pytest.mark.parametrize("how", ["killed", *(["frozen"] if LONG else [])])
 def test_a_new_leader_replaces_a_lost_one(site: Site, cluster: Cluster, how: str) -> None:
     """Labels are acknowledged before the old leader returns, as a follower."""
-    topic = site.config.log.topics.labels
+    topic = site.config.source.labels.topic
     leader, epoch = leader_of(topic, cluster.bootstrap_servers.split(","))
     victim = cluster.brokers[leader]
     others = [broker.bootstrap_servers for broker in cluster.brokers.values() if broker is not victim]
@@ -607,7 +607,7 @@ def test_records_trimmed_unread_are_counted_and_skipped(site: Site, cluster: Clu
 
     accounts = load_newest(site.paths.checkpoints).extra["accounts"]
     for role in ("samples", "labels"):
-        topic = getattr(site.config.log.topics, role)
+        topic = getattr(site.config.source, role).topic
         assert accounts[f"{role}_trimmed"] == sum(n for tp, n in trimmed.items() if tp.topic == topic)
     said = [json.loads(line) for line in site.learner_log.splitlines() if '"records_trimmed"' in line]
     assert {(line["topic"], line["partition"]): line["end"] - line["begin"] for line in said} == trimmed
@@ -623,12 +623,12 @@ def steps_since_checkpoint(site: Site) -> int:
 
 def trim(site: Site, cluster: Cluster) -> dict[TopicPartition, int]:
     """Trim all but the last records of each partition; returns the new beginnings."""
-    topics = site.config.log.topics
+    topics = site.config.source.topics
     with closing(open_log(site.config)) as log:
-        ends = {tp: end for topic in (topics.samples, topics.labels) for tp, end in log.end_offsets(topic).items()}
+        ends = {tp: end for topic in topics for tp, end in log.end_offsets(topic).items()}
         beginnings = {tp: end - TRIMMED_TAIL for tp, end in ends.items()}
         with KafkaAdminClient(bootstrap_servers=cluster.bootstrap_servers) as admin:
             admin.delete_records({KafkaPartition(*tp): offset for tp, offset in beginnings.items()})
-        found = {tp: at for topic in (topics.samples, topics.labels) for tp, at in log.beginning_offsets(topic).items()}
+        found = {tp: at for topic in topics for tp, at in log.beginning_offsets(topic).items()}
     assert found == beginnings
     return found

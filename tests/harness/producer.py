@@ -138,7 +138,7 @@ def run(*arguments: str) -> None:
     """Send continuously. Arguments: config, port, notes, samples per second, seed, generation."""
     config, port, notes, rate, seed, generation = arguments
     loaded = load_config(Path(config))
-    schema, topics, codec = loaded.schema_.build(), loaded.log.topics, make_codec(loaded)
+    schema, source, codec = loaded.schema_.build(), loaded.source, make_codec(loaded)
     junk = random.Random(f"{seed}/{generation}/junk")
     try:
         log = open_log(loaded)
@@ -148,7 +148,7 @@ def run(*arguments: str) -> None:
 
         def append(name: str, class_index: int, at_ms: int) -> Position:
             record = codec.encode_label(name, class_index, timestamp_ms=at_ms)
-            (position,) = log.append(topics.labels, [record], timeout_s=TIMEOUT_S)
+            (position,) = log.append(source.labels.topic, [record], timeout_s=TIMEOUT_S)
             return position
 
         producer = Producer(
@@ -169,6 +169,6 @@ def run(*arguments: str) -> None:
             if junk.random() < UNREADABLE:
                 with contextlib.suppress(LogUnavailableError):  # this client gives up
                     bad = NewRecord(b"junk-%d" % junk.getrandbits(48), b"{")
-                    log.append(topics.samples, [bad], timeout_s=TIMEOUT_S)
+                    log.append(source.samples.topics[0], [bad], timeout_s=TIMEOUT_S)
             next_s = max(next_s + 1.0 / float(rate), time.monotonic() - 0.1)
             time.sleep(max(0.0, next_s - time.monotonic()))

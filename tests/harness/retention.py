@@ -53,14 +53,10 @@ def trim(config: Config, learned: Mapping[TopicPartition, int], trimmed: Trimmed
     """
     now_s = time.time()
     with closing(open_log(config)) as log:
-        ends = {
-            partition: end
-            for topic in (config.log.topics.samples, config.log.topics.labels)
-            for partition, end in log.end_offsets(topic).items()
-        }
+        ends = {partition: end for topic in config.source.topics for partition, end in log.end_offsets(topic).items()}
         if all(end <= learned[partition] for partition, end in ends.items()):
             return False
-        for partition, end in (ends | log.end_offsets(config.log.topics.dead_letters)).items():
+        for partition, end in (ends | log.end_offsets(config.log.dead_letters)).items():
             known = trimmed.records[partition]
             known += records_of(log, partition, len(known), end)
     beginnings = _take(config, now_s, ends)

@@ -94,7 +94,7 @@ class Startups:
 
     def _send(self, count: int) -> None:
         """Append samples and some labels, and note their positions."""
-        topics, codec, draw, sent = self._config.log.topics, make_codec(self._config), self._draw, self._sent
+        source, codec, draw, sent = self._config.source, make_codec(self._config), self._draw, self._sent
         self._sent += count
         names = [f"s{number}" for number in range(sent, self._sent)]
         classes = draw.integers(0, 10, count)
@@ -104,8 +104,8 @@ class Startups:
         labels = [codec.encode_label(names[i], int(classes[i])) for i in known]
         with closing(open_log(self._config)) as log, self._notes.open("a") as notes:
             for topic, records, about in (
-                (topics.samples, samples, [(name, -1) for name in names]),
-                (topics.labels, labels, [(names[i], classes[i]) for i in known]),
+                (source.samples.topics[0], samples, [(name, -1) for name in names]),
+                (source.labels.topic, labels, [(names[i], classes[i]) for i in known]),
             ):
                 for position, (name, class_index) in zip(log.append(topic, records), about, strict=True):
                     notes.write(f"{position.topic} {position.partition} {position.offset} {name} {class_index}\n")

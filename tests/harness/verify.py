@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from harness.retention import Trimmed, records_of
 from streamlearn.app.log import make_codec, open_log
 from streamlearn.config import Config
-from streamlearn.errors import RecordError
+from streamlearn.errors import RecordError, SkippedError
 from streamlearn.ledger import LabelState, LabelStatus
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.base import Log
@@ -50,6 +50,8 @@ class Logged:
     unreadable: set[str] = field(default_factory=set)
     dead_letters: Counter[str] = field(default_factory=Counter)
     """Number of dead letters by the position of the bad record."""
+    tombstones: Counter[bool] = field(default_factory=Counter)
+    """Records that have nothing to learn, of samples (True) and of labels."""
     everything: dict[Position, tuple[str, int]] = field(default_factory=dict)
     """Id and class (-1 for a sample) of each decodable record, including lost ones."""
     trimmed: Trimmed = field(default_factory=Trimmed)
@@ -62,16 +64,18 @@ class Logged:
 
 def read_log(config: Config, trimmed: Trimmed | None = None) -> Logged:
     """Read all samples, labels and dead letters, including those that retention trimmed."""
-    topics, codec, found = config.log.topics, make_codec(config), Logged(trimmed=trimmed or Trimmed())
+    source, codec, found = config.source, make_codec(config), Logged(trimmed=trimmed or Trimmed())
     lost = found.trimmed.lost
     with closing(open_log(config)) as log:
-        found.ends = log.end_offsets(topics.samples) | log.end_offsets(topics.labels)
-        samples, labels = _records(log, topics.samples, found.trimmed), _records(log, topics.labels, found.trimmed)
-        for record in itertools.chain(samples, labels):
-            position, is_sample = record.position, record.position.topic == topics.samples
+        found.ends = {tp: end for topic in source.topics for tp, end in log.end_offsets(topic).items()}
+        for record in itertools.chain.from_iterable(_records(log, topic, found.trimmed) for topic in source.topics):
+            position, is_sample = record.position, record.position.topic in source.samples.topics
             found.sample_records += is_sample and position not in lost
             try:
                 item = codec.decode_sample(record) if is_sample else codec.decode_label(record)
+            except SkippedError:
+                found.tombstones[is_sample] += position not in lost
+                continue
             except RecordError:
                 if position not in lost:
                     found.unreadable.add(str(position))
@@ -83,7 +87,7 @@ def read_log(config: Config, trimmed: Trimmed | None = None) -> Logged:
                 found.samples.setdefault(item.sample_id, position)
             else:
                 found.labels[item.sample_id].append(item)
-        for record in _records(log, topics.dead_letters, found.trimmed):
+        for record in _records(log, config.log.dead_letters, found.trimmed):
             found.dead_letters[str(read_dead_letter(record).record.position)] += 1
     for of_one in found.labels.values():
         of_one.sort(key=lambda label: (label.timestamp_s, label.position))
@@ -138,11 +142,11 @@ def verify(config: Config, notes: Iterable[Path], trimmed: Trimmed | None = None
     """Compare the state folder of a learner that has read everything with the log."""
     logged, audit, paths = read_log(config, trimmed), Audit(), StatePaths(config.state.dir)
     _check_notes(logged, notes, audit, config)
-    _check_journal(logged, paths, audit, config.log.topics.labels)
+    _check_journal(logged, paths, audit, config.source.labels.topic)
     checkpoint, status = load_newest(paths.checkpoints), read_status(paths.heartbeat)
     assert checkpoint is not None, "there is no checkpoint"
     assert status is not None, "there is no heartbeat"
-    _check_accounts(logged, checkpoint, status["ledger"], audit, config.log.topics.samples)
+    _check_accounts(logged, checkpoint, status["ledger"], audit, config.source.samples.topics)
     _check_labels(logged, LedgerView(paths.store, config.schema_.build()), checkpoint.step, audit)
     audit.add("dead_letters_lost", len(logged.unreadable - logged.dead_letters.keys()), "they have no dead letter")
     good = {str(position) for position in logged.everything}
@@ -157,7 +161,7 @@ def _check_notes(logged: Logged, notes: Iterable[Path], audit: Audit, config: Co
         topic, partition, offset, sample_id, class_index = line.split(" ")
         there = logged.everything.get(Position(topic, int(partition), int(offset)))
         audit.acknowledged += 1
-        lost = "labels_lost" if topic == config.log.topics.labels else "samples_lost"
+        lost = "labels_lost" if topic == config.source.labels.topic else "samples_lost"
         same = there == (sample_id, int(class_index))
         audit.add(lost, not same, f"{line} was acknowledged; the log holds {there}")
 
@@ -182,7 +186,7 @@ def _check_journal(logged: Logged, paths: StatePaths, audit: Audit, labels_topic
 
 
 def _check_accounts(
-    logged: Logged, checkpoint: Checkpoint, ledger: dict[str, int], audit: Audit, samples_topic: str
+    logged: Logged, checkpoint: Checkpoint, ledger: dict[str, int], audit: Audit, sample_topics: Collection[str]
 ) -> None:
     """Compare the totals of the checkpoint and the ledger with the log."""
     accounts = checkpoint.extra["accounts"]
@@ -192,14 +196,16 @@ def _check_accounts(
         for earlier, later in itertools.pairwise(labels)
     ]
     joined = logged.labels.keys() & logged.samples.keys()
-    samples_lost = sum(position.topic == samples_topic for position in logged.trimmed.lost)
+    samples_lost = sum(position.topic in sample_topics for position in logged.trimmed.lost)
     expected: list[tuple[str, int, int]] = [
         ("samples_read", accounts["samples_read"], logged.sample_records),
         ("samples_learned", accounts["samples_learned"], len(logged.samples)),
         ("samples_dead_lettered", accounts["samples_dead_lettered"], len(logged.unreadable)),
         ("samples_trimmed", accounts["samples_trimmed"], samples_lost),
         ("labels_trimmed", accounts["labels_trimmed"], len(logged.trimmed.lost) - samples_lost),
-        ("labels_read", accounts["labels_read"], logged.label_records),
+        ("samples_tombstone", accounts["samples_tombstone"], logged.tombstones[True]),
+        ("labels_tombstone", accounts["labels_tombstone"], logged.tombstones[False]),
+        ("labels_read", accounts["labels_read"], logged.label_records + logged.tombstones[False]),
         ("ledger.read", ledger["read"], logged.label_records),
         ("ledger.samples_read", ledger["samples_read"], len(logged.samples)),
         ("ledger.joined", ledger["joined"] + ledger["expired"], len(joined)),

@@ -7,20 +7,22 @@ import pytest
 
 from streamlearn.errors import RecordError
 from streamlearn.loop.accounts import Accounts, accounts_of
-from streamlearn.records import BadRecord, Gap, Label, Position, Record, Sample
+from streamlearn.records import BadRecord, Gap, Label, Position, Record, Sample, Skipped
 
 SOUND = {
-    "samples_read": 12,
+    "samples_read": 16,
     "samples_learned": 6,
     "samples_thinned": 2,
     "samples_duplicate_id": 3,
     "samples_dead_lettered": 1,
-    "labels_read": 5,
+    "labels_read": 6,
     "labels_taken": 4,
     "labels_dead_lettered": 1,
     "labels_inline": 2,
     "samples_trimmed": 7,
     "labels_trimmed": 8,
+    "samples_tombstone": 4,
+    "labels_tombstone": 1,
 }
 
 
@@ -34,12 +36,13 @@ def test_new_accounts_are_zero_and_add_up() -> None:
 
 
 def test_a_step_adds_each_record_to_one_outcome() -> None:
-    """Bad records and gaps by their topic."""
+    """Bad records, tombstones and gaps by their topic."""
     bad = [BadRecord(Record(Position(topic, 0, 1), 0, b"k", b"v"), RecordError("not_json", "")) for topic in ("s", "l")]
     gaps = [Gap(Position("s", 0, 9), missing=7), Gap(Position("l", 0, 9), missing=8)]
+    skipped = [Skipped(Position(topic, 0, 2), 0.0) for topic in ("s", "s", "t", "t", "l")]
     samples = [Sample(Position("s", 0, n), 1.0, str(n), np.zeros(1), label=0 if n < 2 else None) for n in range(11)]
     labels = [Label(Position("l", 0, n), 1.0, str(n), 0) for n in range(4)]
-    step = accounts_of([*bad, *gaps, *samples, *labels], "s", learned=6, thinned=2, duplicate_ids=3)
+    step = accounts_of([*bad, *gaps, *skipped, *samples, *labels], ("s", "t"), learned=6, thinned=2, duplicate_ids=3)
     accounts = Accounts()
 
     accounts.add(step)
@@ -51,26 +54,28 @@ def test_a_step_adds_each_record_to_one_outcome() -> None:
 
 
 def test_accounts_are_restored_from_a_checkpoint() -> None:
-    """Every total is saved under its own name."""
+    """Every total is saved under its own name; one that an older version did not save is 0."""
     accounts = Accounts(**SOUND)
 
     assert accounts.as_dict() == SOUND
     assert Accounts(**accounts.as_dict()) == accounts
+    assert Accounts(samples_read=1, samples_learned=1).samples_tombstone == 0
     accounts.check()
 
 
 @pytest.mark.parametrize(
-    "outcome", ["samples_learned", "samples_thinned", "samples_duplicate_id", "samples_dead_lettered"]
+    "outcome",
+    ["samples_learned", "samples_thinned", "samples_duplicate_id", "samples_dead_lettered", "samples_tombstone"],
 )
 def test_a_sample_without_an_outcome_is_a_bug(outcome: str) -> None:
-    """Read = learned + shed + duplicate id + dead-lettered."""
+    """Read = learned + shed + duplicate id + dead-lettered + tombstones."""
     with pytest.raises(AssertionError, match="samples do not add up"):
         Accounts(**SOUND | {outcome: SOUND[outcome] - 1}).check()
 
 
-@pytest.mark.parametrize("outcome", ["labels_taken", "labels_dead_lettered"])
+@pytest.mark.parametrize("outcome", ["labels_taken", "labels_dead_lettered", "labels_tombstone"])
 def test_a_label_without_an_outcome_is_a_bug(outcome: str) -> None:
-    """Read = taken by the ledger + dead-lettered."""
+    """Read = taken by the ledger + dead-lettered + tombstones."""
     with pytest.raises(AssertionError, match="labels do not add up"):
         Accounts(**SOUND | {outcome: SOUND[outcome] + 1}).check()
 

@@ -200,11 +200,3 @@ class TestRefusals:
 
         with state_lock(StatePaths(tmp_path)), pytest.raises(StateLockedError, match="owns this state folder"):
             learn(config, filled_log(config, 8))
-
-    def test_topics_that_are_not_co_partitioned_are_refused(self, tmp_path: Path) -> None:
-        """A label belongs to the partition of its sample."""
-        log = MemoryLog()
-        log.create_topics({"samples": 2, "labels": 1, "dead-letters": 1})
-
-        with pytest.raises(ConfigError, match="2 partitions and labels has 1"):
-            learn(config_in(tmp_path), log)

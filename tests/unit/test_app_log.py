@@ -33,7 +33,7 @@ class TestTopics:
 
     @pytest.mark.parametrize(("existing", "expected"), [("samples", [3, 3, 1]), ("labels", [3, 3, 1])])
     def test_a_missing_topic_gets_the_partitions_of_the_existing_one(self, existing: str, expected: list[int]) -> None:
-        """Whatever the config says: a label belongs to the partition of its sample."""
+        """Whatever the config says."""
         log = MemoryLog()
         log.create_topics({existing: 3})
 
@@ -42,13 +42,13 @@ class TestTopics:
         assert counts(log) == expected
 
     def test_existing_topics_are_left_unchanged(self) -> None:
-        """Nothing is created, and dead letters may have any number of partitions."""
+        """Nothing is created, and each may have any number of partitions."""
         log = MemoryLog()
-        log.create_topics({"samples": 2, "labels": 2, "dead-letters": 5})
+        log.create_topics({"samples": 2, "labels": 3, "dead-letters": 5})
 
         make_topics(log, config(**{"log.partitions": 0}))
 
-        assert counts(log) == [2, 2, 5]
+        assert counts(log) == [2, 3, 5]
 
     def test_missing_topics_are_an_error_if_none_may_be_created(self) -> None:
         """The message names them, and nothing is created."""
@@ -60,13 +60,13 @@ class TestTopics:
 
         assert counts(log) == [1, 0, 0]
 
-    def test_unequal_partitions_are_refused(self) -> None:
-        """The message has both counts."""
+    def test_there_may_be_several_topics_of_samples(self) -> None:
+        """All are created."""
         log = MemoryLog()
-        log.create_topics({"samples": 2, "labels": 3})
 
-        with pytest.raises(ConfigError, match="samples has 2 partitions and labels has 3"):
-            make_topics(log, config())
+        make_topics(log, config(**{"source.samples.topic": ["web", "shop"], "log.partitions": 2}))
+
+        assert [log.partition_count(topic) for topic in ("web", "shop", "labels", "dead-letters")] == [2, 2, 2, 1]
 
 
 class TestLog:

@@ -25,7 +25,7 @@ def label(offset: int, time_s: float, sample_id: str = "x") -> Label:
 
 def batcher(*partitions: TopicPartition, **settings: float) -> MicroBatcher:
     chosen = {"fresh": 3, "max_labels": 4, "max_age_s": 10.0, "merge_wait_s": 1.0} | settings
-    return MicroBatcher(dict.fromkeys(partitions, 0), sample_topic="samples", **chosen)  # type: ignore[arg-type]
+    return MicroBatcher(dict.fromkeys(partitions, 0), sample_topics=("samples",), **chosen)  # type: ignore[arg-type]
 
 
 def none_behind(_: TopicPartition) -> bool:

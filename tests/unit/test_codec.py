@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import in_format
 
 from streamlearn.errors import REASONS, RecordError
 from streamlearn.log.codec import Codec
@@ -39,8 +40,8 @@ TABLE = Schema((4,), np.dtype("float32"), CLASSES)
 NAMED = Schema((4,), np.dtype("float32"), ("cat", "dog", "owl", "elk"))
 GREY = Schema((1, 5, 7), np.dtype("uint8"), CLASSES)
 COLOUR = Schema((3, 5, 7), np.dtype("uint8"), CLASSES)
-GREY_CODEC = Codec(GREY, payload="image")
-ANY_CODECS = tuple(Codec(schema, payload=payload) for schema in (TABLE, GREY) for payload in ("json", "raw", "npy"))
+GREY_CODEC = Codec(GREY, in_format("image"))
+ANY_CODECS = tuple(Codec(schema, in_format(payload)) for schema in (TABLE, GREY) for payload in ("json", "raw", "npy"))
 
 
 def record(value: bytes | None, key: bytes | None = b"a", headers: Headers = ()) -> Record:
@@ -102,7 +103,7 @@ def samples(draw: st.DrawFn) -> tuple[Codec, dict[str, Any]]:
         "answer": draw(st.sampled_from((None, answer))),
     }
     configured = draw(st.sampled_from(("json", "raw", "npy", "image")))
-    return Codec(Schema(shape, dtype, CLASSES), payload=configured), arguments
+    return Codec(Schema(shape, dtype, CLASSES), in_format(configured)), arguments
 
 
 JSON_FIELDS = ("id", "x", "label", "class", "time", "domain", "source", "true_label", "answer")
@@ -412,7 +413,7 @@ class TestBinarySample:
         """The tensor is a view of the record's bytes."""
         value = bytes.fromhex("0000803f000000400000404000008040")
 
-        x = Codec(TABLE, payload="raw").decode_sample(record(value)).x
+        x = Codec(TABLE, in_format("raw")).decode_sample(record(value)).x
 
         assert x.tolist() == [1, 2, 3, 4]
         assert not x.flags.owndata
@@ -424,7 +425,7 @@ class TestBinarySample:
         """NaN and both infinities, in every float dtype, raw or .npy."""
         x = np.array([0, bad, 1, 2], dtype)
         value = x.tobytes() if payload == "raw" else npy_bytes(x)
-        codec = Codec(Schema((4,), x.dtype, CLASSES), payload=payload)
+        codec = Codec(Schema((4,), x.dtype, CLASSES), in_format(payload))
 
         assert reason_of(codec.decode_sample, record(value)) == "not_finite"
 
@@ -435,7 +436,7 @@ class TestBinarySample:
         self, payload: str, dtype: str, sign: float
     ) -> None:
         """One of them makes the variance of its batch infinite. The largest with a finite square is accepted."""
-        codec = Codec(Schema((4,), np.dtype(dtype), CLASSES), payload=payload)
+        codec = Codec(Schema((4,), np.dtype(dtype), CLASSES), in_format(payload))
         outcomes = []
         for largest in (1.8e19, 1.9e19, 1e30):
             x = np.array([0, sign * largest, 1, 2], dtype)
@@ -465,7 +466,7 @@ class TestBinarySample:
     @pytest.mark.parametrize("length", [0, 1, 15, 17, 32])
     def test_raw_of_another_length_is_refused(self, length: int) -> None:
         """Only the byte count tells the shape."""
-        assert reason_of(Codec(TABLE, payload="raw").decode_sample, record(bytes(length))) == "bad_shape"
+        assert reason_of(Codec(TABLE, in_format("raw")).decode_sample, record(bytes(length))) == "bad_shape"
 
     @pytest.mark.parametrize(
         ("header", "reason"),
@@ -489,18 +490,18 @@ class TestBinarySample:
     )
     def test_names_the_bad_header(self, header: tuple[str, bytes], reason: str) -> None:
         """An invalid header makes the record bad; it is not ignored."""
-        assert reason_of(Codec(TABLE, payload="raw").decode_sample, record(bytes(16), b"a", (header,))) == reason
+        assert reason_of(Codec(TABLE, in_format("raw")).decode_sample, record(bytes(16), b"a", (header,))) == reason
 
     def test_without_a_key_has_no_id(self) -> None:
         """A binary sample has no other place for its id."""
-        assert reason_of(Codec(TABLE, payload="raw").decode_sample, record(bytes(16), None)) == "no_id"
+        assert reason_of(Codec(TABLE, in_format("raw")).decode_sample, record(bytes(16), None)) == "no_id"
 
     def test_content_type_overrides_the_configured_payload(self) -> None:
         """A topic may mix payloads."""
         value = b'{"x": [1, 2, 3, 4]}'
         headers = (("CONTENT-TYPE", b"Application/JSON;charset=utf-8"),)
 
-        assert Codec(TABLE, payload="raw").decode_sample(record(value, b"a", headers)).x.tolist() == [1, 2, 3, 4]
+        assert Codec(TABLE, in_format("raw")).decode_sample(record(value, b"a", headers)).x.tolist() == [1, 2, 3, 4]
 
 
 class TestAnswer:

@@ -38,16 +38,15 @@ def run(config: Config, stopping: threading.Event | None = None, **changes: Any)
 
 def held(config: Config) -> list[int]:
     """Number of sample and label records in the log."""
-    topics = config.log.topics
     with contextlib.closing(open_log(config)) as log:
-        return [sum(log.end_offsets(topic).values()) for topic in (topics.samples, topics.labels)]
+        return [sum(log.end_offsets(topic).values()) for topic in config.source.topics]
 
 
 def test_all_passes_are_in_the_log_and_the_counts_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Topics are created; the output goes to stderr."""
-    config = config_in(tmp_path, **{"log.topics.samples": "in", "log.partitions": 2})
+    config = config_in(tmp_path, **{"source.samples.topic": "in", "log.partitions": 2})
 
     counts = run(config)
     shown = capsys.readouterr()

@@ -345,7 +345,7 @@ class TestFurtherSteps:
     def test_none_are_taken_while_a_micro_batch_can_be_closed(self, tmp_path: Path, max_labels: int) -> None:
         """A fast stream is not slowed down, nor are many labels in a row."""
         config, reports = config_in(tmp_path, **{"batch.steps": 4, "batch.max_age_s": 0.05}), Reports()
-        batcher = MicroBatcher({S: 0, L: 0}, sample_topic="samples", fresh=8, max_labels=max_labels, max_age_s=0.05)
+        batcher = MicroBatcher({S: 0, L: 0}, sample_topics=("samples",), fresh=8, max_labels=max_labels, max_age_s=0.05)
         stopping = threading.Event()
         with loop_on(config, filled_log(config, 64), observer=reports, batcher=batcher) as loop:
 

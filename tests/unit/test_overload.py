@@ -34,7 +34,7 @@ def config_in(folder: Path, **overrides: Any) -> Config:
 
 def wide() -> MicroBatcher:
     """Under overload it takes 40 samples."""
-    return MicroBatcher({S: 0, L: 0}, sample_topic="samples", fresh=4, wide=40, max_age_s=3600.0, merge_wait_s=60.0)
+    return MicroBatcher({S: 0, L: 0}, sample_topics=("samples",), fresh=4, wide=40, max_age_s=3600.0, merge_wait_s=60.0)
 
 
 def filled(config: Config, *, inline_every: int = 0) -> MemoryLog:

@@ -1379,9 +1379,9 @@ class TestOpenApi:
 
     def test_a_large_sample_has_no_json_example(self):
         """Only a binary body."""
-        body = request_schemas.predict_body(Schema((3, 64, 64), np.dtype(np.uint8), ("a", "b")), most=8)["requestBody"][
-            "content"
-        ]
+        body = request_schemas.predict_body(Codec(Schema((3, 64, 64), np.dtype(np.uint8), ("a", "b"))), most=8)[
+            "requestBody"
+        ]["content"]
 
         assert list(body["application/json"]["examples"]) == ["stored samples"]
         assert set(body) == {"application/json", "application/octet-stream", "application/x-npy", "image/*"}

@@ -16,11 +16,11 @@ import torch
 from torch import Generator, Tensor
 
 from streamlearn.errors import ConfigError
+from streamlearn.imports import import_object
 from streamlearn.learn.noise.image import colour, cutout, resized_crop, shift
 from streamlearn.learn.noise.settings import NOISES, ImageNoise, TableNoise
 from streamlearn.learn.noise.table import feature_dropout, gaussian
 from streamlearn.learn.settings import LearnConfig
-from streamlearn.models.build import import_object
 
 Noise: TypeAlias = Callable[[Tensor, Generator], Tensor]
 

@@ -1,0 +1,1 @@
+"""A user's records: formats, fields, and the columns of a row."""

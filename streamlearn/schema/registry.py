@@ -1,0 +1,233 @@
+"""A client of a schema registry: schemas by id, from a bounded cache, over Confluent's HTTP API.
+
+Only one answer is about the record: the registry's own error 40403, no such schema. Everything else that is not a
+schema (no connection, a timeout, 401, 403, 5xx, another 404, HTML of a proxy) means that the registry is away: the
+caller waits, and refuses no record.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlsplit
+
+import orjson
+import structlog
+
+from streamlearn.errors import ConfigError, RecordError, RegistryUnavailableError
+from streamlearn.schema.settings import RegistryConfig
+
+MAX_SCHEMAS: Final = 1000
+"""Cached schemas; the oldest is forgotten first."""
+MAX_SCHEMA_BYTES: Final = 4 << 20
+WARN_EVERY_S: Final = 10.0
+_RETRY_S = (0.1, 5.0)
+"""First and longest wait between two attempts."""
+_NO_SUCH_SCHEMA = 40403
+_ACCEPT = "application/vnd.schemaregistry.v1+json, application/json"
+_FILE_PREFIX = "file:"
+Result = TypeVar("Result")
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Another schema that a schema uses."""
+
+    subject: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredSchema:
+    """A schema as the registry has it."""
+
+    kind: str
+    """AVRO, JSON or PROTOBUF."""
+    text: str
+    references: tuple[Reference, ...] = ()
+
+
+class SchemaRegistry:
+    """Used by any thread. It asks once; `until_available` waits."""
+
+    def __init__(self, config: RegistryConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Connects to nothing yet.
+
+        Raises:
+            ConfigError: a certificate or the file of the password cannot be read.
+        """
+        assert config.url is not None
+        url = urlsplit(config.url)
+        self.url = config.url
+        self.failures = 0
+        """Failed requests since the process started."""
+        self.down_since_s: float | None = None
+        """When the first failed request of the current outage was made, since the epoch; None while it answers."""
+        self._host, self._timeout_s, self._clock = url.netloc, config.timeout_s, clock
+        self._root = url.path.rstrip("/")
+        self._headers = {"Accept": _ACCEPT, **_authorization(config)}
+        self._context = _context(config) if url.scheme == "https" else None
+        self._cache: dict[str, RegisteredSchema] = {}
+        self._lock = threading.Lock()
+        self._warned_at_s = float("-inf")
+
+    def schema(self, schema_id: int) -> RegisteredSchema:
+        """Return a schema by its id.
+
+        Raises:
+            RecordError: `unknown_schema`: the registry answers that there is no such schema.
+            RegistryUnavailableError: it did not answer so; ask again.
+        """
+        return self._get(f"/schemas/ids/{schema_id}", f"schema {schema_id}")
+
+    def reference(self, reference: Reference) -> RegisteredSchema:
+        """Return a schema that another one uses. Raises as `schema`."""
+        path = f"/subjects/{quote(reference.subject, safe='')}/versions/{reference.version}"
+        return self._get(path, f"schema {reference.subject} {reference.version}")
+
+    def _get(self, path: str, name: str) -> RegisteredSchema:
+        found = self._cache.get(path)
+        if found is not None:
+            return found
+        try:
+            status, body = self._request(path)
+            found = _schema_of(status, body, name)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._failed(error)
+            msg = f"the schema registry {self.url} is away: {name}: {error}"
+            raise RegistryUnavailableError(msg) from error
+        except RecordError:
+            self._answered()
+            raise
+        self._answered()
+        with self._lock:
+            if len(self._cache) >= MAX_SCHEMAS:
+                del self._cache[next(iter(self._cache))]
+            self._cache[path] = found
+        return found
+
+    def _request(self, path: str) -> tuple[int, bytes]:
+        """Return status and body of a GET. Raises OSError, HTTPException or ValueError."""
+        kind = http.client.HTTPConnection if self._context is None else http.client.HTTPSConnection
+        options: dict[str, Any] = {} if self._context is None else {"context": self._context}
+        connection = kind(self._host, timeout=self._timeout_s, **options)
+        deadline_s = self._clock() + self._timeout_s
+        try:
+            connection.request("GET", self._root + path, headers=self._headers)
+            response = connection.getresponse()
+            chunks: list[bytes] = []
+            size = 0
+            while chunk := response.read1(1 << 16):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_SCHEMA_BYTES:
+                    msg = f"expected a schema of at most {MAX_SCHEMA_BYTES} bytes"
+                    raise ValueError(msg)
+                if self._clock() > deadline_s:
+                    msg = f"no whole answer within {self._timeout_s:g} s"
+                    raise TimeoutError(msg)
+            return response.status, b"".join(chunks)
+        finally:
+            connection.close()
+
+    def _failed(self, error: Exception) -> None:
+        with self._lock:
+            self.failures += 1
+            if self.down_since_s is None:
+                self.down_since_s = time.time()
+            now_s = self._clock()
+            if now_s - self._warned_at_s < WARN_EVERY_S:
+                return
+            self._warned_at_s = now_s
+            down_s = round(time.time() - self.down_since_s, 1)
+        _log.warning("registry_unavailable", url=self.url, error=str(error)[:300], down_s=down_s)
+
+    def _answered(self) -> None:
+        with self._lock:
+            since_s, self.down_since_s = self.down_since_s, None
+            self._warned_at_s = float("-inf")
+        if since_s is not None:
+            _log.info("registry_available", url=self.url, after_s=round(time.time() - since_s, 1))
+
+
+def until_available(call: Callable[[], Result], stopping: threading.Event) -> Result:
+    """Repeat a call while the registry is away, until `stopping` is set.
+
+    Raises:
+        RegistryUnavailableError: `stopping` is set, and the registry is still away.
+    """
+    wait_s = _RETRY_S[0]
+    while True:
+        try:
+            return call()
+        except RegistryUnavailableError:
+            if stopping.wait(wait_s):
+                raise
+        wait_s = min(2 * wait_s, _RETRY_S[1])
+
+
+def _schema_of(status: int, body: bytes, name: str) -> RegisteredSchema:
+    """Read an answer.
+
+    Raises:
+        RecordError: `unknown_schema`.
+        ValueError: it is no answer about a schema.
+    """
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    if status == http.HTTPStatus.NOT_FOUND and isinstance(answer, dict) and answer.get("error_code") == _NO_SUCH_SCHEMA:
+        raise RecordError("unknown_schema", f"{name}: the registry has no such schema")
+    if status != http.HTTPStatus.OK or not isinstance(answer, dict) or not isinstance(answer.get("schema"), str):
+        msg = f"expected a schema as JSON, got status {status} and {body[:200]!r}"
+        raise ValueError(msg)
+    kind, given = answer.get("schemaType"), answer.get("references")
+    references = given if isinstance(given, list) else []
+    return RegisteredSchema(
+        kind=kind.upper() if isinstance(kind, str) else "AVRO",
+        text=answer["schema"],
+        references=tuple(_reference(each) for each in references),
+    )
+
+
+def _reference(given: object) -> Reference:
+    match given:
+        case {"subject": str(subject), "version": int(version)}:
+            return Reference(subject, version)
+    msg = f"expected a reference with a subject and a version, got {given!r:.200}"
+    raise ValueError(msg)
+
+
+def _authorization(config: RegistryConfig) -> Mapping[str, str]:
+    if config.user is None or config.password is None:
+        return {}
+    password = config.password.get_secret_value()
+    if password.startswith(_FILE_PREFIX):
+        path = Path(password.removeprefix(_FILE_PREFIX))
+        try:
+            password = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"source.registry.password: {path}: expected a readable text file: {error}"
+            raise ConfigError(msg) from None
+    given = base64.b64encode(f"{config.user}:{password}".encode()).decode()
+    return {"Authorization": f"Basic {given}"}
+
+
+def _context(config: RegistryConfig) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=config.ca_file)
+        if config.cert_file is not None:
+            context.load_cert_chain(config.cert_file, config.key_file)
+    except OSError as error:  # ssl.SSLError too
+        msg = f"source.registry: ca_file, cert_file or key_file cannot be used: {error}"
+        raise ConfigError(msg) from error
+    return context
