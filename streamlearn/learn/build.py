@@ -27,6 +27,7 @@ from streamlearn.learn.step import Method, Trainee, Undo
 from streamlearn.learn.targets import Targets
 from streamlearn.learn.teacher import TeacherAverage, make_teacher
 from streamlearn.models.build import Classifier, ModelSpec, build
+from streamlearn.models.column_norm import ColumnNorm
 from streamlearn.models.normalise import BatchNormWarmup
 
 MOMENTUM = 0.9
@@ -42,6 +43,9 @@ def make_trainee(
         ConfigError: the network or the method cannot be built.
     """
     student = build(spec, seed=config.seed).to(device)
+    host_may_ask = device.type == "cpu" if host_may_ask is None else host_may_ask
+    if isinstance(student.normalise, ColumnNorm):
+        student.normalise.sample.host_may_ask = host_may_ask
     teacher = Classifier(make_teacher(student.net), normalise=student.normalise, scale=student.scale).eval()
     method = make_method(spec, config, student)
     return Trainee(
@@ -52,7 +56,7 @@ def make_trainee(
         average=TeacherAverage(teacher.net, student.net, share=config.ema_share),
         warmup=BatchNormWarmup(student.net),
         undo=Undo(student),
-        host_may_ask=device.type == "cpu" if host_may_ask is None else host_may_ask,
+        host_may_ask=host_may_ask,
     )
 
 
@@ -63,6 +67,9 @@ def make_method(spec: ModelSpec, config: LearnConfig, student: Classifier) -> Me
         ConfigError: the network does not suit the method, or the source set cannot be read.
     """
     options = config.options
+    if spec.has_categories and (isinstance(options, InterpolationOptions) or config.mixup_beta > 0.0):
+        mixing = "learn.options.mixup_beta" if config.mixup_beta > 0.0 else f"learn.method: {config.method}"
+        raise ConfigError(f"{mixing} mixes samples, and categories cannot be mixed: use mean_teacher or pi, unmixed")
     device = next(student.parameters(), torch.zeros(0)).device
     if isinstance(options, SupervisedOptions):
         return Supervised()

@@ -34,12 +34,13 @@ from streamlearn.learn.state import (
     trainee_tensors,
     twin_as_student,
     twin_tensors,
+    with_added_columns,
 )
 from streamlearn.learn.step import Trainee, set_training, train_step
 from streamlearn.learn.transfer import start_reading, to_device
 from streamlearn.learn.twin import Twin
 from streamlearn.models.build import Classifier, ModelSpec
-from streamlearn.models.normalise import LARGEST_INPUT, InputBound, RunningNorm
+from streamlearn.models.normalise import InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
 from streamlearn.records import UNLABELLED, Array, MicroBatch, Probabilities
 
@@ -83,7 +84,7 @@ class Learner:
         if config.threads > 0:
             torch.set_num_threads(config.threads)
         self._device = find_device(config.device)
-        weak, strong = make_noises(config, shape=spec.shape)
+        weak, strong = make_noises(config, shape=spec.shape, columns=spec.columns, device=self._device)
         self._augment = Augment(weak, strong, config.mixup_beta)
         self._uniform_C = torch.zeros(spec.classes, device=self._device)
         self._name(spec.classes - (spec.spare or 0))
@@ -197,7 +198,7 @@ class Learner:
         """Whether a value of this sample (*shape) is clipped, where no input statistics bound it."""
         normalise = self.trainee.student.normalise
         largest = float(np.abs(x.astype(np.float64)).max(initial=0.0)) * self.spec.scale
-        return isinstance(normalise, InputBound) and largest > LARGEST_INPUT
+        return isinstance(normalise, InputBound) and largest > normalise.largest
 
     def breaking_rows(self, x: Array, y: Array) -> list[int]:
         """Labelled rows x (n, *shape), each alone, whose loss or gradient is not finite; empty if all are such."""
@@ -265,14 +266,19 @@ class Learner:
         """Continue from what `state` returned.
 
         A twin that was not saved starts as a copy of the student. What another method kept is dropped if it does not
-        fit; see `another_method` if it does. `supervised` continues from the saved twin.
+        fit; see `another_method` if it does. `supervised` continues from the saved twin. Columns that were added since
+        get weights of zero, in a learner at step 0.
 
         Raises:
             CheckpointError: names, shapes or dtypes differ from this model and optimizer. Nothing was changed.
         """
         arrays = twin_as_student(state) if self.config.method == "supervised" else state
-        restore = Restore(arrays)
         good = self._good.resized(len({name.split(".")[1] for name in arrays if name.startswith("good.")}))
+        if self.spec.columns:
+            twin = {} if self.twin is None else twin_tensors(self.twin.trainee)
+            inputs = input_tensors(self.trainee.student.normalise)
+            arrays = with_added_columns(arrays, trainee_tensors(self.trainee) | good.tensors() | twin | inputs)
+        restore = Restore(arrays)
         restore.require(trainee_tensors(self.trainee) | good.tensors())
         has_twin = self.twin is not None and restore.has("twin.")
         if self.twin is not None and has_twin:
@@ -367,7 +373,7 @@ class Learner:
         normalise = self.trainee.student.normalise
         if isinstance(normalise, RunningNorm):
             if not saved:
-                normalise.sample.begin(int(normalise.count))
+                normalise.sample.begin(normalise.count)
             normalise.sample.refresh()
 
     def _name(self, classes: int) -> None:

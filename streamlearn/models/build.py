@@ -15,15 +15,19 @@ from torch import Tensor, nn
 
 from streamlearn.errors import CheckpointError, ConfigError
 from streamlearn.imports import import_object
+from streamlearn.models.column_norm import ColumnNorm
 from streamlearn.models.conv13 import Conv13
 from streamlearn.models.convnet import ConvNet
 from streamlearn.models.mlp import Mlp
-from streamlearn.models.normalise import InputBound, RunningNorm
+from streamlearn.models.normalise import LARGEST_INPUT, InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
+from streamlearn.models.table import Table
 from streamlearn.models.wide_resnet import WideResNet
+from streamlearn.records import Column
 
 BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
+    "table": Table,
     "convnet": ConvNet,
     "conv13": Conv13,
     "wide_resnet": WideResNet,
@@ -52,15 +56,23 @@ class ModelSpec:
     spare: int | None = None
     """How many of the last classes have no name yet. 0: all have one by now, and the network is the same. None: the
     network has no spare classes."""
+    columns: tuple[Column, ...] = ()
+    """Of the rows; empty if samples are not made from the user's records."""
+
+    @property
+    def has_categories(self) -> bool:
+        """Whether places of a row are codes, which mean nothing as numbers."""
+        return any(column.kind == "category" for column in self.columns)
 
     def to_json(self) -> str:
-        """One line of JSON.
+        """One line of JSON, without `columns` where there are none.
 
         Raises:
             ConfigError: an option is not a JSON value.
         """
+        fields = {name: value for name, value in asdict(self).items() if name != "columns" or value}
         try:
-            return json.dumps(asdict(self), sort_keys=True)
+            return json.dumps(fields, sort_keys=True)
         except TypeError as error:
             raise ConfigError(f"model.options: expected JSON values, got {self.options!r}") from error
 
@@ -73,7 +85,9 @@ class ModelSpec:
         """
         try:
             fields = json.loads(text)
-            return ModelSpec(**{**fields, "shape": tuple(fields["shape"])})
+            shape = tuple(fields["shape"])
+            columns = tuple(Column(**column) for column in fields.get("columns", ()))
+            return ModelSpec(**{**fields, "shape": shape, "columns": columns})
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"model spec: expected the JSON of a ModelSpec, got {text[:200]!r}") from error
 
@@ -116,18 +130,25 @@ def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:
     Raises:
         ConfigError: `model.factory` or `model.options` do not make a network from `shape` to `classes`.
     """
+    if spec.columns and spec.scale != 1.0:
+        raise ConfigError(f"schema.scale: expected 1 with [columns], which have units of their own, got {spec.scale}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = _make_net(spec)
         if spec.spare is not None:
             net = SpareClasses(net, classes=spec.classes, spare=spec.spare)
-        normalise = RunningNorm(spec.shape) if spec.normalise else InputBound()
-        classifier = Classifier(net, normalise=normalise, scale=spec.scale)
+        classifier = Classifier(net, normalise=_make_normaliser(spec), scale=spec.scale)
         _check_output(classifier, spec)
     classifier.float()
     if len(spec.shape) == 3:
         classifier.to(memory_format=torch.channels_last)
     return classifier
+
+
+def _make_normaliser(spec: ModelSpec) -> nn.Module:
+    if spec.normalise:
+        return ColumnNorm(spec.columns) if spec.columns else RunningNorm(spec.shape)
+    return InputBound(max(LARGEST_INPUT, *(column.size for column in spec.columns))) if spec.columns else InputBound()
 
 
 def _make_net(spec: ModelSpec) -> nn.Module:
@@ -137,6 +158,10 @@ def _make_net(spec: ModelSpec) -> nn.Module:
         if ":" not in spec.factory:
             raise ConfigError(f"model.factory: {spec.factory!r} is none of {', '.join(BUILT_IN)}, nor an import path")
         factory = import_object(spec.factory, key="model.factory")
+    elif factory is Table:
+        options |= {"columns": spec.columns, "classes": spec.classes}
+    elif spec.has_categories:
+        raise ConfigError(f"model.factory: {spec.factory} would take the codes of categories as numbers; use table")
     else:
         options |= {"shape": spec.shape, "classes": spec.classes}
     try:

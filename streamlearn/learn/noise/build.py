@@ -8,7 +8,7 @@ the strong one is learned from (FixMatch, Sohn et al., 2020).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -18,8 +18,18 @@ from streamlearn.errors import ConfigError
 from streamlearn.imports import import_object
 from streamlearn.learn.noise.image import colour, cutout, resized_crop, shift
 from streamlearn.learn.noise.settings import ImageNoise, TableNoise
-from streamlearn.learn.noise.table import feature_dropout, gaussian
+from streamlearn.learn.noise.table import (
+    category_dropout,
+    column_dropout,
+    column_gaussian,
+    feature_dropout,
+    gaussian,
+)
 from streamlearn.learn.settings import LearnConfig
+from streamlearn.models.places import places_of
+from streamlearn.records import Column
+
+_CPU = torch.device("cpu")
 
 Noise: TypeAlias = Callable[[Tensor, Generator], Tensor]
 
@@ -40,7 +50,9 @@ def in_order(*noises: Noise) -> Noise:
     return view
 
 
-def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, Noise]:
+def make_noises(
+    config: LearnConfig, *, shape: tuple[int, ...], columns: Sequence[Column] = (), device: torch.device = _CPU
+) -> tuple[Noise, Noise]:
     """The weak and the strong noise of `learn.noise`; the same object twice if nothing makes one stronger.
 
     Crop, colour, cutout and feature dropout are strong only. An import path is a factory. It is called once without
@@ -53,7 +65,7 @@ def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, 
     if config.noise == "none":
         return no_noise, no_noise
     if isinstance(options, TableNoise):
-        return _table(options)
+        return _columns(options, columns, device) if columns else _table(options)
     if isinstance(options, ImageNoise):
         if len(shape) != 3:
             raise ConfigError(f"learn.noise: image needs samples (channels, height, width), got {shape}")
@@ -66,6 +78,15 @@ def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, 
 def _table(options: TableNoise) -> tuple[Noise, Noise]:
     added = [gaussian(options.std)] if options.std > 0.0 else []
     dropped = [feature_dropout(options.feature_dropout)] if options.feature_dropout > 0.0 else []
+    return _weak_and_strong([], dropped, added)
+
+
+def _columns(options: TableNoise, columns: Sequence[Column], device: torch.device) -> tuple[Noise, Noise]:
+    places = places_of(columns)
+    added = [column_gaussian(options.std, places, device)] if options.std > 0.0 else []
+    if options.category_dropout > 0.0 and places.is_code_W.any():
+        added.append(category_dropout(options.category_dropout, places, device))
+    dropped = [column_dropout(options.feature_dropout, places, device)] if options.feature_dropout > 0.0 else []
     return _weak_and_strong([], dropped, added)
 
 
