@@ -17,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from streamlearn.ledger.rows import (
     PAYLOAD_AT,
     Answers,
     Counters,
+    Payloads,
     SampleRow,
     pack_sample,
     unpack_answers,
@@ -95,6 +94,7 @@ class Samples:
         read_back: Callable[[Position, str], Array | None],
     ) -> None:
         self._c, self._topics, self._schema, self._read_back = counters, topics, schema, read_back
+        self._payloads = Payloads(schema)
         self._ids: Table[bytes, int] = store.tables["ids"]
         self._erased: Table[int, int] = store.tables["erased"]
         self._rows, self._evicted = store.rings["samples"], store.rings["evicted"]
@@ -127,12 +127,11 @@ class Samples:
         """Many samples as (row number, answers, payload); None if the sample or its payload is not in the ring."""
         ids, low = self._ids.fetch(keys), self._c.payload_low
         numbers = [-1 if (row := ids[key]) is None or row < low else row for key in keys]
-        rows = self._rows.fetch(numbers)
-        shape, dtype, nbytes = self._schema.shape, self._schema.dtype, self._schema.nbytes
+        rows, payloads = self._rows.fetch(numbers), self._payloads
         return [
             None
             if (data := rows.get(row)) is None
-            else (row, unpack_answers(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
+            else (row, unpack_answers(data, payloads.size(data)), payloads.read(data))
             for row in numbers
         ]
 
@@ -141,10 +140,8 @@ class Samples:
         data = self._rows.get(row_number)
         if data is None:
             return Known(row_number, unpack_answers(self._row(row_number), 0))
-        schema, x = self._schema, None
-        if row_number >= self._c.payload_low:
-            x = np.ndarray(schema.shape, schema.dtype, data, PAYLOAD_AT)
-        return Known(row_number, unpack_answers(data, schema.nbytes), x)
+        x = self._payloads.read(data) if row_number >= self._c.payload_low else None
+        return Known(row_number, unpack_answers(data, self._payloads.size(data)), x)
 
     def id_of(self, row_number: int) -> str:
         """The sample id of a row."""
@@ -233,11 +230,11 @@ class Samples:
                 self._overwrite_payload(row_number)
         self._rows.trim(then.id_low)
         self._evicted.trim(then.id_low)
-        self._rows.move(then.payload_low, self._evicted, lambda row: without_payload(row, self._schema.nbytes))
+        self._rows.move(then.payload_low, self._evicted, lambda row: without_payload(row, self._payloads.size(row)))
 
     def _overwrite_payload(self, row_number: int) -> None:
         """Fill the payload on disk with zeros."""
         data = self._rows.get(row_number)
         if data is not None:
-            ends = PAYLOAD_AT + self._schema.nbytes
-            self._rows.overwrite(row_number, data[:PAYLOAD_AT] + bytes(self._schema.nbytes) + data[ends:])
+            size = self._payloads.size(data)
+            self._rows.overwrite(row_number, data[:PAYLOAD_AT] + bytes(size) + data[PAYLOAD_AT + size :])
