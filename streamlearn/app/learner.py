@@ -184,7 +184,11 @@ class LearnerProcess:
         reached("restore", "begin")
         check_arrays(self.loop.arrays(), checkpoint)
         self.loop.restore(checkpoint)
-        was, now = checkpoint.extra["identity"]["method"], self._config.learn.method
+        saved = checkpoint.extra["identity"]
+        before = len(saved["model"].get("columns", ()))
+        if added := [column.name for column in self.loop.schema.columns[before:]]:
+            _log.warning("columns_added", columns=added, step=checkpoint.step)
+        was, now = saved["method"], self._config.learn.method
         if was != now:
             _log.warning("method_changed", was=was, now=now, step=checkpoint.step)
             self.loop.another_method()
