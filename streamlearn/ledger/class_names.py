@@ -50,10 +50,10 @@ class ClassNames:
             expected["shape"] = list(schema.shape)
         note = self._store.note("schema")
         found = expected if note is None else json.loads(note)
-        grown = {
-            name: expected[name][: len(found.get(name, ()))] for name in ("classes", "columns") if name in expected
-        }
-        if found != {**expected, **grown}:
+        before = dict(expected)
+        for name in {"classes", "columns"} & expected.keys():
+            before[name] = expected[name][: len(found.get(name, ()))]
+        if found != before:
             msg = f"{path}: the store is of another schema: found {found}, expected {expected}"
             raise StoreError(f"{msg}; restore the setting schema, or {FROM_SCRATCH}")
         for index, name in self._grown.items():

@@ -437,8 +437,8 @@ class TestPayloads:
         for i in range(4):
             book.sample(replace(sample(f"s{i}", offset=i), x=np.array([i, 1.0], np.float32)))
         book.next_step()
+        book.reopen(replace(old, columns=(Column("other", "number"),)))
         with pytest.raises(StoreError, match="another schema"):
-            book.reopen(replace(old, columns=(Column("other", "number"),)))
             book.label(label("s0", 0))
         book.schema = new
         for i in range(4, 7):
