@@ -78,6 +78,8 @@ def _open_log(config: Config) -> Log:
     log = open_log(config)
     try:
         make_topics(log, config)
+        for topic in (config.log.topics.samples, config.log.topics.labels):
+            log.append(topic, [])
     except BaseException:
         log.close()
         raise

@@ -158,6 +158,17 @@ class KafkaLog:
             raise LogError(msg)
         return partitions
 
+    def _check_access(self, topic: str, operation: str) -> None:
+        """Raise LogError if the ACLs of the user do not allow an operation. Without an authorizer all are allowed."""
+        doing = f"look up topic {topic}"
+        (found,) = self._ask(doing, lambda admin: admin.describe_topics([topic]), ASK_TIMEOUT_S)
+        allowed = found.get("authorized_operations")
+        if allowed and operation not in allowed:
+            msg = (
+                f"topic {topic}: the user lacks an ACL for {operation}; the broker allows {', '.join(sorted(allowed))}"
+            )
+            raise LogError(msg)
+
     # -- appending
 
     def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
@@ -169,6 +180,9 @@ class KafkaLog:
             size_bytes = len(record.key or b"") + len(record.value or b"") + headers
             check_record(topic, record, size_bytes, self._max_record_bytes)
         self._check_topic(topic, timeout_s)
+        if not records:
+            self._check_access(topic, "WRITE")
+            return []
         producer = self._producer.get(deadline - time.monotonic())
         try:
             futures = [
@@ -192,6 +206,8 @@ class KafkaLog:
         """See `Log.reader`."""
         for partition in next_offsets:
             self._check_partition(partition)
+        for topic in {partition.topic for partition in next_offsets}:
+            self._check_access(topic, "READ")
         return KafkaReader(self._clients.consumer(FETCH_WAIT_MS, CONNECT_TIMEOUT_S), next_offsets)
 
     def _check_partition(self, partition: TopicPartition) -> None:
