@@ -236,7 +236,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python
         """Of the last connection; None once one succeeded."""
 
     def maybe_raise_auth_failure(self, node_id: Any) -> None:  # noqa: ARG002
-        """End the opening of a client that the broker refuses. A client that was open connects again until it succeeds."""
+        """End the opening of a client that the broker refuses; one that was open connects again until it succeeds."""
         passes = self.bootstrapped or isinstance(self.failure, TokenUnavailableError)
         if self.failure and not passes and hint(self.failure):
             raise self.failure
