@@ -1,7 +1,7 @@
 """A real secured Apache Kafka, its certificates, and an OAuth server that issues the tokens it accepts.
 
 The listeners are `TLS`, `MTLS` (a client certificate is required), `SASL` (PLAIN, SCRAM and OAUTHBEARER inside TLS) and
-`SASL_OPEN` (the same mechanisms without TLS). A principal that is no super user may do nothing without an ACL.
+`SASL_OPEN` (PLAIN without TLS). A principal that is no super user may do nothing without an ACL.
 """
 
 from __future__ import annotations
@@ -211,6 +211,7 @@ class SecuredBroker(Broker):
         }
         for listener in ("sasl", "sasl_open"):
             settings |= {f"listener.name.{listener}.{key}": value for key, value in self._sasl().items()}
+        settings["listener.name.sasl_open.sasl.enabled.mechanisms"] = "PLAIN"
         return settings
 
     def _sasl(self) -> dict[str, Any]:

@@ -144,6 +144,12 @@ class TestRealBroker:
                 "invalid credentials with SASL mechanism SCRAM-SHA-512",
             ),
             ("scram-512", {"username": "nobody"}, LogError, "invalid credentials.*check log.kafka.username"),
+            (
+                "plain without tls",
+                {"mechanism": "SCRAM-SHA-256"},
+                LogUnavailableError,
+                "UnsupportedSasl.*set .*mechanism",
+            ),
             ("oauth", {"password": SECRET[::-1]}, LogError, "HTTP 401, invalid_client the client is not known"),
             ("tls", {"ca_file": None, "tls": True}, LogUnavailableError, "CERTIFICATE_VERIFY_FAILED.*ca_file"),
             ("tls", {"ca_file": None}, LogUnavailableError, "expect TLS"),
