@@ -84,6 +84,7 @@ def learn(
         with gc_threshold(), state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
             fence = _take_over(paths)
             make_topics(log, config)
+            log.append(config.log.dead_letters, [])  # a missing ACL would stop the learner at the first bad record
             checkpoint = load_newest(paths.checkpoints) or first_checkpoint(config, log, paths)
             check_model(config, checkpoint)
             next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
