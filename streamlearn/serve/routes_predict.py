@@ -185,6 +185,7 @@ class PredictFlow:
             raise failure from error
 
     def _users_records(self, ids: list[str], users: list[dict[str, Any]], answers: list[Prediction]) -> list[NewRecord]:
+        """The records to append. None may have a label: a token that predicts gives no ground truth."""
         records, labelled = [], []
         for sample_id, fields, answer in zip(ids, users, answers, strict=True):
             record, sample = self._parts.codec.encode_record(sample_id, fields, answer=answer)
