@@ -6,9 +6,12 @@ folder, so that they survive a restart.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import random
 import shutil
+import socket
 import subprocess
 import tarfile
 import time
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from streamlearn.errors import ConfigError, LogUnavailableError
-from streamlearn.lab.broker import LOOPBACK, SHORT_LIVED, STOP_TIMEOUT_S, free_port
+from streamlearn.lab.broker import LOOPBACK, SHORT_LIVED, STOP_TIMEOUT_S
 
 REGISTRY_VERSION = "3.3.3"
 API = "/apis/ccompat/v7"
@@ -45,6 +48,15 @@ def archive() -> Path:
         raise LogUnavailableError(msg) from error
 
 
+def _free_port() -> int:
+    """A free port below those that Linux gives to clients: one of theirs may be taken while the registry is down."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
+
+
 class Registry:
     """One registry as a child process. A context manager: started on entry, stopped on exit.
 
@@ -53,7 +65,7 @@ class Registry:
 
     def __init__(self, data_dir: Path, *, port: int = 0) -> None:
         """`data_dir` gets all its files; port 0 chooses a free one and keeps it."""
-        self._data_dir, self.port = data_dir.absolute(), port or free_port(LOOPBACK)
+        self._data_dir, self.port = data_dir.absolute(), port or _free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Registry:
