@@ -119,7 +119,7 @@ class Codec:
         try:
             value = self._value(record, mapped=reader.mapped)
             headers = _by_name(record)
-            chosen = reader.format if "content-type" not in headers else self._format(reader, value, headers)
+            chosen = self._format(reader, value, headers) if headers else reader.format
             if chosen in TENSORS:
                 return self._sample_from_binary(record, value, cast(Payload, chosen), headers)
             return self._sample_from_fields(record, reader.fields(value, chosen), headers)
@@ -195,7 +195,9 @@ class Codec:
 
     def _format(self, reader: RecordReader, value: bytes, headers: Mapping[str, bytes]) -> Format:
         """The format by the header content-type. Framed records may have any content type, but start with a zero."""
-        content_type = headers["content-type"].decode("latin-1")
+        if (content := headers.get("content-type")) is None:
+            return reader.format
+        content_type = content.decode("latin-1")
         if reader.format not in FRAMED:
             return payload_of(content_type)
         is_json = value[:1] != b"\0" and content_type.partition(";")[0].strip().lower() == "application/json"
@@ -262,7 +264,7 @@ class Codec:
         if (found := self.id_in(record)) not in (None, sample_id):
             raise RecordError("no_id", f"expected the id {sample_id!r:.80} in the record too, got {found!r:.80}")
         try:
-            value = orjson.dumps(record, default=text_of, option=orjson.OPT_SERIALIZE_NUMPY)
+            value = orjson.dumps(record, default=_json_text, option=orjson.OPT_SERIALIZE_NUMPY)
         except TypeError as error:
             raise RecordError("not_json", f"expected a record that JSON can hold: {error}") from None
         headers = [("content-type", TYPE_OF_PAYLOAD["json"]), (OWN_ID, sample_id.encode())]
@@ -553,6 +555,14 @@ class Codec:
         }
         self._answer(fields)
         return fields
+
+
+def _json_text(value: object) -> str:
+    """A value that JSON does not have, as text. Raises TypeError."""
+    text = text_of(value)
+    if text is None:
+        raise TypeError(f"got a {type(value).__name__}")
+    return text
 
 
 def _by_name(record: Record) -> Mapping[str, bytes]:

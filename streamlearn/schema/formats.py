@@ -4,14 +4,19 @@ A schema registry's frame is a zero byte and the schema's id, big-endian in four
 that it was written with; fields are then found by the paths of the config, so a schema may gain and lose fields.
 
 Every error about the bytes is a RecordError. Schemas under which a few bytes could become an unbounded value are
-refused: those that contain themselves, and arrays whose items take no bytes.
+refused: those that contain themselves, and arrays whose items take no bytes. Logical types have readers of our own,
+which raise nothing and take bounded time: one odd date must not cost the record.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
+from uuid import UUID
 
 import orjson
 
@@ -25,6 +30,11 @@ MAX_NESTING: Final = 64
 """Of an Avro schema."""
 MAX_REFERENCES: Final = 200
 """Schemas that one schema may use."""
+MAX_DECIMAL_BYTES: Final = 64
+"""154 digits. A longer decimal stays bytes: its conversion takes time by the square of its length."""
+_OURS = "streamlearn-"
+"""Prefix of the logical types that `_READERS` reads."""
+_EPOCH, _EPOCH_DAY = datetime(1970, 1, 1, tzinfo=UTC), date(1970, 1, 1).toordinal()
 _BAD_AVRO = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError)
 """What fastavro raises on bytes or schemas that are no Avro. UnicodeDecodeError is a ValueError."""
 
@@ -75,6 +85,7 @@ class Avro:
             msg = f"Avro needs the extra: pip install 'streamlearn[registry]' ({error})"
             raise ConfigError(msg) from error
         self._read, self._parse = fastavro.schemaless_reader, fastavro.parse_schema
+        fastavro.read.LOGICAL_READERS.update(_READERS)
         self._not_a_schema = (fastavro.schema.SchemaParseException, RecursionError, *_BAD_AVRO)
         self._registry = registry
         self._parsed: dict[int, Any] = {}
@@ -108,7 +119,7 @@ class Avro:
         named: dict[str, Any] = {}
         try:
             self._load(registered.references, named, set())
-            schema = self._parse(orjson.loads(registered.text), named)
+            schema = self._parse(_with_our_types(orjson.loads(registered.text)), named)
             _takes_bytes(schema, named, {}, MAX_NESTING)
         except RecordError as error:
             raise RecordError(error.reason, f"schema {number}: {error}") from None
@@ -129,7 +140,69 @@ class Avro:
                 raise RecordError("not_avro", f"expected at most {MAX_REFERENCES} references")
             found = self._registry.reference(reference)
             self._load(found.references, named, seen)
-            self._parse(orjson.loads(found.text), named)
+            self._parse(_with_our_types(orjson.loads(found.text)), named)
+
+
+def _decimal(data: bytes, schema: Any, _: Any = None) -> Decimal | bytes:
+    if len(data) > MAX_DECIMAL_BYTES:
+        return data
+    return Decimal(f"{int.from_bytes(data, 'big', signed=True)}E-{schema.get('scale', 0)}")
+
+
+def _day(data: int, *_: Any) -> date | float:
+    try:
+        return date.fromordinal(data + _EPOCH_DAY)
+    except (OverflowError, ValueError):
+        return math.nan
+
+
+def _moment(units_per_second: int) -> Callable[..., datetime | float]:
+    """A reader of a timestamp; one that datetime cannot hold is NaN."""
+
+    def read(data: int, *_: Any) -> datetime | float:
+        try:
+            return _EPOCH + timedelta(seconds=data // units_per_second, microseconds=_rest(data, units_per_second))
+        except OverflowError:
+            return math.nan
+
+    return read
+
+
+def _rest(data: int, units_per_second: int) -> int:
+    """The microseconds after the last whole second."""
+    return data % units_per_second * 1_000_000 // units_per_second
+
+
+_TIMESTAMPS = {
+    f"long-{_OURS}{zone}timestamp-{name}": _moment(units)
+    for zone in ("", "local-")
+    for name, units in (("millis", 10**3), ("micros", 10**6), ("nanos", 10**9))
+}
+_READERS: Final[Mapping[str, Callable[..., Any]]] = {
+    **_TIMESTAMPS,
+    f"int-{_OURS}date": _day,
+    f"bytes-{_OURS}decimal": _decimal,
+    f"fixed-{_OURS}decimal": _decimal,
+    f"fixed-{_OURS}uuid": lambda data, *_: str(UUID(bytes=data)) if len(data) == 16 else data,
+    f"int-{_OURS}time-millis": lambda data, *_: data / 1e3,
+    f"long-{_OURS}time-micros": lambda data, *_: data / 1e6,
+}
+"""By Avro type and logical type. Times of the day become seconds, and UUIDs text."""
+
+
+def _with_our_types(schema: Any) -> Any:
+    """The schema with logical types that are read by `_READERS`; others are read as the types below them."""
+    if isinstance(schema, list):
+        return [_with_our_types(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _with_our_types(each) if name in _NESTED else each for name, each in schema.items()}
+    if isinstance(logical := found.get("logicalType"), str):
+        found["logicalType"] = _OURS + logical
+    return found
+
+
+_NESTED = ("type", "fields", "items", "values")
 
 
 def _takes_bytes(schema: Any, named: Mapping[str, Any], known: dict[str, bool | None], levels: int) -> bool:

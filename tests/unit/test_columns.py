@@ -27,6 +27,9 @@ ALL_KINDS = {
     "note": {"kind": "text", "size": 16},
     "country": {"kind": "category", "from": "after.country"},
 }
+CATEGORY: Any = {"kind": "category", "buckets": 1 << 20}
+VECTOR: Any = {"kind": "vector", "size": 3}
+TEXT: Any = {"kind": "text", "size": 64}
 UUID_TEXT = "12345678-1234-5678-1234-567812345678"
 
 
@@ -109,8 +112,6 @@ class TestBoolean:
 
 
 class TestCategory:
-    KIND: Any = {"kind": "category", "buckets": 1 << 20}
-
     @pytest.mark.parametrize(
         "values",
         [
@@ -123,11 +124,11 @@ class TestCategory:
     )
     def test_equal_texts_have_one_bucket(self, values: tuple[object, ...]) -> None:
         """A format's type must not matter: the same record comes as Avro and as JSON."""
-        assert len({row_of(self.KIND, value)[0] for value in values}) == 1
+        assert len({row_of(CATEGORY, value)[0] for value in values}) == 1
 
     def test_buckets_are_stable(self) -> None:
         """They are in published models: a change of the hash would change what those models see."""
-        assert row_of(self.KIND, "web") == [110665.0]
+        assert row_of(CATEGORY, "web") == [110665.0]
 
     def test_buckets_are_whole_numbers_from_1(self) -> None:
         """0 is missing; float32 holds all of them."""
@@ -139,7 +140,7 @@ class TestCategory:
 
     def test_columns_hash_differently(self) -> None:
         """Equal values of two columns are two things."""
-        encoder = encoder_of({"a": self.KIND, "b": self.KIND})
+        encoder = encoder_of({"a": CATEGORY, "b": CATEGORY})
 
         row = encoder.encode({"a": "x", "b": "x"})
 
@@ -147,7 +148,7 @@ class TestCategory:
 
     def test_its_memory_is_bounded(self) -> None:
         """After thousands of values, a bucket is what it was."""
-        encoder = encoder_of({"c": self.KIND})
+        encoder = encoder_of({"c": CATEGORY})
         first = encoder.encode({"c": "first"})[0]
         for n in range(10_000):
             encoder.encode({"c": n})
@@ -157,7 +158,7 @@ class TestCategory:
     @pytest.mark.parametrize("value", [{"a": 1}, [1], {}, []])
     def test_a_nested_value_is_invalid(self, value: object) -> None:
         """Its text would depend on the order of its fields."""
-        assert counts_of(self.KIND, value) == (0, 1)
+        assert counts_of(CATEGORY, value) == (0, 1)
 
 
 class TestTimestamp:
@@ -197,25 +198,21 @@ class TestTimestamp:
 
 
 class TestVector:
-    KIND: Any = {"kind": "vector", "size": 3}
-
     def test_is_its_numbers_and_a_flag(self) -> None:
         """As they are; the network standardises them."""
-        assert row_of(self.KIND, [1, 2.5, -3]) == [1.0, 2.5, -3.0, 1.0]
+        assert row_of(VECTOR, [1, 2.5, -3]) == [1.0, 2.5, -3.0, 1.0]
 
     @pytest.mark.parametrize("value", [[1, 2], [1, 2, 3, 4], [1, 2, math.nan], [1, 2, 1e300], [1, 2, None], "abc", 3])
     def test_is_invalid_as_a_whole(self, value: object) -> None:
         """One bad number spoils an embedding."""
-        assert row_of(self.KIND, value) == [0.0] * 4
-        assert counts_of(self.KIND, value) == (0, 1)
+        assert row_of(VECTOR, value) == [0.0] * 4
+        assert counts_of(VECTOR, value) == (0, 1)
 
 
 class TestText:
-    KIND: Any = {"kind": "text", "size": 64}
-
     def test_is_of_unit_length(self) -> None:
         """A long text does not count more than a short one."""
-        row = np.array(row_of(self.KIND, "The quick brown fox"))
+        row = np.array(row_of(TEXT, "The quick brown fox"))
 
         assert np.linalg.norm(row) == pytest.approx(1.0, abs=1e-6)
 
@@ -229,7 +226,7 @@ class TestText:
 
     def test_case_and_white_space_do_not_matter(self) -> None:
         """Words do."""
-        assert row_of(self.KIND, "Red  Shoes\n") == row_of(self.KIND, "red shoes")
+        assert row_of(TEXT, "Red  Shoes\n") == row_of(TEXT, "red shoes")
 
     def test_is_stable(self) -> None:
         """As for categories."""
