@@ -130,12 +130,7 @@ class Codec:
         reader = self._samples
         if reader.deleted(fields):
             raise SkippedError("the row was deleted")
-        if self.rows is not None:
-            x: Array = self.rows.encode(fields)
-        elif fields.get("x") is None:
-            raise RecordError("no_value", 'expected the payload in the field "x", got none')
-        else:
-            x = self._tensors.from_json(fields["x"])
+        x = self.x_of(fields)
         sample = Sample(
             position=record.position,
             timestamp_s=record.timestamp_ms / 1000.0,
@@ -157,6 +152,18 @@ class Codec:
         if answer is not None:
             sample.answer = self._answer(answer)
         return self._with_headers(sample, headers) if headers else sample
+
+    def x_of(self, fields: Mapping[str, Any]) -> Array:
+        """Return the row of a parsed record, or without columns the tensor in its field "x".
+
+        Raises:
+            RecordError: it has none.
+        """
+        if self.rows is not None:
+            return self.rows.encode(fields)
+        if fields.get("x") is None:
+            raise RecordError("no_value", 'expected the payload in the field "x", got none')
+        return self._tensors.from_json(fields["x"])
 
     def _sample_from_binary(
         self, record: Record, value: bytes, payload: Payload, headers: Mapping[str, bytes]
@@ -263,10 +270,7 @@ class Codec:
         sample_id = checked_id(sample_id)
         if (found := self.id_in(record)) not in (None, sample_id):
             raise RecordError("no_id", f"expected the id {sample_id!r:.80} in the record too, got {found!r:.80}")
-        try:
-            value = orjson.dumps(record, default=_json_text, option=orjson.OPT_SERIALIZE_NUMPY)
-        except TypeError as error:
-            raise RecordError("not_json", f"expected a record that JSON can hold: {error}") from None
+        value = json_of(record)
         headers = [("content-type", TYPE_OF_PAYLOAD["json"]), (OWN_ID, sample_id.encode())]
         if true_label is not None:
             headers.append(("true-label", self._class_name(true_label).encode()))
@@ -555,6 +559,14 @@ class Codec:
         }
         self._answer(fields)
         return fields
+
+
+def json_of(record: Mapping[str, Any]) -> bytes:
+    """Return a user's record as JSON; dates, decimals and bytes as text. Raises `not_json`."""
+    try:
+        return orjson.dumps(record, default=_json_text, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError as error:
+        raise RecordError("not_json", f"expected a record that JSON can hold: {error}") from None
 
 
 def _json_text(value: object) -> str:
