@@ -16,6 +16,7 @@ from streamlearn.errors import (
     OffsetOutOfRangeError,
     RecordError,
     RecordsUnreadableError,
+    RegistryUnavailableError,
     StateError,
 )
 from streamlearn.log.base import Log
@@ -136,11 +137,10 @@ def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None, st
 
     Reading would continue at the old offsets, and everything before them would be skipped. `last` has position and id
     of the newest known sample. If it has left the log, or cannot be read, nothing can be checked. While the schema
-    registry is away this waits.
+    registry is away this waits, until `stopping` is set.
 
     Raises:
         StateError: with the position.
-        RegistryUnavailableError: `stopping` is set, and the registry is still away.
     """
     if last is None:
         return
@@ -150,7 +150,7 @@ def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None, st
         if not records or records[0].position != position:
             return
         found = until_available(lambda: codec.decode_sample(records[0]).sample_id, stopping)
-    except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError):
+    except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError, RegistryUnavailableError):
         return
     if found != sample_id:
         msg = f"{position} holds the sample {found!r:.80}, and {sample_id!r:.80} was learned from there"

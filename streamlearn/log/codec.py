@@ -100,7 +100,7 @@ class Codec:
         self._labels = RecordReader(source.labels, self.registry, table="labels")
         self.rows = RowEncoder(columns, used=self._samples.used) if columns else None
         """The encoder of [columns], with its counts; None without columns."""
-        assert schema.columns == (self.rows.columns if self.rows else ()), "another layout"
+        assert self.rows is None or self.rows.columns == schema.columns, "another layout"
         self._tensors = Tensors(schema)
         self._names = {name: index for index, name in enumerate(schema.classes)}
         self._numbered = schema.numbered
@@ -128,16 +128,11 @@ class Codec:
 
     def _sample_from_fields(self, record: Record, fields: dict[str, Any], headers: Mapping[str, bytes]) -> Sample:
         reader = self._samples
-        if reader.deleted(fields):
+        if reader.has_envelope and reader.deleted(fields):
             raise SkippedError("the row was deleted")
         x = self.x_of(fields)
-        sample = Sample(
-            position=record.position,
-            timestamp_s=record.timestamp_ms / 1000.0,
-            sample_id=reader.sample_id(record, fields, headers),
-            x=x,
-            event_time_s=reader.event_time(record, fields, headers),
-        )
+        sample_id, time_s = reader.sample_id(record, fields, headers), reader.event_time(record, fields, headers)
+        sample = Sample(record.position, record.timestamp_ms / 1000.0, sample_id, x, event_time_s=time_s)
         own = fields if self.rows is None else {}  # fields of these names may be the user's
         label = reader.find(reader.label, record, fields, headers) if reader.label else own.get("label")
         if label is not None and label is not MISSING:
@@ -201,14 +196,18 @@ class Codec:
         return sample
 
     def _format(self, reader: RecordReader, value: bytes, headers: Mapping[str, bytes]) -> Format:
-        """The format by the header content-type. Framed records may have any content type, but start with a zero."""
+        """The format by the header content-type. On a mapped topic an unknown one is ignored: producers write any."""
         if (content := headers.get("content-type")) is None:
             return reader.format
-        content_type = content.decode("latin-1")
-        if reader.format not in FRAMED:
-            return payload_of(content_type)
-        is_json = value[:1] != b"\0" and content_type.partition(";")[0].strip().lower() == "application/json"
-        return "json" if is_json else reader.format
+        try:
+            found = payload_of(content.decode("latin-1"))
+        except RecordError:
+            if not reader.mapped or OWN_ID in headers:
+                raise
+            return reader.format
+        if reader.format not in FRAMED or OWN_ID in headers:
+            return found
+        return "json" if found == "json" and value[:1] != b"\0" else reader.format
 
     def encode_sample(
         self,

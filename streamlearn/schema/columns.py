@@ -274,15 +274,17 @@ class RowEncoder:
         self.columns: tuple[Column, ...] = tuple(config.column(name) for name, config in columns.items())
         self.width = sum(column.width for column in self.columns)
         self._zeros = bytes(4 * self.width)
-        self._plan: list[tuple[int, str, Path | None, Encoder]] = []
-        """Of each column: its number, the field at the top of the record, a path if it goes deeper, its encoder."""
+        self._plan: list[tuple[int, str, Path | None, Encoder, int]] = []
+        """Of each column: its number, the field at the top of the record, a path if it goes deeper, its encoder, and
+        the place of a number; else -1."""
         at = 0
         for number, (column, config) in enumerate(zip(self.columns, columns.values(), strict=True)):
             path = config.path(column.name)
             deeper = path if len(path.parts) > 1 else None
-            self._plan.append((number, path.parts[0], deeper, _encoder(column, config, at)))
+            place = at if column.kind == "number" else -1
+            self._plan.append((number, path.parts[0], deeper, _encoder(column, config, at), place))
             at += column.width
-        self._known = frozenset({name for _, name, _, _ in self._plan} | set(used))
+        self._known = frozenset({name for _, name, *_ in self._plan} | set(used))
         self._records = 0
         self._missing, self._invalid = [0] * len(self.columns), [0] * len(self.columns)
         self._unknown: Counter[str] = Counter()
@@ -295,9 +297,13 @@ class RowEncoder:
                 of record.
         """
         row = array("f", self._zeros)
-        absent = 0
-        for number, name, path, write in self._plan:
-            value = fields.get(name, MISSING) if path is None else path.find(fields)
+        absent, largest, get = 0, LARGEST_NUMBER, fields.get
+        for number, name, path, write, place in self._plan:
+            value = get(name, MISSING) if path is None else path.find(fields)
+            if type(value) is float and place >= 0 and -largest <= value <= largest:  # most values, without a call
+                row[place] = value
+                row[place + 1] = 1.0
+                continue
             if value is MISSING:
                 absent += 1
             outcome = None if value is None or value is MISSING else write(row, value)
@@ -314,7 +320,7 @@ class RowEncoder:
     @property
     def described(self) -> str:
         """The paths of the columns, for messages; at most twelve."""
-        paths = [name if path is None else path.text for _, name, path, _ in self._plan]
+        paths = [name if path is None else path.text for _, name, path, *_ in self._plan]
         return ", ".join(paths[:12]) + (", …" if len(paths) > 12 else "")
 
     def counts(self) -> ColumnCounts:

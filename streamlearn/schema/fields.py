@@ -195,15 +195,15 @@ def seconds_of(value: object, units_per_second: float) -> float | None:
     found: float | None = None
     if isinstance(value, str):
         value = float(value) if _ANY_NUMBER.fullmatch(value) else _parsed(value)
-    if isinstance(value, bool):
+    if isinstance(value, datetime):
+        found = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    elif isinstance(value, bool):
         return None
-    if isinstance(value, int | float | Decimal):
+    elif isinstance(value, int | float | Decimal):
         try:
             found = float(value) / units_per_second
         except (OverflowError, ValueError):  # a large integer, or a signalling NaN
             return None
-    elif isinstance(value, datetime):
-        found = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
     elif isinstance(value, date):
         found = datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
     return found if found is not None and -MAX_TIME_S < found < MAX_TIME_S else None

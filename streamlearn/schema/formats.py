@@ -156,27 +156,26 @@ def _day(data: int, *_: Any) -> date | float:
         return math.nan
 
 
-def _moment(units_per_second: int) -> Callable[..., datetime | float]:
+def _moment(after: Callable[[int], timedelta]) -> Callable[..., datetime | float]:
     """A reader of a timestamp; one that datetime cannot hold is NaN."""
 
     def read(data: int, *_: Any) -> datetime | float:
         try:
-            return _EPOCH + timedelta(seconds=data // units_per_second, microseconds=_rest(data, units_per_second))
+            return _EPOCH + after(data)
         except OverflowError:
             return math.nan
 
     return read
 
 
-def _rest(data: int, units_per_second: int) -> int:
-    """The microseconds after the last whole second."""
-    return data % units_per_second * 1_000_000 // units_per_second
-
-
 _TIMESTAMPS = {
-    f"long-{_OURS}{zone}timestamp-{name}": _moment(units)
+    f"long-{_OURS}{zone}timestamp-{name}": _moment(after)
     for zone in ("", "local-")
-    for name, units in (("millis", 10**3), ("micros", 10**6), ("nanos", 10**9))
+    for name, after in (
+        ("millis", lambda data: timedelta(milliseconds=data)),
+        ("micros", lambda data: timedelta(microseconds=data)),
+        ("nanos", lambda data: timedelta(microseconds=data // 1000)),
+    )
 }
 _READERS: Final[Mapping[str, Callable[..., Any]]] = {
     **_TIMESTAMPS,

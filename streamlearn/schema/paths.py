@@ -63,7 +63,7 @@ class Path:
         """Return what is at the parts below `fields`, or `MISSING`."""
         found = fields
         for part in self.parts:
-            if isinstance(found, dict):
+            if type(found) is dict:
                 found = found.get(part, MISSING)
             elif isinstance(found, list) and part.isascii() and part.isdigit() and len(part) < 8:
                 found = found[int(part)] if int(part) < len(found) else MISSING

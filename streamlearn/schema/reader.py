@@ -50,8 +50,10 @@ class RecordReader:
         self.id, self.time = _compiled(source.id), _compiled(source.time)
         self.label = _compiled(source.label)
         self.domain = _compiled(source.domain) if isinstance(source, SampleSource) else None
-        self._unit, self._rows = source.time_unit, bool(columns)
+        self._unit = source.time_unit
         self._after = next((path.after for path in (self.id, self.label, *columns) if path and path.after), None)
+        self.has_envelope = self._after is not None
+        """Whether a path goes through Debezium's `after`."""
         avro = Avro(registry) if registry is not None and _needs_avro(source) else None
         self._keys = Keys(avro, registry)
         self._parsers: dict[str, Callable[[bytes], object]] = {"json": json_object, "json_schema": framed_json}
@@ -112,16 +114,16 @@ class RecordReader:
     def event_time(self, record: Record, fields: dict[str, Any], headers: Headers) -> float | None:
         """Return the event time in seconds since 1970.
 
-        Without a path it is the field "time". With columns that may be something else, and is ignored then.
+        Without a path it is the field "time". In a mapped record that may be something else, and is ignored then.
 
         Raises:
             RecordError: `bad_time`.
         """
         if self.time is not None:
             found = self.find(self.time, record, fields, headers)
-            return event_time(None if found is MISSING else found, self._unit)
+            return None if found is MISSING or found is None else event_time(found, self._unit)
         value = fields.get("time")
-        if not self._rows:
+        if not self.mapped:
             return seconds(value) if self._unit == "s" else event_time(value, self._unit)
         found_s = seconds_of(value, UNITS_PER_SECOND[self._unit])
         return None if found_s is None or found_s < 0.0 else found_s

@@ -71,7 +71,7 @@ class SchemaRegistry:
         """Failed requests since the process started."""
         self.down_since_s: float | None = None
         """When the first failed request of the current outage was made, since the epoch; None while it answers."""
-        self._host, self._timeout_s, self._clock = url.netloc.rpartition("@")[2], config.timeout_s, clock
+        self._host, self._timeout_s, self._clock = url.netloc, config.timeout_s, clock
         self._root = url.path.rstrip("/")
         self._headers = {"Accept": _ACCEPT, **_authorization(config)}
         self._context = _context(config) if url.scheme == "https" else None

@@ -207,7 +207,7 @@ class LabelSource(_TopicSource):
 class RegistryConfig(Section):
     """[source.registry]: a schema registry with Confluent's API, also Apicurio's `/apis/ccompat/v7`."""
 
-    url: str | None = Field(None, pattern=r"^https?://[^\s?#]+$")
+    url: str | None = Field(None, pattern=r"^https?://[^\s?#@]+$")
     """Base URL. Without it framed Avro cannot be read."""
     user: str | None = None
     """For basic authentication."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
 import pytest
+from fake_registry import FakeRegistry
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError
@@ -24,13 +25,18 @@ from streamlearn.records import (
     Record,
     Sample,
     Schema,
+    Skipped,
     TopicPartition,
 )
+from streamlearn.schema.settings import SourceConfig
 from streamlearn.testing import MemoryLog, MemoryReader
 
 SCHEMA = Schema((2,), np.dtype(np.float32), ("a", "b"))
 CODEC = Codec(SCHEMA)
 S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
+X = {"name": "x", "type": {"type": "array", "items": "float"}}
+AVRO = b"\0\0\0\0\1" + b"\x02a" + b"\x04" + bytes(8) + b"\0"
+"""A sample `a` of two zeros, under schema 1."""
 
 
 def filled(samples: int, labels: int = 0) -> MemoryLog:
@@ -242,3 +248,91 @@ def test_a_bug_in_reading_is_raised_in_the_learner() -> None:
 def until_raised(feed: Feed) -> None:
     for _ in range(100):
         feed.wait(0.1)
+
+
+class TestSchemaRegistry:
+    """A registry that is away: reading stalls, loudly, and no record is refused."""
+
+    @pytest.fixture
+    def registry(self) -> Iterator[FakeRegistry]:
+        with FakeRegistry() as started:
+            started.add(1, {"type": "record", "name": "R", "fields": [{"name": "id", "type": "string"}, X]})
+            yield started
+
+    def codec(self, registry: FakeRegistry) -> Codec:
+        tables = {"samples": {"format": "avro"}, "registry": {"url": registry.url, "timeout_s": 1.0}}
+        return Codec(SCHEMA, SourceConfig.model_validate(tables))
+
+    def filled(self, codec: Codec) -> MemoryLog:
+        """A sample that streamlearn appended, one in Avro, a tombstone, and one in Avro."""
+        own = codec.encode_sample("s0", np.zeros(2, np.float32))
+        log = filled(0, labels=3)
+        log.append("samples", [own, NewRecord(b"a", AVRO), NewRecord(b"a", None), NewRecord(b"a", AVRO)])
+        return log
+
+    def test_reading_stalls_and_then_goes_on_where_it_was(self, registry: FakeRegistry) -> None:
+        """Nothing is skipped, nothing is decoded twice. What was decoded before can be learned."""
+        registry.broken = (503, b"down")
+        codec = self.codec(registry)
+        feed = feed_of(self.filled(codec), codec=codec)
+        feed.start()
+        try:
+            wait(feed, lambda: len(registry.requests) >= 2)
+            before = [type(item) for item in feed.queues[S]]
+            is_behind = feed.behind(S)
+            registry.broken = None
+            wait(feed, lambda: len(feed.queues[S]) == 4 and len(feed.queues[L]) == 3)
+        finally:
+            feed.close()
+
+        assert (before, is_behind) == ([Sample], True)
+        assert [type(item) for item in feed.queues[S]] == [Sample, Sample, Skipped, Sample]
+        assert [item.position.offset for item in feed.queues[S]] == [0, 1, 2, 3]
+        assert feed.codec.registry is not None
+        assert feed.codec.registry.failures >= 2
+
+    def test_a_feed_that_waits_can_be_closed(self, registry: FakeRegistry) -> None:
+        """The process stops at a signal, also during an outage."""
+        registry.broken = (503, b"down")
+        codec = self.codec(registry)
+        feed = feed_of(self.filled(codec), codec=codec)
+        feed.start()
+        wait(feed, lambda: len(registry.requests) >= 2)
+        began_s = time.monotonic()
+
+        feed.close()
+
+        assert time.monotonic() - began_s < 2.0
+        assert len(feed.queues[S]) == 1
+
+    def test_an_unknown_schema_is_a_bad_record(self, registry: FakeRegistry) -> None:
+        """The registry answers, and the records after it are read."""
+        log = filled(0)
+        log.append("samples", [NewRecord(b"a", b"\0\0\0\0\x09x"), NewRecord(b"a", AVRO)])
+        feed = feed_of(log, codec=self.codec(registry))
+        feed.start()
+        try:
+            wait(feed, lambda: len(feed.queues[S]) == 2)
+        finally:
+            feed.close()
+
+        bad, good = feed.queues[S]
+        assert isinstance(bad, BadRecord)
+        assert bad.error.reason == "unknown_schema"
+        assert isinstance(good, Sample)
+
+
+def test_several_topics_of_samples_are_decoded_as_samples() -> None:
+    """Each by its name."""
+    log = filled(1)
+    log.create_topics({"more": 1})
+    log.append("more", [CODEC.encode_sample("m0", np.zeros(2, np.float32))])
+    more = TopicPartition("more", 0)
+    feed = Feed(log, {S: 0, more: 0, L: 0}, CODEC, sample_topics=("samples", "more"), on_trimmed="stop")
+    feed.start()
+    try:
+        wait(feed, lambda: bool(feed.queues[S] and feed.queues[more]))
+    finally:
+        feed.close()
+
+    assert isinstance(feed.queues[more][0], Sample)

@@ -25,6 +25,7 @@ from streamlearn.schema.registry import SchemaRegistry
 from streamlearn.schema.settings import RegistryConfig
 
 AGES = datetime(1970, 1, 1), datetime(2100, 1, 1)  # noqa: DTZ001  as Hypothesis wants them
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UUID_TEXT = "12345678-1234-5678-1234-567812345678"
 TRANSACTION: Any = {
     "type": "record",

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from fake_registry import FakeRegistry
 from small_learner import S, empty_log
 
-from streamlearn.errors import LogError, LogUnavailableError, RecordError
+from streamlearn.errors import LogError, LogUnavailableError, RecordError, RegistryUnavailableError
 from streamlearn.log.codec import Codec
 from streamlearn.log.dead_letters import read_dead_letter
 from streamlearn.loop.log_access import LogAccess
 from streamlearn.records import BadRecord, NewRecord, Position, Record, Schema
+from streamlearn.schema.settings import SourceConfig
 from streamlearn.testing import MemoryLog
 
 CODEC = Codec(Schema((4,), np.dtype(np.float32), ("a", "b")), max_record_bytes=1 << 20)
@@ -108,3 +110,29 @@ class TestReadBack:
         (position,) = log.append("samples", [CODEC.encode_sample("a", np.zeros(4, np.float32))])
 
         assert access(log).read_back(position, "b") is None
+
+
+class TestSchemaRegistry:
+    def test_a_read_back_waits_while_the_registry_is_away(self) -> None:
+        """A late label must not lose its payload because of an outage. It ends when the process stops."""
+        log, stopping = empty_log(), threading.Event()
+        with FakeRegistry() as registry:
+            fields = [{"name": "id", "type": "string"}, {"name": "x", "type": {"type": "array", "items": "float"}}]
+            registry.add(1, {"type": "record", "name": "R", "fields": fields})
+            tables = {"samples": {"format": "avro"}, "registry": {"url": registry.url, "timeout_s": 1.0}}
+            codec = Codec(CODEC.schema, SourceConfig.model_validate(tables))
+            log.append("samples", [NewRecord(b"a", b"\0\0\0\0\1" + b"\x02a" + b"\x08" + bytes(16) + b"\0")])
+            reader = LogAccess(log, codec, dead_letters="dead-letters", stopping=stopping)
+            registry.broken = (503, b"")
+            threading.Timer(0.3, lambda: setattr(registry, "broken", None)).start()
+
+            found = reader.read_back(Position("samples", 0, 0), "a")
+
+            assert found is not None
+            assert found.tolist() == [0.0] * 4
+            registry.broken = (503, b"")
+            again = LogAccess(log, Codec(CODEC.schema, SourceConfig.model_validate(tables)),
+                              dead_letters="dead-letters", stopping=stopping)  # fmt: skip
+            stopping.set()
+            with pytest.raises(RegistryUnavailableError):
+                again.read_back(Position("samples", 0, 0), "a")

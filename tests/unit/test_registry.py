@@ -195,6 +195,7 @@ class TestSettings:
         [
             ({"user": "ann"}, "set both or neither"),
             ({"url": "registry:8081"}, "pattern"),
+            ({"url": "http://ann:word@registry:8081"}, "pattern"),
             ({"key_file": "key.pem"}, "set cert_file too"),
         ],
     )
