@@ -11,7 +11,7 @@ A label, inside a sample or not, may name a class that the schema does not have,
 must be one of the schema's, and so must "true_label".
 
 The header `streamlearn-id` marks records that were appended for a mapped topic: it is the id. Such a sample is the
-user's record as JSON, such a label is as above.
+user's record as JSON, such a label is as above. A label over HTTP in the user's own form has no such header.
 
 Sizes are checked before anything is parsed, shapes before anything is built (`payload`): no input costs more than its
 own length times a small constant. Nothing here recurses over the input.
@@ -65,6 +65,8 @@ MAX_MODEL_VERSION = 2**63
 _NOWHERE = Position("", 0, 0)
 _OWN_RECORDS = SourceConfig()
 _NO_HEADERS: Mapping[str, bytes] = {}
+OWN_LABEL_FIELDS = frozenset({"id", "label", "class", "time", "source"})
+"""Of a label in streamlearn's form."""
 
 
 class Codec:
@@ -87,7 +89,7 @@ class Codec:
         Raises:
             ConfigError: [source] or [columns] name something that cannot be imported or read.
         """
-        self.schema = schema
+        self.schema, self.source, self.columns = schema, source, dict(columns or {})
         self.takes_any_name = unknown_class != "refuse"
         """Whether a label may name a class that the schema does not have."""
         self.grows = unknown_class == "grow"
@@ -95,10 +97,10 @@ class Codec:
         self.max_record_bytes = max_record_bytes
         self.registry = None if source.registry.url is None else SchemaRegistry(source.registry)
         """Asked by `decode_sample` and `decode_label`, which raise RegistryUnavailableError while it is away."""
-        paths = tuple(config.path(name) for name, config in (columns or {}).items())
+        paths = tuple(config.path(name) for name, config in self.columns.items())
         self._samples = RecordReader(source.samples, self.registry, table="samples", columns=paths)
         self._labels = RecordReader(source.labels, self.registry, table="labels")
-        self.rows = RowEncoder(columns, used=self._samples.used) if columns else None
+        self.rows = RowEncoder(self.columns, used=self._samples.used) if columns else None
         """The encoder of [columns], with its counts; None without columns."""
         assert self.rows is None or self.rows.columns == schema.columns, "another layout"
         self._tensors = Tensors(schema)
@@ -259,17 +261,18 @@ class Codec:
         true_label: int | None = None,
         answer: Prediction | None = None,
         timestamp_ms: int | None = None,
-    ) -> NewRecord:
-        """Return a record with the user's fields unchanged, as JSON; for a configuration with [columns].
+    ) -> tuple[NewRecord, Sample]:
+        """Return a record with the user's fields unchanged, as JSON, and the sample that it decodes to.
+
+        For a configuration with [columns].
 
         Raises:
             RecordError: `decode_sample` would refuse it, or the record has another id.
         """
         assert self.rows is not None, "no columns"
         sample_id = checked_id(sample_id)
-        if (found := self.id_in(record)) not in (None, sample_id):
-            raise RecordError("no_id", f"expected the id {sample_id!r:.80} in the record too, got {found!r:.80}")
-        value = json_of(record)
+        self.id_in(record, sample_id)
+        value = _record_json(record)
         headers = [("content-type", TYPE_OF_PAYLOAD["json"]), (OWN_ID, sample_id.encode())]
         if true_label is not None:
             headers.append(("true-label", self._class_name(true_label).encode()))
@@ -278,16 +281,25 @@ class Codec:
         new = NewRecord(key_of(sample_id), value, tuple(headers), timestamp_ms)
         self._checked_record(new)
         as_read = Record(_NOWHERE, 0, new.key, value, new.headers)
-        self._sample_from_fields(as_read, json_object(value), dict(headers))
-        return new
+        return new, self._sample_from_fields(as_read, json_object(value), dict(headers))
 
-    def id_in(self, record: Mapping[str, Any]) -> str | None:
-        """Return the id in the user's record; None if it has none there. Raises `no_id`."""
+    def id_in(self, record: Mapping[str, Any], given: object = None) -> str | None:
+        """Return the id in the user's record, or the one that is `given` next to it; None if there is none.
+
+        Raises:
+            RecordError: `no_id`: one of them is no id, or they differ.
+        """
+        sample_id = None if given is None else checked_id(given)
         path = self._samples.id
         if path is not None and path.root != "value":
-            return None
+            return sample_id
         found = record.get("id") if path is None else path.find(record)
-        return None if found is None or found is MISSING else checked_id(found)
+        if found is None or found is MISSING:
+            return sample_id
+        inside = checked_id(found)
+        if sample_id not in (None, inside):
+            raise RecordError("no_id", f"expected the id {sample_id!r:.80} in the record too, got {inside!r:.80}")
+        return inside
 
     # Labels
 
@@ -448,6 +460,41 @@ class Codec:
             fields["source"] = source
         return self._own_label(fields, timestamp_ms)
 
+    def is_own_label(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a label's JSON is streamlearn's `{"id", "label"}`, and not a record as [source.labels] maps it.
+
+        It has fields of `OWN_LABEL_FIELDS` only, and nothing at a path of another name.
+        """
+        if not self._labels.mapped:
+            return True
+        if not {"id"} <= fields.keys() <= OWN_LABEL_FIELDS or not fields.keys() & {"label", "class"}:
+            return False
+        paths = {"id": self._labels.id, "label": self._labels.label, "time": self._labels.time}
+        renamed = [path for name, path in paths.items() if path and path.root == "value" and path.text != name]
+        return all(path.find(fields) is MISSING for path in renamed)
+
+    def encode_users_label(self, fields: Mapping[str, Any]) -> tuple[NewRecord, Label]:
+        """Return a record for a label as [source.labels] maps it, and the label that it decodes to.
+
+        The user's fields are unchanged. If their id is not among them, but in the key or a header, it is read from
+        "id" here, and the record is written in streamlearn's form, which has a place for it.
+
+        Raises:
+            RecordError: `decode_label` would refuse it.
+        """
+        reader, value = self._labels, _record_json(fields)
+        headers = (("content-type", TYPE_OF_PAYLOAD["json"]),)
+        as_read = Record(_NOWHERE, 0, None, value, headers)
+        self._value(as_read)
+        if reader.id is None or reader.id.root == "value":
+            label = self._mapped_label(as_read, value, dict(headers))
+            return self._checked_record(NewRecord(key_of(label.sample_id), value, headers)), label
+        sample_id = checked_id(fields.get("id"))
+        class_index, class_name = self._mapped_class(as_read, fields, {})
+        time_s = reader.event_time(as_read, dict(fields), {})
+        new = self.encode_label(sample_id, class_index, class_name=class_name, event_time_s=time_s)
+        return new, self.decode_label(Record(_NOWHERE, 0, new.key, new.value, new.headers))
+
     def encode_erasure(self, sample_id: str) -> NewRecord:
         """Return a record of the labels topic that erases a sample.
 
@@ -560,11 +607,11 @@ class Codec:
         return fields
 
 
-def json_of(record: Mapping[str, Any]) -> bytes:
-    """Return a user's record as JSON; dates, decimals and bytes as text. Raises `not_json`."""
+def _record_json(record: Mapping[str, Any]) -> bytes:
+    """The JSON of a user's record. Raises `not_json`."""
     try:
         return orjson.dumps(record, default=_json_text, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError as error:
+    except TypeError as error:  # also nesting that orjson reads, and does not write
         raise RecordError("not_json", f"expected a record that JSON can hold: {error}") from None
 
 

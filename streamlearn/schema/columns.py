@@ -289,8 +289,8 @@ class RowEncoder:
         self._missing, self._invalid = [0] * len(self.columns), [0] * len(self.columns)
         self._unknown: Counter[str] = Counter()
 
-    def encode(self, fields: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-        """Return the row (width,) of a parsed record.
+    def encode(self, fields: Mapping[str, Any], *, invalid: list[str] | None = None) -> npt.NDArray[np.float32]:
+        """Return the row (width,) of a parsed record. The names of columns with an invalid value go into `invalid`.
 
         Raises:
             RecordError: `no_value` if the record has none of the columns' fields, not even as null: it is another kind
@@ -310,6 +310,8 @@ class RowEncoder:
             if not outcome:
                 counts = self._missing if outcome is None else self._invalid
                 counts[number] += 1
+                if outcome is False and invalid is not None:
+                    invalid.append(self.columns[number].name)
         self._records += 1
         if absent == len(self._plan):
             raise RecordError("no_value", f"expected at least one of the columns {self.described}, got none of them")
@@ -322,6 +324,30 @@ class RowEncoder:
         """The paths of the columns, for messages; at most twelve."""
         paths = [name if path is None else path.text for _, name, path, *_ in self._plan]
         return ", ".join(paths[:12]) + (", …" if len(paths) > 12 else "")
+
+    def reads_any(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a column, or its path, begins at a field of this object."""
+        return any(name in fields for _, name, *_ in self._plan)
+
+    def values(self, row: npt.NDArray[np.float32]) -> dict[str, Any]:
+        """Return what a row (width,) still shows of its record, by column: None where it is missing.
+
+        A category shows its bucket. Timestamps and texts cannot be read back, and are left out.
+        """
+        found: dict[str, Any] = {}
+        at = 0
+        for column in self.columns:
+            places = row[at : at + column.width].tolist()
+            at += column.width
+            if column.kind == "number":
+                found[column.name] = places[0] if places[1] else None
+            elif column.kind == "boolean":
+                found[column.name] = places[0] > 0.0 if places[0] else None
+            elif column.kind == "category":
+                found[column.name] = int(places[0]) or None
+            elif column.kind == "vector":
+                found[column.name] = places[:-1] if places[-1] else None
+        return found
 
     def counts(self) -> ColumnCounts:
         """Counts since this encoder was made."""

@@ -344,6 +344,26 @@ class TestRow:
             assert np.isfinite(row).all()
             assert np.abs(row).max() <= LARGEST_NUMBER * 1.0001
 
+    def test_names_the_columns_whose_value_is_invalid(self) -> None:
+        """For the answer of `/predict`; missing ones are not named."""
+        invalid: list[str] = []
+
+        encoder_of(ALL_KINDS).encode({"amount": "N/A", "vip": None, "after": {"country": {}}}, invalid=invalid)
+
+        assert invalid == ["amount", "country"]
+
+    def test_shows_what_can_be_read_back(self) -> None:
+        """A category's bucket; timestamps and texts are left out."""
+        encoder = encoder_of(ALL_KINDS)
+        fields = {"amount": 0, "vip": False, "merchant": "a", "at": 0, "embedding": [1, 2, 3], "note": "late"}
+
+        found = encoder.values(encoder.encode(fields))
+        missing = encoder.values(encoder.encode({"amount": None}))
+
+        assert 1 <= found.pop("merchant") <= 8192
+        assert found == {"amount": 0.0, "vip": False, "embedding": [1.0, 2.0, 3.0], "country": None}
+        assert missing == dict.fromkeys(("amount", "vip", "merchant", "embedding", "country"))
+
 
 class TestSettings:
     @pytest.mark.parametrize(

@@ -408,7 +408,7 @@ class TestEncoding:
         codec = codec_of(samples)
         sample_id = "t1"
 
-        new = codec.encode_record(sample_id, TRANSACTION, true_label=1, answer=self.ANSWER, timestamp_ms=5)
+        new, checked = codec.encode_record(sample_id, TRANSACTION, true_label=1, answer=self.ANSWER, timestamp_ms=5)
         sample = codec.decode_sample(as_read(new))
 
         assert orjson.loads(new.value or b"") == TRANSACTION
@@ -417,7 +417,7 @@ class TestEncoding:
         assert sample.answer is not None
         assert sample.answer.probabilities_C.tolist() == [0.75, 0.25]
         assert codec.rows is not None
-        assert sample.x.tolist() == codec.rows.encode(TRANSACTION).tolist()
+        assert sample.x.tolist() == checked.x.tolist() == codec.rows.encode(TRANSACTION).tolist()
 
     @pytest.mark.parametrize(
         ("given", "reason"),
@@ -426,6 +426,7 @@ class TestEncoding:
             ({"total": 1}, "no_value"),
             ({"amount": 1, "created_at": "soon"}, "bad_time"),
             ({"amount": object()}, "not_json"),
+            ({"amount": 1, "more": orjson.loads("[" * 500 + "]" * 500)}, "not_json"),
         ],
     )
     def test_what_would_be_refused_is_refused_before_it_is_appended(self, given: Any, reason: str) -> None:
@@ -440,6 +441,13 @@ class TestEncoding:
         assert codec_of(SAMPLES).id_in({"amount": 1}) is None
         assert codec_of({"id": "key"}).id_in(TRANSACTION) is None
         assert codec_of().id_in({"id": 5}) == "5"
+
+    def test_an_id_next_to_a_record_must_be_the_one_inside(self) -> None:
+        """It alone is the id of a record without one."""
+        assert codec_of(SAMPLES).id_in(TRANSACTION, "t1") == "t1"
+        assert codec_of({"id": "key"}).id_in(TRANSACTION, 7) == "7"
+        with pytest.raises(RecordError, match="expected the id 't2' in the record too, got 't1'"):
+            codec_of(SAMPLES).id_in(TRANSACTION, "t2")
 
     @pytest.mark.parametrize(
         "labels", [LABELS, {"id": "key", "format": "json_schema"}, {"values": {"fraud": "legitimate"}}, {}]
@@ -458,6 +466,72 @@ class TestEncoding:
         assert [label.class_index for label in read] == [0, RETRACTED, ERASED]
         assert {label.sample_id for label in read} == {"t1"}
         assert (read[0].event_time_s, read[0].source) == (3.0, "audit")
+
+    @pytest.mark.parametrize(
+        ("labels", "fields", "expected"),
+        [
+            (LABELS, {"transaction_id": "t1", "is_fraud": True}, 0),
+            (LABELS, {"transaction_id": "t1", "is_fraud": "legitimate", "note": [1]}, 1),
+            (LABELS, {"transaction_id": "t1", "is_fraud": None}, RETRACTED),
+            (LABELS, {"transaction_id": "t1", "is_fraud": True, "erase": True}, 0),
+            ({**LABELS, "format": "protobuf", "message": "a:B"}, {"transaction_id": "t1", "is_fraud": True}, 0),
+            ({**LABELS, "id": "key"}, {"id": "t1", "is_fraud": True}, 0),
+            ({**LABELS, "id": "key.id"}, {"id": "t1", "is_fraud": False, "note": 1}, 1),
+            ({**LABELS, "id": "header:trace"}, {"id": "t1", "is_fraud": None}, RETRACTED),
+            ({"label": "is_fraud"}, {"id": "t1", "is_fraud": "fraud"}, 0),
+            ({"id": "after.id", "label": "after.fraud"}, {"after": {"id": "t1", "fraud": 1}}, 1),
+            ({"id": "after.id", "label": "after.fraud"}, {"before": {"id": "t1"}, "after": None}, RETRACTED),
+            ({"id": "source", "values": {"x": "fraud"}}, {"id": "other", "source": "t1", "label": "x"}, 0),
+        ],
+    )
+    def test_a_users_label_decodes_to_what_was_accepted(self, labels: Any, fields: Any, expected: int) -> None:
+        """Its id may be in the key or a header of a producer's records; over HTTP it is "id" then."""
+        if "message" in labels:
+            pytest.importorskip("google.protobuf")
+            labels = {**labels, "message": "google.protobuf.struct_pb2:Struct"}
+        codec = codec_of(SAMPLES, labels)
+
+        assert not codec.is_own_label(fields)
+        new, checked = codec.encode_users_label(fields)
+        read = codec.decode_label(as_read(new))
+
+        assert (read.sample_id, read.class_index) == (checked.sample_id, checked.class_index) == ("t1", expected)
+        if codec.source.labels.id and codec.source.labels.id.split(".")[0].split(":")[0] not in ("key", "header"):
+            assert (new.key, orjson.loads(new.value or b"")) == (b"t1", fields)
+
+    @pytest.mark.parametrize(
+        ("fields", "reason"),
+        [
+            ({"transaction_id": "t1", "is_fraud": "dog"}, "unknown_class"),
+            ({"transaction_id": "t1"}, "no_class"),
+            ({"is_fraud": True}, "no_id"),
+            ({"transaction_id": "t1", "is_fraud": True, "at": "soon"}, "bad_time"),
+            ({"transaction_id": "t1", "is_fraud": True, "more": "x" * (5 << 20)}, "too_large"),
+        ],
+    )
+    def test_a_users_label_that_would_be_refused_is_not_appended(self, fields: Any, reason: str) -> None:
+        codec = codec_of(SAMPLES, {**LABELS, "time": "at"})
+
+        with pytest.raises(RecordError) as caught:
+            codec.encode_users_label(fields)
+        assert caught.value.reason == reason
+
+    @pytest.mark.parametrize(
+        ("labels", "fields", "own"),
+        [
+            ({}, {"transaction_id": "t1"}, True),
+            (LABELS, {"id": "t1", "label": "fraud"}, True),
+            (LABELS, {"id": "t1", "class": None, "time": 1.0, "source": "audit"}, True),
+            (LABELS, {"id": "t1", "label": "fraud", "transaction_id": "t2"}, False),
+            ({"id": "id", "label": "is_fraud"}, {"id": "t1", "label": "fraud"}, True),
+            ({"id": "id", "label": "is_fraud"}, {"id": "t1", "is_fraud": "fraud"}, False),
+            ({"id": "source"}, {"id": "t1", "label": "fraud"}, True),
+            ({"id": "source"}, {"id": "t1", "label": "fraud", "source": "t2"}, False),
+        ],
+    )
+    def test_our_own_labels_are_told_from_the_users(self, labels: Any, fields: Any, own: bool) -> None:  # noqa: FBT001
+        """Where a field of ours is the user's id, the record is the user's."""
+        assert codec_of(SAMPLES, labels).is_own_label(fields) is own
 
     @pytest.mark.parametrize("sample_id", ['"t1"', '"', "\0x", "plain", '"half', "ß"])
     def test_an_id_with_quotes_survives_as_a_key(self, sample_id: str) -> None:
