@@ -64,7 +64,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/__main__.py": "tests/e2e",
     "streamlearn/cli/models.py": "tests/unit/test_versions.py",
     "streamlearn/cli/options.py": "tests/e2e/test_commands.py",
-    "streamlearn/lab/bars.py": "tests/unit/test_lab_simulate.py, tests/unit/test_lab_report.py",
+    "streamlearn/app/bars.py": "tests/unit/test_lab_simulate.py, tests/unit/test_lab_report.py",
     "streamlearn/lab/curves.py": "tests/unit/test_lab_evaluate.py",
     "streamlearn/lab/demo.py": "tests/e2e/test_commands.py",
     "streamlearn/lab/held_out.py": "tests/unit/test_lab_evaluate.py",

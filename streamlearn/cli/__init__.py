@@ -269,6 +269,51 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    file: Annotated[
+        str, typer.Argument(help="A .csv, .tsv, .jsonl, .parquet or .npz file; - is standard input, as JSON lines.")
+    ],
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .jsonl, .csv or .parquet file; default: JSON lines to standard output.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=0, help="Of the model; default: the pinned one, else the newest.")
+    ] = None,
+) -> None:
+    """Predict the records of a file with a published model of `state.dir`. Nothing needs to run.
+
+    Records are those of the samples topic: the fields of [columns], or id and x. A record that cannot be read is
+    reported with its line, and the others are answered. Exit code 1 if none could be read.
+
+    Examples:
+
+        streamlearn predict new.csv --config streamlearn.toml --out answers.csv
+
+        streamlearn predict new.parquet -c streamlearn.toml --out answers.parquet --version 400
+
+        cat new.jsonl | streamlearn predict - -c streamlearn.toml > answers.jsonl
+    """
+    from streamlearn.app.bars import Bars
+    from streamlearn.app.predict import predict_file
+
+    loaded = start(config, overrides)
+    if out is None and sys.stdout.isatty():  # bars and answers would mix
+        predict_file(loaded, file, version=version, report=lambda line: typer.echo(line, err=True))
+        return
+    with Bars() as bars:
+        predict_file(
+            loaded,
+            file,
+            out=out,
+            version=version,
+            report=lambda line: bars.console.print(line, markup=False, soft_wrap=True),
+            progress=lambda count: bars("records", count, None),
+        )
+
+
+@app.command()
 def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Check whether it would run: settings, model, device, log, topics, retention, disk, port. Changes nothing.
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from streamlearn.app.bars import Bars
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
 from streamlearn.judge.prequential import Network, SpanScores
 from streamlearn.judge.scoreboard import ScoreReport
-from streamlearn.lab.bars import Bars
 from streamlearn.lab.drift import parse_drift
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
 from streamlearn.lab.held_out import Accuracy

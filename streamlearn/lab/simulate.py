@@ -7,9 +7,9 @@ import threading
 import zlib
 from typing import cast
 
+from streamlearn.app.bars import Bars
 from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config
-from streamlearn.lab.bars import Bars
 from streamlearn.lab.datasets import load
 from streamlearn.lab.delays import parse_delay
 from streamlearn.lab.drift import parse_drift

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from streamlearn.errors import StateError
 from streamlearn.state.kill_points import reached
 
 Chunk = bytes | bytearray | memoryview
@@ -74,7 +73,7 @@ def write_whole(path: Path, chunks: Iterable[Chunk], files: Files = DISK, *, nam
         reached(name, "written")
         files.replace(temporary, path)
         reached(name, "renamed")
-    except (OSError, StateError):
+    except BaseException:  # of `chunks` too, and Ctrl-C
         temporary.unlink(missing_ok=True)
         raise
     files.sync_folder(path.parent)

@@ -529,7 +529,7 @@ class TestEncoding:
             ({"id": "source"}, {"id": "t1", "label": "fraud", "source": "t2"}, False),
         ],
     )
-    def test_our_own_labels_are_told_from_the_users(self, labels: Any, fields: Any, own: bool) -> None:  # noqa: FBT001
+    def test_our_own_labels_are_told_from_the_users(self, labels: Any, fields: Any, own: bool) -> None:
         """Where a field of ours is the user's id, the record is the user's."""
         assert codec_of(SAMPLES, labels).is_own_label(fields) is own
 
