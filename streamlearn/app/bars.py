@@ -34,6 +34,10 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line above the bars, as it is."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
     def __call__(self, what: str, done: int, total: int | None) -> None:
         """Update the bar of the task `what`; without a total it shows the count."""
         if what not in self._tasks:

@@ -7,10 +7,9 @@ bounded by `CHUNK_ROWS` records. The output appears under its name when it is co
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,32 +20,22 @@ from streamlearn.config import Config
 from streamlearn.errors import ConfigError, RecordError, StreamlearnError
 from streamlearn.log.codec import Codec
 from streamlearn.records import Array
-from streamlearn.schema.files import read_records
+from streamlearn.schema.files import BadRecords, read_records
 from streamlearn.serve.predictor import LoadedModel, load
 from streamlearn.state.files import write_whole
 
 CHUNK_ROWS = 256
 """Records of one forward pass."""
 CHUNK_BYTES = 64 << 20
-MAX_REPORTED = 20
-"""Bad records that are reported one by one; all are counted."""
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of the records of a file."""
 
     model_version: int
-    answered: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    """By reason."""
-    first: str = ""
-    """The first bad record, with its line."""
-
-    @property
-    def read(self) -> int:
-        """Records, good and bad."""
-        return self.answered + self.bad.total()
+    answered: int
+    bad: Mapping[str, int]
+    """Records that were not answered, by reason."""
 
 
 def predict_file(
@@ -79,8 +68,7 @@ def predict_file(
     if out is not None and out.exists() and Path(source).exists() and out.samefile(source):
         raise ConfigError(f"--out {out}: is the file that is read; choose another name")
     model = load(find_version(config, version), config.schema_.build(), factory=config.model.factory)
-    codec, outcome = make_codec(config), Outcome(model.step)
-    run = _Run(codec, model, outcome, report, progress)
+    run = _Run(make_codec(config), model, BadRecords(report), progress)
     content = writer(run.answers(source, config.log.max_record_bytes), model.classes, model.step)
     if out is None:
         for piece in content:
@@ -91,23 +79,17 @@ def predict_file(
             write_whole(out, content)
         except OSError as error:
             raise ConfigError(f"--out {out}: cannot be written: {error.strerror or error}") from error
-    run.report_counts()
-    return outcome
+    for sentence in run.sentences():
+        report(sentence)
+    return Outcome(model.step, run.answered, run.bad.reasons)
 
 
 class _Run:
     """One run over a file."""
 
-    def __init__(
-        self,
-        codec: Codec,
-        model: LoadedModel,
-        outcome: Outcome,
-        report: Callable[[str], None],
-        progress: Callable[[int], None],
-    ) -> None:
-        self._codec, self._model, self._outcome = codec, model, outcome
-        self._report, self._progress = report, progress
+    def __init__(self, codec: Codec, model: LoadedModel, bad: BadRecords, progress: Callable[[int], None]) -> None:
+        self._codec, self._model, self._progress = codec, model, progress
+        self.bad, self.answered = bad, 0
 
     def answers(self, source: str, max_bytes: int) -> Iterator[Answers]:
         """Answer the records in chunks.
@@ -123,15 +105,14 @@ class _Run:
                     raise fields
                 chunk.append((line, self._codec.id_in(fields), self._codec.x_of(fields)))
             except RecordError as error:
-                self._bad(line, error)
+                self.bad.add(line, error)
             if len(chunk) == rows:
                 yield self._answer(chunk)
                 chunk.clear()
         if chunk:
             yield self._answer(chunk)
-        if not self._outcome.answered:
-            why = f"none of {self._outcome.read} records could be read; the first: {self._outcome.first}"
-            raise StreamlearnError(f"{source}: {why if self._outcome.read else 'it holds no records'}")
+        if not self.answered:
+            raise StreamlearnError(f"{source}: {self.bad.no_others}")
 
     def _answer(self, chunk: list[tuple[int, str | None, Array]]) -> Answers:
         lines, ids, x = zip(*chunk, strict=True)
@@ -139,27 +120,14 @@ class _Run:
         finite_B = np.isfinite(probs_BC).all(axis=1)
         for row in np.flatnonzero(~finite_B).tolist():
             error = RecordError("not_finite", "the model has no finite answer; the values are too extreme")
-            self._bad(lines[row], error)
+            self.bad.add(lines[row], error)
         kept = np.flatnonzero(finite_B).tolist()
-        self._outcome.answered += len(kept)
-        self._progress(self._outcome.read)
+        self.answered += len(kept)
+        self._progress(self.answered + self.bad.total)
         return Answers([lines[row] for row in kept], [ids[row] for row in kept], probs_BC[kept])
 
-    def _bad(self, line: int, error: RecordError) -> None:
-        outcome = self._outcome
-        sentence = f"line {line}: {error.reason}: {error}"
-        outcome.first = outcome.first or sentence
-        outcome.bad[error.reason] += 1
-        if outcome.bad.total() <= MAX_REPORTED:
-            self._report(sentence)
-
-    def report_counts(self) -> None:
-        """Report how many records were answered, why others were not, and which columns had invalid values."""
-        outcome = self._outcome
-        reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.bad.most_common())
-        bad = f"; {outcome.bad.total()} could not be read: {reasons}" if outcome.bad else ""
-        self._report(f"{outcome.answered} records answered by version {outcome.model_version}{bad}")
-        counts = None if self._codec.rows is None else self._codec.rows.counts()
-        for what, by_column in (("invalid", counts.invalid), ("missing", counts.missing)) if counts else ():
-            if shown := ", ".join(f"{name} {count}" for name, count in by_column.items() if count):
-                self._report(f"{what} values, taken as missing: {shown}" if what == "invalid" else f"missing: {shown}")
+    def sentences(self) -> list[str]:
+        """How many records were answered, why others were not, and which columns had values that were not used."""
+        bad = f"; {self.bad}" if self.bad.total else ""
+        counts = [] if self._codec.rows is None else self._codec.rows.counts().sentences
+        return [f"{self.answered} records answered by version {self._model.step}{bad}", *counts]

@@ -17,6 +17,7 @@ from streamlearn.cli.options import (
     ConfigOption,
     DatasetArgument,
     DriftOption,
+    LabelOption,
     LimitOption,
     OrderOption,
     ParentOption,
@@ -144,6 +145,7 @@ def simulate(
     rate: Annotated[float, typer.Option(help="Samples per second; 0: as fast as the log accepts them.")] = 0.0,
     label_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of samples that get a label.")] = 0.05,
     label_delay: Annotated[str, typer.Option(help=DELAYS)] = "geometric:500",
+    label: LabelOption = None,
     order: OrderOption = "shuffle",
     passes: Annotated[int, typer.Option(min=1, help="Passes over the data set, each with its own ids.")] = 1,
     limit: LimitOption = None,
@@ -157,6 +159,8 @@ def simulate(
 ) -> None:
     """Send a labelled data set as a stream: samples, and later some of their labels.
 
+    Records of a file are sent as they are, as JSON, and their class follows as a label that [source.labels] maps.
+
     Examples:
 
         streamlearn simulate digits --config streamlearn.toml --rate 200 --label-share 0.05 --label-delay geometric:500
@@ -164,6 +168,8 @@ def simulate(
         streamlearn simulate fashion-mnist -c streamlearn.toml --label-share 0.01 --label-delay geometric:5000
 
         streamlearn simulate mine.npz -c streamlearn.toml --drift rotate:90@10000 --seed 7
+
+        streamlearn simulate history.csv -c streamlearn.toml --order file --label is_fraud
     """
     from streamlearn.app.signals import stop_signals
     from streamlearn.lab.simulate import run_simulation
@@ -183,6 +189,7 @@ def simulate(
             drift=drift,
             seed=seed,
             id_prefix=id_prefix,
+            label=label,
         )
 
 
@@ -198,6 +205,7 @@ def evaluate(
     window: Annotated[
         int, typer.Option(min=10, max=1_000_000, help="Samples per point of the curves, and per windowed score.")
     ] = 1000,
+    label: LabelOption = None,
     order: OrderOption = "shuffle",
     drift: DriftOption = "none",
     limit: LimitOption = None,
@@ -236,6 +244,8 @@ def evaluate(
 
         streamlearn evaluate mine.npz --config streamlearn.toml --set learn.method=supervised --out baseline
 
+        streamlearn evaluate history.csv --config streamlearn.toml --order file --label is_fraud
+
         streamlearn evaluate fashion-mnist --offline --labels 500 --epochs 20 --set learn.method=pi
     """
     from streamlearn.app.logs import set_up_logs
@@ -249,6 +259,7 @@ def evaluate(
     exit_on_thread_error()
     plan = EvaluationPlan(
         dataset=dataset,
+        label=label,
         label_probability=label_probability,
         delay=delay,
         window=window,
@@ -308,7 +319,7 @@ def predict(
             file,
             out=out,
             version=version,
-            report=lambda line: bars.console.print(line, markup=False, soft_wrap=True),
+            report=bars.say,
             progress=lambda count: bars("records", count, None),
         )
 

@@ -13,7 +13,8 @@ import math
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,6 +29,8 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".npz")
 BATCH_BYTES = 4 << 20
 """About as much of a Parquet or .npz file is decoded at a time; as Python objects it takes ten times that."""
 BATCH_ROWS = 1024
+MAX_REPORTED = 20
+"""Bad records that are reported one by one; all are counted."""
 _DELIMITERS = ",;\t|"
 _BOM = b"\xef\xbb\xbf"
 _BAD_NPZ = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
@@ -41,6 +44,37 @@ class FileRecord(NamedTuple):
     """Where it starts, from 1: the line in text, the row in Parquet and .npz."""
     fields: dict[str, Any] | RecordError
     """Its fields, or why it cannot be read. The next one may be good."""
+
+
+class BadRecords:
+    """Counts the records that could not be used, and reports the first of them one by one."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        """`report` is called with a sentence."""
+        self.reasons: Counter[str] = Counter()
+        self._report, self._first = report, ""
+
+    def add(self, line: int, error: RecordError) -> None:
+        """Count one."""
+        sentence = f"line {line}: {error.reason}: {error}"
+        self._first = self._first or sentence
+        self.reasons[error.reason] += 1
+        if self.total <= MAX_REPORTED:
+            self._report(sentence)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.reasons.total()
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        return f"{self.total} could not be read: {counts}"
+
+    @property
+    def no_others(self) -> str:
+        """Why a file has no good records, if it has none."""
+        return f"none of {self.total} records could be read; {self._first}" if self.total else "it holds no records"
 
 
 def read_records(source: str | Path, *, max_bytes: int) -> Iterator[FileRecord]:

@@ -21,11 +21,12 @@ from streamlearn.app import predict
 from streamlearn.app.answers import WRITERS
 from streamlearn.app.build import model_spec
 from streamlearn.app.log import make_codec
-from streamlearn.app.predict import CHUNK_ROWS, MAX_REPORTED, Outcome, predict_file
+from streamlearn.app.predict import CHUNK_ROWS, Outcome, predict_file
 from streamlearn.app.versions import pin_version
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, NotPublishedError, StreamlearnError
 from streamlearn.models.build import build
+from streamlearn.schema.files import MAX_REPORTED
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import Publisher
 
@@ -195,7 +196,7 @@ class TestBadRecords:
             "line 3: bad_shape: expected 3 fields, as in the first line, got 2",
             "2 records answered by version 20; 1 could not be read: 1 bad_shape",
             "invalid values, taken as missing: amount 1",
-            "missing: shop 1",
+            "missing values: shop 1",
         ]
 
     def test_only_the_first_are_reported_one_by_one(self, config: Config, tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ class TestBadRecords:
     @pytest.mark.parametrize("out", WRITERS)
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("{\n[]\n", "none of 2 records could be read; the first: line 1: not_json"), ("\n", "it holds no records")],
+        [("{\n[]\n", "none of 2 records could be read; line 1: not_json"), ("\n", "it holds no records")],
     )
     def test_if_there_are_no_others_it_is_an_error(
         self, config: Config, tmp_path: Path, text: str, message: str, out: str
