@@ -42,6 +42,7 @@ ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 
 TOPICS = ("samples", "labels")
 """Roles of topics, whatever their names in the log."""
+COLUMN_OUTCOMES = ("encoded", "missing", "invalid")
 OUTCOMES = {
     "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "tombstone", "trimmed"),
     "labels": (
@@ -116,6 +117,8 @@ LEARNER_METRICS = (
     Metric("records_read_total", "counter", "Records read from the log.", ("topic",), _each(*TOPICS)),
     Metric("records_total", "counter", "Records by outcome.", ("topic", "outcome"), _OUTCOMES),
     Metric("dead_letters_total", "counter", "Dead-lettered records by reason.", ("reason",), _each(*REASONS)),
+    Metric("column_values_total", "counter", "Values of a record's columns by outcome.", ("column", "outcome")),
+    Metric("unknown_fields_total", "counter", "Fields of records that no setting names."),
     Metric("steps_total", "counter", "Steps, including skipped ones."),
     Metric("steps_skipped_total", "counter", "Steps that were not finite and changed no weights."),
     Metric("step_duration_seconds", "histogram", "Duration of a step, without the wait.", buckets=STEP_BUCKETS_S),
@@ -266,6 +269,14 @@ class LearnerMetrics(_Metrics):
         """Count one dead-lettered record, by outcome and by reason."""
         self._get(Counter, "records_total", topic, "dead_lettered").inc()
         self._get(Counter, "dead_letters_total", reason).inc()
+
+    def column(self, column: str, outcome: str, values: int) -> None:
+        """Count values of a column of [columns], by `COLUMN_OUTCOMES`."""
+        self._get(Counter, "column_values_total", column, outcome).inc(values)
+
+    def unknown_fields(self, fields: int) -> None:
+        """Count fields that no setting names. Their names are in the heartbeat."""
+        self._get(Counter, "unknown_fields_total").inc(fields)
 
     def step(self, duration_s: float, now_s: float) -> None:
         """Count a step that ends now."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 import io
 import itertools
 import random
+import string
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from urllib.parse import quote_from_bytes
 
 import numpy as np
 import orjson
 from PIL import Image
+from served import RECORD, ROUTES
 from support import in_format
 
 from streamlearn.errors import REASONS, RecordError
@@ -439,25 +442,9 @@ class Request:
     chunks: list[bytes]
 
 
-ROUTES = (
-    ("POST", "/predict"),
-    ("POST", "/label"),
-    ("POST", "/sample"),
-    ("GET", "/label/"),
-    ("GET", "/sample/"),
-    ("DELETE", "/sample/"),
-    ("GET", "/label/requests"),
-    ("GET", "/model"),
-    ("GET", "/models"),
-    ("POST", "/model/rollback"),
-    ("POST", "/model/promote"),
-    ("GET", "/score"),
-    ("GET", "/health/live"),
-    ("GET", "/health/ready"),
-    ("GET", "/openapi.json"),
-    ("GET", "/"),
-)
-WEIGHTS = (8, 6, 6, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+FURTHER = [("GET", "/openapi.json"), ("GET", "/")]
+HEAVY = {"/predict": 8, "/label": 6, "/sample": 6}
+"""Routes that take bodies are tried more often."""
 PATHS = (
     "/nowhere",
     "//",
@@ -529,10 +516,30 @@ def _query(rng: random.Random) -> bytes:
     return damaged(rng, query).replace(b"\n", b"") if rng.random() < 0.1 else query
 
 
+def json_record(rng: random.Random) -> bytes:
+    """One record of `served.RECORD`'s fields, or several, or labels of it: any field may be odd, doubled or gone."""
+
+    def one(sample_id: int) -> str:
+        fields = {name: orjson.dumps(value).decode() for name, value in RECORD.items() if rng.random() < 0.8}
+        fields["transaction_id"] = f'"t{sample_id}"'
+        if rng.random() < 0.2:
+            fields = {"transaction_id": f'"t{sample_id}"', "is_fraud": pick(rng, ("true", "false", "null", '"fraud"'))}
+        if rng.random() < 0.5:
+            fields[pick(rng, (*RECORD, "verdict", "is_fraud", "judged_at", *FIELDS))] = json_value(rng)
+        return "{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}"
+
+    records = [one(rng.randrange(99)) for _ in range(rng.randrange(1, 10))]
+    name = pick(rng, ("instances", "samples", "labels"))
+    several = f'{{"{name}":[{",".join(records)}]' + pick(rng, ("", ',"ids":["a"]', ',"learn":true')) + "}"
+    return pick(rng, (records[0], several)).encode("utf-8", "surrogatepass")
+
+
 def _body(rng: random.Random, codec: Codec) -> tuple[str, bytes]:
     """A body and the content type that it is sent with, mostly of the same kind."""
     schema, roll = codec.schema, rng.random()
-    if roll < 0.3:
+    if codec.rows is not None and roll < 0.8:
+        content_type, body = rng.choice((*["application/json"] * 9, "application/x-npy")), json_record(rng)
+    elif roll < 0.3 and codec.rows is None:
         new = valid_sample(rng, codec)
         assert new.value is not None
         content_type, body = new.headers[0][1].decode(), new.value * rng.choice((1, 1, 2, 8, 9))
@@ -585,9 +592,10 @@ def _request_headers(rng: random.Random, content_type: str, body: bytes) -> list
 def request(seed: int, number: int, codec: Codec) -> Request:
     """The request of this number, for a server of the codec's schema."""
     rng = random.Random(f"{seed}:{number}")
-    method, path = rng.choices(ROUTES, WEIGHTS)[0]
-    if path in ("/label/", "/sample/"):
-        path += rng.choice((f"sample-{rng.randrange(99)}", pick(rng, TEXTS), "a/b/../c", "wanted"))
+    routes = [*(route[:2] for route in ROUTES), *FURTHER]
+    method, path = rng.choices(routes, [HEAVY.get(path, 1) for _, path in routes])[0]
+    name = rng.choice((f"sample-{rng.randrange(99)}", pick(rng, TEXTS), "a/b/../c", "requests"))
+    path = path.replace("{sample_id}", name)
     if rng.random() < 0.03:
         path = pick(rng, PATHS)
     if rng.random() < 0.03:
@@ -623,7 +631,7 @@ async def ask(app: Any, sent: Request) -> Reply:
         "path": sent.path,
         "raw_path": sent.path.encode("utf-8", "surrogatepass"),
         "root_path": "",
-        "query_string": sent.query,
+        "query_string": quote_from_bytes(sent.query, safe=string.printable).encode(),  # httptools refuses others
         "headers": sent.headers,
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),

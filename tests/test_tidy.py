@@ -55,13 +55,17 @@ TESTED_ELSEWHERE = {
     "streamlearn/serve/bodies.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/edge.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/failures.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/parts.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/record_schema.py": "tests/unit/test_routes_records.py, tests/unit/test_openapi.py",
     "streamlearn/serve/request_schemas.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/replies.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/routes_append.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/routes_predict.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/routes_schema.py": "tests/unit/test_routes_records.py",
     "streamlearn/serve/routes_state.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/schemas.py": "tests/unit/test_serve_api.py",
     "streamlearn/serve/scrape.py": "tests/unit/test_serve_api.py",
+    "streamlearn/serve/worker.py": "tests/unit/test_appender.py, tests/unit/test_batcher.py",
     "streamlearn/__main__.py": "tests/e2e",
     "streamlearn/cli/models.py": "tests/unit/test_versions.py",
     "streamlearn/cli/options.py": "tests/e2e/test_commands.py",
@@ -166,7 +170,7 @@ class TestDocs:
         assert [row for row in rows if f'"{row}"' not in source] == []
 
     def test_every_metric_is_in_the_docs(self) -> None:
-        """README or ARCHITECTURE names each, and names none that is not there."""
+        """README or docs/metrics.md names each, and names none that is not there."""
         exported = {metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS)}
         text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "metrics.md").read_text()
 

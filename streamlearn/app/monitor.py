@@ -24,7 +24,7 @@ from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
-from streamlearn.metrics import GUARD_ACTIONS, LABEL_STATES, SCORES, WINDOWS, LearnerMetrics
+from streamlearn.metrics import COLUMN_OUTCOMES, GUARD_ACTIONS, LABEL_STATES, SCORES, WINDOWS, LearnerMetrics
 from streamlearn.records import Position
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
@@ -145,6 +145,7 @@ class Monitor(Observer):
         self._export_costs(loop)
         lag_records, available = self._export_log(loop)
         ledger = self._export_labels(loop)
+        self._export_columns(loop)
         scores, guarding = loop.board.report(), loop.guarding.report()
         self._export_scores(scores, guarding)
         self._scores = {
@@ -214,15 +215,32 @@ class Monitor(Observer):
         counts = loop.ledger.counts()
         ledger = asdict(counts)
         for outcome in LABEL_OUTCOMES:
-            if (more := ledger[outcome] - self._counted[outcome]) > 0:
-                self._metrics.finished("labels", outcome, more)
-                self._counted[outcome] = ledger[outcome]  # not lowered when a late record lowers the count
+            self._metrics.finished("labels", outcome, self._more(outcome, ledger[outcome]))
         self._metrics.ledger(
             {name: ledger[name] for name in LABEL_STATES},
             samples=counts.samples,
             payload_bytes=counts.payload_bytes,
         )
         return ledger
+
+    def _export_columns(self, loop: TrainingLoop) -> None:
+        """What the encoder found in the records that were decoded, learned or not yet."""
+        rows = loop.feed.codec.rows
+        if rows is None:
+            return
+        counts = rows.counts()
+        for column in counts.missing:
+            missing, invalid = counts.missing[column], counts.invalid[column]
+            values = {"encoded": counts.records - missing - invalid, "missing": missing, "invalid": invalid}
+            for outcome in COLUMN_OUTCOMES:
+                self._metrics.column(column, outcome, self._more(f"{outcome} {column}", values[outcome]))
+        self._metrics.unknown_fields(self._more("unknown fields", sum(counts.unknown.values())))
+
+    def _more(self, name: str, count: int) -> int:
+        """How much a count has grown since the last look; 0 if a late record has lowered it."""
+        more = max(0, count - self._counted[name])
+        self._counted[name] += more
+        return more
 
     def _export_scores(self, scores: ScoreReport, guarding: GuardingReport) -> None:
         metrics, at_label, traffic = self._metrics, scores.at_label, scores.traffic

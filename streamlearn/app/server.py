@@ -28,6 +28,7 @@ from streamlearn.metrics import ServerMetrics, start_http
 from streamlearn.serve.api import create_app
 from streamlearn.serve.appender import Appender
 from streamlearn.serve.connections import BoundedProtocol, limits_of_process
+from streamlearn.serve.parts import Parts
 from streamlearn.serve.predictor import Predictor
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
@@ -86,8 +87,8 @@ def _open_log(config: Config) -> Log:
 
 def _server(config: Config, paths: StatePaths, name: str, appender: Appender, metrics: ServerMetrics) -> uvicorn.Server:
     schema = config.schema_.build()
-    app = create_app(
-        config.serve,
+    parts = Parts(
+        settings=config.serve,
         name=name,
         samples_topic=config.source.samples.topics[0],
         labels_topic=config.source.labels.topic,
@@ -102,7 +103,7 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         siblings=lambda: siblings_of(paths, name),
     )
     settings = uvicorn.Config(
-        app,
+        create_app(parts),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from streamlearn.errors import RecordError
 from streamlearn.imports import import_object
-from streamlearn.records import Column, ColumnKind
+from streamlearn.records import Array, Column, ColumnKind
 from streamlearn.schema.fields import MAX_TIME_S, UNITS_PER_SECOND, seconds_of, text_of
 from streamlearn.schema.paths import MISSING, Path
 from streamlearn.schema.settings import ColumnConfig
@@ -336,7 +336,7 @@ class RowEncoder:
         """Whether a column, or its path, begins at a field of this object."""
         return any(name in fields for _, name, *_ in self._plan)
 
-    def values(self, row: npt.NDArray[np.float32]) -> dict[str, Any]:
+    def values(self, row: Array) -> dict[str, Any]:
         """Return what a row (width,) still shows of its record, by column: None where it is missing.
 
         A category shows its bucket. Timestamps and texts cannot be read back, and are left out.

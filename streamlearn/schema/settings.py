@@ -83,13 +83,18 @@ class ColumnConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ColumnConfig:
-        foreign = self.model_fields_set - {"kind", "from_", *_OPTIONS[self.kind]}
+        foreign = self.model_fields_set - {"kind", "from_", *self.options}
         if foreign:
             msg = f"a {self.kind} column has no {', '.join(sorted(foreign))}"
             raise ValueError(msg)
         if self.kind == "vector" and "size" not in self.model_fields_set:
             raise ValueError("a vector column needs size, its number of numbers")
         return self
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The settings that a column of this kind has besides `kind` and `from`."""
+        return _OPTIONS[self.kind]
 
     def path(self, name: str) -> Path:
         """The path of the column of this name.

@@ -7,8 +7,6 @@ acknowledged its records (I2).
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.log.base import Appends
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import NewRecord, Position
-from streamlearn.serve.failures import overloaded, retry_later
+from streamlearn.serve.failures import overloaded
+from streamlearn.serve.worker import Worker, resolve
 
 QUEUE_RECORDS = 16_384
 """Records that wait or are being written; further requests get 429. A request that comes alone always fits."""
@@ -42,7 +41,7 @@ class _Request:
     """Done early where the request timed out or its client left. The records are then written all the same."""
 
 
-class Appender:
+class Appender(Worker[_Request]):
     """Appends records, and returns their positions once durable. `append` is called from one event loop."""
 
     def __init__(
@@ -57,15 +56,14 @@ class Appender:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`open_log` is called until it succeeds; its caller closes the log. `timeout_s` bounds each append."""
+        super().__init__("appender")
         self._open_log, self._metrics, self._clock = open_log, metrics, clock
         self._timeout_s, self._gather_s = timeout_s, gather_s
         self._max_records, self._max_bytes = max_records, max_bytes
         self._log: Appends | None = None
-        self._changed = threading.Condition()
-        self._queue: list[_Request] = []
         self._records = self._bytes = 0
-        self._stopping = True
-        self._thread = threading.Thread()
+        self._taken = 1
+        """Requests of the last group."""
 
     @property
     def pending_records(self) -> int:
@@ -86,21 +84,6 @@ class Appender:
                 raise LogUnavailableError(str(error)) from error
         return self._log
 
-    def start(self) -> None:
-        """Start the writer thread."""
-        assert not self._thread.is_alive(), "started twice"
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="appender", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Write what waits, then stop. Later requests get 503."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
-
     async def append(self, role: str, topic: str, records: Sequence[NewRecord]) -> list[Position]:
         """Append records to a topic; `role`, "samples" or "labels", names the topic in metrics.
 
@@ -116,44 +99,35 @@ class Appender:
             # This bound holds even if the log's client exceeds its own timeout.
             async with asyncio.timeout(self._timeout_s):
                 positions = await future
-        except TimeoutError as error:
+        except (TimeoutError, LogUnavailableError) as error:
             self._metrics.rejected("log_unavailable")
+            if isinstance(error, LogUnavailableError):
+                raise
             msg = f"{topic}: not acknowledged within {self._timeout_s:g} s"
             raise LogUnavailableError(msg) from error
-        except LogUnavailableError:
-            self._metrics.rejected("log_unavailable")
-            raise
         self._metrics.appended(role, len(positions))
         return positions
 
-    def _put(self, request: _Request) -> None:
-        with self._changed:
-            if self._stopping:
-                raise retry_later(503, "stopping", "The server is stopping; another one will answer.")
-            records, size_bytes = self._records + len(request.records), self._bytes + request.size_bytes
-            if self._records and (records > self._max_records or size_bytes > self._max_bytes):
-                self._metrics.rejected("queue_full")
-                raise overloaded(f"{self._records} records already wait for the log")
-            self._records, self._bytes = records, size_bytes
-            self._queue.append(request)
-            self._changed.notify()
+    def _admit(self, request: _Request) -> None:
+        records, size_bytes = self._records + len(request.records), self._bytes + request.size_bytes
+        if self._records and (records > self._max_records or size_bytes > self._max_bytes):
+            self._metrics.rejected("queue_full")
+            raise overloaded(f"{self._records} records already wait for the log")
+        self._records, self._bytes = records, size_bytes
 
     # The writer thread
 
-    def _run(self) -> None:
-        taken = 1
-        while requests := self._take(taken):
-            taken = len(requests)
-            for topic in dict.fromkeys(request.topic for request in requests):
-                self._write(topic, [request for request in requests if request.topic == topic])
-
-    def _take(self, expected: int) -> list[_Request]:
-        """Wait for requests, and take all; empty once stopped and drained."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._stopping)
-            self._changed.wait_for(lambda: len(self._queue) >= expected or self._stopping, self._gather_s)
-            requests, self._queue = self._queue, []
+    def _take(self) -> list[_Request]:
+        """All that wait, after a short wait for as many as the last time."""
+        self._changed.wait_for(lambda: len(self._queue) >= self._taken or self._stopping, self._gather_s)
+        requests = list(self._queue)
+        self._queue.clear()
+        self._taken = len(requests)
         return requests
+
+    def _answer(self, group: list[_Request]) -> None:
+        for topic in dict.fromkeys(request.topic for request in group):
+            self._write(topic, [request for request in group if request.topic == topic])
 
     def _write(self, topic: str, requests: list[_Request]) -> None:
         """Append the records of all requests to their topic in one call, and answer each request."""
@@ -162,7 +136,10 @@ class Appender:
         results: list[tuple[_Request, Result]] = [(one, late) for one in requests if one.deadline_s <= now_s]
         if group := [one for one in requests if one.deadline_s > now_s]:
             results += zip(group, self._append(group, now_s), strict=True)
-        self._answer(results)
+        with self._changed:
+            self._records -= sum(len(request.records) for request in requests)
+            self._bytes -= sum(request.size_bytes for request in requests)
+        resolve([(request.future, result) for request, result in results])
 
     def _append(self, group: list[_Request], now_s: float) -> list[Result]:
         """One result per request. If the log refuses the group, each request is tried alone while it has time left.
@@ -183,23 +160,6 @@ class Appender:
     def _append_alone(self, request: _Request, error: LogError) -> Result:
         now_s = self._clock()
         return error if request.deadline_s <= now_s else self._append([request], now_s)[0]
-
-    def _answer(self, results: list[tuple[_Request, Result]]) -> None:
-        with self._changed:
-            self._records -= sum(len(request.records) for request, _ in results)
-            self._bytes -= sum(request.size_bytes for request, _ in results)
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            results[0][0].future.get_loop().call_soon_threadsafe(_resolve, results)
-
-
-def _resolve(results: list[tuple[_Request, Result]]) -> None:
-    for request, result in results:
-        if request.future.done():  # timed out, or its client left
-            continue
-        if isinstance(result, Exception):
-            request.future.set_exception(result)
-        else:
-            request.future.set_result(result)
 
 
 def _size_bytes(record: NewRecord) -> int:

@@ -7,11 +7,12 @@ refused one by one. What a client may send is declared in `schemas`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
@@ -23,8 +24,10 @@ from streamlearn.log.codec import Codec
 from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord
-from streamlearn.schema.fields import MAX_ID_BYTES, checked_id
+from streamlearn.schema.fields import checked_id, unquoted
 from streamlearn.schema.formats import hint_of_json
+from streamlearn.schema.paths import Path
+from streamlearn.schema.settings import LabelSource, SampleSource
 from streamlearn.serve.failures import RequestError, from_domain, overloaded
 
 JSON = "application/json"
@@ -41,15 +44,20 @@ _NPY_HEADER_BYTES = 512
 """The shape of a .npy body is looked for in these first bytes."""
 
 T = TypeVar("T")
+Encode: TypeAlias = Callable[[Mapping[str, Any]], tuple[NewRecord, str | None]]
+"""From one item to its record, and the name of its label if the schema has no such class."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictBody:
-    """Samples to predict: rows (n, *shape) and their ids if given, or ids of stored samples."""
+    """Samples to predict: rows (n, *shape) or the user's records, and their ids if given; or ids of stored samples."""
 
     x: Array | None
-    ids: list[str] | None
+    ids: Sequence[str | None] | None
+    """None in it is a record without an id."""
     learn: bool
+    records: list[dict[str, Any]] | None = None
+    """For a schema with columns, instead of `x`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +77,10 @@ class Bodies:
     def __init__(
         self, codec: Codec, metrics: ServerMetrics, *, max_bytes: int, timeout_s: float, max_items: int = MAX_ITEMS
     ) -> None:
-        self.max_items = max_items
+        self._max_items = max_items
         self._codec, self._schema, self._metrics = codec, codec.schema, metrics
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._sample_ids, self._label_ids = _id_paths(codec.source.samples), _id_paths(codec.source.labels)
         self._held_bytes = 0
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
@@ -103,6 +112,16 @@ class Bodies:
         finally:
             self._held_bytes -= size_bytes
 
+    @asynccontextmanager
+    async def read_as(self, request: Request, decode: Callable[[bytes, str], T]) -> AsyncIterator[T]:
+        """What a function makes of the body and its content type. The body is held as by `read`."""
+        content_type = request.headers.get("content-type", "")
+        async with self.read(request) as body:
+            size_bytes = len(body)
+            if self._codec.rows is not None:  # each record may become a row
+                size_bytes = max(size_bytes, body.count(b"{") * self._schema.nbytes)
+            yield await self.decoded(size_bytes, lambda: decode(body, content_type))
+
     def _check_bounds(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise self._too_large()
@@ -131,10 +150,7 @@ class Bodies:
         """
         if size_bytes > self._max_bytes:
             self._metrics.rejected("body_too_large")
-            message = (
-                f"The samples have {size_bytes} bytes, more than the maximum of {self._max_bytes}; ask for fewer at a"
-                " time."
-            )
+            message = f"The samples have {size_bytes} bytes, more than the maximum of {self._max_bytes}; ask for fewer."
             raise RequestError(413, "body_too_large", message)
         self._held_bytes += size_bytes
         try:
@@ -152,18 +168,72 @@ class Bodies:
             RequestError: 415 or 422, with the place of the error.
             RecordError: a payload is invalid.
         """
-        if _essence(content_type) == JSON:
+        if self._codec.rows is not None:
+            decoded = self._predict_records(_json_only(body, content_type), names, learn=learn)
+        elif _essence(content_type) == JSON:
             decoded = self._predict_json(_json_of(body, names), learn=learn)
         else:
             x = self._rows(body, content_type)
             if names and len(names) != len(x):
                 raise _invalid(f"id: expected one for each of {len(x)} samples, got {len(names)}.")
-            decoded = PredictBody(x, [_id(name) for name in names] or None, learn)
-        if decoded.learn and decoded.x is None:
+            decoded = PredictBody(x, [checked_id(name) for name in names] or None, learn)
+        if decoded.learn and decoded.x is None and decoded.records is None:
             raise _invalid("learn: stored samples are in the log already; only new ones can be learned.")
-        if decoded.learn and decoded.ids and len(set(decoded.ids)) < len(decoded.ids):
+        given = [sample_id for sample_id in decoded.ids or () if sample_id is not None]
+        if decoded.learn and len(set(given)) < len(given):
             raise _invalid("learn: each id may occur once in a request.", "duplicate_id")
         return decoded
+
+    def _predict_records(self, fields: dict[str, Any], names: Sequence[str], *, learn: bool) -> PredictBody:
+        if "ids" in fields and "instances" not in fields and not self._begins_a_record(fields):
+            _only(fields, ("ids",))
+            return PredictBody(None, [checked_id(value) for value in self._list(fields["ids"], "ids")], learn)
+        records, given = self._records(fields, "instances", names)
+        ids: list[str | None] = []
+        for index, (record, name) in enumerate(zip(records, given, strict=True)):
+            if not isinstance(record, dict):
+                raise _invalid(f"instances[{index}]: expected a record, which is a JSON object.")
+            ids.append(self._codec.id_in(record, name))
+        return PredictBody(None, ids if any(ids) else None, learn, records)
+
+    def _records(self, fields: dict[str, Any], name: str, names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+        """The user's records of a body, and what is given as the id of each; None for none.
+
+        The body is one record, or `{name: [record, …], "ids": [id, …]}`. A record may have a field of that name: the
+        body is a record if a column begins at one of its fields. `names` are the ids in the query.
+        """
+        if name not in fields or self._begins_a_record(fields):
+            records: list[Any] = [fields]
+        else:
+            _only(fields, (name, "ids"))
+            records = self._list(fields[name], name)
+            if "ids" in fields:
+                if names:
+                    raise _invalid('expected ids in the query or in "ids", got both.')
+                names = self._list(fields["ids"], "ids")
+        if names and len(names) != len(records):
+            raise _invalid(f"ids: expected one for each of {len(records)} records, got {len(names)}.")
+        return records, list(names) or [None] * len(records)
+
+    def _begins_a_record(self, fields: Mapping[str, Any]) -> bool:
+        return self._codec.rows is not None and self._codec.rows.reads_any(fields)
+
+    def encode(self, records: Sequence[Mapping[str, Any]]) -> tuple[Array, list[list[str]]]:
+        """The rows (n, width) of records, and of each the columns that cannot take its value.
+
+        Raises:
+            RecordError: `no_value`, none of the columns is in a record.
+        """
+        rows = self._codec.rows
+        assert rows is not None, "no columns"
+        x, invalid = np.empty((len(records), rows.width), np.float32), [list[str]() for _ in records]
+        for index, record in enumerate(records):
+            try:
+                x[index] = rows.encode(record, invalid=invalid[index])
+            except RecordError as error:
+                place = f"instances[{index}]: " if len(records) > 1 else ""
+                raise RecordError(error.reason, f"{place}{error}") from None
+        return x, invalid
 
     def _predict_json(self, fields: Mapping[str, Any], *, learn: bool) -> PredictBody:
         _only(fields, ("x", "id", "instances", "ids", "learn"))
@@ -172,24 +242,19 @@ class Bodies:
             raise _invalid("learn: expected true or false.")
         learn = learn or given.get("learn", False)
         if "x" in given:
-            return self._one_sample(given, learn=learn)
-        ids = [_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
-        if "instances" in given:
-            return self._several_samples(given, ids, learn=learn)
-        if ids is None or "id" in given:
+            if "instances" in given or "ids" in given:
+                raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
+            ids = [checked_id(given["id"])] if "id" in given else None
+            return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
+        x = self._instances(self._list(given["instances"], "instances")) if "instances" in given else None
+        ids = [checked_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
+        if x is None and (ids is None or "id" in given):
             raise _invalid('expected "x" for one sample, "instances" for several, or "ids" of stored ones.')
-        return PredictBody(None, ids, learn)
+        if x is not None and ("id" in given or (ids is not None and len(ids) != len(x))):
+            raise _invalid(f"ids: expected one for each of {len(x)} instances.")
+        return PredictBody(x, ids, learn)
 
-    def _one_sample(self, given: Mapping[str, Any], *, learn: bool) -> PredictBody:
-        if "instances" in given or "ids" in given:
-            raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
-        ids = [_id(given["id"])] if "id" in given else None
-        return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
-
-    def _several_samples(self, given: Mapping[str, Any], ids: list[str] | None, *, learn: bool) -> PredictBody:
-        rows = self._list(given["instances"], "instances")
-        if "id" in given or (ids is not None and len(ids) != len(rows)):
-            raise _invalid(f"ids: expected one for each of {len(rows)} instances.")
+    def _instances(self, rows: list[Any]) -> Array:
         x = np.empty((len(rows), *self._schema.shape), dtype=self._schema.dtype)
         for index, row in enumerate(rows):
             if isinstance(row, dict):
@@ -198,15 +263,15 @@ class Bodies:
                 x[index] = self._codec.payload_from_json(row)
             except RecordError as error:
                 raise RecordError(error.reason, f"instances[{index}]: {error}") from None
-        return PredictBody(x, ids, learn)
+        return x
 
     def _rows(self, body: bytes, content_type: str) -> Array:
         """The samples (n, *shape) of a binary body: one, or several stacked."""
         count = self._stacked(body, content_type)
         if count is None:
             return self._codec.decode_payload(body, content_type)[np.newaxis]
-        if not 1 <= count <= self.max_items:
-            raise _invalid(f"expected 1 to {self.max_items} samples in the body, got {count}.")
+        if not 1 <= count <= self._max_items:
+            raise _invalid(f"expected 1 to {self._max_items} samples in the body, got {count}.")
         stacked = replace(self._schema, shape=(count, *self._schema.shape))
         return Codec(stacked, max_record_bytes=self._max_bytes).decode_payload(body, content_type)
 
@@ -228,11 +293,15 @@ class Bodies:
         Raises:
             RequestError: 415 or 422, the body cannot be split into items.
         """
-        if _essence(content_type) != JSON:
-            raise RequestError(415, "bad_content_type", f"Content-Type {content_type[:80]!r}: expected {JSON}.")
-        return [self._item(fields, self._label) for fields in self._items(_json_of(body), "labels")]
+        fields = _json_only(body, content_type)
+        is_users = fields.keys() != {"labels"} and not self._codec.is_own_label(fields)
+        items = [fields] if is_users else self._items(fields, "labels")
+        return [self._item(fields, self._label, self._label_ids) for fields in items]
 
     def _label(self, fields: Mapping[str, Any]) -> tuple[NewRecord, str | None]:
+        if not self._codec.is_own_label(fields):
+            users_record, label = self._codec.encode_users_label(fields)
+            return users_record, label.class_name
         _only(fields, ("id", "label", "class", "time", "source"))
         class_index, class_name = self._codec.class_of(fields)
         # encode_label checks id, time and source as when it reads a record.
@@ -252,12 +321,19 @@ class Bodies:
             RequestError: 415 or 422, the body cannot be split into items.
             RecordError: the payload of a binary body is invalid.
         """
-        if _essence(content_type) == JSON:
-            items = [self._item(fields, self._sample) for fields in self._items(_json_of(body, names), "samples")]
+        if self._codec.rows is not None:
+            records, given = self._records(_json_only(body, content_type), "samples", names)
+            items = [
+                self._item(record, functools.partial(self._record, name=name), self._sample_ids)
+                for record, name in zip(records, given, strict=True)
+            ]
+        elif _essence(content_type) == JSON:
+            listed = self._items(_json_of(body, names), "samples")
+            items = [self._item(fields, self._sample, self._sample_ids) for fields in listed]
         else:
             decoded = self.predict(body, content_type, names)
             assert decoded.x is not None
-            ids = decoded.ids or [new_id() for _ in decoded.x]
+            ids = [sample_id or new_id() for sample_id in decoded.ids or [None] * len(decoded.x)]
             items = [Item(name, self._codec.encode_sample(name, x)) for name, x in zip(ids, decoded.x, strict=True)]
         return _refuse_repeated(items)
 
@@ -277,6 +353,11 @@ class Bodies:
         )
         return record, class_name
 
+    def _record(self, fields: Mapping[str, Any], *, name: object) -> tuple[NewRecord, str | None]:
+        """The user's record as a sample, with its id or the one given next to it, or else a new one."""
+        record, sample = self._codec.encode_record(self._codec.id_in(fields, name) or new_id(), fields)
+        return record, sample.class_name
+
     def _items(self, fields: Mapping[str, Any], name: str) -> list[Any]:
         if name not in fields:
             for other, value in fields.items():
@@ -286,21 +367,23 @@ class Bodies:
         _only(fields, (name,))
         return self._list(fields[name], name)
 
-    def _item(self, fields: object, encode: Callable[[Mapping[str, Any]], tuple[NewRecord, str | None]]) -> Item:
+    def _item(self, fields: object, encode: Encode, id_paths: Sequence[Path]) -> Item:
+        """One item. An error names the id that is at one of the paths."""
         if not isinstance(fields, dict):
             return Item(None, None, _invalid("expected a JSON object for each item."))
         try:
             record, class_name = encode(fields)
         except (RecordError, RequestError) as error:
-            given = fields.get("id")
-            return Item(str(given)[:80] if isinstance(given, str | int) else None, None, from_domain(error))
+            found = [path.find(fields) for path in id_paths]
+            given = next((value for value in found if isinstance(value, str | int)), None)
+            return Item(None if given is None else str(given)[:80], None, from_domain(error))
         assert record.key is not None
-        return Item(record.key.decode(), record, None, class_name)
+        return Item(unquoted(record.key), record, None, class_name)
 
     def _list(self, value: object, name: str) -> list[Any]:
-        if not isinstance(value, list) or not 1 <= len(value) <= self.max_items:
+        if not isinstance(value, list) or not 1 <= len(value) <= self._max_items:
             got = f"a list of {len(value)}" if isinstance(value, list) else "no list"
-            raise _invalid(f"{name}: expected a list of 1 to {self.max_items}, got {got}.")
+            raise _invalid(f"{name}: expected a list of 1 to {self._max_items}, got {got}.")
         return value
 
 
@@ -309,19 +392,21 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
+def _id_paths(source: SampleSource | LabelSource) -> list[Path]:
+    """Where an item may have its id."""
+    paths = [Path.parse(text) for text in (source.id, "id") if text is not None]
+    return [path for path in paths if path.root == "value"]
+
+
 def _refuse_repeated(items: list[Item]) -> list[Item]:
     """Replace all but the first sample of an id by an error: the learner uses a sample id once."""
-    seen: set[str] = set()
-    kept: list[Item] = []
-    for item in items:
-        if item.record is None or item.sample_id is None:
-            kept.append(item)
-        elif item.sample_id in seen:
-            kept.append(Item(item.sample_id, None, _invalid("the id occurs twice in this request.", "duplicate_id")))
-        else:
+    seen: set[str | None] = set()
+    for index, item in enumerate(items):
+        if item.record is not None and item.sample_id in seen:
+            items[index] = Item(item.sample_id, None, _invalid("the id occurs twice in this request.", "duplicate_id"))
+        elif item.record is not None:
             seen.add(item.sample_id)
-            kept.append(item)
-    return kept
+    return items
 
 
 def _essence(content_type: str) -> str:
@@ -330,6 +415,13 @@ def _essence(content_type: str) -> str:
 
 def _invalid(message: str, code: str = "invalid_body") -> RequestError:
     return RequestError(422, code, message)
+
+
+def _json_only(body: bytes, content_type: str) -> dict[str, Any]:
+    """The JSON of a body that cannot be binary: a label, or a record of a schema with columns."""
+    if _essence(content_type) != JSON:
+        raise RequestError(415, "bad_content_type", f"Content-Type {content_type[:80]!r}: expected {JSON}.")
+    return _json_of(body)
 
 
 def _json_of(body: bytes, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -348,11 +440,3 @@ def _only(fields: Mapping[str, Any], names: Sequence[str]) -> None:
     if unknown := [name for name in fields if name not in names]:
         shown = ", ".join(name[:40] for name in unknown[:5])
         raise _invalid(f"unknown field {shown}: expected {', '.join(names)}.")
-
-
-def _id(value: object) -> str:
-    """An id of a request, by the codec's rules."""
-    try:
-        return checked_id(value)
-    except RecordError as error:
-        raise _invalid(f"id: expected text of 1 to {MAX_ID_BYTES} bytes, or an integer.", error.reason) from None

@@ -16,9 +16,11 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-import orjson
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from streamlearn.serve.failures import RequestError, retry_later
+from streamlearn.serve.replies import error_reply
 
 SPARE_FILES = 256
 """File descriptors reserved for the log and the store, when RLIMIT_NOFILE bounds the connections."""
@@ -48,10 +50,6 @@ def limits_of_process() -> Limits:
     if soft == resource.RLIM_INFINITY:
         return limits
     return replace(limits, max_connections=min(limits.max_connections, max(64, soft - SPARE_FILES)))
-
-
-class _OverLimitError(Exception):
-    """Raised in a callback of the parser, to stop it; httptools wraps it. Arguments: status, code, message."""
 
 
 class _Flow(FlowControl):
@@ -91,7 +89,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
         if len(self.connections) > self._limits.max_connections:
-            self._refuse(503, "too_many_connections", "Too many connections are open; retry a little later.")
+            message = "Too many connections are open; retry a little later."
+            self._refuse(retry_later(503, "too_many_connections", message))
             return
         self._start_read_timer(self._too_slow)
 
@@ -118,20 +117,20 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             pass  # answered like any request: this server has no websockets
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _OverLimitError):
-                self._refuse(*error.__context__.args)
-            else:
-                self._refuse(400, "bad_request", "This is not valid HTTP/1.1.")
+            refusal = error.__context__  # httptools wraps what a callback raises
+            if not isinstance(refusal, RequestError):
+                refusal = RequestError(400, "bad_request", "This is not valid HTTP/1.1.")
+            self._refuse(refusal)
             return
         if self._held_bytes > self._limits.max_header_bytes:
-            self._refuse(*self._too_large())
+            self._refuse(self._too_large())
 
     # The parser
 
     def on_message_begin(self) -> None:
         """Refuse a request behind too many others: one read may hold thousands, and only an error stops the parser."""
         if len(self.pipeline) >= self._limits.max_waiting:
-            raise _OverLimitError(429, "too_many_requests", "Too many pipelined requests wait on this connection.")
+            raise RequestError(429, "too_many_requests", "Too many pipelined requests wait on this connection.")
         super().on_message_begin()
         self._header_bytes = self._held_bytes = 0
         self._reading = True
@@ -150,7 +149,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._held_bytes = 0
         self._header_bytes += size
         if self._header_bytes > self._limits.max_header_bytes:
-            raise _OverLimitError(*self._too_large())
+            raise self._too_large()
 
     def on_headers_complete(self) -> None:
         """Stop the header timer. The application bounds the time for body and answer."""
@@ -205,34 +204,28 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._reading:
             self.transport.close()  # no request was begun, so no reply is expected
             return
-        self._refuse(408, "request_timeout", f"No complete request came within {self._limits.header_timeout_s:g} s.")
+        message = f"No complete request came within {self._limits.header_timeout_s:g} s."
+        self._refuse(RequestError(408, "request_timeout", message))
 
-    def _too_large(self) -> tuple[int, str, str]:
+    def _too_large(self) -> RequestError:
         message = f"Request line and headers are larger than the maximum of {self._limits.max_header_bytes} bytes."
-        return 431, "headers_too_large", message
+        return RequestError(431, "headers_too_large", message)
 
     def _abort_unread(self) -> None:
         self._write_timer = None
         if self.transport.get_write_buffer_size() > 0:
             self.transport.abort()
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
+    def _refuse(self, error: RequestError) -> None:
         """Close the connection; reply with an error first, unless that would corrupt an answer being written."""
         self._cancel_read_timer()
         if self.transport.is_closing():
             return
         if self._running is None or self._running.response_complete:
-            request_id = uuid.uuid4().hex
-            error = {"code": code, "message": message, "request_id": request_id}
-            body = orjson.dumps({"error": error})
-            lines = (
-                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-                "content-type: application/json",
-                f"content-length: {len(body)}",
-                f"x-request-id: {request_id}",
-                "connection: close",
-                *(["retry-after: 1"] if status == 503 else []),
-            )
-            self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+            reply = error_reply(error, uuid.uuid4().hex)
+            reply.headers["connection"] = "close"
+            status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()
+            lines = (status, *(name + b": " + value for name, value in reply.raw_headers), b"", b"")
+            self.transport.write(b"\r\n".join(lines) + bytes(reply.body))
         self.transport.close()
         self._start_write_timer()

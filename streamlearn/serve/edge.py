@@ -8,8 +8,9 @@
 | `serve.admin_token` | predict, label, admin |
 
 Without any token, all routes are open except admin, which is closed unless an admin token is set. With any token, every
-route except /health needs one. Routes without a role, such as `/metrics`, `/score` and the documentation, accept any
-token. `/predict` with `learn` needs predict only: a sample without a label may be learned from, but is no ground truth.
+route except /health needs one. Routes without a role, such as `/schema`, `/metrics`, `/score` and the documentation,
+accept any token. `/predict` with `learn` needs predict only, and refuses records with a label: what it appends may be
+learned from, but is no ground truth.
 
 A server without a token listens on loopback, where web pages in a browser of the same machine can reach it. It refuses
 a Host that is not loopback (DNS rebinding: a page points its own name at 127.0.0.1), and requests that a browser marks
@@ -21,11 +22,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-import string
 import time
 import uuid
 from enum import StrEnum
-from urllib.parse import quote_from_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,7 +49,16 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-_ROLES = {"predict": Role.PREDICT, "label": Role.LABEL, "sample": Role.LABEL, "models": Role.ADMIN}
+ROLES = {
+    "predict": Role.PREDICT,
+    "label": Role.LABEL,
+    "sample": Role.LABEL,
+    "models": Role.ADMIN,
+    "schema": None,
+    "score": None,
+    "metrics": None,
+}
+"""The role that a path needs, by its first part. None: any token. A test refuses a route that is not here."""
 
 
 def role_of(method: str, path: str) -> Role | None:
@@ -63,7 +71,7 @@ def role_of(method: str, path: str) -> Role | None:
     first, slash, _ = path.removeprefix("/").partition("/")
     if first == "model":
         return Role.ADMIN if slash else Role.PREDICT
-    return _ROLES.get(first)
+    return ROLES.get(first)
 
 
 class Edge:
@@ -86,7 +94,6 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        _make_ascii(scope)
         headers = Headers(scope=scope)
         given_id = headers.get("x-request-id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else uuid.uuid4().hex
@@ -172,13 +179,6 @@ def _is_loopback(host: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _make_ascii(scope: Scope) -> None:
-    """Percent-encode raw bytes in the query. httptools refuses them; other servers pass them on, and parsing fails."""
-    query: bytes = scope["query_string"]
-    if not query.isascii():
-        scope["query_string"] = quote_from_bytes(query, safe=string.printable).encode()
 
 
 _INSECURE = "serve.insecure = true turns this check off."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,8 @@ from streamlearn.errors import (
     StreamlearnError,
 )
 
-RETRY_AFTER_S = 1.0
+RETRY_AFTER = "1"
+"""Whole seconds."""
 
 
 class RequestError(StreamlearnError):
@@ -36,8 +36,8 @@ class RequestError(StreamlearnError):
 
 
 def retry_later(status: int, code: str, message: str) -> RequestError:
-    """An error that may pass by itself, with Retry-After in whole seconds."""
-    return RequestError(status, code, message, headers={"retry-after": str(math.ceil(RETRY_AFTER_S))})
+    """An error that may pass by itself, with Retry-After."""
+    return RequestError(status, code, message, headers={"retry-after": RETRY_AFTER})
 
 
 def overloaded(what: str) -> RequestError:
@@ -45,16 +45,11 @@ def overloaded(what: str) -> RequestError:
     return retry_later(429, "queue_full", f"{what}; nothing was done. Retry a little later.")
 
 
-def timed_out(what: str, timeout_s: float) -> RequestError:
-    """504: a wait reached its bound."""
-    return RequestError(504, "timeout", f"{what} within {timeout_s:g} s.")
-
-
 _RECORD_STATUS = {"too_large": 413, "bad_content_type": 415}
 
 
-def from_domain(error: StreamlearnError) -> RequestError:
-    """The reply to an error of any kind."""
+def from_domain(error: Exception) -> RequestError:
+    """The reply to an error of any kind; 500 if it is a bug."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, RecordError):

@@ -8,6 +8,7 @@ back to the newest version that can be loaded.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -73,7 +74,9 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
     try:
         spec = ModelSpec.from_json(published.metadata["model_spec"])
         _check_factory(spec, factory)
-        _check_schema(published, spec, schema)
+        metadata = published.metadata
+        names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else schema.classes
+        _check_schema(published, spec, names, schema)
         arrays = load_arrays(published)
         network = build(spec, seed=0)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -83,8 +86,8 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
             published.published_at_s,
             spec,
             network,
-            _class_names(published.metadata, schema),
-            learned_offsets=learned_offsets_of(published.metadata),
+            max(names, schema.classes, key=len),
+            learned_offsets_of(metadata),
         )
         probs_1C = model.probabilities(np.zeros((1, *schema.shape), dtype=schema.dtype))
     except (ConfigError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -104,51 +107,33 @@ def _check_factory(spec: ModelSpec, factory: str | None) -> None:
         raise ValueError(f"its model.factory is {spec.factory!r:.80}, the config has {factory!r}")
 
 
-def _check_schema(published: PublishedModel, spec: ModelSpec, schema: Schema) -> None:
+def _check_schema(published: PublishedModel, spec: ModelSpec, names: tuple[str, ...], schema: Schema) -> None:
     """A teacher of another schema would answer wrongly: its classes may be the same in another order.
 
     It may lack columns that were added at the end.
     """
-    metadata = published.metadata
     # Either side may have added names, in the room that the schema leaves for them.
-    names = json.loads(metadata["classes"])[: len(schema.classes)] if "classes" in metadata else list(schema.classes)
+    shared = min(len(names), len(schema.classes))
     columns = schema.columns[: max(1, len(spec.columns))]
     shape = (sum(column.width for column in columns),) if columns else schema.shape
-    found = (spec.columns, tuple(spec.shape), metadata.get("dtype", schema.dtype.name), spec.classes, names)
-    expected = (columns, shape, schema.dtype.name, schema.capacity, list(schema.classes[: len(names)]))
+    dtype = published.metadata.get("dtype", schema.dtype.name)
+    found = (spec.columns, tuple(spec.shape), dtype, spec.classes, names[:shared])
+    expected = (columns, shape, schema.dtype.name, schema.capacity, schema.classes[:shared])
     for name, got, right in zip(("columns", "shape", "dtype", "classes", "class names"), found, expected, strict=True):
         if got != right:
             msg = f"{published.path}: expected {name} {right!r:.200}, got {got!r:.200}"
             raise StateError(msg)
 
 
-def _class_names(metadata: Mapping[str, str], schema: Schema) -> tuple[str, ...]:
-    names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else ()
-    return max(names, schema.classes, key=len)
+@dataclass(slots=True)
+class _Place:
+    """A place that names a teacher to serve, the pin or the newest, with its last failure."""
 
-
-class _Candidate:
-    """One of the two places that name a teacher to serve, the pin and the newest, with its last failure."""
-
-    def __init__(self, look: Callable[[], PublishedModel | None], *, pins: bool) -> None:
-        self.look, self.pins = look, pins
-        self.error: str | None = None
-        self.failed_identity: tuple[int, float] | None = None
-        self._retry_at_s = 0.0
-
-    def is_due(self, identity: tuple[int, float], now_s: float) -> bool:
-        """Whether to try this teacher now."""
-        return identity != self.failed_identity or now_s >= self._retry_at_s
-
-    def failed(self, identity: tuple[int, float], error: StateError, now_s: float) -> bool:
-        """Record a failure; True if it is the first of this teacher."""
-        first = identity != self.failed_identity
-        self.failed_identity, self._retry_at_s, self.error = identity, now_s + RETRY_S, str(error)
-        return first
-
-    def succeeded(self) -> None:
-        """The teacher can be served, or none is named: clear the last failure."""
-        self.failed_identity = self.error = None
+    look: Callable[[], PublishedModel | None]
+    pins: bool
+    error: str | None = None
+    failed_identity: tuple[int, float] | None = None
+    retry_at_s: float = 0.0
 
 
 class Predictor:
@@ -168,10 +153,10 @@ class Predictor:
         self.newest_version: int | None = None
         """Step of the teacher that was published last, served or not; None before the first."""
         self._schema, self._metrics, self._clock, self._factory = schema, metrics, clock, factory
-        self._model: LoadedModel | None = None
-        self._pin = _Candidate(published.pinned, pins=True)
-        self._newest = _Candidate(published.newest, pins=False)
-        self._fall_back_at_s: float | None = None
+        self.model: LoadedModel | None = None
+        """The teacher that answers now; None before the first."""
+        self._pin = _Place(published.pinned, pins=True)
+        self._newest = _Place(published.newest, pins=False)
         self._stopping = threading.Event()
         self._thread = threading.Thread()
 
@@ -181,7 +166,7 @@ class Predictor:
         Raises:
             NotPublishedError: before the first.
         """
-        model = self._model
+        model = self.model
         if model is None:
             msg = "no teacher is published yet: the learner has not taken a step, or is not running"
             if error := self._newest.error:
@@ -190,13 +175,23 @@ class Predictor:
         return model
 
     @property
+    def version(self) -> int | None:
+        """Step of the teacher that answers now; None before the first."""
+        return None if self.model is None else self.model.step
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names of the served teacher; of the schema before the first."""
-        return self._schema.classes if self._model is None else self._model.classes
+        return self._schema.classes if self.model is None else self.model.classes
+
+    def class_name(self, index: int | None) -> str | None:
+        """A class of the served teacher; None if it was named after that was published."""
+        classes = self.classes
+        return None if index is None or index >= len(classes) else classes[index]
 
     def notes(self) -> list[str]:
         """Sentences on why the served teacher is not the newest; empty if it is."""
-        model = self._model
+        model = self.model
         answering = "nothing" if model is None else f"version {model.step}"
         notes = []
         if (error := self._pin.error) is not None:
@@ -208,112 +203,94 @@ class Predictor:
             notes.append(f"the newest version cannot be loaded, {answering} answers: {error}")
         return notes
 
-    def check(self, published: PublishedModel) -> None:
-        """Check that a teacher could be served, by loading it.
+    def load(self, published: PublishedModel) -> LoadedModel:
+        """Load a teacher, without serving it.
 
         Raises:
-            StateError: it cannot; the message has the reason.
+            StateError: it cannot be served; the message has the reason.
         """
-        load(published, self._schema, factory=self._factory)
+        return load(published, self._schema, factory=self._factory)
 
     def refresh(self) -> bool:
         """Serve the teacher that is to be served; True if it was swapped in. A failure keeps the current one.
 
         Once the watcher thread runs, only that thread calls this.
         """
-        pinned, newest = self._look(self._pin), self._look(self._newest)
-        if newest is not None:
-            self.newest_version = newest.step
-        held = self._model
-        model = self._choose(pinned, newest, held)
-        if model is None or model is held:
+        with contextlib.suppress(StateError):  # counted where the newest is needed
+            if newest := self.published.newest():
+                self.newest_version = newest.step
+        held = self.model
+        model = self._choose(held)
+        if model is None or model == held:
             return False
-        self._model = model
-        self._report(model, was_pinned=held is not None and held.pinned)
-        return True
-
-    def _choose(
-        self, pinned: PublishedModel | None, newest: PublishedModel | None, held: LoadedModel | None
-    ) -> LoadedModel | None:
-        """The teacher to serve; None keeps `held`."""
-        if model := self._loaded(pinned, self._pin):
-            return model
-        is_pinned = held is not None and held.pinned
-        if is_pinned and self._pin.error is not None:
-            return None  # the pin cannot be read or loaded: the pinned teacher stays
-        if model := self._loaded(newest, self._newest):
-            return model
-        if held is None:
-            return self._fall_back() if self._newest.error is not None else None
-        # The pin was removed, and the newest cannot be loaded.
-        return replace(held, pinned=False) if is_pinned else None
-
-    def _report(self, model: LoadedModel, *, was_pinned: bool) -> None:
+        self.model = model
         self._metrics.model(model.step, model.published_at_s, pinned=model.pinned)
         log.debug("model_loaded", step=model.step, published_at_s=model.published_at_s)
-        if model.pinned or was_pinned:
+        if model.pinned or (held is not None and held.pinned):
             log.info("pin_followed" if model.pinned else "pin_left", step=model.step, newest_step=self.newest_version)
+        return True
 
-    def _look(self, candidate: _Candidate) -> PublishedModel | None:
+    def _choose(self, held: LoadedModel | None) -> LoadedModel | None:
+        """The teacher to serve; None if there is none yet."""
+        if model := self._named_by(self._pin):
+            return model
+        if held is not None and held.pinned and self._pin.error is not None:
+            return held  # the pin cannot be read or loaded: the pinned teacher stays
+        if model := self._named_by(self._newest):
+            return model
+        return None if held is None else replace(held, pinned=False)
+
+    def _named_by(self, place: _Place) -> LoadedModel | None:
+        """The teacher that a place names, ready to answer. None if it names none, or one that cannot be loaded now."""
+        held = self.model
         try:
-            published = candidate.look()
+            published = place.look()
         except StateError as error:
-            self._count_failure(candidate, (-1, 0.0), error)
-            return None
+            return self._failed(place, (-1, 0.0), error)
         if published is None:
-            candidate.succeeded()
-        return published
+            model = None
+        elif held is not None and held.identity == published.identity:
+            model = replace(held, pinned=place.pins)
+        elif self._waits(place, published.identity):
+            return None
+        else:
+            try:
+                model = replace(self.load(published), pinned=place.pins)
+            except StateError as error:
+                return self._failed(place, published.identity, error)
+        place.error = place.failed_identity = None
+        return model
 
-    def _loaded(self, published: PublishedModel | None, candidate: _Candidate) -> LoadedModel | None:
-        """A published teacher, ready to answer. None if there is none, or it cannot be loaded now."""
-        held = self._model
-        if published is None:
-            return None
-        if held is not None and held.identity == published.identity:
-            candidate.succeeded()
-            return held if held.pinned == candidate.pins else replace(held, pinned=candidate.pins)
-        if not candidate.is_due(published.identity, self._clock()):
-            return None
-        try:
-            model = load(published, self._schema, factory=self._factory)
-        except StateError as error:
-            self._count_failure(candidate, published.identity, error)
-            return None
-        candidate.succeeded()
-        return replace(model, pinned=candidate.pins)
+    def _waits(self, place: _Place, identity: tuple[int, float]) -> bool:
+        """Whether this teacher has failed, and its next try is not due."""
+        return identity == place.failed_identity and self._clock() < place.retry_at_s
 
-    def _fall_back(self) -> LoadedModel | None:
-        """The newest version that can be loaded. None if there is none, or the next try is not due."""
-        now_s, due_at_s = self._clock(), self._fall_back_at_s
-        if due_at_s is not None and now_s < due_at_s:
+    def _failed(self, place: _Place, identity: tuple[int, float], error: StateError) -> LoadedModel | None:
+        """Record a failure; if no teacher answers yet, return the newest older version that can be loaded."""
+        if self._waits(place, identity):
             return None
-        self._fall_back_at_s = now_s + RETRY_S
-        refused = self._newest.failed_identity
+        is_first = identity != place.failed_identity
+        place.failed_identity, place.retry_at_s, place.error = identity, self._clock() + RETRY_S, str(error)
+        self._count(identity[0], error, pinned=place.pins, is_first=is_first)
+        if place.pins or self.model is not None:
+            return None
         for published in reversed(self.published.versions()):
-            if published.identity == refused:
+            if published.identity == identity:
                 continue  # tried just now
             try:
-                model = load(published, self._schema, factory=self._factory)
-            except StateError as error:
-                self._metrics.model_load_failed()
-                if due_at_s is None:  # each failure is logged once
-                    self._log_failure(published.step, error, pinned=False)
+                model = self.load(published)
+            except StateError as older_error:
+                self._count(published.step, older_error, pinned=False, is_first=is_first)
                 continue
             log.warning("older_model_served", step=model.step, refused_step=self.newest_version)
             return model
         return None
 
-    def _count_failure(self, candidate: _Candidate, identity: tuple[int, float], error: StateError) -> None:
-        now_s = self._clock()
-        if not candidate.is_due(identity, now_s):
-            return
+    def _count(self, step: int, error: StateError, *, pinned: bool, is_first: bool) -> None:
+        """Count a failure; log it if it is not one of a later try."""
         self._metrics.model_load_failed()
-        if candidate.failed(identity, error, now_s):
-            self._log_failure(identity[0], error, pinned=candidate.pins)
-
-    def _log_failure(self, step: int, error: StateError, *, pinned: bool) -> None:
-        held = self._model.step if self._model is not None else None
-        log.error("model_load_failed", step=step, still_serving_step=held, pinned=pinned, error=str(error))
+        if is_first:
+            log.error("model_load_failed", step=step, still_serving_step=self.version, pinned=pinned, error=str(error))
 
     def start(self) -> None:
         """Load the teacher that is there, then follow the folder in the background."""

@@ -6,15 +6,22 @@ from typing import Any, cast
 
 import numpy as np
 
-from streamlearn.records import Schema, is_whole
-from streamlearn.schema.fields import MAX_ID_BYTES, MAX_TEXT_BYTES, MAX_TIME_S
+from streamlearn.log.codec import Codec
+from streamlearn.records import Schema
+from streamlearn.schema.fields import MAX_TIME_S
+from streamlearn.serve.record_schema import (
+    ID,
+    TEXT,
+    class_schema,
+    label_example,
+    label_schema,
+    sample_example,
+    sample_schema,
+)
+from streamlearn.serve.schemas import RollbackBody
 
 LARGEST_EXAMPLE = 1024
 """Numbers in an example; larger samples have binary bodies only."""
-LARGEST_EXACT = 2**53
-"""Integers up to here are read exactly by every JSON parser; larger ones are accepted without that promise."""
-LISTED_CLASSES = 100
-"""Schemas with more classes are described without their names."""
 
 
 def _example(schema: Schema) -> list[Any]:
@@ -52,18 +59,10 @@ def _body(json_schema: dict[str, Any], examples: dict[str, Any], binary: tuple[s
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _object(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
-    needed = {"required": list(required)} if required else {}
-    return {"type": "object", "properties": properties, "additionalProperties": False, **needed}
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False, "required": list(required)}
 
 
-_ID = {
-    "anyOf": [
-        {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES},
-        {"type": "integer", "minimum": -LARGEST_EXACT, "maximum": LARGEST_EXACT},
-    ],
-    "description": f"Text of 1 to {MAX_ID_BYTES} bytes, or an integer.",
-}
 _TIME = {
     "anyOf": [
         {"type": "number", "minimum": 0, "exclusiveMaximum": MAX_TIME_S},
@@ -72,19 +71,6 @@ _TIME = {
     "description": "Seconds since the epoch, or ISO 8601 with a zone. It is kept with the record; order, delay and age "
     "use the time of the append to the log.",
 }
-_TEXT = {"type": "string", "maxLength": MAX_TEXT_BYTES}
-
-
-def _class_of(schema: Schema, description: str, *, any_name: bool = False) -> dict[str, Any]:
-    """A class by name, or by index if no class name is a number; names are listed if they are few."""
-    name: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_BYTES}
-    if not any_name and len(schema.classes) <= LISTED_CLASSES:
-        name = {"type": "string", "enum": list(schema.classes)}
-    index: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": len(schema.classes) - 1}
-    if schema.numbered:
-        index = {"type": "integer", "enum": [int(name) for name in schema.classes if is_whole(name)]}
-        description += " Class names are numbers here, so a number is a name, not an index."
-    return {"anyOf": [name, index], "description": description}
 
 
 def _binary(schema: Schema) -> tuple[str, ...]:
@@ -92,16 +78,19 @@ def _binary(schema: Schema) -> tuple[str, ...]:
     return ("application/octet-stream", "application/x-npy", *(("image/*",) if image else ()))
 
 
-def predict_body(schema: Schema, *, most: int) -> dict[str, Any]:
+def predict_body(codec: Codec, *, most: int) -> dict[str, Any]:
     """OpenAPI of the body of POST /predict, with at most `most` samples."""
-    ids = _list(_ID, 1, most)
+    schema, ids = codec.schema, _list(ID, 1, most)
+    stored = _object({"ids": ids}, "ids")
+    if codec.rows is not None:
+        return _records(codec, "instances", {"stored samples": {"ids": ["invoice-7"]}}, stored, most=most)
     forms = [
-        _object({"x": _tensor(schema), "id": _ID, "learn": {"type": "boolean"}}, ("x",)),
+        _object({"x": _tensor(schema), "id": ID, "learn": {"type": "boolean"}}, "x"),
         _object(
             {"instances": _list(_tensor(schema), 1, most), "ids": ids, "learn": {"type": "boolean"}},
-            ("instances",),
+            "instances",
         ),
-        _object({"ids": ids}, ("ids",)),
+        stored,
     ]
     examples: dict[str, Any] = {"stored samples": {"ids": ["invoice-7"]}}
     if int(np.prod(schema.shape)) <= LARGEST_EXAMPLE:
@@ -115,40 +104,58 @@ def predict_body(schema: Schema, *, most: int) -> dict[str, Any]:
     return _body({"oneOf": forms}, examples, _binary(schema))
 
 
-def label_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
-    """OpenAPI of the body of POST /label, with at most `most` labels. `any_name` allows unknown classes."""
-    label = _class_of(schema, "The class by name or index; null retracts the label.", any_name=any_name)
+def _records(codec: Codec, name: str, examples: dict[str, Any], *others: dict[str, Any], most: int) -> dict[str, Any]:
+    """OpenAPI of a body with the user's records: one, or a list of this name with ids next to it."""
+    one, example = sample_schema(codec), sample_example(codec)
+    many = _object({name: _list(one, 1, most), "ids": _list(ID, 1, most)}, name)
+    examples = {"one": example, "several": {name: [example]}, **examples}
+    return _body({"anyOf": [one, many, *others]}, examples)
+
+
+def label_body(codec: Codec, *, most: int) -> dict[str, Any]:
+    """OpenAPI of the body of POST /label, with at most `most` labels."""
+    schema, any_name = codec.schema, codec.takes_any_name
+    label = class_schema(schema, "The class by name or index; null retracts the label.", any_name=any_name)
     label["anyOf"].append({"type": "null"})
-    one = _object({"id": _ID, "label": label, "time": _TIME, "source": _TEXT}, ("id", "label"))
-    many = _object({"labels": _list(one, 1, most)}, ("labels",))
+    one = _object({"id": ID, "label": label, "time": _TIME, "source": TEXT}, "id", "label")
     first, last = schema.classes[0], schema.classes[-1]
     examples = {
         "one": {"id": "invoice-7", "label": first},
         "several": {"labels": [{"id": "invoice-7", "label": first}, {"id": "invoice-8", "label": last}]},
         "with time and source": {"id": "invoice-7", "label": first, "time": "2026-11-24T09:00:00Z", "source": "audit"},
     }
-    return _body({"oneOf": [one, many]}, examples)
+    forms = [one]
+    users = label_example(codec)
+    if not codec.is_own_label(users):
+        forms.append(label_schema(codec))
+        examples = {"one of your own": users, **examples}
+    many = _object({"labels": _list({"anyOf": forms}, 1, most)}, "labels")
+    return _body({"anyOf": [*forms, many]}, examples)
 
 
-def sample_body(schema: Schema, *, most: int, any_name: bool) -> dict[str, Any]:
-    """OpenAPI of the body of POST /sample, with at most `most` samples. `any_name` as in `label_body`."""
-    label = _class_of(schema, "The class, if it is already known.", any_name=any_name)
-    fields = {"id": _ID, "x": _tensor(schema), "label": label, "time": _TIME, "domain": _TEXT}
-    one = _object(fields, ("x",))
-    many = _object({"samples": _list(one, 1, most)}, ("samples",))
+def sample_body(codec: Codec, *, most: int) -> dict[str, Any]:
+    """OpenAPI of the body of POST /sample, with at most `most` samples."""
+    if codec.rows is not None:
+        return _records(codec, "samples", {}, most=most)
+    schema, one = codec.schema, tensor_sample(codec)
+    many = _object({"samples": _list(one, 1, most)}, "samples")
     examples: dict[str, Any] = {}
-    if int(np.prod(schema.shape)) <= LARGEST_EXAMPLE:
-        x = _example(schema)
-        examples = {"one": {"id": "invoice-7", "x": x}, "several": {"samples": [{"id": "a", "x": x}]}}
+    if (x := tensor_example(schema)) is not None:
+        examples = {"one": x, "several": {"samples": [x]}}
     return _body({"oneOf": [one, many]}, examples, _binary(schema))
+
+
+def tensor_sample(codec: Codec) -> dict[str, Any]:
+    """JSON Schema of a sample without columns."""
+    label = class_schema(codec.schema, "The class, if it is already known.", any_name=codec.takes_any_name)
+    return _object({"id": ID, "x": _tensor(codec.schema), "label": label, "time": _TIME, "domain": TEXT}, "x")
+
+
+def tensor_example(schema: Schema) -> dict[str, Any] | None:
+    """Such a sample; None if it is too large to show."""
+    return {"id": "invoice-7", "x": _example(schema)} if int(np.prod(schema.shape)) <= LARGEST_EXAMPLE else None
 
 
 def rollback_body() -> dict[str, Any]:
     """OpenAPI of the body of POST /model/rollback."""
-    version = {
-        "type": "integer",
-        "minimum": 0,
-        "maximum": LARGEST_EXACT,
-        "description": "A version that GET /models lists.",
-    }
-    return _body(_object({"version": version}, ("version",)), {"one": {"version": 1200}})
+    return _body(RollbackBody.model_json_schema(), {"one": {"version": 1200}})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import structlog
 from fastapi import APIRouter, Request
@@ -16,16 +15,14 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from streamlearn.errors import NotPublishedError, StateError
-from streamlearn.metrics import ServerMetrics
-from streamlearn.serve.bodies import Bodies
+from streamlearn.errors import StateError
 from streamlearn.serve.failures import RequestError, overloaded, retry_later
-from streamlearn.serve.predictor import LoadedModel, Predictor
-from streamlearn.serve.replies import JsonReply, iso, request_id_of
+from streamlearn.serve.parts import Parts
+from streamlearn.serve.predictor import LoadedModel
+from streamlearn.serve.replies import JsonReply, iso, origin_of
 from streamlearn.serve.request_schemas import rollback_body
-from streamlearn.serve.schemas import RollbackBody, ServedReply, VersionsReply, responses
+from streamlearn.serve.schemas import RollbackBody, ServedReply, VersionsReply, described
 from streamlearn.serve.waiting import Waiters
-from streamlearn.state.files import Files
 from streamlearn.state.publish import PublishedModel, listing, pin, unpin
 
 log = structlog.get_logger()
@@ -34,75 +31,59 @@ log = structlog.get_logger()
 class VersionSwitch:
     """Changes the folder, and replies once this server serves the version. One change at a time."""
 
-    def __init__(self, predictor: Predictor, metrics: ServerMetrics, *, timeout_s: float, files: Files) -> None:
-        self.published = predictor.published
-        self._predictor, self._timeout_s, self._files = predictor, timeout_s, files
-        self._waiters = Waiters(metrics, "another version", most=1)
+    def __init__(self, parts: Parts) -> None:
+        self._parts, self._predictor = parts, parts.predictor
+        self._waiters = Waiters(parts.metrics, "another version", most=1)
         self._busy = False
 
-    async def roll_back(self, version: int, request: Request) -> Response:
+    def pin(self, version: int) -> PublishedModel:
         """Pin a version, after checking that it can be served.
 
         Raises:
-            RequestError: 404, 422 or 503, nothing changed; 503 `not_served_yet`, it is pinned, and this server still
-                answers with another.
+            RequestError: 404 or 422, nothing changed.
+            OSError: the folder cannot be written.
         """
-        with self._alone():
-            before = self._served_version()
-            pinned = await run_in_threadpool(self._pin, version)
-            log.warning("version_pinned", step=pinned.step, before_step=before, **_origin(request))
-            return await self._reply(before, lambda held: held.pinned and held.identity == pinned.identity)
-
-    async def promote(self, request: Request) -> Response:
-        """Remove the pin.
-
-        Raises:
-            RequestError: 503, the folder cannot be written.
-        """
-        with self._alone():
-            before = self._served_version()
-            try:
-                was_pinned = await run_in_threadpool(unpin, self.published.folder, self._files)
-            except OSError as error:
-                raise _not_writable(error) from error
-            if was_pinned:
-                log.warning("version_unpinned", before_step=before, **_origin(request))
-            return await self._reply(before, lambda held: not held.pinned)
-
-    def _pin(self, version: int) -> PublishedModel:
-        versions = {model.step: model for model in self.published.versions()}
+        published = self._predictor.published
+        versions = {model.step: model for model in published.versions()}
         if version not in versions:
             message = f"Version {version} does not exist, or no longer; GET /models lists the versions."
             raise RequestError(404, "unknown_version", message, details={"versions": sorted(versions)})
         try:
-            self._predictor.check(versions[version])
-            return pin(self.published.folder, version, self._files)
+            self._predictor.load(versions[version])
+            return pin(published.folder, version, self._parts.files)
         except StateError as error:
             raise RequestError(422, "not_servable", f"Nothing was changed: {error}") from error
-        except OSError as error:
-            raise _not_writable(error) from error
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def change(self) -> Iterator[int | None]:
+        """Yield the version that answers before the change. One change at a time.
+
+        Raises:
+            RequestError: 429, another change is in progress; 503, the folder cannot be written.
+        """
         if self._busy:
             raise overloaded("Another change of the served version is in progress")
         self._busy = True
         try:
-            yield
+            yield self._predictor.version
+        except OSError as error:
+            message = f"The published folder cannot be written: {error.strerror or error}; GET /models shows its state."
+            raise retry_later(503, "not_writable", message) from error
         finally:
             self._busy = False
 
-    def _served_version(self) -> int | None:
-        try:
-            return self._predictor.current().step
-        except NotPublishedError:
-            return None
+    async def reply(self, before: int | None, is_right: Callable[[LoadedModel], bool]) -> Response:
+        """Reply once this server answers with the right version.
 
-    async def _reply(self, before: int | None, is_right: Callable[[LoadedModel], bool]) -> Response:
+        Raises:
+            RequestError: 503 `not_served_yet`, the folder is changed, and this server still answers with another.
+        """
+
         def is_served() -> bool:
-            return self._served_version() is not None and is_right(self._predictor.current())
+            held = self._predictor.model
+            return held is not None and is_right(held)
 
-        if not await self._waiters.until(is_served, self._timeout_s):
+        if not await self._waiters.until(is_served, self._parts.settings.timeout_s):
             known = "; ".join(self._predictor.notes()) or "its log has the reason"
             message = f"The folder is changed, but this server does not serve the version yet: {known}."
             raise retry_later(503, "not_served_yet", message)
@@ -117,45 +98,46 @@ class VersionSwitch:
         return JsonReply(reply)
 
 
-def add_admin_routes(router: APIRouter, switch: VersionSwitch, bodies: Bodies, *, clock: Callable[[], float]) -> None:
+def add_admin_routes(router: APIRouter, parts: Parts) -> None:
     """Add GET /models, POST /model/rollback and POST /model/promote. The edge requires the admin token."""
+    switch = VersionSwitch(parts)
 
     @router.get(
         "/models",
         summary="Versions that can be served",
-        response_model=VersionsReply,
-        responses=responses(403, 500),
-        tags=["admin"],
+        **described("admin", VersionsReply, 403, 500),
     )
     async def models() -> Response:
         """Newest first, each with the scores of its time."""
-        versions = await run_in_threadpool(listing, switch.published, clock())
+        versions = await run_in_threadpool(listing, parts.predictor.published, parts.clock())
         return JsonReply({"versions": versions})
 
     @router.post(
         "/model/rollback",
         summary="Serve an older version",
-        response_model=ServedReply,
-        responses=responses(403, 404, 408, 413, 422, 429, 500, 503),
         openapi_extra=rollback_body(),
-        tags=["admin"],
+        **described("admin", ServedReply, 403, 404, 408, 413, 422, 429, 500, 503),
     )
     async def rollback(request: Request) -> Response:
         """Pins the version: it answers until `promote`, whatever is published. Learning continues."""
-        async with bodies.read(request) as body:
+        async with parts.bodies.read(request) as body:
             version = _version_of(body)
-        return await switch.roll_back(version, request)
+        with switch.change() as before:
+            pinned = await run_in_threadpool(switch.pin, version)
+            log.warning("version_pinned", step=pinned.step, before_step=before, by="http", **origin_of(request))
+            return await switch.reply(before, lambda held: held.pinned and held.identity == pinned.identity)
 
     @router.post(
         "/model/promote",
         summary="Serve the newest version again",
-        response_model=ServedReply,
-        responses=responses(403, 429, 500, 503),
-        tags=["admin"],
+        **described("admin", ServedReply, 403, 429, 500, 503),
     )
     async def promote(request: Request) -> Response:
         """Ends a rollback. Without one, nothing changes."""
-        return await switch.promote(request)
+        with switch.change() as before:
+            if await run_in_threadpool(unpin, parts.predictor.published.folder, parts.files):
+                log.warning("version_unpinned", before_step=before, by="http", **origin_of(request))
+            return await switch.reply(before, lambda held: not held.pinned)
 
 
 def _version_of(body: bytes) -> int:
@@ -166,17 +148,3 @@ def _version_of(body: bytes) -> int:
         place = ".".join(map(str, first["loc"])) or "body"
         message = f'{place}: {first["msg"]}; expected an object such as {{"version": 1200}}.'
         raise RequestError(422, "invalid_body", message) from error
-
-
-def _origin(request: Request) -> dict[str, Any]:
-    """Fields of the audit line: which request, and from where."""
-    return {
-        "by": "http",
-        "client": request.client.host if request.client else None,
-        "request_id": request_id_of(request),
-    }
-
-
-def _not_writable(error: OSError) -> RequestError:
-    message = f"The published folder cannot be written: {error.strerror or error}; GET /models shows its state."
-    return retry_later(503, "not_writable", message)

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.responses import Response
 
 from streamlearn.errors import StreamlearnError
-from streamlearn.ledger.view import LedgerView
-from streamlearn.log.codec import Codec
-from streamlearn.metrics import ServerMetrics
-from streamlearn.records import Array, Position, Prediction, Probabilities
-from streamlearn.serve.appender import Appender
-from streamlearn.serve.batcher import Batcher
-from streamlearn.serve.bodies import Bodies, PredictBody, new_id
+from streamlearn.records import Array, NewRecord, Position, Prediction, Probabilities
+from streamlearn.serve.bodies import PredictBody, new_id
 from streamlearn.serve.failures import RequestError, from_domain, retry_later
-from streamlearn.serve.predictor import LoadedModel, Predictor
+from streamlearn.serve.parts import Parts
+from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.replies import JsonReply, iso
 from streamlearn.serve.request_schemas import predict_body
-from streamlearn.serve.schemas import PredictReply, responses
+from streamlearn.serve.schemas import BinaryParameters, PredictReply, described
 from streamlearn.serve.waiting import Waiters
 
 _POSITION = re.compile(r"([A-Za-z0-9._-]{1,249}):([0-9]{1,9}):([0-9]{1,18})")
+
+
+class PredictParameters(BinaryParameters):
+    """Parameters of POST /predict."""
+
+    learn: bool = False
+    """Also append the samples to the log, with the answers."""
+    min_version: int | None = Field(None, ge=0)
+    """Wait for this version or a later one; 503 if none comes in time."""
+    max_age_s: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Wait for a model that is at most this old."""
+    after: list[str] = Field(default_factory=list, examples=[["labels:0:1042"]])
+    """Wait for a model that has learned all labels up to this position, as POST /label returned it:
+    topic:partition:offset, or the object as JSON. Repeatable. 503 if none comes in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +53,6 @@ class Freshness:
 
     def missing(self, model: LoadedModel, now_s: float) -> str | None:
         """What the teacher lacks, as a sentence; None if it is fresh enough."""
-        missing = self._missing(model, now_s)
-        if missing is not None and model.pinned:
-            return f"{missing}; version {model.step} is pinned, so no newer one answers until it is promoted"
-        return missing
-
-    def _missing(self, model: LoadedModel, now_s: float) -> str | None:
         age_s = now_s - model.published_at_s
         if self.min_version is not None and model.step < self.min_version:
             return f"model_version is {model.step}, requested was {self.min_version}"
@@ -98,48 +104,41 @@ def _bad_after(message: str) -> RequestError:
     return RequestError(422, "invalid_parameter", f"after: {message}.")
 
 
-@dataclass(frozen=True, slots=True)
 class PredictFlow:
     """The steps of one request, from its body to its reply."""
 
-    samples_topic: str
-    labels_topic: str
-    codec: Codec
-    bodies: Bodies
-    predictor: Predictor
-    batcher: Batcher
-    appender: Appender
-    ledger: LedgerView
-    metrics: ServerMetrics
-    waiters: Waiters
-    """Requests that wait for a fresher teacher."""
-    timeout_s: float
-    clock: Callable[[], float]
-
-    def after(self, values: Sequence[str] | None) -> dict[str, int]:
-        """See `after_of`."""
-        return after_of(values or [], (self.labels_topic, self.samples_topic), most=self.bodies.max_items)
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._waiters = Waiters(parts.metrics, "a fresher model", most=parts.queue)
 
     async def answer(self, body: PredictBody, freshness: Freshness) -> Response:
         """Predict the samples of a body by one teacher, and append them if they are to be learned."""
         await self._wait_for(freshness)
-        # Read stored samples after the wait: a few bytes of ids may stand for megabytes.
-        stored = body.ids or [] if body.x is None else []
-        stored_bytes = len(stored) * self.codec.schema.nbytes
-        with self.bodies.room(stored_bytes):
-            x = body.x
-            if x is None:
-                x = await self.bodies.decoded(stored_bytes, lambda: self._stored(stored))
-            probs_BC, model = await self.batcher.predict(x, self.timeout_s)
+        # Make rows after the wait: a few bytes of ids or fields may stand for megabytes.
+        made = len(body.records or body.ids or ()) if body.x is None else 0
+        made_bytes = made * self._parts.codec.schema.nbytes
+        with self._parts.bodies.room(made_bytes):
+            x, invalid = await self._parts.bodies.decoded(made_bytes, lambda: self._rows(body))
+            probs_BC, model = await self._parts.batcher.predict(x, self._parts.settings.timeout_s)
         self._check(freshness, model, probs_BC)
-        if not body.learn:
-            return self._reply(body.ids, probs_BC, model, None)
-        ids = body.ids or [new_id() for _ in x]
-        return self._reply(ids, probs_BC, model, await self._append(ids, x, probs_BC, model))
+        ids, positions = body.ids, None
+        if body.learn:
+            ids = learned = [sample_id or new_id() for sample_id in body.ids or [None] * len(x)]
+            answers = [Prediction(int(probs_C.argmax()), probs_C, model.step) for probs_C in probs_BC]
+            positions = await self._append(learned, body.records, x, answers)
+        return self._reply(ids, probs_BC, model, positions, invalid)
+
+    def _rows(self, body: PredictBody) -> tuple[Array, list[list[str]] | None]:
+        """The rows (n, *shape) of a body, and for records the columns whose value is invalid."""
+        if body.x is not None:
+            return body.x, None
+        if body.records is not None:
+            return self._parts.bodies.encode(body.records)
+        return self._stored([sample_id for sample_id in body.ids or () if sample_id is not None]), None
 
     def _stored(self, ids: list[str]) -> Array:
         """The payloads (n, *shape) of stored samples."""
-        payloads = [self.ledger.payload(sample_id) for sample_id in ids]
+        payloads = [self._parts.ledger.payload(sample_id) for sample_id in ids]
         found = [x for x in payloads if x is not None]
         if len(found) < len(ids):
             missing = [sample_id for sample_id, x in zip(ids, payloads, strict=True) if x is None]
@@ -151,37 +150,60 @@ class PredictFlow:
         """Wait until the teacher is fresh enough, at most the timeout."""
 
         def is_fresh() -> bool:
-            return freshness.missing(self.predictor.current(), self.clock()) is None
+            return freshness.missing(self._parts.predictor.current(), self._parts.clock()) is None
 
-        await self.waiters.until(is_fresh, self.timeout_s)
-        if missing := freshness.missing(self.predictor.current(), self.clock()):
-            self.metrics.rejected("timeout")
-            raise _stale(missing)
+        await self._waiters.until(is_fresh, self._parts.settings.timeout_s)
+        model = self._parts.predictor.current()
+        if missing := freshness.missing(model, self._parts.clock()):
+            self._parts.metrics.rejected("timeout")
+            raise _stale(model, missing)
 
     def _check(self, freshness: Freshness, model: LoadedModel, probs_BC: Probabilities) -> None:
         """Check the teacher that answered, since a rollback may have come between, and that its answers are finite."""
-        if missing := freshness.missing(model, self.clock()):
-            raise _stale(missing)
+        if missing := freshness.missing(model, self._parts.clock()):
+            raise _stale(model, missing)
         bad = np.flatnonzero(~np.isfinite(probs_BC).all(axis=1))
         if len(bad):
             message = f"The model has no finite answer for instance {bad[0]}; its values are too extreme."
             raise RequestError(422, "not_finite", message, details={"instances": bad.tolist()})
 
-    async def _append(self, ids: list[str], x: Array, probs_BC: Probabilities, model: LoadedModel) -> list[Position]:
-        """Append the samples, each with its answer."""
-        records = [
-            self.codec.encode_sample(sample_id, row, answer=Prediction(int(probs_C.argmax()), probs_C, model.step))
-            for sample_id, row, probs_C in zip(ids, x, probs_BC, strict=True)
-        ]
+    async def _append(
+        self, ids: list[str], users: list[dict[str, Any]] | None, x: Array, answers: list[Prediction]
+    ) -> list[Position]:
+        """Append the samples, each with its answer: the user's records if there are any, else the rows."""
+        if users is None:
+            encode = self._parts.codec.encode_sample
+            rows = zip(ids, x, answers, strict=True)
+            records = [encode(sample_id, row, answer=answer) for sample_id, row, answer in rows]
+        else:
+            records = await self._parts.bodies.decoded(x.nbytes, lambda: self._users_records(ids, users, answers))
         try:
-            return await self.appender.append("samples", self.samples_topic, records)
+            return await self._parts.appender.append("samples", self._parts.samples_topic, records)
         except StreamlearnError as error:
             failure = from_domain(error)
             failure.details = {"ids": ids}  # including those made here: a retry with them learns nothing twice
             raise failure from error
 
+    def _users_records(self, ids: list[str], users: list[dict[str, Any]], answers: list[Prediction]) -> list[NewRecord]:
+        """The records to append. None may have a label: a token that predicts gives no ground truth."""
+        records, labelled = [], []
+        for sample_id, fields, answer in zip(ids, users, answers, strict=True):
+            record, sample = self._parts.codec.encode_record(sample_id, fields, answer=answer)
+            records.append(record)
+            if sample.label is not None:
+                labelled.append(sample_id)
+        if labelled:
+            message = "learn: expected records without a label; POST /sample takes them. Nothing was learned."
+            raise RequestError(422, "label_not_allowed", message, details={"ids": labelled})
+        return records
+
     def _reply(
-        self, ids: list[str] | None, probs_BC: Probabilities, model: LoadedModel, positions: list[Position] | None
+        self,
+        ids: Sequence[str | None] | None,
+        probs_BC: Probabilities,
+        model: LoadedModel,
+        positions: list[Position] | None,
+        invalid: list[list[str]] | None,
     ) -> Response:
         """The answers; their teacher is named in body and headers."""
         classes = model.classes
@@ -190,9 +212,11 @@ class PredictFlow:
             answer: dict[str, Any] = {} if ids is None else {"id": ids[row]}
             answer |= {"class": classes[winner], "class_index": winner, "probabilities": probs_C[: len(classes)]}
             if positions is not None:
-                answer["position"] = positions[row]._asdict()
+                answer["position"] = positions[row]
+            if invalid is not None and invalid[row]:
+                answer["invalid"] = invalid[row]
             predictions.append(answer)
-        age_s = max(0.0, self.clock() - model.published_at_s)
+        age_s = max(0.0, self._parts.clock() - model.published_at_s)
         reply = {
             "predictions": predictions,
             "model_version": model.step,
@@ -202,50 +226,27 @@ class PredictFlow:
         return JsonReply(reply, headers={"x-model-version": str(model.step), "x-model-age-s": f"{age_s:.3f}"})
 
 
-def _stale(missing: str) -> RequestError:
+def _stale(model: LoadedModel, missing: str) -> RequestError:
+    if model.pinned:
+        missing += f"; version {model.step} is pinned, so no newer one answers until it is promoted"
     return retry_later(503, "model_not_fresh", f"{missing[0].upper()}{missing[1:]}; none came in time.")
 
 
-def add_predict_route(router: APIRouter, flow: PredictFlow) -> None:
+def add_predict_route(router: APIRouter, parts: Parts) -> None:
     """Add the route."""
-    bodies = flow.bodies
+    flow, bodies = PredictFlow(parts), parts.bodies
+    topics = (parts.labels_topic, parts.samples_topic)
 
     @router.post(
         "/predict",
         summary="Predict samples",
-        response_model=PredictReply,
-        responses=responses(404, 408, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra=predict_body(flow.codec.schema, most=bodies.max_items),
-        tags=["predict"],
+        openapi_extra=predict_body(parts.codec, most=parts.max_items),
+        **described("predict", PredictReply, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     )
-    async def predict(
-        request: Request,
-        *,
-        learn: Annotated[bool, Query(description="Also append the samples to the log, with the answers.")] = False,
-        name: Annotated[
-            list[str] | None, Query(alias="id", description="Of a binary body's samples, one for each.")
-        ] = None,
-        min_version: Annotated[
-            int | None, Query(ge=0, description="Wait for this version or a later one; 503 if none comes in time.")
-        ] = None,
-        max_age_s: Annotated[
-            float | None, Query(ge=0, allow_inf_nan=False, description="Wait for a model that is at most this old.")
-        ] = None,
-        after: Annotated[
-            list[str] | None,
-            Query(
-                description="Wait for a model that has learned all labels up to this position, as POST /label returned "
-                "it: topic:partition:offset, or the object as JSON. Repeatable. 503 if none comes in time.",
-                examples=[["labels:0:1042"]],
-            ),
-        ] = None,
-    ) -> Response:
+    async def predict(request: Request, query: Annotated[PredictParameters, Query()]) -> Response:
         """Class and probabilities of each sample, and the one teacher that answered."""
-        flow.predictor.current()
-        freshness = Freshness(min_version, max_age_s, flow.after(after))
-        async with bodies.read(request) as body:
-            content_type = request.headers.get("content-type", "")
-            decoded = await bodies.decoded(
-                len(body), lambda: bodies.predict(body, content_type, name or [], learn=learn)
-            )
-            return await flow.answer(decoded, freshness)
+        parts.predictor.current()
+        after = after_of(query.after, topics, most=parts.max_items)
+        decode = functools.partial(bodies.predict, names=query.id, learn=query.learn)
+        async with bodies.read_as(request, decode) as body:
+            return await flow.answer(body, Freshness(query.min_version, query.max_age_s, after))

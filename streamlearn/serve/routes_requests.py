@@ -9,58 +9,55 @@ The label of a sample whose id is "requests" or "wanted" cannot be looked up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from streamlearn.errors import StoreError
-from streamlearn.ledger.request_queue import LabelRequest, RequestQueue
-from streamlearn.ledger.view import LedgerView
+from streamlearn.ledger.request_queue import LabelRequest
 from streamlearn.serve.failures import RequestError, retry_later
+from streamlearn.serve.parts import Parts
 from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.replies import JsonReply
-from streamlearn.serve.schemas import RequestsReply, SampleReply, responses
+from streamlearn.serve.schemas import Parameters, RequestsReply, SampleId, SampleReply, described
 
 MOST = 1000
 """Samples handed out at once."""
 _NO_STORE = {"cache-control": "no-store"}
 
 
-def add_request_routes(
-    router: APIRouter,
-    requests: RequestQueue | None,
-    predictor: Predictor,
-    ledger: LedgerView,
-    *,
-    clock: Callable[[], float],
-) -> None:
+class TakeParameters(Parameters):
+    """Parameters of GET /label/requests."""
+
+    n: int = Field(10, ge=1, le=MOST)
+    """How many, at most."""
+    peek: bool = False
+    """Show samples without taking them: others may get the same."""
+
+
+def add_request_routes(router: APIRouter, parts: Parts) -> None:
     """Add the routes. They must be added before /label/{id}, whose path matches any."""
+    requests, ledger = parts.requests, parts.ledger
 
     @router.get(
         "/label/requests",
         summary="Take samples whose label would help most",
-        response_model=RequestsReply,
-        responses=responses(404, 422, 500, 503),
-        tags=["learn"],
+        **described("learn", RequestsReply, 404, 422, 500, 503),
     )
-    async def take(
-        *,
-        n: Annotated[int, Query(ge=1, le=MOST, description="How many, at most.")] = 10,
-        peek: Annotated[bool, Query(description="Show samples without taking them: others may get the same.")] = False,
-    ) -> Response:
+    async def take(query: Annotated[TakeParameters, Query()]) -> Response:
         """Uncertain and common samples first, of all predicted classes; none twice, none past the hourly budget."""
         if requests is None:
             raise RequestError(404, "label_requests_off", "This server hands out no samples: active learning is off.")
         try:
             # The file may wait for another process; the event loop must not.
-            taken = await run_in_threadpool(requests.take, n, clock(), peek=peek)
+            taken = await run_in_threadpool(requests.take, query.n, parts.clock(), peek=query.peek)
         except StoreError as error:
             raise retry_later(503, "label_requests_unavailable", f"{error}.") from error
-        items = [_item(one, predictor.classes) for one in taken.items]
+        items = [_item(one, parts.predictor) for one in taken.items]
         return JsonReply({"items": items, "budget_left": taken.budget_left}, headers=_NO_STORE)
 
     @router.get("/label/wanted", include_in_schema=False)
@@ -71,35 +68,33 @@ def add_request_routes(
     @router.get(
         "/sample/{sample_id:path}",
         summary="A sample as it is stored",
-        response_model=SampleReply,
-        responses=responses(404, 422, 500, 503),
-        tags=["learn"],
+        **described("learn", SampleReply, 404, 422, 500, 503),
     )
-    async def sample(
-        sample_id: Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])],
-    ) -> Response:
+    async def sample(sample_id: SampleId) -> Response:
         """For annotators: the values before any scaling, and the position in the log."""
         status, x = ledger.get(sample_id), ledger.payload(sample_id)
         details = {"id": sample_id[:512]}
         if status is None or status.sample_position is None:
             message = "No sample of this id is known: the learner has not read it yet, or it is past the horizon."
             raise RequestError(404, "unknown_sample", message, details=details)
-        position = status.sample_position._asdict()
+        position = status.sample_position
         if x is None:
             message = "The sample is known, but its payload is evicted; the log may still have it at its position."
             raise RequestError(404, "payload_gone", message, details=details | {"position": position})
-        return JsonReply({"id": sample_id, "x": x.tolist(), "position": position, "time_s": status.sample_time_s})
+        reply = {"id": sample_id, "x": x.tolist(), "position": position, "time_s": status.sample_time_s}
+        if (rows := parts.codec.rows) is not None:
+            reply["fields"] = rows.values(x)
+        return JsonReply(reply)
 
 
-def _item(request: LabelRequest, classes: tuple[str, ...]) -> dict[str, Any]:
-    known = request.predicted_class < len(classes)
+def _item(request: LabelRequest, predictor: Predictor) -> dict[str, Any]:
     return {
         "id": request.sample_id,
-        "predicted_class": classes[request.predicted_class] if known else None,
+        "predicted_class": predictor.class_name(request.predicted_class),
         "utility": round(request.utility, 6),
         "entropy": round(request.entropy, 6),
         "disagreement": round(request.disagreement, 6),
-        "position": request.position._asdict(),
+        "position": request.position,
         "time_s": request.offered_at_s,
         "payload": f"/sample/{quote(request.sample_id, safe='')}",
     }

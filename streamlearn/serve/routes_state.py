@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from streamlearn import __version__
 from streamlearn.errors import NotPublishedError
 from streamlearn.ledger import LabelState, LabelStatus
-from streamlearn.ledger.view import LedgerView
-from streamlearn.metrics import CONTENT_TYPE, ServerMetrics
-from streamlearn.records import Schema
+from streamlearn.metrics import CONTENT_TYPE
 from streamlearn.serve.failures import RequestError, retry_later
+from streamlearn.serve.parts import Parts, Status
 from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.replies import JsonReply, iso
-from streamlearn.serve.schemas import SCORES, LabelReply, LiveReply, ModelReply, ReadyReply, responses
+from streamlearn.serve.schemas import (
+    SCORES,
+    LabelReply,
+    LiveReply,
+    ModelReply,
+    Parameters,
+    ReadyReply,
+    SampleId,
+    described,
+    responses,
+)
 from streamlearn.serve.scrape import merged
 from streamlearn.serve.waiting import Waiters
 
@@ -30,6 +40,7 @@ _LINKS = {
     "label": "/label",
     "sample": "/sample",
     "model": "/model",
+    "schema": "/schema",
     "score": "/score",
     "live": "/health/live",
     "ready": "/health/ready",
@@ -40,19 +51,19 @@ _NEVER_LEARNED = frozenset(
 )
 """States of labels that no teacher will learn unless something changes: requests do not wait for them."""
 
-Status = Mapping[str, Any]
-"""A file that the learner writes about once a second: its heartbeat, or its scores."""
+
+class LabelParameters(Parameters):
+    """Parameters of GET /label/{id}."""
+
+    wait_s: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Wait until the served teacher has learned the label, at most serve.timeout_s. After a correction, use POST
+    /predict with `after`: the previous label may be learned already."""
 
 
-def add_model_routes(
-    router: APIRouter,
-    predictor: Predictor,
-    schema: Schema,
-    learner_status: Callable[[], Status | None],
-    *,
-    clock: Callable[[], float],
-) -> None:
-    """Add / and /model."""
+def add_state_routes(router: APIRouter, parts: Parts) -> None:
+    """Add /, /model, /label/{id}, /score and /metrics."""
+    predictor, ledger, clock = parts.predictor, parts.ledger, parts.clock
+    waiters = Waiters(parts.metrics, "a label to be learned", most=parts.queue)
 
     @router.get("/", include_in_schema=False)
     async def index() -> Response:
@@ -62,21 +73,19 @@ def add_model_routes(
     @router.get(
         "/model",
         summary="The teacher that answers, and its learner",
-        response_model=ModelReply,
-        responses=responses(500, 503),
-        tags=["predict"],
+        **described("predict", ModelReply, 500, 503),
     )
     async def model() -> Response:
         """Version and age of the teacher, its input, and the learner's last heartbeat."""
-        held, now_s, status = predictor.current(), clock(), learner_status()
+        held, now_s, status = predictor.current(), clock(), parts.learner_status()
         reply = {
             "model_version": held.step,
             "published_at": iso(held.published_at_s),
             "age_s": round(max(0.0, now_s - held.published_at_s), 3),
             "factory": held.spec.factory,
             "classes": held.classes,
-            "shape": schema.shape,
-            "dtype": schema.dtype.name,
+            "shape": parts.codec.schema.shape,
+            "dtype": parts.codec.schema.dtype.name,
             "pinned": held.pinned,
             "newest_version": predictor.newest_version,
             "notes": _notes(predictor, status),
@@ -85,39 +94,20 @@ def add_model_routes(
         }
         return JsonReply(reply)
 
-
-def add_label_route(
-    router: APIRouter, predictor: Predictor, ledger: LedgerView, waiters: Waiters, *, timeout_s: float
-) -> None:
-    """Add /label/{id}. `waiters` are the requests that wait for a label to be learned."""
-
     @router.get(
         "/label/{sample_id:path}",
         summary="What became of a label",
-        response_model=LabelReply,
-        responses=responses(404, 422, 429, 500, 503),
-        tags=["learn"],
+        **described("learn", LabelReply, 404, 422, 429, 500, 503),
     )
-    async def label(
-        sample_id: Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])],
-        wait_s: Annotated[
-            float,
-            Query(
-                ge=0,
-                allow_inf_nan=False,
-                description="Wait until the served teacher has learned the label, at most serve.timeout_s. "
-                "After a correction, use POST /predict with `after`: the previous label may be learned already.",
-            ),
-        ] = 0.0,
-    ) -> Response:
+    async def label(sample_id: SampleId, query: Annotated[LabelParameters, Query()]) -> Response:
         """State, times, the prediction that it scored, and whether the served teacher has learned it."""
 
         def is_settled() -> bool:
             status = ledger.get(sample_id)
             return status is not None and (status.state in _NEVER_LEARNED or _is_served(status, predictor))
 
-        if wait_s > 0.0:
-            await waiters.until(is_settled, min(wait_s, timeout_s))
+        if query.wait_s > 0.0:
+            await waiters.until(is_settled, min(query.wait_s, parts.settings.timeout_s))
         status = ledger.get(sample_id)
         if status is None:
             message = (
@@ -125,10 +115,6 @@ def add_label_route(
             )
             raise RequestError(404, "unknown_sample", message, details={"id": sample_id[:512]})
         return JsonReply(_label(sample_id, status, predictor))
-
-
-def add_score_route(router: APIRouter, scores: Callable[[], Status | None], *, clock: Callable[[], float]) -> None:
-    """Add /score."""
 
     @router.get(
         "/score",
@@ -139,17 +125,11 @@ def add_score_route(router: APIRouter, scores: Callable[[], Status | None], *, c
     )
     async def score() -> Response:
         """The learner's scores; `age_s` is the time since they were written, about a second."""
-        found = scores()
+        found = parts.scores()
         if not found:
             message = "The learner has written no scores yet: they need labels of samples that were predicted before."
             raise retry_later(503, "no_scores_yet", message)
         return JsonReply({**found, "age_s": _seen_s(found, clock())})
-
-
-def add_metrics_route(
-    router: APIRouter, name: str, metrics: ServerMetrics, siblings: Callable[[], Mapping[str, str]]
-) -> None:
-    """Add /metrics; `name` is the label of this process."""
 
     @router.get(
         "/metrics",
@@ -160,17 +140,11 @@ def add_metrics_route(
     )
     async def scrape() -> Response:
         """This process's metrics and its siblings', each labelled with its process."""
-        text = await merged(name, metrics, siblings())
+        text = await merged(parts.name, parts.metrics, parts.siblings())
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
 
-def add_health_routes(
-    router: APIRouter,
-    predictor: Predictor,
-    learner_status: Callable[[], Status | None],
-    *,
-    clock: Callable[[], float],
-) -> None:
+def add_health_routes(router: APIRouter, parts: Parts) -> None:
     """Add /health/live and /health/ready, which need no token."""
 
     @router.get("/health/live", summary="Does the process run?", response_model=LiveReply, tags=["health"])
@@ -191,10 +165,10 @@ def add_health_routes(
         ] = True,
     ) -> Response:
         """503 before the first model, and while the learner is not seen for 120 s. Predictions continue."""
-        status = learner_status()
-        missing, stale = _model_missing(predictor), _learner_missing(status, clock())
+        status = parts.learner_status()
+        missing, stale = _model_missing(parts.predictor), _learner_missing(status, parts.clock())
         is_ready = not missing and (not stale or not require_learner)
-        reasons = [*missing, *stale, *_notes(predictor, status)]
+        reasons = [*missing, *stale, *_notes(parts.predictor, status)]
         return JsonReply({"ready": is_ready, "reasons": reasons}, status_code=200 if is_ready else 503)
 
 
@@ -240,34 +214,18 @@ def _seen_s(status: Status | None, now_s: float) -> float | None:
 
 def _is_served(status: LabelStatus, predictor: Predictor) -> bool:
     """Whether the served teacher has learned the label."""
-    try:
-        served = predictor.current().step
-    except NotPublishedError:
-        return False
-    return status.first_trained_step is not None and served >= status.first_trained_step
+    trained_step, model = status.first_trained_step, predictor.model
+    return trained_step is not None and model is not None and model.step >= trained_step
 
 
 def _label(sample_id: str, status: LabelStatus, predictor: Predictor) -> dict[str, Any]:
-    classes = predictor.classes
-
-    def name(class_index: int | None) -> str | None:
-        """None for a class that was named after the served teacher was published."""
-        return None if class_index is None or class_index >= len(classes) else classes[class_index]
-
-    return {
+    """The status as it is, with its classes by name."""
+    fields = asdict(status)
+    unknown_class = fields.pop("class_name")
+    fields |= {
         "id": sample_id,
-        "state": status.state,
-        "class": name(status.class_index) if status.class_name is None else status.class_name,
-        "class_index": status.class_index,
-        "label_position": None if status.label_position is None else status.label_position._asdict(),
-        "label_time_s": status.label_time_s,
-        "corrected": status.corrected,
-        "implied": status.implied,
-        "scored": status.scored,
-        "first_trained_step": status.first_trained_step,
+        "class": unknown_class or predictor.class_name(status.class_index),
+        "predicted_class": predictor.class_name(status.predicted_class),
         "in_served_model": _is_served(status, predictor),
-        "sample_position": None if status.sample_position is None else status.sample_position._asdict(),
-        "sample_time_s": status.sample_time_s,
-        "predicted_class": name(status.predicted_class),
-        "model_version": status.model_version,
     }
+    return fields

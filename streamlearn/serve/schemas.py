@@ -1,25 +1,59 @@
-"""Shapes of replies, with examples, for OpenAPI only. The tests validate real replies against them."""
+"""Shapes of replies, with examples, for OpenAPI only. The tests validate real replies against them.
+
+Also parameters in path and query.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from streamlearn.serve.failures import RequestError
+
+LARGEST_EXACT = 2**53
+"""Integers up to here are read exactly by every JSON parser."""
+SampleId = Annotated[str, Path(description="The sample's id, percent-encoded.", examples=["invoice-7"])]
+
+
+class Parameters(BaseModel):
+    """Parameters in the query. Unknown ones are refused: with `?lern=true` a sample would be answered, not learned."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if unknown := sorted(given.keys() - cls.model_fields.keys()):
+            message = f"unknown parameter {unknown[0]:.80}: expected {', '.join(sorted(cls.model_fields))}."
+            raise RequestError(422, "invalid_parameter", message)
+        return given
+
+
+class BinaryParameters(Parameters):
+    """Parameters of a body that may be binary."""
+
+    id: list[str] = Field(default_factory=list)
+    """Of the samples of a binary body, or of your own records, one for each."""
 
 
 class _Shape(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
 
-class ErrorBody(_Shape):
-    """Why a request failed."""
-
+class _Reason(_Shape):
     code: str = Field(examples=["unknown_class"])
     """Stable; for programs."""
     message: str = Field(examples=["class 'dog' is none of 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"])
     """A sentence; for people."""
     details: Any = None
     """Data that belongs to the code, such as the missing ids."""
+
+
+class ErrorBody(_Reason):
+    """Why a request failed."""
+
     request_id: str | None = Field(None, examples=["4f1c9c6f3f0e4a0f9a7b1f0f5a1c2d3e"])
     """As in the X-Request-ID header."""
 
@@ -49,6 +83,8 @@ class PredictionBody(_Shape):
     """In the order of the classes."""
     position: PositionBody | None = None
     """With `learn`: the position of the sample, which is durable in the log."""
+    invalid: list[str] | None = Field(None, examples=[["amount"]])
+    """Columns that cannot take the value in the record: they count as missing."""
 
 
 class PredictReply(_Shape):
@@ -62,12 +98,8 @@ class PredictReply(_Shape):
     """Seconds since it was published."""
 
 
-class ItemError(_Shape):
+class ItemError(_Reason):
     """Why one item of several was refused."""
-
-    code: str
-    message: str
-    details: Any = None
 
 
 class AppendedItem(_Shape):
@@ -165,6 +197,9 @@ class SampleReply(_Shape):
     id: str = Field(examples=["invoice-7"])
     x: list[Any]
     """Numbers nested as the schema's shape."""
+    fields: dict[str, Any] | None = Field(None, examples=[{"amount": 12.5, "merchant": 4711, "vip": None}])
+    """Of a schema with columns: what its row shows by column, null where missing. A category shows its bucket;
+    timestamps and texts cannot be read back. The record itself is in the log, at `position`."""
     position: PositionBody
     time_s: float
     """When it was appended to the log."""
@@ -192,6 +227,52 @@ class ModelReply(_Shape):
     """Seconds since then."""
 
 
+class ColumnBody(_Shape):
+    """One column of a record."""
+
+    name: str = Field(examples=["amount"])
+    kind: str = Field(examples=["number"])
+    path: str = Field(examples=["after.amount"])
+    """Where its value is in the record."""
+    options: dict[str, Any] = Field(examples=[{"buckets": 1024, "embedding": 8}])
+    """Buckets and dimensions of a category, unit of a timestamp, size of a vector or a text."""
+
+
+class SourceBody(_Shape):
+    """A topic of records, and where they have what."""
+
+    topic: str | list[str] = Field(examples=["transactions"])
+    format: str = Field(examples=["avro"])
+    """Of a record from a producer; appends over HTTP are JSON."""
+    id: str | None = Field(examples=["transaction_id"])
+    """A path into the record, `key`, `key.…` or `header:NAME`; null is "id" in the record, or else the key."""
+    time: str | None = None
+    time_unit: str = Field(examples=["s"])
+    label: str | None = None
+    domain: str | None = None
+    values: dict[str, str] | None = Field(None, examples=[{"true": "fraud", "false": "legitimate"}])
+    """Of labels: class names by value."""
+
+
+class SchemaReply(_Shape):
+    """What a sample and a label look like here."""
+
+    columns: list[ColumnBody]
+    """Of a record; empty if a sample is a tensor."""
+    shape: list[int]
+    dtype: str = Field(examples=["float32"])
+    """Of the tensor, or of the row that a record becomes."""
+    classes: list[str]
+    samples: SourceBody
+    labels: SourceBody
+    sample_schema: dict[str, Any]
+    """JSON Schema of one sample in POST /sample; with columns also in POST /predict."""
+    sample_example: dict[str, Any] | None
+    """Null if it is too large to show."""
+    label_example: dict[str, Any]
+    """A label in POST /label, with this server's own mapping."""
+
+
 class VersionBody(_Shape):
     """One published version."""
 
@@ -217,7 +298,7 @@ class VersionsReply(_Shape):
 class RollbackBody(_Shape):
     """Which version to serve."""
 
-    version: int = Field(ge=0, lt=2**63, strict=True, examples=[1200])
+    version: int = Field(ge=0, le=LARGEST_EXACT, strict=True, examples=[1200])
     """A version that GET /models lists."""
 
 
@@ -264,6 +345,11 @@ _HINTS = {
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error replies of a route, for OpenAPI."""
     return {status: {"model": Error, "description": _HINTS[status]} for status in statuses}
+
+
+def described(tag: str, reply: type[BaseModel], *errors: int) -> dict[str, Any]:
+    """What OpenAPI shows of a route: its tag, its reply, and its errors."""
+    return {"tags": [tag], "response_model": reply, "responses": responses(*errors)}
 
 
 SCORES: dict[str, Any] = {

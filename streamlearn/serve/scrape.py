@@ -55,14 +55,17 @@ def merge(texts: Mapping[str, str]) -> str:
     return "".join(f"{line}\n" for line in merged)
 
 
-def fetch(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
-    """A process's exposition; None if it does not answer with one in time."""
+def fetch(url: str) -> str | None:
+    """A sibling's exposition, without its own `scrape_failed` gauges, which date from its last scrape.
+
+    None if it does not answer with an exposition in time.
+    """
     if not url.startswith("http://"):
         return None
     try:
-        with _open(url, timeout=timeout_s) as reply:
+        with _open(url, timeout=TIMEOUT_S) as reply:
             body: bytes = reply.read(MAX_BYTES + 1)
-        text = body.decode()
+        text = "\n".join(line for line in body.decode().split("\n") if not line.startswith(_SCRAPE_FAILED))
         merge({"": text})
     except (OSError, HTTPException, ValueError):
         # OSError includes URLError and timeouts; ValueError is a reply that is not an exposition.
@@ -77,9 +80,4 @@ async def merged(name: str, metrics: ServerMetrics, siblings: Mapping[str, str])
     reached = {process: text for process, text in zip(targets, texts, strict=True) if text is not None}
     for process in targets:
         metrics.scraped(process, failed=process not in reached)
-    return merge({name: metrics.text(), **{process: _without_scrapes(text) for process, text in reached.items()}})
-
-
-def _without_scrapes(text: str) -> str:
-    """A sibling's text without its own `scrape_failed` gauges, which date from its last scrape."""
-    return "\n".join(line for line in text.split("\n") if not line.startswith(_SCRAPE_FAILED))
+    return merge({name: metrics.text(), **reached})

@@ -31,17 +31,14 @@ class Waiters:
         if self._waiting >= self._most:
             self._metrics.rejected("queue_full")
             raise overloaded(f"{self._waiting} requests already wait for {self._what}")
-        self._waiting += 1
-        try:
-            return await self._watch(is_true, timeout_s)
-        finally:
-            self._waiting -= 1
-
-    async def _watch(self, is_true: Callable[[], bool], timeout_s: float) -> bool:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        while (left_s := deadline_s - loop.time()) > 0.0:
-            await asyncio.sleep(min(POLL_S, left_s))
-            if is_true():
-                return True
-        return False
+        self._waiting += 1
+        try:
+            while (left_s := deadline_s - loop.time()) > 0.0:
+                await asyncio.sleep(min(POLL_S, left_s))
+                if is_true():
+                    return True
+            return False
+        finally:
+            self._waiting -= 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fuzzing import Reply, Request, ask, request
-from served import FLOATS, IMAGES, Served, X, store
+from served import FLOATS, IMAGES, Served, X, record_codec, store
 
 from streamlearn.records import Schema
 from streamlearn.serve import schemas
@@ -25,8 +25,10 @@ MOST_S = 5.0
 class Attacked:
     """A server with all that its routes need, and its answers."""
 
-    def __init__(self, folder: Path, schema: Schema) -> None:
-        self.served = Served(folder, schema, timeout_s=0.05, **TOKENS)
+    def __init__(self, folder: Path, schema: Schema | None) -> None:
+        """Without a schema: of the user's own records."""
+        codec = record_codec() if schema is None else None
+        self.served = Served(folder, schema, codec=codec, timeout_s=0.05, **TOKENS)
         self.served.publish(7)
         if schema is FLOATS:
             store(self.served, "sample-1", X, label=1)
@@ -86,7 +88,7 @@ class Attacked:
                 assert time.monotonic() - started < MOST_S
 
 
-@pytest.fixture(scope="module", params=[FLOATS, IMAGES], ids=["floats", "images"])
+@pytest.fixture(scope="module", params=[FLOATS, IMAGES, None], ids=["floats", "images", "records"])
 def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
     """After all requests."""
     found = Attacked(tmp_path_factory.mktemp("attacked"), request.param)

@@ -27,6 +27,8 @@ def busy_learner() -> LearnerMetrics:
     metrics.finished("samples", "learned", 7)
     metrics.dead_lettered("labels", "unknown_class")
     metrics.finished("samples", "trimmed", 4)
+    metrics.column("amount", "invalid", 2)
+    metrics.unknown_fields(5)
     metrics.step(0.003, 1000.0)
     metrics.skipped(1)
     metrics.phase("learn", 0.002)
@@ -130,6 +132,8 @@ class TestLearnerMetrics:
         assert found["streamlearn_records_total", (("outcome", "dead_lettered"), ("topic", "labels"))] == 1.0
         assert found["streamlearn_dead_letters_total", (("reason", "unknown_class"),)] == 1.0
         assert found["streamlearn_records_total", (("outcome", "trimmed"), ("topic", "samples"))] == 4.0
+        assert found["streamlearn_column_values_total", (("column", "amount"), ("outcome", "invalid"))] == 2.0
+        assert found["streamlearn_unknown_fields_total", ()] == 5.0
         assert found["streamlearn_step_duration_seconds_bucket", (("le", "0.005"),)] == 1.0
         assert found["streamlearn_step_duration_seconds_bucket", (("le", "0.002"),)] == 0.0
         assert found["streamlearn_cost", (("term", "consistency"),)] == 0.1

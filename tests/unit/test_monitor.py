@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from served import COLUMNS, RECORD, record_codec
 from small_learner import L, S, config_in, empty_log
 from structlog.testing import capture_logs
 from support import until
@@ -73,6 +74,30 @@ def report(**changes: Any) -> StepReport:
         "phases_s": {"assemble": 0.25, "learn": 0.5},
     }
     return StepReport(**whole | changes)
+
+
+class TestColumns:
+    def test_values_are_counted_by_column_from_the_start(self, learner: Learning) -> None:
+        """Unknown fields only as a number: their names are the producer's."""
+        codec = record_codec()
+        learner.loop.feed.codec = codec
+        learner.monitor.start(learner.loop)
+        first = [learner.metric("column_values_total", column=name, outcome="encoded") for name in COLUMNS]
+
+        assert codec.rows is not None
+        for record in (RECORD, {**RECORD, "amount": "N/A", "vip": None}, {"amount": 1, "else": 2}):
+            codec.rows.encode(record)
+        learner.monitor.look()
+        learner.monitor.look()
+
+        def counts(column: str) -> list[float | None]:
+            outcomes = ("encoded", "missing", "invalid")
+            return [learner.metric("column_values_total", column=column, outcome=outcome) for outcome in outcomes]
+
+        assert first == [0.0] * len(COLUMNS)
+        assert (counts("amount"), counts("vip")) == ([2.0, 0.0, 1.0], [1.0, 2.0, 0.0])
+        assert learner.metric("unknown_fields_total") == 3.0
+        assert learner.monitor.status["columns"]["unknown"] == {"more": 2, "else": 1}
 
 
 class TestStep:

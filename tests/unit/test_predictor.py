@@ -486,15 +486,15 @@ class TestPinned:
         assert reported == [("pin_followed", 1), ("pin_left", 2)]
 
 
-class TestCheck:
-    def test_checks_whether_a_teacher_could_be_served(self, stage):
+class TestLoad:
+    def test_raises_if_a_teacher_cannot_be_served(self, stage):
         """Without serving it."""
         good = stage.publish(1)
         bad = stage.publish(2, classes='["b", "a", "c"]')
 
-        stage.predictor.check(good)
+        stage.predictor.load(good)
         with pytest.raises(StateError, match="class names"):
-            stage.predictor.check(bad)
+            stage.predictor.load(bad)
 
         with pytest.raises(NotPublishedError):
             stage.predictor.current()
