@@ -71,6 +71,9 @@ HOW = {
     "streamlearn evaluate digits --label-probability 0.05 --delay 500": (
         f"{HERE}::test_evaluate_runs_the_protocol_of_the_readme"
     ),
+    "streamlearn predict new.csv --config FILE": (
+        "tests/e2e/test_record_files.py::test_predict_answers_as_the_server_does"
+    ),
     "streamlearn models pin 400": "tests/unit/test_versions.py",
     "streamlearn models unpin": "tests/unit/test_versions.py",
     "docker compose up --build": "deploy/try-container.sh",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from streamlearn.records import UNLABELLED, Label, Record, Sample, TopicPartitio
 from streamlearn.schema.paths import Path as FieldPath
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent.parent
 COLUMNS = {"amount": "number", "shop": {"kind": "category", "buckets": 64}, "known": "boolean"}
 MAPPED = {
     "source.samples.id": "tid",
@@ -234,6 +236,13 @@ class TestSimulate:
             {"source.samples.id": "header:name", "source.labels.id": "after.tid", "source.labels.label": "after.fraud"},
             {"source.labels.id": "tid", "source.labels.label": "header:class"},
             {"source.samples.format": "json_schema", "source.labels.format": "json_schema"},
+            {
+                "source.samples.format": "avro",
+                "source.labels.format": "avro",
+                "source.labels.id": "tid",
+                "source.labels.label": "is_fraud",
+                "source.registry.url": "http://127.0.0.1:1",
+            },
         ],
     )
     def test_a_record_without_an_id_is_numbered(self, tmp_path: Path, source: dict[str, Any]) -> None:
@@ -315,6 +324,20 @@ class TestEvaluate:
         """It would change codes and flags."""
         with pytest.raises(ConfigError, match="wanted permute-labels or prior"):
             self.run(config_in(tmp_path), write(tmp_path / "a.csv", records(30)), drift="noise:1")
+
+
+def test_the_config_of_the_docs_works_with_the_file_that_they_describe(tmp_path: Path) -> None:
+    """As it is in docs/files.md."""
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "files.md").read_text(), re.DOTALL)
+    (tmp_path / "streamlearn.toml").write_text(text)
+    (tmp_path / "history.csv").write_text(
+        "transaction_id,amount,merchant,created_at,is_fraud\nt1,12.5,m7,1772733600000,True\nt2,,m8,,False\n"
+    )
+
+    dataset = opened(load_config(tmp_path / "streamlearn.toml", environ={}), str(tmp_path / "history.csv"))
+
+    assert dataset.y.tolist() == [1, 0]
+    assert (dataset.x != 0).sum(axis=1).tolist() == [9, 1], "all columns of the first, the merchant of the second"
 
 
 class TestPaths:
