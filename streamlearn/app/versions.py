@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from streamlearn.config import Config
-from streamlearn.errors import ConfigError, StateError
+from streamlearn.errors import ConfigError, NotPublishedError, StateError
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir, PublishedModel, listing, pin, unpin
 
@@ -37,20 +37,38 @@ def pin_version(config: Config, version: int) -> PublishedModel:
     """
     from streamlearn.serve.predictor import load  # noqa: PLC0415  torch, which the other commands do not need
 
-    published = _published(config)
-    found = {model.step: model for model in published.versions()}
-    if version not in found:
-        existing = ", ".join(map(str, found)) or "none"
-        msg = f"version {version} does not exist; existing versions: {existing} (`streamlearn models list`)"
-        raise ConfigError(msg)
+    published, found = _published(config), find_version(config, version)
     before = _served_step(published)
-    load(found[version], config.schema_.build(), factory=config.model.factory)
+    load(found, config.schema_.build(), factory=config.model.factory)
     try:
         pinned = pin(published.folder, version)
     except OSError as error:
         raise _not_writable(published, error) from error
     _log.warning("version_pinned", step=pinned.step, before_step=before, **_ORIGIN)
     return pinned
+
+
+def find_version(config: Config, version: int | None) -> PublishedModel:
+    """The published version of a number; for None the one that servers answer with.
+
+    Raises:
+        ConfigError: there is no such version; the message lists those that exist.
+        NotPublishedError: none is published.
+        StateError: the pin or the pointer to the newest cannot be read.
+    """
+    published = _published(config)
+    if version is None:
+        model = published.pinned() or published.newest()
+        if model is None:
+            msg = f"{published.folder}: no teacher is published yet; is state.dir that of the learner?"
+            raise NotPublishedError(msg)
+        return model
+    found = {model.step: model for model in published.versions()}
+    if version not in found:
+        existing = ", ".join(map(str, found)) or "none"
+        msg = f"version {version} does not exist; existing versions: {existing} (`streamlearn models list`)"
+        raise ConfigError(msg)
+    return found[version]
 
 
 def unpin_version(config: Config) -> PublishedModel | None:

@@ -18,6 +18,7 @@ from streamlearn.cli.options import (
     ConfigOption,
     DatasetArgument,
     DriftOption,
+    LabelOption,
     LimitOption,
     OrderOption,
     ParentOption,
@@ -146,6 +147,7 @@ def simulate(
     rate: Annotated[float, typer.Option(help="Samples per second; 0: as fast as the log accepts them.")] = 0.0,
     label_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of samples that get a label.")] = 0.05,
     label_delay: Annotated[str, typer.Option(help=DELAYS)] = "geometric:500",
+    label: LabelOption = None,
     order: OrderOption = "shuffle",
     passes: PassesOption = 1,
     limit: LimitOption = None,
@@ -159,6 +161,8 @@ def simulate(
 ) -> None:
     """Send a labelled data set as a stream: samples, and later some of their labels.
 
+    Records of a file are sent as they are, as JSON, and their class follows as a label that [source.labels] maps.
+
     Examples:
 
         streamlearn simulate digits --config streamlearn.toml --rate 200 --label-share 0.05 --label-delay geometric:500
@@ -166,6 +170,8 @@ def simulate(
         streamlearn simulate fashion-mnist -c streamlearn.toml --label-share 0.01 --label-delay geometric:5000
 
         streamlearn simulate mine.npz -c streamlearn.toml --drift rotate:90@10000 --seed 7
+
+        streamlearn simulate history.csv -c streamlearn.toml --order file --label is_fraud
     """
     from streamlearn.app.signals import stop_signals
     from streamlearn.lab.simulate import run_simulation
@@ -185,6 +191,7 @@ def simulate(
             drift=drift,
             seed=seed,
             id_prefix=id_prefix,
+            label=label,
         )
 
 
@@ -200,6 +207,7 @@ def evaluate(
     window: Annotated[
         int, typer.Option(min=10, max=1_000_000, help="Samples per point of the curves, and per windowed score.")
     ] = 1000,
+    label: LabelOption = None,
     order: OrderOption = "shuffle",
     drift: DriftOption = "none",
     limit: LimitOption = None,
@@ -236,6 +244,8 @@ def evaluate(
 
         streamlearn evaluate mine.npz --config streamlearn.toml --set learn.method=supervised --out baseline
 
+        streamlearn evaluate history.csv --config streamlearn.toml --order file --label is_fraud
+
         streamlearn evaluate fashion-mnist --offline --labels 500 --epochs 20 --set learn.method=pi
     """
     from streamlearn.app.signals import stop_signals
@@ -246,6 +256,7 @@ def evaluate(
     loaded = start(config, overrides, level=logging.WARNING)  # more lines would break the progress bars
     plan = EvaluationPlan(
         dataset=dataset,
+        label=label,
         label_probability=label_probability,
         delay=delay,
         window=window,
@@ -262,6 +273,51 @@ def evaluate(
             run_offline(loaded, once, stopping, out=out)
         else:
             run_evaluation(loaded, plan, stopping, out=out, keep_state=keep_state, plot=plot)
+
+
+@app.command()
+def predict(
+    file: Annotated[
+        str, typer.Argument(help="A .csv, .tsv, .jsonl, .parquet or .npz file; - is standard input, as JSON lines.")
+    ],
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .jsonl, .csv or .parquet file; default: JSON lines to standard output.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(min=0, help="Of the model; default: the pinned one, else the newest.")
+    ] = None,
+) -> None:
+    """Predict the records of a file with a published model of `state.dir`. Nothing needs to run.
+
+    Records are those of the samples topic: the fields of [columns], or id and x. A record that cannot be read is
+    reported with its line, and the others are answered. Exit code 1 if none could be read.
+
+    Examples:
+
+        streamlearn predict new.csv --config streamlearn.toml --out answers.csv
+
+        streamlearn predict new.parquet -c streamlearn.toml --out answers.parquet --version 400
+
+        cat new.jsonl | streamlearn predict - -c streamlearn.toml > answers.jsonl
+    """
+    from streamlearn.app.bars import Bars
+    from streamlearn.app.predict import predict_file
+
+    loaded = start(config, overrides)
+    if out is None and sys.stdout.isatty():  # bars and answers would mix
+        predict_file(loaded, file, version=version, report=lambda line: typer.echo(line, err=True))
+        return
+    with Bars() as bars:
+        predict_file(
+            loaded,
+            file,
+            out=out,
+            version=version,
+            report=bars.say,
+            progress=lambda count: bars("records", count, None),
+        )
 
 
 @app.command()

@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 DatasetArgument = Annotated[
     str,
     typer.Argument(
-        help="digits, fashion-mnist, shuttle, moons, rbf-drift, or the path of an .npz with x and y; optional: "
-        "test_x, test_y, and classes (the names)."
+        help="digits, fashion-mnist, shuttle, moons, rbf-drift; a .csv, .tsv, .jsonl or .parquet file of records, as "
+        "[columns] and [source] describe them; or an .npz with x and y; optional: test_x, test_y, and classes (the "
+        "names)."
+    ),
+]
+LabelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--label",
+        metavar="FIELD",
+        help="Field of a file's records with the class; default: source.labels.label, source.samples.label, or label.",
     ),
 ]
 ConfigOption = Annotated[

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamlearn.errors import ConfigError
+from streamlearn.lab.records import Records
 from streamlearn.records import Array, Schema
 
 Classes: TypeAlias = npt.NDArray[np.int64]
@@ -64,6 +65,8 @@ class Dataset:
     test_y: Classes | None = None
     suggested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Suggested settings, as tables of a config file; `schema` is always present."""
+    records: Records | None = None
+    """The user's records, if the samples are from a file of them (`lab.files`). Then y may be UNLABELLED."""
 
     def __post_init__(self) -> None:
         assert len(self.x) == len(self.y) > 0, self.name

@@ -25,7 +25,7 @@ from PIL import Image
 
 from streamlearn.errors import ConfigError
 from streamlearn.lab.datasets import Classes, Dataset
-from streamlearn.records import Array
+from streamlearn.records import UNLABELLED, Array
 
 MAX_DRIFTS = 100
 
@@ -88,6 +88,11 @@ class Drifts:
         self._seed = seed
         shape = dataset.x.shape[1:]
         for drift in self._drifts:
+            if drift.kind in ("rotate", "noise") and dataset.records is not None and dataset.records.have_columns:
+                raise ConfigError(
+                    f"drift {drift.kind}: wanted permute-labels or prior, since rows of [columns] also hold flags and"
+                    " codes, which it would change"
+                )
             if drift.kind == "rotate":
                 _check_rotation(drift, shape)
         self._permutation = _cycle(len(dataset.classes), seed)
@@ -104,14 +109,15 @@ class Drifts:
                 x = rotate(x, drift.value)
             elif drift.kind == "noise":
                 x = self._with_noise(x, drift.value, index)
-            elif drift.kind == "permute-labels":
+            elif drift.kind == "permute-labels" and y != UNLABELLED:
                 y = int(self._permutation[y])
         return x, y
 
     def rows(self, rows_N: npt.NDArray[np.int64], y: Classes, *, first: int) -> npt.NDArray[np.int64]:
         """Rows shown as the samples from number `first` on: those given, or resampled under a `prior` drift.
 
-        `prior` draws a class by `prior_of`, then a row of it, with replacement. A class without rows never occurs.
+        `prior` draws a class by `prior_of`, then a row of it, with replacement. A class without rows never occurs, nor
+        does a row without a class.
         """
         shown_N = rows_N
         for drift in self._drifts:
@@ -119,7 +125,8 @@ class Drifts:
                 continue
             generator = np.random.default_rng((self._seed, 103, first))
             weight_C = prior_of(len(self._permutation), drift.value, seed=self._seed)
-            weight_M = weight_C[y] / np.bincount(y, minlength=len(weight_C))[y]
+            counts_C = np.bincount(y[y != UNLABELLED], minlength=len(weight_C))
+            weight_M = np.where(y != UNLABELLED, weight_C[y] / np.maximum(counts_C[y], 1), 0.0)
             drawn_N = generator.choice(len(y), len(rows_N), p=weight_M / weight_M.sum())
             numbers = np.arange(first, first + len(rows_N))
             holds_N = (numbers >= drift.start) & (numbers < (np.inf if drift.end is None else drift.end))

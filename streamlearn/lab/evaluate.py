@@ -22,7 +22,7 @@ import itertools
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,9 +34,10 @@ from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError
 from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.lab.curves import CurvePoint, Recorder
-from streamlearn.lab.datasets import Dataset, load
+from streamlearn.lab.datasets import Dataset
 from streamlearn.lab.delays import parse_delay
 from streamlearn.lab.drift import parse_drift
+from streamlearn.lab.files import open_dataset
 from streamlearn.lab.held_out import (
     Accuracy,
     Progress,
@@ -56,7 +57,7 @@ _OVERHEAD_BYTES = 2048
 """Upper estimate per sample without its payload, with its label, in the log and the sample store."""
 _COPIES = 4
 """Copies of a payload: in the log and in the store, each in pages that may be half empty."""
-_TABLES = ("schema", "model", "learn", "batch", "labels", "score", "guard", "drift")
+_TABLES = ("schema", "columns", "model", "learn", "batch", "labels", "score", "guard", "drift")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,9 @@ class EvaluationPlan:
     """What to run, with the names of the protocol."""
 
     dataset: str
-    """A name, or the path of a .npz file."""
+    """A name, or the path of a file."""
+    label: str | None = None
+    """Path to the class in the records of a file; see `lab.files`."""
     label_probability: float = 0.05
     delay: str = "0"
     """From a sample to its label, in the grammar of `lab.delays`."""
@@ -148,16 +151,20 @@ def evaluate(
     *,
     keep_state: Path | None = None,
     progress: Progress = no_progress,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Run the protocol until the stream ends or `stopping` is set.
 
-    `keep_state`: folder for the learner's state and log; None removes them.
+    `keep_state`: folder for the learner's state and log; None removes them. `report` is called with sentences on
+    records of a file that cannot be used.
 
     Raises:
         ConfigError: the plan or a setting is invalid or does not fit the data set, or the disk is too small.
         StreamlearnError: stopped before the first step.
     """
-    loaded = load(plan.dataset, limit=plan.limit)
+    loaded = open_dataset(
+        config, plan.dataset, stopping, label=plan.label, limit=plan.limit, report=report, progress=progress
+    )
     plan.stream(loaded)  # reports an invalid plan before anything is written
     if not 0 < len(loaded.y) * plan.passes <= MOST_SAMPLES:
         raise ConfigError(f"passes: wanted 1 to {MOST_SAMPLES} samples in all, got {len(loaded.y)} times {plan.passes}")
@@ -202,6 +209,7 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
         )
     # No micro-batch may close by time and nothing may be trimmed before it is learned.
     tables["batch"] = tables.get("batch", {}) | {"max_age_s": 3600.0}
+    tables["source"] = {}  # the log of an evaluation has rows, not the user's records
     tables["log"] = {
         "kind": "embedded",
         "max_bytes": max(size_bytes, 1 << 20),

@@ -14,8 +14,8 @@ from streamlearn.lab.drift import Drift, Drifts
 from streamlearn.learn.learner import Learner
 from streamlearn.records import Array
 
-Progress = Callable[[str, int, int], None]
-"""Called with the current task, the samples or steps done, and their total."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with the current task, the samples or steps done, and their total; None if it is not known."""
 
 _ROWS = 128
 _REQUIRES = {"scale": "shape", "normalise": "factory"}
@@ -32,7 +32,7 @@ class Accuracy:
     twin: float | None
 
 
-def no_progress(_what: str, _done: int, _total: int) -> None:
+def no_progress(_what: str, _done: int, _total: int | None) -> None:
     """Report no progress."""
 
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from streamlearn.app.bars import Bars
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
 from streamlearn.judge.prequential import Network, SpanScores
 from streamlearn.judge.scoreboard import ScoreReport
-from streamlearn.lab.bars import Bars
 from streamlearn.lab.drift import parse_drift
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
 from streamlearn.lab.held_out import Accuracy
@@ -67,7 +67,7 @@ def run_evaluation(
     folder = out if out is not None else Path(f"evaluation-{Path(plan.dataset).stem}")
     started = time.monotonic()
     with _output_folder(folder), Bars() as bars:
-        evaluation = evaluate(config, plan, stopping, keep_state=keep_state, progress=bars)
+        evaluation = evaluate(config, plan, stopping, keep_state=keep_state, progress=bars, report=bars.say)
     duration_s = max(time.monotonic() - started, 1e-9)
     written = {"curves and scores": folder / JSON_NAME}
     write_whole(folder / JSON_NAME, [orjson.dumps(evaluation.as_json(), option=orjson.OPT_INDENT_2)])

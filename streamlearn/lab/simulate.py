@@ -1,4 +1,4 @@
-"""`streamlearn simulate`: sends a labelled data set as a stream to the log of the config."""
+"""`streamlearn simulate`: sends a labelled data set, or a file of records, as a stream to the log of the config."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import threading
 import zlib
 from typing import cast
 
+from streamlearn.app.bars import Bars
 from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config
-from streamlearn.lab.bars import Bars
-from streamlearn.lab.datasets import load
 from streamlearn.lab.delays import parse_delay
 from streamlearn.lab.drift import parse_drift
+from streamlearn.lab.files import open_dataset
 from streamlearn.lab.stream import Counts, Order, StreamPlan, simulate
 
 
@@ -30,9 +30,15 @@ def run_simulation(
     label_share: float = 1.0,
     passes: int = 1,
     id_prefix: str | None = None,
+    label: str | None = None,
 ) -> Counts:
-    """Send the stream until it ends or `stopping` is set; print the counts. Arguments: see `StreamPlan`."""
-    loaded = load(dataset, limit=limit)
+    """Send the stream until it ends or `stopping` is set; print the counts.
+
+    Records of a file are sent unchanged, but for their class at the path `label`, which follows in the form of
+    [source.labels]. Other arguments: see `StreamPlan`.
+    """
+    with Bars() as bars:
+        loaded = open_dataset(config, dataset, stopping, label=label, limit=limit, report=bars.say, progress=bars)
     stream = StreamPlan(
         dataset=loaded,
         schema=config.schema_.build(),
@@ -43,6 +49,7 @@ def run_simulation(
         id_prefix=_default_prefix(loaded.name, order, drift, seed) if id_prefix is None else id_prefix,
         label_share=label_share,
         passes=passes,
+        send_records=True,
     )
     total = len(loaded.y) * passes
     task = f"{dataset} to the {config.log.kind} log"
@@ -50,9 +57,11 @@ def run_simulation(
         make_topics(log, config)
         samples = config.source.samples.topics[0]
         if held := sum(log.end_offsets(samples).values()) - sum(log.beginning_offsets(samples).values()):
+            with_ids = stream.records is not None and stream.records.with_ids
             bars.console.print(
-                f"{samples} holds {held} records already. Samples with an id that it holds ({stream.id_prefix}0, …) are"
-                " not learned again, and labels join the first sample of the id; --id-prefix gives other ids"
+                f"{samples} holds {held} records already. Samples with an id that it holds"
+                f"{'' if with_ids else f' ({stream.id_prefix}0, …)'} are not learned again, and labels join the first"
+                f" sample of the id{'' if with_ids else '; --id-prefix gives other ids'}"
             )
         bars(task, 0, total)
         counts = simulate(

@@ -21,9 +21,10 @@ from streamlearn.errors import ConfigError
 from streamlearn.lab.datasets import Dataset
 from streamlearn.lab.delays import Delay, parse_delay
 from streamlearn.lab.drift import Drift, Drifts
+from streamlearn.lab.records import Records
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
-from streamlearn.records import NewRecord, Schema
+from streamlearn.records import UNLABELLED, NewRecord, Schema
 
 Order: TypeAlias = Literal["shuffle", "file", "class-sorted"]
 Event: TypeAlias = tuple[Literal["sample", "label"], NewRecord]
@@ -66,6 +67,8 @@ class StreamPlan:
     """At the end of the stream, drop labels that are not due, instead of sending them at once."""
     start_time_ms: int | None = None
     """Timestamp of the first sample; None: the log sets the timestamps."""
+    send_records: bool = False
+    """Send the user's records as they are, if the data set has them, and not its rows."""
 
     def __post_init__(self) -> None:
         if self.order not in get_args(Order):
@@ -79,6 +82,17 @@ class StreamPlan:
         if self.schema is not None:
             self.dataset.check_fits(self.schema)
         Drifts(self.dataset, self.drifts, seed=self.seed)  # checks that they fit
+        repeats = self.passes > 1 or any(drift.kind == "prior" for drift in self.drifts)
+        if repeats and self.records is not None and self.records.with_ids:
+            raise ConfigError(
+                f"{self.dataset.name}: its records have ids, and a learner learns each id once: wanted one pass and no"
+                " prior drift"
+            )
+
+    @property
+    def records(self) -> Records | None:
+        """The records to send; None if rows are sent."""
+        return self.dataset.records if self.send_records else None
 
 
 class Counts(NamedTuple):
@@ -106,8 +120,8 @@ class Stream:
         self._codec = Codec(self._schema)
         self._drifts = Drifts(plan.dataset, plan.drifts, seed=plan.seed)
         self._prefix = f"{plan.dataset.name}-" if plan.id_prefix is None else plan.id_prefix
-        self._waiting: list[tuple[int, int, int]] = []
-        """A heap of (number of the sample after which the label is due, number of its own sample, class)."""
+        self._waiting: list[tuple[int, int, int, int]] = []
+        """A heap of (number of the sample after which the label is due, number of its own sample, row, class)."""
         self._events = self._run()
 
     @property
@@ -149,22 +163,24 @@ class Stream:
     def _sample(self, number: int, row: int, label_after: int) -> NewRecord:
         dataset, schema = self._plan.dataset, self._schema
         x, y = self._drifts.show(number, dataset.x[row], int(dataset.y[row]))
-        if label_after >= 0:
+        if label_after >= 0 and y != UNLABELLED:
             if len(self._waiting) >= self._max_pending:
                 raise ConfigError(f"label delay: more than {self._max_pending} labels would wait; use a shorter delay")
-            heapq.heappush(self._waiting, (number + label_after, number, y))
-        return self._codec.encode_sample(
-            f"{self._prefix}{number}",
-            x.reshape(schema.shape).astype(schema.dtype, copy=False),
-            true_label=y,
-            timestamp_ms=self._timestamp_ms(number),
-        )
+            heapq.heappush(self._waiting, (number + label_after, number, row, y))
+        x = x.reshape(schema.shape).astype(schema.dtype, copy=False)
+        true_label, timestamp_ms = None if y == UNLABELLED else y, self._timestamp_ms(number)
+        name = f"{self._prefix}{number}"
+        if (records := self._plan.records) is not None:
+            return records.sample(row, name, x, true_label, timestamp_ms)
+        return self._codec.encode_sample(name, x, true_label=true_label, timestamp_ms=timestamp_ms)
 
     def _label(self, now: int) -> NewRecord:
         """The label that is due first, with the timestamp of the sample before it."""
-        _, number, y = heapq.heappop(self._waiting)
-        timestamp_ms = self._timestamp_ms(now)
-        return self._codec.encode_label(f"{self._prefix}{number}", y, source="simulate", timestamp_ms=timestamp_ms)
+        _, number, row, y = heapq.heappop(self._waiting)
+        timestamp_ms, name = self._timestamp_ms(now), f"{self._prefix}{number}"
+        if (records := self._plan.records) is not None:
+            return records.label(row, name, y, timestamp_ms)
+        return self._codec.encode_label(name, y, source="simulate", timestamp_ms=timestamp_ms)
 
     def _timestamp_ms(self, number: int) -> int | None:
         """Samples are spaced by the rate; without a rate, a millisecond apart."""

@@ -132,12 +132,7 @@ class Codec:
         reader = self._samples
         if reader.has_envelope and reader.deleted(fields):
             raise SkippedError("the row was deleted")
-        if self.rows is not None:
-            x: Array = self.rows.encode(fields)
-        elif fields.get("x") is None:
-            raise RecordError("no_value", 'expected the payload in the field "x", got none')
-        else:
-            x = self._tensors.from_json(fields["x"])
+        x = self.x_of(fields)
         sample_id, time_s = reader.sample_id(record, fields, headers), reader.event_time(record, fields, headers)
         sample = Sample(record.position, record.timestamp_ms / 1000.0, sample_id, x, event_time_s=time_s)
         own = fields if self.rows is None else {}  # fields of these names may be the user's
@@ -154,6 +149,18 @@ class Codec:
         if answer is not None:
             sample.answer = self._answer(answer)
         return self._with_headers(sample, headers) if headers else sample
+
+    def x_of(self, fields: Mapping[str, Any]) -> Array:
+        """Return the row of a parsed record, or without columns the tensor in its field "x".
+
+        Raises:
+            RecordError: it has none.
+        """
+        if self.rows is not None:
+            return self.rows.encode(fields)
+        if fields.get("x") is None:
+            raise RecordError("no_value", 'expected the payload in the field "x", got none')
+        return self._tensors.from_json(fields["x"])
 
     def _sample_from_binary(
         self, record: Record, value: bytes, payload: Payload, headers: Mapping[str, bytes]

@@ -257,6 +257,13 @@ class ColumnCounts:
     unknown: Mapping[str, int]
     """Fields at the top of a record that no setting names, by name; at most `MAX_UNKNOWN` names."""
 
+    @property
+    def sentences(self) -> list[str]:
+        """The columns with invalid or missing values, for a report on a file."""
+        kinds = (("invalid values, taken as missing", self.invalid), ("missing values", self.missing))
+        shown = {what: ", ".join(f"{name} {n}" for name, n in counts.items() if n) for what, counts in kinds}
+        return [f"{what}: {columns}" for what, columns in shown.items() if columns]
+
 
 class RowEncoder:
     """Encodes records of one configuration. Any thread may use it; its counts are approximate then.

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streamlearn.errors import StateError
 from streamlearn.state.kill_points import reached
 
 Chunk = bytes | bytearray | memoryview
@@ -72,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-    except (OSError, StateError):
+    except BaseException:  # Ctrl-C too
         temporary.unlink(missing_ok=True)
         raise
 

@@ -34,8 +34,12 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Update the bar of the task `what`."""
+    def say(self, text: str) -> None:
+        """Print a line above the bars, as it is."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Update the bar of the task `what`; without a total it shows the count."""
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=total)
         self._progress.update(self._tasks[what], completed=done)
