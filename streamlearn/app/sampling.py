@@ -80,8 +80,10 @@ def read_some(log: Log, topics: Sequence[str], count: int) -> TopicSample:
 
 
 def _shares(held: Offsets, count: int) -> Offsets:
-    """How many records to read of each partition, `count` in all: equally many, and what small ones do not have goes to
-    the others."""
+    """How many records to read of each partition, `count` in all.
+
+    Equally many; what small partitions do not have goes to the others.
+    """
     shares: Offsets = {}
     for done, partition in enumerate(sorted(held, key=lambda each: (held[each], each))):
         left = count - sum(shares.values())

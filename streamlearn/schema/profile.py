@@ -69,6 +69,12 @@ class Profile:
         return self.distinct + seen[1] * (seen[1] - 1) // (2 * (seen[2] + 1))
 
     @property
+    def coverage(self) -> float:
+        """How likely the next scalar is one that was seen (Good 1953); 1 without scalars."""
+        total = self.texts.total()
+        return 1.0 - sum(count == 1 for count in self.texts.values()) / total if total else 1.0
+
+    @property
     def is_unique(self) -> bool:
         """Whether every value is a scalar that occurs once."""
         return self.present == self.distinct > 0
@@ -104,17 +110,20 @@ def profile(values: Iterable[object]) -> Profile:
 def _add(found: Profile, value: object) -> ValueKind:
     """Add what is known of a value that is present, and return its kind."""
     if isinstance(value, list | tuple):
-        if all(isinstance(each, int | float | Decimal) and not isinstance(each, bool) for each in value):
-            found.sizes[len(value)] += 1
-            return "vector"
-        return "list"
-    if isinstance(value, dict):
-        return "object"
-    if isinstance(value, bytes) or (text := text_of(value)) is None:
-        return "other"
+        if not all(isinstance(each, int | float | Decimal) and not isinstance(each, bool) for each in value):
+            return "list"
+        found.sizes[len(value)] += 1
+        return "vector"
+    text = None if isinstance(value, bytes) else text_of(value)
+    if text is None:
+        return "object" if isinstance(value, dict) else "other"
     text = text[:MAX_TEXT_CHARACTERS]
     if text in found.texts or len(found.texts) < MAX_DISTINCT:
         found.texts[text] += 1
+    return _add_scalar(found, value, text.strip())
+
+
+def _add_scalar(found: Profile, value: object, text: str) -> ValueKind:
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float | Decimal):
@@ -124,7 +133,7 @@ def _add(found: Profile, value: object) -> ValueKind:
     if isinstance(value, date):
         found.seconds.append(seconds_of(value, 1.0) or 0.0)
         return "time"
-    return _add_text(found, text.strip())
+    return _add_text(found, text)
 
 
 def _add_number(found: Profile, value: float | Decimal) -> ValueKind:
