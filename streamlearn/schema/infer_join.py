@@ -111,7 +111,7 @@ def joins(samples: Ids, labels: Ids) -> list[Join]:
     """The pairs of paths that join labels with samples, the likeliest first.
 
     An id differs between records, and the ids of labels are found among those of samples. A customer's number is found
-    too, but repeats. Among equals, equal names come first, then a field before the key and a header.
+    too, but repeats. Among equals, a field comes before the key and a header, then equal names.
     """
     found = []
     sides = [{path: {i for i in ids if i is not None} for path, ids in side.items()} for side in (samples, labels)]
@@ -134,7 +134,7 @@ def joins(samples: Ids, labels: Ids) -> list[Join]:
 def _rank(join: Join) -> tuple[object, ...]:
     same_name = _last(join.samples) == _last(join.labels)
     places = _place(join.samples) + _place(join.labels)
-    return join.is_unique and not join.is_dense, join.is_unique, round(join.score, 1), same_name, places, join.score
+    return join.is_unique and not join.is_dense, join.is_unique, round(join.score, 1), places, same_name, join.score
 
 
 def _last(path: str) -> str:
