@@ -158,7 +158,11 @@ class LearnerProcess(contextlib.AbstractContextManager["LearnerProcess"]):
         reached("restore", "begin")
         check_arrays(self._loop.arrays(), checkpoint)
         self._loop.restore(checkpoint)
-        was, now = checkpoint.extra["identity"]["method"], self._config.learn.method
+        saved = checkpoint.extra["identity"]
+        before = len(saved["model"].get("columns", ()))
+        if added := [column.name for column in self._loop.schema.columns[before:]]:
+            _log.warning("columns_added", columns=added, step=checkpoint.step)
+        was, now = saved["method"], self._config.learn.method
         if was != now:
             _log.warning("method_changed", was=was, now=now, step=checkpoint.step)
             self._loop.learner.another_method()
