@@ -172,7 +172,7 @@ class TestLabel:
             assert found.class_of(value) in (*classes, None)
 
     def test_values_of_several_forms_are_one_class(self) -> None:
-        """true and 1; but what a word means is the user's to say."""
+        """1 is true; but what a word means is the user's to say."""
         found = label([{"is_fraud": value} for value in (True, False, "chargeback", 1, True) * 3])
 
         assert found.classes == ("not_fraud", "fraud", "chargeback")
@@ -220,9 +220,10 @@ class TestLabel:
         assert (found.path, found.classes) == (None, ("ham", "spam"))
 
 
-class TestLeaks:
-    CLASSES = ["fraud" if n % 4 == 0 else "ok" for n in range(60)]
+CLASSES = ["fraud" if n % 4 == 0 else "ok" for n in range(60)]
 
+
+class TestLeaks:
     @pytest.mark.parametrize(
         ("value", "how"),
         [
@@ -236,7 +237,7 @@ class TestLeaks:
         """By value, presence or threshold."""
         fields = collect([{"x": value(n)} for n in range(60)])
 
-        assert how in leaks(fields, ["x"], self.CLASSES)["x"]
+        assert how in leaks(fields, ["x"], CLASSES)["x"]
 
     @pytest.mark.parametrize(
         "value",
@@ -246,11 +247,11 @@ class TestLeaks:
         """An id of each row neither."""
         fields = collect([{"x": value(n)} for n in range(60)])
 
-        assert leaks(fields, ["x"], self.CLASSES) == {}
+        assert leaks(fields, ["x"], CLASSES) == {}
 
     def test_few_labels_show_nothing(self) -> None:
         """Chance is perfect too."""
         fields = collect([{"x": n % 4 == 0} for n in range(60)])
 
-        assert leaks(fields, ["x"], [*self.CLASSES[:19], *[None] * 41]) == {}
+        assert leaks(fields, ["x"], [*CLASSES[:19], *[None] * 41]) == {}
         assert leaks(fields, ["x"], ["ok"] * 60) == {}

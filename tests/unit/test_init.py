@@ -381,7 +381,7 @@ class TestFramed:
         """Which the registry does not have."""
         registry.add(3, "message", kind="PROTOBUF")
 
-        with pytest.raises(ConfigError, match="package.module:Message"):
+        with pytest.raises(ConfigError, match=r"package\.module:Message"):
             inferred(filled(lambda n: b"\0\0\0\0\3x", fraud), **{"source.registry.url": registry.url})
 
 
