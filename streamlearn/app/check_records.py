@@ -19,7 +19,9 @@ from streamlearn.config import Config
 from streamlearn.errors import ConfigError, RecordError, SkippedError
 from streamlearn.log.codec import Codec
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, ColumnKind, Label, Record, Sample
+from streamlearn.schema.fields import UNITS_PER_SECOND
 from streamlearn.schema.profile import Profile, profile
+from streamlearn.schema.settings import ColumnConfig
 from streamlearn.state.paths import StatePaths
 
 QUANTILES: Final = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
@@ -292,15 +294,18 @@ def _columns(config: Config, codec: Codec, records: Sequence[Record]) -> list[Co
         number = max(1, counts.records)
         missing, invalid = counts.missing[name] / number, counts.invalid[name] / number
         found.append(
-            ColumnReport(name, column.kind, missing, invalid, seen.distinct, *_range(seen), seen.most_common(3))
+            ColumnReport(name, column.kind, missing, invalid, seen.distinct, *_range(seen, column), seen.most_common(3))
         )
     return found
 
 
-def _range(seen: Profile) -> tuple[float | str | None, float | str | None]:
+def _range(seen: Profile, column: ColumnConfig) -> tuple[float | str | None, float | str | None]:
     """Smallest and largest number, or the earliest and latest time."""
-    if seen.seconds:
-        return _iso(seen.seconds[0]), _iso(seen.seconds[-1])
+    seconds = seen.seconds
+    if column.kind == "timestamp" and not seconds:
+        seconds = [number / UNITS_PER_SECOND[column.unit] for number in seen.numbers]
+    if seconds:
+        return _iso(seconds[0]), _iso(seconds[-1])
     return (seen.numbers[0], seen.numbers[-1]) if seen.numbers else (None, None)
 
 
