@@ -104,7 +104,7 @@ purchases_24h = "number"
 velocity = "number"
 score = "number"
 card_present = "boolean"
-created_at = "timestamp"
+created_at = {{ kind = "timestamp", unit = "ms" }}
 """
 BY_HAND = """
 [source.samples]

@@ -6,15 +6,15 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from streamlearn.app.build import make_learner, model_spec
+from streamlearn.app.findings import Finding
 from streamlearn.app.log import log_exists, open_log
 from streamlearn.app.ports import expose, listen
-from streamlearn.app.sizing import learner_parts, server_parts
+from streamlearn.app.sizing import ID_BYTES, learner_parts, server_parts
 from streamlearn.app.startup import check_log_reaches, check_model, of_all
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError, StateError
@@ -30,19 +30,8 @@ from streamlearn.state import journal
 from streamlearn.state.checkpoint import Checkpoint, load_checkpoint, path_of, steps_in
 from streamlearn.state.paths import StatePaths
 
-_ID_BYTES = 1024
-"""Approximate size of one known sample in the store, with its history."""
 _SHOWN_BYTES = 5 << 20
 """Smaller parts of the processes' memory are not listed."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    verdict: Literal["ok", "warning", "error"]
-    subject: str
-    text: str
 
 
 def check(config: Config) -> Iterator[Finding]:
@@ -190,7 +179,7 @@ def _state(config: Config) -> Iterator[Finding]:
         yield Finding("error", "state", f"{existing} is not a folder that can be written")
         return
     free = shutil.disk_usage(existing).free
-    bound = config.labels.payload_max_bytes + journal.MAX_BYTES + config.labels.max_ids * _ID_BYTES
+    bound = config.labels.payload_max_bytes + journal.MAX_BYTES + config.labels.max_ids * ID_BYTES
     if config.log.kind == "embedded":
         bound += 3 * config.log.max_bytes
     verdict: Literal["ok", "warning"] = "ok" if free > bound else "warning"

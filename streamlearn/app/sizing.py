@@ -1,4 +1,4 @@
-"""Approximate memory of a learner and its servers, part by part, for `streamlearn check`.
+"""Approximate memory of a learner and its servers, part by part, and the store on disk, for `streamlearn check`.
 
 Bounded buffers are counted as full. Cached pages of files (store, log) are not counted: the kernel reclaims them.
 """
@@ -32,6 +32,8 @@ _BATCH_COPIES = 4
 """Of the rows of a step: decoded, as a batch, and as prepared for student and teacher."""
 _SERVED_TEACHERS = 3
 """The one in use, the next one, and its file."""
+ID_BYTES = 1024
+"""Approximate size of one known sample in the store, with its history."""
 
 
 class Part(NamedTuple):
@@ -76,6 +78,13 @@ def server_parts(config: Config, learner: Learner) -> list[Part]:
         Part("activations", BATCH_ROWS * activation_bytes(config)),
         Part("requests", BODIES_IN_FLIGHT * config.serve.max_body_bytes + 2 * BATCH_ROWS * schema.nbytes),
     ]
+
+
+def horizon_parts(config: Config, samples: float) -> list[Part]:
+    """Parts of the store on disk, with this many samples within `labels.horizon_s`. Memory does not depend on them."""
+    kept = int(min(samples, config.labels.max_ids))
+    payloads = min(kept * config.schema_.build().nbytes, config.labels.payload_max_bytes)
+    return [Part("ids and their history", kept * ID_BYTES), Part("payloads", payloads)]
 
 
 def activation_bytes(config: Config) -> int:

@@ -29,6 +29,7 @@ from streamlearn.cli.options import (
     load,
     start,
 )
+from streamlearn.cli.topics import check, init
 from streamlearn.errors import StreamlearnError
 
 app = typer.Typer(
@@ -320,27 +321,8 @@ def predict(
         )
 
 
-@app.command()
-def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Check whether it would run: settings, model, device, log, topics, retention, disk, port. Changes nothing.
-
-    Example:
-
-        streamlearn check --config streamlearn.toml
-    """
-    from rich.console import Console
-    from rich.markup import escape
-
-    from streamlearn.app.check import check as findings
-
-    console, wrong = Console(highlight=False), False
-    colours = {"ok": "green", "warning": "yellow", "error": "red"}
-    for finding in findings(start(config, overrides)):
-        wrong = wrong or finding.verdict == "error"
-        mark = f"[{colours[finding.verdict]}]{finding.verdict:8}[/]"
-        console.print(f"{mark} [bold]{escape(finding.subject)}[/]: {escape(finding.text)}", soft_wrap=True)
-    if wrong:
-        raise typer.Exit(1)
+app.command()(init)
+app.command()(check)
 
 
 @app.command()

@@ -50,13 +50,8 @@ LimitOption = Annotated[int | None, typer.Option(min=1, help="At most this many 
 DELAYS = "0, 500 (samples), geometric:5000, uniform:50:1000, 10s, exponential:10s."
 
 
-def load(config: Path | None, overrides: list[str] | None) -> Config:
-    """The config of a command.
-
-    Raises:
-        ConfigError: with all errors of the settings.
-    """
-    from streamlearn.config import load_config
+def pairs_of(overrides: list[str] | None) -> dict[str, Any]:
+    """The settings of `--set`, by dotted key. Raises ConfigError."""
     from streamlearn.sources import from_text
 
     pairs: dict[str, Any] = {}
@@ -66,7 +61,18 @@ def load(config: Path | None, overrides: list[str] | None) -> Config:
             msg = f"--set {override!r}: expected KEY=VALUE, such as serve.port=8000"
             raise ConfigError(msg)
         pairs[key.strip()] = from_text(value.strip())
-    return load_config(config, overrides=pairs)
+    return pairs
+
+
+def load(config: Path | None, overrides: list[str] | None) -> Config:
+    """The config of a command.
+
+    Raises:
+        ConfigError: with all errors of the settings.
+    """
+    from streamlearn.config import load_config
+
+    return load_config(config, overrides=pairs_of(overrides))
 
 
 def start(

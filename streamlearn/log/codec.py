@@ -20,7 +20,7 @@ own length times a small constant. Nothing here recurses over the input.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -127,6 +127,18 @@ class Codec:
             return self._sample_from_fields(record, reader.fields(value, chosen), headers)
         except RecordError as error:
             raise _at(record, error) from None
+
+    def fields_of_sample(self, record: Record) -> dict[str, Any]:
+        """Return the fields of a record of a samples topic, as `decode_sample` reads them; none for a tensor.
+
+        Raises:
+            RecordError: it cannot be read.
+            RegistryUnavailableError: its schema is needed, and the registry is away.
+        """
+        reader, headers = self._samples, _by_name(record)
+        value = self._value(record, mapped=reader.mapped)
+        chosen = self._format(reader, value, headers) if headers else reader.format
+        return {} if chosen in TENSORS else reader.fields(value, chosen)
 
     def _sample_from_fields(self, record: Record, fields: dict[str, Any], headers: Mapping[str, bytes]) -> Sample:
         reader = self._samples
@@ -313,7 +325,7 @@ class Codec:
             value, headers = self._value(record, mapped=self._labels.mapped), _by_name(record)
             if self._labels.mapped and OWN_ID not in headers:
                 return self._mapped_label(record, value, headers)
-            fields = json_object(value) if value.lstrip()[:1] == b"{" else self._plain_class(value)
+            fields = json_object(value) if value.lstrip()[:1] == b"{" else plain_class(value, self._names)
             if _erases(fields):
                 class_index, class_name = ERASED, None
             else:
@@ -335,7 +347,7 @@ class Codec:
         reader = self._labels
         chosen = self._format(reader, value, headers) if reader.format in FRAMED and headers else reader.format
         if chosen == "json" and value.lstrip()[:1] != b"{":
-            parsed: object = self._plain_class(value).get("label", MISSING)
+            parsed: object = plain_class(value, self._names).get("label", MISSING)
         else:
             parsed = reader.parse(value, chosen)
         fields = parsed if isinstance(parsed, dict) else {}
@@ -415,24 +427,6 @@ class Codec:
             got = "two that differ" if found else "none"
             raise RecordError("no_class", f'expected a class in "label" (or its alias "class"), got {got}')
         return found.pop()
-
-    def _plain_class(self, value: bytes) -> dict[str, Any]:
-        """Return the fields of a label that is plain text or a JSON scalar; a class of exactly that name comes first.
-
-        Empty text or null has no class. It does not retract: only JSON with a null in "label" does.
-        """
-        text = utf8(value, "label")
-        if text in self._names:
-            return {"label": text}
-        text = text.strip()
-        if not text or text == "null":
-            return {}
-        if text[0] != '"':
-            return {"label": text}
-        try:
-            return {"label": orjson.loads(text)}
-        except orjson.JSONDecodeError as error:
-            raise RecordError("not_json", f"expected a class name, with or without JSON quotes: {error}") from None
 
     def encode_label(
         self,
@@ -605,6 +599,28 @@ class Codec:
         }
         self._answer(fields)
         return fields
+
+
+def plain_class(value: bytes, names: Collection[str] = ()) -> dict[str, Any]:
+    """Return the fields of a label that is plain text or a JSON scalar; a class of exactly that name comes first.
+
+    Empty text or null has no class. It does not retract: only JSON with a null in "label" does.
+
+    Raises:
+        RecordError: it is no text, or begins like JSON text and is none.
+    """
+    text = utf8(value, "label")
+    if text in names:
+        return {"label": text}
+    text = text.strip()
+    if not text or text == "null":
+        return {}
+    if text[0] != '"':
+        return {"label": text}
+    try:
+        return {"label": orjson.loads(text)}
+    except orjson.JSONDecodeError as error:
+        raise RecordError("not_json", f"expected a class name, with or without JSON quotes: {error}") from None
 
 
 def _record_json(record: Mapping[str, Any]) -> bytes:

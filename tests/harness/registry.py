@@ -106,6 +106,8 @@ class Registry:
         options = {
             "quarkus.http.host": LOOPBACK,
             "quarkus.http.port": self.port,
+            "quarkus.management.host": LOOPBACK,
+            "quarkus.management.port": 0,  # by default 9000 on all addresses: a second registry would not start
             "quarkus.log.level": "WARN",
             "apicurio.storage.sql.kind": "h2",
             "apicurio.datasource.url": f"jdbc:h2:file:{self._data_dir / 'schemas'}",

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from streamlearn.app.build import identity
-from streamlearn.app.check import Finding, check
+from streamlearn.app.check import check
+from streamlearn.app.findings import Finding
 from streamlearn.app.log import open_log
 from streamlearn.app.ports import listen
 from streamlearn.config import Config, load_config
