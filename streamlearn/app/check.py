@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from streamlearn.app.build import make_learner, model_spec
-from streamlearn.app.log import log_exists, open_log
+from streamlearn.app.log import log_exists, open_log, topics_of
 from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import learner_parts, server_parts
 from streamlearn.app.startup import check_log_reaches, check_model, of_all
@@ -116,7 +116,7 @@ def _log(config: Config) -> Iterator[Finding]:
 
 
 def _topics(config: Config, log: Log) -> Iterator[Finding]:
-    for name in (*config.source.topics, config.log.dead_letters):
+    for name in topics_of(config):
         if count := log.partition_count(name):
             ends, begins = log.end_offsets(name), log.beginning_offsets(name)
             held = sum(ends[tp] - begins[tp] for tp in ends)

@@ -1,7 +1,7 @@
 """Clients of kafka-python: how they are configured, opened and closed, and what their errors become.
 
-Only this module, `kafka` and `kafka_writer` import kafka-python. What callers rely on (durability, offsets, isolation) is set here, and
-a user may not override it.
+Only this module, `kafka` and `kafka_writer` import kafka-python. What callers rely on (durability, offsets, isolation)
+is set here, and a user may not override it.
 """
 
 from __future__ import annotations
