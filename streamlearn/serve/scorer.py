@@ -36,11 +36,11 @@ EVERY_S = 0.05
 """Shortest time between two writes. A transaction costs several round trips, so records gather meanwhile."""
 _ROWS = 512
 """Records of one write."""
-_BYTES = 16 << 20
+WRITE_BYTES = 16 << 20
 """Bound of the inputs of one write, and of its probabilities."""
 _PROBABILITY_BYTES = 16
 """Of one as JSON, at most."""
-_FORWARD_ROWS = 256
+FORWARD_ROWS = 256
 _WAIT_S = 0.02
 _RETRY_S = (0.2, 5.0)
 """First and longest wait before another writer is opened."""
@@ -80,8 +80,8 @@ class Scorer:
         self._topic, self._sample_topics = topic, codec.source.samples.topics
         self._instance, self._of, self._start, self._on_trimmed = instance, of, start, on_trimmed
         self._prepare, self._every_s, self._clock = prepare, every_s, clock
-        of_answers = max(1, _BYTES // (_PROBABILITY_BYTES * codec.schema.capacity))
-        self._rows = min(codec.schema.rows_within(_ROWS, _BYTES), of_answers)
+        of_answers = max(1, WRITE_BYTES // (_PROBABILITY_BYTES * codec.schema.capacity))
+        self._rows = min(codec.schema.rows_within(_ROWS, WRITE_BYTES), of_answers)
         self._turn = 0
         self._retry_s = _RETRY_S[0]
         self._state = "starting"
@@ -216,8 +216,8 @@ class Scorer:
     def _answered(self, samples: Sequence[Sample], model: LoadedModel) -> list[NewRecord]:
         """The records of all answers that are finite."""
         records: list[NewRecord] = []
-        for at in range(0, len(samples), _FORWARD_ROWS):
-            part = samples[at : at + _FORWARD_ROWS]
+        for at in range(0, len(samples), FORWARD_ROWS):
+            part = samples[at : at + FORWARD_ROWS]
             probs_BC = model.probabilities(np.stack([sample.x for sample in part]))
             now_s = self._clock()
             finite_B = np.isfinite(probs_BC.sum(axis=1)).tolist()
