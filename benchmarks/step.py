@@ -1,9 +1,10 @@
 """Measures `Learner.learn` relative to the bare step: student forward and backward, teacher forward.
 
-Also measured: the cost of the label-only twin, as predict and learn with it over the same without it. Ratios compare
-medians of alternating rounds on tensors in memory.
+Also measured: the cost of the label-only twin, as predict and learn with it over the same without it; and the step of
+the network `table` over that of an mlp with the same hidden layers on the same rows. Ratios compare medians of
+alternating rounds on tensors in memory.
 
-Run: python benchmarks/step.py [--quick] [--model mlp|convnet|table] [--threads N]. The last line is JSON.
+Run: python benchmarks/step.py [--quick] [--model columns|convnet|mlp|table] [--threads N]. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ from torch import Tensor, nn
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.models.build import ModelSpec, build
-from streamlearn.records import MicroBatch
+from streamlearn.records import Array, Column, MicroBatch
 
 FRESH, LABELLED, CLASSES = 64, 32, 10
+COLUMNS = (
+    *(Column(f"number {n}", "number") for n in range(6)),
+    *(Column(f"category {buckets}", "category", buckets, 8) for buckets in (8192, 256, 32)),
+    *(Column(f"flag {n}", "boolean") for n in range(2)),
+    Column("time", "timestamp"),
+)
+WIDTH = sum(column.width for column in COLUMNS)
 SPECS = {
+    "columns": ModelSpec("table", {}, (WIDTH,), CLASSES, normalise=True, scale=1.0, columns=COLUMNS),
     "mlp": ModelSpec("mlp", {"hidden": [256, 256]}, (784,), CLASSES, normalise=True, scale=1.0),
     "table": ModelSpec("mlp", {}, (16,), CLASSES, normalise=True, scale=1.0),
     "convnet": ModelSpec("convnet", {}, (1, 28, 28), CLASSES, normalise=False, scale=1.0),
@@ -41,8 +50,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     report: dict[str, object] = {"threads": options.threads, "torch": torch.__version__}
+    rounds = 5 if options.quick else 30
     for name in options.model or sorted(SPECS):
-        report[name] = measure(SPECS[name], rounds=5 if options.quick else 30)
+        report[name] = measure(SPECS[name], rounds=rounds)
+        if SPECS[name].columns:
+            report["columns_over_mlp"] = over_mlp(SPECS[name], rounds=rounds)
     print(json.dumps(report))
 
 
@@ -60,6 +72,16 @@ def measure(spec: ModelSpec, *, rounds: int) -> dict[str, float]:
         "learn_over_bare": learn_s / bare_s,
         "twin_share": twin_s / without_s - 1.0,
     }
+
+
+def over_mlp(spec: ModelSpec, *, rounds: int) -> float:
+    """`learn` with columns over `learn` of an mlp that takes all places of the same rows as numbers."""
+    mlp = ModelSpec("mlp", {}, spec.shape, CLASSES, normalise=True, scale=1.0)
+    sides = (learner_step(spec), learner_step(mlp))
+    steps = 2 * max(1, round(0.15 / seconds(sides[1], steps=3)))
+    found = [[seconds(side, steps=steps) for side in sides] for _ in range(rounds)]
+    columns_s, mlp_s = (statistics.median(side) for side in zip(*found, strict=True))
+    return columns_s / mlp_s
 
 
 def seconds(step: Callable[[], None], *, steps: int) -> float:
@@ -120,14 +142,31 @@ def made(spec: ModelSpec, *, twin: bool) -> tuple[Learner, MicroBatch]:
     )
     learner = Learner(spec, config)
     rng = np.random.default_rng(0)
+    x = rng.standard_normal((FRESH + LABELLED, *spec.shape), dtype=np.float32)
+    if spec.shape == (WIDTH,):
+        x = rows_of_columns(len(x), rng)
     batch = MicroBatch(
-        fresh_x=rng.standard_normal((FRESH, *spec.shape), dtype=np.float32),
+        fresh_x=x[:FRESH],
         fresh_count=FRESH,
-        labelled_x=rng.standard_normal((LABELLED, *spec.shape), dtype=np.float32),
+        labelled_x=x[FRESH:],
         labelled_y=rng.integers(CLASSES, size=LABELLED),
         labelled_count=LABELLED,
     )
     return learner, batch
+
+
+def rows_of_columns(count: int, rng: np.random.Generator) -> Array:
+    """(count, W) with a tenth of the numbers and categories missing."""
+    parts = []
+    for column in COLUMNS:
+        present = rng.random((count, 1)) >= 0.1
+        if column.kind == "number":
+            parts += [rng.normal(size=(count, 1)) * present, present]
+        elif column.kind == "category":
+            parts.append(rng.integers(1, column.size + 1, (count, 1)) * present)
+        else:
+            parts.append(rng.choice([-1.0, 1.0], (count, column.width)))
+    return np.hstack(parts).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,14 @@ class Schema:
         """Return how many of `rows` payloads fit in `max_bytes`; at least `least`, so that the bound never blocks."""
         return min(rows, max(least, max_bytes // self.nbytes))
 
+    def padded(self, x: Array) -> Array:
+        """Rows (..., W) from rows that may lack the last columns; zeros, which mean missing, in their place."""
+        if not self.columns or x.shape[-1:] == self.shape:
+            return x
+        wider = np.zeros((*x.shape[:-1], *self.shape), self.dtype)
+        wider[..., : x.shape[-1]] = x
+        return wider
+
     def class_index(self, value: object) -> int:
         """Return the index of a class given by name or by index; only by name if the classes are `numbered`.
 

@@ -101,7 +101,8 @@ class Served:
     def __init__(self, folder, schema=FLOATS, *, codec=None, queue=16, max_items=8, **settings) -> None:
         schema = schema if codec is None else codec.schema
         self.schema, self.folder = schema, folder
-        self.spec = ModelSpec("mlp", {"hidden": (5,)}, schema.shape, schema.capacity, normalise=True, scale=1.0)
+        factory, shape = "table" if schema.columns else "mlp", schema.shape
+        self.spec = ModelSpec(factory, {"hidden": (5,)}, shape, schema.capacity, True, 1.0, columns=schema.columns)
         self.clock = ManualClock(1_000_000.0)
         self.log = MemoryLog()
         self.log.create_topics({"clicks": 2, "truths": 2})

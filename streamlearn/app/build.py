@@ -53,6 +53,7 @@ def model_spec(config: Config) -> ModelSpec:
         spare=schema.spare,
         normalise=config.model.normalise,
         scale=config.schema_.scale,
+        columns=schema.columns,
     )
 
 
@@ -145,6 +146,7 @@ def build_loop(
             guard=Guard(config.guard.on),
             reaction=config.drift.reaction,
             trust_labels=TRUST_LABELS if config.guard.on else 0,
+            columns=schema.columns,
         ),
         requests=RequestWriter(
             paths.label_requests,

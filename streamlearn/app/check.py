@@ -17,7 +17,7 @@ from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import learner_parts, scorer_parts, server_parts
 from streamlearn.app.startup import check_log_reaches, check_model, of_all
 from streamlearn.config import Config
-from streamlearn.errors import ConfigError, LogError, StateError
+from streamlearn.errors import ConfigError, LogError, LogUnavailableError, StateError
 from streamlearn.learn.build import find_device
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.methods.settings import ConsistencyOptions
@@ -25,6 +25,7 @@ from streamlearn.log.base import Log
 from streamlearn.log.retention import MAX_AGE_S
 from streamlearn.metrics import LEARNER_METRICS, Metrics
 from streamlearn.models.build import build
+from streamlearn.records import Offsets
 from streamlearn.state import journal
 from streamlearn.state.checkpoint import Checkpoint, load_checkpoint, path_of, steps_in
 from streamlearn.state.paths import StatePaths
@@ -127,10 +128,23 @@ def _topics(config: Config, log: Log) -> Iterator[Finding]:
             ends, begins = log.end_offsets(name), log.beginning_offsets(name)
             held = sum(ends[tp] - begins[tp] for tp in ends)
             yield Finding("ok", f"topic {name}", f"{count} partitions, {held:,} records")
+            yield from _access(log, name, begins, read=name != config.log.dead_letters)
         elif config.log.partitions:
             yield Finding("ok", f"topic {name}", "missing; will be created")
         else:
             yield Finding("error", f"topic {name}", "missing, and log.partitions = 0 creates none")
+
+
+def _access(log: Log, topic: str, begins: Offsets, *, read: bool) -> Iterator[Finding]:
+    """Whether the log lets this client append to a topic, and read it."""
+    try:
+        log.append(topic, [])
+        if read:
+            log.reader(begins).close()
+    except LogUnavailableError:
+        raise
+    except LogError as error:
+        yield Finding("error", f"topic {topic}", str(error))
 
 
 def _record_size(config: Config) -> Iterator[Finding]:

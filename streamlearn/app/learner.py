@@ -84,6 +84,7 @@ def learn(
         with gc_threshold(), state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
             fence = _take_over(paths)
             make_topics(log, config)
+            log.append(config.log.dead_letters, [])  # a missing ACL would stop the learner at the first bad record
             checkpoint = load_newest(paths.checkpoints) or first_checkpoint(config, log, paths)
             check_model(config, checkpoint)
             next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
@@ -158,7 +159,11 @@ class LearnerProcess(contextlib.AbstractContextManager["LearnerProcess"]):
         reached("restore", "begin")
         check_arrays(self._loop.arrays(), checkpoint)
         self._loop.restore(checkpoint)
-        was, now = checkpoint.extra["identity"]["method"], self._config.learn.method
+        saved = checkpoint.extra["identity"]
+        before = len(saved["model"].get("columns", ()))
+        if added := [column.name for column in self._loop.schema.columns[before:]]:
+            _log.warning("columns_added", columns=added, step=checkpoint.step)
+        was, now = saved["method"], self._config.learn.method
         if was != now:
             _log.warning("method_changed", was=was, now=now, step=checkpoint.step)
             self._loop.learner.another_method()

@@ -78,6 +78,8 @@ class Monitor(Observer):
         """Start the heartbeat. Counters start here too: a restored ledger has counted for other processes."""
         self._loop = loop
         self._counted = _events(asdict(loop.ledger.counts()), loop.guarding.report(), loop.feed.codec.rows)
+        for event in self._counted:
+            self._metrics.count(event[0], 0, *event[1:])  # so that Prometheus sees the first one of each column
         self._windows_logged = loop.board.prequential.scored // loop.board.window
         self.look()
         self._thread.start()

@@ -78,6 +78,8 @@ def _open_log(config: Config) -> Log:
     log = open_log(config)
     try:
         make_topics(log, config)
+        for topic in (config.source.samples.topics[0], config.source.labels.topic):
+            log.append(topic, [])
     except BaseException:
         log.close()
         raise

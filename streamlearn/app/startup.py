@@ -38,6 +38,10 @@ _SETTINGS = {
 }
 """The settings behind the keys of `build.identity`."""
 _NOT_THERE = object()
+_COLUMNS = (
+    "  columns can be added after the others, but not changed, moved or removed: leave the column of a field that no "
+    "longer comes, which is missing from then on; a changed one is a new column with another name, at the end"
+)
 _ALWAYS = ("board.", "guard.", "memory.")
 """Groups of arrays that every checkpoint of this version has, under all settings."""
 
@@ -62,14 +66,37 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
     Raises:
         ConfigError: a setting that the saved state depends on was changed.
     """
-    saved, found = checkpoint.extra.get("identity", {}), json.loads(json.dumps(identity(config)))
+    saved, found = (json.loads(json.dumps(one)) for one in (checkpoint.extra.get("identity", {}), identity(config)))
+    columns = _take_columns(saved.get("model", {}), found["model"])
     found["method"] = saved.get("method")  # another method can use the weights: `Learner.load_state`
     # Spare classes may have got a name: the network is the same.
     if found["classes"][: len(saved.get("classes", ()))] == saved.get("classes"):
         found["classes"] = saved["classes"]
-    if changed := list(_differences(saved, found)):
+    if changed := [*_differences(saved, found), *columns]:
         head = f"the checkpoint of step {checkpoint.step} was made with other settings:"
         raise ConfigError("\n".join([head, *changed, f"set them back; or {FROM_SCRATCH}"]))
+
+
+def _take_columns(saved: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Remove `columns`, and `shape`, which follows from them, from two specs; lines for what does not fit.
+
+    Columns may be added at the end, if the network is `table`.
+    """
+    was, now = ({column.pop("name"): column for column in spec.pop("columns", [])} for spec in (saved, found))
+    if not was and not now:
+        return []
+    for spec in (saved, found):
+        spec.pop("shape", None)
+    lines = [
+        f"  columns.{name}: checkpoint {_shown(column)} → config {_shown(now.get(name, _NOT_THERE))}"
+        for name, column in was.items()
+        if column != now.get(name)
+    ]
+    if not lines and list(now)[: len(was)] != list(was):
+        lines = [f"  columns: checkpoint {_shown(list(was))} → config {_shown(list(now))}"]
+    if not lines and (not was or (len(now) > len(was) and found["factory"] != "table")):
+        lines = [f"  columns added: {', '.join(list(now)[len(was) :])}, which only a network `table` can take"]
+    return [*lines, _COLUMNS] if lines else []
 
 
 def check_arrays(built: Mapping[str, Array], checkpoint: Checkpoint) -> None:

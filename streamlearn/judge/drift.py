@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -23,7 +23,7 @@ from streamlearn.judge.adwin import Adwin
 from streamlearn.judge.cusum import Cusum
 from streamlearn.judge.inputs import InputDistance
 from streamlearn.judge.window import group_of, joined
-from streamlearn.records import Array
+from streamlearn.records import Array, Column
 
 Source: TypeAlias = Literal["inputs", "disagreement", "uncertainty", "error"]
 SOURCES: tuple[Source, ...] = ("inputs", "disagreement", "uncertainty", "error")
@@ -60,9 +60,12 @@ class DriftMonitor:
     All state is saved: continuing after `load` equals an uninterrupted run.
     """
 
-    def __init__(self, *, warmup_steps: int = _WARMUP_STEPS) -> None:
-        """`warmup_steps`: steps without alarms of disagreement and uncertainty."""
-        self._distance = InputDistance()
+    def __init__(self, columns: Sequence[Column] = (), *, warmup_steps: int = _WARMUP_STEPS) -> None:
+        """`columns` of the samples, if they are rows of columns.
+
+        `warmup_steps`: steps without alarms of disagreement and uncertainty.
+        """
+        self._distance = InputDistance(columns)
         self._channels: dict[Source, _Channel] = {
             "inputs": _Channel(Cusum()),
             "disagreement": _Channel(Cusum(), skipped_values=warmup_steps),

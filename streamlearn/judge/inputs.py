@@ -9,16 +9,22 @@ chance. The distance is the mean square over all statistics, in those deviations
 This is Hotelling's T^2 / K with a diagonal covariance, and 1 while nothing changes. Features that change their order,
 their scale or their mix of classes change it within one batch, while a network may stay confident and wrong. It cannot
 see a change of the labels alone, or one that leaves the distribution of each single feature as it was.
+
+Rows with columns. A missing number or vector takes the running mean, so that a batch with more of them is no farther
+away; its presence flag shows their share. A category is 1 or -1 by the parity of its bucket, and 0 if missing. Buckets
+are hashes, so this is a random sign for each category, and the mean is a random projection of their distribution: it
+moves if shares of categories change, unless those that gain and those that lose have the same sign.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from streamlearn.records import Array
+from streamlearn.models.places import Places, places_of
+from streamlearn.records import Array, Column
 
 MOST_FEATURES = 256
 """Of a larger sample this many are watched, evenly spaced, so that an image costs less than its network."""
@@ -40,7 +46,9 @@ eighth with each such step."""
 class InputDistance:
     """Takes the batch of each step, in order. All state is saved, and is bounded."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Sequence[Column] = ()) -> None:
+        """`columns` of the rows; none if samples are not rows of columns."""
+        self._places = places_of(columns) if columns else None
         self.reset()
 
     def reset(self) -> None:
@@ -56,7 +64,7 @@ class InputDistance:
 
         None during the warm-up, and while no feature has ever varied.
         """
-        batch_BF = _features(x)
+        batch_BF = _features(x) if self._places is None else self._of_columns(x, self._places)
         usual_F = self._mean[: batch_BF.shape[1]] if self._steps else batch_BF.mean(axis=0)
         found_K = np.concatenate((batch_BF.mean(axis=0), np.abs(batch_BF - usual_F).mean(axis=0)))
         self._steps += 1
@@ -81,6 +89,19 @@ class InputDistance:
         self._variance = (1.0 - rate) * (self._variance + rate * rows * np.square(away_K))
         return float(distance_K.mean()) if ready and len(distance_K) else None
 
+    def _of_columns(self, x: Array, places: Places) -> npt.NDArray[np.float64]:
+        """Values (B, F) of rows (B, W), by the rules at the top of this file."""
+        at_F = _watched(x.shape[1])
+        values_BF = x[:, at_F].astype(np.float64)
+        signs_BF = np.where(values_BF > 0.0, 2.0 * (values_BF % 2.0) - 1.0, 0.0)
+        values_BF = np.where(places.is_code_W[at_F], signs_BF, values_BF)
+        is_there_BF = ~places.is_measured_W[at_F] | (x[:, places.flag_W[at_F]] != 0.0)
+        if self._steps:
+            usual_F = self._mean[: len(at_F)]
+        else:
+            usual_F = np.where(is_there_BF, values_BF, 0.0).sum(axis=0) / np.maximum(is_there_BF.sum(axis=0), 1)
+        return np.where(is_there_BF, values_BF, usual_F)
+
     def _has_outlier(self, away_K: npt.NDArray[np.float64], deviation_K: npt.NDArray[np.float64]) -> bool:
         """Constant features are left out: their deviation is rounding error."""
         moving_K = deviation_K > _ROUNDING * np.abs(self._mean)
@@ -96,7 +117,10 @@ class InputDistance:
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Restore what `state` saved."""
+        """Restore what `state` saved. If columns were added since, the warm-up starts again."""
+        if self._places is not None and len(state["mean"]) not in (0, 2 * len(_watched(len(self._places.column_W)))):
+            self.reset()
+            return
         self._steps, self._restarted = int(state["steps"]), bool(state["begun_again"])
         self._mean, self._variance = state["mean"].astype(np.float64), state["variance"].astype(np.float64)
 
@@ -104,8 +128,12 @@ class InputDistance:
 def _features(x: Array) -> npt.NDArray[np.float64]:
     """(B, F) with F at most `MOST_FEATURES`."""
     flat = x.reshape(len(x), -1)
-    count = flat.shape[1]
-    if count > MOST_FEATURES:
-        flat = flat[:, np.linspace(0, count - 1, MOST_FEATURES).astype(np.int64)]
+    if flat.shape[1] > MOST_FEATURES:
+        flat = flat[:, _watched(flat.shape[1])]
     wide: npt.NDArray[np.float64] = flat.astype(np.float64)
     return wide
+
+
+def _watched(count: int) -> npt.NDArray[np.int64]:
+    """The places (F,) of the features that are watched, of a sample with `count` of them."""
+    return np.linspace(0, count - 1, min(count, MOST_FEATURES)).astype(np.int64)

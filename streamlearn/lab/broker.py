@@ -238,10 +238,14 @@ class Broker:
         self._data_dir.mkdir(parents=True, exist_ok=True)
         if self._port == 0:
             self._port = free_port(self._host)
+        text = "".join(f"{key}={value}\n" for key, value in self._settings().items())
+        self._settings_path.write_text(text, encoding="utf-8")
+
+    def _settings(self) -> dict[str, str]:
         member = self._member or Member(1, new_cluster_id(), {1: free_port(LOOPBACK)})
         controllers = {node: f"{LOOPBACK}:{port}" for node, port in member.controller_ports.items()}
         copies = min(MOST_COPIES, len(controllers))
-        settings = {
+        return {
             "process.roles": "broker,controller",
             "node.id": str(member.node_id),
             "controller.quorum.voters": ",".join(f"{node}@{address}" for node, address in controllers.items()),
@@ -263,8 +267,6 @@ class Broker:
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
         }
-        text = "".join(f"{key}={value}\n" for key, value in settings.items())
-        self._settings_path.write_text(text, encoding="utf-8")
 
     @property
     def _settings_path(self) -> Path:

@@ -20,6 +20,7 @@ from streamlearn.learn.settings import LearnConfig
 from streamlearn.learn.step import Method, Trainee, Undo
 from streamlearn.learn.teacher import TeacherAverage, make_teacher
 from streamlearn.models.build import Classifier, ModelSpec, build
+from streamlearn.models.column_norm import ColumnNorm
 from streamlearn.models.normalise import BatchNormWarmup
 
 MOMENTUM = 0.9
@@ -43,9 +44,13 @@ def make_trainee(
     Raises:
         ConfigError: the network or the method cannot be built.
     """
+    _check_mixing(spec, config)
     student = build(spec, seed=config.seed).to(device)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise ConfigError(f"model.factory: {student.net.__class__.__name__} has no trainable parameters")
+    host_may_ask = device.type == "cpu" if host_may_ask is None else host_may_ask
+    if isinstance(student.normalise, ColumnNorm):
+        student.normalise.sample.host_may_ask = host_may_ask
     teacher = Classifier(make_teacher(student.net), normalise=student.normalise, scale=student.scale).eval()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
@@ -58,7 +63,7 @@ def make_trainee(
         average=TeacherAverage(teacher.net, student.net, share=config.ema_share),
         warmup=BatchNormWarmup(student.net),
         undo=Undo(student),
-        host_may_ask=device.type == "cpu" if host_may_ask is None else host_may_ask,
+        host_may_ask=host_may_ask,
     )
 
 
@@ -77,6 +82,13 @@ def make_twin(spec: ModelSpec, config: LearnConfig, trainee: Trainee) -> Trainee
     for network in (twin.student, twin.teacher):
         network.normalise = trainee.student.normalise
     return twin
+
+
+def _check_mixing(spec: ModelSpec, config: LearnConfig) -> None:
+    """Refuse methods and options that mix samples, where a place of a row is a code."""
+    if spec.has_categories and (config.method == "ict" or config.mixup_beta > 0.0):
+        mixing = "learn.options.mixup_beta" if config.mixup_beta > 0.0 else f"learn.method: {config.method}"
+        raise ConfigError(f"{mixing} mixes samples, and categories cannot be mixed: use mean_teacher or pi, unmixed")
 
 
 def _make_optimizer(student: Classifier, method: Method, config: LearnConfig) -> torch.optim.Optimizer:

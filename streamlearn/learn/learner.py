@@ -35,10 +35,11 @@ from streamlearn.learn.state import (
     trainee_tensors,
     twin_as_student,
     twin_tensors,
+    with_added_columns,
 )
 from streamlearn.learn.step import set_training, take_step
 from streamlearn.models.build import Classifier, ModelSpec
-from streamlearn.models.normalise import LARGEST_INPUT, InputBound, RunningNorm
+from streamlearn.models.normalise import InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
 from streamlearn.records import UNLABELLED, Array, MicroBatch, Probabilities
 
@@ -78,7 +79,7 @@ class Learner:
         if config.threads > 0:
             torch.set_num_threads(config.threads)
         self._device = find_device(config.device)
-        weak, strong = make_noises(config, shape=spec.shape)
+        weak, strong = make_noises(config, shape=spec.shape, columns=spec.columns, device=self._device)
         self._augment = Augment(weak, strong, config.mixup_beta)
         self._uniform_C = torch.zeros(spec.classes, device=self._device)
         self._name(spec.classes - (spec.spare or 0))
@@ -185,7 +186,7 @@ class Learner:
         """Whether a value of this sample (*shape) is clipped, where no input statistics bound it."""
         normalise = self.trainee.student.normalise
         largest = float(np.abs(x.astype(np.float64)).max(initial=0.0)) * self.spec.scale
-        return isinstance(normalise, InputBound) and largest > LARGEST_INPUT
+        return isinstance(normalise, InputBound) and largest > normalise.largest
 
     def breaking_rows(self, x: Array, y: Array) -> list[int]:
         """Labelled rows x (n, *shape), each alone, whose loss or gradient is not finite; empty if all are such."""
@@ -254,7 +255,8 @@ class Learner:
         """Continue from what `state` returned.
 
         A twin that was not saved starts as a copy of the student. What another method kept is dropped if it does not
-        fit; see `another_method` if it does. `supervised` continues from the saved twin.
+        fit; see `another_method` if it does. `supervised` continues from the saved twin. Columns that were added since
+        get weights of zero, in a learner at step 0.
 
         Raises:
             CheckpointError: names, shapes or dtypes differ from this model and optimizer. Nothing was changed.
@@ -266,6 +268,8 @@ class Learner:
         if self.twin is not None and "twin" in groups:
             tensors |= twin_tensors(self.twin)
         method, inputs = method_tensors(self.trainee), input_tensors(self.trainee.student.normalise)
+        if self.spec.columns:
+            arrays = with_added_columns(arrays, tensors | inputs)
         tensors |= method if fits(arrays, method, "method.") else {}
         has_inputs = fits(arrays, inputs, "inputs.")
         tensors |= inputs if has_inputs else {}
@@ -368,7 +372,7 @@ class Learner:
         normalise = self.trainee.student.normalise
         if isinstance(normalise, RunningNorm):
             if not saved:
-                normalise.sample.begin(int(normalise.count))
+                normalise.sample.begin(normalise.count)
             normalise.sample.refresh()
 
     def _name(self, classes: int) -> None:

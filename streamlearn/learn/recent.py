@@ -31,7 +31,7 @@ class RecentSamples:
         self.capacity = capacity
         self._x = np.zeros((capacity, *schema.shape), schema.dtype)
         self._keys = np.zeros(capacity, np.int64)
-        self._seed = seed
+        self._schema, self._seed = schema, seed
         self._held = self._next = 0
 
     def __len__(self) -> int:
@@ -79,10 +79,10 @@ class RecentSamples:
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Restore what `state` saved. If that held more, the newest are kept."""
+        """Restore what `state` saved. If that held more, the newest are kept. Columns added since are missing."""
         if not state or not self.capacity:
             return
-        x, keys, begin = state["x"], state["keys"], int(state["next"])
+        x, keys, begin = self._schema.padded(state["x"]), state["keys"], int(state["next"])
         self._held = self._next = 0
         if len(x) == self.capacity:
             self._x[:], self._keys[:], self._held, self._next = x, keys, len(x), begin

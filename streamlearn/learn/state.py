@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from streamlearn.errors import CheckpointError
 from streamlearn.learn.step import Trainee
 from streamlearn.models.normalise import RunningNorm
+from streamlearn.models.table import EMBEDDINGS, FIRST_WEIGHT
 from streamlearn.records import Array
 
 OPTIONAL = ("twin.", "method.", "inputs.", "bank.")
 """Prefixes of arrays that may be saved and not used. Earlier versions saved a bank of averages."""
+_OF_COLUMNS = (".normalise.", "inputs.", FIRST_WEIGHT)
+"""In the names of arrays with a place for each column, or for each place of a row."""
 
 
 def trainee_tensors(trainee: Trainee) -> dict[str, Tensor]:
@@ -71,6 +74,37 @@ def twin_as_student(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     counts = {"updates": updates, "averaged_at": averaged_at, "ramped_at": updates}
     counts |= {"ramped_at_label": arrays["learner.labels"], "served": np.array(0, dtype=np.int64)}
     return others | twin | {f"learner.{name}": array for name, array in counts.items()}
+
+
+def with_added_columns(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor]) -> Mapping[str, Array]:
+    """Arrays that were saved with fewer columns, completed to those of `tensors`, which are as built.
+
+    The inputs of added columns get weights of zero, so no answer changes. Their embeddings and statistics are as built.
+    """
+    completed = dict(arrays)
+    for name, tensor in tensors.items():
+        saved = arrays.get(name)
+        if saved is None and EMBEDDINGS in name and _sibling(name) in arrays:
+            completed[name] = to_array(tensor)
+        elif saved is not None and any(part in name for part in _OF_COLUMNS) and _is_wider(tensor, saved):
+            array = completed[name] = to_array(tensor)
+            if FIRST_WEIGHT in name:
+                array[...] = 0
+            array[tuple(slice(size) for size in saved.shape)] = saved
+    return completed
+
+
+def _sibling(name: str) -> str:
+    """The array of the first weight that is saved wherever an embedding of this name is."""
+    before, _, after = name.partition(EMBEDDINGS)
+    _, _, key = after.partition(".weight")
+    return f"{before}{FIRST_WEIGHT}{key}"
+
+
+def _is_wider(tensor: Tensor, saved: Array) -> bool:
+    """Whether the tensor has another size than the saved array in one dimension, and a larger one."""
+    differing = [(size, was) for size, was in zip(tensor.shape, saved.shape, strict=False) if size != was]
+    return tensor.dim() == saved.ndim and len(differing) == 1 and differing[0][0] > differing[0][1]
 
 
 def fits(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor], prefix: str) -> bool:

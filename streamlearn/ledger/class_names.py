@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from streamlearn.errors import FROM_SCRATCH, StoreError
 from streamlearn.ledger.store import Store, Table
@@ -36,17 +37,23 @@ class ClassNames:
         return index
 
     def check(self, path: Path) -> None:
-        """Compare the store with the schema, and note the schema. Classes may be added at the end.
+        """Compare the store with the schema, and note the schema. Classes and columns may be added at the end.
 
         Raises:
-            StoreError: payloads of another shape or dtype, or classes of another meaning.
+            StoreError: payloads of another shape or dtype, or of other columns, or classes of another meaning.
         """
         schema = self._schema
-        expected = {"shape": list(schema.shape), "dtype": schema.dtype.str, "classes": list(schema.classes)}
+        expected: dict[str, Any] = {"dtype": schema.dtype.str, "classes": list(schema.classes)}
+        if schema.columns:
+            expected["columns"] = [[column.name, column.kind, column.size] for column in schema.columns]
+        else:
+            expected["shape"] = list(schema.shape)
         note = self._store.note("schema")
         found = expected if note is None else json.loads(note)
-        known = found["classes"]
-        if found != {**expected, "classes": expected["classes"][: len(known)]}:
+        before = dict(expected)
+        for name in {"classes", "columns"} & expected.keys():
+            before[name] = expected[name][: len(found.get(name, ()))]
+        if found != before:
             msg = f"{path}: the store is of another schema: found {found}, expected {expected}"
             raise StoreError(f"{msg}; restore the setting schema, or {FROM_SCRATCH}")
         for index, name in self._grown.items():

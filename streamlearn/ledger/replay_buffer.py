@@ -210,11 +210,15 @@ class ReplayBuffer:
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Restore what `state` returned. With a smaller capacity, the newest rows stay, balanced."""
+        """Restore what `state` returned. With a smaller capacity, the newest rows stay, balanced.
+
+        Columns that were added since are missing in all rows.
+        """
         self._clear()
         bounds = itertools.pairwise(state["id_offsets"].tolist())
         ids = [state["ids"][begin:end].tobytes().decode("utf-8", "surrogatepass") for begin, end in bounds]
-        rows = zip(ids, state["x"], state["y"].tolist(), state["labelled_at_s"].tolist(), strict=True)
+        x_N, labelled_at_s_N = self._schema.padded(state["x"]), state["labelled_at_s"].tolist()
+        rows = zip(ids, x_N, state["y"].tolist(), labelled_at_s_N, strict=True)
         for sample_id, x, y, labelled_at_s in rows:
             self.add(Example(sample_id, x, y, labelled_at_s))
         place_of = dict(zip(ids, state["new"].tolist(), strict=True))

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import numpy as np
 
 from streamlearn.ledger import LabelState
-from streamlearn.records import ERASED, RETRACTED, Array, Prediction, Probabilities
+from streamlearn.records import ERASED, RETRACTED, Array, Prediction, Probabilities, Schema
 
 KEPT_RECORDS = 16
 """How many label records of one sample are remembered: the first by log time, and the last ones."""
@@ -302,6 +302,28 @@ def unpack_answers(data: bytes, payload_bytes: int) -> Answers:
     # The constructor takes half the time of `frombuffer`.
     probabilities_C: Probabilities = np.ndarray((count,), _PROBABILITY, data, start)
     return arrived_s, student, Prediction(predicted, probabilities_C, version), majority, no_change
+
+
+class Payloads:
+    """Finds the payload in a row of `samples`. With columns it may be one of fewer columns: those at its time."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema, self._shape, self._dtype, self._nbytes = schema, schema.shape, schema.dtype, schema.nbytes
+        self._probabilities_bytes = schema.capacity * _PROBABILITY.itemsize
+
+    def size(self, data: bytes) -> int:
+        """In bytes."""
+        if not self._schema.columns:
+            return self._nbytes
+        *_, id_bytes = _SAMPLE.unpack_from(data)
+        return len(data) - PAYLOAD_AT - self._probabilities_bytes - int(id_bytes)
+
+    def read(self, data: bytes) -> Array:
+        """The payload, read-only; columns that were added since are missing."""
+        size = self.size(data)
+        if size == self._nbytes:
+            return np.ndarray(self._shape, self._dtype, data, PAYLOAD_AT)
+        return self._schema.padded(np.ndarray((size // self._dtype.itemsize,), self._dtype, data, PAYLOAD_AT))
 
 
 def unpack_id(data: bytes) -> str:

@@ -17,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from streamlearn.ledger.rows import (
     PAYLOAD_AT,
     Answers,
     Counters,
+    Payloads,
     SampleRow,
     pack_sample,
     unpack_answers,
@@ -94,6 +93,7 @@ class Samples:
         read_back: Callable[[Position, str], Array | None],
     ) -> None:
         self._c, self._topics, self._schema, self._read_back = counters, topics, schema, read_back
+        self._payloads = Payloads(schema)
         self._ids: Table[bytes, int] = store.tables["ids"]
         self._erased: Table[int, int] = store.tables["erased"]
         self._rows, self._evicted = store.rings["samples"], store.rings["evicted"]
@@ -126,12 +126,11 @@ class Samples:
         """Many samples as (row number, answers, payload); None if the sample or its payload is not in the ring."""
         ids, low = self._ids.fetch(keys), self._c.payload_low
         numbers = [-1 if (row := ids[key]) is None or row < low else row for key in keys]
-        rows = self._rows.fetch(numbers)
-        shape, dtype, nbytes = self._schema.shape, self._schema.dtype, self._schema.nbytes
+        rows, payloads = self._rows.fetch(numbers), self._payloads
         return [
             None
             if (data := rows.get(row)) is None
-            else (row, unpack_answers(data, nbytes), np.ndarray(shape, dtype, data, PAYLOAD_AT))
+            else (row, unpack_answers(data, payloads.size(data)), payloads.read(data))
             for row in numbers
         ]
 
@@ -140,10 +139,8 @@ class Samples:
         data = self._rows.get(row_number)
         if data is None:
             return Known(row_number, unpack_answers(self._row(row_number), 0))
-        schema, x = self._schema, None
-        if row_number >= self._c.payload_low:
-            x = np.ndarray(schema.shape, schema.dtype, data, PAYLOAD_AT)
-        return Known(row_number, unpack_answers(data, schema.nbytes), x)
+        x = self._payloads.read(data) if row_number >= self._c.payload_low else None
+        return Known(row_number, unpack_answers(data, self._payloads.size(data)), x)
 
     def head(self, row_number: int) -> SampleRow:
         """The head of a row."""
@@ -212,8 +209,8 @@ class Samples:
         for row_number, step in self._erased.items():
             data = self._rows.get(row_number) if erased_after < step <= until else None
             if data is not None:
-                zeros = bytes(self._schema.nbytes)
+                zeros = bytes(self._payloads.size(data))
                 self._rows.overwrite(row_number, data[:PAYLOAD_AT] + zeros + data[PAYLOAD_AT + len(zeros) :])
         self._rows.trim(then.id_low)
         self._evicted.trim(then.id_low)
-        self._rows.move(then.payload_low, self._evicted, lambda row: without_payload(row, self._schema.nbytes))
+        self._rows.move(then.payload_low, self._evicted, lambda row: without_payload(row, self._payloads.size(row)))

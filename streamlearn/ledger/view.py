@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from streamlearn.ledger import LabelState, LabelStatus
 from streamlearn.ledger.held import HeldRow, newest_held
-from streamlearn.ledger.rows import CORRECTED, PAYLOAD_AT, SCORED, LabelRow, key_of, unpack_sample
+from streamlearn.ledger.rows import CORRECTED, SCORED, LabelRow, Payloads, key_of, unpack_sample
 from streamlearn.ledger.store_view import Get, StoreView
 from streamlearn.records import ERASED, Array, Position, Schema
 
@@ -21,7 +19,7 @@ class LedgerView:
     """
 
     def __init__(self, path: Path, schema: Schema) -> None:
-        self._schema = schema
+        self._payloads = Payloads(schema)
         self._view = StoreView(path)
 
     def get(self, sample_id: str) -> LabelStatus | None:
@@ -66,7 +64,7 @@ class LedgerView:
             data, label = get("samples", row_number), get("labels", row_number)
         if data is None or (label is not None and LabelRow.unpack(label).class_index == ERASED):
             return None
-        return np.ndarray(self._schema.shape, self._schema.dtype, data, PAYLOAD_AT)
+        return self._payloads.read(data)
 
     def close(self) -> None:
         """Close the files. May be called twice."""

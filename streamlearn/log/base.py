@@ -56,6 +56,7 @@ class Appends(Protocol):
         """Append, and return each record's position once all are durable (Kafka: acks=all; embedded: fsync).
 
         Records with equal keys go to one partition, in order. It costs a sync or a round trip, so append in batches.
+        An empty append checks that the topic exists and that this client may append to it.
 
         Raises:
             LogUnavailableError: not acknowledged in time; some records may be in the log.

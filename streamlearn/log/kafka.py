@@ -137,6 +137,15 @@ class KafkaLog:
             raise LogError(f"no topic {topic} at {','.join(self._clients.servers)}: create it, or set log.partitions")
         return partitions
 
+    def _check_access(self, topic: str, operation: str) -> None:
+        """Raise LogError if the ACLs of the user do not allow an operation. Without an authorizer all are allowed."""
+        doing = f"look up topic {topic}"
+        (found,) = self._ask(doing, lambda admin: admin.describe_topics([topic]), ASK_TIMEOUT_S)
+        allowed = found.get("authorized_operations")
+        if allowed and operation not in allowed:
+            has = ", ".join(sorted(allowed))
+            raise LogError(f"topic {topic}: the user lacks an ACL for {operation}; the broker allows {has}")
+
     # -- appending
 
     def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
@@ -147,6 +156,9 @@ class KafkaLog:
             size_bytes = len(record.key or b"") + len(record.value or b"") + headers
             check_record(topic, record, size_bytes, self._max_record_bytes)
         self._check_topic(topic, timeout_s)
+        if not records:
+            self._check_access(topic, "WRITE")
+            return []
         producer = self._producer.get(deadline - time.monotonic())
         try:
             with translated(f"append to {topic}"):
@@ -184,6 +196,8 @@ class KafkaLog:
         """See `Log.reader`."""
         for partition in next_offsets:
             check_partition(partition, self._check_topic(partition.topic))
+        for topic in {partition.topic for partition in next_offsets}:
+            self._check_access(topic, "READ")
         return KafkaReader(self._clients.consumer(FETCH_WAIT_MS, CONNECT_TIMEOUT_S), next_offsets)
 
     def read(self, partition: TopicPartition, offset: int, max_records: int, timeout_s: float = 10.0) -> list[Record]:

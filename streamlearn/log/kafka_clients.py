@@ -1,13 +1,12 @@
 """Clients of kafka-python: how they are configured, opened and closed, and what their errors become.
 
-Only this module, `kafka` and `kafka_writer` import kafka-python. What callers rely on (durability, offsets, isolation)
-is set here, and a user may not override it.
+What callers rely on (durability, offsets, isolation) is set here, and a user may not override it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -21,6 +20,7 @@ from streamlearn.errors import (
     WriterFencedError,
 )
 from streamlearn.log.base import POLL_BYTES
+from streamlearn.log.kafka_security import Connections, TokenSource, hint, open_connections, security_options
 from streamlearn.log.settings import KafkaConfig
 
 FRAMING_BYTES = 64 << 10
@@ -65,7 +65,8 @@ _RESERVED = {
 UNREADABLE = (kafka_errors.CorruptRecordError, kafka_errors.UnsupportedCodecError)
 """Read errors after which a consumer must not be used again: kafka-python 3.0.12 would never return another record,
 since it retries the batch that it could not decode."""
-_FENCED = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
+FENCED = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
+"""A newer producer has the transactional id."""
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 _PERMANENT = (
     kafka_errors.AuthorizationError,
@@ -74,7 +75,6 @@ _PERMANENT = (
     kafka_errors.InvalidTopicError,
     kafka_errors.KafkaConfigurationError,
     kafka_errors.PolicyViolationError,
-    kafka_errors.SaslAuthenticationFailedError,
     kafka_errors.UnknownTopicOrPartitionError,
     kafka_errors.UnsupportedVersionError,
 )
@@ -83,24 +83,29 @@ _PERMANENT = (
 ClientT = TypeVar("ClientT")
 
 
+def to_log_error(error: kafka_errors.KafkaError, doing: str) -> LogError:
+    """Return the error of this package for one of kafka-python: LogUnavailableError if a retry may succeed."""
+    if isinstance(error, (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError)):
+        return OffsetOutOfRangeError(f"{doing}: {error!r}: trimmed by retention, or never written")
+    if isinstance(error, FENCED):
+        why = "another process writes under the same name, or the broker aborted a transaction that took too long"
+        return WriterFencedError(f"{doing}: {error!r}: {why}")
+    if isinstance(error, _TOO_LARGE):
+        return LogError(f"{doing}: {error!r}; raise the topic's max.message.bytes and log.max_record_bytes")
+    advice = hint(error)
+    if isinstance(error, _PERMANENT):
+        return LogError(f"{doing}: {error!r}" + (f"; {advice}" if advice else ""))
+    advice = advice or "is the broker up, and are log.kafka.bootstrap_servers, tls and username correct?"
+    return LogUnavailableError(f"{doing}: {error!r}; {advice}")
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn errors of kafka-python into errors of this package: LogUnavailableError if a retry may succeed."""
+    """Turn errors of kafka-python into errors of this package."""
     try:
         yield
-    except (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError) as error:
-        raise OffsetOutOfRangeError(f"{doing}: {error!r}: trimmed by retention, or never written") from error
-    except _FENCED as error:
-        why = "another process writes under the same name, or the broker aborted a transaction that took too long"
-        raise WriterFencedError(f"{doing}: {error!r}: {why}") from error
-    except _TOO_LARGE as error:
-        advice = "raise the topic's max.message.bytes and log.max_record_bytes"
-        raise LogError(f"{doing}: {error!r}; {advice}") from error
-    except _PERMANENT as error:
-        raise LogError(f"{doing}: {error!r}") from error
     except kafka_errors.KafkaError as error:
-        advice = "is the broker up, and log.kafka.bootstrap_servers correct?"
-        raise LogUnavailableError(f"{doing}: {error!r}; {advice}") from error
+        raise to_log_error(error, doing) from error
 
 
 class KafkaClients:
@@ -118,7 +123,10 @@ class KafkaClients:
         _check_crc32c()
         _check_options(settings.options)
         self.servers = [server.strip() for server in settings.bootstrap_servers.split(",") if server.strip()]
-        self._options = settings.options
+        self._settings = settings
+        self._tokens = TokenSource(settings) if settings.oauth_token_url else None
+        self._accepted = False
+        """Whether the cluster has accepted a client. A refusal after that may pass, as during a rotation of keys."""
         self._max_request_bytes = max_record_bytes + FRAMING_BYTES
         self._fetch_bytes = max(1 << 20, fetch_bytes + FRAMING_BYTES)
 
@@ -159,24 +167,43 @@ class KafkaClients:
     def _connect(self, kind: Callable[..., ClientT], timeout_s: float, **settings: Any) -> ClientT:
         """Open a client. If it cannot connect, its threads and sockets are closed."""
         known = getattr(kind, "DEFAULT_CONFIG")  # noqa: B009 - kafka-python has no types
-        merged = {
-            "bootstrap_timeout_ms": int(min(timeout_s, CONNECT_TIMEOUT_S) * 1000),
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
-            "reconnect_backoff_max_ms": 2000,
-            **settings,
-            **{name: value for name, value in self._options.items() if name in known},
-        }
-        with translated(f"connect to {','.join(self.servers)}"), ExitStack() as opened:
+        opened: list[tuple[Any, Connections]] = []
 
-            def open_net(**configs: Any) -> Any:
-                return opened.enter_context(closing(known["kafka_client"](**configs)))
+        def open_net(**configs: Any) -> Any:
+            opened.append(open_connections(self._settings, self._tokens, **configs))
+            return opened[-1][0]
 
-            try:
-                client = kind(bootstrap_servers=self.servers, kafka_client=open_net, **merged)
-            except (ValueError, TypeError, OSError) as error:
-                raise ConfigError(f"log.kafka: {error}") from error
-            opened.pop_all()
-            return client
+        try:
+            merged = {
+                "bootstrap_timeout_ms": int(min(timeout_s, CONNECT_TIMEOUT_S) * 1000),
+                "request_timeout_ms": REQUEST_TIMEOUT_MS,
+                "reconnect_backoff_max_ms": 2000,
+                **settings,
+                **security_options(self._settings, self._tokens),
+                **{name: value for name, value in self._settings.options.items() if name in known},
+            }
+            client = kind(bootstrap_servers=self.servers, kafka_client=open_net, **merged)
+        except (kafka_errors.KafkaError, ConfigError, ValueError, TypeError, OSError) as error:
+            failure: Exception = error
+            for net, manager in opened:
+                failure = manager.failure or error
+                net.close()
+            raise self._refusal(failure) from error
+        self._accepted = True
+        return client
+
+    def _refusal(self, error: Exception) -> LogError | ConfigError:
+        """The error of a client that could not be opened."""
+        if not isinstance(error, kafka_errors.KafkaError | ConfigError):
+            return ConfigError(f"log.kafka: {error}")  # an option that kafka-python rejects
+        found: LogError | ConfigError
+        if isinstance(error, ConfigError):
+            found = error
+        else:
+            found = to_log_error(error, f"connect to {','.join(self.servers)}")
+            if isinstance(error, kafka_errors.SaslAuthenticationFailedError):
+                found = LogError(str(found))
+        return LogUnavailableError(str(found)) if self._accepted else found
 
 
 def end_producer(producer: KafkaProducer) -> None:

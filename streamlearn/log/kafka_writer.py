@@ -18,7 +18,14 @@ from kafka import KafkaProducer, OffsetAndMetadata
 from kafka import TopicPartition as KafkaPartition
 from kafka import errors as kafka_errors
 
-from streamlearn.log.kafka_clients import CONNECT_TIMEOUT_S, KafkaClients, end_producer, translated
+from streamlearn.log.kafka_clients import (
+    CONNECT_TIMEOUT_S,
+    FENCED,
+    KafkaClients,
+    end_producer,
+    to_log_error,
+    translated,
+)
 from streamlearn.records import NewRecord, Offsets, TopicPartition
 
 
@@ -56,21 +63,25 @@ class KafkaWriter:
         offsets = {
             KafkaPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in next_offsets.items()
         }
+        manager = producer._transaction_manager  # noqa: SLF001
         try:
-            with translated(f"write to {topic}"):
-                producer.begin_transaction()
-                futures = [
-                    producer.send(
-                        topic, record.value, record.key, headers=list(record.headers), timestamp_ms=record.timestamp_ms
-                    )
-                    for record in records
-                ]
-                for future in futures:
-                    future.get(max(0.0, deadline - time.monotonic()))
-                # The public methods wait without a bound while the broker is away.
-                manager = producer._transaction_manager  # noqa: SLF001
-                self._wait(manager.send_offsets_to_transaction(offsets, self._group_id), deadline)
-                self._wait(manager.begin_commit(), deadline)
+            producer.begin_transaction()
+            futures = [
+                producer.send(
+                    topic, record.value, record.key, headers=list(record.headers), timestamp_ms=record.timestamp_ms
+                )
+                for record in records
+            ]
+            for future in futures:
+                future.get(max(0.0, deadline - time.monotonic()))
+            # The public methods wait without a bound while the broker is away.
+            self._wait(manager.send_offsets_to_transaction(offsets, self._group_id), deadline)
+            self._wait(manager.begin_commit(), deadline)
+        except kafka_errors.KafkaError as error:
+            self.close()
+            # Once a request was fenced, later ones fail with other errors.
+            first = manager.last_error
+            raise to_log_error(first if isinstance(first, FENCED) else error, f"write to {topic}") from error
         except BaseException:
             self.close()
             raise

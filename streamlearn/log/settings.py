@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from streamlearn.schema.settings import Topic
-from streamlearn.section import Section
+from streamlearn.section import Secret, Section
 
 
 class KafkaConfig(Section):
@@ -19,8 +20,49 @@ class KafkaConfig(Section):
     """Offsets are committed to this group for lag dashboards only; no group is joined."""
     replication_factor: int = Field(1, ge=1, le=10)
     """Of topics created here."""
+    tls: bool | None = None
+    """Encrypt connections. Not set: if a user or a file below is set."""
+    ca_file: Path | None = None
+    """PEM certificates of the authorities that may sign the broker's. Not set: those that the system trusts."""
+    cert_file: Path | None = None
+    """PEM certificate of this client, for mTLS. Files are read at each connection."""
+    key_file: Path | None = None
+    """Its private key. Not set: it is in cert_file."""
+    username: str | None = Field(None, min_length=1)
+    """User of SASL. With OAUTHBEARER the client id."""
+    password: Secret = None
+    """Password of SASL, or file:PATH, which is read at each connection. With OAUTHBEARER the client secret."""
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = "SCRAM-SHA-512"
+    """How username and password are used."""
+    oauth_token_url: str | None = Field(None, pattern=r"^https?://[^\s@/?#]+[^\s@]*$")
+    """OAUTHBEARER: where tokens are requested, by client credentials."""
+    oauth_scope: str | None = Field(None, min_length=1)
+    """OAUTHBEARER: the scope to request. Not set: none."""
     options: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Passed to kafka-python unchanged: security_protocol, sasl_mechanism, sasl_plain_username, ssl_cafile, …"""
+    """Passed to kafka-python unchanged, for what has no setting: ssl_check_hostname, sasl_kerberos_service_name, …"""
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        given = self.username or self.ca_file or self.cert_file
+        return bool(given) if self.tls is None else self.tls
+
+    @model_validator(mode="after")
+    def _check(self) -> KafkaConfig:
+        oauth = self.mechanism == "OAUTHBEARER"
+        if (self.username is None) != (self.password is None):
+            msg = "username and password must be set together"
+        elif oauth and not (self.username and self.oauth_token_url):
+            msg = 'mechanism = "OAUTHBEARER" needs oauth_token_url, username (client id) and password (client secret)'
+        elif not oauth and (self.oauth_token_url or self.oauth_scope):
+            msg = f'oauth_token_url and oauth_scope need mechanism = "OAUTHBEARER", not {self.mechanism!r}'
+        elif self.key_file and not self.cert_file:
+            msg = "key_file needs cert_file, the certificate of that key"
+        elif self.tls is False and (self.ca_file or self.cert_file):
+            msg = "ca_file and cert_file need TLS: remove tls = false, or the files"
+        else:
+            return self
+        raise ValueError(msg)
 
 
 class LogConfig(Section):

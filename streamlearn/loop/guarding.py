@@ -6,7 +6,7 @@ the same checks with the same results (I3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,7 @@ from streamlearn.judge.trust import Trust, TrustReport
 from streamlearn.judge.window import group_of, joined
 from streamlearn.learn.learner import Learner, Predictions
 from streamlearn.ledger.replay_buffer import ReplayBuffer
-from streamlearn.records import UNLABELLED, Array
+from streamlearn.records import UNLABELLED, Array, Column
 
 REACTED_TO: tuple[Source, ...] = ("inputs", "uncertainty", "error")
 """Not disagreement: student and teacher may disagree for many reasons."""
@@ -56,10 +56,11 @@ class Guarding:
         guard: Guard,
         reaction: Literal["alarm", "renew"],
         trust_labels: int,
+        columns: Sequence[Column] = (),
     ) -> None:
         self._learner, self._replay, self._board, self._election = learner, replay, board, election
         self._guard, self._reaction = guard, reaction
-        self._drift = DriftMonitor()
+        self._drift = DriftMonitor(columns)
         self._trust = Trust(trust_labels)
         self._repaired_step = -1
         self._reacted_step: int | None = None

@@ -15,13 +15,17 @@ from torch import Tensor, nn
 
 from streamlearn.errors import CheckpointError, ConfigError
 from streamlearn.imports import import_object
+from streamlearn.models.column_norm import ColumnNorm
 from streamlearn.models.images import Conv13, ConvNet, WideResNet
 from streamlearn.models.mlp import Mlp
-from streamlearn.models.normalise import InputBound, RunningNorm
+from streamlearn.models.normalise import LARGEST_INPUT, InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
+from streamlearn.models.table import Table
+from streamlearn.records import Column
 
 BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
+    "table": Table,
     "convnet": ConvNet,
     "conv13": Conv13,
     "wide_resnet": WideResNet,
@@ -50,15 +54,23 @@ class ModelSpec:
     spare: int | None = None
     """How many of the last classes have no name yet. 0: all have one by now, and the network is the same. None: the
     network has no spare classes."""
+    columns: tuple[Column, ...] = ()
+    """Of the rows; empty if samples are not made from the user's records."""
+
+    @property
+    def has_categories(self) -> bool:
+        """Whether places of a row are codes, which mean nothing as numbers."""
+        return any(column.kind == "category" for column in self.columns)
 
     def to_json(self) -> str:
-        """One line of JSON.
+        """One line of JSON, without `columns` where there are none.
 
         Raises:
             ConfigError: an option is not a JSON value.
         """
+        fields = {name: value for name, value in asdict(self).items() if name != "columns" or value}
         try:
-            return json.dumps(asdict(self), sort_keys=True)
+            return json.dumps(fields, sort_keys=True)
         except TypeError as error:
             raise ConfigError(f"model.options: expected JSON values, got {self.options!r}") from error
 
@@ -71,7 +83,9 @@ class ModelSpec:
         """
         try:
             fields = json.loads(text)
-            return ModelSpec(**{**fields, "shape": tuple(fields["shape"])})
+            shape = tuple(fields["shape"])
+            columns = tuple(Column(**column) for column in fields.get("columns", ()))
+            return ModelSpec(**{**fields, "shape": shape, "columns": columns})
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"model spec: expected the JSON of a ModelSpec, got {text[:200]!r}") from error
 
@@ -119,13 +133,14 @@ def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:
     Raises:
         ConfigError: `model.factory` or `model.options` do not make a network from `shape` to `classes`.
     """
+    if spec.columns and spec.scale != 1.0:
+        raise ConfigError(f"schema.scale: expected 1 with [columns], which have units of their own, got {spec.scale}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = _make_net(spec)
         if spec.spare is not None:
             net = SpareClasses(net, classes=spec.classes, spare=spec.spare)
-        normalise = RunningNorm(spec.shape) if spec.normalise else InputBound()
-        classifier = Classifier(net, normalise=normalise, scale=spec.scale)
+        classifier = Classifier(net, normalise=_make_normaliser(spec), scale=spec.scale)
         _check_output(classifier, spec)
     classifier.float()
     if len(spec.shape) == 3:
@@ -133,11 +148,21 @@ def build(spec: ModelSpec, *, seed: int = 0) -> Classifier:
     return classifier
 
 
+def _make_normaliser(spec: ModelSpec) -> nn.Module:
+    if spec.normalise:
+        return ColumnNorm(spec.columns) if spec.columns else RunningNorm(spec.shape)
+    return InputBound(max(LARGEST_INPUT, *(column.size for column in spec.columns))) if spec.columns else InputBound()
+
+
 def _make_net(spec: ModelSpec) -> nn.Module:
     options = dict(spec.options)
     factory = BUILT_IN.get(spec.factory)
     if factory is None:
         factory = import_object(spec.factory, key="model.factory", built_in=BUILT_IN)
+    elif factory is Table:
+        options |= {"columns": spec.columns, "classes": spec.classes}
+    elif spec.has_categories:
+        raise ConfigError(f"model.factory: {spec.factory} would take the codes of categories as numbers; use table")
     else:
         options |= {"shape": spec.shape, "classes": spec.classes}
     try:

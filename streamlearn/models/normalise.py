@@ -4,8 +4,8 @@ Input statistics change only in `observe`, never in `forward`: a prediction chan
 before it is observed. Batches are merged by the formulas of Chan, Golub and LeVeque (1979). The count is capped, so old
 rows fade.
 
-Outliers are bounded by `_Sample`: 64 rows, spread over as many rows as the statistics remember. Their median and a high
-quantile of their distances from it give each feature a centre and a scale that up to an eighth of outliers do not
+Outliers are bounded by `InputSample`: 64 rows, spread over as many rows as the statistics remember. Their median and a
+high quantile of their distances from it give each feature a centre and a scale that up to an eighth of outliers do not
 move, whatever the batch size. A value counts as at most `FURTHEST` scales from the centre, and no deviation stays
 larger than `WIDEST` times that of the sample. So a sentinel such as -999999 does not become the deviation, neither
 in the first row nor in a feature that was constant until then.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ _PLACES = 16
 """Pixels per channel of an image that the sample keeps."""
 _QUANTILE, _NORMAL_QUANTILE = 7 / 8, 1.534
 """Quantile of distances from the median, and its value for a standard normal distribution."""
-_COMPLETE_RATIO = 2.0
+COMPLETE_RATIO = 2.0
 """As `WIDEST`, while the sample holds every row that was observed."""
 LARGEST_INPUT = 1e6
 """Without input statistics, values (after `schema.scale`) are clipped here."""
@@ -69,7 +70,7 @@ class RunningNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(of_one))
         self.register_buffer("var", torch.ones(of_one))
         self.register_buffer("count", torch.zeros(()))
-        self.sample = _Sample(shape, horizon_rows)
+        self.sample = InputSample(shape, horizon_rows)
         """Part of a checkpoint, but not of the `state_dict`: a server does not need it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,24 +85,29 @@ class RunningNorm(nn.Module):
         Features whose statistics would not be finite (a value near the end of float32) keep the old ones.
         """
         self.sample.add(x)
-        deviation, constant = self._deviation()
-        unbounded = constant | (self.count < FIRST_ROWS)
-        # Each value is clipped by the sample, or else by the statistics themselves.
-        reach = torch.where(unbounded, torch.inf, FURTHEST * deviation)
-        centre = torch.where(self.sample.known, self.sample.centre, self.mean)
-        reach = torch.where(self.sample.known, FURTHEST * self.sample.scale, reach)
-        clipped = x.clamp(centre - reach, centre + reach)
         # Two passes: as exact as torch.var_mean, and several times faster along the first dimension.
+        clipped = self._clip(x)
         mean_batch = clipped.mean(dim=self._reduced).view_as(self.mean)
         var_batch = (clipped - mean_batch).square().mean(dim=self._reduced).view_as(self.var)
+        self._merge(mean_batch, var_batch, len(x))
 
-        total = self.count + len(x)
-        share = len(x) / total
+    def _clip(self, x: Tensor) -> Tensor:
+        """Values clipped to what may enter the statistics: by the sample, or else by the statistics themselves."""
+        deviation, _ = self._deviation()
+        reach = torch.where(self._is_unbounded(), torch.inf, FURTHEST * deviation)
+        centre = torch.where(self.sample.known, self.sample.centre, self.mean)
+        reach = torch.where(self.sample.known, FURTHEST * self.sample.scale, reach)
+        return x.clamp(centre - reach, centre + reach)
+
+    def _merge(self, mean_batch: Tensor, var_batch: Tensor, rows: int | Tensor) -> None:
+        """Merge the moments of a batch; `rows` may differ by feature, and be 0."""
+        total = self.count + rows
+        share = rows / total.clamp(min=1.0)
         delta = mean_batch - self.mean
         # The share of the batch's mean square distance that may enter the statistics.
         spread = var_batch + delta.square()
         less = (WIDEST**2 * self.var / spread.clamp_min(torch.finfo(spread.dtype).tiny)).clamp_max(1.0)
-        less = torch.where(unbounded, 1.0, less)
+        less = torch.where(self._is_unbounded(), 1.0, less)
         delta, var_batch = less.sqrt() * delta, less * var_batch
         mean = self.mean + share * delta
         var = (1.0 - share) * (self.var + share * delta.square()) + share * var_batch
@@ -117,6 +123,11 @@ class RunningNorm(nn.Module):
         deviation = self.var.sqrt()
         return deviation, deviation <= self.mean.abs() * RELATIVE_FLOOR
 
+    def _is_unbounded(self) -> Tensor:
+        """Of each feature, whether its statistics bound nothing yet."""
+        _, constant = self._deviation()
+        return constant | (self.count < FIRST_ROWS)
+
 
 class InputBound(nn.Module):
     """Replaces `RunningNorm` if inputs are not normalised: clips what would overflow float32 in a network.
@@ -124,12 +135,17 @@ class InputBound(nn.Module):
     One value of 1e19 makes the variance of batch normalisation infinite, while the loss stays finite.
     """
 
+    def __init__(self, largest: float = LARGEST_INPUT) -> None:
+        """`largest`: the bound, if codes of categories may be larger."""
+        super().__init__()
+        self.largest = largest
+
     def forward(self, x: Tensor) -> Tensor:
         """Clipped; NaN stays NaN."""
-        return x.clamp(-LARGEST_INPUT, LARGEST_INPUT)
+        return x.clamp(-self.largest, self.largest)
 
 
-class _Sample:
+class InputSample:
     """Rows spread over the horizon, and the centre, scale and mean square distance of each feature in them.
 
     It describes the stream: it also takes the rows of a step that is skipped, whose part in the statistics is undone.
@@ -148,11 +164,11 @@ class _Sample:
         # Rows observed, and rows kept. The host's own; `tensors` shares their memory.
         self._rows, self._kept = np.zeros((), np.int64), np.zeros((), np.int64)
         self._of_one = (shape[0], *(1 for _ in shape[1:]))
-        self.begin(0)
+        self.refresh()
 
-    def begin(self, rows: int) -> None:
+    def begin(self, rows: Tensor) -> None:
         """Become empty, after `rows` observed rows."""
-        self._rows[...], self._kept[...] = rows, 0
+        self._rows[...], self._kept[...] = int(rows), 0
         self.refresh()
 
     def add(self, x: Tensor) -> None:
@@ -172,7 +188,10 @@ class _Sample:
 
     def bound(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance, limited by those of the sample."""
-        ratio = _COMPLETE_RATIO if int(self._rows) <= SAMPLE_ROWS else WIDEST
+        return self._bound(mean, var, COMPLETE_RATIO if int(self._rows) <= SAMPLE_ROWS else WIDEST)
+
+    def _bound(self, mean: Tensor, var: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The same, for the largest ratio of the deviation to that of the sample."""
         largest = ratio**2 * self._spread
         beyond = self.known & (var > largest)
         deviation = largest.sqrt()
@@ -197,31 +216,43 @@ class _Sample:
             self.known = torch.zeros(self._of_one, dtype=torch.bool, device=device)
             return
         # Along the last dimension, which is faster.
-        values_CN = self._kept_NCP[:count].transpose(0, 1).reshape(self._of_one[0], -1)
-        last = values_CN.shape[1] - 1
-        centre_C1 = values_CN.kthvalue(last // 2 + 1, dim=1, keepdim=True).values
+        self._describe(self._kept_NCP[:count].transpose(0, 1).reshape(self._of_one[0], -1))
+
+    def _describe(self, values_CN: Tensor) -> None:
+        centre_C1 = self._rank(values_CN, 0.5)
         distance_CN = (values_CN - centre_C1).abs()
         distance_CN = torch.where(distance_CN <= centre_C1.abs() * RELATIVE_FLOOR, 0.0, distance_CN)
-        quantile_C1 = distance_CN.kthvalue(int(_QUANTILE * last) + 1, dim=1, keepdim=True).values
+        quantile_C1 = self._rank(distance_CN, _QUANTILE)
         # Most rows are the same in a sparse feature: its scale is that of the others, whatever their share.
         others_C1 = torch.where(distance_CN > 0.0, distance_CN, torch.nan).nanmedian(dim=1, keepdim=True).values
         scale_C1 = torch.where(quantile_C1 > 0.0, quantile_C1 / _NORMAL_QUANTILE, others_C1)
-        spread_C1 = distance_CN.minimum(FURTHEST * scale_C1).square().mean(dim=1, keepdim=True)
+        spread_C1 = self._mean(distance_CN.minimum(FURTHEST * scale_C1).square())
         self.centre, self.scale, self._spread, self.known = (
             values_C1.view(self._of_one)
             for values_C1 in (centre_C1, scale_C1, spread_C1, torch.isfinite(centre_C1) & torch.isfinite(scale_C1))
         )
 
+    def _rank(self, values_CN: Tensor, share: float) -> Tensor:
+        """The value (C, 1) above that share of a feature's values."""
+        return values_CN.kthvalue(int(share * (values_CN.shape[1] - 1)) + 1, dim=1, keepdim=True).values
+
+    def _mean(self, values_CN: Tensor) -> Tensor:
+        """Of each feature's values: (C, 1)."""
+        return values_CN.mean(dim=1, keepdim=True)
+
     def _turns(self, first: int, count: int) -> Iterator[int]:
         """Which of `count` rows are kept, after `first` rows were observed."""
         yield from range(min(count, max(0, SAMPLE_ROWS - first)))
         for block in range(first // self._stride, (first + count - 1) // self._stride + 1):
-            number = block * self._stride + _scattered(block) % self._stride
+            number = block * self._stride + scattered(block) % self._stride
             if max(first, SAMPLE_ROWS) <= number < first + count:
                 yield number - first
 
 
-def _scattered(number: int) -> int:
+NumberT = TypeVar("NumberT", int, Tensor)
+
+
+def scattered(number: NumberT) -> NumberT:
     """A pseudo-random function of a whole number, 32 bits (the finaliser of MurmurHash3)."""
     number = (number ^ number >> 16) * 0x85EBCA6B & 0xFFFFFFFF
     number = (number ^ number >> 13) * 0xC2B2AE35 & 0xFFFFFFFF

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -32,7 +31,6 @@ _RETRY_S = (0.1, 5.0)
 """First and longest wait between two attempts."""
 _NO_SUCH_SCHEMA = 40403
 _ACCEPT = "application/vnd.schemaregistry.v1+json, application/json"
-_FILE_PREFIX = "file:"
 Result = TypeVar("Result")
 _log = structlog.get_logger(__name__)
 
@@ -62,7 +60,7 @@ class SchemaRegistry:
         """Connects to nothing yet.
 
         Raises:
-            ConfigError: a certificate or the file of the password cannot be read.
+            ConfigError: a certificate cannot be read.
         """
         assert config.url is not None
         url = urlsplit(config.url)
@@ -210,15 +208,7 @@ def _reference(given: object) -> Reference:
 def _authorization(config: RegistryConfig) -> Mapping[str, str]:
     if config.user is None or config.password is None:
         return {}
-    password = config.password.get_secret_value()
-    if password.startswith(_FILE_PREFIX):
-        path = Path(password.removeprefix(_FILE_PREFIX))
-        try:
-            password = path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            msg = f"source.registry.password: {path}: expected a readable text file: {error}"
-            raise ConfigError(msg) from None
-    given = base64.b64encode(f"{config.user}:{password}".encode()).decode()
+    given = base64.b64encode(f"{config.user}:{config.password.get_secret_value()}".encode()).decode()
     return {"Authorization": f"Basic {given}"}
 
 

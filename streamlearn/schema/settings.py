@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from streamlearn.models.settings import ImportPath
 from streamlearn.records import Column, ColumnKind
 from streamlearn.schema.paths import Path
-from streamlearn.section import Section
+from streamlearn.section import Secret, Section
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 MAX_BUCKETS = 1 << 20
@@ -225,7 +225,7 @@ class RegistryConfig(Section):
     """Base URL. Without it framed Avro cannot be read."""
     user: str | None = None
     """For basic authentication."""
-    password: SecretStr | None = None
+    password: Secret = None
     """A value, or file:PATH. Do not pass a value with --set."""
     ca_file: FilePath | None = None
     """Certificates of the authorities to trust, as PEM. Not set: those of the system."""

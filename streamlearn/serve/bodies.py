@@ -117,7 +117,10 @@ class Bodies:
         """What a function makes of the body and its content type. The body is held as by `read`."""
         content_type = request.headers.get("content-type", "")
         async with self.read(request) as body:
-            yield await self.decoded(len(body), lambda: decode(body, content_type))
+            size_bytes = len(body)
+            if self._codec.rows is not None:  # each record may become a row
+                size_bytes = max(size_bytes, body.count(b"{") * self._schema.nbytes)
+            yield await self.decoded(size_bytes, lambda: decode(body, content_type))
 
     def _check_bounds(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
@@ -290,7 +293,9 @@ class Bodies:
         Raises:
             RequestError: 415 or 422, the body cannot be split into items.
         """
-        items = self._items(_json_only(body, content_type), "labels")
+        fields = _json_only(body, content_type)
+        is_users = fields.keys() != {"labels"} and not self._codec.is_own_label(fields)
+        items = [fields] if is_users else self._items(fields, "labels")
         return [self._item(fields, self._label, self._label_ids) for fields in items]
 
     def _label(self, fields: Mapping[str, Any]) -> tuple[NewRecord, str | None]:

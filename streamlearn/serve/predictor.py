@@ -55,6 +55,8 @@ class LoadedModel:
 
     def probabilities(self, x: Array) -> Probabilities:
         """Class probabilities (n, C) of inputs (n, *shape) in the schema's dtype."""
+        if self.spec.columns:
+            x = x[:, : self.spec.shape[0]]  # columns that were added since it was published
         if not x.flags.writeable:
             x = x.copy()  # torch warns about read-only memory, such as decoded request bodies
         with torch.inference_mode():
@@ -106,12 +108,18 @@ def _check_factory(spec: ModelSpec, factory: str | None) -> None:
 
 
 def _check_schema(published: PublishedModel, spec: ModelSpec, names: tuple[str, ...], schema: Schema) -> None:
-    """A teacher of another schema would answer wrongly: its classes may be the same in another order."""
+    """A teacher of another schema would answer wrongly: its classes may be the same in another order.
+
+    It may lack columns that were added at the end.
+    """
     # Either side may have added names, in the room that the schema leaves for them.
     shared = min(len(names), len(schema.classes))
-    found = (tuple(spec.shape), published.metadata.get("dtype", schema.dtype.name), spec.classes, names[:shared])
-    expected = (schema.shape, schema.dtype.name, schema.capacity, schema.classes[:shared])
-    for name, got, right in zip(("shape", "dtype", "classes", "class names"), found, expected, strict=True):
+    columns = schema.columns[: max(1, len(spec.columns))]
+    shape = (sum(column.width for column in columns),) if columns else schema.shape
+    dtype = published.metadata.get("dtype", schema.dtype.name)
+    found = (spec.columns, tuple(spec.shape), dtype, spec.classes, names[:shared])
+    expected = (columns, shape, schema.dtype.name, schema.capacity, schema.classes[:shared])
+    for name, got, right in zip(("columns", "shape", "dtype", "classes", "class names"), found, expected, strict=True):
         if got != right:
             msg = f"{published.path}: expected {name} {right!r:.200}, got {got!r:.200}"
             raise StateError(msg)

@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from streamlearn.errors import StreamlearnError
-from streamlearn.records import Array, Position, Prediction, Probabilities
+from streamlearn.records import Array, NewRecord, Position, Prediction, Probabilities
 from streamlearn.serve.bodies import PredictBody, new_id
 from streamlearn.serve.failures import RequestError, from_domain, retry_later
 from streamlearn.serve.parts import Parts
@@ -171,22 +171,31 @@ class PredictFlow:
         self, ids: list[str], users: list[dict[str, Any]] | None, x: Array, answers: list[Prediction]
     ) -> list[Position]:
         """Append the samples, each with its answer: the user's records if there are any, else the rows."""
-        codec = self._parts.codec
         if users is None:
+            encode = self._parts.codec.encode_sample
             rows = zip(ids, x, answers, strict=True)
-            records = [codec.encode_sample(sample_id, row, answer=answer) for sample_id, row, answer in rows]
+            records = [encode(sample_id, row, answer=answer) for sample_id, row, answer in rows]
         else:
-            given = zip(ids, users, answers, strict=True)
-            made = [codec.encode_record(sample_id, fields, answer=answer) for sample_id, fields, answer in given]
-            if labelled := [sample.sample_id for _, sample in made if sample.label is not None]:
-                raise _labelled(labelled)
-            records = [record for record, _ in made]
+            records = await self._parts.bodies.decoded(x.nbytes, lambda: self._users_records(ids, users, answers))
         try:
             return await self._parts.appender.append("samples", self._parts.samples_topic, records)
         except StreamlearnError as error:
             failure = from_domain(error)
             failure.details = {"ids": ids}  # including those made here: a retry with them learns nothing twice
             raise failure from error
+
+    def _users_records(self, ids: list[str], users: list[dict[str, Any]], answers: list[Prediction]) -> list[NewRecord]:
+        """The records to append. None may have a label: a token that predicts gives no ground truth."""
+        records, labelled = [], []
+        for sample_id, fields, answer in zip(ids, users, answers, strict=True):
+            record, sample = self._parts.codec.encode_record(sample_id, fields, answer=answer)
+            records.append(record)
+            if sample.label is not None:
+                labelled.append(sample_id)
+        if labelled:
+            message = "learn: expected records without a label; POST /sample takes them. Nothing was learned."
+            raise RequestError(422, "label_not_allowed", message, details={"ids": labelled})
+        return records
 
     def _reply(
         self,
@@ -215,12 +224,6 @@ class PredictFlow:
             "age_s": round(age_s, 3),
         }
         return JsonReply(reply, headers={"x-model-version": str(model.step), "x-model-age-s": f"{age_s:.3f}"})
-
-
-def _labelled(ids: list[str]) -> RequestError:
-    """The error of records with a label: a token that predicts does not label."""
-    message = "learn: expected records without a label; POST /sample takes them. Nothing was learned."
-    return RequestError(422, "label_not_allowed", message, details={"ids": ids})
 
 
 def _stale(model: LoadedModel, missing: str) -> RequestError:

@@ -3,70 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
-from streamlearn.section import Section
+from streamlearn.section import FileSecret, Secret, Section
 
-FILE_PREFIX = "file:"
-"""Of a token's value that is the path of its file."""
-MAX_TOKEN_BYTES = 4096
 _READABLE_BY_OTHERS = 0o027
 """Mode bits that a token file must not have: writable by its group, or any access for others."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-class FileToken(SecretStr):
-    """A token, and the file it was read from."""
-
-    def __init__(self, path: Path) -> None:
-        """Read the file.
-
-        Raises:
-            ValueError: as `read_token`.
-        """
-        super().__init__(read_token(path))
-        self.path = path
-
-
-def read_token(path: Path) -> str:
-    """The one line of a file, without surrounding white space.
-
-    Raises:
-        ValueError: the file cannot be read, is empty, too long, or has several lines. Its content is never shown.
-    """
-    try:
-        if not path.is_file():
-            msg = f"{path}: no such file, or not a readable file"
-            raise ValueError(msg)
-        with path.open("rb") as file:
-            token = file.read(MAX_TOKEN_BYTES + 1).decode().strip()
-    except OSError as error:
-        msg = f"{path}: {error.strerror or error}"
-        raise ValueError(msg) from None
-    except UnicodeDecodeError:
-        msg = f"{path}: expected UTF-8 text"
-        raise ValueError(msg) from None
-    if not token:
-        msg = f"{path} is empty: write a token into it, or unset the setting"
-        raise ValueError(msg)
-    if len(token.encode()) > MAX_TOKEN_BYTES or not token.isprintable():
-        msg = f"{path}: expected one line of at most {MAX_TOKEN_BYTES} bytes"
-        raise ValueError(msg)
-    return token
-
-
-def _resolve(given: SecretStr | None) -> SecretStr | None:
-    """Read a token from its file. An empty value, which compose passes for an unset variable, is no token."""
-    value = given.get_secret_value() if given else ""
-    if value.startswith(FILE_PREFIX):
-        return FileToken(Path(value.removeprefix(FILE_PREFIX)))
-    return given if value else None
-
-
-Token = Annotated[SecretStr | None, AfterValidator(_resolve)]
-"""A bearer token, given by its value or as file:PATH; None if not set."""
 
 
 class ServeConfig(Section):
@@ -78,14 +22,14 @@ class ServeConfig(Section):
     """0 takes a free port and prints it."""
     processes: int = Field(2, ge=1, le=256)
     """Server processes behind the port."""
-    token: Token = None
+    token: Secret = None
     """Bearer token for all routes except /health and admin. Here and below: a value, or file:PATH for a file that holds
     it (a secret of Docker or Kubernetes), read once at start. Do not pass a value with --set."""
-    predict_token: Token = None
+    predict_token: Secret = None
     """Grants predictions only."""
-    label_token: Token = None
+    label_token: Secret = None
     """Grants labels and samples only."""
-    admin_token: Token = None
+    admin_token: Secret = None
     """Grants all routes. Admin routes are closed unless it is set."""
     insecure: bool = False
     """Without a token: allow a public address, and any Host and Origin header."""
@@ -112,7 +56,7 @@ class ServeConfig(Section):
 
     def exposed_token_files(self) -> list[Path]:
         """Token files with a mode that others can read, or that the group can write."""
-        paths = [token.path for token in self.tokens if isinstance(token, FileToken)]
+        paths = [token.path for token in self.tokens if isinstance(token, FileSecret)]
         return [path for path in paths if path.stat().st_mode & _READABLE_BY_OTHERS]
 
 

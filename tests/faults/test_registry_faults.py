@@ -66,7 +66,6 @@ def config_in(folder: Path, registry: Registry) -> Config:
             "country": {"kind": "category", "buckets": 64},
         },
         "schema.classes": ["fraud", "legitimate"],
-        "model.factory": "mlp",
         "model.options": {"hidden": [8]},
         "batch.fresh": 8,
         "batch.max_age_s": 0.2,

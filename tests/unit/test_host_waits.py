@@ -22,6 +22,7 @@ from streamlearn.learn.rows import one_hot
 from streamlearn.learn.step import FIRST_STEPS
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import MicroBatch
+from tests.tables import COLUMNS, table_spec
 from tests.unit.test_learner import one_thread, settings  # noqa: F401
 
 RGB = ModelSpec("convnet", {"widths": [4, 6]}, (3, 8, 8), 3, normalise=False, scale=1 / 255)
@@ -42,6 +43,7 @@ CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "robust_batch": (replace(RGB, options={"widths": [4, 6], "norm": "robust_batch"}), {}),
     "normalised_images": (replace(RGB, normalise=True), {"teacher_mode": "train"}),
     "table": (TABLE, {"feature_dropout": 0.2}),
+    "columns": (table_spec(COLUMNS), {"feature_dropout": 0.2}),
 }
 
 

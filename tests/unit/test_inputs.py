@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlearn.judge.inputs import FIRST_STEPS, MOST_FEATURES, InputDistance
+from streamlearn.records import Column
+from tests.tables import COLUMNS, rows
 
 
 def batches(count: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -189,3 +191,68 @@ class TestSaving:
         distance.reset()
 
         assert distances(batches(50, 4, 3, seed=1) + 99.0, distance) == distances(batches(50, 4, 3, seed=1) + 99.0)
+
+
+class TestColumns:
+    """Rows of every kind."""
+
+    def test_is_one_on_average_while_nothing_changes(self):
+        """With missing values, codes and flags."""
+        x = rows(COLUMNS, 32 * 600).reshape(600, 32, -1)
+
+        assert np.mean(distances(x, InputDistance(COLUMNS))[100:]) == pytest.approx(1.0, abs=0.1)
+
+    def test_does_not_read_codes_as_numbers(self):
+        """Other buckets of the same parity, however far away, are the same; the network sees no distance either."""
+        columns = (Column("shop", "category", 1 << 20),)
+        codes = np.random.default_rng(0).integers(1, 50, (100, 32, 1)).astype(np.float32)
+
+        near, far = (distances(x, InputDistance(columns)) for x in (codes, codes + 2**19 * (codes > 25.0)))
+
+        assert near == far
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            lambda x: np.where(np.arange(x.shape[-1]) == 2, np.where(x == 0.0, 0.0, 1.0), x),
+            lambda x: np.where(np.arange(x.shape[-1]) == 2, 0.0, x),
+            lambda x: x + 60.0 * (np.arange(x.shape[-1]) == 0) * x[..., 1:2],
+            lambda x: x * (np.arange(x.shape[-1]) > 1),
+        ],
+        ids=["one category", "no category", "a number by two deviations", "no number"],
+    )
+    def test_rises_with_the_first_batch_of_a_change(self, changed):
+        """Of the distribution of a category, of missing values, of the present values of a column with gaps."""
+        distance = InputDistance(COLUMNS)
+        usual = distances(rows(COLUMNS, 32 * 300).reshape(300, 32, -1), distance)
+        after = distances(changed(rows(COLUMNS, 32 * 3, seed=1).reshape(3, 32, -1)), distance)
+
+        assert min(after) > 1.3 * np.quantile(usual[FIRST_STEPS:], 0.5)
+
+    def test_missing_numbers_are_no_change_of_the_present_ones(self):
+        """A column with half of its values missing has the mean of the others, not one between them and zero."""
+        columns, distance = (Column("amount", "number"),), InputDistance((Column("amount", "number"),))
+        distances(rows(columns, 32 * 100, missing=0.5).reshape(100, 32, -1), distance)
+
+        assert distance.state()["mean"][0] == pytest.approx(100.0, abs=5.0)
+
+    def test_an_added_column_restarts_the_warm_up(self):
+        """A change of the config is no change of the stream."""
+        distance, wider = InputDistance(COLUMNS[:3]), InputDistance(COLUMNS)
+        distances(rows(COLUMNS[:3], 32 * 100).reshape(100, 32, -1), distance)
+        wider.load(distance.state())
+
+        found = distances(rows(COLUMNS, 32 * 100).reshape(100, 32, -1), wider)
+
+        assert found[:FIRST_STEPS] == [None] * FIRST_STEPS
+        assert max(found[FIRST_STEPS:]) < 5.0
+
+    def test_continuing_after_load_equals_an_uninterrupted_run(self):
+        """I3; with more places than are watched."""
+        columns = (*COLUMNS, Column("embedding", "vector", 400))
+        x = rows(columns, 8 * 60).reshape(60, 8, -1)
+        whole, half, resumed = (InputDistance(columns) for _ in range(3))
+        distances(x[:30], half)
+        resumed.load(half.state())
+
+        assert distances(x, whole)[30:] == distances(x[30:], resumed)

@@ -24,6 +24,7 @@ from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.rows import (
     EVER_TRAINED,
     KEPT_RECORDS,
+    PAYLOAD_AT,
     SCORED,
     LabelRecord,
     LabelRow,
@@ -34,7 +35,18 @@ from streamlearn.ledger.rows import (
 from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.store_file import FILE
 from streamlearn.ledger.view import LedgerView
-from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import (
+    ERASED,
+    RETRACTED,
+    UNLABELLED,
+    Array,
+    Column,
+    Label,
+    Position,
+    Prediction,
+    Sample,
+    Schema,
+)
 
 SCHEMA = Schema((2, 3), np.dtype(np.float32), ("ant", "bee", "cat"))
 
@@ -413,6 +425,43 @@ class TestPayloads:
             status = view.get("s0")
             assert status is not None
             assert (status.sample_position, view.payload("s0")) == (Position("samples", 1, 0), None)
+
+    def test_of_fewer_columns_are_completed(self, book):
+        """Rows of the store keep their size, in the ring, evicted, erased and in the view of other processes."""
+        columns = Column("a", "number"), Column("b", "category", 5)
+        old, new = (
+            Schema((width,), np.dtype(np.float32), SCHEMA.classes, columns=columns[:n]) for n, width in ((1, 2), (2, 3))
+        )
+        book.settings["payload_max_bytes"] = 5 * new.nbytes
+        book.schema = old
+        for i in range(4):
+            book.sample(replace(sample(f"s{i}", offset=i), x=np.array([i, 1.0], np.float32)))
+        book.next_step()
+        book.reopen(replace(old, columns=(Column("other", "number"),)))
+        with pytest.raises(StoreError, match="another schema"):
+            book.label(label("s0", 0))
+        book.schema = new
+        for i in range(4, 7):
+            book.sample(replace(sample(f"s{i}", offset=i), x=np.array([i, 1.0, 3.0], np.float32)))
+        book.next_step()
+        book.read_back = lambda position, _: np.array([position.offset, 1.0, 0.0], np.float32)
+
+        arrivals = [book.label(label(f"s{i}", 0, offset=i)) for i in (2, 3, 4)]
+        book.label(replace(label("s3", ERASED, offset=5)))
+        book.ledger.end()
+        book.ledger.prune(book.ledger.step)
+        book.ledger.flush()
+
+        assert [a.example.x.tolist() for a in arrivals] == [[2.0, 1.0, 0.0], [3.0, 1.0, 0.0], [4.0, 1.0, 3.0]]
+        assert [a.scored.prediction.model_version for a in arrivals] == [7] * 3
+        whole, evicted = book.read("samples"), book.read("evicted")
+        assert [*evicted] == [0, 1]
+        assert [unpack_id(row) for row in (evicted | whole).values()] == [f"s{i}" for i in range(7)]
+        assert unpack_answers(evicted[0], 0)[2].probabilities_C.tolist() == prediction().probabilities_C.tolist()
+        assert not np.frombuffer(whole[3][PAYLOAD_AT : PAYLOAD_AT + old.nbytes], np.uint8).any()
+        with closing(LedgerView(book.path, new)) as view:
+            assert view.payload("s2").tolist() == [2.0, 1.0, 0.0]
+            assert view.payload("s6").tolist() == [6.0, 1.0, 3.0]
 
 
 class TestBounds:

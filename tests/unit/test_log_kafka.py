@@ -131,7 +131,7 @@ class TestConstruction:
         (kafka_errors.NotEnoughReplicasError(), LogUnavailableError),
         (kafka_errors.MessageSizeTooLargeError(), LogError),
         (kafka_errors.TopicAuthorizationFailedError(), LogError),
-        (kafka_errors.SaslAuthenticationFailedError(), LogError),
+        (kafka_errors.SaslAuthenticationFailedError(), LogUnavailableError),
         (kafka_errors.UnknownTopicOrPartitionError(), LogError),
     ],
 )

@@ -45,7 +45,6 @@ def config_in(folder: Path, **overrides: Any) -> Config:
             "at": {"kind": "timestamp", "from": "tx.at", "unit": "ms"},
         },
         "schema.classes": ["fraud", "legitimate"],
-        "model.factory": "mlp",
         "model.options": {"hidden": [8]},
         "batch.fresh": 16,
         "batch.labelled": 8,

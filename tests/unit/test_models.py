@@ -99,7 +99,7 @@ class TestBuild:
     @pytest.mark.parametrize(
         ("of", "said"),
         [
-            (spec("resnet", (6,)), "none of mlp, convnet, conv13"),
+            (spec("resnet", (6,)), "expected mlp, table, convnet"),
             (spec("no_such_package:net", (6,)), "cannot import"),
             (spec("torch.nn:NoSuchLayer", (6,)), "cannot import"),
             (spec("torch.nn:__doc__", (6,)), "expected a callable"),

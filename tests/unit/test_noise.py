@@ -126,7 +126,7 @@ class TestMakeNoises:
         ("name", "error"),
         [
             ("image", "image needs samples"),
-            ("loud", "none of auto"),
+            ("loud", "expected auto, table"),
             ("no_such_package:noise", "cannot import"),
             (f"{__name__}:flattened", "view of the shape"),
             (f"{__name__}:weak_only", "view of the shape"),

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from streamlearn.errors import ConfigError
+from streamlearn.learn.noise.build import make_noises
 from streamlearn.learn.noise.table import feature_dropout, gaussian
+from streamlearn.models.places import places_of
+from tests.tables import COLUMNS, rows
+from tests.unit.test_learner import settings
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -95,3 +100,68 @@ class TestFeatureDropout:
         assert not torch.equal(first, second)
         assert torch.equal(x, kept)
         assert torch.equal(before, torch.get_rng_state())
+
+
+class TestColumns:
+    """Prepared rows of every kind, each value missing in three of ten."""
+
+    places = places_of(COLUMNS)
+    x = torch.from_numpy(rows(COLUMNS, 2000))
+
+    def views(self, **options):
+        return make_noises(settings(**options), shape=(self.x.shape[1],), columns=COLUMNS)
+
+    def test_only_numbers_and_vectors_that_are_present_get_gaussian_noise(self):
+        """Missing values, flags, booleans, timestamps and texts stay as they are."""
+        weak, strong = self.views(std=0.5, category_dropout=0.0)
+        is_present = (self.x[:, self.places.flag_W] != 0.0) & torch.from_numpy(self.places.is_measured_W)
+
+        moved = weak(self.x, seeded()) - self.x
+
+        assert weak is strong
+        assert torch.equal(moved != 0.0, is_present)
+        assert moved[is_present].std().item() == pytest.approx(0.5, rel=0.02)
+
+    def test_categories_become_missing(self):
+        """A share of them, each independently, in both views; nothing else changes."""
+        weak, strong = self.views(std=0.0, category_dropout=0.25)
+        is_code = torch.from_numpy(self.places.is_code_W)
+        codes = self.x[:, is_code]
+
+        for view in (weak(self.x, seeded()), strong(self.x, seeded(1))):
+            dropped = (view[:, is_code] == 0.0) & (codes != 0.0)
+            assert torch.equal(view[:, ~is_code], self.x[:, ~is_code])
+            assert torch.equal(torch.where(dropped, codes, view[:, is_code]), codes)
+            assert (dropped.sum(dim=0) / (codes != 0.0).sum(dim=0)).tolist() == pytest.approx([0.25, 0.25], abs=0.04)
+            assert dropped.all(dim=1).float().mean().item() == pytest.approx(0.25**2 * 0.7**2, abs=0.02)
+
+    def test_feature_dropout_takes_whole_columns_of_another_row(self):
+        """Values and presence flag together; strong views only."""
+        weak, strong = self.views(std=0.0, category_dropout=0.0, feature_dropout=0.4)
+
+        view = strong(self.x, seeded())
+
+        assert torch.equal(weak(self.x, seeded()), self.x)
+        for number in range(len(COLUMNS)):
+            of_column = torch.from_numpy(self.places.column_W == number)
+            known = {tuple(row) for row in self.x[:, of_column].tolist()}
+            assert {tuple(row) for row in view[:, of_column].tolist()} <= known
+        changed = (view[:, 3] != self.x[:, 3]) | (view[:, 3] == 0.0)
+        assert 0.1 < changed.float().mean().item() < 0.7
+        timestamp = torch.from_numpy(self.places.column_W == 4)
+        assert (view[:, timestamp] != self.x[:, timestamp]).any(dim=1).float().mean().item() == pytest.approx(
+            0.4 * (1 - 0.3**2), abs=0.03
+        )
+
+    def test_columns_without_categories_have_no_dropout(self):
+        """Only Gaussian noise is left, and without it nothing."""
+        columns = (COLUMNS[0], COLUMNS[2])
+        weak, _ = make_noises(settings(std=0.0), shape=(3,), columns=columns)
+        x = torch.from_numpy(rows(columns, 10))
+
+        assert weak(x, seeded()) is x
+
+    def test_images_have_no_columns(self):
+        """As for all shapes with one dimension."""
+        with pytest.raises(ConfigError, match="image needs samples"):
+            make_noises(settings(noise="image"), shape=(3,), columns=COLUMNS[:2])

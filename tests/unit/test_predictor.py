@@ -1,6 +1,7 @@
 """The predictor: always one whole teacher, never one of another schema or network."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import Schema
 from streamlearn.serve.predictor import RETRY_S, Predictor
 from streamlearn.state.publish import PIN, POINTER, PublishedDir, Publisher, pin, teacher_path, unpin
+from tests.tables import COLUMNS, rows, table_spec, width_of
 
 SCHEMA = Schema((4,), np.dtype(np.float32), ("a", "b", "c"))
 SPEC = ModelSpec("mlp", {"hidden": (5,)}, (4,), 3, normalise=True, scale=1.0)
@@ -516,3 +518,47 @@ def nan(arrays):
     broken = arrays[name].copy()
     broken[0, 0] = np.nan
     return {name: broken}
+
+
+class TestColumns:
+    """A server that was restarted with a column that the teacher does not have yet."""
+
+    @staticmethod
+    def follow(stage, columns) -> Predictor:
+        schema = Schema((width_of(columns),), np.dtype(np.float32), ("a", "b", "c"), columns=columns)
+        return Predictor(stage.predictor.published, schema, stage.metrics, factory="table")
+
+    @staticmethod
+    def publish(stage, columns):
+        spec = table_spec(columns)
+        network = build(spec, seed=3).eval()
+        stage.publish(1, spec=spec, arrays={name: tensor.numpy() for name, tensor in network.state_dict().items()})
+        return network
+
+    @pytest.mark.parametrize("added", [0, 2])
+    def test_a_teacher_without_added_columns_answers_as_before(self, stage, added):
+        """They are left out."""
+        columns = COLUMNS[: len(COLUMNS) - added]
+        network, predictor = self.publish(stage, columns), self.follow(stage, COLUMNS)
+        x = rows(COLUMNS, 5)
+
+        assert predictor.refresh()
+
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(x[:, : width_of(columns)].copy())).softmax(dim=1).numpy()
+        np.testing.assert_array_equal(predictor.current().probabilities(x), expected)
+
+    @pytest.mark.parametrize(
+        "columns",
+        [COLUMNS[:-1], COLUMNS[::-1], (replace(COLUMNS[0], name="price"), *COLUMNS[1:]), ()],
+        ids=["fewer", "another order", "another name", "none"],
+    )
+    def test_a_teacher_of_other_columns_is_refused(self, stage, columns):
+        """It would read each place as something else."""
+        self.publish(stage, COLUMNS)
+        schema = Schema((width_of(columns or COLUMNS),), np.dtype(np.float32), ("a", "b", "c"), columns=columns)
+        predictor = Predictor(stage.predictor.published, schema, stage.metrics)
+
+        assert not predictor.refresh()
+        with pytest.raises(NotPublishedError, match="expected columns"):
+            predictor.current()

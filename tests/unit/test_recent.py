@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streamlearn.learn.recent import RecentSamples
-from streamlearn.records import Schema
+from streamlearn.records import Column, Schema
 
 SCHEMA = Schema((2,), np.dtype(np.uint8), ("a", "b"))
 
@@ -93,3 +93,20 @@ class TestRecentSamples:
         other.load(one.state())
 
         assert sorted(drawn(other, 1, rows=40)) == list(expected)
+
+    @pytest.mark.parametrize("capacity", [4, 3])
+    def test_samples_of_fewer_columns_are_completed(self, capacity):
+        """Added columns are missing in what was saved before."""
+        columns = Column("a", "number"), Column("b", "category", 5)
+        old, new = (
+            RecentSamples(rows, Schema((width,), np.dtype(np.float32), ("a", "b"), columns=columns[:n]), seed=1)
+            for n, width, rows in ((1, 2, 4), (2, 3, capacity))
+        )
+        old.add(np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6))
+
+        new.load(old.state())
+
+        x = np.zeros((capacity, 3), np.float32)
+        keys = new.draw_into(x, 1)
+        assert sorted(keys.tolist()) == list(range(6 - capacity, 6))
+        assert np.array_equal(x, np.stack((2.0 * keys, 2.0 * keys + 1.0, 0.0 * keys), axis=1))

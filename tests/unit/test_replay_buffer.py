@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlearn.ledger.replay_buffer import ReplayBuffer
-from streamlearn.records import Example, Schema
+from streamlearn.records import Column, Example, Schema
 
 SCHEMA = Schema((2,), np.dtype(np.int16), ("ant", "bee", "cat"))
 _label_times = itertools.count()
@@ -382,3 +382,20 @@ def test_a_negative_class_is_refused():
     """It would be an index from the end."""
     with pytest.raises(AssertionError):
         buffer_of(-1)
+
+
+def test_rows_of_fewer_columns_are_completed():
+    """Added columns are missing in what was saved before."""
+    columns = Column("a", "number"), Column("b", "category", 5)
+    old, new = (
+        ReplayBuffer(10, Schema((width,), np.dtype(np.float32), ("ant", "bee"), columns=columns[:n]), 1)
+        for n, width in ((1, 2), (2, 3))
+    )
+    for n in range(3):
+        old.add(Example(f"s{n}", np.array([n, 1.0], np.float32), n % 2, float(n)))
+
+    new.load(old.state())
+    new.add(Example("s3", np.array([3.0, 1.0, 5.0], np.float32), 0, 3.0))
+
+    assert new.state()["x"].tolist() == [[0.0, 1.0, 0.0], [1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [3.0, 1.0, 5.0]]
+    assert new.new_count == 4

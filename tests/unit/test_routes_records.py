@@ -274,6 +274,7 @@ class TestLabel:
             ({"id": "t1", "label": "fraud"}, 0),
             ({"id": "t1", "class": True, "time": 1e9, "source": "audit"}, 0),
             ({"id": "t1", "label": None}, RETRACTED),
+            ({"transaction_id": "t1", "is_fraud": True, "lines": [{"a": 1}], "labels": ["x"]}, 0),
         ],
     )
     def test_both_forms_are_taken_and_decode_to_the_same_label(self, client, served, body, expected):

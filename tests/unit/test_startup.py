@@ -18,16 +18,22 @@ import torch
 from harness.fakes import MemoryLog
 from safetensors.numpy import save
 from small_learner import empty_log, learn
+from structlog.testing import capture_logs
 
+from streamlearn.app.build import identity
 from streamlearn.app.check import check
 from streamlearn.app.learner import learn as run_learner
 from streamlearn.app.log import make_codec
 from streamlearn.app.startup import check_model
-from streamlearn.config import Config
+from streamlearn.config import Config, load_config
 from streamlearn.errors import FROM_SCRATCH, CheckpointError, CheckpointFormatError, ConfigError
-from streamlearn.records import Array
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
+from streamlearn.models.build import ModelSpec
+from streamlearn.records import Array, NewRecord
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.paths import StatePaths
+from streamlearn.state.publish import PublishedDir
 
 torch.set_num_threads(1)
 
@@ -218,3 +224,113 @@ class TestOtherVersions:
             learn(config, log)
 
         assert sorted(folder.iterdir()) == [path]
+
+
+AMOUNT, SHOP = "number", {"kind": "category", "buckets": 50}
+COUNTRY = {"kind": "category", "buckets": 7}
+
+
+def with_columns(folder: Path, columns: Mapping[str, Any], **overrides: Any) -> Config:
+    """A small `table` network for these columns."""
+    settings = small_learner.config_in(folder).model_dump(include={"batch", "state", "metrics"}, exclude_unset=True)
+    tables = {**settings, "schema": {"classes": 3}, "model": {"options": {"hidden": [8]}}, "columns": columns}
+    return load_config(environ={}, overrides={**tables, "learn.threads": 1, **overrides})
+
+
+def more_rows(log: MemoryLog, config: Config, count: int = 40) -> None:
+    """Records with both forms of a sample, by the columns and as a row; and labels, four samples later."""
+    begin, width = len(log.records("samples")), config.schema_.build().shape[0]
+    for n in range(begin, begin + count):
+        shop, country = n % 11, n % 5
+        row = [float(n % 7), 1.0, float(shop), float(country)][:width]
+        fields = {"id": f"s{n}", "x": row, "amount": row[0], "shop": f"shop {shop}", "country": f"country {country}"}
+        log.append("samples", [NewRecord(f"s{n}".encode(), json.dumps(fields).encode())])
+        if n >= 4:
+            log.append("labels", [make_codec(config).encode_label(f"s{n - 4}", n % 3)])
+
+
+class TestColumns:
+    def test_a_learner_resumes_with_a_column_at_the_end(self, tmp_path: Path) -> None:
+        """All other state is that before; labels of old samples find them; servers get a teacher with the column."""
+        before, now = {"amount": AMOUNT, "shop": SHOP}, {"amount": AMOUNT, "shop": SHOP, "country": COUNTRY}
+        log = empty_log()
+        more_rows(log, with_columns(tmp_path, before))
+        old = learn(with_columns(tmp_path, before), log)
+        config = with_columns(tmp_path, now)
+        more_rows(log, config)
+        with capture_logs() as logged:
+            new = learn(config, log)
+
+        assert new.step > old.step
+        assert [line["columns"] for line in logged if line["event"] == "columns_added"] == [["country"]]
+        assert new.extra["accounts"]["samples_learned"] == 80
+        assert new.extra["accounts"]["labels_taken"] == 76
+        assert (old.arrays["memory.x"].shape[1], new.arrays["memory.x"].shape[1]) == (3, 4)
+        old_rows = {row.tobytes() for row in old.arrays["memory.x"]}
+        assert old_rows <= {row[:3].tobytes() for row in new.arrays["memory.x"] if row[3] == 0.0}
+        published = PublishedDir(StatePaths(tmp_path).published).newest()
+        assert published is not None
+        assert ModelSpec.from_json(published.metadata["model_spec"]).columns == config.schema_.build().columns
+
+    def test_a_restart_equals_no_restart(self, tmp_path: Path) -> None:
+        """I3, with columns and replayed steps: stopped after some steps, and not at all."""
+        columns = {"amount": AMOUNT, "shop": SHOP, "country": COUNTRY}
+        configs = [with_columns(tmp_path / name, columns) for name in ("stopped", "whole")]
+        log = empty_log()
+        more_rows(log, configs[0], 120)
+        stopping = threading.Event()
+
+        def stop_at_five(loop: TrainingLoop, _report: StepReport) -> None:
+            if loop.learner.step == 5:
+                stopping.set()
+
+        first = learn(configs[0], log, stopping=stopping, on_step=stop_at_five)
+        last, whole = learn(configs[0], log), learn(configs[1], log)
+
+        assert first.step == 5
+        assert last.step == whole.step
+        assert last.arrays.keys() == whole.arrays.keys()
+        assert [name for name in last.arrays if not np.array_equal(last.arrays[name], whole.arrays[name])] == []
+
+    @pytest.mark.parametrize(
+        ("columns", "said"),
+        [
+            (
+                {"amount": AMOUNT},
+                'columns.shop: checkpoint {"embedding": 8, "kind": "category", "size": 50} → config not',
+            ),
+            ({"amount": AMOUNT, "shop": {**SHOP, "buckets": 60}}, '"size": 50} → config {"embedding": 8, "kind": "cat'),
+            ({"shop": SHOP, "amount": AMOUNT}, 'columns: checkpoint ["amount", "shop"] → config ["shop", "amount"]'),
+            (
+                {"amount": AMOUNT, "country": COUNTRY, "shop": SHOP},
+                'columns: checkpoint ["amount", "shop"] → config ["amount", "country", "shop"]',
+            ),
+        ],
+        ids=["removed", "changed", "moved", "inserted"],
+    )
+    def test_other_columns_are_refused_with_the_way_out(self, tmp_path: Path, columns: Any, said: str) -> None:
+        """Before anything is written."""
+        checkpoint = Checkpoint(
+            7, {}, {}, {"identity": identity(with_columns(tmp_path, {"amount": AMOUNT, "shop": SHOP}))}
+        )
+
+        with pytest.raises(ConfigError) as caught:
+            check_model(with_columns(tmp_path, columns), checkpoint)
+
+        assert said in str(caught.value)
+        assert "leave the column of a field that no longer comes" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("before", "now", "said"),
+        [
+            ({"amount": AMOUNT}, {"amount": AMOUNT, "paid": "number"}, "columns added: paid, which only a network"),
+            ({}, {"amount": AMOUNT, "paid": "number"}, "columns added: amount, paid, which only a network"),
+        ],
+    )
+    def test_another_network_takes_no_column(self, tmp_path: Path, before: Any, now: Any, said: str) -> None:
+        """Its inputs are not known."""
+        saved = config_in(tmp_path) if not before else with_columns(tmp_path, before, **{"model.factory": "mlp"})
+        checkpoint = Checkpoint(7, {}, {}, {"identity": identity(saved)})
+
+        with pytest.raises(ConfigError, match=said):
+            check_model(with_columns(tmp_path, now, **{"model.factory": "mlp"}), checkpoint)

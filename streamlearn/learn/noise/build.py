@@ -19,8 +19,12 @@ from streamlearn.errors import ConfigError
 from streamlearn.imports import import_object
 from streamlearn.learn.noise.image import colour, cutout, resized_crop, shift
 from streamlearn.learn.noise.settings import NOISES, ImageNoise, TableNoise
-from streamlearn.learn.noise.table import feature_dropout, gaussian
+from streamlearn.learn.noise.table import category_dropout, column_dropout, column_gaussian, feature_dropout, gaussian
 from streamlearn.learn.settings import LearnConfig
+from streamlearn.models.places import places_of
+from streamlearn.records import Column
+
+_CPU = torch.device("cpu")
 
 Noise: TypeAlias = Callable[[Tensor, Generator], Tensor]
 
@@ -40,7 +44,9 @@ no_noise = in_order()
 """The samples unchanged."""
 
 
-def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, Noise]:
+def make_noises(
+    config: LearnConfig, *, shape: tuple[int, ...], columns: Sequence[Column] = (), device: torch.device = _CPU
+) -> tuple[Noise, Noise]:
     """The weak and the strong noise of `learn.noise`; the same object twice if nothing makes one stronger.
 
     Crop, colour, cutout and feature dropout are strong only. An import path is a factory. It is called once without
@@ -53,7 +59,7 @@ def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, 
     if config.noise == "none":
         return no_noise, no_noise
     if isinstance(options, TableNoise):
-        return _table(options)
+        return _columns(options, columns, device) if columns else _table(options)
     if isinstance(options, ImageNoise):
         if len(shape) != 3:
             raise ConfigError(f"learn.noise: image needs samples (channels, height, width), got {shape}")
@@ -64,6 +70,24 @@ def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, 
 def _table(options: TableNoise) -> tuple[Noise, Noise]:
     added = [partial(gaussian, std=options.std)] if options.std > 0.0 else []
     dropped = [partial(feature_dropout, probability=options.feature_dropout)] if options.feature_dropout > 0.0 else []
+    return _weak_and_strong([], dropped, added)
+
+
+def _columns(options: TableNoise, columns: Sequence[Column], device: torch.device) -> tuple[Noise, Noise]:
+    places = places_of(columns)
+    column_W, is_measured_W, is_code_W, flag_W = (
+        torch.from_numpy(of_place_W).to(device)
+        for of_place_W in (places.column_W, places.is_measured_W, places.is_code_W, places.flag_W)
+    )
+    added, dropped = [], []
+    if options.std > 0.0:
+        added.append(partial(column_gaussian, std=options.std, is_measured_W=is_measured_W, flag_W=flag_W))
+    if options.category_dropout > 0.0 and places.is_code_W.any():
+        added.append(partial(category_dropout, probability=options.category_dropout, is_code_W=is_code_W))
+    if options.feature_dropout > 0.0:
+        dropped.append(
+            partial(column_dropout, probability=options.feature_dropout, column_W=column_W, columns=len(columns))
+        )
     return _weak_and_strong([], dropped, added)
 
 

@@ -17,9 +17,11 @@ class TableNoise(NoiseOptions):
     """Of `table`."""
 
     std: float = Field(0.15, ge=0.0, le=10.0)
-    """Standard deviation of Gaussian noise, after normalisation or scaling."""
+    """Standard deviation of Gaussian noise, after normalisation or scaling. With [columns]: on numbers and vectors."""
     feature_dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    """Strong views: share of features that take another row's value. 0: off."""
+    """Strong views: share of features, or whole columns, that take another row's value. 0: off."""
+    category_dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    """Share of categories that become missing. Without [columns] there are none. 0: off."""
 
 
 class ImageNoise(NoiseOptions):
