@@ -111,13 +111,18 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_source(self) -> Config:
         """Check settings of [source] that depend on others."""
-        topics = (*self.source.topics, self.log.dead_letters)
+        predictions = self.source.predictions
+        topics = (*self.source.topics, self.log.dead_letters, *([predictions.topic] if predictions.topic else []))
         if len(set(topics)) < len(topics):
+            also = f", source.predictions.topic = {predictions.topic!r}" if predictions.topic else ""
             msg = (
                 f"source.samples.topic = {list(self.source.samples.topics)}, source.labels.topic = "
-                f"{self.source.labels.topic!r} and log.dead_letters = {self.log.dead_letters!r} must be different "
-                "topics: records of one would be read as records of another"
+                f"{self.source.labels.topic!r}{also} and log.dead_letters = {self.log.dead_letters!r} must be "
+                "different topics: records of one would be read as records of another"
             )
+            raise ValueError(msg)
+        if self.log.kind == "embedded" and predictions.scorers > 1:
+            msg = f"source.predictions.scorers = {predictions.scorers}: the embedded log has one scorer"
             raise ValueError(msg)
         shape = self.schema_.shape
         is_image = len(shape) == 3 and shape[0] in (1, 3) and self.schema_.dtype == "uint8"

@@ -6,6 +6,7 @@ StreamlearnError
 │   └── SkippedError            one record has nothing to learn; count it and continue
 ├── LogError                    the log refuses permanently
 │   ├── LogUnavailableError     the log is away; retry, answer 503
+│   ├── WriterFencedError       another process writes under the same name; stop
 │   ├── RecordsUnreadableError  the log holds records that cannot be decoded
 │   └── OffsetOutOfRangeError   the offset was trimmed or never written; apply `log.on_trimmed`
 ├── StateError                  saved state cannot be trusted or written; stop, exit code 3
@@ -81,6 +82,10 @@ class LogError(StreamlearnError):
 
 class LogUnavailableError(LogError):
     """The log is away: nothing was acknowledged, and a retry may succeed."""
+
+
+class WriterFencedError(LogError):
+    """Another process has opened a writer of the same name. Nothing of this transaction is in the log."""
 
 
 class RecordsUnreadableError(LogError):

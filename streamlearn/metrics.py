@@ -57,6 +57,7 @@ SELECTION_MEASURES = ("labelled_share", "confidence_gap", "class_mix_distance", 
 GUARD_REASONS = ("nonfinite", "collapsed", "exploded", "stuck", "worse_than_twin")
 GUARD_ACTIONS = ("keep_good", "roll_back", "adopt_twin", "accept")
 DRIFTS = ("inputs", "disagreement", "uncertainty", "error")
+SCORED = ("scored", "undecodable", "tombstone", "not_finite", "trimmed")
 REJECTIONS = ("queue_full", "body_too_large", "unauthorised", "timeout", "log_unavailable")
 
 Labels = tuple[str, ...]
@@ -158,6 +159,26 @@ LEARNER_METRICS = (
     Metric("checkpoint_last_success_timestamp_seconds", "gauge", "When the last one became durable; 0 before it."),
 )
 
+_TEACHER = (
+    Metric("model_version", "gauge", "Step of the served teacher; 0 before the first."),
+    Metric("model_timestamp_seconds", "gauge", "When it was published, since the epoch; 0 before the first."),
+    Metric("model_pinned", "gauge", "1 while an older teacher is pinned."),
+    Metric("model_load_failures_total", "counter", "Published teachers that could not be loaded."),
+)
+
+SCORER_METRICS = (
+    BUILD,
+    *_TEACHER,
+    Metric("scored_records_total", "counter", "Records of samples by outcome.", ("outcome",), _each(*SCORED)),
+    Metric(
+        "score_age_seconds",
+        "histogram",
+        "Time from the arrival of the oldest sample of a write until its answer is durable.",
+        buckets=HTTP_BUCKETS_S,
+    ),
+    Metric("scorer_lag_records", "gauge", "Records in the log without an answer yet.", ("topic", "partition")),
+)
+
 SERVER_METRICS = (
     BUILD,
     Metric(
@@ -171,10 +192,7 @@ SERVER_METRICS = (
     Metric("predict_forward_seconds", "histogram", "Time of one forward pass.", buckets=FORWARD_BUCKETS_S),
     Metric("predict_queue_length", "gauge", "Requests that wait for the model."),
     Metric("rejected_total", "counter", "Rejected requests by reason.", ("reason",), _each(*REJECTIONS)),
-    Metric("model_version", "gauge", "Step of the served teacher; 0 before the first."),
-    Metric("model_timestamp_seconds", "gauge", "When it was published, since the epoch; 0 before the first."),
-    Metric("model_pinned", "gauge", "1 while an older teacher is pinned."),
-    Metric("model_load_failures_total", "counter", "Published teachers that could not be loaded."),
+    *_TEACHER,
     Metric("appended_records_total", "counter", "Records appended to the log.", ("topic",), _each(*TOPICS)),
     Metric("scrape_failed", "gauge", "1 where a sibling process could not be scraped.", ("target",)),
 )
@@ -234,7 +252,28 @@ class Metrics:
         return child
 
 
-class ServerMetrics(Metrics):
+class TeacherMetrics(Metrics):
+    """Metrics of a process that follows the published teacher."""
+
+    def model(self, step: int, published_at_s: float, *, pinned: bool = False) -> None:
+        """Set the served teacher."""
+        self.set("model_pinned", pinned)
+        self.set("model_version", step)
+        self.set("model_timestamp_seconds", published_at_s)
+
+    def model_load_failed(self) -> None:
+        """Count a published teacher that could not be loaded."""
+        self.count("model_load_failures_total", 1)
+
+
+class ScorerMetrics(TeacherMetrics):
+    """Metrics of one scorer process."""
+
+    def __init__(self, *, version: str) -> None:
+        super().__init__(SCORER_METRICS, version=version)
+
+
+class ServerMetrics(TeacherMetrics):
     """Metrics of one server process, with a name for each event."""
 
     def __init__(self, *, version: str) -> None:
@@ -256,16 +295,6 @@ class ServerMetrics(Metrics):
     def rejected(self, reason: str) -> None:
         """Count a rejected request; `reason` is one of `REJECTIONS`."""
         self.count("rejected_total", 1, reason)
-
-    def model(self, step: int, published_at_s: float, *, pinned: bool = False) -> None:
-        """Set the served teacher."""
-        self.set("model_pinned", pinned)
-        self.set("model_version", step)
-        self.set("model_timestamp_seconds", published_at_s)
-
-    def model_load_failed(self) -> None:
-        """Count a published teacher that could not be loaded."""
-        self.count("model_load_failures_total", 1)
 
     def appended(self, topic: str, records: int) -> None:
         """Count records that are durable in the log."""

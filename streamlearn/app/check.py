@@ -12,9 +12,9 @@ import torch
 
 from streamlearn.app.build import make_learner, model_spec
 from streamlearn.app.findings import Finding
-from streamlearn.app.log import log_exists, open_log
+from streamlearn.app.log import log_exists, open_log, topics_of
 from streamlearn.app.ports import expose, listen
-from streamlearn.app.sizing import ID_BYTES, learner_parts, server_parts
+from streamlearn.app.sizing import ID_BYTES, learner_parts, scorer_parts, server_parts
 from streamlearn.app.startup import check_log_reaches, check_model, of_all
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError, StateError
@@ -80,19 +80,25 @@ def _method(config: Config) -> Iterator[Finding]:
 
 def _memory(config: Config, learner: Learner) -> Iterator[Finding]:
     """Approximate memory of the processes with every buffer full, largest part first."""
-    of_learner, of_server = learner_parts(config, learner), server_parts(config, learner)
-    servers = config.serve.processes
-    total = sum(part.size_bytes for part in of_learner) + servers * sum(part.size_bytes for part in of_server)
+    predictions = config.source.predictions
+    kinds = [
+        ("learner memory", 1, learner_parts(config, learner)),
+        ("server memory", servers := config.serve.processes, server_parts(config, learner)),
+    ]
+    if predictions.topic:
+        kinds.append(("scorer memory", predictions.scorers, scorer_parts(config, learner)))
+    total = sum(count * sum(part.size_bytes for part in parts) for _, count, parts in kinds)
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for subject, parts in (("learner memory", of_learner), ("server memory", of_server)):
+    for subject, _, parts in kinds:
         size = sum(part.size_bytes for part in parts) / 2**30
         shown = [p for p in sorted(parts, key=lambda p: -p.size_bytes) if p.size_bytes >= _SHOWN_BYTES]
         text = ", ".join(f"{part.name} {part.size_bytes / 2**30:.2f}" for part in shown)
         yield Finding("ok", subject, f"about {size:.1f} GiB at most: {text}")
     verdict: Literal["ok", "warning"] = "ok" if total < installed else "warning"
-    text = (
-        f"about {total / 2**30:.1f} GiB for a learner and {servers} servers, this machine has {installed / 2**30:.1f}"
-    )
+    processes = f"a learner and {servers} servers"
+    if predictions.topic:
+        processes = f"a learner, {servers} servers and {predictions.scorers} scorers"
+    text = f"about {total / 2**30:.1f} GiB for {processes}, this machine has {installed / 2**30:.1f}"
     yield Finding(verdict, "memory", text)
 
 
@@ -106,7 +112,7 @@ def _log(config: Config) -> Iterator[Finding]:
 
 
 def _topics(config: Config, log: Log) -> Iterator[Finding]:
-    for name in (*config.source.topics, config.log.dead_letters):
+    for name in topics_of(config):
         if count := log.partition_count(name):
             ends, begins = log.end_offsets(name), log.beginning_offsets(name)
             held = sum(ends[tp] - begins[tp] for tp in ends)

@@ -27,6 +27,12 @@ def log_exists(config: Config) -> bool:
     return config.log.kind == "kafka" or StatePaths(config.state.dir).log.exists()
 
 
+def topics_of(config: Config) -> tuple[str, ...]:
+    """Every topic that the config names."""
+    predictions = config.source.predictions.topic
+    return (*config.source.topics, *([predictions] if predictions else []), config.log.dead_letters)
+
+
 def make_topics(log: Log, config: Config) -> None:
     """Create missing topics unless `log.partitions` is 0.
 
@@ -36,7 +42,7 @@ def make_topics(log: Log, config: Config) -> None:
     Raises:
         ConfigError: a topic is missing.
     """
-    counts = {topic: log.partition_count(topic) for topic in (*config.source.topics, config.log.dead_letters)}
+    counts = {topic: log.partition_count(topic) for topic in topics_of(config)}
     missing = [topic for topic, count in counts.items() if count == 0]
     if missing and config.log.partitions == 0:
         msg = f"topics are missing: {', '.join(missing)}; create them, or set log.partitions to at least 1"

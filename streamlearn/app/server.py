@@ -17,7 +17,7 @@ import uvicorn
 
 from streamlearn import __version__
 from streamlearn.app.log import make_codec, make_topics, open_log
-from streamlearn.app.siblings import registered, siblings_of
+from streamlearn.app.siblings import registered, scorers_of, siblings_of
 from streamlearn.app.signals import stop_signals
 from streamlearn.config import Config
 from streamlearn.errors import LogUnavailableError
@@ -88,6 +88,7 @@ def _open_log(config: Config) -> Log:
 
 def _server(config: Config, paths: StatePaths, name: str, appender: Appender, metrics: ServerMetrics) -> uvicorn.Server:
     schema, per_hour = config.schema_.build(), config.labels.requests_per_hour
+    predictions = config.source.predictions
     parts = Parts(
         settings=config.serve,
         name=name,
@@ -102,6 +103,7 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         learner_status=lambda: read_status(paths.heartbeat),
         scores=lambda: read_status(paths.scores),
         siblings=lambda: siblings_of(paths, name),
+        scorers=lambda: scorers_of(paths, predictions.scorers) if predictions.topic else {},
     )
     settings = uvicorn.Config(
         create_app(parts),

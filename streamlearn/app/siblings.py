@@ -32,6 +32,12 @@ def registered(paths: StatePaths, name: str, port: int) -> Iterator[None]:
         card.unlink(missing_ok=True)
 
 
+def scorers_of(paths: StatePaths, scorers: int) -> dict[str, dict[str, object] | None]:
+    """The last heartbeat of each of `scorers` scorers, and of others that were seen, by name."""
+    names = {f"scorer-{n}" for n in range(scorers)} | {path.stem for path in paths.processes.glob("scorer-*.json")}
+    return {name: read_status(paths.processes / f"{name}.json") for name in sorted(names)}
+
+
 def siblings_of(paths: StatePaths, own_name: str) -> dict[str, str]:
     """URLs of the metrics of the learner and the other servers of this machine, by process name."""
     cards = {path.stem: path for path in paths.processes.glob("*.json") if path.stem != own_name}

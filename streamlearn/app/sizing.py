@@ -1,4 +1,4 @@
-"""Approximate memory of a learner and its servers, part by part, and the store on disk, for `streamlearn check`.
+"""Approximate memory of a learner, its servers and scorers, part by part, and the store on disk, for `check`.
 
 Bounded buffers are counted as full. Cached pages of files (store, log) are not counted: the kernel reclaims them.
 """
@@ -20,6 +20,7 @@ from streamlearn.log.feed import PREFETCH_BYTES, PREFETCH_RECORDS
 from streamlearn.models.build import build
 from streamlearn.serve.batcher import BATCH_ROWS
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT
+from streamlearn.serve.scorer import FORWARD_ROWS, WRITE_BYTES
 
 _LEARNER_BYTES = 480 << 20
 """Python, torch and other imports, without a network. Measured on Linux, with torch for the CPU."""
@@ -85,6 +86,19 @@ def horizon_parts(config: Config, samples: float) -> list[Part]:
     kept = int(min(samples, config.labels.max_ids))
     payloads = min(kept * config.schema_.build().nbytes, config.labels.payload_max_bytes)
     return [Part("ids and their history", kept * ID_BYTES), Part("payloads", payloads)]
+
+
+def scorer_parts(config: Config, learner: Learner) -> list[Part]:
+    """Parts of one scorer process."""
+    schema, of_server = config.schema_.build(), server_parts(config, learner)
+    partitions = max(1, config.log.partitions)
+    queued = schema.rows_within(PREFETCH_RECORDS, PREFETCH_BYTES // partitions)
+    return [
+        *of_server[:2],
+        Part("activations", FORWARD_ROWS * activation_bytes(config)),
+        Part(_of("read ahead", queued, PREFETCH_RECORDS), partitions * queued * schema.nbytes + POLL_BYTES),
+        Part("answers", 3 * WRITE_BYTES),
+    ]
 
 
 def activation_bytes(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""The parent process: starts a learner and servers, restarts those that exit, and stops all within one deadline.
+"""The parent process: starts learner, servers and scorers, restarts those that exit, stops all within one deadline.
 
 Servers keep running without a learner; each answer has its age. If a process exits with 2 (a setting is wrong) at its
 first start, all are stopped and 2 is returned: a restart would change nothing. Exit code 2 of a process that has run
@@ -79,7 +79,7 @@ class Child:
 
 
 class Supervisor:
-    """Keeps a learner and `serve.processes` servers running behind one socket."""
+    """Keeps a learner, `serve.processes` servers behind one socket, and the scorers running."""
 
     def __init__(
         self, config: Config, arguments: Sequence[str], *, clock: Callable[[], float] = time.monotonic
@@ -106,6 +106,10 @@ class Supervisor:
             name = f"server-{n}"
             command = [*program, "serve", *arguments, "--name", name, "--fd", str(fd)]
             self.children.append(Child(name, command, pass_fds=(fd,)))
+        predictions = config.source.predictions
+        for n in range(predictions.scorers if predictions.topic else 0):
+            command = [*program, "score", *arguments, "--instance", str(n), "--of", str(predictions.scorers)]
+            self.children.append(Child(f"scorer-{n}", command))
 
     @property
     def address(self) -> str:

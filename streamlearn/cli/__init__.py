@@ -49,7 +49,7 @@ app.add_typer(models, name="models")
 
 @app.command()
 def run(config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Learn and serve: one learner and several servers under one supervisor. The container runs this.
+    """Learn and serve: one learner, several servers and scorers under one supervisor. The container runs this.
 
     Examples:
 
@@ -116,6 +116,35 @@ def serve(
     loaded = start(config, overrides, parent=parent)
     listener = socket.socket(fileno=fd) if fd is not None else listen(loaded)
     run_server(loaded, name=name, listener=listener)
+
+
+@app.command()
+def score(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    instance: Annotated[int, typer.Option(min=0, help="Number of this instance, from 0.")] = 0,
+    of: Annotated[
+        int | None, typer.Option("--of", min=1, help="Instances in all; default: source.predictions.scorers.")
+    ] = None,
+    parent: ParentOption = None,
+) -> None:
+    """Answer every sample of the log with the published teacher; write the answers to source.predictions.topic.
+
+    `streamlearn run` starts scorers by itself where that topic is set. Each instance reads its share of the partitions,
+    and each sample is answered exactly once. Stop all instances before you change their number.
+
+    Examples:
+
+        streamlearn score --config streamlearn.toml
+
+        streamlearn score --config streamlearn.toml --instance 1 --of 3
+    """
+    from streamlearn.app.scorer import score as run_scorer
+    from streamlearn.app.signals import stop_signals
+
+    loaded = start(config, overrides, parent=parent)
+    with stop_signals() as stopping:
+        run_scorer(loaded, stopping, instance=instance, of=of)
 
 
 @app.command()

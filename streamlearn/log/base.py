@@ -65,6 +65,32 @@ class Appends(Protocol):
         ...
 
 
+class Writer(Protocol):
+    """Appends to a topic, and moves its group's offsets, in one transaction: read, process, write exactly once.
+
+    Readers of the log see all records of a transaction or none. Used by one thread. After any error of `write` the
+    outcome is unknown: close this writer, open another, and continue from its `next_offsets`.
+    """
+
+    def next_offsets(self, partitions: Collection[TopicPartition]) -> Offsets:
+        """Return the offsets that writers of the group committed; a partition without any is missing."""
+        ...
+
+    def write(self, topic: str, records: Sequence[NewRecord], next_offsets: Offsets, timeout_s: float = 10.0) -> None:
+        """Append records, and commit these offsets, durably; or neither. Records with equal keys go to one partition.
+
+        Raises:
+            LogUnavailableError: not acknowledged in time.
+            WriterFencedError: a writer of the same group and instance was opened since.
+            LogError: refused permanently.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections and threads. May be called twice."""
+        ...
+
+
 class Log(Appends, Protocol):
     """A durable, partitioned, append-only log. Any thread may call it.
 
@@ -86,6 +112,16 @@ class Log(Appends, Protocol):
 
     def reader(self, next_offsets: Offsets) -> Reader:
         """Return a reader of these partitions, starting at these offsets."""
+        ...
+
+    def writer(self, group: str, instance: int) -> Writer:
+        """Return a writer. Earlier ones of the same group and instance are fenced, and what they left open is undone.
+
+        Writers of one group share their offsets, so two of them must not process the same partition.
+
+        Raises:
+            LogUnavailableError: the log is away.
+        """
         ...
 
     def read(self, partition: TopicPartition, offset: int, max_records: int, timeout_s: float = 10.0) -> list[Record]:

@@ -27,9 +27,12 @@ from streamlearn.log.sqlite import (
     BUSY_TIMEOUT_S,
     MAX_PARTITIONS,
     OFFSET_BITS,
+    WriterFence,
     connect,
     encode_headers,
+    move_offsets,
     read_records,
+    take_epoch,
     transaction,
     translated,
     truncate_wal,
@@ -135,11 +138,17 @@ class EmbeddedLog:
         return positions
 
     def _write(
-        self, db: sqlite3.Connection, topic: str, records: Sequence[NewRecord], deadline: float
+        self,
+        db: sqlite3.Connection,
+        topic: str,
+        records: Sequence[NewRecord],
+        deadline: float,
+        also: Callable[[], None] = lambda: None,
     ) -> list[Position]:
-        """One transaction, one sync."""
+        """One transaction, one sync. `also` runs in it."""
         with translated(self._path, "append"):
             with transaction(db, deadline):
+                also()
                 now_ms = int(self._clock() * 1000)
                 unread = self._retention.trim(db, topic, sum(map(weight_bytes, records)), now_ms)
                 positions = self._insert(db, topic, records, now_ms)
@@ -167,6 +176,28 @@ class EmbeddedLog:
         update = "UPDATE partitions SET next = ?, bytes = bytes + ? WHERE id = ?"
         db.executemany(update, [row for row in zip(ends, added_bytes, ids, strict=True) if row[1]])
         return positions
+
+    def writer(self, group: str, instance: int) -> EmbeddedWriter:
+        """See `Log.writer`. The epoch in the database fences earlier writers."""
+        with self._query("open a writer") as db:
+            return EmbeddedWriter(self, group, instance, take_epoch(db, group, instance, _deadline(BUSY_TIMEOUT_S)))
+
+    def committed(self, group: str) -> Offsets:
+        """The offsets that writers of a group committed."""
+        with self._query("look up offsets of a group") as db:
+            rows = db.execute("SELECT topic, partition, next FROM positions WHERE writers = ?", (group,))
+            return {TopicPartition(topic, partition): offset for topic, partition, offset in rows}
+
+    def write(
+        self, fence: WriterFence, topic: str, records: Sequence[NewRecord], next_offsets: Offsets, timeout_s: float
+    ) -> None:
+        """See `Writer.write`."""
+        deadline = _deadline(timeout_s)
+        for record in records:
+            check_record(topic, record, weight_bytes(record), self._max_record_bytes)
+        self._ids_of(topic)
+        with self._writer.alone(timeout_s) as db:
+            self._write(db, topic, records, deadline, lambda: move_offsets(db, fence, next_offsets))
 
     # -- reading
 
@@ -208,6 +239,25 @@ class EmbeddedLog:
         self._writer.close()
         self._queries.close()
         self._retention.report_rest()
+
+
+class EmbeddedWriter:
+    """`Writer` of an embedded log."""
+
+    def __init__(self, opened: EmbeddedLog, group: str, instance: int, epoch: int) -> None:
+        self._log, self._fence = opened, WriterFence(group, instance, epoch)
+
+    def next_offsets(self, partitions: Collection[TopicPartition]) -> Offsets:
+        """See `Writer.next_offsets`."""
+        found = self._log.committed(self._fence.group)
+        return {partition: found[partition] for partition in partitions if partition in found}
+
+    def write(self, topic: str, records: Sequence[NewRecord], next_offsets: Offsets, timeout_s: float = 10.0) -> None:
+        """See `Writer.write`."""
+        self._log.write(self._fence, topic, records, next_offsets, timeout_s)
+
+    def close(self) -> None:
+        """See `Writer.close`. A transaction is open only within `write`."""
 
 
 class EmbeddedReader:

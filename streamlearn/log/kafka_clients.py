@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 
-from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.errors import (
+    ConfigError,
+    LogError,
+    LogUnavailableError,
+    OffsetOutOfRangeError,
+    WriterFencedError,
+)
 from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.kafka_security import Connections, TokenSource, hint, open_connections, security_options
 from streamlearn.log.settings import KafkaConfig
@@ -27,6 +33,8 @@ REQUEST_TIMEOUT_MS = 10_000
 DELIVERY_TIMEOUT_MS = 20_000
 """An append that timed out must not reach the log minutes later."""
 CONTACT_TIMEOUT_MS = 3000
+TRANSACTION_TIMEOUT_MS = 15_000
+"""The broker aborts a transaction that is open for longer: until then readers of its topic wait."""
 CLOSE_TIMEOUT_S = 5.0
 MAX_BLOCK_MS = 5000
 
@@ -57,6 +65,8 @@ _RESERVED = {
 UNREADABLE = (kafka_errors.CorruptRecordError, kafka_errors.UnsupportedCodecError)
 """Read errors after which a consumer must not be used again: kafka-python 3.0.12 would never return another record,
 since it retries the batch that it could not decode."""
+FENCED = (kafka_errors.ProducerFencedError, kafka_errors.InvalidProducerEpochError)
+"""A newer producer has the transactional id."""
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 _PERMANENT = (
     kafka_errors.AuthorizationError,
@@ -77,6 +87,9 @@ def to_log_error(error: kafka_errors.KafkaError, doing: str) -> LogError:
     """Return the error of this package for one of kafka-python: LogUnavailableError if a retry may succeed."""
     if isinstance(error, (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError)):
         return OffsetOutOfRangeError(f"{doing}: {error!r}: trimmed by retention, or never written")
+    if isinstance(error, FENCED):
+        why = "another process writes under the same name, or the broker aborted a transaction that took too long"
+        return WriterFencedError(f"{doing}: {error!r}: {why}")
     if isinstance(error, _TOO_LARGE):
         return LogError(f"{doing}: {error!r}; raise the topic's max.message.bytes and log.max_record_bytes")
     advice = hint(error)
@@ -117,12 +130,17 @@ class KafkaClients:
         self._max_request_bytes = max_record_bytes + FRAMING_BYTES
         self._fetch_bytes = max(1 << 20, fetch_bytes + FRAMING_BYTES)
 
-    def producer(self, timeout_s: float) -> KafkaProducer:
-        """Open an idempotent producer that waits for all replicas. Threads may share it."""
+    def producer(self, timeout_s: float, *, transactional_id: str | None = None) -> KafkaProducer:
+        """Open an idempotent producer that waits for all replicas. Threads may share it.
+
+        With `transactional_id` it writes transactions only, and belongs to one thread.
+        """
         return self._connect(
             KafkaProducer,
             timeout_s,
             **_PRODUCER,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             linger_ms=LINGER_MS,
             batch_size=BATCH_BYTES,
             max_block_ms=MAX_BLOCK_MS,

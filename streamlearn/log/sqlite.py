@@ -2,7 +2,8 @@
 
 One row of `records` is one record. Its id combines partition and offset, so a partition is one range of keys:
 `partitions.id << 48 | offset`. A row of `partitions` holds the oldest offset, the next one, the bytes kept and the
-committed offset. It changes in the transaction that changes the records, so a reader sees both or neither.
+committed offset. It changes in the transaction that changes the records, so a reader sees both or neither. `writers`
+and `positions` hold the epochs and offsets of writers (`Log.writer`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
-from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError
-from streamlearn.records import Headers, Position, Record, TopicPartition
+from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError, WriterFencedError
+from streamlearn.records import Headers, Offsets, Position, Record, TopicPartition
 
 SCHEMA_VERSION = 1
 PAGE_BYTES = 8192
@@ -39,6 +41,15 @@ _SCHEMA = (
     )""",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+_WRITER_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS writers (
+        name TEXT, instance INTEGER, epoch INTEGER NOT NULL, PRIMARY KEY (name, instance)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS positions (
+        writers TEXT, topic TEXT, partition INTEGER, next INTEGER NOT NULL, PRIMARY KEY (writers, topic, partition)
+    ) WITHOUT ROWID""",
+)
+"""Created with the first writer: a log without one stays readable for versions that have no writers."""
 _SELECT = "SELECT id, timestamp_ms, key, value, headers FROM records WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
 _HELD = "another process holds the lock for too long; find it with lsof or fuser"
 _ADVICE = {
@@ -156,6 +167,39 @@ def transaction(db: sqlite3.Connection, deadline: float) -> Iterator[None]:
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+
+
+class WriterFence(NamedTuple):
+    """Who writes: the newest epoch of a group's instance may, older ones may not."""
+
+    group: str
+    instance: int
+    epoch: int
+
+
+def take_epoch(db: sqlite3.Connection, group: str, instance: int, deadline: float) -> int:
+    """Fence the earlier writers of this group and instance, and return the epoch of a new one."""
+    with transaction(db, deadline):
+        for statement in _WRITER_SCHEMA:
+            db.execute(statement)
+        query = "SELECT coalesce(max(epoch), 0) + 1 FROM writers WHERE name = ? AND instance = ?"
+        (epoch,) = db.execute(query, (group, instance)).fetchone()
+        db.execute("INSERT OR REPLACE INTO writers VALUES (?, ?, ?)", (group, instance, epoch))
+    return int(epoch)
+
+
+def move_offsets(db: sqlite3.Connection, fence: WriterFence, next_offsets: Offsets) -> None:
+    """Commit a group's offsets, within a transaction.
+
+    Raises:
+        WriterFencedError: a newer writer was opened.
+    """
+    query = "SELECT epoch FROM writers WHERE name = ? AND instance = ?"
+    (epoch,) = db.execute(query, fence[:2]).fetchone()
+    if epoch != fence.epoch:
+        raise WriterFencedError(f"{fence.group}-{fence.instance}: another process writes under the same name")
+    rows = [(fence.group, *partition, offset) for partition, offset in next_offsets.items()]
+    db.executemany("INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?)", rows)
 
 
 def truncate_wal(db: sqlite3.Connection, path: Path, wait_s: float) -> None:

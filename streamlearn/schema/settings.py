@@ -209,6 +209,15 @@ class LabelSource(_TopicSource):
         return self
 
 
+class PredictionsConfig(Section):
+    """[source.predictions]: answers to all samples, as a stream."""
+
+    topic: Topic | None = None
+    """Topic that scorers write the answer to each sample to, exactly once, as JSON. Not set: there are none."""
+    scorers: int = Field(1, ge=1, le=64)
+    """Scorer processes of `streamlearn run`; they share the partitions of the samples. The embedded log has one."""
+
+
 class RegistryConfig(Section):
     """[source.registry]: a schema registry with Confluent's API, also Apicurio's `/apis/ccompat/v7`."""
 
@@ -243,6 +252,8 @@ class SourceConfig(Section):
     """Of samples."""
     labels: LabelSource = LabelSource()
     """Of labels."""
+    predictions: PredictionsConfig = PredictionsConfig()
+    """Of the answers to samples."""
     registry: RegistryConfig = RegistryConfig()
     """Where schemas are."""
 

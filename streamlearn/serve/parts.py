@@ -19,7 +19,7 @@ from streamlearn.serve.settings import ServeConfig
 from streamlearn.state.files import DISK, Files
 
 Status = Mapping[str, Any]
-"""A file that the learner writes about once a second: its heartbeat, or its scores."""
+"""A file that a process writes about once a second: a heartbeat, or the learner's scores."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +45,8 @@ class Parts:
     """The learner's last heartbeat; None before the first."""
     scores: Callable[[], Status | None]
     """The learner's last scores; None before the first."""
+    scorers: Callable[[], Mapping[str, Status | None]] = dict
+    """The last heartbeat of each scorer that should run, by name; None before the first."""
     siblings: Callable[[], Mapping[str, str]]
     """Process name to the URL of its own /metrics on this machine, never of a merged one."""
     files: Files = DISK

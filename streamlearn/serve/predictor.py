@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from streamlearn.errors import ConfigError, NotPublishedError, StateError
-from streamlearn.metrics import ServerMetrics
+from streamlearn.metrics import TeacherMetrics
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import Array, Probabilities, Schema
 from streamlearn.state.publish import PublishedDir, PublishedModel, learned_offsets_of, load_arrays
@@ -143,7 +143,7 @@ class Predictor:
         self,
         published: PublishedDir,
         schema: Schema,
-        metrics: ServerMetrics,
+        metrics: TeacherMetrics,
         *,
         factory: str | None = None,
         clock: Callable[[], float] = time.monotonic,

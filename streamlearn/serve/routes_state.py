@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -33,6 +34,8 @@ from streamlearn.serve.waiting import Waiters
 
 STALE_AFTER_S = 120.0
 """/health/ready fails after the learner has not been seen for this time."""
+SCORER_STALE_AFTER_S = 15.0
+"""A scorer that was not seen for this time is reported."""
 _LINKS = {
     "docs": "/docs",
     "openapi": "/openapi.json",
@@ -88,9 +91,10 @@ def add_state_routes(router: APIRouter, parts: Parts) -> None:
             "dtype": parts.codec.schema.dtype.name,
             "pinned": held.pinned,
             "newest_version": predictor.newest_version,
-            "notes": _notes(predictor, status),
+            "notes": [*_notes(predictor, status), *_scorers_missing(scorers := parts.scorers(), now_s)],
             "learner": status,
             "learner_seen_s": _seen_s(status, now_s),
+            "scorers": {name: found and {**found, "seen_s": _seen_s(found, now_s)} for name, found in scorers.items()},
         }
         return JsonReply(reply)
 
@@ -168,7 +172,8 @@ def add_health_routes(router: APIRouter, parts: Parts) -> None:
         status = parts.learner_status()
         missing, stale = _model_missing(parts.predictor), _learner_missing(status, parts.clock())
         is_ready = not missing and (not stale or not require_learner)
-        reasons = [*missing, *stale, *_notes(parts.predictor, status)]
+        late = _scorers_missing(parts.scorers(), parts.clock())
+        reasons = [*missing, *stale, *_notes(parts.predictor, status), *late]
         return JsonReply({"ready": is_ready, "reasons": reasons}, status_code=200 if is_ready else 503)
 
 
@@ -188,6 +193,19 @@ def _learner_missing(status: Status | None, now_s: float) -> list[str]:
         state = status.get("state", "unknown")
         return [f"learner not seen for {seen_s:.0f} s (last state: {state}); the last model still answers"]
     return []
+
+
+def _scorers_missing(scorers: Mapping[str, Status | None], now_s: float) -> list[str]:
+    """Scorers that do not write predictions now. Servers answer without them, so readiness does not depend on it."""
+    found = []
+    for name, status in scorers.items():
+        seen_s, state = _seen_s(status, now_s), "not seen" if status is None else status.get("state", "unknown")
+        if seen_s is None or seen_s > SCORER_STALE_AFTER_S:
+            since = "" if seen_s is None else f" for {seen_s:.0f} s"
+            found.append(f"{name} not seen{since} (last state: {state}): its samples wait for their prediction")
+        elif state != "scoring":
+            found.append(f"{name}: {state}")
+    return found
 
 
 def _notes(predictor: Predictor, status: Status | None) -> list[str]:

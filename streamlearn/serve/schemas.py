@@ -225,6 +225,9 @@ class ModelReply(_Shape):
     """The learner's last heartbeat; null before the first."""
     learner_seen_s: float | None = None
     """Seconds since then."""
+    scorers: dict[str, dict[str, Any] | None]
+    """The last heartbeat of each scorer by name, with the seconds since then in `seen_s`; null before the first. Empty
+    without source.predictions.topic."""
 
 
 class ColumnBody(_Shape):

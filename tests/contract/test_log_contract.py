@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from harness.fakes import ManualClock, MemoryLog
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as KafkaPartition
 
-from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError, WriterFencedError
 from streamlearn.log.base import POLL_BYTES, Log, Reader
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.log.kafka import KafkaLog
@@ -581,3 +582,67 @@ class TestOffsets:
         log.commit({partition: 3})
 
         assert len(take(open_reader({partition: 0}), {partition: 0}, 3)) == 3
+
+
+class TestWriter:
+    """Records and offsets in one transaction."""
+
+    def test_records_and_offsets_are_there_together(self, log: Log, topic: str) -> None:
+        """The offsets are those of the group: a writer of another instance reads them too."""
+        first, second, *_ = sorted(all_of(topic))
+        with closing(log.writer("g", 0)) as writer:
+            assert writer.next_offsets([first, second]) == {}
+            writer.write(topic, numbered(3), {first: 7})
+            writer.write(topic, numbered(2), {first: 9, second: 1})
+
+            assert writer.next_offsets([first, second]) == {first: 9, second: 1}
+        with closing(log.writer("g", 1)) as other:
+            assert other.next_offsets([second]) == {second: 1}
+        with closing(log.writer("another", 0)) as foreign:
+            assert foreign.next_offsets([first]) == {}
+        assert values_in(log, topic) == [b"0", b"1", b"2", b"0", b"1"]
+
+    def test_offsets_move_without_records(self, log: Log, topic: str) -> None:
+        """Where nothing that was read is worth writing."""
+        partition = TopicPartition(topic, 0)
+        with closing(log.writer("g", 0)) as writer:
+            writer.write(topic, [], {partition: 5})
+
+            assert writer.next_offsets([partition]) == {partition: 5}
+
+    def test_a_later_writer_fences_an_earlier_one(self, log: Log, topic: str) -> None:
+        """A process that was given up for dead, and resumes, writes nothing more. Other instances are not affected."""
+        partition = TopicPartition(topic, 0)
+        with closing(log.writer("g", 0)) as old, closing(log.writer("g", 1)) as other:
+            old.write(topic, numbered(1), {partition: 1})
+            with closing(log.writer("g", 0)) as new:
+                assert new.next_offsets([partition]) == {partition: 1}
+
+                with pytest.raises(WriterFencedError):
+                    old.write(topic, numbered(9), {partition: 9})
+
+                new.write(topic, numbered(1), {partition: 2})
+                other.write(topic, numbered(1), {})
+                assert new.next_offsets([partition]) == {partition: 2}
+        assert values_in(log, topic) == [b"0", b"0", b"0"]
+
+    def test_a_record_that_is_refused_moves_nothing(self, log: Log, topic: str) -> None:
+        """Neither the records before it, nor the offsets."""
+        partition = TopicPartition(topic, 0)
+        with closing(log.writer("g", 0)) as writer:
+            too_large = NewRecord(b"k", bytes(MAX_RECORD_BYTES + (1 << 20)))
+
+            with pytest.raises(LogError):
+                writer.write(topic, [*numbered(2), too_large], {partition: 3})
+        with closing(log.writer("g", 0)) as again:
+            assert again.next_offsets([partition]) == {}
+        assert values_in(log, topic) == []
+
+
+def values_in(log: Log, topic: str) -> list[bytes | None]:
+    """What readers of a topic see; its records have one key."""
+    found: list[bytes | None] = []
+    with closing(log.reader(all_of(topic))) as reader:
+        while records := reader.poll(list(all_of(topic)), 100, 1.0):
+            found += [record.value for record in records]
+    return found

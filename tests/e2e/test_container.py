@@ -232,6 +232,7 @@ UP = 'up{job="streamlearn", instance="a"}'
 STEPS = 'streamlearn_steps_total{instance="a", process="learner"}'
 LAST_STEP = 'streamlearn_last_step_timestamp_seconds{instance="a", process="learner"}'
 LAG = 'streamlearn_consumer_lag_records{instance="a", process="learner", topic="samples", partition="0"}'
+SCORER_LAG = 'streamlearn_scorer_lag_records{instance="a", process="scorer-0", topic="samples", partition="0"}'
 LOG = 'streamlearn_log_available{instance="a", process="learner"}'
 CHECKPOINT = 'streamlearn_checkpoint_last_success_timestamp_seconds{instance="a", process="learner"}'
 MODEL = 'streamlearn_model_timestamp_seconds{instance="a", process="server-0"}'
@@ -300,6 +301,8 @@ STORIES: dict[str, tuple[dict[str, str], list[str]]] = {
     "the log was briefly unavailable": ({UP: "1x60", LOG: "1x50 0x3 1x7"}, []),
     "a learner restores its state": ({UP: "1x60", LOG: 60 * "NaN "}, []),
     "the learner falls behind": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+1000x60"}, ["StreamlearnLagGrowing"]),
+    "scorers fall behind": ({UP: "1x60", SCORER_LAG: "0+1000x60"}, ["StreamlearnPredictionsLate"]),
+    "a scorer catches up": ({UP: "1x60", SCORER_LAG: "0x52 5000x3 0x10"}, []),
     "a small lag grows": ({UP: "1x60", LAST_STEP: "0+60x60", LAG: "0+100x60"}, []),
     "samples are skipped under overload": ({UP: "1x60", THINNED: "0+600x60"}, ["StreamlearnSamplesThinned"]),
     "some samples were skipped earlier": ({UP: "1x60", THINNED: "0x10 600x50"}, []),

@@ -15,13 +15,21 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
+from streamlearn.errors import (
+    ConfigError,
+    LogError,
+    LogUnavailableError,
+    OffsetOutOfRangeError,
+    WriterFencedError,
+)
 from streamlearn.log.base import MAX_RECORD_BYTES, POLL_BYTES, check_record
 from streamlearn.log.partitioner import partition_of
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
 from streamlearn.state.files import Chunk, Files
 
-Operation = Literal["append", "poll", "read", "create_topics", "beginning_offsets", "end_offsets", "commit"]
+Operation = Literal[
+    "append", "poll", "read", "create_topics", "beginning_offsets", "end_offsets", "commit", "writer", "write"
+]
 
 
 class InjectedCrash(BaseException):
@@ -77,6 +85,8 @@ class _Shared:
         self.changed = threading.Condition()
         self.topics: dict[str, list[_Partition]] = {}
         self.faults: dict[str, list[_Fault]] = {}
+        self.epochs: dict[tuple[str, int], int] = {}
+        self.positions: dict[str, Offsets] = {}
         self.closed = False
 
     def enter(self, operation: Operation) -> _Fault | None:
@@ -128,9 +138,9 @@ class MemoryLog:
     ) -> None:
         """After `after` successful calls of `operation`, raise `error` from the next `times` calls.
 
-        With `applied`, an append takes effect and only its acknowledgement is lost.
+        With `applied`, an append or a write takes effect and only its acknowledgement is lost.
         """
-        assert not applied or operation == "append", operation
+        assert not applied or operation in ("append", "write"), operation
         with self._shared.changed:
             self._shared.faults.setdefault(operation, []).append(_Fault(error, after, times, applied))
 
@@ -140,6 +150,7 @@ class MemoryLog:
         again.committed, again._turn = self.committed, self._turn
         again._shared.changed, again._shared.topics = self._shared.changed, self._shared.topics
         again._shared.faults = self._shared.faults
+        again._shared.epochs, again._shared.positions = self._shared.epochs, self._shared.positions
         return again
 
     def put(self, record: Record) -> None:
@@ -207,6 +218,32 @@ class MemoryLog:
         held.records.append(Record(position, stamp_ms, record.key, record.value, record.headers))
         return position
 
+    def writer(self, group: str, instance: int) -> MemoryWriter:
+        """See `Log.writer`."""
+        with self._shared.changed:
+            self._shared.enter("writer")
+            epoch = self._shared.epochs[group, instance] = self._shared.epochs.get((group, instance), 0) + 1
+        return MemoryWriter(self, group, instance, epoch)
+
+    def committed_by(self, group: str) -> Offsets:
+        """The offsets of a group of writers."""
+        with self._shared.changed:
+            return dict(self._shared.positions.get(group, {}))
+
+    def write(
+        self, who: tuple[str, int], epoch: int, topic: str, records: Sequence[NewRecord], next_offsets: Offsets
+    ) -> None:
+        """See `Writer.write`."""
+        with self._shared.changed:
+            fault = self._shared.enter("write")
+            if self._shared.epochs[who] != epoch:
+                msg = f"{who}: another process writes under the same name"
+                raise WriterFencedError(msg)
+            self.append(topic, records)
+            self._shared.positions.setdefault(who[0], {}).update(next_offsets)
+            if fault is not None:
+                raise fault.error
+
     def reader(self, next_offsets: Offsets) -> MemoryReader:
         """See `Log.reader`."""
         with self._shared.changed:
@@ -246,6 +283,26 @@ class MemoryLog:
         with self._shared.changed:
             self._shared.closed = True
             self._shared.changed.notify_all()
+
+
+class MemoryWriter:
+    """`Writer` of a `MemoryLog`."""
+
+    def __init__(self, opened: MemoryLog, group: str, instance: int, epoch: int) -> None:
+        self._log, self._who, self._epoch = opened, (group, instance), epoch
+
+    def next_offsets(self, partitions: Collection[TopicPartition]) -> Offsets:
+        """See `Writer.next_offsets`."""
+        found = self._log.committed_by(self._who[0])
+        return {partition: found[partition] for partition in partitions if partition in found}
+
+    def write(self, topic: str, records: Sequence[NewRecord], next_offsets: Offsets, timeout_s: float = 10.0) -> None:
+        """See `Writer.write`."""
+        assert timeout_s >= 0, timeout_s
+        self._log.write(self._who, self._epoch, topic, records, next_offsets)
+
+    def close(self) -> None:
+        """See `Writer.close`."""
 
 
 class MemoryReader:

@@ -319,6 +319,14 @@ class TestMemory:
         assert "replay buffer (891 of 5,000 rows) 0.50" in found(config)["learner memory"].text
         assert "Python and torch 0." in found(config)["server memory"].text
 
+    def test_scorers_are_counted_where_they_run(self, tmp_path: Path) -> None:
+        """Their topic is reported too."""
+        findings = found(config_in(tmp_path, **{"source.predictions.topic": "answers"}))
+
+        assert "Python and torch 0." in findings["scorer memory"].text
+        assert "servers and 1 scorers" in findings["memory"].text
+        assert "scorer memory" not in found(config_in(tmp_path))
+
     def test_more_memory_than_installed_is_a_warning(self, tmp_path: Path) -> None:
         """Before the kernel kills the process."""
         config = config_in(tmp_path, **{"schema.shape": [3, 1024, 1024], "batch.fresh": 4096})
