@@ -61,15 +61,17 @@ def init(
         given["source.registry.url"] = registry
     written = write_config(out, config, given, count=records, force=force)
     console = Console(highlight=False)
-    print_findings(console, written.findings)
+    wrong = print_findings(console, written.findings)
     console.print(f"\n{out} is written. With it, of the records that were read:", soft_wrap=True, markup=False)
-    print_findings(console, written.report.findings())
+    wrong = print_findings(console, written.report.findings()) or wrong
     if any(finding.verdict != "ok" for finding in written.findings):
         console.print("\nLook at the warnings, edit the file, then:")
     else:
         console.print("\nNext:")
     console.print(f"  streamlearn check --config {out} --sample 500", soft_wrap=True, markup=False)
     console.print(f"  streamlearn run --config {out}", soft_wrap=True, markup=False)
+    if wrong:
+        raise typer.Exit(1)
 
 
 def check(

@@ -65,6 +65,11 @@ def schema_id(value: bytes, reason: str) -> int:
     return int.from_bytes(value[1:FRAME_BYTES], "big")
 
 
+def is_framed(value: bytes) -> bool:
+    """Whether a value begins as with the frame of a registry."""
+    return len(value) >= FRAME_BYTES and value[0] == 0
+
+
 def framed_json(value: bytes) -> dict[str, Any]:
     """Parse a JSON object, with the frame of a registry or without. Its schema is not needed. Raises `not_json`."""
     return json_object(value[FRAME_BYTES:] if value[:1] == b"\0" else value)

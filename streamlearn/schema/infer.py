@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from streamlearn.errors import ConfigError
+from streamlearn.errors import ConfigError, RecordError
 from streamlearn.schema.fields import UNITS_PER_SECOND
-from streamlearn.schema.formats import schema_id
-from streamlearn.schema.paths import MISSING
+from streamlearn.schema.formats import FRAME_BYTES, is_framed
+from streamlearn.schema.paths import MISSING, Path
 from streamlearn.schema.profile import Profile, profile
 from streamlearn.schema.registry import SchemaRegistry
 from streamlearn.schema.settings import MAX_BUCKETS, MAX_SIZE, Format, TimeUnit
@@ -117,31 +117,41 @@ def words_of(path: str) -> list[str]:
     return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
 
 
-def format_of(values: Iterable[bytes], registry: SchemaRegistry | None, topic: str) -> Format:
+def in_record(path: str) -> bool:
+    """Whether [source] would find this path in the record: a field may be called `key`, as the record's key is."""
+    try:
+        return Path.parse(path).root == "value"
+    except ValueError:
+        return False
+
+
+def format_of(values: Sequence[bytes], registry: SchemaRegistry | None, topic: str) -> Format:
     """Return the format that most of these values have.
 
     Raises:
-        ConfigError: it is none that has fields, or a registry is needed.
-        RecordError: the registry has not a schema.
+        ConfigError: they have the frame of a registry, and there is none.
         RegistryUnavailableError: it did not answer.
     """
-    seen: Counter[Format] = Counter()
-    kinds: dict[int, Format] = {}
-    for value in values:
-        if value[:1] == b"\0":
-            number = schema_id(value, "not_avro")
-            if registry is None:
-                msg = f"{topic}: records have the frame of a schema registry (schema {number}): name it with --registry"
-                raise ConfigError(msg)
-            if number not in kinds:
-                kinds[number] = _FRAMED.get(registry.schema(number).kind, "protobuf")
-            seen[kinds[number]] += 1
-        else:
-            seen[next((chosen for start, chosen in _STARTS.items() if value.startswith(start)), "json")] += 1
+    framed = [int.from_bytes(value[1:FRAME_BYTES], "big") for value in values if is_framed(value)]
+    if 2 * len(framed) > len(values):
+        number, _ = Counter(framed).most_common(1)[0]
+        if registry is None:
+            msg = f"{topic}: records have the frame of a schema registry (schema {number}): name it with --registry"
+            raise ConfigError(msg)
+        try:
+            return _FRAMED.get(registry.schema(number).kind, "avro")
+        except RecordError as error:
+            msg = f"{topic}: {error}; is source.registry.url the registry of this topic?"
+            raise ConfigError(msg) from error
+    seen = Counter(map(_unframed, values))
     return seen.most_common(1)[0][0] if seen else "json"
 
 
-_FRAMED: Final[Mapping[str, Format]] = {"AVRO": "avro", "JSON": "json_schema", "PROTOBUF": "protobuf"}
+def _unframed(value: bytes) -> Format:
+    return next((chosen for start, chosen in _STARTS.items() if value.startswith(start)), "json")
+
+
+_FRAMED: Final[Mapping[str, Format]] = {"JSON": "json_schema", "PROTOBUF": "protobuf"}
 _STARTS: Final[Mapping[bytes, Format]] = {
     b"\x93NUMPY": "npy",
     b"\x89PNG": "image",
@@ -172,7 +182,7 @@ class TimeField:
 
 def time_field(path: str, found: Profile, values: Sequence[object], logged_s: Sequence[float]) -> TimeField | None:
     """Return how a field is a time; None if it is none. `logged_s` are the log's times of the same records."""
-    if not found.present:
+    if not found.present or not in_record(path):
         return None
     unit: TimeUnit | None = None
     seconds = found.seconds

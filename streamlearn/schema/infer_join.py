@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import orjson
 from streamlearn.errors import RecordError
 from streamlearn.records import Record
 from streamlearn.schema.fields import checked_id, text_of
-from streamlearn.schema.infer import FEW_RECORDS, Fields, collect, shown, words_of
+from streamlearn.schema.infer import FEW_RECORDS, Fields, collect, in_record, shown, words_of
 from streamlearn.schema.paths import MISSING, Path
 from streamlearn.schema.profile import Profile
 from streamlearn.schema.reader import RecordReader
@@ -32,13 +33,15 @@ _LABEL_WORDS = _GENERIC | {
 _PREFIXES = frozenset({"is", "has", "was", "did", "will"})
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "y", "t"}), frozenset({"false", "0", "no", "n", "f"})
 
+_WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+
 Ids = Mapping[str, Sequence[str | None]]
 """By path, the id in each record; None where there is none."""
 
 
 def id_candidates(reader: RecordReader, records: Sequence[Record], parsed: Sequence[object], fields: Fields) -> Ids:
     """The ids that each field, the key and each header would give."""
-    found = {path: [_id(value) for value in values] for path, values in fields.values.items() if _is_in_value(path)}
+    found = {path: [_id(value) for value in values] for path, values in fields.values.items() if in_record(path)}
     found |= _of_keys(reader, records, parsed)
     names = {name.lower(): None for record in records for name, _ in record.headers}
     for name in names:
@@ -63,11 +66,6 @@ def _of_keys(reader: RecordReader, records: Sequence[Record], parsed: Sequence[o
     found = {"key": [_id(key) for key in keys]}
     inside = collect(keys)
     return found | {f"key.{path}": [_id(value) for value in values] for path, values in inside.values.items()}
-
-
-def _is_in_value(path: str) -> bool:
-    """Whether [source] would find this path in the record: a field may be called `key`, as the record's key is."""
-    return Path.parse(path).root == "value"
 
 
 def _id(value: object) -> str | None:
@@ -231,6 +229,8 @@ def _label_score(path: str, found: Profile) -> int:
     """How likely a field is the class; 0 if it cannot be."""
     scalars = found.kinds["boolean"] + found.kinds["integer"] + found.kinds["text"] + found.kinds["number_text"]
     scalars += found.kinds["no_value"] + (found.kinds["number"] if found.is_whole else 0)
+    if not in_record(path):
+        return 0
     few = found.distinct <= min(MAX_CLASSES, max(3, found.present // 2))
     if not found.present or scalars < found.present or not few or found.words > 4 * found.present:
         return 0
@@ -254,7 +254,7 @@ def _classes(path: str, found: Profile) -> LabelChoice:
         values = {text: yes if low[text] in _TRUE else no for text in truths}
         seen = {*values.values()}
         values |= {word: name for word, name in (("true", yes), ("false", no)) if name not in seen}
-        rest = [text for text in counts if text not in truths]
+        rest = [text for text in counts if text not in truths and text not in (yes, no)]
         if rest:
             more = ", ".join(shown(text) for text in rest[:6])
             notes.append(f"{more}: a class of its own; if it means {yes}, map it to that name")
@@ -287,7 +287,7 @@ def _positive(path: str) -> str | None:
 
 def _ordered(counts: Mapping[str, int]) -> list[str]:
     """Numbers in their order; names by frequency, the rarest last."""
-    if all(text.lstrip("-").isdigit() for text in counts):
+    if all(_WHOLE.fullmatch(text) for text in counts):
         return sorted(counts, key=int)
     return list(counts)
 

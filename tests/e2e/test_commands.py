@@ -568,9 +568,11 @@ class TestReadme:
         assert names
         assert [name for name in names if not (ROOT / name).exists()] == []
 
-    def test_every_option_that_it_names_is_there(self) -> None:
+    @pytest.mark.parametrize("page", ["README.md", "docs/own-topic.md"])
+    def test_every_option_that_it_names_is_there(self, page: str) -> None:
         """For commands of streamlearn."""
-        ours = [shlex.split(line) for line in commands_of(README) if re.match(r"\S*streamlearn ", line)]
+        lines = commands_of((ROOT / page).read_text())
+        ours = [shlex.split(line) for line in lines if re.match(r"\S*streamlearn ", line)]
 
         assert len(ours) >= 3
         for _, name, *arguments in ours:

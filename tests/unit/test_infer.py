@@ -118,6 +118,15 @@ class TestFormat:
             assert format_of([b"\0\0\0\0\7x"] * 20, registry, "t") == chosen
             assert len(fake.requests) == 1
 
+    def test_a_few_odd_records_decide_nothing(self) -> None:
+        """A zero byte at the start of one is no reason to ask for a registry."""
+        assert format_of([b"\0", b"\0\0\0\0\7x", b'{"a": 1}', b"{}"], None, "t") == "json"
+
+    def test_a_schema_that_the_registry_does_not_have(self) -> None:
+        """It is another registry."""
+        with FakeRegistry() as fake, pytest.raises(ConfigError, match=r"schema 7.*is source\.registry\.url"):
+            format_of([b"\0\0\0\0\7x"], SchemaRegistry(RegistryConfig(url=fake.url)), "t")
+
     def test_a_frame_without_a_registry_names_the_option(self) -> None:
         """The user knows its address."""
         with pytest.raises(ConfigError, match=r"t: .*schema 7.*--registry"):
@@ -176,6 +185,11 @@ class TestTimes:
         assert [each.path for each in event_times([each for each in found if each])] == [
             "created_at", "updated", "shipped",
         ]  # fmt: skip
+
+    @pytest.mark.parametrize("name", ["key", "key.at", "header:at", "header:"])
+    def test_a_field_that_the_path_of_a_source_cannot_name(self, name: str) -> None:
+        """It would be read from the key or a header."""
+        assert time_field(name, profile([int(NOW_S)] * 30), [int(NOW_S)] * 30, [NOW_S] * 30) is None
 
 
 class TestColumns:

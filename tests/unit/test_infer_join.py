@@ -181,6 +181,18 @@ class TestLabel:
         ]  # fmt: skip
         assert "chargeback: a class of its own" in found.notes[0]
 
+    def test_a_word_that_is_the_name_of_the_class(self) -> None:
+        """It means the same; classes differ."""
+        found = label([{"is_fraud": value} for value in (True, False, "fraud", "fraud") * 5])
+
+        assert found.classes == ("not_fraud", "fraud")
+        assert found.class_of("fraud") == found.class_of(True) == "fraud"
+
+    @pytest.mark.parametrize("values", [["²", "1"], ["--1", "1"], ["1", "x"]])
+    def test_digits_that_are_no_numbers_are_names(self, values: list[str]) -> None:
+        """They are in the order of their frequency."""
+        assert set(label([{"label": value} for value in values]).classes) == set(values)
+
     @pytest.mark.parametrize(
         ("name", "value", "classes"),
         [("is_fraud", True, ("not_fraud", "fraud")), ("label", "chargeback", ("not_chargeback", "chargeback"))],
