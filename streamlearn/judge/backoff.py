@@ -24,17 +24,9 @@ class Backoff:
         """From 1/64 to 1."""
         return 0.5 ** self._settled(step)[0]
 
-    def halve(self, step: int) -> None:
-        """Go up one level at this step."""
-        self.level, self.since_step = min(self._settled(step)[0] + 1, LEVELS), step
-
-    def maximise(self, step: int) -> None:
-        """Go to the highest level at this step."""
-        self.level, self.since_step = LEVELS, step
-
-    def hold(self, step: int) -> None:
-        """Keep the level and start its pause again at this step."""
-        self.level, self.since_step = self._settled(step)[0], step
+    def halve(self, step: int, times: int = 1) -> None:
+        """Go up this many levels, at most to the highest. 0: only start the pause again at this step."""
+        self.level, self.since_step = min(self._settled(step)[0] + times, LEVELS), step
 
     def reset(self) -> None:
         """Set the factor to 1."""

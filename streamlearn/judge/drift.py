@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from streamlearn.judge.adwin import Adwin
 from streamlearn.judge.cusum import Cusum
 from streamlearn.judge.inputs import InputDistance
+from streamlearn.judge.window import group_of, joined
 from streamlearn.records import Array
 
 Source: TypeAlias = Literal["inputs", "disagreement", "uncertainty", "error"]
@@ -63,10 +64,10 @@ class DriftMonitor:
         """`warmup_steps`: steps without alarms of disagreement and uncertainty."""
         self._distance = InputDistance()
         self._channels: dict[Source, _Channel] = {
-            "inputs": _Channel(Cusum(), skipped_values=0),
+            "inputs": _Channel(Cusum()),
             "disagreement": _Channel(Cusum(), skipped_values=warmup_steps),
             "uncertainty": _Channel(Cusum(), skipped_values=warmup_steps),
-            "error": _Channel(Adwin(ADWIN_DELTA), skipped_values=0),
+            "error": _Channel(Adwin(ADWIN_DELTA)),
         }
 
     def inputs(self, x: Array, step: int) -> bool:
@@ -77,25 +78,21 @@ class DriftMonitor:
         self._distance.reset()
         return True
 
-    def disagreement(self, value: float, step: int) -> bool:
-        """Once a step: total variation between the probabilities of student and teacher, mean over the arrivals."""
-        return self._channels["disagreement"].update(value, step)
+    def update(self, source: Literal["disagreement", "uncertainty", "error"], value: float, step: int) -> bool:
+        """Add a value of one of the other sources.
 
-    def uncertainty(self, value: float, step: int) -> bool:
-        """Once a step: 1 - the teacher's highest probability, mean over the arrivals."""
-        return self._channels["uncertainty"].update(value, step)
-
-    def error(self, wrong: bool, step: int) -> bool:
-        """Once for each scored label: whether the first prediction was wrong.
-
-        That may be the prediction of a pinned version that a client received, as in all scores of first predictions.
+        - disagreement, once a step: total variation between the probabilities of student and teacher, mean over the
+          arrivals;
+        - uncertainty, once a step: 1 - the teacher's highest probability, mean over the arrivals;
+        - error, once for each scored label: 1 if the first prediction was wrong, else 0. That may be the prediction of
+          a pinned version that a client received, as in all scores of first predictions.
         """
-        return self._channels["error"].update(float(wrong), step)
+        return self._channels[source].update(value, step)
 
     def forget_answers(self) -> None:
         """Reset the detectors of predictions: other weights predict from here on, as after a rollback."""
-        self._channels["disagreement"].reset()
-        self._channels["uncertainty"].reset()
+        self._channels["disagreement"].detector.reset()
+        self._channels["uncertainty"].detector.reset()
 
     def report(self) -> DriftReport:
         """By source."""
@@ -103,65 +100,56 @@ class DriftMonitor:
 
     def state(self) -> dict[str, Array]:
         """Copies of all state; each name begins with its source."""
-        parts = {source: channel.state() for source, channel in self._channels.items()}
-        saved = {f"{source}.{name}": array for source, arrays in parts.items() for name, array in arrays.items()}
-        return saved | {f"distance.{name}": array for name, array in self._distance.state().items()}
+        parts: dict[str, dict[str, Array]] = {"distance": self._distance.state()}
+        return joined(parts | {source: channel.state() for source, channel in self._channels.items()})
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Restore what `state` saved."""
-        parts: dict[str, dict[str, Array]] = {"distance": {}}
-        for name, array in state.items():
-            source, _, rest = name.partition(".")
-            parts.setdefault(source, {})[rest] = array
-        self._distance.load(parts["distance"])
+        self._distance.load(group_of(state, "distance"))
         for source, channel in self._channels.items():
-            channel.load(parts[source])
+            channel.load(group_of(state, source))
 
 
+@dataclass(slots=True)
 class _Channel:
     """A detector with the counts of its values and alarms."""
 
-    def __init__(self, detector: Cusum | Adwin, *, skipped_values: int) -> None:
-        self._detector = detector
-        self._skipped_values = skipped_values
-        self._fed = 0
-        self._ignored = 0
-        self._alarms = 0
-        self._alarm_steps: deque[int] = deque(maxlen=_LAST_ALARMS)
-
-    def reset(self) -> None:
-        """Reset the detector, not the counts."""
-        self._detector.reset()
+    detector: Cusum | Adwin
+    skipped_values: int = 0
+    fed: int = 0
+    ignored: int = 0
+    alarms: int = 0
+    alarm_steps: deque[int] = field(default_factory=lambda: deque(maxlen=_LAST_ALARMS))
 
     def update(self, value: float, step: int) -> bool:
         if not math.isfinite(value):
             # The guard handles it. Here it must neither raise an alarm nor enter the running statistics.
-            self._ignored += 1
+            self.ignored += 1
             return False
-        self._fed += 1
-        if self._fed <= self._skipped_values or not self._detector.update(value):
+        self.fed += 1
+        if self.fed <= self.skipped_values or not self.detector.update(value):
             return False
-        self._alarms += 1
-        self._alarm_steps.append(step)
+        self.alarms += 1
+        self.alarm_steps.append(step)
         return True
 
     def report(self) -> SourceReport:
         return SourceReport(
-            alarms=self._alarms,
-            last_alarm_steps=tuple(self._alarm_steps),
-            values=self._fed,
-            ignored=self._ignored,
-            mean=self._detector.level,
+            alarms=self.alarms,
+            last_alarm_steps=tuple(self.alarm_steps),
+            values=self.fed,
+            ignored=self.ignored,
+            mean=self.detector.level,
         )
 
     def state(self) -> dict[str, Array]:
         return {
-            "detector": self._detector.state(),
-            "alarm_steps": np.array(self._alarm_steps, np.int64),
-            "counts": np.array([self._fed, self._ignored, self._alarms], np.int64),
+            "detector": self.detector.state(),
+            "alarm_steps": np.array(self.alarm_steps, np.int64),
+            "counts": np.array([self.fed, self.ignored, self.alarms], np.int64),
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
-        self._detector.load(state["detector"])
-        self._alarm_steps = deque(state["alarm_steps"].tolist(), maxlen=_LAST_ALARMS)
-        self._fed, self._ignored, self._alarms = state["counts"].tolist()
+        self.detector.load(state["detector"])
+        self.alarm_steps = deque(state["alarm_steps"].tolist(), maxlen=_LAST_ALARMS)
+        self.fed, self.ignored, self.alarms = state["counts"].tolist()

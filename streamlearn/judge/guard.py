@@ -48,7 +48,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from streamlearn.judge.backoff import Backoff
+from streamlearn.judge.backoff import LEVELS, Backoff
 from streamlearn.records import Array
 
 Reason: TypeAlias = Literal["nonfinite", "collapsed", "exploded", "stuck", "worse_than_twin"]
@@ -127,22 +127,10 @@ class Signals:
     """Of the labels of the probe."""
     twin_probe_entropy: float | None
     """Of the classes that the twin predicts for it; None without a twin, or if its answers are not finite."""
-    gain: float | None
-    """Teacher's accuracy minus the twin's, over the window."""
     gain_high: float | None
-    """Upper end of its 95 % interval."""
+    """Upper end of the 95 % interval of the gain: the teacher's accuracy minus the twin's, over the window."""
     gain_count: int
     """Pairs in the window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Result of a look."""
-
-    healthy: bool
-    reasons: tuple[Reason, ...]
-    """Findings. `stuck` and accepted findings are healthy."""
-    action: Action
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +207,8 @@ class Guard:
         self._weight = Backoff(backoff_steps * _WEIGHT_PAUSE)
         self._rate = Backoff(backoff_steps)
         self._counts: Counter[str] = Counter()
-        self._reasons: tuple[Reason, ...] = ()
+        self.reasons: tuple[Reason, ...] = ()
+        """Findings of the last look. `stuck` and accepted findings are healthy."""
 
     @property
     def frozen(self) -> bool:
@@ -234,30 +223,28 @@ class Guard:
         """For learning step `step`, which is after the last look."""
         return Factors(self._weight.factor(step), self._rate.factor(step)) if self._on else Factors(1.0, 1.0)
 
-    def look(self, step: int, signals: Signals) -> Verdict:
-        """Judge the observations after step `step`."""
-        if not self._on:
-            return Verdict(healthy=True, reasons=(), action=Action.NONE)
+    def look(self, step: int, signals: Signals) -> Action:
+        """Judge the observations after step `step`, at which a look is due."""
         memory, before = self._memory, self._state
         assert step > memory.step, (step, memory.step)
         memory.step = step
         if signals.probe_entropy is not None and memory.probed_since == _NEVER:
             memory.probed_since = step
-        self._reasons = self._find(signals)
-        unhealthy = any(reason != "stuck" for reason in self._reasons)
+        self.reasons = self._find(signals)
+        unhealthy = any(reason != "stuck" for reason in self.reasons)
         action = self._treat(signals) if unhealthy else Action.NONE
         if unhealthy and action is not Action.ACCEPT:
             memory.healthy_since = _NEVER
-            self._weight.hold(step)
-            self._rate.hold(step)
+            self._weight.halve(step, times=0)
+            self._rate.halve(step, times=0)
         else:
             memory.unhealthy_looks = memory.remedies = 0
             self._update_usual(signals)
             action = action if unhealthy else self._keep()
         if self._state is not before:
             memory.since_step = step
-        self._counts.update((*self._reasons, action))
-        return Verdict(not self.frozen, self._reasons, action)
+        self._counts.update((*self.reasons, action))
+        return action
 
     def report(self) -> GuardReport:
         """State after the last look."""
@@ -265,7 +252,7 @@ class Guard:
             state=self._state.value,
             since_step=self._memory.since_step,
             frozen=self.frozen,
-            reasons=self._reasons,
+            reasons=self.reasons,
             looks={reason: self._counts[reason] for reason in REASONS},
             actions={action.value: self._counts[action] for action in Action if action is not Action.NONE},
             factors=self.factors(self._memory.step + 1),
@@ -277,7 +264,7 @@ class Guard:
         for name, backoff in (("weight", self._weight), ("rate", self._rate)):
             saved |= {f"{name}_level": backoff.level, f"{name}_since_step": backoff.since_step}
         saved |= {f"count.{name}": self._counts[name] for name in (*REASONS, *Action)}
-        saved |= {f"reason.{name}": int(name in self._reasons) for name in REASONS}
+        saved |= {f"reason.{name}": int(name in self.reasons) for name in REASONS}
         return {name: np.array(value) for name, value in saved.items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
@@ -287,7 +274,7 @@ class Guard:
         for name, backoff in (("weight", self._weight), ("rate", self._rate)):
             backoff.level, backoff.since_step = saved[f"{name}_level"], saved[f"{name}_since_step"]
         self._counts = Counter({name: saved[f"count.{name}"] for name in (*REASONS, *Action)})
-        self._reasons = tuple(name for name in REASONS if saved[f"reason.{name}"])
+        self.reasons = tuple(name for name in REASONS if saved[f"reason.{name}"])
 
     @property
     def _state(self) -> State:
@@ -356,12 +343,12 @@ class Guard:
         """The remedy for the findings of this look, if one is due."""
         memory = self._memory
         memory.unhealthy_looks += 1
-        if "nonfinite" in self._reasons:
+        if "nonfinite" in self.reasons:
             return self._treat_nonfinite(signals) if memory.step >= memory.back_off_until else Action.NONE
-        if "worse_than_twin" in self._reasons:
+        if "worse_than_twin" in self.reasons:
             self._weight.halve(memory.step)
             return self._take(Action.ADOPT_TWIN)
-        if memory.unhealthy_looks >= _PATIENCE and {"collapsed", "exploded"} & set(self._reasons):
+        if memory.unhealthy_looks >= _PATIENCE and {"collapsed", "exploded"} & set(self.reasons):
             return self._treat_lasting(signals)
         return Action.NONE
 
@@ -373,7 +360,7 @@ class Guard:
 
     def _treat_lasting(self, signals: Signals) -> Action:
         """For a collapse or an explosion that lasts."""
-        collapsed, again, step = "collapsed" in self._reasons, self._memory.remedies > 0, self._memory.step
+        collapsed, again, step = "collapsed" in self.reasons, self._memory.remedies > 0, self._memory.step
         action = self._choose(signals, twin_first=collapsed)
         tried = action is Action.NONE or self._memory.remedies >= _REMEDIES
         # A healthy twin proves that better weights exist; a distance that is not finite proves that these are bad.
@@ -384,17 +371,14 @@ class Guard:
         # With a healthy twin the learning rate, which it shares, is not the cause at first.
         blamed += [self._rate] if again or action is not Action.ADOPT_TWIN else []
         for backoff in blamed:
-            if again:
-                backoff.maximise(step)
-            else:
-                backoff.halve(step)
+            backoff.halve(step, times=LEVELS if again else 1)
         return self._take(action)
 
     def _accept(self, signals: Signals) -> Action:
         """The weights are not the cause. Lower factors did not help, so they are reset."""
-        if "collapsed" in self._reasons and signals.probe_entropy is not None:
+        if "collapsed" in self.reasons and signals.probe_entropy is not None:
             self._memory.best_entropy = self._memory.accepted_entropy = signals.probe_entropy
-        if "exploded" in self._reasons:
+        if "exploded" in self.reasons:
             self._memory.usual_distance = signals.distance
         self._weight.reset()
         self._rate.reset()
@@ -407,7 +391,7 @@ class Guard:
         if self._has_copy:
             return Action.ROLL_BACK
         # The twin has more entropy than a collapsed teacher; without a copy even an unhealthy twin is the better one.
-        has_twin = "collapsed" in self._reasons and signals.twin_probe_entropy is not None
+        has_twin = "collapsed" in self.reasons and signals.twin_probe_entropy is not None
         return Action.ADOPT_TWIN if has_twin else Action.NONE
 
     def _take(self, action: Action) -> Action:

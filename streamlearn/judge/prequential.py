@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from streamlearn.judge import scores
-from streamlearn.judge.scores import Counts, Reliability
+from streamlearn.judge.scores import Counts
 from streamlearn.judge.window import Window, group_of, joined
 from streamlearn.records import Array, Probabilities
 
@@ -31,6 +31,8 @@ BINS = 15
 _NO_ANSWER = -1
 _CLASS_COLUMNS: tuple[str, ...] = ("true", *NETWORKS)
 _COST_COLUMNS: tuple[str, ...] = ("log_loss", "brier")
+_BIN_SUMS: tuple[str, ...] = ("bin_counts", "bin_confidence", "bin_right")
+"""By the teacher's confidence: its answers, the sum of their confidence, and the right ones."""
 _LARGEST_WEIGHT = 2.0**300
 """Above it the faded sums are scaled down, by a power of two and so without rounding."""
 _LEAST_FADING = 1e-100
@@ -81,7 +83,7 @@ class _Tally:
     def __init__(self, classes: int, bins: int) -> None:
         sizes = {
             **dict.fromkeys(("hits", "true", "predicted"), classes),
-            **dict.fromkeys(("bin_counts", "bin_confidence", "bin_right"), bins),
+            **dict.fromkeys(_BIN_SUMS, bins),
             **dict.fromkeys(("right", "answered", "teacher_right_beside"), len(NETWORKS)),
             "costs": len(_COST_COLUMNS),
         }
@@ -118,11 +120,9 @@ class _Tally:
         return {name: np.array(values, np.float64) for name, values in self.sums.items()}
 
     def load(self, state: Mapping[str, Array]) -> None:
-        """Restore what `state` saved. New classes have no counts; with another number of bins, their sums are reset."""
+        """Restore what `state` saved. New classes have no counts."""
         for name, values in self.sums.items():
             saved, size = state[name].tolist(), len(values)
-            if name.startswith("bin_") and len(saved) != size:
-                saved = []
             assert len(saved) <= size, (name, len(saved), size)
             self.sums[name] = saved + [0.0] * (size - len(saved))
 
@@ -150,12 +150,8 @@ class Prequential:
         self._window = Window(window, types)
         self._faded, self._all = _Tally(classes, bins), _Tally(classes, bins)
         self._weight = 1.0
-        self._scored = 0
-
-    @property
-    def scored(self) -> int:
+        self.scored = 0
         """Samples scored since the start."""
-        return self._scored
 
     def update(
         self,
@@ -187,7 +183,7 @@ class Prequential:
             self._weight, exponent = math.frexp(self._weight)
             self._faded.scale(2.0**-exponent)
         self._faded.add(self._weight, true_class, answers_K, bin_m, confidence, *costs)
-        self._scored += 1
+        self.scored += 1
 
     def windowed(self, network: Network) -> float | None:
         """Accuracy over the window; None before the first answer. In time of the order of W."""
@@ -203,10 +199,10 @@ class Prequential:
                 **_scores(sums, held),
                 interval=scores.wilson(float(sums["right"][0]), held),
                 recall=scores.recall_per_class(sums["hits"], sums["true"]),
-                reliability=_reliability(sums).diagram(),
+                reliability=scores.reliability(*(sums[name] for name in _BIN_SUMS)),
             ),
             faded=SpanScores(**_scores(faded, float(faded["answered"][0]) / self._weight)),
-            cumulative=SpanScores(**_scores(self._all.state(), self._scored)),
+            cumulative=SpanScores(**_scores(self._all.state(), self.scored)),
         )
 
     def state(self) -> dict[str, Array]:
@@ -216,7 +212,7 @@ class Prequential:
                 "window": self._window.state(),
                 "faded": self._faded.state(),
                 "cumulative": self._all.state(),
-                "count": {"scored": np.array([self._scored], np.int64), "weight": np.array([self._weight], np.float64)},
+                "count": {"scored": np.array([self.scored], np.int64), "weight": np.array([self._weight], np.float64)},
             }
         )
 
@@ -225,7 +221,7 @@ class Prequential:
         self._window.load(group_of(state, "window"))
         self._faded.load(group_of(state, "faded"))
         self._all.load(group_of(state, "cumulative"))
-        self._scored = int(state["count.scored"].item())
+        self.scored = int(state["count.scored"].item())
         self._weight = float(state["count.weight"].item())
 
     def _sums_of_window(self) -> dict[str, Counts]:
@@ -272,10 +268,5 @@ def _scores(sums: Mapping[str, Counts], count: float) -> dict[str, Any]:
         "kappa_t": skill["no_change"],
         "log_loss": log_loss,
         "brier": brier,
-        "ece": _reliability(sums).calibration_error(),
+        "ece": scores.calibration_error(*(sums[name] for name in _BIN_SUMS)),
     }
-
-
-def _reliability(sums: Mapping[str, Counts]) -> Reliability:
-    """Of the teacher's confidence in its answers."""
-    return Reliability(sums["bin_counts"], sums["bin_confidence"], sums["bin_right"])

@@ -79,21 +79,17 @@ class Scoreboard:
 
     def state(self) -> dict[str, Array]:
         """Copies of all state."""
-        return joined({name: part.state() for name, part in self._parts().items()})
+        return joined({name: part.state() for name, part in self._parts.items()})
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Restore what `state` saved; of longer windows the newest rows."""
-        for name, part in self._parts().items():
+        for name, part in self._parts.items():
             part.load(group_of(state, name))
 
+    @property
     def _parts(self) -> dict[str, Prequential | TwinGain | SelectionBias]:
-        return {
-            "prequential": self.prequential,
-            "oracle": self.oracle,
-            "oracle_gain": self.oracle_gain,
-            "gain": self.gain,
-            "traffic": self.traffic,
-        }
+        names = ("prequential", "oracle", "oracle_gain", "gain", "traffic")
+        return {name: getattr(self, name) for name in names}
 
     def _oracle(self) -> OracleReport:
         found, twin = self.oracle.report(), self.oracle_gain.report() if len(self.oracle_gain) else None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -98,45 +97,38 @@ class ReliabilityBin:
     accuracy: float | None
 
 
-class Reliability(NamedTuple):
-    """By bin of confidence: number of predictions, sum of their confidence, number of right ones."""
+def reliability(counts_M: Counts, confidence_M: Counts, right_M: Counts) -> list[ReliabilityBin]:
+    """The reliability diagram (DeGroot and Fienberg 1983): mean confidence and accuracy of each bin.
 
-    counts_M: Counts
-    confidence_M: Counts
-    right_M: Counts
-
-    def diagram(self) -> list[ReliabilityBin]:
-        """The reliability diagram (DeGroot and Fienberg 1983): mean confidence and accuracy of each bin."""
-        bins = len(self.counts_M)
-        return [
-            ReliabilityBin(
-                low=m / bins,
-                high=(m + 1) / bins,
-                count=float(count),
-                confidence=share(float(confidence), float(count)),
-                accuracy=share(float(right), float(count)),
-            )
-            for m, (count, confidence, right) in enumerate(zip(*self, strict=True))
-        ]
-
-    def calibration_error(self) -> float | None:
-        """ECE = sum_m n_m / n |accuracy_m - confidence_m| (Naeini, Cooper, Hauskrecht 2015; Guo et al. 2017)."""
-        count = float(self.counts_M.sum())
-        return share(float(np.abs(self.right_M - self.confidence_M).sum()), count)
+    From the number of predictions in each bin, the sum of their confidence, and the number of right ones.
+    """
+    bins = len(counts_M)
+    return [
+        ReliabilityBin(m / bins, (m + 1) / bins, count, share(confidence, count), share(right, count))
+        for m, (count, confidence, right) in enumerate(
+            zip(counts_M.tolist(), confidence_M.tolist(), right_M.tolist(), strict=True)
+        )
+    ]
 
 
-def wilson(right: float, count: float, z: float = Z_95) -> Interval | None:
-    """Interval of a share of independent samples (Wilson 1927); valid also where few or all are right."""
+def calibration_error(counts_M: Counts, confidence_M: Counts, right_M: Counts) -> float | None:
+    """ECE = sum_m n_m / n |accuracy_m - confidence_m| (Naeini, Cooper, Hauskrecht 2015; Guo et al. 2017)."""
+    return share(float(np.abs(right_M - confidence_M).sum()), float(counts_M.sum()))
+
+
+def wilson(right: float, count: float) -> Interval | None:
+    """95 % interval of a share of independent samples (Wilson 1927); valid also where few or all are right."""
     if count <= 0.0:
         return None
+    z = Z_95
     p, z2_n = right / count, z * z / count
     centre = (p + z2_n / 2.0) / (1.0 + z2_n)
     half = z * math.sqrt(p * (1.0 - p) / count + z2_n / (4.0 * count)) / (1.0 + z2_n)
     return [max(centre - half, 0.0), min(centre + half, 1.0)]
 
 
-def paired_difference(first_only: int, second_only: int, count: int, z: float = Z_95) -> Interval | None:
-    """Interval of the difference of two accuracies on the same samples.
+def paired_difference(first_only: int, second_only: int, count: int) -> Interval | None:
+    """95 % interval of the difference of two accuracies on the same samples.
 
     Of n samples only the first is right on b, only the second on c (the pairs of McNemar 1947): d = (b - c) / n with
     variance ((b + c) / n - d^2) / n. Half a sample is added to each of the four cells (Agresti and Min 2005), since
@@ -146,7 +138,7 @@ def paired_difference(first_only: int, second_only: int, count: int, z: float = 
         return None
     b, c, n = first_only + 0.5, second_only + 0.5, count + 2.0
     centre = (b - c) / n
-    half = z * math.sqrt(((b + c) / n - centre * centre) / n)
+    half = Z_95 * math.sqrt(((b + c) / n - centre * centre) / n)
     return [max(centre - half, -1.0), min(centre + half, 1.0)]
 
 

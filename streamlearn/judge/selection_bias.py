@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -114,8 +113,8 @@ class SelectionBias:
         arrivals, labels = self._arrivals.state(), self._labels.state()
         labels_before = arrivals["labels_before"]
         recent = self._labelled - int(labels_before[0]) if len(labels_before) else 0
-        compared = _compared(arrivals, labels)
-        mix_C = self._mix(arrivals["class"], compared.weights_A)
+        compared_L, weights_A = _compared(arrivals, labels)
+        compared, mix_C = int(compared_L.sum()), self._mix(arrivals["class"], weights_A)
         return SelectionReport(
             arrived=self._arrived,
             labelled=self._labelled,
@@ -125,10 +124,10 @@ class SelectionBias:
             ),
             delay_s=_quantiles(labels["delay_s"]),
             confidence=_mean(arrivals["confidence"]),
-            compared=int(compared.labels_L.sum()),
-            confidence_gap=_gap(arrivals["confidence"], labels["confidence"], compared),
-            class_mix_distance=scores.total_variation(self._mix(labels["class"][compared.labels_L]), mix_C),
-            class_mix_by_chance=scores.total_variation_by_chance(mix_C, int(compared.labels_L.sum())),
+            compared=compared,
+            confidence_gap=_gap(arrivals["confidence"], weights_A, labels["confidence"][compared_L]),
+            class_mix_distance=scores.total_variation(self._mix(labels["class"][compared_L]), mix_C),
+            class_mix_by_chance=scores.total_variation_by_chance(mix_C, compared),
             class_entropy=scores.normalised_entropy(self._mix(arrivals["class"]), named),
         )
 
@@ -149,28 +148,26 @@ class SelectionBias:
         return np.bincount(classes_N, weights_N, minlength=self._classes).astype(np.float64)
 
 
-class _Compared(NamedTuple):
-    """Which labels are compared with which arrivals."""
+def _compared(
+    arrivals: Mapping[str, Array], labels: Mapping[str, Array]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Which labels are compared with arrivals, and the weights of these.
 
-    labels_L: npt.NDArray[np.bool_]
-    weights_A: npt.NDArray[np.float64]
-    """Of the arrivals, so that each model has the same weight among them as among the compared labels."""
-
-
-def _compared(arrivals: Mapping[str, Array], labels: Mapping[str, Array]) -> _Compared:
+    Each model has the same weight among the arrivals as among the compared labels.
+    """
     models_A, models_L = arrivals["version"] // SAME_MODEL_STEPS, labels["version"] // SAME_MODEL_STEPS
     models_M, model_A, count_M = np.unique(models_A, return_inverse=True, return_counts=True)
     labels_L = np.isin(models_L, models_M)
     labels_M = np.bincount(np.searchsorted(models_M, models_L[labels_L]), minlength=len(models_M))
-    return _Compared(labels_L, (labels_M / count_M)[model_A])
+    return labels_L, (labels_M / count_M)[model_A]
 
 
-def _gap(confidences_A: Array, confidences_L: Array, compared: _Compared) -> float | None:
-    """Mean confidence of labels minus that of arrivals."""
-    labelled, total = _mean(confidences_L[compared.labels_L]), float(compared.weights_A.sum())
+def _gap(confidences_A: Array, weights_A: npt.NDArray[np.float64], confidences_L: Array) -> float | None:
+    """Mean confidence of the compared labels minus that of arrivals."""
+    labelled = _mean(confidences_L)
     if labelled is None:
         return None
-    return labelled - float(confidences_A.astype(np.float64) @ compared.weights_A) / total
+    return labelled - float(confidences_A.astype(np.float64) @ weights_A) / float(weights_A.sum())
 
 
 def _mean(values_N: Array) -> float | None:

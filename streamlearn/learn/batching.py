@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamlearn.errors import OffsetOutOfRangeError
@@ -69,30 +69,6 @@ def thin(samples: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sampl
     return learned, [samples[n] for n in sorted(skipped)]
 
 
-class _Merge:
-    """Takes records off the queues, the oldest head first. Blocked once a partition that is behind has none ready."""
-
-    def __init__(self, queues: Queues, behind: Collection[TopicPartition], sample_topic: str) -> None:
-        self._queues, self._behind, self._sample_topic = queues, behind, sample_topic
-        self._heap = [_rank(partition, queue[0], sample_topic) for partition, queue in queues.items() if queue]
-        heapq.heapify(self._heap)
-        self.blocked = any(not queues[partition] for partition in behind)
-
-    def __bool__(self) -> bool:
-        return bool(self._heap)
-
-    def pop(self) -> tuple[TopicPartition, Item]:
-        partition = self._heap[0][-1]
-        queue = self._queues[partition]
-        item = queue.popleft()
-        if queue:
-            heapq.heapreplace(self._heap, _rank(partition, queue[0], self._sample_topic))
-        else:
-            heapq.heappop(self._heap)
-            self.blocked = self.blocked or partition in self._behind
-        return partition, item
-
-
 class MicroBatcher:
     """Holds the open micro-batch: at most `fresh` samples and `max_labels` other records.
 
@@ -118,7 +94,8 @@ class MicroBatcher:
         self._max_age_s, self._merge_wait_s = max_age_s, merge_wait_s
         self._next_offsets = dict(next_offsets)
         self._blocked_since_s: float | None = None
-        self._opened_at_s: float | None = None
+        self.opened_at_s: float | None = None
+        """When the first record of the open batch was taken; None while it is empty."""
         self._items: dict[TopicPartition, list[Item]] = {}
         self._samples = self._labelled = self._others = 0
 
@@ -126,11 +103,6 @@ class MicroBatcher:
     def next_offsets(self) -> Offsets:
         """Offsets after the last closed batch."""
         return dict(self._next_offsets)
-
-    @property
-    def opened_at_s(self) -> float | None:
-        """When the first record of the open batch was taken; None while it is empty."""
-        return self._opened_at_s
 
     def fill(
         self, queues: Queues, behind: Callable[[TopicPartition], bool], now_s: float, *, overloaded: bool = False
@@ -141,19 +113,34 @@ class MicroBatcher:
         """
         most = self._wide if overloaded else self._fresh
         # `behind` is asked before the queues are read: then the queue of a partition that is not behind is complete.
-        merge = _Merge(queues, {partition for partition in queues if behind(partition)}, self.sample_topic)
-        if not merge.blocked:
+        waited_for = {partition for partition in queues if behind(partition)}
+        heads = [_rank(partition, queue[0], self.sample_topic) for partition, queue in queues.items() if queue]
+        heapq.heapify(heads)
+        blocked = any(not queues[partition] for partition in waited_for)
+        if not blocked:
             self._blocked_since_s = None  # here, since a batch that closes by count leaves the loop early
-        while merge and not (merge.blocked and self._must_wait(now_s)):
-            self._take(*merge.pop(), now_s)
+        while heads and not (blocked and self._must_wait(now_s)):
+            partition = heads[0][-1]
+            queue = queues[partition]
+            self._take(partition, queue.popleft(), now_s)
+            if queue:
+                heapq.heapreplace(heads, _rank(partition, queue[0], self.sample_topic))
+            else:
+                heapq.heappop(heads)
+                blocked = blocked or partition in waited_for
             if self._samples >= most or self._labelled >= self._fresh or self._others >= self._max_labels:
-                return self._close()
-        too_old = self._opened_at_s is not None and now_s - self._opened_at_s >= self._max_age_s
-        return self._close() if too_old else None
+                return self.close()
+        too_old = self.opened_at_s is not None and now_s - self.opened_at_s >= self._max_age_s
+        return self.close() if too_old else None
 
-    def close_now(self) -> Draft:
+    def close(self) -> Draft:
         """Close the open batch, even an empty one: at the end of a log, or for labels while no sample comes."""
-        return self._close()
+        for partition in self._items:
+            self._next_offsets[partition] = self._reached(partition)
+        draft = Draft(self._items, dict(self._next_offsets), self.sample_topic)
+        self._items, self.opened_at_s = {}, None
+        self._samples = self._labelled = self._others = 0
+        return draft
 
     def nothing(self) -> Draft:
         """A batch without records, for a further step on known rows. The open batch stays open."""
@@ -176,7 +163,7 @@ class MicroBatcher:
                     raise OffsetOutOfRangeError(msg)
                 self._take(partition, queue.popleft(), 0.0)
             complete = complete and self._reached(partition) >= end
-        return self._close() if complete else None
+        return self.close() if complete else None
 
     def _reached(self, partition: TopicPartition) -> int:
         taken = self._items.get(partition)
@@ -188,19 +175,11 @@ class MicroBatcher:
         return now_s - self._blocked_since_s < self._merge_wait_s
 
     def _take(self, partition: TopicPartition, item: Item, now_s: float) -> None:
-        if self._opened_at_s is None:
-            self._opened_at_s = now_s
+        if self.opened_at_s is None:
+            self.opened_at_s = now_s
         self._items.setdefault(partition, []).append(item)
         if isinstance(item, Sample):
             self._samples += 1
             self._labelled += item.label is not None
         else:
             self._others += 1
-
-    def _close(self) -> Draft:
-        for partition in self._items:
-            self._next_offsets[partition] = self._reached(partition)
-        draft = Draft(self._items, dict(self._next_offsets), self.sample_topic)
-        self._items, self._opened_at_s = {}, None
-        self._samples = self._labelled = self._others = 0
-        return draft

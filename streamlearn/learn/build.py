@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 
 from streamlearn.errors import ConfigError
-from streamlearn.learn.embedding import Embedding
-from streamlearn.learn.methods.dsne import DSne, read_source
+from streamlearn.learn.methods.dsne import DSne
 from streamlearn.learn.methods.ict import InterpolationConsistency
-from streamlearn.learn.methods.mean_teacher import DualHeadMeanTeacher, MeanTeacher
+from streamlearn.learn.methods.mean_teacher import make_mean_teacher
 from streamlearn.learn.methods.pi import Pi
-from streamlearn.learn.methods.settings import (
-    DSneOptions,
-    InterpolationOptions,
-    MeanTeacherOptions,
-    PiOptions,
-    SupervisedOptions,
-    TargetOptions,
-    TemporalEnsemblingOptions,
-)
+from streamlearn.learn.methods.settings import SupervisedOptions
 from streamlearn.learn.methods.supervised import Supervised
 from streamlearn.learn.methods.temporal_ensembling import TemporalEnsembling
 from streamlearn.learn.optimizers import SGD, AdamW
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.learn.step import Method, Trainee, Undo
-from streamlearn.learn.targets import Targets
 from streamlearn.learn.teacher import TeacherAverage, make_teacher
 from streamlearn.models.build import Classifier, ModelSpec, build
 from streamlearn.models.normalise import BatchNormWarmup
 
 MOMENTUM = 0.9
 """Of sgd, with Nesterov's correction."""
+METHODS: Mapping[str, Callable[[Any, ModelSpec, Classifier], Method]] = {
+    "mean_teacher": make_mean_teacher,
+    "ict": InterpolationConsistency,
+    "pi": Pi,
+    "temporal_ensembling": TemporalEnsembling,
+    "dsne": DSne,
+    "supervised": lambda *_: Supervised(),
+}
+"""By `learn.method`: makes it from its own options, for one student."""
 
 
 def make_trainee(
@@ -42,8 +44,12 @@ def make_trainee(
         ConfigError: the network or the method cannot be built.
     """
     student = build(spec, seed=config.seed).to(device)
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise ConfigError(f"model.factory: {student.net.__class__.__name__} has no trainable parameters")
     teacher = Classifier(make_teacher(student.net), normalise=student.normalise, scale=student.scale).eval()
-    method = make_method(spec, config, student)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        method = METHODS[config.method](config.options, spec, student)
     return Trainee(
         method=method,
         student=student,
@@ -56,39 +62,21 @@ def make_trainee(
     )
 
 
-def make_method(spec: ModelSpec, config: LearnConfig, student: Classifier) -> Method:
-    """The method that the options belong to, for this student.
+def make_twin(spec: ModelSpec, config: LearnConfig, trainee: Trainee) -> Trainee | None:
+    """The label-only twin of the student: it shows whether the student gains anything from unlabelled samples.
 
-    Raises:
-        ConfigError: the network does not suit the method, or the source set cannot be read.
+    It is the same network, averaged as the teacher is, and learns from the labelled rows alone, with the same replay,
+    noise, mixup, optimizer and schedules. A twin without average or noise would flatter the teacher. It shares the
+    student's normaliser, since input statistics are measured, not learned. None where it is off, and where the student
+    itself learns from labels only.
     """
-    options = config.options
-    device = next(student.parameters(), torch.zeros(0)).device
-    if isinstance(options, SupervisedOptions):
-        return Supervised()
-    if isinstance(options, TemporalEnsemblingOptions):
-        return TemporalEnsembling(options, classes=spec.classes, device=device)
-    assert isinstance(options, TargetOptions), options
-    targets = Targets(options, classes=spec.classes, device=device)
-    if isinstance(options, PiOptions):
-        return Pi(options, targets)
-    if isinstance(options, InterpolationOptions):
-        return InterpolationConsistency(options, targets)
-    if isinstance(options, MeanTeacherOptions) and options.logit_distance is None:
-        return MeanTeacher(options, targets)
-    return _make_embedded(spec, config, student, targets)
-
-
-def _make_embedded(spec: ModelSpec, config: LearnConfig, student: Classifier, targets: Targets) -> Method:
-    """Methods that need the student's embedding."""
-    options, embedding = config.options, Embedding(student.net, classes=spec.classes, method=config.method)
-    if isinstance(options, DSneOptions):
-        source = read_source(options, spec, device=next(student.parameters()).device)
-        return DSne(options, targets, embedding, source)
-    assert isinstance(options, MeanTeacherOptions), options
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        return DualHeadMeanTeacher(options, targets, embedding)
+    if not config.twin or config.method == "supervised":
+        return None
+    labels_only = config.model_copy(update={"method": "supervised", "options": SupervisedOptions()})
+    twin = make_trainee(spec, labels_only, trainee.student.device, host_may_ask=trainee.host_may_ask)
+    for network in (twin.student, twin.teacher):
+        network.normalise = trainee.student.normalise
+    return twin
 
 
 def _make_optimizer(student: Classifier, method: Method, config: LearnConfig) -> torch.optim.Optimizer:
@@ -98,8 +86,6 @@ def _make_optimizer(student: Classifier, method: Method, config: LearnConfig) ->
     skipped first step leaves no uninitialised momentum behind.
     """
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ConfigError(f"model.factory: {student.net.__class__.__name__} has no trainable parameters")
     parameters += method.parameters().values()
     lr, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adamw":

@@ -31,16 +31,12 @@ class Costs:
 
 
 class CostSums:
-    """Sums over steps. Letters: five numbers in one tensor, read with one copy."""
+    """Sums over steps: five numbers in one tensor, read with one copy."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, skipped_in_a_row: int = 0) -> None:
         self._sums = torch.zeros(5, device=device)
-        self._skipped_in_a_row = torch.zeros((), device=device)
-
-    @property
-    def skipped_in_a_row(self) -> Tensor:
+        self.skipped_in_a_row = torch.full((), float(skipped_in_a_row), device=device)
         """Steps up to now that were not finite, 0-d on the device."""
-        return self._skipped_in_a_row
 
     def add(self, costs: StepCosts, skipped: Tensor, rows: int) -> None:
         """Count one step; `skipped` is a 0-d bool on the device."""
@@ -49,16 +45,7 @@ class CostSums:
         self._sums[:3] += torch.where(skipped, 0.0, values)
         self._sums[3] += skipped
         self._sums[4] += skipped * rows
-        self._skipped_in_a_row = torch.where(skipped, self._skipped_in_a_row + 1.0, 0.0)
-
-    def end_skips(self) -> None:
-        """The next skipped step is the first in a row."""
-        self._skipped_in_a_row.zero_()
-
-    def restart(self, *, skipped_in_a_row: int) -> None:
-        """Forget all steps, except for the number of skipped ones in a row."""
-        self._sums.zero_()
-        self._skipped_in_a_row.fill_(skipped_in_a_row)
+        self.skipped_in_a_row = torch.where(skipped, self.skipped_in_a_row + 1.0, 0.0)
 
     def read(self, *, steps: int, consistency_weight: float, learning_rate: float) -> Costs:
         """Means since the last reading. Waits for the device."""

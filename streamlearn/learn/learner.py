@@ -7,7 +7,7 @@ is cut off first, so it reaches neither costs nor statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,28 +16,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamlearn.learn.build import find_device, make_trainee
+from streamlearn.learn.build import find_device, make_trainee, make_twin
 from streamlearn.learn.costs import Costs, CostSums
-from streamlearn.learn.good import GoodTeachers
 from streamlearn.learn.health import Health, breaking_rows, measure_health
-from streamlearn.learn.methods.settings import SupervisedOptions, TargetOptions
+from streamlearn.learn.methods.settings import TargetOptions
 from streamlearn.learn.noise.build import make_noises
-from streamlearn.learn.progress import Progress
+from streamlearn.learn.progress import Progress, Updates
 from streamlearn.learn.randomness import seed_step
 from streamlearn.learn.rows import Augment, Rows
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.learn.state import (
-    Restore,
+    fits,
+    good_tensors,
     input_tensors,
     method_tensors,
+    restore,
     to_array,
     trainee_tensors,
     twin_as_student,
     twin_tensors,
 )
-from streamlearn.learn.step import Trainee, set_training, train_step
-from streamlearn.learn.transfer import start_reading, to_device
-from streamlearn.learn.twin import Twin
+from streamlearn.learn.step import set_training, take_step
 from streamlearn.models.build import Classifier, ModelSpec
 from streamlearn.models.normalise import LARGEST_INPUT, InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
@@ -59,14 +58,10 @@ class Classes:
 
     candidates_KB: npt.NDArray[np.int64]
     """In the order of `Learner.candidates`."""
+    teacher_B: npt.NDArray[np.int64]
+    """Of the teacher that the student learns from."""
     twin_B: npt.NDArray[np.int64] | None
     """None without a twin."""
-
-    @property
-    def teacher_B(self) -> npt.NDArray[np.int64]:  # noqa: N802
-        """Of the teacher that the student learns from."""
-        first_B: npt.NDArray[np.int64] = self.candidates_KB[0]
-        return first_B
 
 
 class Learner:
@@ -89,13 +84,13 @@ class Learner:
         self._name(spec.classes - (spec.spare or 0))
         self._generator = torch.Generator(self._device)
         self.trainee = make_trainee(spec, config, self._device, host_may_ask=host_may_ask)
-        self.twin = _make_twin(spec, config, self._device, self.trainee)
+        self.twin = make_twin(spec, config, self.trainee)
         self.served = 0
         """Index of the candidate that answers and is published."""
-        self._progress = Progress()
+        self._progress, self._twin_counts = Progress(), Updates()
         self._sums, self._steps_read = CostSums(self._device), 0
         self._factors = (1.0, 1.0)
-        self._good = GoodTeachers(self.trainee)
+        self._good: list[dict[str, Tensor]] = []
 
     @property
     def step(self) -> int:
@@ -114,31 +109,25 @@ class Learner:
 
     def predict(self, x: Array) -> Predictions:
         """Answers to (n, *shape) clean samples in the schema's dtype. Changes nothing."""
-        return self.ask(x)()
-
-    def ask(self, x: Array) -> Callable[[], Predictions]:
-        """Start `predict`, and return the function that waits for its answers."""
         if len(x) == 0:
             none = np.zeros((0, self.spec.classes), np.float32)
-            return lambda: Predictions(none, none)
+            return Predictions(none, none)
         student, teacher = self.trainee.student, self._networks()[self.served]
         set_training(student, training=False)
         with torch.inference_mode():
             # Both share one normaliser.
-            prepared = student.prepare(to_device(x, self._device))
-            teacher_probs_BC = teacher.net(prepared).softmax(dim=1)
-            student_probs_BC = student.net(prepared).softmax(dim=1)
-            read = start_reading(torch.stack((teacher_probs_BC, student_probs_BC)))
-        return lambda: Predictions(*read())
+            prepared = student.prepare(_to_device(x, self._device))
+            probs_2BC = torch.stack([network.net(prepared).softmax(dim=1) for network in (teacher, student)])
+            return Predictions(*probs_2BC.numpy(force=True))
 
     def classify(self, x: Array) -> Classes:
         """Classes that all candidates predict for (n, *shape) clean samples, n >= 1. Changes nothing."""
         with torch.inference_mode():
-            prepared = self.trainee.student.prepare(to_device(x, self._device))
+            prepared = self.trainee.student.prepare(_to_device(x, self._device))
             logits_KBC = torch.stack([network.net(prepared) for network in self._networks()])
             finite_KB = torch.isfinite(logits_KBC).all(dim=2)
-            answers_KB = start_reading(torch.where(finite_KB, logits_KBC.argmax(dim=2), UNLABELLED))()
-        return Classes(answers_KB, None if self.twin is None else answers_KB[-1])
+            answers_KB = torch.where(finite_KB, logits_KBC.argmax(dim=2), UNLABELLED).numpy(force=True)
+        return Classes(answers_KB, answers_KB[0], None if self.twin is None else answers_KB[-1])
 
     def serve(self, candidate: int) -> None:
         """From now on this candidate answers and is published."""
@@ -150,33 +139,32 @@ class Learner:
 
         The factors scale the consistency weight and the learning rate.
         """
-        labels_B = _labels_of(batch, self.spec.classes)
-        progress = self._progress
+        y_L = batch.labelled_y[: batch.labelled_count]
+        assert np.all((y_L >= 0) & (y_L < self.spec.classes)), "labels out of range"
+        progress, options, alpha = self._progress, self.config.options, self.config.ema_decay
         progress.step += 1
-        if not len(labels_B):
+        count = batch.fresh_count + batch.labelled_count
+        if count == 0:
             return
-
         seed_step(self._generator, self.config.seed, progress.step)
         self.trainee.undo.remember()
-        rows = self._make_rows(batch, labels_B)
-        progress.count_labels(len(batch.trained_ids), self.config.options)
-        t, alpha = progress.updates + 1, self.config.ema_decay
+        rows = self._make_rows(batch)
+        progress.count_labels(len(batch.trained_ids), options)
         self._factors = (weight_factor, learning_rate_factor)
-        for group in self.trainee.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * learning_rate_factor
-        outcome = train_step(
+        outcome = take_step(
             self.trainee,
             rows,
-            step=t,
-            consistency_weight=progress.consistency_weight(t, self.config.options) * weight_factor,
+            progress,
+            learning_rate=self.config.learning_rate * learning_rate_factor,
+            consistency_weight=progress.consistency_weight(progress.updates + 1, options) * weight_factor,
             alpha=alpha,
-            averaged_steps=t - progress.averaged_at,
         )
         if outcome is not None:
-            progress.updates += 0 if self.trainee.knows_at_once(t) and outcome[1] else 1
-            self._sums.add(*outcome, len(labels_B))
-        if self.twin is not None:
-            self.twin.learn(rows, learning_rate=self.config.learning_rate, alpha=alpha)
+            self._sums.add(*outcome, count)
+        if self.twin is not None and rows.labelled_count:
+            self.twin.undo.remember()
+            rate = self.config.learning_rate
+            take_step(self.twin, rows, self._twin_counts, learning_rate=rate, consistency_weight=0.0, alpha=alpha)
 
     def read_costs(self) -> Costs:
         """Means since the last reading. Waits for the device."""
@@ -201,33 +189,42 @@ class Learner:
 
     def breaking_rows(self, x: Array, y: Array) -> list[int]:
         """Labelled rows x (n, *shape), each alone, whose loss or gradient is not finite; empty if all are such."""
-        return breaking_rows(self.trainee.student, to_device(x, self._device), to_device(y, self._device))
+        return breaking_rows(self.trainee.student, _to_device(x, self._device), _to_device(y, self._device))
 
     def keep_good(self) -> None:
         """Keep a copy of the teacher to roll back to, and the copy before it."""
-        self._good.keep()
+        self._good = [*self._good[-1:], self._copy_teacher()]
 
     def roll_back(self) -> bool:
-        """Set student and teacher to the older good teacher, and reset the optimizer. False: there is none."""
-        rolled_back = self._good.roll_back()
-        if rolled_back:
-            self._follow_new_weights()
-        return rolled_back
+        """Set student and teacher to the older good teacher, and reset the optimizer. False: there is none.
+
+        The older copy has been known to be good for longer. The newer one is dropped.
+        """
+        if not self._good:
+            return False
+        self._good = self._good[:1]
+        for network in (self.trainee.student, self.trainee.teacher):
+            network.net.load_state_dict(self._good[0])
+        with torch.no_grad():
+            for state in self.trainee.optimizer.state.values():
+                for tensor in state.values():
+                    tensor.zero_()
+        self._follow_new_weights()
+        return True
 
     def adopt_twin(self) -> bool:
         """Set student, teacher and optimizer to the twin's. False: there is no twin."""
         if self.twin is None:
             return False
-        self.twin.copy_to(self.trainee)
+        self.trainee.copy_from(self.twin)
         self._follow_new_weights()
         return True
 
     def restart_average(self) -> None:
         """Restart teacher and twin as means of few students, with a short horizon that grows; reset the targets."""
-        self._progress.averaged_at = self._progress.updates
+        for counts in (self._progress, self._twin_counts):
+            counts.averaged_at = counts.updates
         self.trainee.method.forget()
-        if self.twin is not None:
-            self.twin.averaged_at = self.twin.updates
 
     def another_method(self) -> None:
         """Reset the targets: the loaded state was learned by another method."""
@@ -236,30 +233,22 @@ class Learner:
     def admit(self, classes: int) -> None:
         """Enable the first `classes` outputs: spare ones among them have names now, and are answered and learned."""
         assert classes <= self.spec.classes, (classes, self.spec.classes)
-        trainees = [self.trainee] if self.twin is None else [self.trainee, self.twin.trainee]
+        trainees = [self.trainee] if self.twin is None else [self.trainee, self.twin]
         for trainee in trainees:
             for network in (trainee.student.net, trainee.teacher.net):
                 if isinstance(network, SpareClasses):
                     network.admit(classes)
-        if self.spec.spare is not None:
-            self._good.admit(classes)
+        for copy in self._good if self.spec.spare is not None else ():
+            copy["offset_C"][:classes] = 0.0
         self._name(classes)
 
     def state(self) -> dict[str, Array]:
         """Copies of all that step t+1 depends on: `student.*`, `teacher.*`, `optimizer.*`, `learner.*` and others."""
-        twin = self.twin
-        tensors = trainee_tensors(self.trainee)
-        tensors |= {} if twin is None else twin_tensors(twin.trainee)
-        tensors |= self._good.tensors() | method_tensors(self.trainee) | input_tensors(self.trainee.student.normalise)
-        counts = {
-            **asdict(self._progress),
-            "served": self.served,
-            "skipped_in_a_row": round(self._sums.skipped_in_a_row.item()),
-            "twin_updates": 0 if twin is None else twin.updates,
-            "twin_averaged_at": 0 if twin is None else twin.averaged_at,
-        }
+        tensors = trainee_tensors(self.trainee) | good_tensors(self._good) | method_tensors(self.trainee)
+        tensors |= input_tensors(self.trainee.student.normalise)
+        tensors |= {} if self.twin is None else twin_tensors(self.twin)
         arrays = {name: to_array(tensor) for name, tensor in tensors.items()}
-        return arrays | {f"learner.{name}": np.array(count, dtype=np.int64) for name, count in counts.items()}
+        return arrays | {f"learner.{name}": np.array(count, dtype=np.int64) for name, count in self._counts().items()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Continue from what `state` returned.
@@ -271,22 +260,28 @@ class Learner:
             CheckpointError: names, shapes or dtypes differ from this model and optimizer. Nothing was changed.
         """
         arrays = twin_as_student(state) if self.config.method == "supervised" else state
-        restore = Restore(arrays)
-        good = self._good.resized(len({name.split(".")[1] for name in arrays if name.startswith("good.")}))
-        restore.require(trainee_tensors(self.trainee) | good.tensors())
-        has_twin = self.twin is not None and restore.has("twin.")
-        if self.twin is not None and has_twin:
-            restore.require(twin_tensors(self.twin.trainee))
-        else:
-            restore.ignore("twin.")
-        restore.take("method.", method_tensors(self.trainee))
-        has_inputs = restore.take("inputs.", input_tensors(self.trainee.student.normalise))
-        counts = restore.write()
+        groups = {name.split(".")[0] for name in arrays}
+        good = [self._copy_teacher() for _ in {name.split(".")[1] for name in arrays if name.startswith("good.")}]
+        tensors = trainee_tensors(self.trainee) | good_tensors(good)
+        if self.twin is not None and "twin" in groups:
+            tensors |= twin_tensors(self.twin)
+        method, inputs = method_tensors(self.trainee), input_tensors(self.trainee.student.normalise)
+        tensors |= method if fits(arrays, method, "method.") else {}
+        has_inputs = fits(arrays, inputs, "inputs.")
+        tensors |= inputs if has_inputs else {}
+        counts = restore(arrays, tensors, self._counts())
         self._good = good
-        self._load_counts(counts, has_twin=has_twin)
+        self._progress = Progress(**{field.name: counts[field.name] for field in fields(Progress)})
+        self._sums = CostSums(self._device, skipped_in_a_row=counts["skipped_in_a_row"])
+        self._steps_read = self.step
+        if self.twin is not None and "twin" in groups:
+            self._twin_counts = Updates(counts["twin_updates"], counts["twin_averaged_at"])
+        elif self.twin is not None:
+            self.twin.copy_from(self.trainee)
+            self._twin_counts = Updates(self._progress.updates, self._progress.averaged_at)
         self._refresh_inputs(saved=has_inputs)
         served = counts["served"]
-        self.served = served if served < len(self.candidates) and not restore.has("bank.") else 0
+        self.served = served if served < len(self.candidates) and "bank" not in groups else 0
 
     def teacher_state(self) -> dict[str, Array]:
         """Copies of what a server loads, of the candidate that is served: the state_dict of `build(spec)`."""
@@ -303,30 +298,45 @@ class Learner:
             "threads": torch.get_num_threads(),
         }
 
+    def _counts(self) -> dict[str, int]:
+        """All whole numbers of the state, by name in a checkpoint."""
+        return {
+            **asdict(self._progress),
+            "served": self.served,
+            "skipped_in_a_row": round(self._sums.skipped_in_a_row.item()),
+            "twin_updates": self._twin_counts.updates,
+            "twin_averaged_at": self._twin_counts.averaged_at,
+        }
+
     def _networks(self) -> list[Classifier]:
         """Of the candidates."""
         teacher = self.trainee.teacher
-        return [teacher] if self.twin is None else [teacher, self.twin.trainee.teacher]
+        return [teacher] if self.twin is None else [teacher, self.twin.teacher]
 
-    def _make_rows(self, batch: MicroBatch, labels_B: npt.NDArray[np.int64]) -> Rows:
+    def _copy_teacher(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.trainee.teacher.net.state_dict().items()}
+
+    def _make_rows(self, batch: MicroBatch) -> Rows:
         """The valid rows on the device. Fresh rows enter the input statistics here, after they were predicted."""
         fresh, labelled = batch.fresh_count, batch.labelled_count
-        raw = to_device(np.concatenate((batch.fresh_x[:fresh], batch.labelled_x[:labelled])), self._device)
+        labels_B = np.full(fresh + labelled, UNLABELLED, dtype=np.int64)
+        labels_B[fresh:] = batch.labelled_y[:labelled]
+        raw = _to_device(np.concatenate((batch.fresh_x[:fresh], batch.labelled_x[:labelled])), self._device)
         student = self.trainee.student
         x_B = student.to_float(raw)
         if fresh and not batch.seen_before and isinstance(student.normalise, RunningNorm):
-            student.normalise.observe(x_B, fresh)
+            student.normalise.observe(x_B[:fresh])
         with torch.no_grad():
             x_B = student.normalise(x_B)
         return Rows(
             x_B=x_B,
-            labels_B=to_device(labels_B, self._device),
+            labels_B=_to_device(labels_B, self._device),
             labelled_count=labelled,
             augment=self._augment,
             generator=self._generator,
             uniform_C=self._uniform_C,
             witness_BC=self._ask_witness(x_B[: fresh + len(batch.trained_ids)]),
-            keys_B=None if batch.keys is None else to_device(batch.keys, self._device),
+            keys_B=None if batch.keys is None else _to_device(batch.keys, self._device),
         )
 
     def _ask_witness(self, x_B: Tensor) -> Tensor | None:
@@ -337,14 +347,14 @@ class Learner:
         options = self.config.options
         if not (isinstance(options, TargetOptions) and options.align == "labels" and len(x_B)):
             return None
-        witness = (self.trainee if self.twin is None else self.twin.trainee).teacher
+        witness = (self.twin or self.trainee).teacher
         with torch.no_grad():
             probs_BC: Tensor = witness.net(x_B).softmax(dim=1)
         return probs_BC
 
     def _follow_new_weights(self) -> None:
         """Reset what was measured and averaged with the replaced weights."""
-        self._sums.end_skips()
+        self._sums.skipped_in_a_row.zero_()
         method, optimizer = self.trainee.method, self.trainee.optimizer
         method.forget()
         method.follow_student()
@@ -352,15 +362,6 @@ class Learner:
             for tensor in optimizer.state.get(parameter, {}).values():
                 tensor.zero_()
         self.served = 0
-
-    def _load_counts(self, counts: Mapping[str, int], *, has_twin: bool) -> None:
-        self._progress = progress = Progress(**{field.name: counts[field.name] for field in fields(Progress)})
-        self._sums.restart(skipped_in_a_row=counts["skipped_in_a_row"])
-        self._steps_read = progress.step
-        if self.twin is not None:
-            self.twin.updates, self.twin.averaged_at = counts["twin_updates"], counts["twin_averaged_at"]
-            if not has_twin:
-                self.twin.copy_from(self.trainee, updates=progress.updates, averaged_at=progress.averaged_at)
 
     def _refresh_inputs(self, *, saved: bool) -> None:
         """After tensors were written to. A checkpoint of an earlier version has no sample of inputs."""
@@ -376,21 +377,12 @@ class Learner:
         self._uniform_C[:classes] = 1.0 / classes
 
 
-def _labels_of(batch: MicroBatch, classes: int) -> npt.NDArray[np.int64]:
-    """Labels (B,) of the valid rows; UNLABELLED for fresh ones."""
-    fresh, labelled = batch.fresh_count, batch.labelled_count
-    labels_B = np.full(fresh + labelled, UNLABELLED, dtype=np.int64)
-    labels_B[fresh:] = batch.labelled_y[:labelled]
-    assert np.all((labels_B[fresh:] >= 0) & (labels_B[fresh:] < classes)), "labels out of range"
-    return labels_B
+def _to_device(array: Array, device: torch.device) -> Tensor:
+    """The array on the device, without making the host wait.
 
-
-def _make_twin(spec: ModelSpec, config: LearnConfig, device: torch.device, trainee: Trainee) -> Twin | None:
-    """None where it is off, and where the student itself learns from labels only."""
-    if not config.twin or config.method == "supervised":
-        return None
-    labels_only = config.model_copy(update={"method": "supervised", "options": SupervisedOptions()})
-    twin = make_trainee(spec, labels_only, device, host_may_ask=trainee.host_may_ask)
-    for network in (twin.student, twin.teacher):
-        network.normalise = trainee.student.normalise
-    return Twin(twin)
+    On a CPU it may share memory with a writable, contiguous array.
+    """
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

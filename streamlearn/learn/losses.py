@@ -5,8 +5,8 @@ Targets are probabilities. Gradient flows into them unless the method detached t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -35,12 +35,11 @@ def kl_consistency(student_logits_BC: Tensor, targets_BC: Tensor, weights_B: Ten
     return _weighted_mean(divergence_B, weights_B)
 
 
-def distance(consistency: Literal["mse", "kl"]) -> Distance:
-    """The distance of that name."""
-    return mse_consistency if consistency == "mse" else kl_consistency
-
-
 def _weighted_mean(costs_B: Tensor, weights_B: Tensor | None) -> Tensor:
     if not len(costs_B):
         return costs_B.sum()
     return (costs_B if weights_B is None else costs_B * weights_B).mean()
+
+
+DISTANCES: Mapping[str, Distance] = {"mse": mse_consistency, "kl": kl_consistency}
+"""By the option `consistency`."""

@@ -9,21 +9,27 @@ from streamlearn.learn.methods.settings import ConsistencyOptions, MethodOptions
 
 
 @dataclass(slots=True)
-class Progress:
-    """Counts, all saved with a checkpoint.
+class Updates:
+    """What a student counts by itself, saved with a checkpoint.
 
     Schedules count updates, not steps: where labels come late, a method that learns from labels only takes many empty
     steps first, and its average must start at the first update.
     """
 
-    step: int = 0
-    """The last step taken, skipped and empty ones included."""
     updates: int = 0
     """Steps that changed the weights."""
+    averaged_at: int = 0
+    """The update at which the average started."""
+
+
+@dataclass(slots=True)
+class Progress(Updates):
+    """Counts of the learner, all saved with a checkpoint."""
+
+    step: int = 0
+    """The last step taken, skipped and empty ones included."""
     ramped_at: int = 0
     """The update at which the ramp of the consistency weight started."""
-    averaged_at: int = 0
-    """The update at which the teacher's average started."""
     labels: int = 0
     """Labels learned for the first time."""
     ramped_at_label: int = 0

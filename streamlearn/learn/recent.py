@@ -28,6 +28,7 @@ class RecentSamples:
 
     def __init__(self, capacity: int, schema: Schema, seed: int) -> None:
         assert capacity >= 0, capacity
+        self.capacity = capacity
         self._x = np.zeros((capacity, *schema.shape), schema.dtype)
         self._keys = np.zeros(capacity, np.int64)
         self._seed = seed
@@ -36,14 +37,9 @@ class RecentSamples:
     def __len__(self) -> int:
         return self._held
 
-    @property
-    def capacity(self) -> int:
-        """The largest number of samples."""
-        return len(self._x)
-
     def add(self, x: Array, keys: npt.NDArray[np.int64] | None = None) -> None:
         """Add (n, *shape) samples; they replace the oldest."""
-        capacity = len(self._x)
+        capacity = self.capacity
         if capacity == 0:
             return
         x, n = x[-capacity:], min(len(x), capacity)
@@ -55,7 +51,7 @@ class RecentSamples:
 
     def remove(self, key: int) -> None:
         """Drop and overwrite the samples with this key. The others keep their order."""
-        oldest_first = np.roll(np.arange(self._held), -self._next if self._held == len(self._x) else 0)
+        oldest_first = np.roll(np.arange(self._held), -self._next if self._held == self.capacity else 0)
         kept = oldest_first[self._keys[oldest_first] != key]
         if len(kept) == self._held:
             return
@@ -88,7 +84,7 @@ class RecentSamples:
             return
         x, keys, begin = state["x"], state["keys"], int(state["next"])
         self._held = self._next = 0
-        if len(x) == len(self._x):
+        if len(x) == self.capacity:
             self._x[:], self._keys[:], self._held, self._next = x, keys, len(x), begin
         else:
             oldest_first = np.roll(np.arange(len(x)), -begin)

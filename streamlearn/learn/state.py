@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,13 +13,8 @@ from streamlearn.learn.step import Trainee
 from streamlearn.models.normalise import RunningNorm
 from streamlearn.records import Array
 
-COUNTS = (
-    "step", "updates", "ramped_at", "averaged_at", "labels", "ramped_at_label", "served", "skipped_in_a_row",
-    "twin_updates", "twin_averaged_at",
-)  # fmt: skip
-"""Whole numbers, saved as `learner.*`."""
-_EARLIER = ("bank.",)
-"""Arrays that earlier versions saved."""
+OPTIONAL = ("twin.", "method.", "inputs.", "bank.")
+"""Prefixes of arrays that may be saved and not used. Earlier versions saved a bank of averages."""
 
 
 def trainee_tensors(trainee: Trainee) -> dict[str, Tensor]:
@@ -54,6 +49,11 @@ def input_tensors(normalise: nn.Module) -> dict[str, Tensor]:
     return {f"inputs.{name}": tensor for name, tensor in kept.items()}
 
 
+def good_tensors(copies: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Copies of good teachers, the older first."""
+    return {f"good.{n}.{name}": tensor for n, copy in enumerate(copies) for name, tensor in copy.items()}
+
+
 def to_array(tensor: Tensor) -> Array:
     """A copy on the host."""
     copied: Array = np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
@@ -73,55 +73,29 @@ def twin_as_student(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     return others | twin | {f"learner.{name}": array for name, array in counts.items()}
 
 
-class Restore:
-    """Matches live tensors with saved arrays, then writes all of them or none."""
-
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._arrays, self._tensors = arrays, dict[str, Tensor]()
-        self._ignored = list(_EARLIER)
-
-    def has(self, prefix: str) -> bool:
-        """Whether arrays of this prefix were saved."""
-        return any(name.startswith(prefix) for name in self._arrays)
-
-    def require(self, tensors: Mapping[str, Tensor]) -> None:
-        """These must all have been saved, in the same shapes."""
-        self._tensors |= tensors
-
-    def ignore(self, prefix: str) -> None:
-        """Saved arrays of this prefix are not used."""
-        self._ignored.append(prefix)
-
-    def take(self, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
-        """Use the arrays of this prefix if they are those of `tensors`, else ignore them."""
-        saved = {name: _signature(array) for name, array in self._arrays.items() if name.startswith(prefix)}
-        fits = saved == {name: _signature(tensor) for name, tensor in tensors.items()}
-        if fits:
-            self.require(tensors)
-        else:
-            self.ignore(prefix)
-        return fits
-
-    def write(self) -> dict[str, int]:
-        """Copy the arrays into the tensors; the counts.
-
-        Raises:
-            CheckpointError: names, shapes or dtypes differ. No tensor was changed.
-        """
-        used = {name: array for name, array in self._arrays.items() if not name.startswith(tuple(self._ignored))}
-        expected = {name: _signature(tensor) for name, tensor in self._tensors.items()}
-        expected |= {f"learner.{name}": "int64[]" for name in COUNTS}
-        found = {name: _signature(array) for name, array in used.items()}
-        if expected != found:
-            raise CheckpointError(f"learner state does not fit: {_difference(expected, found)}")
-        with torch.no_grad():
-            for name, tensor in self._tensors.items():
-                tensor.copy_(torch.from_numpy(np.require(used[name], requirements=["C", "W"])))
-        return {name: int(used[f"learner.{name}"]) for name in COUNTS}
+def fits(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether the saved arrays of this prefix are those of `tensors`."""
+    return _signatures(tensors) == _signatures({name: a for name, a in arrays.items() if name.startswith(prefix)})
 
 
-def _signature(values: Array | Tensor) -> str:
-    return f"{str(values.dtype).removeprefix('torch.')}{list(values.shape)}"
+def restore(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor], counts: Collection[str]) -> dict[str, int]:
+    """Copy saved arrays into all of the tensors; the counts of these names, saved as `learner.*`.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ, other than by optional arrays. No tensor was changed.
+    """
+    used = {name: array for name, array in arrays.items() if name in tensors or not name.startswith(OPTIONAL)}
+    expected = _signatures(tensors) | {f"learner.{name}": "int64[]" for name in counts}
+    if expected != (found := _signatures(used)):
+        raise CheckpointError(f"learner state does not fit: {_difference(expected, found)}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(torch.from_numpy(np.require(used[name], requirements=["C", "W"])))
+    return {name: int(used[f"learner.{name}"]) for name in counts}
+
+
+def _signatures(named: Mapping[str, Array | Tensor]) -> dict[str, str]:
+    return {name: f"{str(each.dtype).removeprefix('torch.')}{list(each.shape)}" for name, each in named.items()}
 
 
 def _difference(expected: Mapping[str, str], found: Mapping[str, str]) -> str:

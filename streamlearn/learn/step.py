@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from streamlearn.learn.progress import Updates
 from streamlearn.learn.rows import Rows
 from streamlearn.learn.teacher import TeacherAverage, buffer_slots, read_slots
 from streamlearn.models.build import Classifier
@@ -139,6 +140,15 @@ class Trainee:
         """Whether the host may wait for the device in step t: in the first steps averages must start exactly."""
         return self.host_may_ask or step <= FIRST_STEPS
 
+    @torch.no_grad()
+    def copy_from(self, source: Trainee) -> None:
+        """Make student, teacher and optimizer equal to those of `source`, which has the same network."""
+        self.student.net.load_state_dict(source.student.net.state_dict())
+        self.teacher.net.load_state_dict(source.teacher.net.state_dict())
+        for parameter, same in zip(self.student.parameters(), source.student.parameters(), strict=True):
+            for name, tensor in self.optimizer.state.get(parameter, {}).items():
+                tensor.copy_(source.optimizer.state[same][name])
+
 
 def train_step(
     trainee: Trainee,
@@ -185,6 +195,32 @@ def train_step(
         trainee.average.update_unless(skipped, averaged_steps, alpha=alpha)
     trainee.method.settle(skipped)
     return costs, skipped
+
+
+def take_step(
+    trainee: Trainee,
+    rows: Rows,
+    counts: Updates,
+    *,
+    learning_rate: float,
+    consistency_weight: float,
+    alpha: float,
+) -> tuple[StepCosts, Tensor] | None:
+    """Run the next step, and count it if it changed the weights as far as the host may know. As `train_step`."""
+    t = counts.updates + 1
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = learning_rate
+    outcome = train_step(
+        trainee,
+        rows,
+        step=t,
+        consistency_weight=consistency_weight,
+        alpha=alpha,
+        averaged_steps=t - counts.averaged_at,
+    )
+    if outcome is not None and not (trainee.knows_at_once(t) and outcome[1]):
+        counts.updates = t
+    return outcome
 
 
 @torch.no_grad()

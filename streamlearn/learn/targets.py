@@ -32,6 +32,11 @@ from that of fresh ones, in standard errors. It is about 1 if labelled samples a
 
 All state is moving averages over fresh rows, of the size of a class histogram. It is part of the checkpoint, and a
 skipped step leaves it unchanged.
+
+The papers' teachers answer in train mode, ours in eval mode with averaged batch statistics. So the target is the
+network that is served, one row is enough for it, and the statistics of a correlated batch do not enter it. Dropout is
+then noise of the student alone. With `teacher_mode = "train"` it is as in the papers: the teacher's dropout is on, its
+batch statistics are those of the rows it is asked about, and it keeps none of them.
 """
 
 from __future__ import annotations
@@ -39,8 +44,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streamlearn.learn.methods.settings import TargetOptions
+from streamlearn.learn.losses import DISTANCES
+from streamlearn.learn.methods.settings import TargetOptions, TeacherOptions
 from streamlearn.learn.rows import Rows, one_hot
+from streamlearn.learn.step import Method, answer_apart
+from streamlearn.models.build import Classifier, ModelSpec
 
 _SOFTMATCH_N = 2.0
 _LEAST_SHARE = 1e-4
@@ -59,12 +67,12 @@ _LABEL_FADING = 0.99
 """Decay of the class counts per new label: a horizon of 100 labels."""
 
 
-class Targets:
-    """Makes targets from logits, and keeps the moving averages that this takes."""
+class TargetMethod(Method):
+    """A method that compares the student with targets. It makes them from logits, and keeps the moving averages."""
 
-    def __init__(self, options: TargetOptions, *, classes: int, device: torch.device) -> None:
-        self._options = options
-        align, gate = options.align, options.gate
+    def __init__(self, options: TargetOptions, spec: ModelSpec, student: Classifier) -> None:
+        self._options, self._distance = options, DISTANCES[options.consistency]
+        align, gate, classes, device = options.align, options.gate, spec.classes, student.device
         uniform = torch.full((classes,), 1.0 / classes, device=device)
         self._kept: dict[str, Tensor] = {}
         if align != "none":
@@ -89,12 +97,12 @@ class Targets:
         for name, tensor in self._kept.items():
             tensor.copy_(self._at_first[name])
 
-    def make(self, teacher_logits_BC: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
+    def make_targets(self, logits_BC: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Targets (B, C) and weights (B,) of their rows, None if all are 1.
 
         For all rows of the step or for its first ones; fresh rows come first.
         """
-        q_BC = teacher_logits_BC.softmax(dim=1)
+        q_BC = logits_BC.softmax(dim=1)
         self._next = {}
         if self._options.align != "none":
             q_BC = self._aligned(q_BC, rows)
@@ -191,3 +199,22 @@ class Targets:
             return kept
         self._next[name] = torch.lerp(towards, kept, self._options.target_momentum)
         return self._next[name]
+
+
+class TeacherMethod(TargetMethod):
+    """A method that makes its targets from the teacher's answers."""
+
+    def __init__(self, options: TeacherOptions, spec: ModelSpec, student: Classifier) -> None:
+        super().__init__(options, spec, student)
+        self._teacher_mode = options.teacher_mode
+
+    @torch.no_grad()
+    def _ask(self, teacher: Classifier, rows: Rows, count: int) -> tuple[Tensor, Tensor | None]:
+        """Targets (count, C) from the teacher's answers to weak views of the first rows; weights (count,) of a gate."""
+        view_B = rows.view(count)
+        if self._teacher_mode == "eval":
+            logits_BC = teacher.net(view_B)
+        else:
+            logits_BC = answer_apart(teacher, view_B)
+            teacher.eval()
+        return self.make_targets(logits_BC, rows)

@@ -87,15 +87,15 @@ class Guarding:
         step = self._learner.step + 1
         if self._drift.inputs(x, step):
             self._drifted("inputs", step)
-        if self._drift.disagreement(float(apart_B.mean()), step):
+        if self._drift.update("disagreement", float(apart_B.mean()), step):
             self._drifted("disagreement", step)
-        if self._drift.uncertainty(float(unsure_B.mean()), step):
+        if self._drift.update("uncertainty", float(unsure_B.mean()), step):
             self._drifted("uncertainty", step)
 
     def scored(self, *, wrong: bool) -> None:
         """Watch the error of a prediction that its label has scored."""
         step = self._learner.step + 1
-        if self._drift.error(wrong, step):
+        if self._drift.update("error", float(wrong), step):
             self._drifted("error", step)
 
     def compared(self, *, right: bool, version: int) -> None:
@@ -108,13 +108,13 @@ class Guarding:
             self._evict_breaking(step)
         if not self._guard.due(step):
             return
-        was_frozen, verdict = self._guard.frozen, self._guard.look(step, self._signals(step))
-        self._act(verdict.action)
-        if verdict.action not in (Action.NONE, Action.KEEP_GOOD):
-            _log.warning("guard_acted", step=step, action=verdict.action.value, reasons=list(verdict.reasons))
+        was_frozen, action = self._guard.frozen, self._guard.look(step, self._signals(step))
+        self._act(action)
+        if action not in (Action.NONE, Action.KEEP_GOOD):
+            _log.warning("guard_acted", step=step, action=action.value, reasons=list(self._guard.reasons))
         if self._guard.frozen != was_frozen:
             event = "publication_frozen" if self._guard.frozen else "publication_resumed"
-            _log.warning(event, step=step, reasons=list(verdict.reasons))
+            _log.warning(event, step=step, reasons=list(self._guard.reasons))
 
     def another_method(self) -> None:
         """Reset what compares networks: another method learns from here on."""
@@ -196,7 +196,6 @@ class Guarding:
             probe_entropy=probe,
             probe_label_entropy=label,
             twin_probe_entropy=twin,
-            gain=gain.gain,
             gain_high=None if gain.interval is None else gain.interval[1],
             gain_count=gain.paired,
         )

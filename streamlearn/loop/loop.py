@@ -235,7 +235,7 @@ class TrainingLoop:
         now_s, overloaded = self.clock(), self._overloaded()
         draft = self.batcher.fill(self.feed.queues, self.feed.behind, now_s, overloaded=overloaded)
         if draft is None and self._step_due(until_end=until_end):
-            draft = self.batcher.close_now()
+            draft = self.batcher.close()
         if draft is None and self._further and not until_end:
             draft = self.batcher.nothing()
         return draft

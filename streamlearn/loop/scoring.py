@@ -47,9 +47,8 @@ class Scoring:
         if not fresh:
             return {}
         x = np.stack([sample.x for sample in fresh])
-        asked = self._learner.ask(x)
+        predictions = self._learner.predict(x)
         baselines = self._ledger.baselines
-        predictions = asked()
         teacher_B = predictions.teacher_probs_BC.argmax(axis=1).tolist()
         finite_B = np.isfinite(predictions.student_probs_BC.sum(axis=1))
         student_B = np.where(finite_B, predictions.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()

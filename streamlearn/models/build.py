@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn.errors import CheckpointError, ConfigError
-from streamlearn.models.conv13 import Conv13
-from streamlearn.models.convnet import ConvNet
+from streamlearn.models.images import Conv13, ConvNet, WideResNet
 from streamlearn.models.mlp import Mlp
 from streamlearn.models.normalise import InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
-from streamlearn.models.wide_resnet import WideResNet
 
 BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
@@ -90,6 +88,11 @@ class Classifier(nn.Module):
         self.net = net
         self.scale = scale
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
     def to_float(self, x_raw: Tensor) -> Tensor:
         """float32 x * scale. Images are channels-last, the faster layout of convolutions on CPU and GPU."""
         layout = torch.channels_last if x_raw.dim() == 4 else torch.preserve_format
@@ -107,15 +110,15 @@ class Classifier(nn.Module):
         return logits_BC
 
 
-def import_object(path: str, *, key: str) -> Callable[..., Any]:
-    """The callable at `package.module:attribute`; `key` names the setting in errors.
+def import_object(path: str, *, key: str, built_in: Iterable[str]) -> Callable[..., Any]:
+    """The callable at `package.module:attribute`. Errors name the setting, `key`, and its other values.
 
     Raises:
         ConfigError: there is no such module or attribute, or it is not callable.
     """
     module_name, _, attributes = path.partition(":")
     if not module_name or not attributes or module_name.startswith("."):
-        raise ConfigError(f"{key}: expected a built-in name or package.module:attribute, got {path!r}")
+        raise ConfigError(f"{key}: {path!r} is none of {', '.join(built_in)}, nor an import path")
     try:
         found: Any = importlib.import_module(module_name)
         for attribute in attributes.split("."):
@@ -155,9 +158,7 @@ def _make_net(spec: ModelSpec) -> nn.Module:
     options = dict(spec.options)
     factory = BUILT_IN.get(spec.factory)
     if factory is None:
-        if ":" not in spec.factory:
-            raise ConfigError(f"model.factory: {spec.factory!r} is none of {', '.join(BUILT_IN)}, nor an import path")
-        factory = import_object(spec.factory, key="model.factory")
+        factory = import_object(spec.factory, key="model.factory", built_in=BUILT_IN)
     else:
         options |= {"shape": spec.shape, "classes": spec.classes}
     try:

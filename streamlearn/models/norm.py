@@ -18,7 +18,7 @@ MAX_SCALE, MAX_SHIFT = 3.0, 5.0
 """r_max and d_max of batch renormalisation, at the end of the paper's schedule: bounds of a batch's correction."""
 
 
-class _RobustBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base that torch's own variants share
+class RobustBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base that torch's own variants share
     """Batch normalisation by running statistics, in training as in evaluation.
 
     With the batch's mean mu_B and deviation sigma_B, and the running mu and sigma after the batch was merged into them
@@ -50,32 +50,22 @@ class _RobustBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the b
         bias = torch.addcmul(self.bias, self.weight, shift)
         return functional.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
 
-
-class RobustBatchNorm1d(_RobustBatchNorm, nn.BatchNorm1d):
-    """For tables."""
-
-
-class RobustBatchNorm2d(_RobustBatchNorm, nn.BatchNorm2d):
-    """For images."""
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        """Tables and images alike."""
 
 
 def _group(width: int) -> nn.Module:
     return nn.GroupNorm(GROUPS if width % GROUPS == 0 else 1, width)
 
 
-_OF_TABLES: Mapping[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm1d,
-    "robust_batch": RobustBatchNorm1d,
-    "group": _group,
-    "layer": nn.LayerNorm,
-    "none": lambda _: nn.Identity(),
+_KINDS: Mapping[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
+    "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
+    "robust_batch": (RobustBatchNorm, RobustBatchNorm),
+    "group": (_group, _group),
+    "layer": (nn.LayerNorm, lambda width: nn.GroupNorm(1, width)),
+    "none": (lambda _: nn.Identity(), lambda _: nn.Identity()),
 }
-_OF_IMAGES: Mapping[str, Callable[[int], nn.Module]] = {
-    **_OF_TABLES,
-    "batch": nn.BatchNorm2d,
-    "robust_batch": RobustBatchNorm2d,
-    "layer": lambda width: nn.GroupNorm(1, width),
-}
+"""For tables, and for images."""
 
 
 def make_norm(kind: str, width: int, *, images: bool = False) -> nn.Module:
@@ -84,7 +74,6 @@ def make_norm(kind: str, width: int, *, images: bool = False) -> nn.Module:
     Raises:
         ValueError: there is no such kind.
     """
-    kinds = _OF_IMAGES if images else _OF_TABLES
-    if kind not in kinds:
-        raise ValueError(f"norm: expected one of {', '.join(kinds)}, got {kind!r}")
-    return kinds[kind](width)
+    if kind not in _KINDS:
+        raise ValueError(f"norm: expected one of {', '.join(_KINDS)}, got {kind!r}")
+    return _KINDS[kind][images](width)

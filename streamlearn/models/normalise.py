@@ -78,25 +78,30 @@ class RunningNorm(nn.Module):
         return ((x - self.mean) / torch.where(constant, 1.0, deviation)).clamp(-LIMIT, LIMIT)
 
     @torch.no_grad()
-    def observe(self, x: Tensor, n_valid: int) -> None:
-        """Merge the first `n_valid` rows into the statistics, in place.
+    def observe(self, x: Tensor) -> None:
+        """Merge rows (B, *shape), B >= 1, into the statistics, in place.
 
         Features whose statistics would not be finite (a value near the end of float32) keep the old ones.
         """
-        if n_valid == 0:
-            return
-        assert n_valid <= len(x), (n_valid, len(x))
-        valid = x[:n_valid]
-        self.sample.add(valid)
+        self.sample.add(x)
+        deviation, constant = self._deviation()
+        unbounded = constant | (self.count < FIRST_ROWS)
+        # Each value is clipped by the sample, or else by the statistics themselves.
+        reach = torch.where(unbounded, torch.inf, FURTHEST * deviation)
+        centre = torch.where(self.sample.known, self.sample.centre, self.mean)
+        reach = torch.where(self.sample.known, FURTHEST * self.sample.scale, reach)
+        clipped = x.clamp(centre - reach, centre + reach)
         # Two passes: as exact as torch.var_mean, and several times faster along the first dimension.
-        valid = self._clip(valid)
-        mean_batch = valid.mean(dim=self._reduced).view_as(self.mean)
-        var_batch = (valid - mean_batch).square().mean(dim=self._reduced).view_as(self.var)
+        mean_batch = clipped.mean(dim=self._reduced).view_as(self.mean)
+        var_batch = (clipped - mean_batch).square().mean(dim=self._reduced).view_as(self.var)
 
-        total = self.count + n_valid
-        share = n_valid / total
+        total = self.count + len(x)
+        share = len(x) / total
         delta = mean_batch - self.mean
-        less = self._less_of(var_batch + delta.square())
+        # The share of the batch's mean square distance that may enter the statistics.
+        spread = var_batch + delta.square()
+        less = (WIDEST**2 * self.var / spread.clamp_min(torch.finfo(spread.dtype).tiny)).clamp_max(1.0)
+        less = torch.where(unbounded, 1.0, less)
         delta, var_batch = less.sqrt() * delta, less * var_batch
         mean = self.mean + share * delta
         var = (1.0 - share) * (self.var + share * delta.square()) + share * var_batch
@@ -111,20 +116,6 @@ class RunningNorm(nn.Module):
         """Per feature, and whether it is only rounding."""
         deviation = self.var.sqrt()
         return deviation, deviation <= self.mean.abs() * RELATIVE_FLOOR
-
-    def _less_of(self, spread: Tensor) -> Tensor:
-        """The share of a batch's mean square distance that may enter the statistics: at most 1."""
-        _, constant = self._deviation()
-        share = WIDEST**2 * self.var / spread.clamp_min(torch.finfo(spread.dtype).tiny)
-        return torch.where(constant | (self.count < FIRST_ROWS), 1.0, share.clamp_max(1.0))
-
-    def _clip(self, x: Tensor) -> Tensor:
-        """Values clipped to what may enter the statistics: by the sample, or else by the statistics themselves."""
-        deviation, constant = self._deviation()
-        reach = torch.where(constant | (self.count < FIRST_ROWS), torch.inf, FURTHEST * deviation)
-        centre, scale, known = self.sample.centre, self.sample.scale, self.sample.known
-        centre, reach = torch.where(known, centre, self.mean), torch.where(known, FURTHEST * scale, reach)
-        return x.clamp(centre - reach, centre + reach)
 
 
 class InputBound(nn.Module):
@@ -151,9 +142,7 @@ class _Sample:
 
     def __init__(self, shape: tuple[int, ...], horizon_rows: int) -> None:
         self._stride = max(1, horizon_rows // SAMPLE_ROWS)
-        places = 1
-        for size in shape[1:]:
-            places *= size
+        places = math.prod(shape[1:])
         self._step = max(1, -(-places // _PLACES))
         self._kept_NCP = torch.zeros((SAMPLE_ROWS, shape[0], -(-places // self._step)))
         # Rows observed, and rows kept. The host's own; `tensors` shares their memory.
@@ -249,11 +238,12 @@ class BatchNormWarmup:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
         self._layers = [
             (layer, layer.momentum, layer.num_batches_tracked)
             for layer in network.modules()
-            if isinstance(layer, kinds) and layer.momentum is not None and layer.num_batches_tracked is not None
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - the base of all kinds
+            and layer.momentum is not None
+            and layer.num_batches_tracked is not None
         ]
 
     def set(self, *, ask: bool) -> None:

@@ -36,7 +36,7 @@ class TestBackoff:
         backoff = Backoff(100)
         backoff.halve(0)
 
-        backoff.hold(99)
+        backoff.halve(99, times=0)
 
         assert (backoff.factor(198), backoff.factor(199)) == (1 / 2, 1.0)
 
@@ -44,26 +44,26 @@ class TestBackoff:
         """With the longest pause."""
         backoff = Backoff(100)
 
-        backoff.maximise(5)
+        backoff.halve(5, times=LEVELS)
 
         assert (backoff.factor(5), backoff.pause_steps) == (1 / 64, 3200)
 
     def test_reset_restores_the_factor_at_once(self):
         """Used where the back-off has not helped."""
         backoff = Backoff(100)
-        backoff.maximise(5)
+        backoff.halve(5, times=LEVELS)
 
         backoff.reset()
 
         assert backoff.factor(5) == 1.0
 
-    @given(st.lists(st.tuples(st.sampled_from(["halve", "maximise", "hold"]), st.integers(0, 5000)), max_size=20))
+    @given(st.lists(st.tuples(st.sampled_from([0, 1, LEVELS]), st.integers(0, 5000)), max_size=20))
     def test_the_factor_stays_within_its_bounds_and_recovers(self, calls):
         """After any sequence of calls."""
         backoff, step = Backoff(50), 0
 
-        for name, later in calls:
+        for times, later in calls:
             step += later
-            getattr(backoff, name)(step)
+            backoff.halve(step, times)
 
             assert 1 / 64 <= backoff.factor(step) <= backoff.factor(step + 100) <= 1.0

@@ -31,7 +31,7 @@ def noisy(*parts: tuple[int, float], scale: float = 1.0, seed: int = 0) -> list[
 def uncertain(values: Sequence[float], monitor: DriftMonitor | None = None) -> list[int]:
     """The steps, from 1, at which these values raise an alarm as uncertainty."""
     monitor = monitor or DriftMonitor(warmup_steps=0)
-    return [step for step, value in enumerate(values, start=1) if monitor.uncertainty(value, step)]
+    return [step for step, value in enumerate(values, start=1) if monitor.update("uncertainty", value, step)]
 
 
 def changed(values: Sequence[float], monitor: DriftMonitor) -> list[int]:
@@ -41,7 +41,7 @@ def changed(values: Sequence[float], monitor: DriftMonitor) -> list[int]:
 
 def wrong(errors: Sequence[bool], monitor: DriftMonitor | None = None) -> list[int]:
     monitor = monitor or DriftMonitor()
-    return [step for step, error in enumerate(errors, start=1) if monitor.error(error, step)]
+    return [step for step, error in enumerate(errors, start=1) if monitor.update("error", error, step)]
 
 
 class TestErrors:
@@ -75,7 +75,7 @@ class TestLabelFree:
             found = [
                 step
                 for step, value in enumerate(noisy((1000, 0.1), (30, 0.5)), start=1)
-                if getattr(monitor, source)(value, step)
+                if monitor.update(source, value, step)
             ]
 
             assert len(found) == 1
@@ -117,8 +117,8 @@ class TestLabelFree:
         monitor = DriftMonitor(warmup_steps=0)
         for step, value in enumerate(noisy((1000, 0.1)), start=1):
             monitor.inputs(np.array([[value]]), step)
-            monitor.disagreement(value, step)
-            monitor.uncertainty(value, step)
+            monitor.update("disagreement", value, step)
+            monitor.update("uncertainty", value, step)
         usual = monitor.report()["inputs"].mean
 
         monitor.forget_answers()
@@ -183,10 +183,10 @@ class TestSaving:
     def test_the_state_is_a_copy(self):
         """Another thread writes it while values arrive."""
         monitor = DriftMonitor()
-        monitor.error(True, 1)
+        monitor.update("error", True, 1)
         state = monitor.state()
 
-        monitor.error(False, 2)
+        monitor.update("error", False, 2)
 
         assert state["error.detector"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
         assert state["error.counts"].tolist() == [1, 0, 0]
@@ -194,7 +194,7 @@ class TestSaving:
     def test_the_report_has_a_mean_after_the_first_value(self):
         """And is JSON."""
         monitor = DriftMonitor()
-        monitor.error(True, 1)
+        monitor.update("error", True, 1)
 
         report = monitor.report()
 

@@ -107,18 +107,20 @@ def batch(learner: Learner, fresh: int, labelled: int) -> MicroBatch:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_step_and_no_prediction_waits(case: str) -> None:
-    """For any method and any rows: the host waits only where it reads answers."""
+def test_no_step_waits_and_a_prediction_only_for_its_answers(case: str) -> None:
+    """For any method and any rows: the host waits once, where it reads the answers."""
     spec, changed = CASES[case]
     learner = as_on_a_gpu(spec, **changed)
 
     for fresh, labelled in ((8, 4), (0, 4), (8, 0), (1, 0), (0, 1)):
         given = batch(learner, fresh, labelled)
         with waits() as found:
-            read = learner.ask(given.fresh_x)
             learner.learn(given)
         assert found == [], (fresh, labelled)
-        assert np.isfinite(read().teacher_probs_BC).all()
+        with waits() as found:
+            answers = learner.predict(given.fresh_x)
+        assert found == (["numpy"] if fresh else []), fresh
+        assert np.isfinite(answers.teacher_probs_BC).all()
     assert learner.read_costs().skipped_steps == 0
 
 

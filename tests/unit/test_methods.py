@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +18,7 @@ from streamlearn.errors import ConfigError
 from streamlearn.learn.build import make_trainee
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.learner import Learner
-from streamlearn.learn.methods.dsne import DSne, Source, dsne_loss
+from streamlearn.learn.methods.dsne import DSne, dsne_loss
 from streamlearn.learn.methods.ict import InterpolationConsistency
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.methods.pi import Pi
@@ -32,8 +34,8 @@ from streamlearn.learn.methods.temporal_ensembling import TemporalEnsembling
 from streamlearn.learn.noise.build import gaussian, no_noise
 from streamlearn.learn.rows import Augment, Rows, draw_mix
 from streamlearn.learn.step import Trainee
-from streamlearn.learn.targets import Targets
-from streamlearn.models.build import ModelSpec
+from streamlearn.learn.targets import TargetMethod
+from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import UNLABELLED, MicroBatch
 from tests.unit.test_step import settings
 
@@ -52,8 +54,8 @@ def rows(*, fresh: int = 6, labelled: int = 3, seed: int = 0, augment: Augment |
     )
 
 
-def targets_of(**options: object) -> Targets:
-    return Targets(TargetOptions(**options), classes=3, device=CPU)
+def targets_of(**options: object) -> TargetMethod:
+    return TargetMethod(TargetOptions(**options), MLP, build(MLP))
 
 
 def pair(**changed: object) -> Trainee:
@@ -131,10 +133,10 @@ def _share(one: Tensor, other: Tensor, mixed: Tensor) -> float | None:
 class TestTargets:
     LOGITS = torch.tensor([[2.0, 0.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 0.2], [0.1, 0.0, 0.0]])
 
-    def made(self, **options: object) -> tuple[np.ndarray, np.ndarray | None, Targets]:
+    def made(self, **options: object) -> tuple[np.ndarray, np.ndarray | None, TargetMethod]:
         targets = targets_of(**options)
         of = rows(fresh=3, labelled=1)
-        made, weights = targets.make(self.LOGITS, of)
+        made, weights = targets.make_targets(self.LOGITS, of)
         return made.numpy(), None if weights is None else weights.numpy(), targets
 
     def test_are_the_teachers_probabilities_by_default(self):
@@ -170,7 +172,7 @@ class TestTargets:
                 fresh=5, labelled=3, witness_BC=torch.from_numpy(np.vstack((fresh_SF3[step], said_N3[new]))).float()
             )
             of.labels_B[5:7] = torch.from_numpy(y_N[new])  # the third is learned again
-            made, _ = targets.make(torch.from_numpy(teacher_SF3[step]).float().log(), of)
+            made, _ = targets.make_targets(torch.from_numpy(teacher_SF3[step]).float().log(), of)
             targets.settle(NO)
 
         age_N = 2 * (steps - 1 - np.arange(len(y_N)) // 2)
@@ -217,7 +219,7 @@ class TestTargets:
             )
             of = rows(fresh=batch, labelled=labelled, witness_BC=says_CC[torch.cat((y_F, y_L))])
             of.labels_B[batch:] = y_L
-            made, _ = targets.make(says_CC[y_F].log(), of)
+            made, _ = targets.make_targets(says_CC[y_F].log(), of)
             targets.settle(NO)
         towards = (made / says_CC[y_F]).mean(0) * targets.tensors()["model_C"]  # up to a factor
         return (towards / towards.sum()).numpy()
@@ -245,7 +247,7 @@ class TestTargets:
         """Whatever an untrained teacher predicts."""
         targets = targets_of(align="labels", target_momentum=0.5)
 
-        made, _ = targets.make(self.LOGITS, rows(fresh=3, labelled=1))
+        made, _ = targets.make_targets(self.LOGITS, rows(fresh=3, labelled=1))
 
         p = _softmax(self.LOGITS.numpy().astype(float))
         expected = p / (0.5 / 3 + 0.5 * p[:3].mean(axis=0))
@@ -256,7 +258,7 @@ class TestTargets:
         targets = targets_of(align="labels", gate="softmatch", target_momentum=0.9)
         first = {name: tensor.clone() for name, tensor in targets.tensors().items()}
         witness_BC = torch.tensor([[0.6, 0.2, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4], [0.6, 0.1, 0.3]])
-        targets.make(self.LOGITS, rows(fresh=3, labelled=3, witness_BC=witness_BC))
+        targets.make_targets(self.LOGITS, rows(fresh=3, labelled=3, witness_BC=witness_BC))
         targets.settle(NO)
         assert not any(torch.equal(tensor, first[name]) for name, tensor in targets.tensors().items())
 
@@ -313,7 +315,7 @@ class TestTargets:
         """Without fresh rows nothing is averaged."""
         targets = targets_of(align="labels", gate=gate)
 
-        made, weights = targets.make(self.LOGITS, rows(fresh=0, labelled=4))
+        made, weights = targets.make_targets(self.LOGITS, rows(fresh=0, labelled=4))
         targets.settle(NO)
 
         assert torch.isfinite(made).all()
@@ -324,12 +326,12 @@ class TestTargets:
 class TestPi:
     def test_compares_two_views_of_one_network_and_both_get_gradient(self):
         """The squared error between the answers to eta and eta', whose gradient is that of both branches."""
-        made, noise = pair(), gaussian(0.5)
+        made, noise = pair(), partial(gaussian, std=0.5)
         of = rows(augment=Augment(noise, noise))
         views = [noise(of.x_B, g := torch.Generator().manual_seed(0)) for _ in range(1)]
         of.generator.manual_seed(0)
 
-        costs = Pi(PiOptions(), targets_of()).costs(made.student, made.teacher, of)
+        costs = Pi(PiOptions(), MLP, made.student).costs(made.student, made.teacher, of)
         costs.consistency.backward()
 
         g.manual_seed(0)
@@ -344,11 +346,11 @@ class TestPi:
 
     def test_with_kl_the_second_branch_is_a_target(self):
         """Gradient flows into the first only."""
-        made, noise = pair(), gaussian(0.5)
+        made, noise = pair(), partial(gaussian, std=0.5)
         of = rows(augment=Augment(noise, noise))
         of.generator.manual_seed(0)
 
-        costs = Pi(PiOptions(consistency="kl"), targets_of()).costs(made.student, made.teacher, of)
+        costs = Pi(PiOptions(consistency="kl"), MLP, made.student).costs(made.student, made.teacher, of)
         costs.consistency.backward()
 
         found = made.student.net.layers[-1].weight.grad.clone()
@@ -365,7 +367,8 @@ class TestInterpolationConsistency:
         made, of = pair(), rows()
         of.generator.manual_seed(5)
 
-        costs = InterpolationConsistency(InterpolationOptions(), targets_of()).costs(made.student, made.teacher, of)
+        method = InterpolationConsistency(InterpolationOptions(), MLP, made.student)
+        costs = method.costs(made.student, made.teacher, of)
 
         share, partner = draw_mix(6, 0.5, torch.Generator().manual_seed(5))
         u = of.x_B[:6]
@@ -429,7 +432,7 @@ class TestTeacherMode:
 
 class TestTemporalEnsembling:
     def method(self, slots: int = 64) -> TemporalEnsembling:
-        return TemporalEnsembling(TemporalEnsemblingOptions(ensemble_slots=slots), classes=3, device=CPU)
+        return TemporalEnsembling(TemporalEnsemblingOptions(ensemble_slots=slots), MLP, build(MLP))
 
     def test_compares_a_row_with_the_average_of_its_past_answers(self):
         """Z <- .6 Z + .4 z, target Z / sum Z; no cost for a new row."""
@@ -537,37 +540,40 @@ class TestDSne:
         )
         assert none.shape == (0,)
 
-    def test_costs_are_those_of_both_domains(self):
+    def method(self, folder: Path, x: Tensor, of: Trainee) -> DSne:
+        np.savez(folder / "source.npz", x=x.numpy(), y=np.arange(len(x)) % 3)
+        options = DSneOptions(source_path=str(folder / "source.npz"), source_weight=0.25, source_rows=8)
+        return DSne(options, MLP, of.student)
+
+    def test_costs_are_those_of_both_domains(self, tmp_path):
         """(1 - w)(CE of source + CE of target) + w d-SNE + Mean Teacher's consistency on the target."""
-        made, of = pair(), rows()
-        source = Source(torch.randn((20, 5)), torch.arange(20) % 3, rows=8)
-        embedding = Embedding(made.student.net, classes=3, method="dsne")
-        method = DSne(DSneOptions(source_path="x.npz", source_weight=0.25), targets_of(), embedding, source)
+        made, of, source = pair(), rows(), torch.randn((20, 5))
+        method = self.method(tmp_path, source, made)
         of.generator.manual_seed(2)
 
         costs = method.costs(made.student, made.teacher, of)
 
-        x_S, y_S = source.draw(torch.Generator().manual_seed(2))
+        drawn = torch.randint(20, (8,), generator=torch.Generator().manual_seed(2))
+        x_S, y_S = source[drawn], drawn % 3
         net = made.student.net
         e_S, e_L = net.layers[:-1](x_S), net.layers[:-1](of.x_B[6:])
         ce = nn.functional.cross_entropy(net(x_S), y_S)
         ce = ce + nn.functional.cross_entropy(net(of.x_B[6:]), of.labels_B[6:], reduction="sum") / 9
         apart = dsne_loss(e_L, of.labels_B[6:], e_S, y_S, margin=1.0).sum() / 9
-        alone = MeanTeacher(MeanTeacherOptions(), targets_of()).costs(made.student, made.teacher, of)
+        alone = MeanTeacher(MeanTeacherOptions(), MLP, made.student).costs(made.student, made.teacher, of)
         assert costs.classification.item() == pytest.approx((0.75 * ce + 0.25 * apart).item(), rel=1e-4)
         assert costs.consistency.item() == pytest.approx(alone.consistency.item(), rel=1e-4)
 
-    def test_running_statistics_are_those_of_the_target_domain(self):
+    def test_running_statistics_are_those_of_the_target_domain(self, tmp_path):
         """The source's statistics serve its own rows and are not kept; both domains have gradients."""
         spec = replace(MLP, options={"hidden": [8], "dropout": 0.0, "norm": "batch"})
         of = rows()
         trainees = [make_trainee(spec, settings(), CPU) for _ in range(2)]
-        far = Source(100.0 + torch.randn((20, 5)), torch.arange(20) % 3, rows=8)
-        embedding = Embedding(trainees[0].student.net, classes=3, method="dsne")
-        dsne = DSne(DSneOptions(source_path="x.npz", source_weight=0.25), targets_of(), embedding, far)
+        dsne = self.method(tmp_path, 100.0 + torch.randn((20, 5)), trainees[0])
 
         costs = dsne.costs(trainees[0].student, trainees[0].teacher, of)
-        MeanTeacher(MeanTeacherOptions(), targets_of()).costs(trainees[1].student, trainees[1].teacher, of)
+        plain = MeanTeacher(MeanTeacherOptions(), spec, trainees[1].student)
+        plain.costs(trainees[1].student, trainees[1].teacher, of)
         (costs.classification + costs.consistency).backward()
 
         kept, expected = (dict(trainee.student.net.named_buffers()) for trainee in trainees)

@@ -149,7 +149,7 @@ class TestClassifier:
         classifier = build(of)
         assert isinstance(classifier.normalise, RunningNorm)
         raw = torch.tensor([[2, 4, 6], [4, 8, 10]], dtype=torch.uint8)
-        classifier.normalise.observe(raw * 0.5, 2)
+        classifier.normalise.observe(raw * 0.5)
 
         expected = classifier.net(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -29,10 +31,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 class TestInOrder:
     def test_each_noise_gets_the_view_of_the_one_before(self):
         """And the same generator."""
-        view = in_order(gaussian(1.0), feature_dropout(0.5))(ROWS, seeded())
+        view = in_order(partial(gaussian, std=1.0), partial(feature_dropout, probability=0.5))(ROWS, seeded())
 
         generator = seeded()
-        assert torch.equal(view, feature_dropout(0.5)(gaussian(1.0)(ROWS, generator), generator))
+        assert torch.equal(view, feature_dropout(gaussian(ROWS, generator, std=1.0), generator, probability=0.5))
 
     def test_no_noise_returns_the_sample(self):
         """Without a copy."""
@@ -51,38 +53,41 @@ class TestMakeNoises:
         """The weak noise has none of the three in the middle."""
         weak, strong = make_noises(ALL_OF_IMAGE, shape=(3, 6, 7))
 
-        first, last = shift(2, flip=True), gaussian(0.1)
+        first, last = partial(shift, pixels=2, flip=True), partial(gaussian, std=0.1)
         assert torch.equal(weak(IMAGES, seeded()), in_order(first, last)(IMAGES, seeded()))
-        middle = (resized_crop(0.5), colour(0.2), cutout(3))
+        middle = (partial(resized_crop, scale=0.5), partial(colour, strength=0.2), partial(cutout, pixels=3))
         assert torch.equal(strong(IMAGES, seeded()), in_order(first, *middle, last)(IMAGES, seeded()))
 
     @pytest.mark.parametrize(
         ("changed", "noise"),
         [
-            ({"crop_scale": 0.5}, resized_crop(0.5)),
-            ({"colour": 0.2}, colour(0.2)),
-            ({"cutout_pixels": 3}, cutout(3)),
+            ({"crop_scale": 0.5}, partial(resized_crop, scale=0.5)),
+            ({"colour": 0.2}, partial(colour, strength=0.2)),
+            ({"cutout_pixels": 3}, partial(cutout, pixels=3)),
         ],
     )
     def test_each_strong_kind_is_turned_on_by_its_option(self, changed, noise):
         """And no other kind with it."""
         _, strong = make_noises(LearnConfig(noise="image", noise_options={"flip": True, **changed}), shape=(3, 6, 7))
 
-        expected = in_order(shift(2, flip=True), noise)
+        expected = in_order(partial(shift, pixels=2, flip=True), noise)
         assert torch.equal(strong(IMAGES, seeded()), expected(IMAGES, seeded()))
 
     def test_table_is_dropout_then_gaussian(self):
         """The weak noise is Gaussian alone."""
         weak, strong = make_noises(ALL_OF_TABLE, shape=(5,))
 
-        assert torch.equal(weak(ROWS, seeded()), gaussian(0.3)(ROWS, seeded()))
-        assert torch.equal(strong(ROWS, seeded()), in_order(feature_dropout(0.4), gaussian(0.3))(ROWS, seeded()))
+        assert torch.equal(weak(ROWS, seeded()), gaussian(ROWS, seeded(), std=0.3))
+        assert torch.equal(
+            strong(ROWS, seeded()),
+            in_order(partial(feature_dropout, probability=0.4), partial(gaussian, std=0.3))(ROWS, seeded()),
+        )
 
     def test_table_works_for_images(self):
         """For networks that flatten them."""
         weak, _ = make_noises(ALL_OF_TABLE, shape=(3, 6, 7))
 
-        assert torch.equal(weak(IMAGES, seeded()), gaussian(0.3)(IMAGES, seeded()))
+        assert torch.equal(weak(IMAGES, seeded()), gaussian(IMAGES, seeded(), std=0.3))
 
     def test_none_returns_the_sample_itself(self):
         """Without a copy."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,10 @@ from streamlearn.learn.noise.image import colour, cutout, resized_crop, shift
 
 GRID = torch.arange(2 * 3 * 6 * 7, dtype=torch.float32).reshape(2, 3, 6, 7)
 ALL = {
-    "shift": shift(2, flip=True),
-    "crop": resized_crop(0.3),
-    "colour": colour(0.5),
-    "cutout": cutout(3),
+    "shift": partial(shift, pixels=2, flip=True),
+    "crop": partial(resized_crop, scale=0.3),
+    "colour": partial(colour, strength=0.5),
+    "cutout": partial(cutout, pixels=3),
 }
 
 
@@ -94,7 +96,7 @@ class TestShift:
             for mirrored in (False, True)
         }
 
-        views = shift(2, flip=True)(x, seeded())
+        views = shift(x, seeded(), pixels=2, flip=True)
 
         seen = {view.contiguous().numpy().tobytes() for view in views}
         assert seen <= possible
@@ -102,11 +104,11 @@ class TestShift:
 
     def test_of_zero_pixels_is_the_image(self):
         """Without a shift and a flip."""
-        assert torch.equal(shift(0, flip=False)(GRID, seeded()), GRID)
+        assert torch.equal(shift(GRID, seeded(), pixels=0, flip=False), GRID)
 
     def test_larger_than_the_image_stays_inside(self):
         """A reflection reaches at most to the other edge."""
-        view = shift(64, flip=True)(GRID, seeded())
+        view = shift(GRID, seeded(), pixels=64, flip=True)
 
         assert view.shape == GRID.shape
         assert torch.isin(view, GRID).all()
@@ -130,7 +132,7 @@ class TestResizedCrop:
         x = pictures(1, 3, self.HEIGHT, self.WIDTH).expand(count, -1, -1, -1).clone()
         x[:, 0] = torch.arange(self.HEIGHT, dtype=torch.float32)[:, None]
         x[:, 1] = torch.arange(self.WIDTH, dtype=torch.float32)
-        return x, resized_crop(scale)(x, seeded(3))
+        return x, resized_crop(x, seeded(3), scale=scale)
 
     def parts(self, views) -> np.ndarray:
         """(top, height, left, width) of the cropped part of each view, in pixels."""
@@ -203,7 +205,7 @@ class TestColour:
     def test_is_saturation_contrast_and_brightness(self, channels):
         """Each view is the reference's for some factors within the strength."""
         x = pictures(30, channels)
-        views = colour(0.4)(x, seeded()).double().numpy()
+        views = colour(x, seeded(), strength=0.4).double().numpy()
 
         factors = []
         for view, image in zip(views, x.double().numpy(), strict=True):
@@ -230,7 +232,7 @@ class TestCutout:
     def test_covers_one_square_with_the_mean_of_each_channel(self):
         """4 x 4 pixels, fewer at an edge; centred anywhere, corners included."""
         x = pictures(500, 3, 9, 8)
-        views = cutout(4)(x, seeded())
+        views = cutout(x, seeded(), pixels=4)
 
         corners = set()
         for image, view in zip(x, views, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from streamlearn.models.norm import RobustBatchNorm1d, RobustBatchNorm2d, make_norm
+from streamlearn.models.norm import RobustBatchNorm, make_norm
 from streamlearn.models.normalise import BatchNormWarmup
 
 KINDS = ("batch", "robust_batch", "group", "layer", "none")
@@ -89,7 +89,7 @@ class TestMakeNorm:
 
 
 def robust(x: torch.Tensor) -> nn.Module:
-    return with_affine((RobustBatchNorm2d if x.dim() == 4 else RobustBatchNorm1d)(16)).train()
+    return with_affine(RobustBatchNorm(16)).train()
 
 
 BATCHES = [rows(mean=0.3), pictures()]
@@ -136,7 +136,7 @@ class TestRobustBatchNorm:
 
     def test_bounds_the_correction_of_a_batch(self):
         """A batch that is 1000 times as wide and far counts as 3 times as wide and 5 deviations away."""
-        layer = RobustBatchNorm1d(16).train()
+        layer = RobustBatchNorm(16).train()
         layer.momentum = 1e-9
         for _ in range(3):
             layer(rows())
@@ -166,7 +166,7 @@ class TestRobustBatchNorm:
 
     def test_starts_with_the_first_batch(self):
         """With the warm-up's momentum of 1 the first output is that of batch normalisation."""
-        x, layer, plain = rows(count=4000), RobustBatchNorm1d(16).train(), nn.BatchNorm1d(16).train()
+        x, layer, plain = rows(count=4000), RobustBatchNorm(16).train(), nn.BatchNorm1d(16).train()
 
         BatchNormWarmup(layer).set(ask=True)
 
@@ -174,7 +174,7 @@ class TestRobustBatchNorm:
 
     def test_does_not_hide_which_class_a_batch_is_of(self):
         """Alternating batches of one class: batch normalisation makes them equal, this layer does not."""
-        plain, layer = nn.BatchNorm1d(16).train(), RobustBatchNorm1d(16).train()
+        plain, layer = nn.BatchNorm1d(16).train(), RobustBatchNorm(16).train()
         for seed in range(200):
             sides = [rows(mean=2.0 * (-1) ** (seed + turn), seed=seed) for turn in (0, 1)]
             hidden = [plain(side).mean().item() for side in sides]

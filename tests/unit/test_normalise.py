@@ -20,7 +20,7 @@ class TestRunningNorm:
         norm = RunningNorm((4,))
 
         for batch in x_BF.split([1, 9, 40, 50]):
-            norm.observe(batch, len(batch))
+            norm.observe(batch)
 
         torch.testing.assert_close(norm.mean, x_BF.mean(dim=0))
         torch.testing.assert_close(norm.var, x_BF.var(dim=0, correction=0), rtol=1e-4, atol=1e-4)
@@ -31,30 +31,19 @@ class TestRunningNorm:
         x = rows(50, 3, 4, 5) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
         norm = RunningNorm((3, 4, 5))
 
-        norm.observe(x, len(x))
+        norm.observe(x)
 
         standard = norm(x)
         torch.testing.assert_close(standard.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
         torch.testing.assert_close(standard.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-2, rtol=0)
 
-    def test_ignores_rows_beyond_the_count(self):
-        """Labelled rows and padding are not part of the stream's statistics."""
-        x_BF = rows(10, 4)
-        norm, without = RunningNorm((4,)), RunningNorm((4,))
-
-        norm.observe(x_BF, 6)
-        without.observe(x_BF[:6], 6)
-
-        assert torch.equal(norm.mean, without.mean)
-        assert torch.equal(norm.var, without.var)
-
     def test_follows_drift_once_the_horizon_is_full(self):
         """After several horizons at a new level the old one is forgotten."""
         norm = RunningNorm((1,), horizon_rows=50)
-        norm.observe(torch.zeros(1000, 1), 1000)
+        norm.observe(torch.zeros(1000, 1))
 
         for _ in range(50):
-            norm.observe(torch.full((10, 1), 7.0), 10)
+            norm.observe(torch.full((10, 1), 7.0))
 
         assert norm.count.item() == 50
         assert norm.mean.item() == pytest.approx(7.0, abs=0.01)
@@ -64,7 +53,7 @@ class TestRunningNorm:
         """No division by a zero deviation."""
         norm = RunningNorm((1,))
         for _ in range(3):
-            norm.observe(torch.full((7, 1), value), 7)
+            norm.observe(torch.full((7, 1), value))
 
         assert norm(torch.tensor([[value]])).abs().item() < 0.01
         assert norm(torch.tensor([[value + 1e6]])).item() == LIMIT
@@ -73,9 +62,9 @@ class TestRunningNorm:
     def test_an_overflowing_value_does_not_poison_the_statistics(self, outlier):
         """If its square overflows float32, that feature's statistics do not change; the others do."""
         norm = RunningNorm((2,))
-        norm.observe(torch.tensor([[1.0, 1.0], [3.0, 3.0]]), 2)
+        norm.observe(torch.tensor([[1.0, 1.0], [3.0, 3.0]]))
 
-        norm.observe(torch.tensor([[outlier, 5.0], [2.0, 5.0]]), 2)
+        norm.observe(torch.tensor([[outlier, 5.0], [2.0, 5.0]]))
 
         assert norm.mean.tolist() == pytest.approx([2.0, 3.5])
         assert torch.isfinite(norm.var).all()
@@ -85,11 +74,11 @@ class TestRunningNorm:
         """Without a bound, 1e15 would be the deviation for the next ten thousand rows."""
         norm = RunningNorm((2,))
         for seed in range(20):
-            norm.observe(rows(32, 2, seed=seed), 32)
+            norm.observe(rows(32, 2, seed=seed))
         x_BF = rows(32, 2, seed=20)
         x_BF[5, 0] = 1e15
 
-        norm.observe(x_BF, 32)
+        norm.observe(x_BF)
 
         assert norm.mean.tolist() == pytest.approx([100.0, 100.0], abs=0.5)
         # One row in 672 that counts as 30 deviations more than doubles a variance; it does not make it 1e30.
@@ -100,10 +89,10 @@ class TestRunningNorm:
         """A twentieth of the horizon: later rows still differ from each other."""
         norm = RunningNorm((1,))
         for seed in range(400):
-            norm.observe(rows(32, 1, seed=seed), 32)
+            norm.observe(rows(32, 1, seed=seed))
 
         for seed in range(16):
-            norm.observe(torch.full((32, 1), 1e15) * torch.sign(rows(32, 1, seed=seed) - 100.0), 32)
+            norm.observe(torch.full((32, 1), 1e15) * torch.sign(rows(32, 1, seed=seed) - 100.0))
 
         assert 1.0 < norm.var.sqrt().item() / 3.0 < 2.5
         assert norm.mean.item() == pytest.approx(100.0, abs=5.0)
@@ -114,11 +103,11 @@ class TestRunningNorm:
         """Within 150 batches, five horizons, although each batch is clipped."""
         norm = RunningNorm((1,), horizon_rows=1000)
         for seed in range(50):
-            norm.observe(rows(32, 1, seed=seed), 32)
+            norm.observe(rows(32, 1, seed=seed))
 
         changed = [rows(32, 1, seed=seed) * (1.0 if place else factor) + place * 3.0 * factor for seed in range(150)]
         for x_BF in changed:
-            norm.observe(x_BF, 32)
+            norm.observe(x_BF)
 
         newest = torch.cat(changed[-10:])
         assert norm.mean.item() == pytest.approx(newest.mean().item(), rel=0.2)
@@ -128,10 +117,10 @@ class TestRunningNorm:
         """A constant feature has no deviation to clip by."""
         norm = RunningNorm((1,), horizon_rows=1000)
         for _ in range(50):
-            norm.observe(torch.full((32, 1), 7.0), 32)
+            norm.observe(torch.full((32, 1), 7.0))
 
         for seed in range(100):
-            norm.observe(rows(32, 1, seed=seed), 32)
+            norm.observe(rows(32, 1, seed=seed))
 
         assert norm.mean.item() == pytest.approx(100.0, rel=0.1)
 
@@ -141,7 +130,7 @@ class TestRunningNorm:
         x_N[::200] = 1.0
 
         for x_BF in x_N.split(32):
-            norm.observe(x_BF, 32)
+            norm.observe(x_BF)
 
         assert norm.mean.item() == pytest.approx(0.005, rel=0.1)
         assert norm.var.item() == pytest.approx(0.005 * 0.995, rel=0.1)
@@ -156,7 +145,7 @@ class TestRunningNorm:
 
         deviations = []
         for part in x_BF.split(batch):
-            norm.observe(part, len(part))
+            norm.observe(part)
             deviations.append(norm.var.sqrt().item() / 3.0)
 
         assert 0.8 < deviations[640 // batch - 1] < 3.0
@@ -170,7 +159,7 @@ class TestRunningNorm:
         x_BF[torch.rand(len(x_BF), generator=torch.Generator().manual_seed(5)) < 0.05] = -999_999.0
 
         for part in x_BF.split(batch):
-            norm.observe(part, len(part))
+            norm.observe(part)
 
         assert norm.var.sqrt().item() / 3.0 < 12.0
         assert norm(torch.tensor([[103.0]])).item() - norm(torch.tensor([[97.0]])).item() > 0.15
@@ -183,7 +172,7 @@ class TestRunningNorm:
         x_BF = torch.cat((torch.full((1600, 1), 7.0), torch.tensor([[sentinel]]), rows(500, 1)))
 
         for part in x_BF.split(batch):
-            norm.observe(part, len(part))
+            norm.observe(part)
 
         assert norm.var.sqrt().item() < 200.0
         assert norm.mean.item() == pytest.approx(100.0, abs=150.0)
@@ -198,7 +187,7 @@ class TestRunningNorm:
         x_BF[:begin] = 0.0
 
         for part in x_BF.split(32):
-            norm.observe(part, len(part))
+            norm.observe(part)
 
         assert norm.var.item() == pytest.approx(share * (1.0 - share), rel=0.5)
 
@@ -210,7 +199,7 @@ class TestRunningNorm:
 
         deviations = []
         for part in x_BF.split(64):
-            norm.observe(part, len(part))
+            norm.observe(part)
             deviations.append(norm.var.sqrt().item())
 
         assert min(deviations[200:]) > 1.0
@@ -224,8 +213,8 @@ class TestRunningNorm:
         outlier[3, 0] = 1e12
 
         for part, same in zip(outlier.split(8), x.split(8), strict=True):
-            norm.observe(part, len(part))
-            without.observe(same, len(same))
+            norm.observe(part)
+            without.observe(same)
 
         assert norm.var.flatten()[0].sqrt().item() / 3.0 < 12.0
         torch.testing.assert_close(norm.var[1], without.var[1])
@@ -238,7 +227,7 @@ class TestRunningNorm:
 
         for norm, batch in zip(norms, (1, 64, 777), strict=True):
             for part in x_BF.split(batch):
-                norm.observe(part, len(part))
+                norm.observe(part)
 
         kept = [norm.sample.tensors()["sample"].flatten().sort().values for norm in norms]
         assert torch.equal(kept[0], kept[1])
@@ -256,21 +245,12 @@ class TestRunningNorm:
     def test_forward_changes_nothing(self):
         """Predicting is pure, in train mode too."""
         norm = RunningNorm((4,)).train()
-        norm.observe(rows(9, 4), 9)
+        norm.observe(rows(9, 4))
         before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
 
         norm(rows(5, 4, seed=2))
 
         assert all(torch.equal(before[name], tensor) for name, tensor in norm.state_dict().items())
-
-    def test_of_no_rows_observes_nothing(self):
-        """No division by zero."""
-        norm = RunningNorm((2,))
-
-        norm.observe(torch.zeros(3, 2), 0)
-
-        assert norm.mean.tolist() == [0.0, 0.0]
-        assert norm.count.item() == 0
 
 
 class TestBatchNormWarmup:

@@ -291,16 +291,6 @@ class TestSaving:
         assert other.report().windowed.recall == [None, 1.0, 0.0, None, None]
         assert other.report().cumulative.accuracy["teacher"] == 0.5
 
-    def test_another_number_of_bins_resets_their_sums(self) -> None:
-        """The window recomputes them from its samples."""
-        judge, other = Prequential(3, window=4, bins=10), Prequential(3, window=4, bins=20)
-        score(judge, "1 0000", "0 0000")
-
-        other.load(judge.state())
-
-        assert other.report().cumulative.ece is None
-        assert other.report().windowed.ece == 0.0
-
     def test_the_state_is_a_copy(self) -> None:
         """Another thread writes it while scoring continues."""
         judge = Prequential(3, window=2)

@@ -64,7 +64,7 @@ class TestAnswers:
         """Without a warning of a division by zero."""
         found = [scores.balanced_accuracy(NOTHING, NOTHING), scores.kappa(NOTHING, NOTHING, NOTHING)]
         found += scores.recall_per_class(NOTHING, NOTHING)
-        found += [scores.share(0, 0), scores.skill(0.5, None), scores.Reliability(*[NOTHING] * 3).calibration_error()]
+        found += [scores.share(0, 0), scores.skill(0.5, None), scores.calibration_error(*[NOTHING] * 3)]
         found += [scores.normalised_entropy(NOTHING), scores.total_variation(NOTHING, OCCURRED)]
         found += [scores.total_variation_by_chance(NOTHING, 5), scores.total_variation_by_chance(OCCURRED, 0)]
 
@@ -97,13 +97,13 @@ class TestProbabilities:
 
     def test_calibration_error_is_the_weighted_gap_of_the_bins(self) -> None:
         """3/4 of the samples are right half as often as their confidence, 1/4 twice as often."""
-        reliability = scores.Reliability(np.array([1.0, 3.0]), np.array([0.5, 2.4]), np.array([1.0, 1.2]))
+        error = scores.calibration_error(np.array([1.0, 3.0]), np.array([0.5, 2.4]), np.array([1.0, 1.2]))
 
-        assert reliability.calibration_error() == pytest.approx(0.25 * (1.0 - 0.5) + 0.75 * (0.8 - 0.4))
+        assert error == pytest.approx(0.25 * (1.0 - 0.5) + 0.75 * (0.8 - 0.4))
 
     def test_the_reliability_diagram_has_none_in_empty_bins(self) -> None:
         """They have no mean."""
-        empty, full = scores.Reliability(np.array([0.0, 4.0]), np.array([0.0, 3.0]), np.array([0.0, 2.0])).diagram()
+        empty, full = scores.reliability(np.array([0.0, 4.0]), np.array([0.0, 3.0]), np.array([0.0, 2.0]))
 
         assert empty == scores.ReliabilityBin(low=0.0, high=0.5, count=0.0, confidence=None, accuracy=None)
         assert full == scores.ReliabilityBin(low=0.5, high=1.0, count=4.0, confidence=0.75, accuracy=0.5)

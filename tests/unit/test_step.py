@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -22,8 +23,7 @@ from streamlearn.learn.noise.build import gaussian, no_noise
 from streamlearn.learn.rows import Augment, Rows
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.learn.step import Method, StepCosts, Trainee, answer, train_step
-from streamlearn.learn.targets import Targets
-from streamlearn.models.build import ModelSpec
+from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import UNLABELLED
 from tests.support import learn_config
 
@@ -64,8 +64,7 @@ def rows(spec: ModelSpec = MLP, *, fresh: int = 6, labelled: int = 3, seed: int 
 
 
 def mean_teacher() -> MeanTeacher:
-    options = MeanTeacherOptions()
-    return MeanTeacher(options, Targets(options, classes=3, device=CPU))
+    return MeanTeacher(MeanTeacherOptions(), MLP, build(MLP))
 
 
 def step(trainee: Trainee, of: Rows, *, t: int = 1, method=None) -> Tensor:
@@ -221,7 +220,7 @@ class TestFailedStep:
         trainee = make(MLP)
         before = everything(trainee)
         trainee.undo.remember()
-        trainee.student.normalise.observe(torch.full((4, 5), 9.0), 4)
+        trainee.student.normalise.observe(torch.full((4, 5), 9.0))
 
         train_step(replace(trainee, method=NanLoss()), rows(), step=1, consistency_weight=1.0, alpha=0.9)
 
@@ -233,7 +232,7 @@ class TestMeanTeacher:
         """Equal networks disagree under noise, and agree without."""
         trainee = make()
 
-        noisy = mean_teacher().costs(trainee.student, trainee.teacher, rows(noise=gaussian(1.0)))
+        noisy = mean_teacher().costs(trainee.student, trainee.teacher, rows(noise=partial(gaussian, std=1.0)))
         clean = mean_teacher().costs(trainee.student, trainee.teacher, rows())
 
         assert noisy.consistency.item() > 1e-4
@@ -259,7 +258,7 @@ class TestMeanTeacher:
         before = everything(trainee)
 
         costs = mean_teacher().costs(trainee.student, trainee.teacher, rows(labelled=0))
-        step(trainee, rows(labelled=0, noise=gaussian(1.0)))
+        step(trainee, rows(labelled=0, noise=partial(gaussian, std=1.0)))
 
         assert costs.classification.item() == 0.0
         assert "student.net.layers.1.weight" in differing(before, everything(trainee))
@@ -271,7 +270,7 @@ class TestMeanTeacher:
         trainee = make(spec)
         before = everything(trainee)
 
-        step(trainee, rows(spec, fresh=fresh, labelled=labelled, noise=gaussian(1.0)))
+        step(trainee, rows(spec, fresh=fresh, labelled=labelled, noise=partial(gaussian, std=1.0)))
 
         changed = differing(before, everything(trainee))
         assert any(name.startswith("student.") for name in changed)

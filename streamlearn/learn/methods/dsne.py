@@ -28,29 +28,16 @@ from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.methods.settings import DSneOptions
 from streamlearn.learn.rows import Rows
 from streamlearn.learn.step import StepCosts, answer, answer_apart
-from streamlearn.learn.targets import Targets
 from streamlearn.models.build import Classifier, ModelSpec
 
 
-class Source:
-    """A labelled set on the device, raw: x (N, *shape) in the schema's dtype, y (N,) int64."""
-
-    def __init__(self, x: Tensor, y: Tensor, *, rows: int) -> None:
-        self.x, self.y, self._rows = x, y, rows
-
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random rows, with replacement."""
-        chosen = torch.randint(len(self.y), (self._rows,), generator=generator, device=self.y.device)
-        return self.x[chosen], self.y[chosen]
-
-
-def read_source(options: DSneOptions, spec: ModelSpec, *, device: torch.device) -> Source:
-    """The labelled source domain: an .npz with x (N, *shape) and integer y (N,).
+def read_source(path: str, spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    """The labelled source domain, an .npz: raw x (N, *shape) in its dtype, and y (N,) as int64.
 
     Raises:
         ConfigError: it cannot be read, or does not fit this model.
     """
-    path, key = options.source_path, "learn.options.source_path"
+    key = "learn.options.source_path"
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
@@ -63,21 +50,24 @@ def read_source(options: DSneOptions, spec: ModelSpec, *, device: torch.device) 
         )
     if y.dtype.kind not in "iu" or not 0 <= y.min() <= y.max() < spec.classes:
         raise ConfigError(f"{key}: {path}: expected integers y from 0 to {spec.classes - 1}")
-    x_N, y_N = torch.from_numpy(x).to(device), torch.from_numpy(y.astype(np.int64)).to(device)
-    return Source(x_N, y_N, rows=options.source_rows)
+    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
 
 
 class DSne(MeanTeacher):
     """Mean Teacher on the target domain; its embeddings are pulled to those of the source, class by class."""
 
-    def __init__(self, options: DSneOptions, targets: Targets, embedding: Embedding, source: Source) -> None:
-        super().__init__(options, targets)
-        self._embedding, self._source = embedding, source
+    def __init__(self, options: DSneOptions, spec: ModelSpec, student: Classifier) -> None:
+        super().__init__(options, spec, student)
+        self._embedding = Embedding(student.net, classes=spec.classes, method="dsne")
+        self._source = [of_all.to(student.device) for of_all in read_source(options.source_path, spec)]
+        self._rows = options.source_rows
         self._weight, self._margin = options.source_weight, options.source_margin
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
         """One forward of the source, one of the target."""
-        raw_S, labels_S = self._source.draw(rows.generator)
+        x_N, labels_N = self._source
+        drawn_S = torch.randint(len(x_N), (self._rows,), generator=rows.generator, device=x_N.device)
+        raw_S, labels_S = x_N[drawn_S], labels_N[drawn_S]
         with torch.no_grad():
             view_S = rows.augment.weak(student.prepare(raw_S), rows.generator)
         source_SC, embedded_SD = self._embedding.read(lambda: answer_apart(student, view_S))

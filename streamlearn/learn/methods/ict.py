@@ -13,18 +13,17 @@ import torch
 
 from streamlearn.learn.losses import classification_loss
 from streamlearn.learn.methods.settings import InterpolationOptions
-from streamlearn.learn.methods.targeted import TeacherMethod
 from streamlearn.learn.rows import Rows, draw_mix
 from streamlearn.learn.step import StepCosts, answer
-from streamlearn.learn.targets import Targets
-from streamlearn.models.build import Classifier
+from streamlearn.learn.targets import TeacherMethod
+from streamlearn.models.build import Classifier, ModelSpec
 
 
 class InterpolationConsistency(TeacherMethod):
     """Labels where there are any; on fresh rows, answers that are linear between samples."""
 
-    def __init__(self, options: InterpolationOptions, targets: Targets) -> None:
-        super().__init__(options, targets)
+    def __init__(self, options: InterpolationOptions, spec: ModelSpec, student: Classifier) -> None:
+        super().__init__(options, spec, student)
         self._beta = options.interpolation_beta
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:

@@ -2,7 +2,7 @@
 
     J(theta) = E || f(x, theta', eta') - f(x, theta, eta) ||^2        theta' = the average of theta
 
-eta and eta' are independent noise of the input. For the mode in which the teacher answers see `targeted.py`.
+eta and eta' are independent noise of the input. For the mode in which the teacher answers see `learn/targets.py`.
 
 With a logit distance the student has two heads (their section 3.2): g, which is served and learns from labels, and h,
 which is compared with the teacher's g. A cost of distance * ||g - h||^2 / C ties them loosely, so that consistency does
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.losses import classification_loss
 from streamlearn.learn.methods.settings import MeanTeacherOptions
-from streamlearn.learn.methods.targeted import TeacherMethod
 from streamlearn.learn.rows import Rows
 from streamlearn.learn.step import StepCosts, answer
-from streamlearn.learn.targets import Targets
-from streamlearn.models.build import Classifier
+from streamlearn.learn.targets import TeacherMethod
+from streamlearn.models.build import Classifier, ModelSpec
 
 
 class MeanTeacher(TeacherMethod):
@@ -45,11 +44,12 @@ class MeanTeacher(TeacherMethod):
 class DualHeadMeanTeacher(MeanTeacher):
     """The same with a second head for consistency, which is not served."""
 
-    def __init__(self, options: MeanTeacherOptions, targets: Targets, embedding: Embedding) -> None:
-        super().__init__(options, targets)
+    def __init__(self, options: MeanTeacherOptions, spec: ModelSpec, student: Classifier) -> None:
+        super().__init__(options, spec, student)
         assert options.logit_distance is not None
-        self._embedding, self._logit_distance = embedding, options.logit_distance
-        self._head = embedding.another_head()
+        self._logit_distance = options.logit_distance
+        self._embedding = Embedding(student.net, classes=spec.classes, method="mean_teacher")
+        self._head = self._embedding.another_head()
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
         """As with one head, plus the cost that ties the two; both get gradient from it."""
@@ -68,3 +68,9 @@ class DualHeadMeanTeacher(MeanTeacher):
     def parameters(self) -> dict[str, nn.Parameter]:
         """The second head's."""
         return dict(self._head.named_parameters(prefix="head"))
+
+
+def make_mean_teacher(options: MeanTeacherOptions, spec: ModelSpec, student: Classifier) -> MeanTeacher:
+    """With one head, or with two if they have a distance."""
+    kind = MeanTeacher if options.logit_distance is None else DualHeadMeanTeacher
+    return kind(options, spec, student)

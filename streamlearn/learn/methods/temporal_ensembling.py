@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streamlearn.learn.losses import classification_loss, distance
+from streamlearn.learn.losses import DISTANCES, classification_loss
 from streamlearn.learn.methods.settings import TemporalEnsemblingOptions
 from streamlearn.learn.rows import Rows
 from streamlearn.learn.step import Method, StepCosts, answer
-from streamlearn.models.build import Classifier
+from streamlearn.models.build import Classifier, ModelSpec
 
 _NO_KEY = -1
 
@@ -25,9 +25,10 @@ _NO_KEY = -1
 class TemporalEnsembling(Method):
     """Labels where there are any; agreement with past answers on rows that have any. The teacher is not asked."""
 
-    def __init__(self, options: TemporalEnsemblingOptions, *, classes: int, device: torch.device) -> None:
-        self._distance, self._momentum = distance(options.consistency), options.ensemble_momentum
-        self._sums_NC = torch.zeros((options.ensemble_slots, classes), device=device)
+    def __init__(self, options: TemporalEnsemblingOptions, spec: ModelSpec, student: Classifier) -> None:
+        self._distance, self._momentum = DISTANCES[options.consistency], options.ensemble_momentum
+        device = student.device
+        self._sums_NC = torch.zeros((options.ensemble_slots, spec.classes), device=device)
         self._keys_N = torch.full((options.ensemble_slots,), _NO_KEY, dtype=torch.int64, device=device)
         self._answered: tuple[Tensor, Tensor, Tensor] | None = None
 

@@ -8,7 +8,8 @@ the strong one is learned from (FixMatch, Sohn et al., 2020).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -16,17 +17,12 @@ from torch import Generator, Tensor
 
 from streamlearn.errors import ConfigError
 from streamlearn.learn.noise.image import colour, cutout, resized_crop, shift
-from streamlearn.learn.noise.settings import ImageNoise, TableNoise
+from streamlearn.learn.noise.settings import NOISES, ImageNoise, TableNoise
 from streamlearn.learn.noise.table import feature_dropout, gaussian
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.models.build import import_object
 
 Noise: TypeAlias = Callable[[Tensor, Generator], Tensor]
-
-
-def no_noise(x: Tensor, _generator: Generator) -> Tensor:
-    """The samples unchanged."""
-    return x
 
 
 def in_order(*noises: Noise) -> Noise:
@@ -38,6 +34,10 @@ def in_order(*noises: Noise) -> Noise:
         return x
 
     return view
+
+
+no_noise = in_order()
+"""The samples unchanged."""
 
 
 def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, Noise]:
@@ -58,14 +58,12 @@ def make_noises(config: LearnConfig, *, shape: tuple[int, ...]) -> tuple[Noise, 
         if len(shape) != 3:
             raise ConfigError(f"learn.noise: image needs samples (channels, height, width), got {shape}")
         return _image(options, shape)
-    if ":" not in config.noise:
-        raise ConfigError(f"learn.noise: {config.noise!r} is none of auto, image, table, none, nor an import path")
     return _imported(config.noise, shape)
 
 
 def _table(options: TableNoise) -> tuple[Noise, Noise]:
-    added = [gaussian(options.std)] if options.std > 0.0 else []
-    dropped = [feature_dropout(options.feature_dropout)] if options.feature_dropout > 0.0 else []
+    added = [partial(gaussian, std=options.std)] if options.std > 0.0 else []
+    dropped = [partial(feature_dropout, probability=options.feature_dropout)] if options.feature_dropout > 0.0 else []
     return _weak_and_strong([], dropped, added)
 
 
@@ -76,22 +74,22 @@ def _image(options: ImageNoise, shape: tuple[int, ...]) -> tuple[Noise, Noise]:
         )
     strong = []
     if options.crop_scale < 1.0:
-        strong.append(resized_crop(options.crop_scale))
+        strong.append(partial(resized_crop, scale=options.crop_scale))
     if options.colour > 0.0:
-        strong.append(colour(options.colour))
+        strong.append(partial(colour, strength=options.colour))
     if options.cutout_pixels > 0:
-        strong.append(cutout(options.cutout_pixels))
-    added = [gaussian(options.pixel_noise_std)] if options.pixel_noise_std > 0.0 else []
-    return _weak_and_strong([shift(options.shift_pixels, flip=options.flip)], strong, added)
+        strong.append(partial(cutout, pixels=options.cutout_pixels))
+    added = [partial(gaussian, std=options.pixel_noise_std)] if options.pixel_noise_std > 0.0 else []
+    return _weak_and_strong([partial(shift, pixels=options.shift_pixels, flip=options.flip)], strong, added)
 
 
-def _weak_and_strong(first: list[Noise], strong: list[Noise], last: list[Noise]) -> tuple[Noise, Noise]:
+def _weak_and_strong(first: Sequence[Noise], strong: Sequence[Noise], last: Sequence[Noise]) -> tuple[Noise, Noise]:
     weak = in_order(*first, *last)
     return weak, in_order(*first, *strong, *last) if strong else weak
 
 
 def _imported(path: str, shape: tuple[int, ...]) -> tuple[Noise, Noise]:
-    factory = import_object(path, key="learn.noise")
+    factory = import_object(path, key="learn.noise", built_in=("auto", *NOISES))
     try:
         if "strength" in inspect.signature(factory).parameters:
             noises = in_order(factory(strength="weak")), in_order(factory(strength="strong"))

@@ -8,14 +8,10 @@ b). Nothing is clipped, so pixels may leave their range a little.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from streamlearn.learn.noise.build import Noise
 
 ASPECT = 4 / 3
 """Largest ratio of a crop's width to height, or height to width."""
@@ -23,24 +19,20 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
-def shift(pixels: int, *, flip: bool) -> Noise:
+def shift(x: Tensor, generator: Generator, *, pixels: int, flip: bool) -> Tensor:
     """Move each image by up to `pixels` in both directions, with reflected edges; mirror half of them.
 
     One gather moves the whole batch in channels-last order, where a pixel's channels are contiguous.
     """
-
-    def view(x: Tensor, generator: Generator) -> Tensor:
-        batch, _, height, width = x.shape
-        rows = _shifted(batch, height, pixels, x, generator)
-        columns = _shifted(batch, width, pixels, x, generator)
-        if flip:
-            mirrored = torch.rand((batch, 1), generator=generator, device=x.device) < 0.5
-            columns = torch.where(mirrored, width - 1 - columns, columns)
-        images = torch.arange(batch, device=x.device)
-        moved = x.permute(0, 2, 3, 1)[images[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return moved.permute(0, 3, 1, 2)
-
-    return view
+    batch, _, height, width = x.shape
+    rows = _shifted(batch, height, pixels, x, generator)
+    columns = _shifted(batch, width, pixels, x, generator)
+    if flip:
+        mirrored = torch.rand((batch, 1), generator=generator, device=x.device) < 0.5
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    images = torch.arange(batch, device=x.device)
+    moved = x.permute(0, 2, 3, 1)[images[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
 
 
 def _shifted(batch: int, size: int, most: int, x: Tensor, generator: Generator) -> Tensor:
@@ -51,30 +43,26 @@ def _shifted(batch: int, size: int, most: int, x: Tensor, generator: Generator) 
     return (size - 1) - ((size - 1) - moved).abs()
 
 
-def resized_crop(scale: float) -> Noise:
+def resized_crop(x: Tensor, generator: Generator, *, scale: float) -> Tensor:
     """Crop a part and resize it to the whole image, bilinearly (the crop of Inception, Szegedy et al., 2015).
 
     The part has `scale` to 1 of the area, at a random place. Its aspect ratio is 3/4 to 4/3 of the image's (uniform in
     the logarithm), limited to the image.
     """
-
-    def view(x: Tensor, generator: Generator) -> Tensor:
-        area, aspect, left, top = _uniform((4, len(x)), x, generator)
-        side = (scale + (1.0 - scale) * area).sqrt()
-        stretch = torch.exp((aspect - 0.5) * math.log(ASPECT))
-        width, height = (side * stretch).clamp(max=1.0), (side / stretch).clamp(max=1.0)
-        none = torch.zeros_like(width)
-        # From coordinates in the view to those in the image, both from -1 to 1.
-        across = torch.stack((width, none, (2.0 * left - 1.0) * (1.0 - width)), dim=1)
-        down = torch.stack((none, height, (2.0 * top - 1.0) * (1.0 - height)), dim=1)
-        grid = functional.affine_grid(torch.stack((across, down), dim=1), list(x.shape), align_corners=False)
-        cropped = functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return cropped.contiguous(memory_format=torch.channels_last)
-
-    return view
+    area, aspect, left, top = _uniform((4, len(x)), x, generator)
+    side = (scale + (1.0 - scale) * area).sqrt()
+    stretch = torch.exp((aspect - 0.5) * math.log(ASPECT))
+    width, height = (side * stretch).clamp(max=1.0), (side / stretch).clamp(max=1.0)
+    none = torch.zeros_like(width)
+    # From coordinates in the view to those in the image, both from -1 to 1.
+    across = torch.stack((width, none, (2.0 * left - 1.0) * (1.0 - width)), dim=1)
+    down = torch.stack((none, height, (2.0 * top - 1.0) * (1.0 - height)), dim=1)
+    grid = functional.affine_grid(torch.stack((across, down), dim=1), list(x.shape), align_corners=False)
+    cropped = functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return cropped.contiguous(memory_format=torch.channels_last)
 
 
-def colour(strength: float) -> Noise:
+def colour(x: Tensor, generator: Generator, *, strength: float) -> Tensor:
     """Change saturation, then contrast, then brightness, each by up to `strength`, a share from 0 to 1.
 
     With factors s and c from U(1 - strength, 1 + strength) and a shift b from U(-strength, strength),
@@ -85,39 +73,31 @@ def colour(strength: float) -> Noise:
     the image, and `deviation` the standard deviation of all its values. As torchvision's ColorJitter, except for
     brightness: there it is a factor, which would be contrast for centred inputs.
     """
-
-    def view(x: Tensor, generator: Generator) -> Tensor:
-        drawn = 2.0 * _uniform((3, len(x), 1, 1, 1), x, generator) - 1.0
-        saturation, contrast = 1.0 + strength * drawn[0], 1.0 + strength * drawn[1]
-        is_rgb = x.shape[1] == len(LUMA)
-        # Three numbers on the host: a tensor of them would be copied to the device in each step.
-        red, green, blue = LUMA
-        grey = red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:] if is_rgb else x
-        mean = grey.mean(dim=(1, 2, 3), keepdim=True)
-        deviation = x.flatten(1).std(dim=1, correction=0).view_as(mean)
-        # Saturation leaves the mean grey unchanged, so all three are one sum.
-        offset = (1.0 - contrast) * mean + strength * drawn[2] * deviation
-        if not is_rgb:
-            return torch.addcmul(offset, x, contrast)
-        return torch.addcmul(offset + contrast * (1.0 - saturation) * grey, x, contrast * saturation)
-
-    return view
+    drawn = 2.0 * _uniform((3, len(x), 1, 1, 1), x, generator) - 1.0
+    saturation, contrast = 1.0 + strength * drawn[0], 1.0 + strength * drawn[1]
+    is_rgb = x.shape[1] == len(LUMA)
+    # Three numbers on the host: a tensor of them would be copied to the device in each step.
+    red, green, blue = LUMA
+    grey = red * x[:, :1] + green * x[:, 1:2] + blue * x[:, 2:] if is_rgb else x
+    mean = grey.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = x.flatten(1).std(dim=1, correction=0).view_as(mean)
+    # Saturation leaves the mean grey unchanged, so all three are one sum.
+    offset = (1.0 - contrast) * mean + strength * drawn[2] * deviation
+    if not is_rgb:
+        return torch.addcmul(offset, x, contrast)
+    return torch.addcmul(offset + contrast * (1.0 - saturation) * grey, x, contrast * saturation)
 
 
-def cutout(pixels: int) -> Noise:
+def cutout(x: Tensor, generator: Generator, *, pixels: int) -> Tensor:
     """Cover a square with a side of `pixels`, centred anywhere, with the image's mean of each channel.
 
     DeVries and Taylor (2017), who cover with the 0 of standardised images. Near an edge, part of it lies outside.
     """
-
-    def view(x: Tensor, generator: Generator) -> Tensor:
-        batch, _, height, width = x.shape
-        rows = _covered(batch, height, pixels, x, generator)
-        columns = _covered(batch, width, pixels, x, generator)
-        covered = (rows[:, :, None] & columns[:, None, :])[:, None]
-        return torch.where(covered, x.mean(dim=(2, 3), keepdim=True), x)
-
-    return view
+    batch, _, height, width = x.shape
+    rows = _covered(batch, height, pixels, x, generator)
+    columns = _covered(batch, width, pixels, x, generator)
+    covered = (rows[:, :, None] & columns[:, None, :])[:, None]
+    return torch.where(covered, x.mean(dim=(2, 3), keepdim=True), x)
 
 
 def _covered(batch: int, size: int, pixels: int, x: Tensor, generator: Generator) -> Tensor:
