@@ -76,6 +76,7 @@ PHASES = ("wait", "assemble", "predict", "ledger", "learn", "guard", "save", "pu
 NETWORKS = ("teacher", "student", "majority", "no_change")
 WINDOWS = ("windowed", "faded", "cumulative")
 SCORES = ("balanced_accuracy", "kappa", "kappa_m", "kappa_t", "log_loss", "brier", "ece")
+CLASS_SCORES = ("average_precision", "precision", "recall", "precision_at_k", "recall_at_k")
 SELECTION_MEASURES = ("labelled_share", "confidence_gap", "class_mix_distance", "class_entropy")
 GUARD_REASONS = ("nonfinite", "collapsed", "exploded", "stuck", "worse_than_twin")
 GUARD_ACTIONS = ("keep_good", "roll_back", "adopt_twin", "accept")
@@ -136,6 +137,26 @@ LEARNER_METRICS = (
         "Other scores of the teacher's first predictions; NaN where undefined (docs/scores.md).",
         ("score", "window"),
         _SCORES,
+        unknown=True,
+    ),
+    Metric(
+        "pr_auc_ratio",
+        "gauge",
+        "Mean area under precision and recall of the classes in the window; NaN before the first label.",
+        unknown=True,
+    ),
+    Metric(
+        "class_score",
+        "gauge",
+        "Scores of single classes over the window, those of score.classes or score.thresholds; NaN where undefined.",
+        ("class", "score"),
+    ),
+    Metric(
+        "calibration_error_ratio",
+        "gauge",
+        "ECE when the label arrives, of the network's probabilities and of the corrected ones; NaN before the first.",
+        ("probabilities",),
+        _each("network", "corrected"),
         unknown=True,
     ),
     Metric(
@@ -293,6 +314,20 @@ class LearnerMetrics(_Metrics):
     def score(self, score: str, window: str, value: float | None) -> None:
         """Set another score of the first predictions."""
         self._get(Gauge, "score", score, window).set(_or_nan(value))
+
+    def ranking(self, pr_auc: float | None) -> None:
+        """Set the mean area under precision and recall."""
+        self._get(Gauge, "pr_auc_ratio").set(_or_nan(pr_auc))
+
+    def class_scores(self, name: str, **values: float | None) -> None:
+        """Set scores of one class by `CLASS_SCORES`; its name is one that the config lists."""
+        for score, value in values.items():
+            self._get(Gauge, "class_score", name, score).set(_or_nan(value))
+
+    def calibration(self, *, network: float | None, corrected: float | None) -> None:
+        """Set the calibration errors when the label arrives."""
+        self._get(Gauge, "calibration_error_ratio", "network").set(_or_nan(network))
+        self._get(Gauge, "calibration_error_ratio", "corrected").set(_or_nan(corrected))
 
     def label_time(self, *, teacher: float | None, twin: float | None) -> None:
         """Set the accuracies when the label arrives."""

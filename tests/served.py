@@ -11,6 +11,7 @@ from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import ServerMetrics
+from streamlearn.models.answer import Thresholds
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import Label, Position, Prediction, Sample, Schema
 from streamlearn.serve import schemas
@@ -75,6 +76,7 @@ class Served:
             "labels_topic": "truths",
             "codec": self.codec,
             "predictor": self.predictor,
+            "thresholds": Thresholds(schema, {}),
             "appender": Appender(lambda: self.log, self.metrics, timeout_s=self.settings.timeout_s),
             "ledger": self.view,
             "requests": None,

@@ -25,6 +25,7 @@ from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.log_access import LogAccess
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer
+from streamlearn.models.answer import Thresholds
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import Saved, Saver
@@ -72,7 +73,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def make_learner(config: Config) -> Learner:
     """Student, teacher and twin at step 0."""
-    return Learner(model_spec(config), config.learn)
+    return Learner(model_spec(config), config.learn, classes=config.schema_.build().classes)
 
 
 def recent_rows(config: Config) -> int:
@@ -176,6 +177,7 @@ def build_loop(
         observer=observer or Observer(),
         identity=identity(config),
         shed_above=config.log.shed_above_records,
+        thresholds=Thresholds(schema, config.score.thresholds),
         twin_on_arrival=ask_twin,
     )
 
@@ -192,7 +194,9 @@ def _make_ledger(config: Config, paths: StatePaths, access: LogAccess, fence: Fe
 
 def _make_board(config: Config) -> Scoreboard:
     schema = config.schema_.build()
-    return Scoreboard(schema.classes, window=config.score.window, spare=schema.spare or 0)
+    score = config.score
+    named = [schema.classes.index(name) for name in (*score.classes, *score.thresholds)]
+    return Scoreboard(schema.classes, window=score.window, spare=schema.spare or 0, named=named, top_k=score.top_k)
 
 
 def _metadata(config: Config) -> Mapping[str, str]:

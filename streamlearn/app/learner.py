@@ -48,6 +48,8 @@ from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir, load_arrays
 
 _log = structlog.get_logger(__name__)
+_MOST_CLASSES = 20
+"""Classes with metrics of their own, where score.classes names none."""
 
 
 def learn(
@@ -152,6 +154,7 @@ class LearnerProcess:
                 self.metrics,
                 paths,
                 metrics_address=(config.metrics.host, port),
+                classes=config.score.classes or tuple(config.score.thresholds)[:_MOST_CLASSES],
                 on_step=on_step,
                 fence=fence,
             )

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,7 @@ from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
-from streamlearn.metrics import GUARD_ACTIONS, LABEL_STATES, SCORES, WINDOWS, LearnerMetrics
+from streamlearn.metrics import CLASS_SCORES, GUARD_ACTIONS, LABEL_STATES, SCORES, WINDOWS, LearnerMetrics
 from streamlearn.records import Position
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
@@ -48,10 +48,13 @@ class Monitor(Observer):
         paths: StatePaths,
         *,
         metrics_address: tuple[str, int],
+        classes: Sequence[str] = (),
         on_step: OnStep | None = None,
         fence: Fence = NO_FENCE,
     ) -> None:
+        """`classes` are those with metrics of their own."""
         self._metrics, self._paths, self._files, self._on_step = metrics, paths, FencedFiles(fence), on_step
+        self._classes = classes
         self._loop: TrainingLoop | None = None
         self._fenced: StateLockedError | None = None
         self._looked_at_s = float("-inf")
@@ -229,6 +232,12 @@ class Monitor(Observer):
                 metrics.accuracy(network, window, span.accuracy[network])
             for score in SCORES:
                 metrics.score(score, window, getattr(span, score))
+        by_class = {scores.classes[found.class_index]: found for found in scores.at_arrival.windowed.by_class}
+        for name in self._classes:
+            metrics.class_scores(name, **{score: getattr(by_class[name], score) for score in CLASS_SCORES})
+        metrics.ranking(scores.at_arrival.windowed.pr_auc)
+        calibration = scores.calibration
+        metrics.calibration(network=calibration.network.ece, corrected=calibration.corrected.ece)
         metrics.label_time(teacher=at_label.teacher, twin=at_label.twin)
         low, high = at_label.interval or (None, None)
         metrics.ssl_gain(low=low, mean=at_label.gain, high=high)

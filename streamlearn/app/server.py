@@ -25,6 +25,7 @@ from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.base import Log
 from streamlearn.metrics import ServerMetrics, start_http
+from streamlearn.models.answer import Thresholds
 from streamlearn.serve.api import create_app
 from streamlearn.serve.appender import Appender
 from streamlearn.serve.connections import BoundedProtocol, limits_of_process
@@ -95,6 +96,7 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         codec=make_codec(config),
         predictor=Predictor(PublishedDir(paths.published), schema, metrics, factory=config.model.factory),
         appender=appender,
+        thresholds=Thresholds(schema, config.score.thresholds),
         ledger=LedgerView(paths.store, schema),
         requests=_request_queue(config, paths),
         metrics=metrics,

@@ -13,7 +13,7 @@ from streamlearn.learn.step import Trainee
 from streamlearn.models.normalise import RunningNorm
 from streamlearn.records import Array
 
-OPTIONAL = ("twin.", "method.", "inputs.", "bank.")
+OPTIONAL = ("twin.", "method.", "inputs.", "bank.", "prior.")
 """Prefixes of arrays that may be saved and not used. Earlier versions saved a bank of averages."""
 
 

@@ -14,7 +14,8 @@ from streamlearn.ledger import Arrival, Scored
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.loop.guarding import Guarding
-from streamlearn.records import UNLABELLED, Prediction, Sample
+from streamlearn.models.answer import Thresholds, corrected
+from streamlearn.records import UNLABELLED, Array, Prediction, Probabilities, Sample
 
 Answers = dict[str, tuple[Prediction, int]]
 """By sample id: the prediction to be scored, and the student's class."""
@@ -32,35 +33,43 @@ class Scoring:
         guarding: Guarding,
         election: Election,
         requests: RequestWriter,
+        thresholds: Thresholds,
         classes: int,
         twin_on_arrival: bool = False,
     ) -> None:
         """`classes` counts outputs, spare ones included. `twin_on_arrival`: in a simulation the twin answers too."""
         self._learner, self._ledger, self._board = learner, ledger, board
         self._guarding, self._election, self._requests = guarding, election, requests
-        self._twin_on_arrival = twin_on_arrival
+        self._thresholds, self._twin_on_arrival = thresholds, twin_on_arrival
         self._no_answer = Prediction(UNLABELLED, np.zeros(classes, np.float32), 0)
         self._named = 0
 
     def predict(self, fresh: Sequence[Sample], now_s: float) -> Answers:
-        """Answer samples. Where a client was given an answer, that answer is scored instead of the teacher's."""
+        """Answer samples as a server would. Where a client was given an answer, that answer is scored instead.
+
+        An answer is corrected for the class prior, and its class is chosen by thresholds. Networks are compared with
+        each other, and watched by guard, drift monitor and label requests, without that: it is fitted to one network.
+        """
         if not fresh:
             return {}
         x = np.stack([sample.x for sample in fresh])
         predictions = self._learner.predict(x)
         baselines = self._ledger.baselines
-        teacher_B = predictions.teacher_probs_BC.argmax(axis=1).tolist()
+        given_BC = corrected(predictions.teacher_probs_BC, self._learner.log_offsets)
+        teacher_B = self._thresholds.choose(given_BC).tolist()
         finite_B = np.isfinite(predictions.student_probs_BC.sum(axis=1))
         student_B = np.where(finite_B, predictions.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
         # A server refuses to answer where the network overflows; here too such a sample has no answer.
         answered_B = np.isfinite(predictions.teacher_probs_BC.sum(axis=1)).tolist()
         answers: Answers = {}
         for n, sample in enumerate(fresh):
-            own = Prediction(teacher_B[n], predictions.teacher_probs_BC[n], self._learner.step)
+            own = Prediction(teacher_B[n], given_BC[n], self._learner.step)
             answers[sample.sample_id] = sample.answer or (own if answered_B[n] else self._no_answer), student_B[n]
         truths = {n: s.true_label for n, s in enumerate(fresh) if s.true_label is not None and answered_B[n]}
-        twin_B = self._learner.classify(x).twin_B if self._twin_on_arrival else None
-        self._score_ground_truth(truths, predictions, student_B, twin_B, baselines)
+        self._score_ground_truth(truths, given_BC, teacher_B, student_B, baselines=baselines)
+        if self._twin_on_arrival:
+            self._compare_on_arrival(truths, x, predictions)
+        self._learner.prior.arrived(predictions.teacher_probs_BC)
         self._board.traffic.arrived([answer for answer, _ in answers.values() if answer.class_index != UNLABELLED])
         self._guarding.arrived(x, predictions)
         self._requests.offer(
@@ -98,16 +107,22 @@ class Scoring:
         compared = [(a, a.example, a.scored) for a in arrivals if a.scored is not None and a.example is not None]
         if not compared:
             return
-        found = self._learner.classify(np.stack([example.x for _, example, _ in compared]))
+        found, prior = self._learner.classify(np.stack([example.x for _, example, _ in compared])), self._learner.prior
+        given_NC = corrected(found.served_probs_BC, self._learner.log_offsets)
+        given_N = np.where(np.isfinite(given_NC).all(axis=1), given_NC.argmax(axis=1), UNLABELLED)
+        corrected_NC = corrected(found.served_probs_BC, prior.log_offsets)
+        prior.labelled(found.served_probs_BC, np.array([arrival.class_index for arrival, _, _ in compared], np.int64))
         champion, candidates = self._learner.served, len(self._election.candidates)
         for n, (arrival, _, scored) in enumerate(compared):
             self._board.gain.update(
                 arrival.class_index,
                 int(found.teacher_B[n]),
                 None if found.twin_B is None else int(found.twin_B[n]),
-                first_class=scored.prediction.class_index,
-                served_class=int(found.candidates_KB[self._learner.served, n]),
+                # Both by the most probable class: a threshold may have changed in between.
+                first_class=int(scored.prediction.probabilities_C.argmax()),
+                served_class=int(given_N[n]),
             )
+            self._board.calibration.update(arrival.class_index, found.served_probs_BC[n], corrected_NC[n])
             self._guarding.compared(
                 right=bool(found.teacher_B[n] == arrival.class_index), version=scored.prediction.model_version
             )
@@ -133,22 +148,28 @@ class Scoring:
     def _score_ground_truth(
         self,
         truths: Mapping[int, int],
-        predictions: Predictions,
+        given_BC: Probabilities,
+        teacher_B: Sequence[int],
         student_B: Sequence[int],
-        twin_B: npt.NDArray[np.int64] | None,
+        *,
         baselines: tuple[int | None, int | None],
     ) -> None:
         """Score the rows whose ground truth a simulation has put into the sample."""
         majority, no_change = baselines
         for n, truth in truths.items():
-            teacher_class = int(predictions.teacher_probs_BC[n].argmax())
             self._board.oracle.update(
                 true_class=truth,
-                teacher_class=teacher_class,
+                teacher_class=teacher_B[n],
                 student_class=student_B[n],
-                teacher_probabilities_C=predictions.teacher_probs_BC[n],
+                teacher_probabilities_C=given_BC[n],
                 majority_class=majority,
                 no_change_class=no_change,
             )
-            if twin_B is not None:
-                self._board.oracle_gain.update(truth, teacher_class, int(twin_B[n]))
+
+    def _compare_on_arrival(self, truths: Mapping[int, int], x: Array, predictions: Predictions) -> None:
+        """Compare the served network and the twin on these rows, as they are."""
+        twin_B = self._learner.classify(x).twin_B
+        if twin_B is not None:
+            served_B = predictions.teacher_probs_BC.argmax(axis=1)
+            for n, truth in truths.items():
+                self._board.oracle_gain.update(truth, int(served_B[n]), int(twin_B[n]))

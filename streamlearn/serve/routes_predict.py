@@ -162,8 +162,8 @@ class PredictFlow:
         """Append the samples, each with its answer."""
         encode = self._parts.codec.encode_sample
         records = [
-            encode(sample_id, row, answer=Prediction(int(probs_C.argmax()), probs_C, model.step))
-            for sample_id, row, probs_C in zip(ids, x, probs_BC, strict=True)
+            encode(sample_id, row, answer=Prediction(winner, probs_C, model.step))
+            for sample_id, row, probs_C, winner in zip(ids, x, probs_BC, self._choose(probs_BC), strict=True)
         ]
         try:
             return await self._parts.appender.append("samples", self._parts.samples_topic, records)
@@ -172,13 +172,18 @@ class PredictFlow:
             failure.details = {"ids": ids}  # including those made here: a retry with them learns nothing twice
             raise failure from error
 
+    def _choose(self, probs_BC: Probabilities) -> list[int]:
+        """The class of each row, by the thresholds of the config."""
+        chosen: list[int] = self._parts.thresholds.choose(probs_BC).tolist()
+        return chosen
+
     def _reply(
         self, ids: list[str] | None, probs_BC: Probabilities, model: LoadedModel, positions: list[Position] | None
     ) -> Response:
         """The answers; their teacher is named in body and headers."""
         classes = model.classes
         predictions: list[dict[str, Any]] = []
-        for row, (probs_C, winner) in enumerate(zip(probs_BC, probs_BC.argmax(axis=1).tolist(), strict=True)):
+        for row, (probs_C, winner) in enumerate(zip(probs_BC, self._choose(probs_BC), strict=True)):
             answer: dict[str, Any] = {} if ids is None else {"id": ids[row]}
             answer |= {"class": classes[winner], "class_index": winner, "probabilities": probs_C[: len(classes)]}
             if positions is not None:
