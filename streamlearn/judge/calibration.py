@@ -45,12 +45,14 @@ class Calibration:
         types = {"right": np.bool_, "confidence": np.float32, "log_loss": np.float64}
         self._network, self._corrected = Window(window, types), Window(window, types)
 
-    def update(self, true_class: int, network_C: Probabilities, corrected_C: Probabilities) -> None:
-        """Add a label and both kinds of probabilities. Without effect where they are not finite."""
-        if np.isfinite(network_C).all():
-            for window, p_C in ((self._network, network_C), (self._corrected, corrected_C)):
-                cost = scores.log_loss(float(p_C[true_class]))
-                window.append(bool(p_C.argmax() == true_class), float(p_C.max()), cost)
+    def update(self, true_N: Array, network_NC: Probabilities, corrected_NC: Probabilities) -> None:
+        """Add labels and both kinds of probabilities. Rows that are not finite are left out."""
+        finite_N = np.isfinite(network_NC).all(axis=1)
+        true_N, rows_N = true_N[finite_N], np.arange(int(finite_N.sum()))
+        for window, all_NC in ((self._network, network_NC), (self._corrected, corrected_NC)):
+            p_NC = all_NC[finite_N].astype(np.float64)
+            costs_N = -np.log(np.maximum(p_NC[rows_N, true_N], scores.LEAST_PROBABILITY))
+            window.extend(p_NC.argmax(axis=1) == true_N, p_NC.max(axis=1), costs_N)
 
     def report(self) -> CalibrationReport:
         """The comparison over the window."""

@@ -22,7 +22,7 @@ ALL_CLASSES = 100
 ALL_CELLS = 4_000_000
 """The same for W * C: 16 MB in memory and in each checkpoint."""
 _CHEAP_CELLS = 200_000
-"""W * K up to which each report is sorted anew, in about 20 ms. Above it a report may lack the newest 1 %."""
+"""W * K up to which each report sorts all, in about 20 ms. Above it a report may lack the newest 1 %."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ rho is not the mix of the replayed rows. A network that fits its few labelled ro
 stream of 5 % rose from .081 to .118. So the ratio is estimated as a whole: as the offset o_c = ln(pi_c / rho_c) for
 which corrected probabilities have the mean of the labels, the maximum-likelihood intercept (King and Zeng 2001),
 followed over time by forgetting (McCormick, Raftery, Madigan, Burd 2012). For each first label, with p' by the offsets
-before it,
+before it (16 labels of a step are taken together),
 
     H <- f H + p' (1 - p')        o <- o + (y - p') / (H + k)
 
@@ -29,6 +29,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from streamlearn.learn import class_shares
@@ -43,6 +44,8 @@ _SELECTION_FADING = 0.99
 """Per label, of the labels that are compared with all samples: so bias shows within 100 labels."""
 _SPREAD_MOMENTUM = 0.99
 """Per step, of the spread of log p that they are compared by."""
+_TOGETHER = 16
+"""Labels of one update: so few that a step of o stays small whatever they are."""
 _LEAST_PROBABILITY = 1e-7
 
 
@@ -94,16 +97,19 @@ class PriorCorrection:
         if len(y_N):
             new = torch.from_numpy(p_NC), torch.from_numpy(y_N)
             self._seen |= class_shares.with_labels(self._seen, *new, _SELECTION_FADING)
-        for p_C, y in zip(p_NC, y_N.tolist(), strict=True):
-            given_C = corrected(p_C[None], self._o_C)[0]
-            ratio = max(given_C[y], _LEAST_PROBABILITY) / max(p_C[y], _LEAST_PROBABILITY)
-            self._log_odds = FADING * self._log_odds + math.log(ratio)
-            self._information_C = FADING * self._information_C + given_C * (1.0 - given_C)
-            error_C = -given_C
-            error_C[y] += 1.0
-            self._o_C = self._o_C + error_C / (self._information_C + _PRIOR_WEIGHT)
-            # A constant changes no probability.
-            self._o_C -= self._o_C[self._named_C].mean()
+        for first in range(0, len(y_N), _TOGETHER):
+            self._follow(p_NC[first : first + _TOGETHER], y_N[first : first + _TOGETHER])
+
+    def _follow(self, p_NC: npt.NDArray[np.float64], y_N: npt.NDArray[np.int64]) -> None:
+        """Update the offsets and the evidence for them by a few labels."""
+        given_NC, fade, rows_N = corrected(p_NC, self._o_C), FADING ** len(y_N), np.arange(len(y_N))
+        with_it_N, without_N = (np.maximum(of_NC[rows_N, y_N], _LEAST_PROBABILITY) for of_NC in (given_NC, p_NC))
+        self._log_odds = fade * self._log_odds + float(np.log(with_it_N / without_N).sum())
+        self._information_C = fade * self._information_C + (given_NC * (1.0 - given_NC)).sum(axis=0)
+        errors_C = np.bincount(y_N, minlength=len(self._o_C)) - given_NC.sum(axis=0)
+        self._o_C = self._o_C + errors_C / (self._information_C + _PRIOR_WEIGHT)
+        # A constant changes no probability.
+        self._o_C -= self._o_C[self._named_C].mean()
 
     def state(self) -> dict[str, Array]:
         """Copies of all state, by name."""

@@ -111,7 +111,9 @@ class Scoring:
         given_NC = corrected(found.served_probs_BC, self._learner.log_offsets)
         given_N = np.where(np.isfinite(given_NC).all(axis=1), given_NC.argmax(axis=1), UNLABELLED)
         corrected_NC = corrected(found.served_probs_BC, prior.log_offsets)
-        prior.labelled(found.served_probs_BC, np.array([arrival.class_index for arrival, _, _ in compared], np.int64))
+        labels_N = np.array([arrival.class_index for arrival, _, _ in compared], np.int64)
+        prior.labelled(found.served_probs_BC, labels_N)
+        self._board.calibration.update(labels_N, found.served_probs_BC, corrected_NC)
         champion, candidates = self._learner.served, len(self._election.candidates)
         for n, (arrival, _, scored) in enumerate(compared):
             self._board.gain.update(
@@ -122,7 +124,6 @@ class Scoring:
                 first_class=int(scored.prediction.probabilities_C.argmax()),
                 served_class=int(given_N[n]),
             )
-            self._board.calibration.update(arrival.class_index, found.served_probs_BC[n], corrected_NC[n])
             self._guarding.compared(
                 right=bool(found.teacher_B[n] == arrival.class_index), version=scored.prediction.model_version
             )
