@@ -60,6 +60,8 @@ class PriorCorrection:
         self._o_C, self._information_C = np.zeros(classes), np.zeros(classes)
         self._log_odds = 0.0
         self._named_C = np.zeros(classes, np.bool_)
+        self.log_offsets: Probabilities = np.zeros(classes, np.float32)
+        """Offsets w o (C,); 0 before the first label, and for classes without a name."""
         self.name(named)
 
     def name(self, classes: int) -> None:
@@ -70,12 +72,7 @@ class PriorCorrection:
         """Start from no correction: another network is served."""
         self._o_C, self._information_C = np.zeros_like(self._o_C), np.zeros_like(self._o_C)
         self._log_odds = 0.0
-
-    @property
-    def log_offsets(self) -> Probabilities:
-        """Offsets w o (C,); 0 for classes without a name."""
-        offsets_C: Probabilities = (self.weight * self._o_C * self._named_C).astype(np.float32)
-        return offsets_C
+        self._settle()
 
     @property
     def weight(self) -> float:
@@ -99,6 +96,7 @@ class PriorCorrection:
             self._seen |= class_shares.with_labels(self._seen, *new, _SELECTION_FADING)
         for first in range(0, len(y_N), _TOGETHER):
             self._follow(p_NC[first : first + _TOGETHER], y_N[first : first + _TOGETHER])
+        self._settle()
 
     def _follow(self, p_NC: npt.NDArray[np.float64], y_N: npt.NDArray[np.int64]) -> None:
         """Update the offsets and the evidence for them by a few labels."""
@@ -111,11 +109,18 @@ class PriorCorrection:
         # A constant changes no probability.
         self._o_C -= self._o_C[self._named_C].mean()
 
+    def _settle(self) -> None:
+        """Compute what is answered until the next labels."""
+        self.log_offsets = (self.weight * self._o_C * self._named_C).astype(np.float32)
+
     def state(self) -> dict[str, Array]:
         """Copies of all state, by name."""
-        own = {"o_C": self._o_C, "information_C": self._information_C, "log_odds": np.array(self._log_odds)}
-        return {name: tensor.numpy().copy() for name, tensor in self._seen.items()} | {
-            name: array.copy() for name, array in own.items()
+        seen: dict[str, Array] = {name: tensor.numpy().copy() for name, tensor in self._seen.items()}
+        return seen | {
+            "o_C": self._o_C.copy(),
+            "information_C": self._information_C.copy(),
+            "log_odds": np.array(self._log_odds),
+            "named_C": self._named_C.copy(),
         }
 
     def load(self, state: Mapping[str, Array]) -> None:
@@ -125,3 +130,6 @@ class PriorCorrection:
         self._seen = {name: torch.from_numpy(np.array(state[name])) for name in self._seen}
         self._o_C, self._information_C = np.array(state["o_C"]), np.array(state["information_C"])
         self._log_odds = float(state["log_odds"])
+        # What is answered is of the classes that had a name then; `name` adds to them.
+        self._named_C = np.array(state["named_C"])
+        self._settle()

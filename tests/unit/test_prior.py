@@ -128,6 +128,16 @@ class TestSaving:
         assert all(np.array_equal(array, resumed.state()[name]) for name, array in whole.state().items())
         assert np.array_equal(whole.log_offsets, resumed.log_offsets)
 
+    def test_a_class_that_was_named_later_keeps_its_offset(self) -> None:
+        """A restart knows the schema's names first, and the others with the next labels."""
+        p_NC, y_N = stream(400)
+        prior, resumed = PriorCorrection(2, 1), PriorCorrection(2, 1)
+        prior.name(2)
+        prior.labelled(p_NC, y_N)
+        resumed.load(prior.state())
+        assert prior.log_offsets[1] != 0.0
+        assert np.array_equal(resumed.log_offsets, prior.log_offsets)
+
     def test_a_checkpoint_of_an_earlier_version_has_none(self) -> None:
         """Then nothing is corrected before new labels."""
         prior = PriorCorrection(2, 2)
