@@ -75,7 +75,7 @@ def settings(method: str, seed: int, source_path: Path) -> LearnConfig:
         ema_decay=0.99,
         noise="image",
         noise_options={"shift_pixels": 1},
-        twin=False,
+        twin="off",
         seed=seed,
         device="cpu",
         threads=1,

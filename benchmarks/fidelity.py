@@ -85,7 +85,7 @@ def play(case: Case) -> dict[str, Any]:
         "learn.device": "cpu",
         "batch.fresh": FRESH,
         "batch.labelled": LABELLED,
-        "learn.twin": False,
+        "learn.twin": "off",
     }
     if weight:
         # Classification is summed over labelled rows and divided by all rows.

@@ -114,7 +114,7 @@ def learner_of(data: Stream, seed: int) -> Learner:
         options={"rampup_steps": 100},
         ema_decay=0.99,
         noise="table",
-        twin=False,
+        twin="off",
         seed=seed,
         device="cpu",
         threads=1,

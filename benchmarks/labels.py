@@ -50,7 +50,7 @@ import numpy as np
 import numpy.typing as npt
 from common import figures, tell
 
-from streamlearn.app.garbage import gc_threshold
+from streamlearn.app.learner import gc_threshold
 from streamlearn.ledger import Arrival, LabelState, Scored
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.settings import LabelsConfig

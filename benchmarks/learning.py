@@ -105,7 +105,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings by run; unknown keys are dropped. `full` has room for all new labels and for replay."""
 _NOT_RECIPE = {
-    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels", "idle_steps"},
+    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels"},
 }
 _LEARN_BEFORE = {"trust_labels": 10, "label_smoothing": 0.0, "warmup_steps": 0, "momentum": 0.9, "nesterov": True}
 """Settings of [learn] that are constants by now, and part of every recipe that was hashed."""
@@ -193,7 +193,7 @@ class Case:
             for name in _RECIPE_TABLES
         }
         tables["model"], tables["learn"] = _model_as_hashed(tables["model"]), _learn_as_hashed(config.learn)
-        tables["twin"] = {"every": int(config.learn.twin)}
+        tables["twin"] = {"every": int(config.learn.twin != "off")}
         tables["labels"] = {"memory_rows": config.labels.replay_rows}
         tables["batch"]["recent_rows"] = RECENT_ROWS  # a setting when the first lines were written
         plan = self.plan
@@ -216,9 +216,7 @@ def _learn_as_hashed(learn: LearnConfig) -> dict[str, Any]:
     """The same of [learn]: one flat table with the options of every method and noise."""
     kinds: list[type[Section]] = [*OPTIONS.values(), *NOISES.values()]
     defaults = {name: field.default for kind in kinds for name, field in kind.model_fields.items()}
-    own = learn.model_dump(
-        mode="json", exclude={"options", "noise_options", "twin", "serve", "seed", "threads", "device"}
-    )
+    own = learn.model_dump(mode="json", exclude={"options", "noise_options", "twin", "seed", "threads", "device"})
     flat = _LEARN_BEFORE | defaults | learn.options.model_dump() | learn.noise_options.model_dump() | own
     flat |= {"ema_share": learn.ema_share, "noise_std": flat.pop("std")}
     flat["noise"] = "auto" if learn.noise in ("image", "table") else learn.noise

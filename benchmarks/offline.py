@@ -21,6 +21,7 @@ import common  # noqa: F401 - sets OMP_WAIT_POLICY before torch is imported
 import numpy as np
 import numpy.typing as npt
 import structlog
+from harness.fakes import MemoryLog
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -36,7 +37,6 @@ from streamlearn.serve.predictor import LoadedModel
 from streamlearn.serve.predictor import load as load_published
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
-from streamlearn.testing import MemoryLog
 
 START_MS = 1_700_000_000_000
 PUBLISH_EVERY_S = 0.25

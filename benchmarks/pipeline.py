@@ -32,7 +32,7 @@ WARM_UP = 20
 def bare(config: Config, steps: int) -> dict[str, float]:
     """Samples per second of predict and learn, and of learn only, on arrays in memory."""
     data = load("fashion-mnist", limit=20_000)
-    learner = Learner(model_spec(config), config.learn.model_copy(update={"twin": False}))
+    learner = Learner(model_spec(config), config.learn.model_copy(update={"twin": "off"}))
     rng = np.random.default_rng(0)
     fresh, labelled = config.batch.fresh, config.batch.labelled
     spent = {"predict": 0.0, "learn": 0.0}

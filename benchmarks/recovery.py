@@ -60,7 +60,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 PLAIN: Settings = {
     "guard": {"on": False},
     "drift": {"reaction": "alarm"},
-    "learn": {"serve": "teacher"},
+    "learn": {"twin": "measure"},
 }
 CONTENDERS: Mapping[str, Settings] = {
     "constant": PLAIN,
@@ -188,7 +188,7 @@ def play(case: Case) -> Result:
     resetting = make_resetting(case, learning)
 
     def hook(loop: TrainingLoop, report: StepReport, _folder: Path) -> None:
-        if not report.fresh:
+        if not report.counts.samples_learned:
             return  # only labels are left at the end
         following(loop.board.oracle, report.step)
         if resetting is not None:

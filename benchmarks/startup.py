@@ -37,7 +37,6 @@ schema = {{ shape = [16], classes = 10 }}
 learn.threads = 1
 state.dir = "{folder}/state"
 metrics.port = 0
-run.log_format = "json"
 """
 LEARN = """
 import sys

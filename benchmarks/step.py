@@ -116,7 +116,7 @@ def made(spec: ModelSpec, *, twin: bool) -> tuple[Learner, MicroBatch]:
         noise="image" if images else "table",
         noise_options={"flip": True} if images else {},
         device="cpu",
-        twin=twin,
+        twin="measure" if twin else "off",
     )
     learner = Learner(spec, config)
     rng = np.random.default_rng(0)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from streamlearn.config import settings
-from streamlearn.learn.methods.settings import OPTIONS
-from streamlearn.learn.noise.settings import NOISES
 from streamlearn.learn.recipes import RECIPES
-from streamlearn.section import Section
+from streamlearn.sources import CHOICES
 
 HEAD = """\
 # Every setting of streamlearn, with its default. Copy what you change into a file of your own:
@@ -20,10 +17,6 @@ HEAD = """\
 # Each can come from the environment, STREAMLEARN_SERVE__PORT=8000, and from the command line, --set serve.port=8000.
 # A setting of the wrong kind or name is an error before anything is opened.
 """
-
-
-_CHOICES: Mapping[str, Mapping[str, type[Section]]] = {"learn.options": OPTIONS, "learn.noise_options": NOISES}
-"""Tables whose settings depend on another one: all of them are commented out, under the names of those that have it."""
 
 
 def main() -> None:
@@ -45,12 +38,12 @@ def line(table: str, name: str, default: Any) -> str:
         return f'# {name} = ""   # not set'
     if found := [f"{recipe} {toml(values[name])}" for recipe, values in recipes(table).items() if name in values]:
         return f"# {name} = {toml(default)}   # by recipe: {', '.join(found)}"
-    return f"{'# ' if table in _CHOICES else ''}{name} = {toml(default)}"
+    return f"{'# ' if table in CHOICES else ''}{name} = {toml(default)}"
 
 
 def owners(table: str, name: str) -> str:
     """Which methods, or noises, have this option; empty for settings that are always there."""
-    kinds = _CHOICES.get(table, {})
+    kinds = CHOICES.get(table, {})
     having = [kind for kind, section in kinds.items() if name in section.model_fields]
     others = [kind for kind in kinds if kind not in having]
     if not having:

@@ -10,20 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from streamlearn.errors import ConfigError
 from streamlearn.judge.settings import DriftConfig, GuardConfig, ScoreConfig
-from streamlearn.learn.methods.settings import OPTIONS
-from streamlearn.learn.noise.settings import NOISES
 from streamlearn.learn.recipes import resolve_auto
 from streamlearn.learn.settings import LearnConfig, unset
 from streamlearn.ledger.settings import LabelsConfig
@@ -32,7 +24,7 @@ from streamlearn.loop.settings import BatchConfig
 from streamlearn.models.settings import ModelConfig, SchemaConfig
 from streamlearn.section import Section
 from streamlearn.serve.settings import MetricsConfig, ServeConfig
-from streamlearn.sources import explain, merged, read_layers
+from streamlearn.sources import CHOICES, explain, merged, read_layers
 from streamlearn.state.settings import StateConfig
 
 
@@ -41,10 +33,6 @@ class RunConfig(Section):
 
     shutdown_s: float = Field(30.0, gt=0.0, le=3600.0)
     """Time for a clean stop: finish the step, save, publish, commit, close."""
-    log_format: Literal["auto", "console", "json"] = "auto"
-    """Of the program's own log lines: console on a terminal, JSON elsewhere."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level that is printed."""
 
 
 class Config(Section):
@@ -98,14 +86,8 @@ class Config(Section):
     def _check_labels(self) -> Config:
         """Check settings of [labels] that depend on others."""
         labels, names = self.labels, self.schema_.build().classes
-        if (labels.implied_class is None) != (labels.implied_after_s is None):
-            msg = "labels.implied_class and labels.implied_after_s: set both or neither"
-            raise ValueError(msg)
         if labels.implied_class is not None and labels.implied_class not in names:
             msg = f"labels.implied_class = {labels.implied_class!r} is none of schema.classes"
-            raise ValueError(msg)
-        if labels.implied_after_s is not None and labels.implied_after_s > labels.horizon_s:
-            msg = f"labels.implied_after_s = {labels.implied_after_s} is past labels.horizon_s = {labels.horizon_s}"
             raise ValueError(msg)
         if labels.unknown_class == "grow" and not self.schema_.max_classes:
             msg = 'labels.unknown_class = "grow" wants schema.max_classes, the room to grow into'
@@ -128,10 +110,6 @@ def load_config(
         raise ConfigError(explain(error, layers)) from error
 
 
-_CHOICES: Mapping[str, Mapping[str, type[Section]]] = {"learn.options": OPTIONS, "learn.noise_options": NOISES}
-"""Tables whose keys depend on another setting."""
-
-
 def settings() -> dict[str, tuple[Any, str]]:
     """Every setting as (default, description), by dotted key: for the example file and its test."""
     found: dict[str, tuple[Any, str]] = {}
@@ -140,7 +118,7 @@ def settings() -> dict[str, tuple[Any, str]]:
         for name, field in section.model_fields.items():
             key = prefix + (field.alias or name)
             if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-                for kind in (field.annotation, *_CHOICES.get(key, {}).values()):
+                for kind in (field.annotation, *CHOICES.get(key, {}).values()):
                     walk(kind, key + ".")
             else:
                 found[key] = (field.get_default(call_default_factory=True), field.description or "")

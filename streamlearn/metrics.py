@@ -8,11 +8,8 @@ id, a user or an error text. An update costs about a microsecond: once a micro-b
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -42,36 +39,15 @@ ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 
 TOPICS = ("samples", "labels")
 """Roles of topics, whatever their names in the log."""
+LABEL_OUTCOMES = ("joined", "duplicate", "corrected", "retracted", "erased", "expired", "orphan", "held_dropped")
+"""Outcomes that the ledger counts."""
 OUTCOMES = {
     "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "trimmed"),
-    "labels": (
-        "joined",
-        "duplicate",
-        "corrected",
-        "retracted",
-        "erased",
-        "expired",
-        "orphan",
-        "held_dropped",
-        "dead_lettered",
-        "trimmed",
-    ),
+    "labels": (*LABEL_OUTCOMES, "dead_lettered", "trimmed"),
 }
-LABEL_STATES = (
-    "waiting",
-    "joined",
-    "scored",
-    "trained",
-    "duplicate",
-    "corrected",
-    "retracted",
-    "erased",
-    "expired",
-    "orphan",
-    "held",
-    "held_dropped",
-    "implied",
-)
+STEP_OUTCOMES = tuple((topic, name) for topic in TOPICS for name in OUTCOMES[topic] if name not in LABEL_OUTCOMES)
+"""Topics and outcomes that the loop counts. The ledger counts the others."""
+LABEL_STATES = ("waiting", "scored", "trained", "held", "implied", *LABEL_OUTCOMES)
 PHASES = ("wait", "assemble", "predict", "ledger", "learn", "guard", "save", "publish")
 NETWORKS = ("teacher", "student", "majority", "no_change")
 WINDOWS = ("windowed", "faded", "cumulative")
@@ -224,23 +200,41 @@ SERVER_METRICS = (
 _Kind = TypeVar("_Kind", Counter, Gauge, Histogram)
 
 
-class _Metrics:
-    """The metrics of one table, in their own registry."""
+class Metrics:
+    """The metrics of one table, in their own registry. Methods take a metric's name, and its label values last."""
 
     def __init__(self, table: tuple[Metric, ...], *, version: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._metrics: dict[str, Counter | Gauge | Histogram] = {}
+        self._open: dict[str, Counter | Gauge | Histogram] = {}
+        """Metrics whose label values are no closed set."""
         self._children: dict[tuple[str, Labels], Counter | Gauge | Histogram] = {}
-        self._closed = {metric.name for metric in table if metric.series}
         for metric in table:
-            self._metrics[metric.name] = self._make(metric)
-            for values in metric.series or ((),) * (not metric.labels):
-                child = self._add(metric.name, values)
+            made = self._make(metric)
+            if metric.labels and not metric.series:
+                self._open[metric.name] = made
+                continue
+            for values in metric.series or ((),):
+                self._children[metric.name, values] = made.labels(*values) if values else made
                 if metric.unknown:
-                    assert isinstance(child, Gauge), metric.name
-                    child.set(math.nan)
-        self._get(Gauge, "build_info", version).set(1.0)
+                    self.set(metric.name, None, *values)
+        self.set("build_info", 1.0, version)
+
+    def count(self, name: str, amount: float, *labels: str) -> None:
+        """Add to a counter."""
+        self._get(Counter, name, labels).inc(amount)
+
+    def set(self, name: str, value: float | None, *labels: str) -> None:
+        """Set a gauge. None is undefined: NaN."""
+        self._get(Gauge, name, labels).set(math.nan if value is None else value)
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Add one value to a histogram."""
+        self._get(Histogram, name, labels).observe(value)
+
+    def text(self) -> str:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry).decode()
 
     def _make(self, metric: Metric) -> Counter | Gauge | Histogram:
         name = PREFIX + metric.name
@@ -249,218 +243,71 @@ class _Metrics:
         kind = Counter if metric.kind == "counter" else Gauge
         return kind(name, metric.help, metric.labels, registry=self.registry)
 
-    def _add(self, name: str, values: Labels) -> Counter | Gauge | Histogram:
-        metric = self._metrics[name]
-        child = metric.labels(*values) if values else metric
-        self._children[name, values] = child
-        return child
-
-    def _get(self, kind: type[_Kind], name: str, *values: str) -> _Kind:
+    def _get(self, kind: type[_Kind], name: str, values: Labels) -> _Kind:
         child = self._children.get((name, values))
         if child is None:
-            assert name not in self._closed, f"{name}: {values} is not in its closed set"
-            child = self._add(name, values)
+            assert name in self._open, f"{name}: {values} is not in its closed set"
+            child = self._children[name, values] = self._open[name].labels(*values)
         assert isinstance(child, kind), name
         return child
 
-    def text(self) -> str:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry).decode()
 
-
-class LearnerMetrics(_Metrics):
-    """Metrics of the learner, updated by the loop's thread, at most once a step."""
-
-    def __init__(self, *, version: str) -> None:
-        super().__init__(LEARNER_METRICS, version=version)
-
-    def read(self, topic: str, records: int) -> None:
-        """Count records read from the log."""
-        self._get(Counter, "records_read_total", topic).inc(records)
-
-    def finished(self, topic: str, outcome: str, records: int = 1) -> None:
-        """Count records with their outcome, one of `OUTCOMES[topic]`."""
-        self._get(Counter, "records_total", topic, outcome).inc(records)
-
-    def dead_lettered(self, topic: str, reason: str) -> None:
-        """Count one dead-lettered record, by outcome and by reason."""
-        self._get(Counter, "records_total", topic, "dead_lettered").inc()
-        self._get(Counter, "dead_letters_total", reason).inc()
-
-    def step(self, duration_s: float, now_s: float) -> None:
-        """Count a step that ends now."""
-        self._get(Counter, "steps_total").inc()
-        self._get(Histogram, "step_duration_seconds").observe(duration_s)
-        self._get(Gauge, "last_step_timestamp_seconds").set(now_s)
-
-    def skipped(self, steps: int) -> None:
-        """Count steps that changed no weights."""
-        self._get(Counter, "steps_skipped_total").inc(steps)
-
-    def phase(self, phase: str, duration_s: float) -> None:
-        """Add time to one of `PHASES`."""
-        self._get(Counter, "step_phase_seconds_total", phase).inc(duration_s)
-
-    def costs(self, *, classification: float, consistency: float, weight: float) -> None:
-        """Set the mean costs of recent steps, and the consistency weight."""
-        self._get(Gauge, "cost", "classification").set(classification)
-        self._get(Gauge, "cost", "consistency").set(consistency)
-        self._get(Gauge, "consistency_weight").set(weight)
-
-    def accuracy(self, network: str, window: str, ratio: float | None) -> None:
-        """Set a prequential accuracy; None is undefined, here and below."""
-        self._get(Gauge, "prequential_accuracy_ratio", network, window).set(_or_nan(ratio))
-
-    def score(self, score: str, window: str, value: float | None) -> None:
-        """Set another score of the first predictions."""
-        self._get(Gauge, "score", score, window).set(_or_nan(value))
-
-    def ranking(self, pr_auc: float | None) -> None:
-        """Set the mean area under precision and recall."""
-        self._get(Gauge, "pr_auc_ratio").set(_or_nan(pr_auc))
-
-    def class_scores(self, name: str, **values: float | None) -> None:
-        """Set scores of one class by `CLASS_SCORES`; its name is one that the config lists."""
-        for score, value in values.items():
-            self._get(Gauge, "class_score", name, score).set(_or_nan(value))
-
-    def calibration(self, *, network: float | None, corrected: float | None) -> None:
-        """Set the calibration errors when the label arrives."""
-        self._get(Gauge, "calibration_error_ratio", "network").set(_or_nan(network))
-        self._get(Gauge, "calibration_error_ratio", "corrected").set(_or_nan(corrected))
-
-    def label_time(self, *, teacher: float | None, twin: float | None) -> None:
-        """Set the accuracies when the label arrives."""
-        self._get(Gauge, "label_time_accuracy_ratio", "teacher").set(_or_nan(teacher))
-        self._get(Gauge, "label_time_accuracy_ratio", "twin").set(_or_nan(twin))
-
-    def ssl_gain(self, *, low: float | None, mean: float | None, high: float | None) -> None:
-        """Set teacher minus twin, and its interval."""
-        for bound, ratio in (("low", low), ("mean", mean), ("high", high)):
-            self._get(Gauge, "ssl_gain_ratio", bound).set(_or_nan(ratio))
-
-    def selection_bias(self, **values: float | None) -> None:
-        """Set values by `SELECTION_MEASURES`."""
-        for measure, value in values.items():
-            self._get(Gauge, "selection_bias", measure).set(_or_nan(value))
-
-    def guard(self, *, frozen: bool, reasons: Collection[str]) -> None:
-        """Set the state of the guard."""
-        self._get(Gauge, "guard_frozen").set(frozen)
-        for reason in GUARD_REASONS:
-            self._get(Gauge, "guard_reason", reason).set(reason in reasons)
-
-    def candidate(self, name: str, *, served: bool) -> None:
-        """Set whether a candidate is served."""
-        self._get(Gauge, "candidate_served", name).set(served)
-
-    def guard_acted(self, action: str, times: int) -> None:
-        """Count actions of the guard."""
-        self._get(Counter, "guard_actions_total", action).inc(times)
-
-    def trust(self, factor: float) -> None:
-        """Set the trust in the teacher."""
-        self._get(Gauge, "teacher_trust_ratio").set(factor)
-
-    def drifted(self, source: str, times: int) -> None:
-        """Count drift alarms."""
-        self._get(Counter, "drift_alarms_total", source).inc(times)
-
-    def scored(self, delay_s: float) -> None:
-        """Count a label that scored a prediction, by its delay after the sample."""
-        self._get(Histogram, "label_delay_seconds").observe(delay_s)
-
-    def ledger(self, labels: Mapping[str, int], *, samples: int, payload_bytes: int) -> None:
-        """Set the counts of the ledger: labels by `LABEL_STATES`, samples, and bytes of payloads."""
-        for state, count in labels.items():
-            self._get(Gauge, "ledger_labels", state).set(count)
-        self._get(Gauge, "ledger_samples").set(samples)
-        self._get(Gauge, "store_payload_bytes").set(payload_bytes)
-
-    def lag(self, topic: str, partition: int, records: int) -> None:
-        """Set the lag of one partition; `topic` is its name in the log."""
-        self._get(Gauge, "consumer_lag_records", topic, str(partition)).set(records)
-
-    def log_available(self, *, available: bool) -> None:
-        """Set whether the log can be read. Lag does not show it: nothing counts the records of an absent log."""
-        self._get(Gauge, "log_available").set(available)
-
-    def published(self, step: int) -> None:
-        """Set the step of the published teacher."""
-        self._get(Gauge, "published_step").set(step)
-
-    def checkpoint_saved(self, *, duration_s: float, now_s: float) -> None:
-        """Count a checkpoint that became durable."""
-        self._get(Histogram, "checkpoint_duration_seconds").observe(duration_s)
-        self._get(Gauge, "checkpoint_last_success_timestamp_seconds").set(now_s)
-
-
-class ServerMetrics(_Metrics):
-    """Metrics of one server process."""
+class ServerMetrics(Metrics):
+    """Metrics of one server process, with a name for each event."""
 
     def __init__(self, *, version: str) -> None:
         super().__init__(SERVER_METRICS, version=version)
 
     def request(self, route: str, method: str, status: str, duration_s: float) -> None:
         """Count a request. `route` is a template, so that the set of values stays small."""
-        self._get(Histogram, "http_request_duration_seconds", route, method, status).observe(duration_s)
+        self.observe("http_request_duration_seconds", duration_s, route, method, status)
 
     def forward(self, rows: int, duration_s: float) -> None:
         """Count a forward pass."""
-        self._get(Histogram, "predict_batch_rows").observe(rows)
-        self._get(Histogram, "predict_forward_seconds").observe(duration_s)
+        self.observe("predict_batch_rows", rows)
+        self.observe("predict_forward_seconds", duration_s)
 
     def queue_length(self, requests: int) -> None:
         """Set the number of requests that wait for the model."""
-        self._get(Gauge, "predict_queue_length").set(requests)
+        self.set("predict_queue_length", requests)
 
     def rejected(self, reason: str) -> None:
         """Count a rejected request; `reason` is one of `REJECTIONS`."""
-        self._get(Counter, "rejected_total", reason).inc()
+        self.count("rejected_total", 1, reason)
 
     def model(self, step: int, published_at_s: float, *, pinned: bool = False) -> None:
         """Set the served teacher."""
-        self._get(Gauge, "model_pinned").set(pinned)
-        self._get(Gauge, "model_version").set(step)
-        self._get(Gauge, "model_timestamp_seconds").set(published_at_s)
+        self.set("model_pinned", pinned)
+        self.set("model_version", step)
+        self.set("model_timestamp_seconds", published_at_s)
 
     def model_load_failed(self) -> None:
         """Count a published teacher that could not be loaded."""
-        self._get(Counter, "model_load_failures_total").inc()
+        self.count("model_load_failures_total", 1)
 
     def appended(self, topic: str, records: int) -> None:
         """Count records that are durable in the log."""
-        self._get(Counter, "appended_records_total", topic).inc(records)
+        self.count("appended_records_total", records, topic)
 
     def scraped(self, target: str, *, failed: bool) -> None:
         """Set whether the last scrape of a sibling failed."""
-        self._get(Gauge, "scrape_failed", target).set(failed)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+        self.set("scrape_failed", failed, target)
 
 
 class MetricsServer:
-    """An HTTP server of one registry, in a daemon thread."""
+    """An HTTP server of one registry on loopback, in a daemon thread.
 
-    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
-        self._server, self._thread = server, thread
-        self.port = int(server.server_address[1])
+    Raises:
+        OSError: the port cannot be bound.
+    """
+
+    def __init__(self, registry: CollectorRegistry, port: int) -> None:
+        """For port 0 a free one is taken."""
+        self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
+        self.port = int(self._server.server_address[1])
 
     def close(self) -> None:
         """Stop, and release the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5.0)
-
-
-def start_http(registry: CollectorRegistry, host: str, port: int) -> tuple[MetricsServer, int]:
-    """Serve a registry, and return the port: for port 0 a free one.
-
-    Raises:
-        OSError: the address cannot be bound.
-    """
-    server, thread = start_http_server(port, host, registry)
-    started = MetricsServer(server, thread)
-    return started, started.port

@@ -15,6 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from streamlearn.errors import ConfigError
+from streamlearn.learn.methods.settings import OPTIONS
+from streamlearn.learn.noise.settings import NOISES
+from streamlearn.section import Section
 
 ENV_PREFIX = "STREAMLEARN_"
 _SECRET = re.compile(r"^serve$|kafka\.options|tok|secret|passw|pwd|key|credential|auth", re.IGNORECASE)
@@ -29,13 +32,18 @@ NOT_SETTINGS = (
     "STREAMLEARN_MEMORY",
 )
 """Variables of this package that are no settings: the tests' own, the file's path, and the compose file's."""
-REMOVED = {
-    "bank.alpha": "removed: it is always 0.05",
-    "bank.decays": "removed: the teacher or its twin is served",
-    "bank.least": "removed: the test needs no minimum of labels",
-    "bank.serve": "use learn.serve",
-    "bank.window": "removed: it is always 500 labels",
-    "bank.z": "removed: the test bounds false promotions at 5 % in 10,000 labels",
+CHOICES: Mapping[str, Mapping[str, type[Section]]] = {"learn.options": OPTIONS, "learn.noise_options": NOISES}
+"""Tables whose keys depend on another setting: the kinds by that setting's value."""
+_MOVED = {
+    f"learn.{name}": f"use {table}.{name}"
+    for table, kinds in CHOICES.items()
+    for kind in kinds.values()
+    for name in kind.model_fields
+}
+"""Options of methods and noise were settings of [learn]."""
+REMOVED = _MOVED | {
+    "bank": 'use learn.twin: "elect" serves the better of teacher and twin, "measure" the teacher',
+    "batch.idle_steps": "removed: raise batch.steps; all but the first are skipped while records wait",
     "batch.max_labels": "removed: 1024 label records enter one step at most",
     "batch.merge_wait_s": "removed: 1 s; with --until-end 60 s",
     "batch.prefetch_records": "removed: 2048 records per partition, bounded by bytes as before",
@@ -54,38 +62,12 @@ REMOVED = {
     "labels.wanted_again_after_s": "removed: a sample that got no label is handed out again after a day",
     "labels.wanted_per_hour": "renamed to labels.requests_per_hour",
     "labels.wanted_rows": "removed: the 1000 most useful samples are kept; labels.requests_per_hour = 0 turns it off",
-    "learn.align": "use learn.options.align",
-    "learn.colour": "use learn.noise_options.colour",
-    "learn.consistency": "use learn.options.consistency",
-    "learn.consistency_weight": "use learn.options.consistency_weight",
-    "learn.crop_scale": "use learn.noise_options.crop_scale",
-    "learn.cutout_pixels": "use learn.noise_options.cutout_pixels",
     "learn.ema_share": 'removed; it is 0.1, or 1 with learn.recipe = "none"',
-    "learn.ensemble_momentum": "use learn.options.ensemble_momentum",
-    "learn.ensemble_slots": "use learn.options.ensemble_slots",
-    "learn.fade_labels": "use learn.options.fade_labels",
-    "learn.feature_dropout": "use learn.noise_options.feature_dropout",
-    "learn.flip": "use learn.noise_options.flip",
-    "learn.gate": "use learn.options.gate",
-    "learn.gate_threshold": "use learn.options.gate_threshold",
-    "learn.interpolation_beta": "use learn.options.interpolation_beta",
     "learn.label_smoothing": "removed; labels are not smoothed",
-    "learn.logit_distance": "use learn.options.logit_distance",
-    "learn.mixup_beta": "use learn.options.mixup_beta",
     "learn.momentum": "removed; sgd has momentum 0.9",
     "learn.nesterov": "removed; sgd has Nesterov momentum",
     "learn.noise_std": "use learn.noise_options.std",
-    "learn.pixel_noise_std": "use learn.noise_options.pixel_noise_std",
-    "learn.rampup_labels": "use learn.options.rampup_labels",
-    "learn.rampup_steps": "use learn.options.rampup_steps",
-    "learn.shift_pixels": "use learn.noise_options.shift_pixels",
-    "learn.source_margin": "use learn.options.source_margin",
-    "learn.source_path": "use learn.options.source_path",
-    "learn.source_rows": "use learn.options.source_rows",
-    "learn.source_weight": "use learn.options.source_weight",
-    "learn.target_momentum": "use learn.options.target_momentum",
-    "learn.teacher_mode": "use learn.options.teacher_mode",
-    "learn.temperature": "use learn.options.temperature",
+    "learn.serve": 'use learn.twin: "elect" for elected, "measure" for the teacher',
     "learn.trust_labels": "removed; guard.on = false turns this off too",
     "learn.warmup_steps": "removed; the learning rate is constant",
     "log.create_topics": "removed; log.partitions = 0 creates no topics",
@@ -93,7 +75,10 @@ REMOVED = {
     "log.embedded_max_bytes": "renamed log.max_bytes",
     "log.overload": "removed; set log.shed_above_records for load shedding, leave it out to let samples wait",
     "log.thin_above_records": "renamed log.shed_above_records",
+    "metrics.host": "removed: the learner's own /metrics is on loopback; scrape a server's, which includes it",
     "model.norm": "use model.options.norm",
+    "run.log_format": "removed: lines are JSON unless stderr is a terminal",
+    "run.log_level": "removed: lines from info on; filter them by `level`",
     "score.calibration_bins": "removed: there are always 15",
     "score.fading": "removed: it is always 0.999",
     "serve.admin_token_file": 'removed; write serve.admin_token = "file:PATH"',
@@ -109,10 +94,9 @@ REMOVED = {
     "state.journal_max_bytes": "removed: 1 GiB",
     "state.keep_history": "removed: 10 older teachers",
     "state.keep_published": "removed: the 5 newest teachers",
-    "twin.every": "use learn.twin = true or false",
-    "twin.oracle": "removed; `evaluate` does this itself",
+    "twin": 'use learn.twin = "measure" or "off"',
 }
-"""Settings of earlier versions, and what to do instead."""
+"""Settings and tables of earlier versions, and what to do instead."""
 _NO_OPTION = {
     "learn.options": "learn.method has no such option",
     "learn.noise_options": "learn.noise has no such option",
@@ -205,10 +189,6 @@ def explain(error: ValidationError, layers: Layers) -> str:
         is_section = detail["type"] == "value_error" and (not keys or isinstance(detail["input"], dict))
         value = "" if is_section else f" (got {got}, from {source})"
         message = detail["msg"].removeprefix("Value error, ")
-        table = detail["input"] if isinstance(detail["input"], dict) else {}
-        if gone := [f"  {key}: {REMOVED[key]}" for key in (f"{shown}.{name}" for name in table) if key in REMOVED]:
-            lines += gone  # the whole table was removed
-            continue
         if detail["type"] == "extra_forbidden":
             message = REMOVED.get(shown, _NO_OPTION.get(shown.rpartition(".")[0], "there is no such setting"))
             if source == "environment" and len(keys) == 1 and "_" in shown:
@@ -222,9 +202,9 @@ def explain(error: ValidationError, layers: Layers) -> str:
 
 def _has(tree: Any, keys: tuple[int | str, ...]) -> bool:
     for key in keys:
-        if not (isinstance(tree, dict) and key in tree):
-            return False
-        tree = tree[key]
         if not isinstance(tree, dict):
             return True
+        if key not in tree:
+            return False
+        tree = tree[key]
     return True

@@ -14,15 +14,20 @@ from pathlib import Path
 
 import pytest
 import structlog
+from harness.fakes import ManualClock
+from hypothesis import settings
 
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.lab.broker import Broker
-from streamlearn.testing import ManualClock
 
 with warnings.catch_warnings():
     # on Python 3.11 and 3.12 kafka-python reads its schemas, when it is imported, by a call that is deprecated there
     warnings.simplefilter("ignore", DeprecationWarning)
     importlib.import_module("kafka")
+
+# a loaded machine is no error
+settings.register_profile("streamlearn", deadline=None)
+settings.load_profile("streamlearn")
 
 SKIPS_FORBIDDEN = os.environ.get("STREAMLEARN_FORBID_SKIPS") == "1"
 GOOD = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)

@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import torch
+from harness.fakes import ManualClock, MemoryLog
 from starlette.testclient import TestClient
 
 from streamlearn.ledger.ledger import Ledger
@@ -21,7 +22,6 @@ from streamlearn.serve.parts import Parts
 from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.settings import ServeConfig
 from streamlearn.state.publish import PublishedDir, Publisher
-from streamlearn.testing import ManualClock, MemoryLog
 
 FLOATS = Schema((4,), np.dtype(np.float32), ("cat", "dog", "owl"))
 IMAGES = Schema((1, 4, 6), np.dtype(np.uint8), ("cat", "dog"))

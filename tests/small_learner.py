@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness.fakes import MemoryLog
 
 from streamlearn.app import learner as learning
 from streamlearn.app.build import build_loop
@@ -24,7 +25,6 @@ from streamlearn.records import TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, load_newest
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
-from streamlearn.testing import MemoryLog
 
 S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
 

@@ -25,7 +25,7 @@ def learn_config(defaults: Mapping[str, Any], **changed: Any) -> LearnConfig:
 
     `defaults` that do not apply to the method or the noise are left out.
     """
-    flat = {"recipe": "none", "twin": False, **defaults, **changed}
+    flat = {"recipe": "none", "twin": "off", **defaults, **changed}
     kinds = {
         "options": OPTIONS[flat["method"]].model_fields,
         "noise_options": NOISES.get(flat["noise"], NoiseOptions).model_fields,

@@ -79,7 +79,6 @@ TESTED_ELSEWHERE = {
     "streamlearn/log/kafka_clients.py": "tests/unit/test_log_kafka.py",
     "streamlearn/log/retention.py": "tests/unit/test_embedded.py",
     "streamlearn/log/base.py": "tests/contract/test_log_contract.py",
-    "streamlearn/testing.py": "tests/unit/test_testing.py",
     "tests/harness/disk.py": "tests/faults/test_full_disk.py",
     "tests/harness/fork_server.py": "tests/faults/test_kills.py, tests/faults/test_fencing.py",
     "tests/harness/producer.py": "tests/faults/test_kills.py",

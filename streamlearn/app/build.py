@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from streamlearn import __version__
@@ -29,7 +29,7 @@ from streamlearn.models.answer import Thresholds
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import Saved, Saver
-from streamlearn.state.fence import NO_FENCE, Fence
+from streamlearn.state.files import DISK, Files
 from streamlearn.state.journal import Journal
 from streamlearn.state.kill_points import reached
 from streamlearn.state.paths import StatePaths
@@ -79,7 +79,7 @@ def make_learner(config: Config) -> Learner:
 def recent_rows(config: Config) -> int:
     """Capacity for recent samples; 0 if no step is without records, or the method uses only labels."""
     batch = config.batch
-    if (batch.steps == 1 and not batch.idle_steps) or config.learn.method == "supervised":
+    if batch.steps == 1 or config.learn.method == "supervised":
         return 0
     return config.schema_.build().rows_within(RECENT_ROWS, RECENT_BYTES, least=batch.fresh)
 
@@ -101,48 +101,36 @@ def build_loop(
     *,
     stopping: threading.Event,
     until_end: bool = False,
-    fence: Fence = NO_FENCE,
+    fence: Files = DISK,
     observer: Observer | None = None,
     ask_twin: bool = False,
-    on_saved: Callable[[Saved], None] = lambda _: None,
 ) -> TrainingLoop:
     """The loop with all its parts, at step 0. It does not read yet: see `Feed.start`.
 
-    Args:
-        config: all settings.
-        log: read by the feed, and by the loop for dead letters and old payloads.
-        next_offsets: where each partition is read from.
-        stopping: ends the retries of calls of the log.
-        until_end: for a run that ends with the log.
-        fence: checked before each write into the state folder.
-        observer: sees each step; by default nobody does.
-        ask_twin: in a simulation the twin answers fresh samples too, for the oracle's scores.
-        on_saved: called by the saver's thread after each checkpoint.
+    `next_offsets` is where each partition is read from. `stopping` ends the retries of calls of the log. `until_end` is
+    for a run that ends with the log. With `ask_twin` the twin answers fresh samples too, for a simulation's scores.
     """
-    paths, schema, topics, codec = (
-        StatePaths(config.state.dir),
-        config.schema_.build(),
-        config.log.topics,
-        make_codec(config),
-    )
+    observer = observer or Observer()
+    paths, schema = StatePaths(config.state.dir), config.schema_.build()
+    topics, codec = config.log.topics, make_codec(config)
     access = LogAccess(log, codec, dead_letters=topics.dead_letters, stopping=stopping)
     learner = make_learner(config)
-    candidates = learner.candidates if config.learn.serve == "elected" else learner.candidates[:1]
-    election = Election(candidates)
+    election = Election(learner.candidates if config.learn.twin == "elect" else learner.candidates[:1])
     replay = ReplayBuffer(replay_rows(config), schema, config.learn.seed)
-    board = _make_board(config)
+    score = config.score
+    board = Scoreboard(
+        schema.classes,
+        window=score.window,
+        spare=schema.spare or 0,
+        named=[schema.classes.index(name) for name in (*score.classes, *score.thresholds)],
+        top_k=score.top_k,
+    )
     return TrainingLoop(
         schema=schema,
         batch=config.batch,
         state=config.state,
         log=access,
-        feed=Feed(
-            log,
-            next_offsets,
-            codec,
-            sample_topic=topics.samples,
-            on_trimmed=config.log.on_trimmed,
-        ),
+        feed=Feed(log, next_offsets, codec, sample_topic=topics.samples, on_trimmed=config.log.on_trimmed),
         batcher=MicroBatcher(
             next_offsets,
             sample_topic=topics.samples,
@@ -151,7 +139,7 @@ def build_loop(
             max_age_s=config.batch.max_age_s,
             merge_wait_s=MERGE_WAIT_TO_END_S if until_end else MERGE_WAIT_S,
         ),
-        ledger=_make_ledger(config, paths, access, fence),
+        ledger=_make_ledger(config, access, fence),
         learner=learner,
         replay=replay,
         recent=RecentSamples(recent_rows(config), schema, config.learn.seed),
@@ -171,10 +159,10 @@ def build_loop(
             POOL_ROWS if config.labels.requests_per_hour else 0,
             keep_s=config.labels.horizon_s,
         ),
-        journal=Journal(paths.journal, fence=fence),
-        saver=Saver(paths.checkpoints, keep=config.state.keep_checkpoints, on_saved=on_saved, fence=fence),
-        publisher=Publisher(paths.published, metadata=_metadata(config), fence=fence),
-        observer=observer or Observer(),
+        journal=Journal(paths.journal, files=fence),
+        saver=_make_saver(config, access, fence, observer),
+        publisher=Publisher(paths.published, metadata=_metadata(config), files=fence),
+        observer=observer,
         identity=identity(config),
         shed_above=config.log.shed_above_records,
         thresholds=Thresholds(schema, config.score.thresholds),
@@ -182,21 +170,25 @@ def build_loop(
     )
 
 
-def _make_ledger(config: Config, paths: StatePaths, access: LogAccess, fence: Fence) -> Ledger:
-    schema = config.schema_.build()
-
+def _make_ledger(config: Config, access: LogAccess, fence: Files) -> Ledger:
     def may_write() -> None:
         reached("ledger-flush", "begin")
         fence.check()
 
-    return Ledger(paths.store, schema, config.labels, read_back=access.read_back, may_write=may_write)
+    folder, schema = StatePaths(config.state.dir).store, config.schema_.build()
+    return Ledger(folder, schema, config.labels, read_back=access.read_back, may_write=may_write)
 
 
-def _make_board(config: Config) -> Scoreboard:
-    schema = config.schema_.build()
-    score = config.score
-    named = [schema.classes.index(name) for name in (*score.classes, *score.thresholds)]
-    return Scoreboard(schema.classes, window=score.window, spare=schema.spare or 0, named=named, top_k=score.top_k)
+def _make_saver(config: Config, access: LogAccess, fence: Files, observer: Observer) -> Saver:
+    def on_saved(saved: Saved) -> None:
+        """A checkpoint is durable: only now its offsets are committed (I2)."""
+        observer.saved(saved)
+        reached("offsets-commit", "begin")
+        access.commit(saved.step, saved.next_offsets)
+        reached("offsets-commit", "end")
+
+    folder = StatePaths(config.state.dir).checkpoints
+    return Saver(folder, keep=config.state.keep_checkpoints, on_saved=on_saved, files=fence)
 
 
 def _metadata(config: Config) -> Mapping[str, str]:

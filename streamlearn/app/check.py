@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +15,7 @@ from streamlearn.app.build import make_learner, model_spec
 from streamlearn.app.log import log_exists, open_log
 from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import learner_parts, server_parts
-from streamlearn.app.startup import check_log_reaches, check_model
+from streamlearn.app.startup import check_log_reaches, check_model, of_both
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, LogError, StateError
 from streamlearn.learn.build import find_device
@@ -24,10 +23,10 @@ from streamlearn.learn.learner import Learner
 from streamlearn.learn.methods.settings import ConsistencyOptions
 from streamlearn.log.base import Log
 from streamlearn.log.retention import MAX_AGE_S
-from streamlearn.metrics import LearnerMetrics
+from streamlearn.metrics import LEARNER_METRICS, Metrics
 from streamlearn.models.build import build
 from streamlearn.state import journal
-from streamlearn.state.checkpoint import load_checkpoint, path_of, steps_in
+from streamlearn.state.checkpoint import Checkpoint, load_checkpoint, path_of, steps_in
 from streamlearn.state.paths import StatePaths
 
 _ID_BYTES = 1024
@@ -47,39 +46,40 @@ class Finding:
 
 def check(config: Config) -> Iterator[Finding]:
     """Check everything that the config names."""
-    yield from _model(config)
-    yield from _log(config)
+    yield from _reported("model", _model(config))
+    yield from _reported("device", _device(config))
+    yield from _retention(config)
+    yield from _record_size(config)
+    yield from _reported("log", _log(config))
     yield from _state(config)
     yield from _port(config)
 
 
+def _reported(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings; an error that ends them is the last one."""
+    try:
+        yield from findings
+    except (ConfigError, LogError, StateError) as error:
+        yield Finding("error", subject, str(error))
+
+
 def _model(config: Config) -> Iterator[Finding]:
     spec = model_spec(config)
-    try:
-        parameters = sum(p.numel() for p in build(spec, seed=config.learn.seed).parameters())
-    except ConfigError as error:
-        yield Finding("error", "model", str(error))
-    else:
-        shape = "x".join(map(str, spec.shape))
-        yield Finding("ok", "model", f"{spec.factory}: {shape} to {spec.classes} classes, {parameters:,} parameters")
-        yield from _method(config)
-    try:
-        device = find_device(config.learn.device)
-    except ConfigError as error:
-        yield Finding("error", "device", str(error))
-    else:
-        yield Finding("ok", "device", f"{device.type}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+    parameters = sum(p.numel() for p in build(spec, seed=config.learn.seed).parameters())
+    shape = "x".join(map(str, spec.shape))
+    yield Finding("ok", "model", f"{spec.factory}: {shape} to {spec.classes} classes, {parameters:,} parameters")
+    yield from _reported("method", _method(config))
+
+
+def _device(config: Config) -> Iterator[Finding]:
+    device = find_device(config.learn.device)
+    yield Finding("ok", "device", f"{device.type}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
 
 
 def _method(config: Config) -> Iterator[Finding]:
     learn = config.learn
-    try:
-        # On the CPU: a running learner may fill the GPU.
-        on_cpu = config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})})
-        learner = make_learner(on_cpu)
-    except ConfigError as error:
-        yield Finding("error", "method", str(error))
-        return
+    # On the CPU: a running learner may fill the GPU.
+    learner = make_learner(config.model_copy(update={"learn": learn.model_copy(update={"device": "cpu"})}))
     options, weight = learn.options, ""
     if isinstance(options, ConsistencyOptions):
         weight = f", {options.consistency} with weight {options.consistency_weight:g}"
@@ -107,17 +107,12 @@ def _memory(config: Config, learner: Learner) -> Iterator[Finding]:
 
 
 def _log(config: Config) -> Iterator[Finding]:
-    yield from _retention(config)
-    yield from _record_size(config)
     if not log_exists(config):
         yield Finding("ok", "log", f"{StatePaths(config.state.dir).log} does not exist yet; will be created")
         return
-    try:
-        with contextlib.closing(open_log(config)) as log:
-            yield from _topics(config, log)
-            yield from _reach(config, log)
-    except (LogError, ConfigError) as error:
-        yield Finding("error", "log", str(error))
+    with contextlib.closing(open_log(config)) as log:
+        yield from _topics(config, log)
+        yield from _reported("checkpoint", _reach(config, log))
 
 
 def _topics(config: Config, log: Log) -> Iterator[Finding]:
@@ -160,23 +155,19 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
     if not steps:
         yield Finding("ok", "checkpoint", f"none yet; learning starts at the log's {config.log.start} record")
         return
-    try:
-        checkpoint = load_checkpoint(path_of(paths.checkpoints, steps[-1]))
-    except StateError as error:
-        yield Finding("error", "checkpoint", str(error))
-        return
+    checkpoint = load_checkpoint(path_of(paths.checkpoints, steps[-1]))
     yield Finding("ok", "checkpoint", f"step {checkpoint.step}, {len(steps)} kept, digest matches")
-    try:
-        check_model(config, checkpoint)
-        check_log_reaches(log, config, checkpoint.next_offsets)
-    except (ConfigError, StateError) as error:
-        yield Finding("error", "checkpoint", str(error))
-    for topic in (config.log.topics.samples, config.log.topics.labels):
-        for tp, beginning in log.beginning_offsets(topic).items():
-            if checkpoint.next_offsets.get(tp, beginning) < beginning:
-                gap = beginning - checkpoint.next_offsets[tp]
-                text = f"{topic}[{tp.partition}]: {gap:,} records after the checkpoint were trimmed (log.on_trimmed)"
-                yield Finding("error" if config.log.on_trimmed == "stop" else "warning", "retention", text)
+    yield from _trimmed(config, log, checkpoint)
+    check_model(config, checkpoint)
+    check_log_reaches(log, config, checkpoint.next_offsets)
+
+
+def _trimmed(config: Config, log: Log, checkpoint: Checkpoint) -> Iterator[Finding]:
+    for tp, beginning in of_both(config, log.beginning_offsets).items():
+        gap = beginning - checkpoint.next_offsets.get(tp, beginning)
+        if gap > 0:
+            text = f"{tp.topic}[{tp.partition}]: {gap:,} records after the checkpoint were trimmed (log.on_trimmed)"
+            yield Finding("error" if config.log.on_trimmed == "stop" else "warning", "retention", text)
 
 
 def _state(config: Config) -> Iterator[Finding]:
@@ -196,20 +187,18 @@ def _state(config: Config) -> Iterator[Finding]:
 
 
 def _port(config: Config) -> Iterator[Finding]:
-    serve, metrics = config.serve, config.metrics
-    if serve.port == metrics.port != 0 and serve.host == metrics.host:
+    serve = config.serve
+    if serve.port == config.metrics.port != 0:
         yield Finding("error", "port", f"serve.port and metrics.port are both {serve.port}; choose two ports")
         return
     try:
-        listener: socket.socket = listen(config)
+        listen(config).close()
     except ConfigError as error:
         yield Finding("warning", "port", f"{error} (or it is already running)")
     else:
-        listener.close()
-        tokens = (serve.token, serve.predict_token, serve.label_token, serve.admin_token)
-        token = "with a token" if any(tokens) else "without a token"
-        yield Finding("ok", "port", f"{config.serve.host}:{config.serve.port} is free, {token}")
+        token = "with a token" if serve.tokens else "without a token"
+        yield Finding("ok", "port", f"{serve.host}:{serve.port} is free, {token}")
     try:
-        expose(config, LearnerMetrics(version="check"))[0].close()
+        expose(config, Metrics(LEARNER_METRICS, version="check")).close()
     except ConfigError as error:
         yield Finding("warning", "metrics port", f"{error} (or it is already running)")

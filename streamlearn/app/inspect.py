@@ -70,10 +70,8 @@ def records(config: Config, topic: str, *, partition: int, offset: int | None, c
         tp = TopicPartition(topic, partition)
         ends = log.end_offsets(topic) if log.partition_count(topic) else {}
         if tp not in ends:
-            names = config.log.topics
-            msg = (
-                f"no {topic}[{partition}] in the log; topics are {names.samples}, {names.labels}, {names.dead_letters}"
-            )
+            names = ", ".join(config.log.topics.model_dump().values())
+            msg = f"no {topic}[{partition}] in the log; topics are {names}"
             raise ConfigError(msg)
         begin = max(log.beginning_offsets(topic)[tp], ends[tp] - count)
         yield from log.read(tp, begin if offset is None else offset, count)

@@ -10,16 +10,15 @@ immediately; the last checkpoint stands.
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Iterator, Sequence
 
 import structlog
 
 from streamlearn import __version__
 from streamlearn.app.build import build_loop
-from streamlearn.app.garbage import gc_threshold
 from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.app.monitor import Monitor, OnStep
 from streamlearn.app.ports import expose
@@ -32,16 +31,17 @@ from streamlearn.app.startup import (
     with_new_partitions,
 )
 from streamlearn.config import Config
-from streamlearn.errors import LogError, OffsetOutOfRangeError, StateError, StateLockedError
+from streamlearn.errors import OffsetOutOfRangeError, StateError, StateLockedError
 from streamlearn.ledger.store_file import check_whole
 from streamlearn.log.base import Log
-from streamlearn.metrics import LearnerMetrics
+from streamlearn.loop.loop import TrainingLoop
+from streamlearn.metrics import LEARNER_METRICS, Metrics
 from streamlearn.records import Offsets
 from streamlearn.state import checkpoint as checkpoints
 from streamlearn.state import journal as journals
-from streamlearn.state.checkpoint import Checkpoint, Saved, load_newest
-from streamlearn.state.fence import NO_FENCE, Fence
-from streamlearn.state.files import remove_leftovers
+from streamlearn.state.checkpoint import Checkpoint, load_newest
+from streamlearn.state.fence import Fence
+from streamlearn.state.files import Files, remove_leftovers
 from streamlearn.state.journal import read_journal
 from streamlearn.state.kill_points import reached
 from streamlearn.state.paths import StatePaths, state_lock
@@ -50,6 +50,20 @@ from streamlearn.state.publish import PublishedDir, load_arrays
 _log = structlog.get_logger(__name__)
 _MOST_CLASSES = 20
 """Classes with metrics of their own, where score.classes names none."""
+GC_THRESHOLD = 50_000
+"""Allocations between two passes of Python's cycle collector. Its default of 700 is reached every hundred labels, so a
+large step would start many passes. With 50,000 a join takes .91 of the processor time."""
+
+
+@contextlib.contextmanager
+def gc_threshold() -> Iterator[None]:
+    """Raise the threshold while a learner runs. Steps create no reference cycles: none in 200 steps without passes."""
+    before = gc.get_threshold()
+    gc.set_threshold(GC_THRESHOLD, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def learn(
@@ -67,57 +81,51 @@ def learn(
     loop's thread, and must change nothing. With `ask_twin` the twin answers each sample on arrival too, for the scores
     of a simulation.
     """
+    paths = StatePaths(config.state.dir)
     try:
-        with gc_threshold():
-            _learn(config, stopping, until_end=until_end, opened=opened, on_step=on_step, ask_twin=ask_twin)
+        with gc_threshold(), state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
+            fence = _take_over(paths)
+            make_topics(log, config)
+            checkpoint = load_newest(paths.checkpoints) or first_checkpoint(config, log, paths)
+            check_model(config, checkpoint)
+            next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
+            journaled = list(read_journal(paths.journal, checkpoint.step))
+            check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
+            if not check_whole(paths.store):
+                _log.warning("store_not_walked", path=str(paths.store), why="too large")
+            metrics = Metrics(LEARNER_METRICS, version=__version__)
+            with _explained_by(fence), contextlib.closing(expose(config, metrics)) as server:
+                monitor = Monitor(
+                    metrics,
+                    paths,
+                    metrics_port=server.port,
+                    classes=config.score.classes or tuple(config.score.thresholds)[:_MOST_CLASSES],
+                    on_step=on_step,
+                    fence=fence,
+                )
+                loop = build_loop(
+                    config,
+                    log,
+                    next_offsets,
+                    stopping=stopping,
+                    until_end=until_end,
+                    fence=fence,
+                    observer=monitor,
+                    ask_twin=ask_twin,
+                )
+                with LearnerProcess(config, loop, monitor, fence, stopping) as process:
+                    process.restore(checkpoint)
+                    check_same_log(log, make_codec(config), loop.ledger.newest_sample())
+                    process.start()
+                    process.replay(journaled)
+                    if not stopping.is_set():
+                        process.publish_if_behind()
+                    loop.run(stopping, until_end=until_end)
+                    process.finish()
     except OSError as error:
         # From the state folder: errors of the log are LogErrors. What was acknowledged is in the log or a checkpoint.
         msg = f"{config.state.dir}: {error}; free space or repair the disk, then start again: nothing is lost"
         raise StateError(msg) from error
-
-
-def _learn(
-    config: Config,
-    stopping: threading.Event,
-    *,
-    until_end: bool,
-    opened: Log | None,
-    on_step: OnStep | None,
-    ask_twin: bool,
-) -> None:
-    paths = StatePaths(config.state.dir)
-    with state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
-        fence = _take_over(paths)
-        make_topics(log, config)
-        checkpoint = load_newest(paths.checkpoints) or first_checkpoint(config, log, paths)
-        check_model(config, checkpoint)
-        next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
-        journaled = list(read_journal(paths.journal, checkpoint.step))
-        check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
-        if not check_whole(paths.store):
-            _log.warning("store_not_walked", path=str(paths.store), why="too large")
-        try:
-            with LearnerProcess(
-                config,
-                log,
-                next_offsets,
-                stopping=stopping,
-                until_end=until_end,
-                fence=fence,
-                on_step=on_step,
-                ask_twin=ask_twin,
-            ) as process:
-                process.restore(checkpoint)
-                check_same_log(log, make_codec(config), process.loop.ledger.newest_sample())
-                process.start()
-                process.replay(journaled)
-                if not stopping.is_set():
-                    process.publish_if_behind()
-                process.loop.run(stopping, until_end=until_end)
-                process.finish()
-        except Exception:
-            fence.check()  # if another learner writes to this folder, that explains the error
-            raise
 
 
 def _take_over(paths: StatePaths) -> Fence:
@@ -128,89 +136,62 @@ def _take_over(paths: StatePaths) -> Fence:
     return fence
 
 
-class LearnerProcess:
-    """The loop, its metrics and heartbeat, and the order in which they end. A context manager."""
+@contextlib.contextmanager
+def _explained_by(fence: Fence) -> Iterator[None]:
+    """If another learner writes to the state folder, that explains any error."""
+    try:
+        yield
+    except Exception:
+        fence.check()
+        raise
+
+
+class LearnerProcess(contextlib.AbstractContextManager["LearnerProcess"]):
+    """A loop and its monitor, from restore to stop. A context manager that closes both."""
 
     def __init__(
-        self,
-        config: Config,
-        log: Log,
-        next_offsets: Offsets,
-        *,
-        stopping: threading.Event,
-        until_end: bool = False,
-        fence: Fence = NO_FENCE,
-        on_step: OnStep | None = None,
-        ask_twin: bool = False,
+        self, config: Config, loop: TrainingLoop, monitor: Monitor, fence: Files, stopping: threading.Event
     ) -> None:
-        self._config, self._log, self._fence, self._stopping = config, log, fence, stopping
-        paths = StatePaths(config.state.dir)
-        self._published = PublishedDir(paths.published)
-        self.metrics = LearnerMetrics(version=__version__)
-        with contextlib.ExitStack() as ends:
-            server, port = expose(config, self.metrics)
-            ends.callback(server.close)
-            self.monitor = Monitor(
-                self.metrics,
-                paths,
-                metrics_address=(config.metrics.host, port),
-                classes=config.score.classes or tuple(config.score.thresholds)[:_MOST_CLASSES],
-                on_step=on_step,
-                fence=fence,
-            )
-            self.loop = build_loop(
-                config,
-                log,
-                next_offsets,
-                stopping=stopping,
-                until_end=until_end,
-                fence=fence,
-                observer=self.monitor,
-                ask_twin=ask_twin,
-                on_saved=self._saved,
-            )
-            ends.callback(self.loop.feed.close)
-            ends.callback(self.loop.journal.close)
-            ends.callback(self._close_ledger)
-            ends.callback(self.loop.requests.close)
-            self._ends = ends.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
+        self._config, self._loop, self._monitor = config, loop, monitor
+        self._fence, self._stopping = fence, stopping
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        with self._ends:
-            self.monitor.stop("stopped" if error is None else f"failed: {error}")
+        loop = self._loop
+        with contextlib.ExitStack() as ends:
+            for close in (loop.feed.close, loop.journal.close, self._close_ledger, loop.requests.close):
+                ends.callback(close)
+            self._monitor.stop("stopped" if error is None else f"failed: {error}")
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore all state to the checkpoint."""
         reached("restore", "begin")
-        check_arrays(self.loop.arrays(), checkpoint)
-        self.loop.restore(checkpoint)
+        check_arrays(self._loop.arrays(), checkpoint)
+        self._loop.restore(checkpoint)
         was, now = checkpoint.extra["identity"]["method"], self._config.learn.method
         if was != now:
             _log.warning("method_changed", was=was, now=now, step=checkpoint.step)
-            self.loop.another_method()
+            self._loop.learner.another_method()
+            self._loop.guarding.another_method()
         reached("restore", "end")
 
     def start(self) -> None:
         """Start to read and to report."""
-        loop = self.loop
-        self.monitor.start(loop)
+        loop = self._loop
+        self._monitor.start(loop)
         # Before the first save, and after a fallback to an older checkpoint, the log must not trim unread records.
-        self._commit(loop.learner.step, loop.batcher.next_offsets)
+        loop.log.commit(loop.learner.step, loop.batcher.next_offsets)
         loop.feed.start()
         _log.info("learner_started", step=loop.learner.step, **loop.learner.describe())
 
     def replay(self, journaled: Sequence[tuple[int, Offsets]]) -> None:
         """Repeat the steps after the checkpoint as the journal has them."""
-        loop, started_s = self.loop, time.monotonic()
+        loop, started_s = self._loop, time.monotonic()
         loop.journal.cut_after(loop.learner.step + len(journaled))
         if not journaled:
             return
         reached("replay", "begin")
         try:
-            count = loop.replay_journal(journaled, self._stopping)
+            loop.replay_journal(journaled, self._stopping)
         except OffsetOutOfRangeError as error:
             if self._config.log.on_trimmed == "stop":
                 raise
@@ -218,50 +199,38 @@ class LearnerProcess:
             _log.error("journal_abandoned", step=loop.learner.step, error=str(error))
             loop.journal.cut_after(loop.learner.step)
         else:
-            duration_s = round(time.monotonic() - started_s, 3)
-            _log.info("journal_replayed", steps=count, of=len(journaled), step=loop.learner.step, duration_s=duration_s)
+            step, duration_s = loop.learner.step, round(time.monotonic() - started_s, 3)
+            steps = step + 1 - journaled[0][0]
+            _log.info("journal_replayed", steps=steps, of=len(journaled), step=step, duration_s=duration_s)
         reached("replay", "end")
 
     def publish_if_behind(self) -> None:
         """Publish if servers have an older teacher, or none, because the folder was lost or is corrupt."""
-        step = self.loop.learner.step
+        step = self._loop.learner.step
         try:
-            newest = self._published.newest()
+            newest = PublishedDir(StatePaths(self._config.state.dir).published).newest()
             if newest is not None:
                 load_arrays(newest)
         except StateError as error:
             _log.warning("published_unreadable", error=str(error), step=step)
             newest = None
-        if step > 0 and (newest is None or newest.step != step) and self.loop.guarding.may_publish:
-            self.loop.publish()
+        if step > 0 and (newest is None or newest.step != step) and self._loop.guarding.may_publish:
+            self._loop.publish()
 
     def finish(self) -> None:
         """Publish and save what is new, durably."""
-        loop, timeout_s = self.loop, self._config.run.shutdown_s
+        loop, timeout_s = self._loop, self._config.run.shutdown_s
         deadline = time.monotonic() + timeout_s
         if not loop.saver.wait(timeout_s):
             msg = f"a checkpoint took longer than run.shutdown_s = {timeout_s}; the one before stands"
             raise StateError(msg)
         loop.close()
         loop.saver.close(max(0.1, deadline - time.monotonic()))
-        self.monitor.look("stopped")
+        self._monitor.look("stopped")
         _log.info("learner_stopped", step=loop.learner.step, **loop.accounts.as_dict())
-
-    def _saved(self, saved: Saved) -> None:
-        """A checkpoint is durable: only now its offsets are committed (I2). Called by the saver's thread."""
-        self.monitor.saved(saved)
-        reached("offsets-commit", "begin")
-        self._commit(saved.step, saved.next_offsets)
-        reached("offsets-commit", "end")
-
-    def _commit(self, step: int, next_offsets: Offsets) -> None:
-        try:
-            self._log.commit(next_offsets)
-        except LogError as error:
-            _log.warning("offsets_not_committed", step=step, error=str(error))
 
     def _close_ledger(self) -> None:
         try:
-            self.loop.ledger.close()
+            self._loop.ledger.close()
         except StateLockedError as error:  # what was not flushed is lost with this learner, which was fenced off
             _log.error("learner_fenced", epoch=self._fence.epoch, error=str(error))

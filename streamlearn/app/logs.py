@@ -11,22 +11,21 @@ from collections.abc import Callable
 
 import structlog
 
-from streamlearn.config import Config
+EVERY_S = 60.0
+MAX_MESSAGES = 1000
+"""Different ones that are remembered."""
 
 
 class RateLimit(logging.Filter):
-    """Passes each message of a library once per `every_s`, with the count of similar messages since the last one.
+    """Passes each message of a library once a minute, with the count of similar messages since the last one.
 
     kafka-python writes about 650 lines a minute while its broker is away. Messages are similar if logger, level,
     template without its numbers, and kind of exception are equal.
     """
 
-    def __init__(
-        self, every_s: float = 60.0, *, max_messages: int = 1000, now_s: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Up to `max_messages` are remembered."""
+    def __init__(self, *, now_s: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._every_s, self._max_messages, self._now_s = every_s, max_messages, now_s
+        self._now_s = now_s
         self._seen: dict[tuple[str, int, str, str], tuple[float, int]] = {}
         """When the message was passed, and how often it was dropped since."""
 
@@ -37,10 +36,10 @@ class RateLimit(logging.Filter):
         key = (record.name, record.levelno, template, error.__name__ if error else "")
         now_s = self._now_s()
         passed_s, dropped = self._seen.get(key, (-math.inf, 0))
-        if now_s - passed_s < self._every_s:
+        if now_s - passed_s < EVERY_S:
             self._seen[key] = (passed_s, dropped + 1)
             return False
-        if len(self._seen) >= self._max_messages:
+        if len(self._seen) >= MAX_MESSAGES:
             self._seen.clear()
         self._seen[key] = (now_s, 0)
         if dropped:
@@ -48,21 +47,18 @@ class RateLimit(logging.Filter):
         return True
 
 
-def set_up_logs(config: Config) -> None:
-    """Configure structlog and the standard library's logging."""
-    run = config.run
-    to_terminal = run.log_format == "console" or (run.log_format == "auto" and sys.stderr.isatty())
-    renderer = structlog.dev.ConsoleRenderer() if to_terminal else structlog.processors.JSONRenderer()
+def set_up_logs(level: int = logging.INFO) -> None:
+    """Configure structlog, from `level` on, and the standard library's logging, from warnings on."""
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     shared: list[structlog.types.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendered: list[structlog.types.Processor] = [structlog.processors.format_exc_info, renderer]
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, *shared, *rendered],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, run.log_level.upper())),
+        processors=[*shared, *rendered],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(RateLimit())

@@ -10,32 +10,39 @@ import contextlib
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import structlog
 
 from streamlearn.errors import StateLockedError
-from streamlearn.judge.drift import SOURCES
 from streamlearn.judge.prequential import NETWORKS, PrequentialReport
 from streamlearn.judge.scoreboard import ScoreReport
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
-from streamlearn.metrics import CLASS_SCORES, GUARD_ACTIONS, LABEL_STATES, SCORES, WINDOWS, LearnerMetrics
-from streamlearn.records import Position
+from streamlearn.metrics import (
+    CLASS_SCORES,
+    GUARD_REASONS,
+    LABEL_OUTCOMES,
+    LABEL_STATES,
+    SCORES,
+    STEP_OUTCOMES,
+    WINDOWS,
+    Metrics,
+)
 from streamlearn.state.checkpoint import Saved
-from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
+from streamlearn.state.files import DISK, Files
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import write_status
 
 LOOK_EVERY_S = 0.5
 HEARTBEAT_EVERY_S = 1.0
-LABEL_OUTCOMES = ("joined", "duplicate", "corrected", "retracted", "erased", "expired", "orphan", "held_dropped")
 OnStep = Callable[[TrainingLoop, StepReport], None]
 """Called after each step, in the loop's thread. It must change nothing."""
+Events = dict[tuple[str, ...], int]
+"""How often each event occurred, by the name of its counter and the values of its labels."""
 _log = structlog.get_logger(__name__)
 
 
@@ -44,28 +51,22 @@ class Monitor(Observer):
 
     def __init__(
         self,
-        metrics: LearnerMetrics,
+        metrics: Metrics,
         paths: StatePaths,
         *,
-        metrics_address: tuple[str, int],
+        metrics_port: int,
         classes: Sequence[str] = (),
         on_step: OnStep | None = None,
-        fence: Fence = NO_FENCE,
+        fence: Files = DISK,
     ) -> None:
         """`classes` are those with metrics of their own."""
-        self._metrics, self._paths, self._files, self._on_step = metrics, paths, FencedFiles(fence), on_step
+        self._metrics, self._paths, self._files, self._on_step = metrics, paths, fence, on_step
         self._classes = classes
-        self._loop: TrainingLoop | None = None
+        self._loop: TrainingLoop
         self._fenced: StateLockedError | None = None
         self._looked_at_s = float("-inf")
-        self._counted: Counter[str] = Counter()
-        host, port = metrics_address
-        self.status: dict[str, Any] = {
-            "pid": os.getpid(),
-            "metrics_host": host,
-            "metrics_port": port,
-            "state": "starting",
-        }
+        self._counted: Events = {}
+        self.status: dict[str, Any] = {"pid": os.getpid(), "metrics_port": metrics_port, "state": "starting"}
         """What the heartbeat writes."""
         self._scores: dict[str, Any] = {}
         self._windows_logged = 0
@@ -78,8 +79,7 @@ class Monitor(Observer):
     def start(self, loop: TrainingLoop) -> None:
         """Start the heartbeat. Counters start here too: a restored ledger has counted for other processes."""
         self._loop = loop
-        self._counted = Counter(asdict(loop.ledger.counts()))
-        self._counted.update(_events(loop.guarding.report()))
+        self._counted = _events(asdict(loop.ledger.counts()), loop.guarding.report())
         self._windows_logged = loop.board.prequential.scored // loop.board.window
         self.look()
         self._thread.start()
@@ -90,27 +90,23 @@ class Monitor(Observer):
         self._last_step_at_s = now_s
         if self._first_step_at_s is None:
             self._first_step_at_s = now_s - duration_s
-        metrics.step(duration_s, now_s)
+        metrics.count("steps_total", 1)
+        metrics.observe("step_duration_seconds", duration_s)
+        metrics.set("last_step_timestamp_seconds", now_s)
         for phase, phase_s in report.phases_s.items():
-            metrics.phase(phase, phase_s)
-        metrics.read("samples", report.samples)
-        metrics.read("labels", report.labels)
-        for outcome, count in (
-            ("learned", report.fresh),
-            ("thinned", report.shed),
-            ("duplicate_id", report.duplicates),
-        ):
-            metrics.finished("samples", outcome, count)
-        loop = self._running()
+            self.phase_done(phase, phase_s)
+        counts = report.counts.as_dict()
+        for topic in ("samples", "labels"):
+            metrics.count("records_read_total", counts[f"{topic}_read"], topic)
+        for topic, outcome in STEP_OUTCOMES:
+            metrics.count("records_total", counts[f"{topic}_{outcome}"], topic, outcome)
         for record in report.bad:
-            metrics.dead_lettered(_kind(loop, record.position), record.error.reason)
-        for gap in report.gaps:
-            metrics.finished(_kind(loop, gap.position), "trimmed", gap.missing)
+            metrics.count("dead_letters_total", 1, record.error.reason)
         for arrival in report.arrivals:
             if arrival.scored is not None:
-                metrics.scored(arrival.scored.delay_s)
+                metrics.observe("label_delay_seconds", arrival.scored.delay_s)
         if self._on_step is not None:
-            self._on_step(loop, report)
+            self._on_step(self._loop, report)
 
     def turn_done(self) -> None:
         """Look at the slower figures, about twice a second.
@@ -125,16 +121,17 @@ class Monitor(Observer):
 
     def phase_done(self, phase: str, duration_s: float) -> None:
         """Count time outside of steps."""
-        self._metrics.phase(phase, duration_s)
+        self._metrics.count("step_phase_seconds_total", duration_s, phase)
 
     def published(self, step: int) -> None:
         """Count a published teacher."""
         self._published_step = step
-        self._metrics.published(step)
+        self._metrics.set("published_step", step)
 
     def saved(self, saved: Saved) -> None:
         """Count a durable checkpoint. Called in the saver's thread."""
-        self._metrics.checkpoint_saved(duration_s=saved.duration_s, now_s=saved.saved_at_s)
+        self._metrics.observe("checkpoint_duration_seconds", saved.duration_s)
+        self._metrics.set("checkpoint_last_success_timestamp_seconds", saved.saved_at_s)
         _log.info(
             "checkpoint_saved", step=saved.step, size_bytes=saved.size_bytes, duration_s=round(saved.duration_s, 4)
         )
@@ -142,12 +139,16 @@ class Monitor(Observer):
     def look(self, state: str = "learning") -> None:
         """Read everything that is slow to read, and compose the heartbeat."""
         self._looked_at_s = time.monotonic()
-        loop = self._running()
+        loop = self._loop
         self._export_costs(loop)
         lag_records, available = self._export_log(loop)
         ledger = self._export_labels(loop)
         scores, guarding = loop.board.report(), loop.guarding.report()
         self._export_scores(scores, guarding)
+        for event, count in _events(ledger, guarding).items():
+            if (more := count - self._counted[event]) > 0:
+                self._metrics.count(event[0], more, *event[1:])
+                self._counted[event] = count  # not lowered when a late record lowers the count
         self._scores = {
             "time_s": time.time(),
             "step": loop.learner.step,
@@ -175,53 +176,41 @@ class Monitor(Observer):
 
     def stop(self, state: str) -> None:
         """Write the last heartbeat, if there was a first."""
-        if self._loop is None:
+        if self._thread.ident is None:
             return
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
         self.status = {**self.status, "state": state, "time_s": time.time()}
         with contextlib.suppress(StateLockedError):  # the files are those of the next learner
             self._write()
-
-    def _running(self) -> TrainingLoop:
-        assert self._loop is not None, "not started"
-        return self._loop
 
     def _export_costs(self, loop: TrainingLoop) -> None:
         costs = loop.learner.read_costs()
         if not costs.steps:
             return
-        self._metrics.costs(
-            classification=costs.classification,
-            consistency=costs.consistency,
-            weight=costs.consistency_weight,
-        )
-        self._metrics.skipped(costs.skipped_steps)
+        self._metrics.set("cost", costs.classification, "classification")
+        self._metrics.set("cost", costs.consistency, "consistency")
+        self._metrics.set("consistency_weight", costs.consistency_weight)
+        self._metrics.count("steps_skipped_total", costs.skipped_steps)
         self.status["costs"] = asdict(costs)
 
     def _export_log(self, loop: TrainingLoop) -> tuple[int, bool]:
         """Consumer lag in records, and whether the log answers."""
         lag = loop.feed.lag()
         for partition, records in lag.items():
-            self._metrics.lag(partition.topic, partition.partition, records)
+            self._metrics.set("consumer_lag_records", records, partition.topic, str(partition.partition))
         available = loop.feed.available
-        self._metrics.log_available(available=available)
+        self._metrics.set("log_available", available)
         return sum(lag.values()), available
 
     def _export_labels(self, loop: TrainingLoop) -> dict[str, Any]:
         """The ledger's counts, by name."""
         counts = loop.ledger.counts()
         ledger = asdict(counts)
-        for outcome in LABEL_OUTCOMES:
-            if (more := ledger[outcome] - self._counted[outcome]) > 0:
-                self._metrics.finished("labels", outcome, more)
-                self._counted[outcome] = ledger[outcome]  # not lowered when a late record lowers the count
-        self._metrics.ledger(
-            {name: ledger[name] for name in LABEL_STATES},
-            samples=counts.samples,
-            payload_bytes=counts.payload_bytes,
-        )
+        for state in LABEL_STATES:
+            self._metrics.set("ledger_labels", ledger[state], state)
+        self._metrics.set("ledger_samples", counts.samples)
+        self._metrics.set("store_payload_bytes", counts.payload_bytes)
         return ledger
 
     def _export_scores(self, scores: ScoreReport, guarding: GuardingReport) -> None:
@@ -229,36 +218,35 @@ class Monitor(Observer):
         for window in WINDOWS:
             span = getattr(scores.at_arrival, window)
             for network in NETWORKS:
-                metrics.accuracy(network, window, span.accuracy[network])
+                metrics.set("prequential_accuracy_ratio", span.accuracy[network], network, window)
             for score in SCORES:
-                metrics.score(score, window, getattr(span, score))
-        by_class = {scores.classes[found.class_index]: found for found in scores.at_arrival.windowed.by_class}
-        for name in self._classes:
-            metrics.class_scores(name, **{score: getattr(by_class[name], score) for score in CLASS_SCORES})
-        metrics.ranking(scores.at_arrival.windowed.pr_auc)
-        calibration = scores.calibration
-        metrics.calibration(network=calibration.network.ece, corrected=calibration.corrected.ece)
-        metrics.label_time(teacher=at_label.teacher, twin=at_label.twin)
+                metrics.set("score", getattr(span, score), score, window)
+        windowed = scores.at_arrival.windowed
+        metrics.set("pr_auc_ratio", windowed.pr_auc)
+        for found in windowed.by_class:
+            if (name := scores.classes[found.class_index]) in self._classes:
+                for score in CLASS_SCORES:
+                    metrics.set("class_score", getattr(found, score), name, score)
+        metrics.set("calibration_error_ratio", scores.calibration.network.ece, "network")
+        metrics.set("calibration_error_ratio", scores.calibration.corrected.ece, "corrected")
+        metrics.set("label_time_accuracy_ratio", at_label.teacher, "teacher")
+        metrics.set("label_time_accuracy_ratio", at_label.twin, "twin")
         low, high = at_label.interval or (None, None)
-        metrics.ssl_gain(low=low, mean=at_label.gain, high=high)
-        metrics.selection_bias(
-            labelled_share=traffic.labelled_share.windowed,
-            confidence_gap=traffic.confidence_gap,
-            class_mix_distance=traffic.class_mix_distance,
-            class_entropy=traffic.class_entropy,
-        )
-        metrics.guard(frozen=guarding.guard.frozen, reasons=guarding.guard.reasons)
-        metrics.trust(guarding.trust.factor)
-        for name, count in _events(guarding).items():
-            if (more := count - self._counted[name]) > 0:
-                (metrics.guard_acted if name in GUARD_ACTIONS else metrics.drifted)(name, more)
-            self._counted[name] = count
+        for bound, ratio in (("low", low), ("mean", at_label.gain), ("high", high)):
+            metrics.set("ssl_gain_ratio", ratio, bound)
+        metrics.set("selection_bias", traffic.labelled_share.windowed, "labelled_share")
+        for measure in ("confidence_gap", "class_mix_distance", "class_entropy"):
+            metrics.set("selection_bias", getattr(traffic, measure), measure)
+        metrics.set("guard_frozen", guarding.guard.frozen)
+        for reason in GUARD_REASONS:
+            metrics.set("guard_reason", reason in guarding.guard.reasons, reason)
+        metrics.set("teacher_trust_ratio", guarding.trust.factor)
 
     def _export_candidates(self, loop: TrainingLoop) -> dict[str, Any]:
         """The served candidate, and the accuracy of all of them on the newest labels."""
         served = loop.learner.candidates[loop.learner.served]
         for name in loop.learner.candidates:
-            self._metrics.candidate(name, served=name == served)
+            self._metrics.set("candidate_served", name == served, name)
         return {"bank": {"served": served, "accuracy": loop.election.accuracies()}}
 
     def _log_window(self, loop: TrainingLoop, scores: ScoreReport) -> None:
@@ -303,10 +291,6 @@ class Monitor(Observer):
                 failed = True
 
 
-def _kind(loop: TrainingLoop, position: Position) -> str:
-    return "samples" if position.topic == loop.batcher.sample_topic else "labels"
-
-
 def _accuracy(report: PrequentialReport | None) -> dict[str, dict[str, float | None]]:
     """By network and window."""
     return {
@@ -315,7 +299,9 @@ def _accuracy(report: PrequentialReport | None) -> dict[str, dict[str, float | N
     }
 
 
-def _events(guarding: GuardingReport) -> dict[str, int]:
-    """Actions of the guard and drift alarms since the state folder was new."""
-    actions = {action: guarding.guard.actions[action] for action in GUARD_ACTIONS}
-    return actions | {source: guarding.drift[source].alarms for source in SOURCES}
+def _events(ledger: Mapping[str, int], guarding: GuardingReport) -> Events:
+    """Outcomes of labels, actions of the guard and drift alarms since the state folder was new."""
+    events: Events = {("records_total", "labels", outcome): ledger[outcome] for outcome in LABEL_OUTCOMES}
+    events |= {("guard_actions_total", action): count for action, count in guarding.guard.actions.items()}
+    events |= {("drift_alarms_total", source): report.alarms for source, report in guarding.drift.items()}
+    return events

@@ -6,7 +6,7 @@ import socket
 
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
-from streamlearn.metrics import LearnerMetrics, MetricsServer, start_http
+from streamlearn.metrics import Metrics, MetricsServer
 
 
 def listen(config: Config) -> socket.socket:
@@ -29,15 +29,15 @@ def listen(config: Config) -> socket.socket:
     return listener
 
 
-def expose(config: Config, metrics: LearnerMetrics) -> tuple[MetricsServer, int]:
-    """Serve the learner's own /metrics; the server and its port.
+def expose(config: Config, metrics: Metrics) -> MetricsServer:
+    """Serve the learner's own /metrics.
 
     Raises:
         ConfigError: the address is not available.
     """
-    host, port = config.metrics.host, config.metrics.port
+    port = config.metrics.port
     try:
-        return start_http(metrics.registry, host, port)
+        return MetricsServer(metrics.registry, port)
     except OSError as error:
-        msg = f"metrics.host = {host!r}, metrics.port = {port}: {error.strerror or error}; choose another, or 0"
+        msg = f"metrics.port = {port}: {error.strerror or error}; choose another, or 0"
         raise ConfigError(msg) from error

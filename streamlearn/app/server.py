@@ -24,7 +24,7 @@ from streamlearn.errors import LogUnavailableError
 from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.base import Log
-from streamlearn.metrics import ServerMetrics, start_http
+from streamlearn.metrics import MetricsServer, ServerMetrics
 from streamlearn.models.answer import Thresholds
 from streamlearn.serve.api import create_app
 from streamlearn.serve.appender import Appender
@@ -65,9 +65,8 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
         except LogUnavailableError as error:
             # Predictions need no log. /label answers 503 until it can be opened, such as after a full disk.
             _log.warning("log_unavailable", during="start", error=str(error))
-        exposed, port = start_http(metrics.registry, "127.0.0.1", 0)
-        ends.enter_context(contextlib.closing(exposed))
-        ends.enter_context(registered(paths, name, port))
+        exposed = ends.enter_context(contextlib.closing(MetricsServer(metrics.registry, 0)))
+        ends.enter_context(registered(paths, name, exposed.port))
         server = _server(config, paths, name, appender, metrics)
         _log.info("server_started", name=name, address="{}:{}".format(*listener.getsockname()[:2]))
         server.should_exit = stopping.is_set()
@@ -87,7 +86,7 @@ def _open_log(config: Config) -> Log:
 
 
 def _server(config: Config, paths: StatePaths, name: str, appender: Appender, metrics: ServerMetrics) -> uvicorn.Server:
-    schema, topics = config.schema_.build(), config.log.topics
+    schema, topics, per_hour = config.schema_.build(), config.log.topics, config.labels.requests_per_hour
     parts = Parts(
         settings=config.serve,
         name=name,
@@ -98,7 +97,7 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         appender=appender,
         thresholds=Thresholds(schema, config.score.thresholds),
         ledger=LedgerView(paths.store, schema),
-        requests=_request_queue(config, paths),
+        requests=RequestQueue(paths.label_requests, per_hour=per_hour) if per_hour else None,
         metrics=metrics,
         learner_status=lambda: read_status(paths.heartbeat),
         scores=lambda: read_status(paths.scores),
@@ -110,15 +109,9 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(config.run.shutdown_s),
-        # uvicorn calls it like a class, for each connection.
+        # uvicorn calls it like a class, for each connection. It bounds their number: uvicorn's limit_concurrency would
+        # reply in another shape.
         http=cast(Any, functools.partial(BoundedProtocol, limits=limits_of_process())),
         ws="none",
-        limit_concurrency=None,  # its reply has another shape; BoundedProtocol bounds connections
-        backlog=2048,
     )
     return uvicorn.Server(settings)
-
-
-def _request_queue(config: Config, paths: StatePaths) -> RequestQueue | None:
-    per_hour = config.labels.requests_per_hour
-    return RequestQueue(paths.label_requests, per_hour=per_hour) if per_hour else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 from collections.abc import Iterator
@@ -42,20 +41,8 @@ def siblings_of(paths: StatePaths, own_name: str) -> dict[str, str]:
     for name, path in sorted(cards.items()):
         card = read_status(path)
         if card is not None and _is_alive(card.get("pid")) and card.get("metrics_port"):
-            found[name] = f"http://{_reachable(card.get('metrics_host'))}:{int(card['metrics_port'])}/metrics"
+            found[name] = f"http://127.0.0.1:{int(card['metrics_port'])}/metrics"
     return found
-
-
-def _reachable(host: object) -> str:
-    """The host of a URL that reaches a process that listens on `host`. Server cards have none: loopback."""
-    if not isinstance(host, str) or not host:
-        return "127.0.0.1"
-    with contextlib.suppress(ValueError):  # a name
-        address = ipaddress.ip_address(host)
-        if address.is_unspecified:  # listens on every address, loopback included
-            return "127.0.0.1" if address.version == 4 else "[::1]"
-    # A link-local address has its interface after a %, which starts an escape in a URL.
-    return f"[{host.replace('%', '%25')}]" if ":" in host else host
 
 
 def _is_alive(pid: object) -> bool:

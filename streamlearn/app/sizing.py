@@ -70,12 +70,11 @@ def server_parts(config: Config, learner: Learner) -> list[Part]:
     """Parts of one server process."""
     schema, networks = config.schema_.build(), learner.state()
     teacher = _starting_with({name: array.nbytes for name, array in networks.items()}, "teacher.")
-    rows = BATCH_ROWS
     return [
         Part("Python and torch", _SERVER_BYTES),
         Part("teachers", _SERVED_TEACHERS * teacher),
-        Part("activations", rows * activation_bytes(config)),
-        Part("requests", BODIES_IN_FLIGHT * config.serve.max_body_bytes + 2 * rows * schema.nbytes),
+        Part("activations", BATCH_ROWS * activation_bytes(config)),
+        Part("requests", BODIES_IN_FLIGHT * config.serve.max_body_bytes + 2 * BATCH_ROWS * schema.nbytes),
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from streamlearn.app.build import identity
@@ -41,11 +41,14 @@ _ADDED = ("board.calibration.", "board.prequential.ranking.", "board.oracle.rank
 """Groups among them that checkpoints of earlier versions do not have: they start empty."""
 
 
+def of_both(config: Config, ask: Callable[[str], Offsets]) -> Offsets:
+    """What the log answers for samples and labels, such as `log.end_offsets`."""
+    return ask(config.log.topics.samples) | ask(config.log.topics.labels)
+
+
 def first_checkpoint(config: Config, log: Log, paths: StatePaths) -> Checkpoint:
     """Save step 0, so that later starts know where the learner started in the log."""
-    topics = (config.log.topics.samples, config.log.topics.labels)
-    ask = log.beginning_offsets if config.log.start == "earliest" else log.end_offsets
-    next_offsets = {partition: offset for topic in topics for partition, offset in ask(topic).items()}
+    next_offsets = of_both(config, log.beginning_offsets if config.log.start == "earliest" else log.end_offsets)
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(0, next_offsets, {}, {"identity": identity(config)})
     save_checkpoint(paths.checkpoints, checkpoint)
@@ -100,10 +103,7 @@ def _shown(value: object) -> str:
 
 def with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offsets:
     """The checkpoint's offsets, and the beginning of partitions that were created since."""
-    found: Offsets = {}
-    for topic in (config.log.topics.samples, config.log.topics.labels):
-        found.update(log.beginning_offsets(topic))
-    return found | next_offsets
+    return of_both(config, log.beginning_offsets) | next_offsets
 
 
 def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None) -> None:
@@ -134,12 +134,8 @@ def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
     Raises:
         StateError: with the partition.
     """
-    for topic in (config.log.topics.samples, config.log.topics.labels):
-        ends = log.end_offsets(topic)
-        for partition, offset in next_offsets.items():
-            if partition.topic == topic and ends.get(partition, 0) < offset:
-                msg = (
-                    f"{topic}[{partition.partition}] ends at {ends.get(partition, 0)}, and {offset} records of it were "
-                    f"learned: this is another log, or it lost records; restore it, or {FROM_SCRATCH}"
-                )
-                raise StateError(msg)
+    ends = of_both(config, log.end_offsets)
+    for tp, offset in next_offsets.items():
+        if (end := ends.get(tp, 0)) < offset:
+            msg = f"{tp.topic}[{tp.partition}] ends at {end}, and {offset} records of it were learned"
+            raise StateError(f"{msg}: this is another log, or it lost records; restore it, or {FROM_SCRATCH}")

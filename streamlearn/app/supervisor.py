@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +22,7 @@ import structlog
 
 from streamlearn.app.ports import listen
 from streamlearn.config import Config
-from streamlearn.errors import ConfigError, StreamlearnError
+from streamlearn.errors import ConfigError
 from streamlearn.state.paths import StatePaths, state_lock
 
 _log = structlog.get_logger(__name__)
@@ -91,15 +90,11 @@ class Supervisor:
             ConfigError: the port is taken, or the state folder cannot be written.
             StateLockedError: another daemon uses the state folder.
         """
-        self._config, self._clock = config, clock
-        self.listener: socket.socket = listen(config)
-        paths = StatePaths(config.state.dir)
-        self._owned = contextlib.ExitStack()
-        try:
-            self._owned.enter_context(state_lock(paths, "daemon"))
-        except StreamlearnError:
-            self.listener.close()
-            raise
+        self._config, self._clock, paths = config, clock, StatePaths(config.state.dir)
+        with contextlib.ExitStack() as owned:
+            self.listener = owned.enter_context(listen(config))
+            owned.enter_context(state_lock(paths, "daemon"))
+            self._owned = owned.pop_all()
         # The folder is locked, so these cards are of killed processes. Their ids may belong to others now.
         for card in paths.processes.glob("*.json"):
             card.unlink()
@@ -143,15 +138,12 @@ class Supervisor:
                 restart_s = round(child.start_at_s - now_s, 3)
                 _log.error("process_died", name=child.name, exit_code=code, restart_s=restart_s)
             if child.process is None and now_s >= child.start_at_s:
-                self._start(child, now_s)
-
-    def _start(self, child: Child, now_s: float) -> None:
-        try:
-            child.start(now_s)
-        except OSError as error:  # out of processes or memory: the other children continue
-            child.delay(now_s)
-            restart_s = round(child.start_at_s - now_s, 3)
-            _log.error("process_not_started", name=child.name, error=str(error), restart_s=restart_s)
+                try:
+                    child.start(now_s)
+                except OSError as error:  # out of processes or memory: the other children continue
+                    child.delay(now_s)
+                    restart_s = round(child.start_at_s - now_s, 3)
+                    _log.error("process_not_started", name=child.name, error=str(error), restart_s=restart_s)
 
     def stop(self) -> None:
         """SIGTERM to all, then SIGKILL to those that run at the deadline."""

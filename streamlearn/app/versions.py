@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from rich.filesize import decimal
 from rich.table import Table
 
 from streamlearn.config import Config
@@ -81,7 +82,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
             str(row["version"]),
             datetime.fromtimestamp(row["published_at_s"], UTC).strftime("%Y-%m-%d %H:%M:%S"),
             duration(row["age_s"]),
-            "" if row["size_bytes"] is None else size(row["size_bytes"]),
+            "" if row["size_bytes"] is None else decimal(row["size_bytes"]),
             _ratio(scores.get("windowed_accuracy"), ".3f"),
             _ratio(scores.get("ssl_gain"), "+.3f"),
             ", ".join(marks[:2]),
@@ -96,15 +97,6 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length_s:
             return f"{seconds / length_s:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def size(size_bytes: float) -> str:
-    """A size in B, kB, MB or GB."""
-    for unit in ("B", "kB", "MB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} GB"
 
 
 def _ratio(value: object, form: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -20,6 +21,7 @@ from streamlearn.cli.options import (
     LimitOption,
     OrderOption,
     ParentOption,
+    PassesOption,
     SetOption,
     child_arguments,
     duration_s,
@@ -145,7 +147,7 @@ def simulate(
     label_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of samples that get a label.")] = 0.05,
     label_delay: Annotated[str, typer.Option(help=DELAYS)] = "geometric:500",
     order: OrderOption = "shuffle",
-    passes: Annotated[int, typer.Option(min=1, help="Passes over the data set, each with its own ids.")] = 1,
+    passes: PassesOption = 1,
     limit: LimitOption = None,
     drift: DriftOption = "none",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same records.")] = 0,
@@ -201,9 +203,7 @@ def evaluate(
     order: OrderOption = "shuffle",
     drift: DriftOption = "none",
     limit: LimitOption = None,
-    passes: Annotated[
-        int, typer.Option(min=1, help="Passes over the data set. From the second on, samples were seen before.")
-    ] = 1,
+    passes: PassesOption = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same curves.")] = 0,
     rate: Annotated[float, typer.Option(help="Samples per second of simulated time, for delays in seconds.")] = 1000.0,
     out: Annotated[
@@ -238,15 +238,12 @@ def evaluate(
 
         streamlearn evaluate fashion-mnist --offline --labels 500 --epochs 20 --set learn.method=pi
     """
-    from streamlearn.app.logs import set_up_logs
-    from streamlearn.app.signals import exit_on_thread_error, stop_signals
+    from streamlearn.app.signals import stop_signals
     from streamlearn.lab.evaluate import EvaluationPlan
     from streamlearn.lab.offline import OfflinePlan
-    from streamlearn.lab.report import quiet, run_evaluation, run_offline
+    from streamlearn.lab.report import run_evaluation, run_offline
 
-    loaded = quiet(load(config, overrides))
-    set_up_logs(loaded)
-    exit_on_thread_error()
+    loaded = start(config, overrides, level=logging.WARNING)  # more lines would break the progress bars
     plan = EvaluationPlan(
         dataset=dataset,
         label_probability=label_probability,
@@ -259,13 +256,12 @@ def evaluate(
         seed=seed,
         rate=rate,
     )
-    if offline:
-        once = OfflinePlan(dataset=dataset, labels=labels, epochs=epochs, limit=limit, seed=seed)
-        with stop_signals() as stopping:
-            run_offline(loaded, once, stopping, out=out)
-        return
+    once = OfflinePlan(dataset=dataset, labels=labels, epochs=epochs, limit=limit, seed=seed)
     with stop_signals() as stopping:
-        run_evaluation(loaded, plan, stopping, out=out, keep_state=keep_state, plot=plot)
+        if offline:
+            run_offline(loaded, once, stopping, out=out)
+        else:
+            run_evaluation(loaded, plan, stopping, out=out, keep_state=keep_state, plot=plot)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,10 @@ SetOption = Annotated[
 ]
 OrderOption = Annotated[str, typer.Option(help="shuffle, file, or class-sorted.")]
 DriftOption = Annotated[str, typer.Option(help="none, rotate:90@30000, permute-labels@N, noise:0.3@N, prior:20@N.")]
+PassesOption = Annotated[
+    int,
+    typer.Option(min=1, help="Passes over the data set, each with its own ids; samples repeat from the second on."),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most this many samples of a pass.")]
 DELAYS = "0, 500 (samples), geometric:5000, uniform:50:1000, 10s, exponential:10s."
 
@@ -55,13 +60,15 @@ def load(config: Path | None, overrides: list[str] | None) -> Config:
     return load_config(config, overrides=pairs)
 
 
-def start(config: Path | None, overrides: list[str] | None, *, parent: int | None = None) -> Config:
-    """The config of a process, which logs from here on and exits with its parent."""
+def start(
+    config: Path | None, overrides: list[str] | None, *, parent: int | None = None, level: int = logging.INFO
+) -> Config:
+    """The config of a process, which logs from here on, at least lines of `level`, and exits with its parent."""
     from streamlearn.app.logs import set_up_logs
     from streamlearn.app.signals import exit_on_thread_error, exit_with_parent
 
     loaded = load(config, overrides)
-    set_up_logs(loaded)
+    set_up_logs(level)
     exit_on_thread_error()
     if parent is not None:
         exit_with_parent(parent)

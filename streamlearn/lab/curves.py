@@ -56,8 +56,8 @@ class _Since:
     right: int = 0
 
     def count(self, report: StepReport) -> None:
-        self.samples += report.fresh
-        self.labels += report.labels
+        self.samples += report.counts.samples_learned
+        self.labels += report.counts.labels_read
         for arrival in report.arrivals:
             if (scored := arrival.scored) is not None:
                 self.scored += 1
@@ -77,13 +77,13 @@ class Recorder:
         """Record one step."""
         self._loop = loop
         samples = loop.accounts.samples_learned
-        if self._full and report.fresh:
+        if self._full and report.counts.samples_learned:
             self._since, self._full = _Since(), False
         self._since.count(report)
         if self._full:  # a step with labels only belongs to the point of the samples before it
             self.curves.pop()
             self._add(loop)
-        elif samples // self._window > (samples - report.fresh) // self._window:
+        elif samples // self._window > (samples - report.counts.samples_learned) // self._window:
             self._add(loop)
             self._full = True
         self._progress(samples)

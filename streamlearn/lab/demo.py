@@ -83,7 +83,7 @@ def run_demo(*, seconds: float | None, port: int, rate: float, folder: Path) -> 
     """
     config_path = _make_folder(folder, port)
     config = load_config(config_path)
-    set_up_logs(config)
+    set_up_logs()
     output = folder / "processes.log"
     supervisor = Supervisor(config, ["--config", str(config_path)])
     stream = f"digits --rate {rate} --label-share 0.05 --label-delay geometric:300 --passes 10000".split()

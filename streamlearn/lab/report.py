@@ -130,13 +130,6 @@ def _output_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def quiet(config: Config) -> Config:
-    """The config with log level `warning`, unless it sets one: log lines would break the progress bars."""
-    if "log_level" in config.run.model_fields_set:
-        return config
-    return config.model_copy(update={"run": config.run.model_copy(update={"log_level": "warning"})})
-
-
 def tables(evaluation: Evaluation) -> tuple[Table, Table]:
     """Scores of the first predictions, oracle next to observed; and accuracies that are single numbers."""
     window = evaluation.plan.window

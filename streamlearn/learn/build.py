@@ -70,7 +70,7 @@ def make_twin(spec: ModelSpec, config: LearnConfig, trainee: Trainee) -> Trainee
     student's normaliser, since input statistics are measured, not learned. None where it is off, and where the student
     itself learns from labels only.
     """
-    if not config.twin or config.method == "supervised":
+    if config.twin == "off" or config.method == "supervised":
         return None
     labels_only = config.model_copy(update={"method": "supervised", "options": SupervisedOptions()})
     twin = make_trainee(spec, labels_only, trainee.student.device, host_may_ask=trainee.host_may_ask)

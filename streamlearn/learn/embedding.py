@@ -30,9 +30,10 @@ class Embedding:
         self._last = linear[-1]
 
     def another_head(self) -> nn.Linear:
-        """A new layer of the same shape as the last one, initialised by torch's global generator."""
+        """A new layer of the same shape as the last one, initialised by torch's CPU generator on every device."""
         like = self._last.weight
-        return nn.Linear(self._last.in_features, self._last.out_features, device=like.device, dtype=like.dtype)
+        head = nn.Linear(self._last.in_features, self._last.out_features, dtype=like.dtype)
+        return head.to(like.device)
 
     @torch.no_grad()
     def copy_head_to(self, head: nn.Linear) -> None:

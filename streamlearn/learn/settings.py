@@ -53,10 +53,9 @@ class LearnConfig(Section):
     """Input noise: auto (image for 3-d shapes, else table), image, table, none, or package.module:factory."""
     noise_options: SerializeAsAny[NoiseOptions] = NoiseOptions()
     """Options of the noise."""
-    serve: Literal["teacher", "elected"] = "elected"
-    """What is published: the teacher; or the teacher or the label-only twin, whichever labels show to be better."""
-    twin: bool = True
-    """Train a label-only twin: it shows whether unlabelled samples help, and may be served in the teacher's place."""
+    twin: Literal["off", "measure", "elect"] = "elect"
+    """The label-only twin. measure: train it, which shows whether unlabelled samples help. elect: also publish it in
+    the teacher's place while labels show that it is better."""
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0.0, le=1e6)]] = Field(
         default_factory=dict
     )

@@ -123,8 +123,16 @@ def check_record(topic: str, record: NewRecord, size_bytes: int, max_bytes: int)
         LogError: the record has neither key nor value, or is too large.
     """
     if record.key is None and record.value is None:
-        msg = f"{topic}: a record needs a key or a value"
-        raise LogError(msg)
+        raise LogError(f"{topic}: a record needs a key or a value")
     if size_bytes > max_bytes:
-        msg = f"{topic}: a record of {size_bytes} bytes exceeds the limit of {max_bytes}"
-        raise LogError(msg)
+        raise LogError(f"{topic}: a record of {size_bytes} bytes exceeds the limit of {max_bytes}")
+
+
+def check_partition(partition: TopicPartition, partitions: int) -> None:
+    """Check that a topic with this number of partitions has this one.
+
+    Raises:
+        LogError: it has not.
+    """
+    if not 0 <= partition.partition < partitions:
+        raise LogError(f"{partition.topic} has no partition {partition.partition}, only {partitions}")

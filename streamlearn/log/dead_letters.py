@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from streamlearn.errors import RecordError
 from streamlearn.records import NewRecord, Position, Record
@@ -32,15 +32,8 @@ def dead_letter(record: Record, error: RecordError) -> NewRecord:
 
     If it has neither key nor value, which our logs refuse, its value becomes empty.
     """
-    contents = (
-        error.reason,
-        str(error)[:1000],
-        record.position.topic,
-        str(record.position.partition),
-        str(record.position.offset),
-        str(record.timestamp_ms),
-    )
-    added = zip(_HEADERS, (text.encode("utf-8", "replace") for text in contents), strict=True)
+    contents = (error.reason, str(error)[:1000], *record.position, record.timestamp_ms)
+    added = zip(_HEADERS, (str(content).encode("utf-8", "replace") for content in contents), strict=True)
     value = b"" if record.key is None and record.value is None else record.value
     return NewRecord(record.key, value, (*record.headers, *added))
 
@@ -58,10 +51,6 @@ def read_dead_letter(record: Record) -> DeadLetter:
     if not all(re.fullmatch(r"-?[0-9]{1,19}", number, re.ASCII) for number in numbers):
         raise RecordError("bad_dtype", f"{record.position}: expected partition, offset and time as integers")
     partition, offset, timestamp_ms = (int(number) for number in numbers)
-    original = replace(
-        record,
-        position=Position(topic, partition, offset),
-        timestamp_ms=timestamp_ms,
-        headers=record.headers[: -len(_HEADERS)],
-    )
+    kept = record.headers[: -len(_HEADERS)]
+    original = Record(Position(topic, partition, offset), timestamp_ms, record.key, record.value, kept)
     return DeadLetter(reason, message, original)

@@ -7,16 +7,19 @@ append (`retention`). The file may be 1.5 times as large as the bound; free page
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import structlog
 
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError
-from streamlearn.log.base import MAX_RECORD_BYTES, POLL_BYTES, check_record
+from streamlearn.log.base import MAX_RECORD_BYTES, POLL_BYTES, check_partition, check_record
 from streamlearn.log.lazy import LazyClient
 from streamlearn.log.partitioner import partition_of
 from streamlearn.log.retention import MAX_AGE_S, Retention, weight_bytes
@@ -58,8 +61,8 @@ class EmbeddedLog:
         self._max_record_bytes = min(max_record_bytes, max_bytes // 2)
         self._retention = Retention(max_bytes=max_bytes, max_age_s=max_age_s)
         self._clock = clock
-        self._partition_ids: dict[TopicPartition, int] = {}
-        self._counts: dict[str, int] = {}
+        self._ids: dict[str, list[int]] = {}
+        """The id of each partition, by topic: `records.id` refers to it."""
         self._turn = count()
         self._queries = LazyClient(lambda wait_s: self._connect(BUSY_TIMEOUT_S, wait_s), sqlite3.Connection.close)
         self._writer = LazyClient(lambda wait_s: self._connect(0.0, wait_s), sqlite3.Connection.close)
@@ -73,15 +76,17 @@ class EmbeddedLog:
         with translated(self._path, "open"):
             return connect(self._path, busy_timeout_s, timeout_s)
 
+    @contextmanager
+    def _query(self, doing: str, timeout_s: float = BUSY_TIMEOUT_S) -> Iterator[sqlite3.Connection]:
+        """Hold the connection for everything but appends."""
+        with self._queries.alone(timeout_s) as db, translated(self._path, doing):
+            yield db
+
     # -- topics
 
     def create_topics(self, partitions: Mapping[str, int]) -> None:
         """See `Log.create_topics`."""
-        with (
-            self._queries.alone(BUSY_TIMEOUT_S) as db,
-            translated(self._path, "create topics"),
-            transaction(db, _deadline(BUSY_TIMEOUT_S)),
-        ):
+        with self._query("create topics") as db, transaction(db, _deadline(BUSY_TIMEOUT_S)):
             for topic, partition_count in partitions.items():
                 assert partition_count >= 1, (topic, partition_count)
                 row = db.execute("SELECT partitions FROM topics WHERE name = ?", (topic,)).fetchone()
@@ -93,129 +98,107 @@ class EmbeddedLog:
 
     def partition_count(self, topic: str) -> int:
         """See `Log.partition_count`."""
-        if topic not in self._counts:
-            query = "SELECT partition, id FROM partitions WHERE topic = ?"
-            with self._queries.alone(BUSY_TIMEOUT_S) as db, translated(self._path, "look up a topic"):
-                rows = db.execute(query, (topic,)).fetchall()
-            if not rows:
-                return 0
-            self._partition_ids.update({TopicPartition(topic, partition): number for partition, number in rows})
-            self._counts[topic] = len(rows)
-        return self._counts[topic]
+        return len(self._look_up(topic))
 
-    def _partition_id(self, partition: TopicPartition) -> int:
-        """Return the number by which `records.id` refers to a partition."""
-        self._check_topic(partition.topic)
-        if partition not in self._partition_ids:
-            msg = f"{partition.topic} has no partition {partition.partition}, only {self._counts[partition.topic]}"
-            raise LogError(msg)
-        return self._partition_ids[partition]
+    def _look_up(self, topic: str) -> list[int]:
+        """Return the id of each partition; none if the topic does not exist."""
+        ids = self._ids.get(topic)
+        if not ids:
+            query = "SELECT id FROM partitions WHERE topic = ? ORDER BY partition"
+            with self._query("look up a topic") as db:
+                ids = self._ids[topic] = [number for (number,) in db.execute(query, (topic,))]
+        return ids
 
-    def _check_topic(self, topic: str) -> int:
-        partitions = self.partition_count(topic)
-        if not partitions:
-            msg = f"{self._path}: no topic {topic}: create it first"
-            raise LogError(msg)
-        return partitions
+    def _ids_of(self, topic: str) -> list[int]:
+        ids = self._look_up(topic)
+        if not ids:
+            raise LogError(f"{self._path}: no topic {topic}: create it first")
+        return ids
+
+    def _id_of(self, partition: TopicPartition) -> int:
+        ids = self._ids_of(partition.topic)
+        check_partition(partition, len(ids))
+        return ids[partition.partition]
 
     # -- appending
 
     def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
         """See `Appends.append`. One thread of a process writes at a time. Long sequences take several transactions."""
         deadline = _deadline(timeout_s)
-        partitions = self._check_topic(topic)
+        self._ids_of(topic)
         for record in records:
             check_record(topic, record, weight_bytes(record), self._max_record_bytes)
         positions: list[Position] = []
         with self._writer.alone(timeout_s) as db:
             for part in _parts(records):
-                positions += self._write(db, topic, part, partitions, deadline)
+                positions += self._write(db, topic, part, deadline)
         return positions
 
     def _write(
-        self, db: sqlite3.Connection, topic: str, records: Sequence[NewRecord], partitions: int, deadline: float
+        self, db: sqlite3.Connection, topic: str, records: Sequence[NewRecord], deadline: float
     ) -> list[Position]:
         """One transaction, one sync."""
         with translated(self._path, "append"):
             with transaction(db, deadline):
                 now_ms = int(self._clock() * 1000)
-                oldest_ms = self._retention.oldest_ms(db, now_ms)
-                positions, written_from = self._insert(db, topic, records, partitions, now_ms)
-                unread = self._retention.trim(db, [topic], oldest_ms, written_from)
+                unread = self._retention.trim(db, topic, sum(map(weight_bytes, records)), now_ms)
+                positions = self._insert(db, topic, records, now_ms)
             self._retention.report(unread)
             truncate_wal(db, self._path, WAIT_MAX_S)
         return positions
 
-    def _insert(
-        self, db: sqlite3.Connection, topic: str, records: Sequence[NewRecord], partitions: int, now_ms: int
-    ) -> tuple[list[Position], dict[int, int]]:
-        """Return the positions, and the first new offset of each partition written to, by the partition's id."""
-        written_from: dict[int, int] = {}
-        nexts: dict[int, int] = {}
-        added_bytes: dict[int, int] = {}
+    def _insert(self, db: sqlite3.Connection, topic: str, records: Sequence[NewRecord], now_ms: int) -> list[Position]:
+        ids = self._ids_of(topic)
+        query = "SELECT next FROM partitions WHERE topic = ? ORDER BY partition"
+        ends = [end for (end,) in db.execute(query, (topic,))]
+        added_bytes = [0] * len(ids)
         rows: list[tuple[int, int, int, int, bytes | None, bytes | None, bytes | None]] = []
         positions: list[Position] = []
         for record in records:
-            turn = next(self._turn) % partitions if record.key is None else partition_of(record.key, partitions)
-            number = self._partition_ids[TopicPartition(topic, turn)]
-            if number not in nexts:
-                (first,) = db.execute("SELECT next FROM partitions WHERE id = ?", (number,)).fetchone()
-                nexts[number] = written_from[number] = first
-                added_bytes[number] = 0
-            offset, weight = nexts[number], weight_bytes(record)
-            nexts[number] += 1
-            added_bytes[number] += weight
+            index = next(self._turn) % len(ids) if record.key is None else partition_of(record.key, len(ids))
+            offset, weight = ends[index], weight_bytes(record)
+            ends[index] += 1
+            added_bytes[index] += weight
             stamp_ms = now_ms if record.timestamp_ms is None else record.timestamp_ms
             stored = (record.key, record.value, encode_headers(record.headers))
-            rows.append((number << OFFSET_BITS | offset, stamp_ms, now_ms, weight, *stored))
-            positions.append(Position(topic, turn, offset))
+            rows.append((ids[index] << OFFSET_BITS | offset, stamp_ms, now_ms, weight, *stored))
+            positions.append(Position(topic, index, offset))
         db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         update = "UPDATE partitions SET next = ?, bytes = bytes + ? WHERE id = ?"
-        db.executemany(update, [(nexts[number], added_bytes[number], number) for number in nexts])
-        return positions, written_from
+        db.executemany(update, [row for row in zip(ends, added_bytes, ids, strict=True) if row[1]])
+        return positions
 
     # -- reading
 
     def reader(self, next_offsets: Offsets) -> EmbeddedReader:
         """See `Log.reader`."""
-        numbers = {partition: self._partition_id(partition) for partition in next_offsets}
+        numbers = {partition: self._id_of(partition) for partition in next_offsets}
         return EmbeddedReader(self._path, numbers, next_offsets)
 
     def read(self, partition: TopicPartition, offset: int, max_records: int, timeout_s: float = 10.0) -> list[Record]:
         """See `Log.read`."""
-        number = self._partition_id(partition)
-        with self._queries.alone(timeout_s) as db, translated(self._path, "read"):
+        number = self._id_of(partition)
+        with self._query("read", timeout_s) as db:
             return read_records(db, partition, number, offset, max_records)
 
     def beginning_offsets(self, topic: str) -> Offsets:
         """See `Log.beginning_offsets`."""
-        return {partition: bounds[0] for partition, bounds in self._bounds(topic).items()}
+        return self._offsets(topic, "SELECT partition, beginning FROM partitions WHERE topic = ? ORDER BY partition")
 
     def end_offsets(self, topic: str) -> Offsets:
         """See `Log.end_offsets`."""
-        return {partition: bounds[1] for partition, bounds in self._bounds(topic).items()}
+        return self._offsets(topic, "SELECT partition, next FROM partitions WHERE topic = ? ORDER BY partition")
 
-    def committed_offsets(self, topic: str) -> Offsets:
-        """Return the offsets of the last `commit`, of the partitions that it named."""
-        return {partition: bounds[2] for partition, bounds in self._bounds(topic).items() if bounds[2] is not None}
-
-    def _bounds(self, topic: str) -> dict[TopicPartition, tuple[int, int, int | None]]:
-        """Return beginning, end and committed offset of each partition."""
-        self._check_topic(topic)
-        query = "SELECT partition, beginning, next, committed FROM partitions WHERE topic = ? ORDER BY partition"
-        with self._queries.alone(BUSY_TIMEOUT_S) as db, translated(self._path, "look up offsets"):
-            rows = db.execute(query, (topic,)).fetchall()
-        return {TopicPartition(topic, row[0]): (row[1], row[2], row[3]) for row in rows}
+    def _offsets(self, topic: str, query: str) -> Offsets:
+        self._ids_of(topic)
+        with self._query("look up offsets") as db:
+            return {TopicPartition(topic, partition): offset for partition, offset in db.execute(query, (topic,))}
 
     def commit(self, next_offsets: Offsets) -> None:
         """See `Log.commit`."""
-        rows = [(offset, self._partition_id(partition)) for partition, offset in next_offsets.items()]
+        rows = [(offset, self._id_of(partition)) for partition, offset in next_offsets.items()]
         try:
-            with (
-                self._queries.alone(BUSY_TIMEOUT_S) as db,
-                translated(self._path, "commit"),
-                transaction(db, _deadline(BUSY_TIMEOUT_S)),
-            ):
+            with self._query("commit") as db, transaction(db, _deadline(BUSY_TIMEOUT_S)):
                 db.executemany("UPDATE partitions SET committed = ? WHERE id = ?", rows)
         except LogUnavailableError as error:
             log.warning("offsets_not_committed", error=str(error))
@@ -242,22 +225,20 @@ class EmbeddedReader:
     def poll(self, partitions: Collection[TopicPartition], max_records: int, timeout_s: float) -> list[Record]:
         """See `Reader.poll`."""
         deadline = _deadline(timeout_s)
-        wait_s = WAIT_FIRST_S
+        wait_s, looked_at = WAIT_FIRST_S, -1
         with translated(self._path, "read"):
-            version = self._data_version()
             while True:
-                records = self._take(partitions, max_records)
+                version = self._data_version()
+                if version != looked_at:
+                    looked_at = version
+                    if records := self._take(partitions, max_records):
+                        return records
                 # others may write continuously, so neither the wait nor the deadline may depend on a quiet moment
-                seen = version
-                while not records and version == seen:
-                    left_s = deadline - time.monotonic()
-                    if left_s <= 0:
-                        return []
-                    time.sleep(min(wait_s, left_s))
-                    wait_s = min(wait_s * 2, WAIT_MAX_S)
-                    version = self._data_version()
-                if records:
-                    return records
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    return []
+                time.sleep(min(wait_s, left_s))
+                wait_s = min(wait_s * 2, WAIT_MAX_S)
 
     def _data_version(self) -> int:
         """Return a number that changes when another connection commits."""
@@ -265,20 +246,21 @@ class EmbeddedReader:
 
     def _take(self, partitions: Collection[TopicPartition], max_records: int) -> list[Record]:
         """Take an equal share of each partition, then what is left; start with another partition each time."""
-        order = sorted(partitions)
+        order = deque(sorted(partitions))
+        order.rotate(self._turn)
         self._turn += 1
-        order = order[self._turn % len(order) :] + order[: self._turn % len(order)] if order else order
         records: list[Record] = []
         left_bytes = POLL_BYTES
         read_to = dict(self._next_offsets)
-        shares = [*zip(range(len(order), 0, -1), order, strict=True), *((1, partition) for partition in order)]
-        for left, partition in shares:
-            if (share := -(-(max_records - len(records)) // left)) > 0 and left_bytes > 0:
-                number = self._numbers[partition]
-                found = read_records(self._db, partition, number, read_to[partition], share, max_bytes=left_bytes)
-                read_to[partition] += len(found)
-                left_bytes -= sum(len(record.key or b"") + len(record.value or b"") for record in found)
-                records += found
+        for share in (math.ceil(max_records / max(1, len(order))), max_records):
+            for partition in order:
+                wanted = min(share, max_records - len(records))
+                if wanted > 0 and left_bytes > 0:
+                    number = self._numbers[partition]
+                    found = read_records(self._db, partition, number, read_to[partition], wanted, max_bytes=left_bytes)
+                    read_to[partition] += len(found)
+                    left_bytes -= sum(len(record.key or b"") + len(record.value or b"") for record in found)
+                    records += found
         self._next_offsets = read_to  # only now: if a later partition cannot be read, nothing was taken
         return records
 
@@ -308,8 +290,7 @@ class EmbeddedReader:
 def _create(db: sqlite3.Connection, topic: str, partitions: int) -> None:
     (used,) = db.execute("SELECT coalesce(max(id), 0) FROM partitions").fetchone()
     if used + partitions >= MAX_PARTITIONS:
-        msg = f"topic {topic}: the log would have more than {MAX_PARTITIONS} partitions"
-        raise ConfigError(msg)
+        raise ConfigError(f"topic {topic}: the log would have more than {MAX_PARTITIONS} partitions")
     db.execute("INSERT INTO topics (name, partitions) VALUES (?, ?)", (topic, partitions))
     rows = [(used + 1 + partition, topic, partition) for partition in range(partitions)]
     db.executemany("INSERT INTO partitions (id, topic, partition) VALUES (?, ?, ?)", rows)

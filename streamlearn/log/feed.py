@@ -56,9 +56,9 @@ class Feed:
         max_samples = codec.schema.rows_within(max_records, PREFETCH_BYTES // shares)
         self._max_records = {tp: max_samples if tp.topic == sample_topic else max_records for tp in self.queues}
         self._max_bad_bytes = _BAD_BYTES // max(1, len(self.queues))
-        self._read_to: Offsets = dict(next_offsets)
+        self._read_to = dict(next_offsets)
         self._ends: Offsets = dict.fromkeys(next_offsets, -1)
-        self._with_room: set[TopicPartition] = set(next_offsets)
+        self._with_room = set(next_offsets)
         """The partitions to poll."""
         self._bad_bytes: dict[TopicPartition, int] = dict.fromkeys(next_offsets, 0)
         """Of the bad records since the queue was last empty."""
@@ -102,10 +102,10 @@ class Feed:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
-            if self._thread.is_alive():  # a daemon thread ends with the process; waiting longer would end in SIGKILL
-                _log.error("feed_thread_hangs", after_s=_JOIN_S)
-                return
-        self._reader.close()
+        if self._thread.is_alive():  # a daemon thread ends with the process; waiting longer would end in SIGKILL
+            _log.error("feed_thread_hangs", after_s=_JOIN_S)
+        else:
+            self._reader.close()
 
     def _work(self) -> None:
         retry_s = _RETRY_S[0]
@@ -135,12 +135,8 @@ class Feed:
             self._skip_gap(error)
             return
         for record in records:
-            tp, item = record.position.topic_partition, self._decode(record)
-            if isinstance(item, BadRecord):
-                self._bad_bytes[tp] += len(record.key or b"") + len(record.value or b"")
-            self.queues[tp].append(item)
-        self._read_to.update(self._reader.next_offsets())
-        self._ends.update(self._reader.end_offsets())
+            self.queues[record.position.topic_partition].append(self._decode(record))
+        self._read_to, self._ends = self._reader.next_offsets(), self._reader.end_offsets()
         self._changed.set()
 
     def _update_room(self) -> None:
@@ -159,14 +155,14 @@ class Feed:
                 return self._codec.decode_sample(record)
             return self._codec.decode_label(record)
         except RecordError as error:
+            self._bad_bytes[record.position.topic_partition] += len(record.key or b"") + len(record.value or b"")
             return BadRecord(record, error)
 
     def _skip_gap(self, error: OffsetOutOfRangeError) -> None:
         """Apply `log.on_trimmed`: stop, or continue at the oldest record and count what is missing."""
         if self._on_trimmed == "stop":
             way_out = 'raise retention, restore an older log, or accept the loss with log.on_trimmed = "skip"'
-            msg = f"{error}; {way_out}"
-            raise OffsetOutOfRangeError(msg) from error
+            raise OffsetOutOfRangeError(f"{error}; {way_out}") from error
         skipped = False
         for topic in {tp.topic for tp in self.queues}:
             for tp, beginning in self._log.beginning_offsets(topic).items():

@@ -32,7 +32,7 @@ from streamlearn.errors import (
     OffsetOutOfRangeError,
     RecordsUnreadableError,
 )
-from streamlearn.log.base import MAX_RECORD_BYTES, check_record
+from streamlearn.log.base import MAX_RECORD_BYTES, check_partition, check_record
 from streamlearn.log.kafka_clients import (
     CONNECT_TIMEOUT_S,
     CONTACT_TIMEOUT_MS,
@@ -40,10 +40,8 @@ from streamlearn.log.kafka_clients import (
     REQUEST_TIMEOUT_MS,
     UNREADABLE,
     KafkaClients,
-    SharedProducer,
     end_consumer,
     end_producer,
-    to_log_error,
     translated,
 )
 from streamlearn.log.lazy import LazyClient
@@ -76,11 +74,10 @@ class KafkaLog:
             ConfigError: an option is unknown or reserved, or the checksum module is missing.
         """
         self._clients = KafkaClients(settings, max_record_bytes=max_record_bytes, fetch_bytes=fetch_bytes)
-        self._servers = ",".join(self._clients.servers)
         self._settings = settings
         self._max_record_bytes = max_record_bytes
         self._counts: dict[str, int] = {}
-        self._producer = SharedProducer(self._clients.producer, end_producer)
+        self._producer = LazyClient(self._clients.producer, end_producer)
         self._admin = LazyClient(self._clients.admin, KafkaAdminClient.close)
         self._by_position = LazyClient(
             lambda timeout_s: self._clients.consumer(READ_FETCH_WAIT_MS, timeout_s), end_consumer
@@ -118,52 +115,32 @@ class KafkaLog:
         }
 
         def call(admin: KafkaAdminClient) -> None:
-            with suppress(kafka_errors.TopicAlreadyExistsError):  # another process created it first
+            with suppress(kafka_errors.TopicAlreadyExistsError):  # by another process, or by the attempt before
                 admin.create_topics({topic: new_topic}, timeout_ms=REQUEST_TIMEOUT_MS)
+            if not self.partition_count(topic):  # any node may answer, and some learn of a new topic later
+                raise kafka_errors.KafkaTimeoutError("not visible yet; are all brokers up?")
 
-        doing = f"create topic {topic}"
-        self._ask(doing, call, ASK_TIMEOUT_S)
-        deadline = time.monotonic() + ASK_TIMEOUT_S
-        while not self.partition_count(topic):  # any node may answer, and some learn of a new topic later
-            if time.monotonic() > deadline:
-                msg = f"{doing}: not visible after {ASK_TIMEOUT_S:g} s; are all brokers up?"
-                raise LogUnavailableError(msg)
-            time.sleep(RETRY_S)
+        self._ask(f"create topic {topic}", call, ASK_TIMEOUT_S)
 
-    def partition_count(self, topic: str) -> int:
+    def partition_count(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
         """See `Log.partition_count`."""
-        return self._count(topic, ASK_TIMEOUT_S)
-
-    def _count(self, topic: str, timeout_s: float) -> int:
-        def call(admin: KafkaAdminClient) -> int:
-            (found,) = admin.describe_topics([topic])
-            error = kafka_errors.for_code(found["error_code"])
-            if error is kafka_errors.UnknownTopicOrPartitionError:
-                return 0
-            if error is not kafka_errors.NoError:
-                raise error(topic)
-            return len(found["partitions"])
-
-        if topic not in self._counts:
-            count = self._ask(f"look up topic {topic}", call, timeout_s)
-            if count == 0:
-                return 0
+        count = self._counts.get(topic, 0)
+        if not count:
+            count = self._ask(f"look up topic {topic}", lambda admin: _count_partitions(admin, topic), timeout_s)
             self._counts[topic] = count
-        return self._counts[topic]
+        return count
 
     def _check_topic(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
-        partitions = self._count(topic, timeout_s)
+        partitions = self.partition_count(topic, timeout_s)
         if not partitions:
-            msg = f"no topic {topic} at {self._servers}: create it, or set log.partitions"
-            raise LogError(msg)
+            raise LogError(f"no topic {topic} at {','.join(self._clients.servers)}: create it, or set log.partitions")
         return partitions
 
     # -- appending
 
     def append(self, topic: str, records: Sequence[NewRecord], timeout_s: float = 10.0) -> list[Position]:
         """See `Appends.append`."""
-        started_s = time.monotonic()
-        deadline = started_s + timeout_s
+        deadline = time.monotonic() + timeout_s
         for record in records:
             headers = sum(len(name) + len(value) for name, value in record.headers)
             size_bytes = len(record.key or b"") + len(record.value or b"") + headers
@@ -171,17 +148,17 @@ class KafkaLog:
         self._check_topic(topic, timeout_s)
         producer = self._producer.get(deadline - time.monotonic())
         try:
-            futures = [
-                producer.send(
-                    topic, record.value, record.key, headers=list(record.headers), timestamp_ms=record.timestamp_ms
-                )
-                for record in records
-            ]
-            acknowledged = [future.get(max(0.0, deadline - time.monotonic())) for future in futures]
-        except kafka_errors.KafkaError as error:
-            self._producer.failed(producer, error, started_s)
-            raise to_log_error(error, f"append to {topic}") from error
-        self._producer.acknowledged()
+            with translated(f"append to {topic}"):
+                futures = [
+                    producer.send(
+                        topic, record.value, record.key, headers=list(record.headers), timestamp_ms=record.timestamp_ms
+                    )
+                    for record in records
+                ]
+                acknowledged = [future.get(max(0.0, deadline - time.monotonic())) for future in futures]
+        except LogUnavailableError:  # kafka-python 3.0.12 may never send again: see `end_producer`
+            self._producer.drop(producer)
+            raise
         positions = [Position(topic, done.partition, done.offset) for done in acknowledged]
         assert all(position.offset >= 0 for position in positions), positions
         return positions
@@ -191,19 +168,13 @@ class KafkaLog:
     def reader(self, next_offsets: Offsets) -> KafkaReader:
         """See `Log.reader`."""
         for partition in next_offsets:
-            self._check_partition(partition)
+            check_partition(partition, self._check_topic(partition.topic))
         return KafkaReader(self._clients.consumer(FETCH_WAIT_MS, CONNECT_TIMEOUT_S), next_offsets)
-
-    def _check_partition(self, partition: TopicPartition) -> None:
-        partitions = self._check_topic(partition.topic)
-        if not 0 <= partition.partition < partitions:
-            msg = f"{partition.topic} has no partition {partition.partition}, only {partitions}"
-            raise LogError(msg)
 
     def read(self, partition: TopicPartition, offset: int, max_records: int, timeout_s: float = 10.0) -> list[Record]:
         """See `Log.read`. All callers share one consumer, apart from those of readers."""
         deadline = time.monotonic() + timeout_s
-        self._check_partition(partition)
+        check_partition(partition, self._check_topic(partition.topic))
         doing = f"read {Position(*partition, offset)}"
         if offset < 0:
             raise OffsetOutOfRangeError(doing)
@@ -226,8 +197,7 @@ class KafkaLog:
                 if time.monotonic() > deadline:
                     if records:
                         break
-                    msg = f"{doing}: no answer in {timeout_s} s; is the broker up?"
-                    raise LogUnavailableError(msg)
+                    raise LogUnavailableError(f"{doing}: no answer in {timeout_s} s; is the broker up?")
         return records
 
     def beginning_offsets(self, topic: str) -> Offsets:
@@ -354,6 +324,16 @@ class KafkaReader:
     def close(self) -> None:
         """See `Reader.close`."""
         end_consumer(self._consumer)
+
+
+def _count_partitions(admin: KafkaAdminClient, topic: str) -> int:
+    (found,) = admin.describe_topics([topic])
+    error = kafka_errors.for_code(found["error_code"])
+    if error is kafka_errors.UnknownTopicOrPartitionError:
+        return 0
+    if error is not kafka_errors.NoError:
+        raise error(topic)
+    return len(found["partitions"])
 
 
 def _to_kafka(partitions: Iterable[TopicPartition]) -> list[KafkaPartition]:

@@ -6,18 +6,15 @@ a user may not override it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, TypeVar
 
-import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka import errors as kafka_errors
 
 from streamlearn.errors import ConfigError, LogError, LogUnavailableError, OffsetOutOfRangeError
 from streamlearn.log.base import POLL_BYTES
-from streamlearn.log.lazy import LazyClient
 from streamlearn.log.settings import KafkaConfig
 
 FRAMING_BYTES = 64 << 10
@@ -33,41 +30,33 @@ CONTACT_TIMEOUT_MS = 3000
 CLOSE_TIMEOUT_S = 5.0
 MAX_BLOCK_MS = 5000
 
-_OWN_OPTIONS = frozenset(
-    {
-        "acks",
-        "allow_auto_create_topics",
-        "auto_offset_reset",
-        "bootstrap_servers",
-        "bootstrap_timeout_ms",
-        "enable_auto_commit",
-        "enable_idempotence",
-        "group_id",
-        "group_instance_id",
-        "isolation_level",
-        "kafka_client",
-        "key_deserializer",
-        "key_serializer",
-        "partitioner",
-        "transactional_id",
-        "value_deserializer",
-        "value_serializer",
-    }
-)
+_PRODUCER = {"acks": "all", "enable_idempotence": True, "allow_auto_create_topics": False}
+_CONSUMER = {
+    "group_id": None,
+    "enable_auto_commit": False,
+    "auto_offset_reset": "none",
+    "isolation_level": "read_committed",
+    "allow_auto_create_topics": False,
+}
+_RESERVED = {
+    *_PRODUCER,
+    *_CONSUMER,
+    "bootstrap_servers",
+    "bootstrap_timeout_ms",
+    "group_instance_id",
+    "kafka_client",
+    "key_deserializer",
+    "key_serializer",
+    "partitioner",
+    "transactional_id",
+    "value_deserializer",
+    "value_serializer",
+}
 """What a user may not set: the guarantees of the log depend on it."""
 
 UNREADABLE = (kafka_errors.CorruptRecordError, kafka_errors.UnsupportedCodecError)
 """Read errors after which a consumer must not be used again: kafka-python 3.0.12 would never return another record,
 since it retries the batch that it could not decode."""
-_PRODUCER_BROKEN = (
-    kafka_errors.IllegalStateError,
-    kafka_errors.InvalidProducerEpochError,
-    kafka_errors.InvalidProducerIdMappingError,
-    kafka_errors.OutOfOrderSequenceNumberError,
-    kafka_errors.ProducerFencedError,
-    kafka_errors.UnknownProducerIdError,
-)
-"""Errors after which an idempotent producer cannot be used again."""
 _TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 _PERMANENT = (
     kafka_errors.AuthorizationError,
@@ -82,28 +71,24 @@ _PERMANENT = (
 )
 """Errors that a retry does not fix."""
 
-log = structlog.get_logger(__name__)
 ClientT = TypeVar("ClientT")
-
-
-def to_log_error(error: kafka_errors.KafkaError, doing: str) -> LogError:
-    """Return the error of this package for one of kafka-python: LogUnavailableError if a retry may succeed."""
-    if isinstance(error, (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError)):
-        return OffsetOutOfRangeError(f"{doing}: {error!r}: trimmed by retention, or never written")
-    if isinstance(error, _TOO_LARGE):
-        return LogError(f"{doing}: {error!r}; raise the topic's max.message.bytes and log.max_record_bytes")
-    if isinstance(error, _PERMANENT):
-        return LogError(f"{doing}: {error!r}")
-    return LogUnavailableError(f"{doing}: {error!r}; is the broker up, and log.kafka.bootstrap_servers correct?")
 
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn errors of kafka-python into errors of this package."""
+    """Turn errors of kafka-python into errors of this package: LogUnavailableError if a retry may succeed."""
     try:
         yield
+    except (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError) as error:
+        raise OffsetOutOfRangeError(f"{doing}: {error!r}: trimmed by retention, or never written") from error
+    except _TOO_LARGE as error:
+        advice = "raise the topic's max.message.bytes and log.max_record_bytes"
+        raise LogError(f"{doing}: {error!r}; {advice}") from error
+    except _PERMANENT as error:
+        raise LogError(f"{doing}: {error!r}") from error
     except kafka_errors.KafkaError as error:
-        raise to_log_error(error, doing) from error
+        advice = "is the broker up, and log.kafka.bootstrap_servers correct?"
+        raise LogUnavailableError(f"{doing}: {error!r}; {advice}") from error
 
 
 class KafkaClients:
@@ -130,14 +115,12 @@ class KafkaClients:
         return self._connect(
             KafkaProducer,
             timeout_s,
-            acks="all",
-            enable_idempotence=True,
+            **_PRODUCER,
             linger_ms=LINGER_MS,
             batch_size=BATCH_BYTES,
             max_block_ms=MAX_BLOCK_MS,
             delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
             max_request_size=self._max_request_bytes,
-            allow_auto_create_topics=False,
         )
 
     def admin(self, timeout_s: float) -> KafkaAdminClient:
@@ -150,11 +133,7 @@ class KafkaClients:
         return self._connect(
             KafkaConsumer,
             timeout_s,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            allow_auto_create_topics=False,
+            **_CONSUMER,
             fetch_max_wait_ms=fetch_wait_ms,
             max_partition_fetch_bytes=self._fetch_bytes,
             fetch_max_bytes=max(POLL_BYTES, self._fetch_bytes),
@@ -163,12 +142,6 @@ class KafkaClients:
     def _connect(self, kind: Callable[..., ClientT], timeout_s: float, **settings: Any) -> ClientT:
         """Open a client. If it cannot connect, its threads and sockets are closed."""
         known = getattr(kind, "DEFAULT_CONFIG")  # noqa: B009 - kafka-python has no types
-        nets: list[Any] = []
-
-        def remember(**configs: Any) -> Any:
-            nets.append(known["kafka_client"](**configs))
-            return nets[-1]
-
         merged = {
             "bootstrap_timeout_ms": int(min(timeout_s, CONNECT_TIMEOUT_S) * 1000),
             "request_timeout_ms": REQUEST_TIMEOUT_MS,
@@ -176,70 +149,25 @@ class KafkaClients:
             **settings,
             **{name: value for name, value in self._options.items() if name in known},
         }
-        try:
-            return kind(bootstrap_servers=self.servers, kafka_client=remember, **merged)
-        except kafka_errors.KafkaError as error:
-            for net in nets:
-                net.close()
-            raise to_log_error(error, f"connect to {','.join(self.servers)}") from error
-        except (ValueError, TypeError, OSError) as error:
-            for net in nets:
-                net.close()
-            msg = f"log.kafka: {error}"
-            raise ConfigError(msg) from error
+        with translated(f"connect to {','.join(self.servers)}"), ExitStack() as opened:
 
+            def open_net(**configs: Any) -> Any:
+                return opened.enter_context(closing(known["kafka_client"](**configs)))
 
-class SharedProducer:
-    """The producer of one log: opened on first use, and replaced when it no longer works. Threads share it.
-
-    kafka-python 3.0.12 loses its producer id when a record that was sent runs out of its delivery time, and never asks
-    for another. It then sends nothing and keeps every record. So a producer that has acknowledged nothing for that long
-    is replaced, unless it failed only once: before that there may have been nothing to append for hours.
-    """
-
-    def __init__(
-        self,
-        connect: Callable[[float], KafkaProducer],
-        end: Callable[[KafkaProducer], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._client = LazyClient(connect, end)
-        self._clock = clock
-        self._failing: tuple[KafkaProducer, float, int] | None = None
-        """The producer that fails, when its first failed append started, and the number of failures since."""
-
-    def get(self, timeout_s: float) -> KafkaProducer:
-        """Return the producer, or a new one in its place. Raises as `LazyClient.alone` does."""
-        producer = self._client.get(timeout_s)
-        failing, since_s, failures = self._failing or (None, 0.0, 0)  # read once: other threads write it
-        silent_s = self._clock() - since_s
-        if failing is not producer or failures < 2 or silent_s < DELIVERY_TIMEOUT_MS / 1000:
-            return producer
-        log.warning("producer_replaced", silent_s=round(silent_s, 1))
-        self._client.drop(producer)
-        return self._client.get(timeout_s)
-
-    def acknowledged(self) -> None:
-        """An append was acknowledged: the producer works."""
-        self._failing = None
-
-    def failed(self, producer: KafkaProducer, error: kafka_errors.KafkaError, started_s: float) -> None:
-        """An append that started at `started_s` failed with this error."""
-        if isinstance(error, _PRODUCER_BROKEN):
-            self._client.drop(producer)
-        elif isinstance(to_log_error(error, "append"), LogUnavailableError):
-            failing, since_s, failures = self._failing or (None, 0.0, 0)
-            self._failing = (producer, since_s, failures + 1) if failing is producer else (producer, started_s, 1)
-
-    def close(self) -> None:
-        """Close it permanently."""
-        self._client.close()
+            try:
+                client = kind(bootstrap_servers=self.servers, kafka_client=open_net, **merged)
+            except (ValueError, TypeError, OSError) as error:
+                raise ConfigError(f"log.kafka: {error}") from error
+            opened.pop_all()
+            return client
 
 
 def end_producer(producer: KafkaProducer) -> None:
     """Close it at once; an append that still waits fails.
 
-    `close` alone flushes first. If that times out, kafka-python 3.0.12 leaves its thread and sockets behind.
+    `close` alone flushes first. If that times out, kafka-python 3.0.12 leaves its thread and sockets behind. It also
+    loses its producer id when a record that was sent runs out of its delivery time, and never asks for another: it then
+    sends nothing and keeps every record. So a producer is closed, and replaced, once an append was not acknowledged.
     """
     sender = producer._sender  # noqa: SLF001 - the public methods cannot end a producer that hangs
     sender.force_close()
@@ -258,16 +186,13 @@ def _check_crc32c() -> None:
     try:
         import crc32c  # noqa: F401, PLC0415 - only whether it is installed
     except ImportError as error:
-        msg = "the module crc32c is missing: pip install 'kafka-python[crc32c]'"
-        raise ConfigError(msg) from error
+        raise ConfigError("the module crc32c is missing: pip install 'kafka-python[crc32c]'") from error
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG, *KafkaAdminClient.DEFAULT_CONFIG}
     for name in options:
-        if name in _OWN_OPTIONS:
-            msg = f"log.kafka.options.{name}: reserved; streamlearn sets it"
-            raise ConfigError(msg)
+        if name in _RESERVED:
+            raise ConfigError(f"log.kafka.options.{name}: reserved; streamlearn sets it")
         if name not in known:
-            msg = f"log.kafka.options.{name}: kafka-python has no such option"
-            raise ConfigError(msg)
+            raise ConfigError(f"log.kafka.options.{name}: kafka-python has no such option")

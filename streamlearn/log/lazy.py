@@ -37,12 +37,10 @@ class LazyClient(Generic[ClientT]):
             LogError: it is closed.
         """
         if not self._lock.acquire(timeout=max(0.0, timeout_s)):
-            msg = f"the connection to the log was in use for {timeout_s:.3g} s"
-            raise LogUnavailableError(msg)
+            raise LogUnavailableError(f"the connection to the log was in use for {timeout_s:.3g} s")
         try:
             if self._closed:
-                msg = "the log is closed"
-                raise LogError(msg)
+                raise LogError("the log is closed")
             if self._client is None:
                 self._client = self._connect(timeout_s)
             yield self._client

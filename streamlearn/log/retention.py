@@ -1,8 +1,9 @@
 """Retention of the embedded log: by age and by bytes, inside the transaction of an append.
 
 Records below a partition's committed offset were read by the learner; the others are unread. Retention by age removes
-only read records. Retention by bytes removes read records first, then unread ones, which it reports as an error. It
-never removes a record of its own transaction. In a partition without a committed offset every record counts as read.
+only read records. Retention by bytes removes read records first, then unread ones, which it reports as an error. In a
+partition without a committed offset every record counts as read. Both run before the transaction adds its own records,
+so they never remove one of these.
 
 The age of a record counts from its append, not from its own timestamp, so that replayed history is not removed at once.
 It counts up to the clock's time or up to the newest append before this one, whichever is earlier: one append by a clock
@@ -12,10 +13,10 @@ may exceed its bound by the last transaction.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
 
 import structlog
 
@@ -45,74 +46,70 @@ class Retention:
     def __init__(self, *, max_bytes: int, max_age_s: float) -> None:
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
-        self._last_age_trim_s: float | None = None
+        self._last_age_trim_s = -math.inf
         self._unread_trimmed: Counter[str] = Counter()
         """Unread records removed since the last report, by topic."""
-        self._reported_at_s: float | None = None
+        self._reported_at_s = -math.inf
 
-    def oldest_ms(self, db: sqlite3.Connection, now_ms: int) -> int | None:
-        """Return the append time before which read records are too old; None if retention by age is not due.
+    def trim(self, db: sqlite3.Connection, topic: str, added_bytes: int, now_ms: int) -> Counter[str]:
+        """Remove a bounded part of what is too old or too much. Return the removed unread records by topic.
 
-        Call it before the transaction adds records.
+        Call it before the transaction adds `added_bytes` to the topic. Retention by age is due every few seconds; it
+        looks at all topics, and at their bytes too.
         """
+        topics = [topic]
         every_s, now_s = min(self._max_age_s / 16, 10.0), now_ms / 1000
-        if self._last_age_trim_s is not None and 0 <= now_s - self._last_age_trim_s < every_s:
-            return None
-        self._last_age_trim_s = now_s
+        if not 0 <= now_s - self._last_age_trim_s < every_s:
+            self._last_age_trim_s = now_s
+            self._trim_by_age(db, now_ms)
+            topics = [name for (name,) in db.execute("SELECT name FROM topics").fetchall()]
+        unread: Counter[str] = Counter()
+        for name in topics:
+            unread[name] += self._trim_by_bytes(db, name, added_bytes if name == topic else 0)
+        return +unread
+
+    def _trim_by_age(self, db: sqlite3.Connection, now_ms: int) -> None:
         query = (
             "SELECT max(appended_ms) FROM partitions JOIN records"
             " ON records.id = (partitions.id << ? | (partitions.next - 1))"
         )
         (newest_ms,) = db.execute(query, (OFFSET_BITS,)).fetchone()
-        return min(now_ms, newest_ms or 0) - int(self._max_age_s * 1000)
+        oldest_ms = min(now_ms, newest_ms or 0) - int(self._max_age_s * 1000)
+        query = "SELECT id, beginning, min(next, coalesce(committed, next)) FROM partitions"
+        for number, beginning, read_to in db.execute(query).fetchall():
+            until = min(read_to, beginning + TRIM_CHUNK_RECORDS * TRIM_MAX_CHUNKS)
+            base = number << OFFSET_BITS
+            # appended_ms never decreases by much within a partition, so a scan from the oldest finds the first to keep
+            first = db.execute(
+                "SELECT id FROM records WHERE id >= ? AND id < ? AND appended_ms >= ? ORDER BY id LIMIT 1",
+                (base + beginning, base + until, oldest_ms),
+            ).fetchone()
+            _drop(db, number, beginning, until if first is None else first[0] - base)
 
-    def trim(
-        self, db: sqlite3.Connection, topics: Iterable[str], oldest_ms: int | None, written_from: Mapping[int, int]
-    ) -> Counter[str]:
-        """Remove a bounded part of what is too old or too much. Return the removed unread records by topic.
-
-        By bytes in these topics, by age (and bytes) in all. `written_from` has the first offset that this transaction
-        wrote in each partition, by the partition's id.
-        """
-        if oldest_ms is not None:
-            topics = [name for (name,) in db.execute("SELECT name FROM topics").fetchall()]
-        unread: Counter[str] = Counter()
-        for topic in topics:
-            if oldest_ms is not None:
-                _trim_by_age(db, topic, oldest_ms)
-            unread[topic] += self._trim_by_bytes(db, topic, written_from)
-        return +unread
-
-    def _trim_by_bytes(self, db: sqlite3.Connection, topic: str, written_from: Mapping[int, int]) -> int:
+    def _trim_by_bytes(self, db: sqlite3.Connection, topic: str, added_bytes: int) -> int:
         """Return how many unread records were removed."""
         unread = 0
-        query = "SELECT id, beginning, next, bytes, committed FROM partitions WHERE topic = ?"
+        query = "SELECT bytes, id, beginning, next, coalesce(committed, next) FROM partitions WHERE topic = ?"
         for _ in range(TRIM_MAX_CHUNKS):
             rows = db.execute(query, (topic,)).fetchall()
-            excess = sum(row[3] for row in rows) - self._max_bytes
-            if excess <= 0:
-                break
-            # (bytes, id, beginning, end) of each partition; `end` is where the part that may be removed ends
-            old = [(size, number, begin, written_from.get(number, end)) for number, begin, end, size, _ in rows]
-            committed = {row[0]: row[4] for row in rows if row[4] is not None}
-            read = [(size, n, begin, min(end, committed.get(n, end))) for size, n, begin, end in old]
-            of_read = any(begin < end for *_, begin, end in read)
-            candidates = [part for part in (read if of_read else old) if part[2] < part[3]]
-            if not candidates:
+            excess = sum(row[0] for row in rows) + added_bytes - self._max_bytes
+            read = [(size, number, begin, min(end, committed)) for size, number, begin, end, committed in rows]
+            are_read = any(begin < end for *_, begin, end in read)
+            parts = read if are_read else [row[:4] for row in rows]
+            candidates = [part for part in parts if part[2] < part[3]]
+            if excess <= 0 or not candidates:
                 break
             _, number, beginning, end = max(candidates)
             keep = _first_to_keep(db, number, beginning, end, excess)
             _drop(db, number, beginning, keep)
-            unread += 0 if of_read else keep - beginning
+            unread += 0 if are_read else keep - beginning
         return unread
 
     def report(self, unread: Counter[str]) -> None:
         """Log the removal of unread records: the first at once, then at most every `REPORT_EVERY_S`."""
-        if not unread and not self._unread_trimmed:
-            return
         self._unread_trimmed += unread
         now_s = time.monotonic()
-        if self._reported_at_s is None or now_s - self._reported_at_s >= REPORT_EVERY_S:
+        if self._unread_trimmed and now_s - self._reported_at_s >= REPORT_EVERY_S:
             self._reported_at_s = now_s
             self.report_rest()
 
@@ -121,20 +118,6 @@ class Retention:
         for topic, records in self._unread_trimmed.items():
             log.error("unread_records_trimmed", topic=topic, records=records, max_bytes=self._max_bytes)
         self._unread_trimmed.clear()
-
-
-def _trim_by_age(db: sqlite3.Connection, topic: str, oldest_ms: int) -> None:
-    query = "SELECT id, beginning, next, committed FROM partitions WHERE topic = ?"
-    for number, beginning, end, committed in db.execute(query, (topic,)).fetchall():
-        read_to = end if committed is None else min(committed, end)
-        until = min(read_to, beginning + TRIM_CHUNK_RECORDS * TRIM_MAX_CHUNKS)
-        base = number << OFFSET_BITS
-        # appended_ms never decreases by much within a partition, so a scan from the oldest finds the first to keep
-        first = db.execute(
-            "SELECT id FROM records WHERE id >= ? AND id < ? AND appended_ms >= ? ORDER BY id LIMIT 1",
-            (base + beginning, base + until, oldest_ms),
-        ).fetchone()
-        _drop(db, number, beginning, until if first is None else first[0] - base)
 
 
 def _first_to_keep(db: sqlite3.Connection, number: int, beginning: int, end: int, excess: int) -> int:

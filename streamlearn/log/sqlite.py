@@ -76,16 +76,13 @@ def translated(path: Path, doing: str) -> Iterator[None]:
     except sqlite3.ProgrammingError as error:
         if "closed" not in str(error):
             raise
-        msg = f"{path}: {doing}: the log is closed"
-        raise LogError(msg) from error
+        raise LogError(f"{path}: {doing}: the log is closed") from error
     except sqlite3.DatabaseError as error:
         advice = _ADVICE.get(error_code(error))
         if advice is None:
             way_out = "restore it; or move all of state.dir aside and start from scratch"
-            msg = f"{path}: {doing}: {error}; not a log, or damaged: {way_out}"
-            raise LogError(msg) from error
-        msg = f"{path}: {doing}: {error}; {advice}"
-        raise LogUnavailableError(msg) from error
+            raise LogError(f"{path}: {doing}: {error}; not a log, or damaged: {way_out}") from error
+        raise LogUnavailableError(f"{path}: {doing}: {error}; {advice}") from error
 
 
 def error_code(error: sqlite3.Error) -> int:
@@ -121,9 +118,9 @@ def connect(path: Path, busy_timeout_s: float, timeout_s: float) -> sqlite3.Conn
     deadline = time.monotonic() + timeout_s
     db = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_s, check_same_thread=False)
     try:
-        for pragma in (f"page_size = {PAGE_BYTES}", "journal_mode = WAL", f"journal_size_limit = {WAL_MAX_BYTES}"):
+        sizes = (f"page_size = {PAGE_BYTES}", f"journal_size_limit = {WAL_MAX_BYTES}")
+        for pragma in (*sizes, "journal_mode = WAL", "synchronous = FULL"):
             wait_while_busy(db, f"PRAGMA {pragma}", deadline)
-        wait_while_busy(db, "PRAGMA synchronous = FULL", deadline)
         _create_tables(db, path, deadline)
     except BaseException:
         db.close()

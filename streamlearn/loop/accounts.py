@@ -9,10 +9,11 @@ retention trimmed from the log before they were read are counted separately.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from streamlearn.loop.report import StepReport
-from streamlearn.records import Gap
+from streamlearn.records import BadRecord, Gap, Item, Label
 
 
 @dataclass(slots=True)
@@ -32,21 +33,10 @@ class Accounts:
     samples_trimmed: int = 0
     labels_trimmed: int = 0
 
-    def add(self, report: StepReport, sample_topic: str) -> None:
-        """Count the records of one step."""
-        bad_samples = sum(bad.position.topic == sample_topic for bad in report.bad)
-        bad_labels = len(report.bad) - bad_samples
-        self.samples_read += report.samples
-        self.samples_learned += report.fresh
-        self.samples_thinned += report.shed
-        self.samples_duplicate_id += report.duplicates
-        self.samples_dead_lettered += bad_samples
-        self.labels_read += report.labels
-        self.labels_dead_lettered += bad_labels
-        self.labels_taken += report.labels - bad_labels
-        self.labels_inline += report.inline_labels
-        for gap in report.gaps:
-            self._add_gap(gap, sample_topic)
+    def add(self, step: Accounts) -> None:
+        """Add the records of one step."""
+        for name, count in step.as_dict().items():
+            setattr(self, name, getattr(self, name) + count)
 
     def check(self) -> None:
         """Assert the identities. A record without an outcome was lost, which is a bug."""
@@ -58,8 +48,22 @@ class Accounts:
         """For the checkpoint, the heartbeat and `inspect`."""
         return asdict(self)
 
-    def _add_gap(self, gap: Gap, sample_topic: str) -> None:
-        if gap.position.topic == sample_topic:
-            self.samples_trimmed += gap.missing
-        else:
-            self.labels_trimmed += gap.missing
+
+def accounts_of(
+    items: Iterable[Item], sample_topic: str, *, learned: int, thinned: int, duplicate_ids: int
+) -> Accounts:
+    """The records of one step. The caller decides what becomes of good samples."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        topic = "samples" if item.position.topic == sample_topic else "labels"
+        if isinstance(item, Gap):
+            counts[f"{topic}_trimmed"] += item.missing
+            continue
+        counts[f"{topic}_read"] += 1
+        if isinstance(item, BadRecord):
+            counts[f"{topic}_dead_lettered"] += 1
+        elif isinstance(item, Label):
+            counts["labels_taken"] += 1
+        elif item.label is not None:
+            counts["labels_inline"] += 1
+    return Accounts(samples_learned=learned, samples_thinned=thinned, samples_duplicate_id=duplicate_ids, **counts)

@@ -19,6 +19,7 @@ from streamlearn.judge.election import Election
 from streamlearn.judge.guard import Action, Factors, Guard, GuardReport, Signals
 from streamlearn.judge.scoreboard import Scoreboard
 from streamlearn.judge.trust import Trust, TrustReport
+from streamlearn.judge.window import group_of, joined
 from streamlearn.learn.learner import Learner, Predictions
 from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.records import UNLABELLED, Array
@@ -117,7 +118,7 @@ class Guarding:
             _log.warning(event, step=step, reasons=list(self._guard.reasons))
 
     def another_method(self) -> None:
-        """Reset what compares networks: another method learns from here on."""
+        """Reset what compares networks: another method learns from here on, or other weights."""
         self._board.gain.restart()
         self._drift.forget_answers()
         self._election.restart()
@@ -133,16 +134,13 @@ class Guarding:
     def state(self) -> dict[str, Array]:
         """Copies of all state."""
         reacted = {} if self._reacted_step is None else {"reacted_step": np.array(self._reacted_step)}
-        return reacted | {
-            f"{name}.{key}": array for name, part in self._parts.items() for key, array in part.state().items()
-        }
+        return reacted | joined({name: part.state() for name, part in self._parts.items()})
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Restore what `state` returned."""
         self._reacted_step = int(state["reacted_step"]) if "reacted_step" in state else None
         for name, part in self._parts.items():
-            prefix = f"{name}."
-            part.load({key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)})
+            part.load(group_of(state, name))
 
     @property
     def _parts(self) -> dict[str, Guard | DriftMonitor | Trust]:
@@ -156,9 +154,7 @@ class Guarding:
         if repair is None:
             return
         assert repair(), f"{action}: the learner has nothing to repair the teacher with"
-        self._board.gain.restart()
-        self._drift.forget_answers()
-        self._election.restart()
+        self.another_method()
         self._trust.distrust(self._learner.step)
         self._repaired_step = self._learner.step
 

@@ -13,13 +13,9 @@ class Interval:
     last_s: float
     last_step: int
 
-    def behind(self, step: int) -> bool:
-        """Whether steps were taken since the last action."""
-        return step > self.last_step
-
     def due(self, step: int, now_s: float, *, at_once: bool = False) -> bool:
         """Whether steps were taken since, and enough time has passed; `at_once` does not wait for the time."""
-        return self.behind(step) and (at_once or now_s - self.last_s >= self.every_s)
+        return step > self.last_step and (at_once or now_s - self.last_s >= self.every_s)
 
     def done(self, step: int, now_s: float) -> None:
         """The action was taken after this step."""

@@ -13,7 +13,7 @@ from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeEr
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.dead_letters import dead_letter
-from streamlearn.records import Array, BadRecord, NewRecord, Position
+from streamlearn.records import Array, BadRecord, NewRecord, Offsets, Position
 from streamlearn.state.kill_points import reached
 
 RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
@@ -23,10 +23,10 @@ _log = structlog.get_logger(__name__)
 
 
 class LogAccess:
-    """Used by the learner's thread only.
+    """Used by the learner's thread only, except `commit`.
 
     Raises:
-        LogUnavailableError: from each method, after the last attempt, or the first one once `stopping` is set.
+        LogUnavailableError: after the last attempt, or the first one once `stopping` is set; `commit` raises nothing.
     """
 
     def __init__(
@@ -73,6 +73,13 @@ class LogAccess:
         except (OffsetOutOfRangeError, RecordsUnreadableError, RecordError):
             return None
         return sample.x if sample.sample_id == sample_id else None
+
+    def commit(self, step: int, next_offsets: Offsets) -> None:
+        """Record what is read and saved. A failure is logged: only lag dashboards and trimming depend on it."""
+        try:
+            self._log.commit(next_offsets)
+        except LogError as error:
+            _log.warning("offsets_not_committed", step=step, error=str(error))
 
     def _append(self, bad: Sequence[BadRecord]) -> None:
         try:

@@ -39,9 +39,8 @@ from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.log.feed import Feed
-from streamlearn.loop.accounts import Accounts
+from streamlearn.loop.accounts import Accounts, accounts_of
 from streamlearn.loop.assembler import BatchAssembler
-from streamlearn.loop.further_steps import FurtherSteps
 from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.interval import Interval
 from streamlearn.loop.learned_offsets import LearnedOffsets
@@ -51,7 +50,7 @@ from streamlearn.loop.scoring import Answers, Scoring
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.loop.watermark import Watermark
 from streamlearn.models.answer import Thresholds
-from streamlearn.records import Array, BadRecord, Gap, Item, Label, Offsets, Sample, Schema
+from streamlearn.records import Array, BadRecord, Item, Label, Offsets, Sample, Schema
 from streamlearn.state.checkpoint import Checkpoint, Saver
 from streamlearn.state.journal import Journal
 from streamlearn.state.publish import Publisher
@@ -110,7 +109,8 @@ class TrainingLoop:
         )
         self._watermark = Watermark()
         self._learned = LearnedOffsets(self.batcher.next_offsets)
-        self._further = FurtherSteps(per_batch=self.batch.steps - 1, idle=self.batch.idle_steps)
+        self._further = 0
+        """Steps without records that may still follow the last micro-batch. It counts steps, so a replay ends alike."""
         now_s, step = self.clock(), self.learner.step
         self._publishing = Interval(self.state.publish_every_s, now_s, step)
         self._flushing = Interval(self.state.publish_every_s, now_s, step)
@@ -121,27 +121,24 @@ class TrainingLoop:
 
     # -- run
 
-    def replay_journal(self, journaled: Iterable[tuple[int, Offsets]], stopping: threading.Event) -> int:
-        """Repeat the journaled steps; how many. If `stopping` is set, it ends between two steps."""
-        count = 0
+    def replay_journal(self, journaled: Iterable[tuple[int, Offsets]], stopping: threading.Event) -> None:
+        """Repeat the journaled steps. If `stopping` is set, it ends between two steps."""
         for step, next_offsets in journaled:
             assert step == self.learner.step + 1, f"the journal has step {step}, the learner {self.learner.step}"
             draft = None
-            while draft is None and not stopping.is_set():
+            while draft is None:
+                if stopping.is_set():
+                    self._replay_stopped = True
+                    return
                 draft = self.batcher.take_exactly(self.feed.queues, next_offsets)
                 if draft is None:
                     self.feed.wait(0.1)
-            if draft is None:
-                self._replay_stopped = True
-                break
             self.step(draft, journaled=True)
             self.observer.turn_done()
-            count += 1
-        return count
 
     def run(self, stopping: threading.Event, *, until_end: bool = False) -> None:
         """Learn until `stopping` is set or, with `until_end`, until everything in the log is learned."""
-        self._further.apply_settings()
+        self._further = min(self._further, self.batch.steps - 1)  # the replayed steps may be of other settings
         while not stopping.is_set():
             if self.journal.load >= 1.0 and self.saver.busy:
                 self._wait_for_save(stopping)
@@ -149,7 +146,8 @@ class TrainingLoop:
             draft = self._next_batch(until_end=until_end)
             if draft is not None:
                 self.step(draft, journaled=False)
-            self._publish_and_save()
+            self._publish_if_due()
+            self._save_if_due()
             self.observer.turn_done()
             if draft is None:
                 if until_end and self._read_all():
@@ -192,39 +190,19 @@ class TrainingLoop:
         self.ledger.trained(batch.trained_ids)
         self.ledger.end()
         self._learned.step_done(draft.next_offsets, rows_added=self.replay.added, rows_drawn=self.replay.drawn_below)
-        self._further.step_done(with_records=bool(items))
+        self._further = self.batch.steps - 1 if items else max(0, self._further - 1)
         phases.end("ledger")
 
-        gaps = [item for item in items if isinstance(item, Gap)]
-        samples = sum(item.position.topic == self.batcher.sample_topic for item in items if not isinstance(item, Gap))
-        report = StepReport(
-            step=t,
-            samples=samples,
-            labels=len(items) - len(gaps) - samples,
-            fresh=len(fresh),
-            shed=len(shed),
-            duplicates=duplicates,
-            inline_labels=sum(isinstance(item, Sample) and item.label is not None for item in items),
-            labelled=batch.labelled_count,
-            bad=bad,
-            gaps=gaps,
-            arrivals=arrivals,
-            phases_s=phases.spent_s,
-        )
-        self.accounts.add(report, self.batcher.sample_topic)
-        self.observer.step_done(report)
+        topic = self.batcher.sample_topic
+        counts = accounts_of(items, topic, learned=len(fresh), thinned=len(shed), duplicate_ids=duplicates)
+        self.accounts.add(counts)
+        self.observer.step_done(StepReport(step=t, counts=counts, bad=bad, arrivals=arrivals, phases_s=phases.spent_s))
 
     def close(self) -> None:
         """Publish and save what is new. The save continues in the background."""
-        step = self.learner.step
-        if self._replay_stopped:
-            pass  # what is published is newer
-        elif self._publishing.behind(step) and self.guarding.may_publish:
-            self.publish()
-        elif self._flushing.behind(step):
-            self._flush()
-        if self._saving.behind(step):
-            self._save()
+        if not self._replay_stopped:  # else what is published is newer
+            self._publish_if_due(at_once=True)
+        self._save_if_due(at_once=True)
 
     # -- the records of a step
 
@@ -234,7 +212,7 @@ class TrainingLoop:
         Further steps have no records, and are taken only if no micro-batch can be closed. With `until_end` all those of
         each micro-batch are taken, so that the result does not depend on time.
         """
-        if until_end and self._further.of_batch:
+        if until_end and self._further:
             return self.batcher.nothing()
         now_s, overloaded = self.clock(), self._overloaded()
         draft = self.batcher.fill(self.feed.queues, self.feed.behind, now_s, overloaded=overloaded)
@@ -317,19 +295,21 @@ class TrainingLoop:
         self._publishing.last_step = step
         self.observer.published(step)
 
-    def _publish_and_save(self) -> None:
-        """Do what is due. While the guard holds back the teacher, label states and label requests are still shown."""
+    def _publish_if_due(self, *, at_once: bool = False) -> None:
+        """While the guard holds back the teacher, label states and label requests are still shown."""
         now_s, step = self.clock(), self.learner.step
         if self.guarding.may_publish:
-            if self._publishing.due(step, now_s, at_once=self.guarding.just_repaired):
+            if self._publishing.due(step, now_s, at_once=at_once or self.guarding.just_repaired):
                 with self._timed("publish"):
                     self.publish()
-        elif self._flushing.due(step, now_s):
+        elif self._flushing.due(step, now_s, at_once=at_once):
             with self._timed("publish"):
                 self._flush()
+
+    def _save_if_due(self, *, at_once: bool = False) -> None:
+        at_once = at_once or self.journal.load >= _JOURNAL_CROWDED
         # `busy` is asked first: a slow disk must not cost a copy of all state at each turn.
-        crowded = self.journal.load >= _JOURNAL_CROWDED
-        if not self.saver.busy and self._saving.due(step, now_s, at_once=crowded):
+        if not self.saver.busy and self._saving.due(self.learner.step, self.clock(), at_once=at_once):
             with self._timed("save"):
                 self._save()
 
@@ -387,7 +367,7 @@ class TrainingLoop:
             "accounts": self.accounts.as_dict(),
             **self._watermark.as_json(),
             "learned_offsets": self._learned.as_json(),
-            **self._further.as_json(),
+            "further_steps": self._further,
             "identity": self.identity,
         }
 
@@ -406,7 +386,7 @@ class TrainingLoop:
         self.accounts = Accounts(**extra["accounts"])
         self._watermark.load(extra)
         self._learned.load(extra["learned_offsets"])
-        self._further.load(extra)
+        self._further = extra.get("further_steps", 0)  # the first version had none
         assert self.learner.step == step, (self.learner.step, step)
         if self.learner.served >= len(self.election.candidates):
             self.learner.serve(0)  # it was elected under other settings
@@ -414,11 +394,6 @@ class TrainingLoop:
         for interval in (self._publishing, self._flushing, self._saving):
             interval.last_step = step
         self._check()
-
-    def another_method(self) -> None:
-        """Reset what belongs to the method that learned the restored state."""
-        self.learner.another_method()
-        self.guarding.another_method()
 
     def _check(self) -> None:
         """Assert I7: every record that was read has one outcome."""

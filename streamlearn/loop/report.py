@@ -6,36 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamlearn.ledger import Arrival
-from streamlearn.records import BadRecord, Gap
+from streamlearn.loop.accounts import Accounts
+from streamlearn.records import BadRecord
+from streamlearn.state.checkpoint import Saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """The records of one step, by outcome, and where its time went."""
+    """What became of the records of one step, and where its time went."""
 
     step: int
-    samples: int
-    """Sample records, bad ones included."""
-    labels: int
-    """Label records, bad ones included."""
-    fresh: int
-    """Samples predicted and learned."""
-    shed: int = 0
-    """Samples skipped under overload."""
-    duplicates: int = 0
-    """Samples whose id was known."""
-    inline_labels: int = 0
-    """Labels inside sample records."""
-    labelled: int = 0
-    """Labelled rows of the micro-batch."""
+    counts: Accounts
+    """Its records by outcome."""
     bad: Sequence[BadRecord] = ()
-    gaps: Sequence[Gap] = ()
     arrivals: Sequence[Arrival] = ()
     phases_s: Mapping[str, float]
 
 
 class Observer:
-    """Called by the loop, in its thread. This one does nothing."""
+    """Called by the loop, in its thread but for `saved`. This one does nothing."""
 
     def step_done(self, report: StepReport) -> None:
         """A step is finished."""
@@ -48,6 +37,9 @@ class Observer:
 
     def published(self, step: int) -> None:
         """Servers can load the teacher of this step."""
+
+    def saved(self, saved: Saved) -> None:
+        """A checkpoint is durable. Called in the saver's thread."""
 
 
 class Phases:

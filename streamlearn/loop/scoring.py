@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from streamlearn.judge.election import Election
+from streamlearn.judge.prequential import Prequential
 from streamlearn.judge.scoreboard import Scoreboard
-from streamlearn.learn.learner import Learner, Predictions
+from streamlearn.learn.learner import Learner
 from streamlearn.ledger import Arrival, Scored
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.loop.guarding import Guarding
 from streamlearn.models.answer import Thresholds, corrected
-from streamlearn.records import UNLABELLED, Array, Prediction, Probabilities, Sample
+from streamlearn.records import UNLABELLED, Prediction, Sample
 
 Answers = dict[str, tuple[Prediction, int]]
 """By sample id: the prediction to be scored, and the student's class."""
+Baselines = tuple[int | None, int | None]
+"""What the majority and the no-change baseline answer."""
 
 
 class Scoring:
@@ -61,14 +64,16 @@ class Scoring:
         student_B = np.where(finite_B, predictions.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
         # A server refuses to answer where the network overflows; here too such a sample has no answer.
         answered_B = np.isfinite(predictions.teacher_probs_BC.sum(axis=1)).tolist()
+        twin_B = self._learner.classify(x).twin_B if self._twin_on_arrival else None
         answers: Answers = {}
         for n, sample in enumerate(fresh):
             own = Prediction(teacher_B[n], given_BC[n], self._learner.step)
             answers[sample.sample_id] = sample.answer or (own if answered_B[n] else self._no_answer), student_B[n]
-        truths = {n: s.true_label for n, s in enumerate(fresh) if s.true_label is not None and answered_B[n]}
-        self._score_ground_truth(truths, given_BC, teacher_B, student_B, baselines=baselines)
-        if self._twin_on_arrival:
-            self._compare_on_arrival(truths, x, predictions)
+            if sample.true_label is not None and answered_B[n]:  # in a simulation
+                _update(self._board.oracle, sample.true_label, own, student_B[n], baselines)
+                if twin_B is not None:
+                    served = int(predictions.teacher_probs_BC[n].argmax())
+                    self._board.oracle_gain.update(sample.true_label, served, int(twin_B[n]))
         self._learner.prior.arrived(predictions.teacher_probs_BC)
         self._board.traffic.arrived([answer for answer, _ in answers.values() if answer.class_index != UNLABELLED])
         self._guarding.arrived(x, predictions)
@@ -134,43 +139,22 @@ class Scoring:
             self._guarding.another_answers()
 
     def _score(self, scored: Scored) -> None:
-        prediction = scored.prediction
-        self._board.prequential.update(
-            true_class=scored.class_index,
-            teacher_class=prediction.class_index,
-            student_class=scored.student_class,
-            teacher_probabilities_C=prediction.probabilities_C,
-            majority_class=scored.majority_class,
-            no_change_class=scored.no_change_class,
-        )
+        prediction, baselines = scored.prediction, (scored.majority_class, scored.no_change_class)
+        _update(self._board.prequential, scored.class_index, prediction, scored.student_class, baselines)
         self._board.traffic.labelled(prediction, scored.delay_s)
-        self._guarding.scored(wrong=prediction.class_index != scored.class_index)
+        # Without thresholds: a changed one is no drift.
+        self._guarding.scored(wrong=int(prediction.probabilities_C.argmax()) != scored.class_index)
 
-    def _score_ground_truth(
-        self,
-        truths: Mapping[int, int],
-        given_BC: Probabilities,
-        teacher_B: Sequence[int],
-        student_B: Sequence[int],
-        *,
-        baselines: tuple[int | None, int | None],
-    ) -> None:
-        """Score the rows whose ground truth a simulation has put into the sample."""
-        majority, no_change = baselines
-        for n, truth in truths.items():
-            self._board.oracle.update(
-                true_class=truth,
-                teacher_class=teacher_B[n],
-                student_class=student_B[n],
-                teacher_probabilities_C=given_BC[n],
-                majority_class=majority,
-                no_change_class=no_change,
-            )
 
-    def _compare_on_arrival(self, truths: Mapping[int, int], x: Array, predictions: Predictions) -> None:
-        """Compare the served network and the twin on these rows, as they are."""
-        twin_B = self._learner.classify(x).twin_B
-        if twin_B is not None:
-            served_B = predictions.teacher_probs_BC.argmax(axis=1)
-            for n, truth in truths.items():
-                self._board.oracle_gain.update(truth, int(served_B[n]), int(twin_B[n]))
+def _update(
+    scores: Prequential, true_class: int, prediction: Prediction, student_class: int, baselines: Baselines
+) -> None:
+    majority_class, no_change_class = baselines
+    scores.update(
+        true_class=true_class,
+        teacher_class=prediction.class_index,
+        student_class=student_class,
+        teacher_probabilities_C=prediction.probabilities_C,
+        majority_class=majority_class,
+        no_change_class=no_change_class,
+    )

@@ -17,7 +17,5 @@ class BatchConfig(Section):
     steps: int = Field(4, ge=1, le=1000)
     """Steps per micro-batch. All but the first have no new records: they repeat labelled and recent samples, and are
     skipped while another full micro-batch waits."""
-    idle_steps: int = Field(0, ge=0, le=100_000)
-    """Up to this many more such steps while no record arrives."""
     max_age_s: float = Field(0.5, ge=0.001, le=3600.0)
     """A micro-batch that is not full is closed this long after its first record."""

@@ -231,7 +231,6 @@ class Predictor:
             return False
         self.model = model
         self._metrics.model(model.step, model.published_at_s, pinned=model.pinned)
-        log.debug("model_loaded", step=model.step, published_at_s=model.published_at_s)
         if model.pinned or (held is not None and held.pinned):
             log.info("pin_followed" if model.pinned else "pin_left", step=model.step, newest_step=self.newest_version)
         return True

@@ -119,7 +119,5 @@ class ServeConfig(Section):
 class MetricsConfig(Section):
     """[metrics]: the learner's own /metrics."""
 
-    host: str = "127.0.0.1"
-    """Address of the learner's own /metrics."""
     port: int = Field(9109, ge=0, le=65_535)
-    """Port of the learner's own /metrics; with `run` the servers' /metrics includes it. 0 takes a free port."""
+    """Port of the learner's own /metrics, on loopback; the /metrics of each server includes it. 0 takes a free port."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,12 +27,11 @@ from safetensors.numpy import load, save
 
 from streamlearn.errors import FROM_SCRATCH, CheckpointError, CheckpointFormatError, StateError
 from streamlearn.records import Array, Offsets, TopicPartition
-from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Files, remove_leftovers, write_whole
 from streamlearn.state.kill_points import reached
 
 MAGIC = b"SLCKPT\x00\x01"
-_DIGEST_BYTES = 32
+_PAYLOAD_AT = len(MAGIC) + 32
 _LAST = 1 << 63
 _log = structlog.get_logger(__name__)
 
@@ -87,7 +85,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, files: Files = DISK) -
     reached("checkpoint", "begin")
     write_whole(path_of(folder, checkpoint.step), [MAGIC, digest, payload], files, name="checkpoint")
     reached("checkpoint", "end")
-    return len(MAGIC) + _DIGEST_BYTES + len(payload)
+    return _PAYLOAD_AT + len(payload)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -103,19 +101,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if error.errno != errno.EIO:
             raise
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if blob[: len(MAGIC) - 1] != MAGIC[:-1]:
-        msg = f"{path}: not a checkpoint: it begins with {blob[:8]!r}"
-        raise CheckpointError(msg)
-    digest, payload = blob[len(MAGIC) : len(MAGIC) + _DIGEST_BYTES], blob[len(MAGIC) + _DIGEST_BYTES :]
+    magic, digest, payload = blob[: len(MAGIC)], blob[len(MAGIC) : _PAYLOAD_AT], blob[_PAYLOAD_AT:]
+    if magic[:-1] != MAGIC[:-1]:
+        raise CheckpointError(f"{path}: not a checkpoint: it begins with {magic!r}")
     if hashlib.sha256(payload).digest() != digest:
-        msg = f"{path}: torn or corrupt: the digest does not match the payload of {len(payload)} bytes"
-        raise CheckpointError(msg)
-    if blob[len(MAGIC) - 1] != MAGIC[-1]:
+        raise CheckpointError(f"{path}: torn or corrupt: the digest does not match the payload of {len(payload)} bytes")
+    if magic != MAGIC:
         if _format_in(payload) == MAGIC[-1]:
-            msg = f"{path}: corrupt: the first bytes have format {blob[len(MAGIC) - 1]}, the payload {MAGIC[-1]}"
+            msg = f"{path}: corrupt: the first bytes have format {magic[-1]}, the payload {MAGIC[-1]}"
             raise CheckpointError(msg)
         msg = (
-            f"{path} is a checkpoint of format {blob[len(MAGIC) - 1]}, and this version of streamlearn reads format "
+            f"{path} is a checkpoint of format {magic[-1]}, and this version of streamlearn reads format "
             f"{MAGIC[-1]}: use the version that saved it, or {FROM_SCRATCH}"
         )
         raise CheckpointFormatError(msg)
@@ -125,8 +121,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         next_offsets = {TopicPartition(str(t), int(p)): int(offset) for t, p, offset in meta["next_offsets"]}
         return Checkpoint(int(meta["step"]), next_offsets, arrays, meta["extra"], int(meta.get("epoch", 0)))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        msg = f"{path}: the digest matches, but the content cannot be decoded: {error!r}"
-        raise CheckpointError(msg) from error
+        raise CheckpointError(f"{path}: the digest matches, but the content cannot be decoded: {error!r}") from error
 
 
 def _meta(payload: bytes) -> dict[str, Any]:
@@ -144,37 +139,34 @@ def _format_in(payload: bytes) -> int | None:
         return None
 
 
-def _epoch_of(path: Path) -> int | None:
-    """The epoch in the header, without reading the rest; None if it cannot be decoded."""
-    before = len(MAGIC) + _DIGEST_BYTES
+def _epoch_of(path: Path, *, unreadable: int) -> int:
+    """The epoch in the header, without reading the rest; `unreadable` if it cannot be decoded."""
     try:
         with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(before + 8)[before:], "little")
+            header_bytes = int.from_bytes(file.read(_PAYLOAD_AT + 8)[_PAYLOAD_AT:], "little")
             if header_bytes > path.stat().st_size:
-                return None
-            file.seek(before)
+                return unreadable
+            file.seek(_PAYLOAD_AT)
             return int(_meta(file.read(8 + header_bytes)).get("epoch", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return unreadable
 
 
 def newest_epoch(folder: Path) -> int:
     """The largest epoch of a checkpoint in the folder; 0 if there is none."""
-    return max((_epoch_of(path_of(folder, step)) or 0 for step in steps_in(folder)), default=0)
+    return max((_epoch_of(path_of(folder, step), unreadable=0) for step in steps_in(folder)), default=0)
 
 
-def _by_age(folder: Path, steps: list[int], *, unreadable: int) -> list[int]:
-    """Steps by epoch, then by step. `unreadable` is the epoch of files without one.
+def _by_age(folder: Path, *, unreadable: int) -> list[int]:
+    """Steps with a checkpoint by epoch, then by step. `unreadable` is the epoch of files without one.
 
     A fenced learner may have finished a save late, with a larger step than those of the next learner.
     """
-    epochs = {step: _epoch_of(path_of(folder, step)) for step in steps}
-    found = {step: unreadable if epoch is None else epoch for step, epoch in epochs.items()}
-    return sorted(steps, key=lambda step: (found[step], step))
+    return sorted(steps_in(folder), key=lambda step: (_epoch_of(path_of(folder, step), unreadable=unreadable), step))
 
 
-def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | None:
-    """The newest valid checkpoint, up to step `at_most`; None if there never was one.
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest valid checkpoint; None if there never was one.
 
     A corrupt checkpoint is logged and renamed to `.corrupt`, and the one before it is tried.
 
@@ -182,8 +174,7 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
         CheckpointError: there are checkpoints, or corrupt ones were set aside, and none is valid.
         CheckpointFormatError: the newest valid one is of another format. It is left in place.
     """
-    candidates = [step for step in steps_in(folder) if at_most is None or step <= at_most]
-    steps = _by_age(folder, candidates, unreadable=_LAST)  # so that an unreadable one is reported
+    steps = _by_age(folder, unreadable=_LAST)  # so that an unreadable one is reported
     for step in reversed(steps):
         path = path_of(folder, step)
         try:
@@ -196,7 +187,7 @@ def load_newest(folder: Path, *, at_most: int | None = None) -> Checkpoint | Non
                     earlier.unlink()
             path.replace(corrupt)
     # Also at later starts, which find only set-aside files: they must not silently start from step 0.
-    if steps or (at_most is None and any(folder.glob("*.corrupt"))):
+    if steps or any(folder.glob("*.corrupt")):
         raise CheckpointError(f"{folder}: no checkpoint is valid; restore a backup, or {FROM_SCRATCH}")
     return None
 
@@ -210,25 +201,19 @@ class Saver:
         *,
         keep: int,
         on_saved: Callable[[Saved], None],
-        clock: Callable[[], float] = time.time,
-        files: Files | None = None,
-        fence: Fence = NO_FENCE,
+        files: Files = DISK,
     ) -> None:
-        """Keep the newest `keep` checkpoints. `fence` applies unless `files` are given."""
+        """Keep the newest `keep` checkpoints."""
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        self._folder, self._keep, self._on_saved, self._clock = folder, keep, on_saved, clock
-        self._files, self._epoch = files or FencedFiles(fence), fence.epoch
-        self._jobs: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
-        self._busy = threading.Event()
+        self._folder, self._keep, self._on_saved, self._files = folder, keep, on_saved, files
         self._error: OSError | StateError | None = None
-        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread()
 
     @property
     def busy(self) -> bool:
         """Whether a save is in progress."""
-        return self._busy.is_set()
+        return self._thread.is_alive()
 
     def oldest_step(self) -> int:
         """Step of the oldest checkpoint that a restart may fall back to; 0 if there is none."""
@@ -241,11 +226,11 @@ class Saver:
             OSError: the last save failed; the checkpoint before it stands.
             StateLockedError: another learner has taken over; none of its files was overwritten.
         """
-        self._raise_pending()
-        if self._busy.is_set():
+        if self.busy:
             return False
-        self._busy.set()
-        self._jobs.put(checkpoint)
+        self._raise_pending()
+        self._thread = threading.Thread(target=self._save, args=(checkpoint,), name="checkpoint", daemon=True)
+        self._thread.start()
         return True
 
     def wait(self, timeout_s: float) -> bool:
@@ -254,14 +239,15 @@ class Saver:
         Raises:
             OSError: the save failed.
         """
-        deadline = time.monotonic() + timeout_s
-        while self._busy.is_set() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        if self.busy:
+            self._thread.join(timeout_s)
+        if self.busy:
+            return False
         self._raise_pending()
-        return not self._busy.is_set()
+        return True
 
     def close(self, timeout_s: float) -> None:
-        """Wait for the save in progress, and end the thread.
+        """Wait for the save in progress.
 
         Raises:
             OSError: the save failed.
@@ -270,27 +256,21 @@ class Saver:
         if not self.wait(timeout_s):
             msg = f"{self._folder}: a save took longer than {timeout_s:.1f} s; the checkpoint before it stands"
             raise CheckpointError(msg)
-        self._jobs.put(None)
-        self._thread.join(timeout_s)
 
     def _raise_pending(self) -> None:
         error, self._error = self._error, None
         if error is not None:
             raise error
 
-    def _work(self) -> None:
-        while (checkpoint := self._jobs.get()) is not None:
-            started = time.monotonic()
-            try:
-                size = save_checkpoint(self._folder, replace(checkpoint, epoch=self._epoch), self._files)
-                reached("checkpoint-prune", "begin")
-                for step in _by_age(self._folder, steps_in(self._folder), unreadable=-1)[: -self._keep]:
-                    self._files.remove(path_of(self._folder, step))
-                reached("checkpoint-prune", "end")
-                duration_s = time.monotonic() - started
-                self._on_saved(Saved(checkpoint.step, size, duration_s, self._clock(), checkpoint.next_offsets))
-            except (OSError, StateError) as error:
-                self._error = error
-            finally:
-                del checkpoint
-                self._busy.clear()
+    def _save(self, checkpoint: Checkpoint) -> None:
+        started = time.monotonic()
+        try:
+            size = save_checkpoint(self._folder, replace(checkpoint, epoch=self._files.epoch), self._files)
+            reached("checkpoint-prune", "begin")
+            for step in _by_age(self._folder, unreadable=-1)[: -self._keep]:
+                self._files.remove(path_of(self._folder, step))
+            reached("checkpoint-prune", "end")
+            duration_s = time.monotonic() - started
+            self._on_saved(Saved(checkpoint.step, size, duration_s, time.time(), checkpoint.next_offsets))
+        except (OSError, StateError) as error:
+            self._error = error

@@ -15,20 +15,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from streamlearn.errors import StateLockedError
-from streamlearn.state.files import DISK, Chunk, Files, write_whole
+from streamlearn.state.files import Chunk, Files, write_whole
 from streamlearn.state.kill_points import reached
 
 
-class Fence:
-    """One learner's right to write into a state folder. Without a path nothing is checked."""
+class Fence(Files):
+    """The disk, for the learner with the newest epoch only. Without a path nothing is checked."""
 
     def __init__(self, path: Path | None = None, epoch: int = 0) -> None:
-        self._path = path
-        self.epoch = epoch
-        """Larger than the epochs of all earlier learners; 0 for processes that are not learners."""
+        """`epoch` is larger than those of all earlier learners."""
+        self._path, self.epoch = path, epoch
 
     @classmethod
-    def take(cls, path: Path, *, after: int = 0, files: Files = DISK) -> Fence:
+    def take(cls, path: Path, *, after: int = 0) -> Fence:
         """Take the next epoch, durably. The caller holds the folder's lock, so that epochs are unique.
 
         `after` is the largest epoch in journal and checkpoints: the file at `path` may be lost.
@@ -38,7 +37,7 @@ class Fence:
         """
         fence = cls(path, max(_read(path), after) + 1)
         reached("epoch", "begin")
-        write_whole(path, [b"%d\n" % fence.epoch], files, name="epoch")
+        write_whole(path, [b"%d\n" % fence.epoch], name="epoch")
         reached("epoch", "end")
         return fence
 
@@ -55,8 +54,21 @@ class Fence:
             )
             raise StateLockedError(msg)
 
+    def write(self, path: Path, chunks: Iterable[Chunk]) -> None:
+        """See `Files.write`."""
+        self.check()
+        super().write(path, chunks)
 
-NO_FENCE = Fence()
+    def replace(self, source: Path, target: Path) -> None:
+        """See `Files.replace`. Checks again afterwards, so that a late writer is stopped here."""
+        self.check()
+        super().replace(source, target)
+        self.check()
+
+    def remove(self, path: Path) -> None:
+        """See `Files.remove`."""
+        self.check()
+        super().remove(path)
 
 
 def _read(path: Path) -> int:
@@ -65,26 +77,3 @@ def _read(path: Path) -> int:
         return int(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return 0
-
-
-class FencedFiles(Files):
-    """The disk, for the learner with the newest epoch only."""
-
-    def __init__(self, fence: Fence) -> None:
-        self._fence = fence
-
-    def write(self, path: Path, chunks: Iterable[Chunk]) -> None:
-        """See `Files.write`."""
-        self._fence.check()
-        super().write(path, chunks)
-
-    def replace(self, source: Path, target: Path) -> None:
-        """See `Files.replace`. Checks again afterwards, so that a late writer is stopped here."""
-        self._fence.check()
-        super().replace(source, target)
-        self._fence.check()
-
-    def remove(self, path: Path) -> None:
-        """See `Files.remove`."""
-        self._fence.check()
-        super().remove(path)

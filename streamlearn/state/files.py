@@ -6,7 +6,8 @@ A file is replaced as a whole: written under a temporary name, synced, renamed o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from streamlearn.errors import StateError
@@ -17,6 +18,12 @@ Chunk = bytes | bytearray | memoryview
 
 class Files:
     """The real disk."""
+
+    epoch = 0
+    """Of the learner that writes (`fence`); 0 for processes that are not learners."""
+
+    def check(self) -> None:
+        """Check that this process may write; only `fence.Fence` ever refuses."""
 
     def write(self, path: Path, chunks: Iterable[Chunk]) -> None:
         """Write a new file and sync its content."""
@@ -59,6 +66,17 @@ class Files:
 DISK = Files()
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name next to a file. What is there is removed if the block fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+    except (OSError, StateError):
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_whole(path: Path, chunks: Iterable[Chunk], files: Files = DISK, *, name: str = "") -> None:
     """Replace a file so that a crash at any instant leaves the old one or the new one.
 
@@ -68,15 +86,11 @@ def write_whole(path: Path, chunks: Iterable[Chunk], files: Files = DISK, *, nam
         OSError: the old file is unchanged; the temporary file is removed.
         StateError: the same, if `files` are fenced.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         files.write(temporary, chunks)
         reached(name, "written")
         files.replace(temporary, path)
         reached(name, "renamed")
-    except (OSError, StateError):
-        temporary.unlink(missing_ok=True)
-        raise
     files.sync_folder(path.parent)
 
 

@@ -18,7 +18,6 @@ Above `max_bytes` the oldest segments are removed, except those that the oldest 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -31,13 +30,13 @@ import structlog
 
 from streamlearn.errors import StateError
 from streamlearn.records import Offsets, TopicPartition
-from streamlearn.state.fence import NO_FENCE, Fence
 from streamlearn.state.files import DISK, Files
 from streamlearn.state.kill_points import reached
 
 SEGMENT_BYTES = 8 << 20
 MAX_BYTES = 1 << 30
 """Bound of all segments. Beyond it the oldest are removed, except those that the oldest kept checkpoint needs."""
+_SEGMENTS = "journal-*-*.log"
 _REARM = 0.5
 """Hysteresis: `journal_full` is logged again only after the load fell below this."""
 _log = structlog.get_logger(__name__)
@@ -50,24 +49,17 @@ class _Line(NamedTuple):
     next_offsets: Offsets
     epoch: int
     size_bytes: int
-    stale: bool = False
-    """Written by a fenced learner: it does not count."""
 
 
 class _Segment(NamedTuple):
     """One file, and which of its lines count."""
 
     epoch: int
-    """Of the learner that wrote it; 0 without a fence, and in files of versions whose learners shared segments."""
+    """Of the learner that wrote it; 0 without a fence."""
     first_step: int
     path: Path
     until: float = math.inf
-    """Lines from this step on are stale: a later learner's first segment starts there."""
-
-    @property
-    def stale(self) -> bool:
-        """No line counts."""
-        return self.first_step >= self.until
+    """The first step of the next segment. Lines from there on are stale: a fenced learner wrote them."""
 
 
 def _line(step: int, next_offsets: Offsets, epoch: int) -> bytes:
@@ -83,45 +75,46 @@ def parse_line(line: bytes) -> _Line | None:
     try:
         if int(line[:8], 16) != zlib.crc32(line[9:-1]):
             return None
-        step, rows, *more = json.loads(line[9:-1])  # the first version wrote no epoch
+        step, rows, epoch = json.loads(line[9:-1])
         next_offsets = {TopicPartition(str(topic), int(partition)): int(n) for topic, partition, n in rows}
-        return _Line(int(step), next_offsets, int(more[0]) if more else 0, len(line))
+        return _Line(int(step), next_offsets, int(epoch), len(line))
     except (ValueError, TypeError):
         return None
 
 
 def _segments(folder: Path) -> list[_Segment]:
-    """By epoch, then by step, so that those that are not stale are in the order of their steps."""
+    """Segments that count, in the order of their steps.
+
+    Newer learners come first: a segment that starts at or after the first step of a later learner is stale.
+    """
     found = []
-    for path in folder.glob("journal-*.log"):
-        step, _, epoch = path.stem.removeprefix("journal-").partition("-")
-        found.append(_Segment(int(epoch or 0), int(step), path))
-    found.sort()
+    for path in folder.glob(_SEGMENTS):
+        _, step, epoch = path.stem.split("-")
+        found.append(_Segment(int(epoch), int(step), path))
+    live: list[_Segment] = []
     until: float = math.inf
-    for n in reversed(range(len(found))):
-        if n + 1 < len(found) and found[n].epoch < found[n + 1].epoch:
-            until = min(until, found[n + 1].first_step)
-        found[n] = found[n]._replace(until=until)
-    return found
+    for segment in sorted(found, reverse=True):
+        if segment.first_step < until:
+            live.append(segment._replace(until=until))
+            until = segment.first_step
+    return live[::-1]
 
 
 def _lines(segment: _Segment) -> Iterator[_Line | None]:
-    """Lines of one segment in order; ends with None at a torn line."""
-    newest_epoch = 0
+    """Lines of one segment that count, in order; ends with None at a torn line."""
     with segment.path.open("rb") as file:
         for line in file:
             parsed = parse_line(line)
-            if parsed is None:
-                yield None
+            if parsed is not None and parsed.step >= segment.until:
                 return
-            newest_epoch = max(newest_epoch, parsed.epoch)
-            yield parsed._replace(stale=parsed.epoch < newest_epoch or parsed.step >= segment.until)
+            yield parsed
+            if parsed is None:
+                return
 
 
 def newest_epoch(folder: Path) -> int:
     """The epoch of the last learner that wrote here; 0 if it is not known."""
-    newest = _segments(folder)[-1:]
-    return max([0, *(s.epoch for s in newest), *(line.epoch for s in newest for line in _lines(s) if line)])
+    return max((segment.epoch for segment in _segments(folder)), default=0)
 
 
 def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]:
@@ -133,36 +126,30 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
         StateError: a step is missing: it was removed, or the journal has a gap.
     """
     expected = after_step + 1
-    segments = [segment for segment in _segments(folder) if not segment.stale]
-    for segment, following in itertools.zip_longest(segments, segments[1:]):
-        continues_at = following.first_step if following else math.inf
-        if continues_at <= expected:
+    for segment in _segments(folder):
+        if segment.until <= expected:
             continue
         for line in _lines(segment):
             if line is None:
                 break
-            if line.stale or line.step < expected:
+            if line.step < expected:
                 continue
             if line.step > expected:
-                msg = f"{segment.path}: expected step {expected}, found {line.step}: steps are missing"
-                raise StateError(msg)
+                raise StateError(f"{segment.path}: expected step {expected}, found {line.step}: steps are missing")
             yield line.step, line.next_offsets
             expected += 1
         else:
             continue
-        if continues_at != expected:
+        if segment.until != expected:
             return
 
 
 class Journal:
     """Appends steps. Used by one thread only."""
 
-    def __init__(
-        self, folder: Path, *, max_bytes: int = MAX_BYTES, fence: Fence = NO_FENCE, files: Files = DISK
-    ) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int = MAX_BYTES, files: Files = DISK) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._fence, self._files = folder, fence, files
-        self._max_bytes = max_bytes
+        self._folder, self._max_bytes, self._files = folder, max_bytes, files
         self._descriptor: int | None = None
         self._size_bytes = 0
         """Of the open segment."""
@@ -184,7 +171,7 @@ class Journal:
         Raises:
             StateLockedError: another learner has taken over.
         """
-        self._fence.check()
+        self._files.check()
         self._keep_after = step
         self._trim()
 
@@ -194,13 +181,13 @@ class Journal:
         Raises:
             StateLockedError: another learner has taken over.
         """
-        self._fence.check()
+        self._files.check()
         reached("journal-cut", "begin")
         self._close_segment()
-        for segment in reversed([segment for segment in _segments(self._folder) if not segment.stale]):
+        for segment in reversed(_segments(self._folder)):
             keep = 0
             for line in _lines(segment):
-                if line is None or (line.step > step and not line.stale):
+                if line is None or line.step > step:
                     break
                 keep += line.size_bytes
             if keep:
@@ -218,13 +205,13 @@ class Journal:
             StateLockedError: another learner has taken over; nothing was written.
             StateError: the disk accepted only a part of the line.
         """
-        self._fence.check()
+        self._files.check()
         if self._descriptor is None or self._size_bytes >= SEGMENT_BYTES:
             self.sync()
-            self._open(self._folder / f"journal-{step:012d}-{self._fence.epoch:06d}.log")
+            self._open(self._folder / f"journal-{step:012d}-{self._files.epoch:06d}.log")
             self._trim()
         assert self._descriptor is not None
-        line = _line(step, next_offsets, self._fence.epoch)
+        line = _line(step, next_offsets, self._files.epoch)
         reached("journal-append", "begin")
         written = self._files.append(self._descriptor, line)
         reached("journal-append", "end")
@@ -243,7 +230,7 @@ class Journal:
         Raises:
             StateLockedError: another learner has taken over; nothing may be published or saved.
         """
-        self._fence.check()
+        self._files.check()
         reached("journal-sync", "begin")
         self._sync()
         reached("journal-sync", "end")
@@ -272,16 +259,11 @@ class Journal:
 
     def _trim(self) -> None:
         """Remove stale segments, then the oldest unneeded ones until the rest fits. Updates the load."""
-        live = []
-        for segment in _segments(self._folder):
-            if segment.stale:
-                segment.path.unlink()
-            else:
-                live.append(segment)
+        live = _segments(self._folder)
         sizes = {segment.path: segment.path.stat().st_size for segment in live}
-        past = [
-            segment for segment, following in itertools.pairwise(live) if following.first_step <= self._keep_after + 1
-        ]
+        for path in set(self._folder.glob(_SEGMENTS)) - sizes.keys():
+            path.unlink()
+        past = [segment for segment in live if segment.until <= self._keep_after + 1]
         total = sum(sizes.values())
         self._needed_bytes = total - sum(sizes[segment.path] for segment in past)
         if self.load < _REARM:

@@ -1,7 +1,7 @@
 """Named points in the learner, around each durable operation, at which a fault harness can kill the process.
 
-A point costs one comparison unless one is armed: by the environment variable `STREAMLEARN_CRASH_AT`, or by `arm` in the
-same process. `STREAMLEARN_CRASH_AT=checkpoint.renamed:3` sends SIGKILL at the third pass; with `:3:stop` it sends
+A point costs one comparison unless one is armed by the environment variable `STREAMLEARN_CRASH_AT`.
+`STREAMLEARN_CRASH_AT=checkpoint.renamed:3` sends SIGKILL at the third pass; with `:3:stop` it sends
 SIGSTOP. No setting arms a point. An unknown name stops the process, so that a misspelt point does not pass a test.
 
 A file that is replaced as a whole has four points: `begin`, `written` (temporary file, synced), `renamed` (folder not
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 VARIABLE = "STREAMLEARN_CRASH_AT"
 _WHOLE = ("begin", "written", "renamed", "end")
@@ -39,25 +39,16 @@ POINTS = tuple(f"{operation}.{place}" for operation, places in _OPERATIONS.items
 """Every point, in the order in which a learner first passes them."""
 
 
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _stop() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-_ACTS = {"kill": _kill, "stop": _stop}
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 class _Armed:
-    """Counts down the passes of one point, in any thread."""
+    """Counts down the passes of one point, in any thread, and then sends a signal to this process."""
 
-    def __init__(self, point: str, nth: int, act: Callable[[], None]) -> None:
+    def __init__(self, point: str, nth: int, sent: signal.Signals) -> None:
         if point not in POINTS or nth < 1:
-            msg = f"{VARIABLE}: no pass {nth} of a point {point!r}; points are {', '.join(POINTS)}"
-            raise ValueError(msg)
-        self._point, self._left, self._act = point, nth, act
+            raise ValueError(f"{VARIABLE}: no pass {nth} of a point {point!r}; points are {', '.join(POINTS)}")
+        self._point, self._left, self._sent = point, nth, sent
         self._counting = threading.Lock()
 
     def passed(self, point: str) -> None:
@@ -67,7 +58,7 @@ class _Armed:
             self._left -= 1
             due = self._left == 0
         if due:
-            self._act()
+            os.kill(os.getpid(), self._sent)
 
 
 _armed: _Armed | None = None
@@ -79,34 +70,19 @@ def reached(operation: str, place: str) -> None:
         _armed.passed(f"{operation}.{place}")
 
 
-def arm(point: str, nth: int = 1, act: Callable[[], None] = _kill) -> None:
-    """Call `act` at the n-th pass of a point from now on; by default it sends SIGKILL to this process.
+def arm_from(environ: Mapping[str, str]) -> None:
+    """Arm the point that the environment variable names; without it no point is armed.
 
     Raises:
-        ValueError: there is no such point.
+        ValueError: the variable cannot be parsed, or there is no such point.
     """
     global _armed  # noqa: PLW0603  one point per process, so that it need not be passed through every part
-    _armed = _Armed(point, nth, act)
-
-
-def disarm() -> None:
-    """Disarm the point."""
-    global _armed  # noqa: PLW0603
     _armed = None
-
-
-def arm_from(environ: Mapping[str, str]) -> None:
-    """Arm the point that the environment variable names.
-
-    Raises:
-        ValueError: the variable cannot be parsed.
-    """
     if (value := environ.get(VARIABLE)) is not None:
         point, nth, act, *_ = [*value.split(":"), "", ""]
-        if act and act not in _ACTS:
-            msg = f"{VARIABLE}={value}: the action must be one of {', '.join(_ACTS)}"
-            raise ValueError(msg)
-        arm(point, int(nth or 1), _ACTS[act or "kill"])
+        if act and act not in _SIGNALS:
+            raise ValueError(f"{VARIABLE}={value}: the action must be one of {', '.join(_SIGNALS)}")
+        _armed = _Armed(point, int(nth or 1), _SIGNALS[act or "kill"])
 
 
 arm_from(os.environ)

@@ -25,7 +25,6 @@ from safetensors.numpy import load, save
 
 from streamlearn.errors import StateError
 from streamlearn.records import Array
-from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
 from streamlearn.state.files import DISK, Chunk, Files, remove_leftovers, write_whole
 from streamlearn.state.kill_points import reached
 
@@ -72,19 +71,17 @@ class Publisher:
         keep_history: int = KEEP_HISTORY,
         metadata: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
-        files: Files | None = None,
-        fence: Fence = NO_FENCE,
+        files: Files = DISK,
     ) -> None:
         """Keep the newest `keep`, and `keep_history` older ones as `spread` chooses them.
 
         Together with a pinned one, at most `keep + keep_history + 1` teachers are on disk between two publications.
-        `metadata` goes into every header. `clock` gives seconds since the epoch. `fence` applies unless `files` are
-        given.
+        `metadata` goes into every header. `clock` gives seconds since 1970.
         """
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         self._folder, self._keep, self._keep_history, self._metadata = folder, keep, keep_history, metadata or {}
-        self._clock, self._files, self._epoch = clock, files or FencedFiles(fence), fence.epoch
+        self._clock, self._files = clock, files
 
     def publish(self, step: int, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> PublishedModel:
         """Write the teacher of a step, point servers to it, and remove old ones.
@@ -104,11 +101,14 @@ class Publisher:
             **metadata,
             "step": str(step),
             "published_at_s": repr(published_at_s),
-            "epoch": str(self._epoch),
+            "epoch": str(self._files.epoch),
         }
-        content, header = _sealed({name: np.asarray(array, order="C") for name, array in arrays.items()}, header)
+        ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        content = memoryview(save(ordered, metadata={**header, DIGEST: _ZEROS}))
+        at, header[DIGEST] = _digest(content)
+        sealed: list[Chunk] = [content[:at], header[DIGEST].encode(), content[at + len(_ZEROS) :]]
         reached("teacher", "begin")
-        write_whole(path, content, self._files, name="teacher")
+        write_whole(path, sealed, self._files, name="teacher")
         reached("teacher", "end")
         pointer = {"file": path.name, "step": step, "published_at_s": published_at_s, "metadata": header}
         reached("pointer", "begin")
@@ -124,15 +124,12 @@ class Publisher:
 
         Files that cannot be read as a teacher are removed too.
         """
-        others = [model for model in _models(self._folder) if model.path != newest]
-        split = max(0, len(others) - (self._keep - 1))
-        old, recent = others[:split], others[split:]
+        others = [model for model in reversed(_models(self._folder)) if model.path != newest]
+        recent, old = others[: self._keep - 1], others[self._keep - 1 :]
         now_s = self._clock()
-        ages_s = [now_s - model.published_at_s for model in reversed(old)]
-        youngest_s = now_s - recent[0].published_at_s if recent else 0.0
-        chosen = spread(ages_s, keep=self._keep_history, after_s=youngest_s)
-        history = [old[len(old) - 1 - index] for index in chosen]
-        kept = {newest, *(model.path for model in (*recent, *history))}
+        ages_s = [now_s - model.published_at_s for model in old]
+        chosen = spread(ages_s, keep=self._keep_history, after_s=now_s - recent[-1].published_at_s if recent else 0.0)
+        kept = {newest, *(model.path for model in recent), *(old[index].path for index in chosen)}
         for path in sorted(self._folder.glob(_TEACHERS)):
             if path not in kept:
                 self._files.remove(path)
@@ -184,7 +181,7 @@ class PublishedDir:
     def versions(self) -> list[PublishedModel]:
         """All versions that can be served, in the order of publication. Reads headers only; skips other files."""
         found = {model.identity: model for model in _models(self.folder)}
-        pinned = _pinned_or_none(self.folder)
+        pinned = _read_or_none(self.folder / PIN)
         if pinned is not None:
             found.setdefault(pinned.identity, pinned)
         return sorted(found.values(), key=_by_publication)
@@ -203,13 +200,12 @@ def pin(folder: Path, step: int, files: Files = DISK) -> PublishedModel:
         content = path.read_bytes()
         _check_digest(model, content)
     except (FileNotFoundError, StateError) as error:
-        pinned = _pinned_or_none(folder)
+        pinned = _read_or_none(folder / PIN)
         if pinned is not None and pinned.step == step:
             return pinned
         existing = ", ".join(str(model.step) for model in PublishedDir(folder).versions()) or "none"
         why = f": {error}" if isinstance(error, StateError) else ""
-        msg = f"{folder}: no version {step} to roll back to{why}; there are: {existing}"
-        raise StateError(msg) from error
+        raise StateError(f"{folder}: no version {step} to roll back to{why}; there are: {existing}") from error
     write_whole(folder / PIN, [content], files)
     return _read_teacher(folder / PIN)
 
@@ -230,7 +226,7 @@ def unpin(folder: Path, files: Files = DISK) -> bool:
 
 def listing(published: PublishedDir, now_s: float) -> list[dict[str, Any]]:
     """All versions as plain values, newest first; `served` marks the one that servers answer with."""
-    newest, pinned = None, _pinned_or_none(published.folder)
+    newest, pinned = None, _read_or_none(published.folder / PIN)
     with contextlib.suppress(StateError):  # a broken pointer must not hide the versions
         newest = published.newest()
     served = pinned or newest
@@ -240,18 +236,13 @@ def listing(published: PublishedDir, now_s: float) -> list[dict[str, Any]]:
             "published_at_s": model.published_at_s,
             "age_s": round(max(0.0, now_s - model.published_at_s), 3),
             "size_bytes": _size_bytes(model.path),
-            "scores": scores_of(model.metadata),
+            "scores": _json_object(model.metadata, "scores"),
             "newest": newest is not None and model.identity == newest.identity,
             "pinned": pinned is not None and model.identity == pinned.identity,
             "served": served is not None and model.identity == served.identity,
         }
         for model in reversed(published.versions())
     ]
-
-
-def scores_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """The scores in a teacher's header; None if it has none."""
-    return _json_object(metadata, "scores")
 
 
 def learned_offsets_of(metadata: Mapping[str, str]) -> dict[str, int] | None:
@@ -273,37 +264,21 @@ def load_arrays(model: PublishedModel) -> dict[str, Array]:
         _check_digest(model, content)
         arrays: dict[str, Array] = load(content)
     except (OSError, SafetensorError) as error:
-        msg = f"{model.path}: cannot be read as a published teacher: {error}"
-        raise StateError(msg) from error
+        raise StateError(f"{model.path}: cannot be read as a published teacher: {error}") from error
     return arrays
 
 
-def _sealed(arrays: Mapping[str, Array], header: Mapping[str, str]) -> tuple[list[Chunk], dict[str, str]]:
-    """The content of a teacher's file, and its header with the digest.
-
-    The digest is a part of the header, so it is computed with zeros in its place.
-    """
-    content = memoryview(save(dict(arrays), metadata={**header, DIGEST: _ZEROS}))
-    before, after = _around_digest(content)
-    digest = _digest(before, after)
-    return [before, digest.encode(), after], {**header, DIGEST: digest}
-
-
-def _digest(before: memoryview, after: memoryview) -> str:
-    digest = hashlib.sha256(before)
-    digest.update(_ZEROS.encode())
-    digest.update(after)
-    return digest.hexdigest()
-
-
-def _around_digest(content: memoryview) -> tuple[memoryview, memoryview]:
-    """The content before and after the digest.
+def _digest(content: memoryview) -> tuple[int, str]:
+    """Where the digest is in a teacher's file, and what it must be. It is a part of the header: zeros take its place.
 
     The key cannot match inside a value of the header, where its quotes are escaped.
     """
     key = f'"{DIGEST}":"'.encode()
     at = bytes(_header(content)).find(key) + 8 + len(key)
-    return content[:at], content[at + len(_ZEROS) :]
+    digest = hashlib.sha256(content[:at])
+    digest.update(_ZEROS.encode())
+    digest.update(content[at + len(_ZEROS) :])
+    return at, digest.hexdigest()
 
 
 def _header(content: memoryview) -> memoryview:
@@ -319,12 +294,11 @@ def _check_digest(model: PublishedModel, content: bytes) -> None:
     digest, view = model.metadata.get(DIGEST), memoryview(content)
     if digest is None:
         return
-    if _digest(*_around_digest(view)) != digest:
+    if _digest(view)[1] != digest:
         msg = f"{model.path}: torn, corrupt or another teacher: the digest does not match its {len(content)} bytes"
         raise StateError(msg)
     if json.loads(bytes(_header(view)))["__metadata__"] != model.metadata:
-        msg = f"{model.path}: the pointer to it is corrupt: it has another header than the file"
-        raise StateError(msg)
+        raise StateError(f"{model.path}: the pointer to it is corrupt: it has another header than the file")
 
 
 class _Watched:
@@ -350,8 +324,7 @@ class _Watched:
         except FileNotFoundError:
             self._seen = self._model = None
         except OSError as error:  # a stale handle or no free descriptor, which may be temporary
-            msg = f"{self._path}: cannot read: {error}"
-            raise StateError(msg) from error
+            raise StateError(f"{self._path}: cannot read: {error}") from error
         return self._model
 
 
@@ -361,8 +334,7 @@ def _read_pointer(path: Path) -> PublishedModel:
         metadata = {str(key): str(value) for key, value in pointer["metadata"].items()}
         return _model(path.parent / Path(str(pointer["file"])).name, metadata)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path}: not a pointer to a published teacher: {error!r}"
-        raise StateError(msg) from error
+        raise StateError(f"{path}: not a pointer to a published teacher: {error!r}") from error
 
 
 def _read_teacher(path: Path) -> PublishedModel:
@@ -379,8 +351,7 @@ def _read_teacher(path: Path) -> PublishedModel:
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        msg = f"{path}: not a published teacher: {error!r}"
-        raise StateError(msg) from error
+        raise StateError(f"{path}: not a published teacher: {error!r}") from error
 
 
 def _model(path: Path, metadata: dict[str, str]) -> PublishedModel:
@@ -389,22 +360,18 @@ def _model(path: Path, metadata: dict[str, str]) -> PublishedModel:
 
 def _models(folder: Path) -> list[PublishedModel]:
     """Readable teachers of the folder, in the order of publication."""
-    found = []
-    for path in folder.glob(_TEACHERS):
-        try:
-            found.append(_read_teacher(path))
-        except (FileNotFoundError, StateError):
-            continue  # just removed by the learner, or torn
-    return sorted(found, key=_by_publication)
+    found = (_read_or_none(path) for path in folder.glob(_TEACHERS))
+    return sorted((model for model in found if model is not None), key=_by_publication)
 
 
 def _by_publication(model: PublishedModel) -> tuple[float, int]:
     return model.published_at_s, model.step
 
 
-def _pinned_or_none(folder: Path) -> PublishedModel | None:
+def _read_or_none(path: Path) -> PublishedModel | None:
+    """None if it was just removed, or is torn."""
     try:
-        return _read_teacher(folder / PIN)
+        return _read_teacher(path)
     except (FileNotFoundError, StateError):
         return None
 

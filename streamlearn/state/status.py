@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamlearn.errors import StateError
-from streamlearn.state.files import DISK, Files
+from streamlearn.state.files import DISK, Files, replacing
 
 
 def write_status(path: Path, status: Mapping[str, Any], files: Files = DISK) -> None:
@@ -19,13 +17,9 @@ def write_status(path: Path, status: Mapping[str, Any], files: Files = DISK) -> 
         OSError: the old one is unchanged.
         StateError: the same, if `files` are fenced.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(json.dumps(status).encode())
         files.replace(temporary, path)
-    except (OSError, StateError):
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_status(path: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness.fakes import ManualClock, MemoryLog
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as KafkaPartition
 
@@ -18,7 +19,6 @@ from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.log.kafka import KafkaLog
 from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord, Offsets, Position, Record, TopicPartition
-from streamlearn.testing import ManualClock, MemoryLog
 
 PARTITIONS = 3
 MAX_RECORD_BYTES = 2 << 20

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.fakes import InjectedCrash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.store_file import FILE
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
-from streamlearn.testing import InjectedCrash
 
 SCHEMA = Schema((5,), np.dtype(np.uint8), ("ant", "bee", "cat"))
 LABELS = LabelsConfig.model_construct(

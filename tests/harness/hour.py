@@ -63,8 +63,6 @@ port = {port}
 processes = 2
 [metrics]
 port = 0
-[run]
-log_format = "json"
 """
 WARM_UP_S = 600.0
 START_S = 120.0

@@ -59,8 +59,6 @@ processes = 1
 port = {port}
 [metrics]
 port = 0
-[run]
-log_format = "json"
 """
 EXIT_LOG_UNAVAILABLE, EXIT_STATE_BAD = 1, 3
 """Exit codes: the log was unavailable for too long; the state cannot be read or written."""

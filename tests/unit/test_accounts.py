@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from streamlearn.errors import RecordError
-from streamlearn.loop.accounts import Accounts
-from streamlearn.loop.report import StepReport
-from streamlearn.records import BadRecord, Gap, Position, Record
+from streamlearn.loop.accounts import Accounts, accounts_of
+from streamlearn.records import BadRecord, Gap, Label, Position, Record, Sample
 
 SOUND = {
     "samples_read": 12,
@@ -37,15 +37,15 @@ def test_a_step_adds_each_record_to_one_outcome() -> None:
     """Bad records and gaps by their topic."""
     bad = [BadRecord(Record(Position(topic, 0, 1), 0, b"k", b"v"), RecordError("not_json", "")) for topic in ("s", "l")]
     gaps = [Gap(Position("s", 0, 9), missing=7), Gap(Position("l", 0, 9), missing=8)]
-    report = StepReport(
-        step=1, samples=12, labels=5, fresh=6, shed=2, duplicates=3, inline_labels=2, bad=bad, gaps=gaps, phases_s={}
-    )
+    samples = [Sample(Position("s", 0, n), 1.0, str(n), np.zeros(1), label=0 if n < 2 else None) for n in range(11)]
+    labels = [Label(Position("l", 0, n), 1.0, str(n), 0) for n in range(4)]
+    step = accounts_of([*bad, *gaps, *samples, *labels], "s", learned=6, thinned=2, duplicate_ids=3)
     accounts = Accounts()
 
-    accounts.add(report, "s")
+    accounts.add(step)
 
     assert accounts.as_dict() == SOUND
-    accounts.add(report, "s")
+    accounts.add(step)
     assert accounts.as_dict() == {name: 2 * count for name, count in SOUND.items()}
     accounts.check()
 

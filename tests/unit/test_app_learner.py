@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness.fakes import MemoryLog
 from small_learner import L, S, config_in, filled_log, learn
 
 from streamlearn.app import inspect as inspecting
@@ -21,7 +22,6 @@ from streamlearn.loop.report import StepReport
 from streamlearn.state.checkpoint import path_of, save_checkpoint
 from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir, load_arrays, teacher_path
-from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
 
@@ -94,8 +94,8 @@ class TestRestart:
             served.append(loop.learner.served)
             loop.learner.serve(1)
 
-        for n, serve in enumerate(("elected", "elected", "teacher")):
-            config = config_in(tmp_path, **{"learn.serve": serve})
+        for n, twin in enumerate(("elect", "elect", "measure")):
+            config = config_in(tmp_path, **{"learn.twin": twin})
             log.append("samples", [make_codec(config).encode_sample(f"more{n}", np.ones(4, np.float32))])
             learn(config, log, on_step=elect)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from harness.fakes import MemoryLog
 
 from streamlearn.app.log import log_exists, make_topics, open_log
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.log.kafka import KafkaLog
-from streamlearn.testing import MemoryLog
 
 
 def config(**overrides: object) -> Config:

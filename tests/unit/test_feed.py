@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from harness.fakes import MemoryLog, MemoryReader
 from structlog.testing import capture_logs
 
 from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError
@@ -26,7 +27,6 @@ from streamlearn.records import (
     Schema,
     TopicPartition,
 )
-from streamlearn.testing import MemoryLog, MemoryReader
 
 SCHEMA = Schema((2,), np.dtype(np.float32), ("a", "b"))
 CODEC = Codec(SCHEMA)

@@ -22,8 +22,8 @@ from streamlearn.state.checkpoint import (
     steps_in,
 )
 from streamlearn.state.checkpoint import newest_epoch as newest_of_checkpoints
-from streamlearn.state.fence import NO_FENCE, Fence, FencedFiles
-from streamlearn.state.files import write_whole
+from streamlearn.state.fence import Fence
+from streamlearn.state.files import DISK, write_whole
 from streamlearn.state.journal import Journal, newest_epoch, read_journal
 from streamlearn.state.publish import POINTER, PublishedDir, Publisher
 
@@ -35,7 +35,7 @@ def checkpoint(step: int, epoch: int = 0) -> Checkpoint:
 
 
 def saver(folder: Path, fence: Fence, keep: int = 9) -> Saver:
-    return Saver(folder, keep=keep, on_saved=lambda _: None, fence=fence)
+    return Saver(folder, keep=keep, on_saved=lambda _: None, files=fence)
 
 
 def two_learners(folder: Path) -> tuple[Fence, Fence]:
@@ -77,7 +77,7 @@ class TestEpoch:
 
     def test_without_a_fence_nothing_is_checked(self) -> None:
         """For tools that run without a learner."""
-        NO_FENCE.check()
+        DISK.check()
 
 
 class TestAnOlderLearner:
@@ -89,19 +89,18 @@ class TestAnOlderLearner:
         before = content(tmp_path)
 
         with pytest.raises(StateLockedError):
-            write_whole(path, [b"new"], FencedFiles(older))
+            write_whole(path, [b"new"], older)
 
         assert content(tmp_path) == before
 
     def test_is_stopped_after_a_late_rename(self, tmp_path: Path) -> None:
         """If it was replaced between the check and the rename, the second check raises."""
 
-        class TakenOver(FencedFiles):
-            def write(self, path: Path, chunks: object) -> None:
-                path.write_bytes(b"new")
-
         class Late(Fence):
             looks = 0
+
+            def write(self, path: Path, chunks: object) -> None:
+                path.write_bytes(b"new")
 
             def check(self) -> None:
                 self.looks += 1
@@ -112,14 +111,14 @@ class TestAnOlderLearner:
         late = Late(tmp_path / "epoch", Fence.take(tmp_path / "epoch").epoch)
 
         with pytest.raises(StateLockedError):
-            write_whole(tmp_path / "state.bin", [b"new"], TakenOver(late))
+            write_whole(tmp_path / "state.bin", [b"new"], late)
 
     def test_removes_nothing(self, tmp_path: Path) -> None:
         """Not even old files."""
         older, _ = two_learners(tmp_path)
 
         with pytest.raises(StateLockedError):
-            FencedFiles(older).remove(tmp_path / "epoch")
+            older.remove(tmp_path / "epoch")
         assert (tmp_path / "epoch").exists()
 
     def test_saves_no_checkpoint(self, tmp_path: Path) -> None:
@@ -139,11 +138,11 @@ class TestAnOlderLearner:
         """Neither file nor pointer."""
         older, newer = two_learners(tmp_path)
         folder = tmp_path / "published"
-        Publisher(folder, keep=2, clock=lambda: 1.0, fence=newer).publish(3, {"w": np.zeros(1)}, {})
+        Publisher(folder, keep=2, clock=lambda: 1.0, files=newer).publish(3, {"w": np.zeros(1)}, {})
         before = content(folder)
 
         with pytest.raises(StateLockedError):
-            Publisher(folder, keep=2, clock=lambda: 2.0, fence=older).publish(4, {"w": np.zeros(1)}, {})
+            Publisher(folder, keep=2, clock=lambda: 2.0, files=older).publish(4, {"w": np.zeros(1)}, {})
 
         assert content(folder) == before
 
@@ -151,7 +150,7 @@ class TestAnOlderLearner:
     def test_changes_no_journal(self, tmp_path: Path, do: Callable[[Journal], None]) -> None:
         """`sync` raises too, because the flush of the ledger comes after it."""
         older = Fence.take(tmp_path / "epoch")
-        journal = Journal(tmp_path / "journal", max_bytes=1 << 20, fence=older)
+        journal = Journal(tmp_path / "journal", max_bytes=1 << 20, files=older)
         journal.append(1, {A: 1})
         newer = Fence.take(tmp_path / "epoch")
         before = content(tmp_path)
@@ -167,7 +166,7 @@ class TestAnOlderLearner:
 class TestLateWrites:
     def test_a_late_journal_line_is_skipped(self, tmp_path: Path) -> None:
         """It was written between check and fencing; the next learner formed that step from other records."""
-        older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
+        older, newer = (Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=epoch)) for epoch in (1, 2))
         older.append(1, {A: 8})
         newer.cut_after(1)
         newer.append(2, {A: 16})
@@ -179,7 +178,7 @@ class TestLateWrites:
 
     def test_cutting_keeps_the_lines_after_it(self, tmp_path: Path) -> None:
         """Its step number does not count."""
-        older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
+        older, newer = (Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=epoch)) for epoch in (1, 2))
         newer.append(1, {A: 8})
         older.append(9, {A: 99})
         newer.append(2, {A: 16})
@@ -233,7 +232,7 @@ class TestEpochInFiles:
 
     def test_a_teacher_and_its_pointer_have_the_epoch(self, tmp_path: Path) -> None:
         """In the header."""
-        Publisher(tmp_path, keep=2, clock=lambda: 1.0, fence=Fence(epoch=4)).publish(1, {"w": np.zeros(1)}, {})
+        Publisher(tmp_path, keep=2, clock=lambda: 1.0, files=Fence(epoch=4)).publish(1, {"w": np.zeros(1)}, {})
 
         newest = PublishedDir(tmp_path).newest()
         assert newest is not None
@@ -242,17 +241,11 @@ class TestEpochInFiles:
 
     def test_a_journal_has_the_epoch(self, tmp_path: Path) -> None:
         """In each line."""
-        journal = Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=4))
+        journal = Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=4))
         journal.append(1, {A: 1})
 
         assert newest_epoch(tmp_path) == 4
         journal.close()
-
-    def test_a_journal_without_epochs_is_read(self, tmp_path: Path) -> None:
-        """The first version wrote two fields per line."""
-        (tmp_path / "journal-000000000001.log").write_bytes(b'c87f1f90 [1,[["samples",0,8]]]\n')
-
-        assert list(read_journal(tmp_path, 0)) == [(1, {A: 8})]
 
 
 class TestStore:

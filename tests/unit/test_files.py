@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 import pytest
+from harness.fakes import FaultyFiles
 
 from streamlearn.state.files import DISK, remove_leftovers, write_whole
-from streamlearn.testing import FaultyFiles
 
 
 def test_a_file_is_written_from_its_chunks(tmp_path: Path) -> None:

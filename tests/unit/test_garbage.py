@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from streamlearn.app.garbage import GC_THRESHOLD, gc_threshold
+from streamlearn.app.learner import GC_THRESHOLD, gc_threshold
 
 
 class Cycle:

@@ -26,7 +26,7 @@ class Loop:
     """A learner of three easy classes, and the guard that checks it every fifth step."""
 
     def __init__(self, *, reaction: Literal["alarm", "renew"] = "alarm", on: bool = True) -> None:
-        self.learner = Learner(SPEC, settings(twin=True, noise="none", learning_rate=0.02))
+        self.learner = Learner(SPEC, settings(twin="measure", noise="none", learning_rate=0.02))
         self.replay, self.board = ReplayBuffer(100, SCHEMA, 0), Scoreboard(SCHEMA.classes, window=200)
         rng = np.random.default_rng(0)
         for n in range(60):

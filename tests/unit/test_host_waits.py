@@ -91,7 +91,7 @@ def waits() -> Iterator[list[str]]:
 def as_on_a_gpu(spec: ModelSpec, **changed: Any) -> Learner:
     """A learner on the CPU with the code path of a GPU, after its first steps, in which it may wait."""
     supervised = changed.get("method") == "supervised"
-    learner = Learner(spec, settings(spec, **changed, twin=not supervised), host_may_ask=False)
+    learner = Learner(spec, settings(spec, **changed, twin="off" if supervised else "measure"), host_may_ask=False)
     counts = {f"learner.{name}": np.array(FIRST_STEPS, np.int64) for name in ("updates", "twin_updates")}
     learner.load_state(learner.state() | counts)
     return learner

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.fakes import ManualClock
 from served import FLOATS, Served, client_of, error_of
 
 import streamlearn
@@ -32,7 +33,6 @@ from streamlearn.state.checkpoint import MAGIC, load_checkpoint, load_newest, pa
 from streamlearn.state.journal import read_journal
 from streamlearn.state.publish import PIN, POINTER, PublishedDir, Publisher, teacher_path
 from streamlearn.state.status import read_status
-from streamlearn.testing import ManualClock
 
 PACKAGE = Path(streamlearn.__file__).parent
 

@@ -28,7 +28,6 @@ def test_starts_over_when_the_action_is_done() -> None:
 
     interval.done(6, 110.0)
 
-    assert not interval.behind(6)
-    assert interval.behind(7)
+    assert not interval.due(6, 200.0)
     assert not interval.due(7, 119.9)
     assert interval.due(7, 120.0)

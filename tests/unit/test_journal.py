@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from harness.fakes import FaultyFiles
 from structlog.testing import capture_logs
 
 from streamlearn.errors import StateError
@@ -13,7 +14,6 @@ from streamlearn.records import Offsets, TopicPartition
 from streamlearn.state import journal as module
 from streamlearn.state.fence import Fence
 from streamlearn.state.journal import Journal, newest_epoch, read_journal
-from streamlearn.testing import FaultyFiles
 
 A, B = TopicPartition("samples", 0), TopicPartition("labels", 1)
 
@@ -161,7 +161,7 @@ class TestAppending:
         """The bound also holds for many restarts between two checkpoints."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
         for step in range(1, 101):
-            journal = Journal(tmp_path, max_bytes=2_000, fence=Fence(epoch=step))
+            journal = Journal(tmp_path, max_bytes=2_000, files=Fence(epoch=step))
             journal.keep_after(10)
             journal.cut_after(step - 1)
             journal.append(step, cut(step))
@@ -192,7 +192,7 @@ class TestAFencedLearner:
     ) -> None:
         """Its segment starts before, at or right after a step of the next learner."""
         monkeypatch.setattr(module, "SEGMENT_BYTES", segment_bytes)
-        older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
+        older, newer = (Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=epoch)) for epoch in (1, 2))
         taken_over_at = 6 if late == 6 else 5
         for step in range(1, taken_over_at):
             older.append(step, cut(step))
@@ -205,7 +205,7 @@ class TestAFencedLearner:
 
         assert list(read_journal(tmp_path, after)) == [(step, cut(step)) for step in range(after + 1, 21)]
         assert newest_epoch(tmp_path) == 2
-        third = Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=3))
+        third = Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=3))
         third.cut_after(20)
         third.append(21, cut(21))
         assert list(read_journal(tmp_path, after)) == [(step, cut(step)) for step in range(after + 1, 22)]
@@ -214,13 +214,27 @@ class TestAFencedLearner:
 
     def test_a_torn_late_line_is_skipped(self, tmp_path: Path) -> None:
         """It was killed during the write."""
-        older, newer = (Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=epoch)) for epoch in (1, 2))
+        older, newer = (Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=epoch)) for epoch in (1, 2))
         older.append(1, cut(1))
         (segment,) = tmp_path.iterdir()
         newer.cut_after(1)
         newer.append(2, cut(2))
 
         segment.write_bytes(segment.read_bytes() + b"0123")
+
+        assert list(read_journal(tmp_path, 0)) == [(1, cut(1)), (2, cut(2))]
+        for journal in (older, newer):
+            journal.close()
+
+    def test_a_cut_before_the_next_learner_removes_a_late_line(self, tmp_path: Path) -> None:
+        """A third learner restarts from before the second one: no line of the first may count again."""
+        older, newer, third = (Journal(tmp_path, max_bytes=1 << 20, files=Fence(epoch=epoch)) for epoch in (1, 2, 3))
+        for step in (1, 2):
+            older.append(step, cut(step))
+        newer.append(3, cut(3))
+        older.append(4, {A: 9999})
+
+        third.cut_after(2)
 
         assert list(read_journal(tmp_path, 0)) == [(1, cut(1)), (2, cut(2))]
         for journal in (older, newer):
@@ -234,17 +248,3 @@ class TestAFencedLearner:
         segment.write_bytes(segment.read_bytes()[:-1] + b"x")
 
         assert [step for step, _ in read_journal(tmp_path, 0)] == [1, 2]
-
-    def test_segments_without_an_epoch_are_read(self, tmp_path: Path) -> None:
-        """They are from the first version, and come first."""
-        write(tmp_path, range(1, 6))
-        (segment,) = tmp_path.iterdir()
-        segment.rename(tmp_path / "journal-000000000001.log")
-
-        journal = Journal(tmp_path, max_bytes=1 << 20, fence=Fence(epoch=7))
-        journal.cut_after(4)
-        journal.append(5, {A: 7})
-        journal.close()
-
-        assert list(read_journal(tmp_path, 2)) == [(3, cut(3)), (4, cut(4)), (5, {A: 7})]
-        assert newest_epoch(tmp_path) == 7

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError
-from streamlearn.state.kill_points import POINTS, VARIABLE, arm, arm_from, disarm, reached
+from streamlearn.state.kill_points import POINTS, VARIABLE, arm_from, reached
 
 
 @pytest.fixture(autouse=True)
 def disarmed() -> Iterator[None]:
     """No test leaves a point armed."""
     yield
-    disarm()
+    arm_from({})
 
 
-def test_acts_at_the_nth_pass() -> None:
+@pytest.mark.parametrize(("act", "sent"), [("", signal.SIGKILL), (":stop", signal.SIGSTOP)])
+def test_acts_at_the_nth_pass(monkeypatch: pytest.MonkeyPatch, act: str, sent: signal.Signals) -> None:
     """Other points do not count, and it acts once."""
-    met: list[int] = []
-    arm("checkpoint.renamed", 3, lambda: met.append(number))
+    met: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda _, number_of_signal: met.append((number, number_of_signal)))
+    arm_from({VARIABLE: f"checkpoint.renamed:3{act}"})
 
     for number in range(1, 6):  # noqa: B007 - the action looks at it
         reached("checkpoint", "written")
         reached("checkpoint", "renamed")
 
-    assert met == [3]
+    assert met == [(3, sent)]
 
 
 def test_nothing_is_armed_without_the_variable() -> None:

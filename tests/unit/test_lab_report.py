@@ -21,7 +21,7 @@ from streamlearn.config import load_config
 from streamlearn.errors import ConfigError
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan
 from streamlearn.lab.offline import OfflinePlan
-from streamlearn.lab.report import quiet, run_evaluation, run_offline
+from streamlearn.lab.report import run_evaluation, run_offline
 
 torch.set_num_threads(1)
 
@@ -169,12 +169,6 @@ def test_without_matplotlib_nothing_is_run(tmp_path: Path, monkeypatch: pytest.M
         run(tmp_path / "out", plot=True)
 
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("given", "level"), [({}, "warning"), ({"run.log_level": "info"}, "info")])
-def test_the_log_level_is_warning_by_default(given: dict[str, str], level: str) -> None:
-    """Log lines would break the progress bars."""
-    assert quiet(load_config(environ={}, overrides=given)).run.log_level == level
 
 
 def test_the_help_has_examples_and_all_options() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.fakes import ManualClock, MemoryLog
 
 from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.lab.datasets import Dataset
@@ -14,7 +15,6 @@ from streamlearn.lab.drift import parse_drift
 from streamlearn.lab.stream import MAX_BEHIND_S, Counts, Event, Stream, StreamPlan, simulate
 from streamlearn.log.codec import Codec
 from streamlearn.records import NewRecord, Position, Record, Schema
-from streamlearn.testing import ManualClock, MemoryLog
 
 CLASSES = ("a", "b", "c")
 ROWS = 12

@@ -322,7 +322,7 @@ class TestFirstStepsSkipped:
         """Otherwise running statistics would keep a share of their initial values, and the teacher a larger one."""
         states = []
         for count in (0, skipped):
-            learner = Learner(IMAGES, settings(**self.OF, twin=True), host_may_ask=host_may_ask)
+            learner = Learner(IMAGES, settings(**self.OF, twin="measure"), host_may_ask=host_may_ask)
             for number in range(count + 3):
                 one = batch(IMAGES, 1 + (number - count) % 9)
                 if number < count:
@@ -353,7 +353,7 @@ class TestSecondHead:
     @pytest.mark.parametrize("remedy", ["roll_back", "adopt_twin"])
     def test_is_reset_to_the_student_that_a_remedy_restores(self, remedy: str) -> None:
         """A head that diverged with the student would pull the restored student away from its good weights."""
-        learner = after(TABLE, settings(logit_distance=0.01, twin=True), batches(TABLE, 1, 30))
+        learner = after(TABLE, settings(logit_distance=0.01, twin="measure"), batches(TABLE, 1, 30))
         learner.keep_good()
         head = learner.trainee.method.parameters()
         with torch.no_grad():

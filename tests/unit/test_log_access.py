@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from harness.fakes import MemoryLog
 from small_learner import S, empty_log
 
 from streamlearn.errors import LogError, LogUnavailableError, RecordError
@@ -14,7 +15,6 @@ from streamlearn.log.codec import Codec
 from streamlearn.log.dead_letters import read_dead_letter
 from streamlearn.loop.log_access import LogAccess
 from streamlearn.records import BadRecord, NewRecord, Position, Record, Schema
-from streamlearn.testing import MemoryLog
 
 CODEC = Codec(Schema((4,), np.dtype(np.float32), ("a", "b")), payload="json", max_record_bytes=1 << 20)
 

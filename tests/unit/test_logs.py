@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
-from streamlearn.app.logs import RateLimit, set_up_logs
-from streamlearn.config import Config, load_config
-
-
-def config(**overrides: object) -> Config:
-    return load_config(environ={}, overrides=overrides)
+from streamlearn.app.logs import MAX_MESSAGES, RateLimit, set_up_logs
 
 
 @pytest.fixture
@@ -32,7 +28,7 @@ def logs_as_before() -> Iterator[None]:
 class TestSetUpLogs:
     def test_each_line_is_one_json_object(self, capsys: pytest.CaptureFixture[str]) -> None:
         """On stderr, with event, level and time, also for libraries; a stack trace is inside its line."""
-        set_up_logs(config())
+        set_up_logs()
 
         structlog.get_logger().info("checkpoint_saved", step=12, duration_s=0.5)
         logging.getLogger("some.library").warning("slow %s", "disk")
@@ -48,7 +44,7 @@ class TestSetUpLogs:
 
     def test_lines_below_the_level_are_not_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Neither our own nor those of libraries."""
-        set_up_logs(config(**{"run.log_level": "error"}))
+        set_up_logs(logging.ERROR)
 
         structlog.get_logger().warning("hidden")
         structlog.get_logger().error("shown")
@@ -56,9 +52,12 @@ class TestSetUpLogs:
 
         assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["shown"]
 
-    def test_the_console_format_is_no_json(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """It can be chosen without a terminal."""
-        set_up_logs(config(**{"run.log_format": "console"}))
+    def test_lines_on_a_terminal_are_no_json(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They are for people."""
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        set_up_logs()
 
         structlog.get_logger().info("checkpoint_saved", step=12)
         line = capsys.readouterr().err
@@ -77,7 +76,7 @@ class TestRateLimit:
     def test_a_message_is_passed_once_a_minute_with_the_count_of_dropped_ones(self) -> None:
         """Numbers do not tell messages apart, whether in the arguments or in the text."""
         now = [5.0]
-        limit = RateLimit(60.0, now_s=lambda: now[0])
+        limit = RateLimit(now_s=lambda: now[0])
 
         assert self.passed(limit, "kafka", "node %s: timeout 17", 1) == "node 1: timeout 17"
         assert [self.passed(limit, "kafka", f"node %s: timeout {n}", n) for n in range(3)] == ["", "", ""]
@@ -88,23 +87,23 @@ class TestRateLimit:
 
     def test_other_messages_are_not_limited_by_it(self) -> None:
         """Another text, another logger, another error under the same text."""
-        limit = RateLimit(60.0)
+        limit = RateLimit()
         first = [("a", "x", None), ("a", "y", None), ("b", "x", None), ("a", "x", OSError()), ("a", "x", KeyError())]
 
         assert all(self.passed(limit, name, text, error=error) for name, text, error in first)
         assert not any(self.passed(limit, name, text, error=error) for name, text, error in first)
 
     def test_its_memory_is_bounded(self) -> None:
-        """After `max_messages` others a message is new again."""
-        limit = RateLimit(60.0, max_messages=10)
+        """After `MAX_MESSAGES` others a message is new again."""
+        limit = RateLimit()
 
-        assert all(self.passed(limit, "a", "x" * n) for n in range(1, 100))
+        assert all(self.passed(limit, "a", "x" * n) for n in range(1, MAX_MESSAGES + 2))
         assert self.passed(limit, "a", "x"), "forgotten"
 
     @pytest.mark.usefixtures("logs_as_before")
     def test_it_applies_to_libraries_only(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Our own lines are all printed."""
-        set_up_logs(config())
+        set_up_logs()
 
         for _ in range(3):
             logging.getLogger("kafka.cluster").error("No node available for metadata refresh")

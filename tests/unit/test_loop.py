@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.fakes import ManualClock
 from small_learner import L, Reports, S, config_in, empty_log, filled_log, learn, loop_on, newest_checkpoint, run_loop
 from structlog.testing import capture_logs
 
@@ -30,7 +31,6 @@ from streamlearn.state.files import write_whole
 from streamlearn.state.journal import Journal
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
-from streamlearn.testing import ManualClock
 
 torch.set_num_threads(1)
 
@@ -213,7 +213,7 @@ class TestPredictions:
         """Targets, costs and averages are the same, bit by bit; the teacher's header has the offsets."""
         states, logs = {}, {}
         for on in (True, False):
-            overrides = {"learn.correct_prior": on, "learn.serve": "teacher", "schema.classes": 2}
+            overrides = {"learn.correct_prior": on, "learn.twin": "measure", "schema.classes": 2}
             config = config_in(tmp_path / str(on), **overrides)
             log, codec, rng = empty_log(), make_codec(config), np.random.default_rng(0)
             for n in range(800):
@@ -370,7 +370,8 @@ class TestFurtherSteps:
 
         run_loop(config, filled_log(config, 32), observer=reports)
 
-        assert [bool(report.samples + report.labels) for report in reports.steps] == [True, False, False, False] * 4
+        counts = [report.counts for report in reports.steps]
+        assert [bool(c.samples_read + c.labels_read) for c in counts] == [True, False, False, False] * 4
 
     @pytest.mark.parametrize("max_labels", [1000, 2])
     def test_none_are_taken_while_a_micro_batch_can_be_closed(self, tmp_path: Path, max_labels: int) -> None:
@@ -381,14 +382,14 @@ class TestFurtherSteps:
         with loop_on(config, filled_log(config, 64), observer=reports, batcher=batcher) as loop:
 
             def stop(_: float) -> None:
-                last = [report.samples + report.labels for report in reports.steps[-3:]]
+                last = [report.counts.samples_read + report.counts.labels_read for report in reports.steps[-3:]]
                 if loop.accounts.samples_read == 64 and last == [0, 0, 0]:
                     stopping.set()
 
             reports.turn_done = lambda: stop(0.0)  # type: ignore[method-assign]
             loop.run(stopping)
 
-        found = [report.samples + report.labels for report in reports.steps]
+        found = [report.counts.samples_read + report.counts.labels_read for report in reports.steps]
         first = found.index(0)
         assert sum(found[:first]) >= 64 + 30 - 7 - max_labels, "everything that fills a micro-batch comes first"
         assert found[-3:] == [0, 0, 0]
@@ -415,11 +416,11 @@ class TestReplay:
             for step, next_offsets in steps:
                 loop.journal.append(step, next_offsets)
             reports.turn_done = lambda: stopping.set() if loop.learner.step == 5 else None  # type: ignore[method-assign]
-            count = loop.replay_journal(steps, stopping)
+            loop.replay_journal(steps, stopping)
             loop.run(stopping)
             loop.close()
 
-        assert (count, reports.published_steps) == (5, [])
+        assert reports.published_steps == []
         assert newest_checkpoint(config).step == 5
         assert differences(learn(config, log), expected) == []
 

@@ -658,7 +658,7 @@ EVERY = [
 
 class TestInTheLearner:
     def learner(self, changed: dict[str, object]) -> Learner:
-        options = {"noise": "table", "std": 0.1, "twin": True} | changed
+        options = {"noise": "table", "std": 0.1, "twin": "measure"} | changed
         if changed["method"] != "supervised":
             options = {"rampup_labels": 6} | options
         return Learner(MLP, settings(**options))

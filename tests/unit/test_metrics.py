@@ -4,53 +4,35 @@ import math
 import shutil
 import subprocess
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import streamlearn
 from streamlearn.errors import REASONS
 from streamlearn.metrics import (
     LEARNER_METRICS,
     PREFIX,
     SERVER_METRICS,
-    LearnerMetrics,
+    Metrics,
+    MetricsServer,
     ServerMetrics,
-    start_http,
 )
 from streamlearn.serve.scrape import merge
 
 
-def busy_learner() -> LearnerMetrics:
-    """A learner whose every method was called."""
-    metrics = LearnerMetrics(version="1.2.3")
-    metrics.read("samples", 10)
-    metrics.finished("samples", "learned", 7)
-    metrics.dead_lettered("labels", "unknown_class")
-    metrics.finished("samples", "trimmed", 4)
-    metrics.step(0.003, 1000.0)
-    metrics.skipped(1)
-    metrics.phase("learn", 0.002)
-    metrics.costs(classification=0.5, consistency=0.1, weight=3.0)
-    metrics.accuracy("teacher", "windowed", 0.75)
-    metrics.accuracy("student", "windowed", None)
-    metrics.score("kappa", "faded", 0.25)
-    metrics.ranking(0.4)
-    metrics.class_scores("fraud", average_precision=0.3, precision=None)
-    metrics.calibration(network=0.1, corrected=None)
-    metrics.label_time(teacher=0.5, twin=None)
-    metrics.ssl_gain(low=-0.1, mean=0.0, high=0.1)
-    metrics.selection_bias(labelled_share=0.5, confidence_gap=None)
-    metrics.candidate("twin", served=True)
-    metrics.guard(frozen=True, reasons=["collapsed"])
-    metrics.guard_acted("roll_back", 2)
-    metrics.trust(0.5)
-    metrics.drifted("inputs", 3)
-    metrics.scored(30.0)
-    metrics.ledger({"waiting": 3, "joined": 5}, samples=9, payload_bytes=700)
-    metrics.lag("clicks", 3, 12)
-    metrics.log_available(available=True)
-    metrics.published(40)
-    metrics.checkpoint_saved(duration_s=0.1, now_s=1002.0)
+def busy_learner() -> Metrics:
+    """A learner whose every metric was updated."""
+    metrics = Metrics(LEARNER_METRICS, version="1.2.3")
+    for metric in LEARNER_METRICS:
+        values = metric.series[0] if metric.series else tuple(metric.labels)
+        if metric.kind == "counter":
+            metrics.count(metric.name, 10, *values)
+        elif metric.kind == "gauge":
+            metrics.set(metric.name, 40.0, *values)
+        else:
+            metrics.observe(metric.name, 0.003, *values)
     return metrics
 
 
@@ -109,7 +91,7 @@ class TestTables:
 class TestLearnerMetrics:
     def test_closed_sets_exist_at_zero_from_the_start(self):
         """An alert on a rate needs the series before the first event."""
-        found = samples(LearnerMetrics(version="1").text())
+        found = samples(Metrics(LEARNER_METRICS, version="1").text())
 
         for reason in REASONS:
             assert found["streamlearn_dead_letters_total", (("reason", reason),)] == 0.0
@@ -118,51 +100,60 @@ class TestLearnerMetrics:
 
     def test_accuracy_is_nan_before_the_first_score(self):
         """An undefined score is not 0."""
-        found = samples(LearnerMetrics(version="1").text())
+        found = samples(Metrics(LEARNER_METRICS, version="1").text())
 
         assert math.isnan(
             found["streamlearn_prequential_accuracy_ratio", (("network", "teacher"), ("window", "windowed"))]
         )
 
-    def test_each_method_updates_its_series(self):
+    def test_each_update_changes_one_series(self):
         """And no other."""
-        found = samples(busy_learner().text())
+        metrics = Metrics(LEARNER_METRICS, version="1.2.3")
+        metrics.count("records_total", 7, "samples", "learned")
+        metrics.observe("step_duration_seconds", 0.003)
+        metrics.set("score", 0.25, "kappa", "faded")
+        metrics.set("label_time_accuracy_ratio", 0.5, "teacher")
+        metrics.set("label_time_accuracy_ratio", None, "teacher")
+        metrics.set("guard_frozen", True)
+        metrics.set("consumer_lag_records", 12, "clicks", "3")
 
-        assert found["streamlearn_records_read_total", (("topic", "samples"),)] == 10.0
+        found = samples(metrics.text())
+
         assert found["streamlearn_records_total", (("outcome", "learned"), ("topic", "samples"))] == 7.0
-        assert found["streamlearn_records_total", (("outcome", "dead_lettered"), ("topic", "labels"))] == 1.0
-        assert found["streamlearn_dead_letters_total", (("reason", "unknown_class"),)] == 1.0
-        assert found["streamlearn_records_total", (("outcome", "trimmed"), ("topic", "samples"))] == 4.0
+        assert found["streamlearn_records_total", (("outcome", "trimmed"), ("topic", "samples"))] == 0.0
         assert found["streamlearn_step_duration_seconds_bucket", (("le", "0.005"),)] == 1.0
         assert found["streamlearn_step_duration_seconds_bucket", (("le", "0.002"),)] == 0.0
-        assert found["streamlearn_cost", (("term", "consistency"),)] == 0.1
-        assert found["streamlearn_consistency_weight", ()] == 3.0
         assert found["streamlearn_score", (("score", "kappa"), ("window", "faded"))] == 0.25
-        assert found["streamlearn_label_time_accuracy_ratio", (("network", "teacher"),)] == 0.5
-        assert found["streamlearn_ssl_gain_ratio", (("bound", "low"),)] == -0.1
-        assert found["streamlearn_selection_bias", (("measure", "labelled_share"),)] == 0.5
-        assert found["streamlearn_candidate_served", (("candidate", "twin"),)] == 1.0
+        assert math.isnan(found["streamlearn_label_time_accuracy_ratio", (("network", "teacher"),)])
         assert found["streamlearn_guard_frozen", ()] == 1.0
-        assert found["streamlearn_guard_reason", (("reason", "collapsed"),)] == 1.0
-        assert found["streamlearn_guard_actions_total", (("action", "roll_back"),)] == 2.0
-        assert found["streamlearn_teacher_trust_ratio", ()] == 0.5
-        assert found["streamlearn_drift_alarms_total", (("source", "inputs"),)] == 3.0
-        assert found["streamlearn_label_delay_seconds_sum", ()] == 30.0
-        assert found["streamlearn_ledger_labels", (("state", "joined"),)] == 5.0
         assert found["streamlearn_consumer_lag_records", (("partition", "3"), ("topic", "clicks"))] == 12.0
-        assert found["streamlearn_checkpoint_last_success_timestamp_seconds", ()] == 1002.0
         assert found["streamlearn_build_info", (("version", "1.2.3"),)] == 1.0
+
+    @pytest.mark.parametrize("update", [Metrics.count, Metrics.observe])
+    def test_another_kind_of_metric_is_a_bug(self, update):
+        """A gauge is set."""
+        with pytest.raises(AssertionError, match="guard_frozen"):
+            update(Metrics(LEARNER_METRICS, version="1"), "guard_frozen", 1.0)
+
+    def test_the_code_updates_each_metric(self):
+        """By its name."""
+        folder = Path(streamlearn.__file__).parent
+        source = (folder / "app" / "monitor.py").read_text() + (folder / "metrics.py").read_text().partition("class ")[
+            2
+        ]
+
+        assert [m.name for m in (*LEARNER_METRICS, *SERVER_METRICS) if f'"{m.name}"' not in source] == []
 
     def test_a_value_outside_a_closed_set_is_a_bug(self):
         """Error texts and ids cannot become label values."""
         with pytest.raises(AssertionError, match="closed set"):
-            LearnerMetrics(version="1").dead_lettered("samples", "it was Tuesday")
+            Metrics(LEARNER_METRICS, version="1").count("dead_letters_total", 1, "it was Tuesday")
 
     def test_two_objects_in_one_process_are_independent(self):
         """There is no global registry."""
-        one, other = LearnerMetrics(version="1"), LearnerMetrics(version="1")
+        one, other = Metrics(LEARNER_METRICS, version="1"), Metrics(LEARNER_METRICS, version="1")
 
-        one.step(0.1, 1.0)
+        one.count("steps_total", 1)
 
         assert samples(other.text())["streamlearn_steps_total", ()] == 0.0
 
@@ -224,7 +215,8 @@ def test_the_http_server_serves_the_registry():
     """And releases the port when closed."""
     metrics = busy_learner()
 
-    server, port = start_http(metrics.registry, "127.0.0.1", 0)
+    server = MetricsServer(metrics.registry, 0)
+    port = server.port
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
             text = reply.read().decode()
@@ -232,5 +224,5 @@ def test_the_http_server_serves_the_registry():
         server.close()
 
     assert samples(text)["streamlearn_published_step", ()] == 40.0
-    again, _ = start_http(metrics.registry, "127.0.0.1", port)
+    again = MetricsServer(metrics.registry, port)
     again.close()

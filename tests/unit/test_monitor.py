@@ -17,13 +17,18 @@ from small_learner import L, S, config_in, empty_log
 from structlog.testing import capture_logs
 from support import until
 
+from streamlearn.app.build import build_loop
 from streamlearn.app.learner import LearnerProcess
 from streamlearn.app.log import make_codec
+from streamlearn.app.monitor import Monitor
 from streamlearn.errors import LogUnavailableError, RecordError
 from streamlearn.ledger import Arrival, LabelState, Scored
+from streamlearn.loop.accounts import Accounts
 from streamlearn.loop.report import StepReport
-from streamlearn.records import BadRecord, Gap, Position, Prediction, Record, Sample
+from streamlearn.metrics import LEARNER_METRICS, Metrics
+from streamlearn.records import BadRecord, Position, Prediction, Record, Sample
 from streamlearn.state.checkpoint import Saved
+from streamlearn.state.fence import Fence
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
 
@@ -36,11 +41,13 @@ class Learning:
     def __init__(self, folder: Path) -> None:
         config = config_in(folder)
         self.log, self.paths, self.codec = empty_log(), StatePaths(folder), make_codec(config)
-        self.process = LearnerProcess(config, self.log, {S: 0, L: 0}, stopping=threading.Event())
-        self.monitor, self.loop = self.process.monitor, self.process.loop
+        self.metrics = Metrics(LEARNER_METRICS, version="1")
+        self.monitor, stopping = Monitor(self.metrics, self.paths, metrics_port=9109), threading.Event()
+        self.loop = build_loop(config, self.log, {S: 0, L: 0}, stopping=stopping, observer=self.monitor)
+        self.process = LearnerProcess(config, self.loop, self.monitor, Fence(), stopping)
 
     def metric(self, name: str, **labels: str) -> float | None:
-        return self.process.metrics.registry.get_sample_value(f"streamlearn_{name}", labels)
+        return self.metrics.registry.get_sample_value(f"streamlearn_{name}", labels)
 
     def status(self) -> dict[str, Any]:
         return read_status(self.paths.heartbeat) or {}
@@ -67,9 +74,7 @@ def learner(tmp_path: Path) -> Iterator[Learning]:
 def report(**changes: Any) -> StepReport:
     whole: dict[str, Any] = {
         "step": 1,
-        "samples": 0,
-        "labels": 0,
-        "fresh": 0,
+        "counts": Accounts(),
         "phases_s": {"assemble": 0.25, "learn": 0.5},
     }
     return StepReport(**whole | changes)
@@ -80,12 +85,20 @@ class TestStep:
         """Read = learned + shed + duplicate id + dead-lettered. Trimmed records were never read."""
         bad_sample = BadRecord(Record(Position("samples", 0, 7), 0, b"k", b"v"), RecordError("not_json", "no"))
         bad_label = BadRecord(Record(Position("labels", 0, 2), 0, b"k", b"v"), RecordError("no_class", "no"))
-        gap = Gap(Position("labels", 0, 9), missing=4)
+        counts = Accounts(
+            samples_read=10,
+            samples_learned=3,
+            samples_thinned=4,
+            samples_duplicate_id=2,
+            samples_dead_lettered=1,
+            labels_read=3,
+            labels_taken=2,
+            labels_dead_lettered=1,
+            labels_trimmed=4,
+        )
         learner.monitor.start(learner.loop)
 
-        learner.monitor.step_done(
-            report(samples=10, labels=3, fresh=3, shed=4, duplicates=2, bad=[bad_sample, bad_label], gaps=[gap])
-        )
+        learner.monitor.step_done(report(counts=counts, bad=[bad_sample, bad_label]))
 
         assert learner.metric("records_read_total", topic="samples") == 10
         assert learner.metric("records_total", topic="samples", outcome="thinned") == 4
@@ -118,7 +131,7 @@ class TestStep:
         arrivals = [Arrival(LabelState.SCORED, "a", 1, scored=scored), Arrival(LabelState.WAITING, "b", 1)]
         learner.monitor.start(learner.loop)
 
-        learner.monitor.step_done(report(labels=2, arrivals=arrivals))
+        learner.monitor.step_done(report(arrivals=arrivals))
 
         assert learner.metric("label_delay_seconds_count") == 1
         assert learner.metric("label_delay_seconds_sum") == 42.0
@@ -225,7 +238,6 @@ class TestHeartbeat:
         beat = until(learner.status, "a heartbeat", 5.0)
 
         assert (beat["pid"], beat["state"], beat["step"], beat["published_step"]) == (os.getpid(), "learning", 0, 0)
-        assert beat["metrics_host"] == "127.0.0.1"
         assert beat["metrics_port"] > 0
         assert learner.metric("log_available") == 1
         assert beat["accounts"] == learner.loop.accounts.as_dict()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_learner
 import torch
+from harness.fakes import MemoryLog
 from small_learner import L, Reports, S, empty_log, loop_on, newest_checkpoint, run_loop
 
 from streamlearn.app.log import make_codec
@@ -21,7 +22,6 @@ from streamlearn.ledger.view import LedgerView
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.state.journal import read_journal
 from streamlearn.state.paths import StatePaths
-from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
 SAMPLES = 400
@@ -130,4 +130,4 @@ class TestShed:
 
         learned(config, filled(config), observer=reports)
 
-        assert max(report.fresh for report in reports.steps) == 4
+        assert max(report.counts.samples_learned for report in reports.steps) == 4

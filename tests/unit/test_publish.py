@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.fakes import FaultyFiles, ManualClock
 from safetensors.numpy import load_file, save
 
 from streamlearn.errors import StateError
@@ -22,12 +23,10 @@ from streamlearn.state.publish import (
     listing,
     load_arrays,
     pin,
-    scores_of,
     spread,
     teacher_path,
     unpin,
 )
-from streamlearn.testing import FaultyFiles, ManualClock
 
 
 def arrays(step: int) -> dict[str, np.ndarray]:
@@ -428,10 +427,9 @@ class TestHeader:
         """The teacher can be served without them."""
         assert learned_offsets_of({} if text is None else {"learned_offsets": text}) is None
 
-    def test_offsets_and_scores_are_read(self) -> None:
+    def test_offsets_are_read(self) -> None:
         """By name."""
         assert learned_offsets_of({"learned_offsets": '{"labels:0": 7}'}) == {"labels:0": 7}
-        assert scores_of({"scores": '{"labels": 3, "ssl_gain": null}'}) == {"labels": 3, "ssl_gain": None}
 
 
 def test_a_deeply_nested_pointer_is_a_state_error(tmp_path: Path) -> None:

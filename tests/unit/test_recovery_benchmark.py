@@ -151,10 +151,10 @@ class TestContenders:
 
         assert {config.batch.steps for config in made.values()} == {1}
         assert made["shipped"].guard.on
-        assert made["shipped"].learn.serve == "elected"
+        assert made["shipped"].learn.twin == "elect"
         for name in ("constant", "reset", "restart"):
             assert not made[name].guard.on
-            assert made[name].learn.serve == "teacher"
+            assert made[name].learn.twin == "measure"
         assert [made[name].drift.reaction for name in ("constant", "alarm", "shipped")] == ["alarm", "alarm", "renew"]
 
     @pytest.mark.parametrize("quick", [False, True])

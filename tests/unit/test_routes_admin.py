@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from harness.fakes import FaultyFiles
 from served import Served, X, client_of, error_of
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
@@ -10,7 +11,6 @@ from structlog.testing import capture_logs
 from streamlearn.serve import schemas
 from streamlearn.state.files import Files
 from streamlearn.state.publish import PublishedDir, pin, unpin
-from streamlearn.testing import FaultyFiles
 
 ADMIN = {"authorization": "Bearer rule"}
 

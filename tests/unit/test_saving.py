@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import small_learner
 import torch
+from harness.fakes import MemoryLog
 from harness.hour import memory_mb
 from small_learner import S, empty_log, learn, loop_on
 
@@ -23,7 +24,6 @@ from streamlearn.config import Config
 from streamlearn.state.checkpoint import Checkpoint, Saver, load_checkpoint, load_newest, path_of, steps_in
 from streamlearn.state.files import Chunk, Files
 from streamlearn.state.paths import StatePaths
-from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
 SAMPLES, FRESH = 320, 8

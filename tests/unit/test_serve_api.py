@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import orjson
 import pytest
+from harness.fakes import lost_acknowledgement
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,13 +24,12 @@ from streamlearn.errors import LogError, LogUnavailableError
 from streamlearn.ledger.store import FILE as STORE_FILE
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
-from streamlearn.metrics import LearnerMetrics, ServerMetrics, start_http
+from streamlearn.metrics import LEARNER_METRICS, Metrics, MetricsServer, ServerMetrics
 from streamlearn.models.answer import Thresholds
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Label, Position, Prediction, Record, Sample, Schema
 from streamlearn.serve import request_schemas, schemas
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT, Bodies
 from streamlearn.serve.failures import RequestError
-from streamlearn.testing import lost_acknowledgement
 
 FIELDS = ["x", "id", "ids", "instances", "learn", "labels", "samples", "label", "class", "time", "source", "domain"]
 
@@ -1304,9 +1304,10 @@ class TestMetricsRoute:
 
     def test_metrics_of_siblings_are_merged(self, client, served):
         """One scrape has the learner and all servers."""
-        learner = LearnerMetrics(version="1")
-        learner.step(0.01, 5.0)
-        server, port = start_http(learner.registry, "127.0.0.1", 0)
+        learner = Metrics(LEARNER_METRICS, version="1")
+        learner.count("steps_total", 1)
+        server = MetricsServer(learner.registry, 0)
+        port = server.port
         served.siblings = {"learner": f"http://127.0.0.1:{port}/metrics"}
         try:
             reply = client.get("/metrics")
@@ -1323,7 +1324,8 @@ class TestMetricsRoute:
             monkeypatch.setenv(name, "http://127.0.0.1:1")
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.delenv(name, raising=False)
-        server, port = start_http(LearnerMetrics(version="1").registry, "127.0.0.1", 0)
+        server = MetricsServer(Metrics(LEARNER_METRICS, version="1").registry, 0)
+        port = server.port
         served.siblings = {"learner": f"http://127.0.0.1:{port}/metrics"}
         try:
             reported = client.get("/metrics").text
@@ -1336,8 +1338,10 @@ class TestMetricsRoute:
         """They date from its own last scrape."""
         other = ServerMetrics(version="1")
         other.scraped("learner", failed=True)
-        learner, learner_port = start_http(LearnerMetrics(version="1").registry, "127.0.0.1", 0)
-        sibling, port = start_http(other.registry, "127.0.0.1", 0)
+        learner = MetricsServer(Metrics(LEARNER_METRICS, version="1").registry, 0)
+        learner_port = learner.port
+        sibling = MetricsServer(other.registry, 0)
+        port = sibling.port
         served.siblings = {
             "learner": f"http://127.0.0.1:{learner_port}/metrics",
             "server-1": f"http://127.0.0.1:{port}/metrics",
@@ -1364,7 +1368,8 @@ class TestMetricsRoute:
             def log_message(self, *_):
                 pass
 
-        gone, gone_port = start_http(served.metrics.registry, "127.0.0.1", 0)
+        gone = MetricsServer(served.metrics.registry, 0)
+        gone_port = gone.port
         gone.close()
         with http.server.HTTPServer(("127.0.0.1", 0), Foreign) as foreign:
             threading.Thread(target=foreign.handle_request, daemon=True).start()

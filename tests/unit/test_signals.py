@@ -71,10 +71,9 @@ class TestExit:
         """It is logged first. A process whose parent is already dead gets SIGTERM immediately."""
         program = (
             "import os, threading, time\n"
-            "from streamlearn.config import load_config\n"
             "from streamlearn.app.logs import set_up_logs\n"
             "from streamlearn.app.signals import exit_on_thread_error, exit_with_parent, stop_signals\n"
-            "set_up_logs(load_config(environ={}))\n"
+            "set_up_logs()\n"
             "exit_on_thread_error()\n"
             "with stop_signals() as stopping:\n"
             "    exit_with_parent(os.getppid() + 1)\n"

@@ -43,8 +43,8 @@ def test_with_small_rows_all_rows_fit() -> None:
 
 def test_networks_are_counted() -> None:
     """Student with gradient, teacher, two moments of AdamW; the same of the twin."""
-    config = config_in(**{"model.options": {"hidden": [1000, 1000]}, "learn.twin": True})
-    without = config_in(**{"model.options": {"hidden": [1000, 1000]}, "learn.twin": False})
+    config = config_in(**{"model.options": {"hidden": [1000, 1000]}, "learn.twin": "elect"})
+    without = config_in(**{"model.options": {"hidden": [1000, 1000]}, "learn.twin": "off"})
     weights = 4 * (4 * 1000 + 1000 + 1000 * 1000 + 1000 + 1000 * 3 + 3)
 
     for chosen, copies in ((config, 10), (without, 5)):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import small_learner
 import torch
+from harness.fakes import MemoryLog
 from safetensors.numpy import save
 from small_learner import empty_log, learn
 
@@ -27,7 +28,6 @@ from streamlearn.errors import FROM_SCRATCH, CheckpointError, CheckpointFormatEr
 from streamlearn.records import Array
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.paths import StatePaths
-from streamlearn.testing import MemoryLog
 
 torch.set_num_threads(1)
 
@@ -118,7 +118,7 @@ class TestOtherSettings:
         """Even if the checkpoint was saved with many of them left."""
         before = load_newest(StatePaths(tmp_path).checkpoints)
         assert before is not None
-        extra = before.extra | {"further_steps": 900, "idle_steps": 900}
+        extra = before.extra | {"further_steps": 900}
         write_by_hand(StatePaths(tmp_path).checkpoints, before, arrays=before.arrays, extra=extra)
 
         assert learn(config_in(tmp_path, **{"batch.steps": 1}), log).step == before.step
@@ -166,7 +166,7 @@ class TestOtherVersions:
         saved = load_newest(folder)
         assert saved is not None
         accounts = {name: count for name, count in saved.extra["accounts"].items() if name != "samples_thinned"}
-        extra = {name: value for name, value in saved.extra.items() if name not in ("further_steps", "idle_steps")}
+        extra = {name: value for name, value in saved.extra.items() if name != "further_steps"}
         write_by_hand(folder, saved, arrays=saved.arrays, extra={**extra, "accounts": accounts})
         more(log, config)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from harness.fakes import FaultyFiles
 
 from streamlearn.state.status import read_status, write_status
-from streamlearn.testing import FaultyFiles
 
 STATUS = {"pid": 7, "state": "learning", "accuracy": {"teacher": None}, "note": "ünïcode"}
 

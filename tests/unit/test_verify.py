@@ -113,7 +113,7 @@ def test_finds_an_undecodable_record_without_a_dead_letter(folder: Path) -> None
 def test_finds_a_step_whose_offsets_fall(folder: Path) -> None:
     """Its records were in an earlier step."""
     config = config_in(folder)
-    journal = Journal(StatePaths(config.state.dir).journal, max_bytes=1 << 20, fence=Fence(epoch=9))
+    journal = Journal(StatePaths(config.state.dir).journal, max_bytes=1 << 20, files=Fence(epoch=9))
     last = newest(config).step
     journal.cut_after(last)
     journal.append(last + 1, {TopicPartition("samples", 0): 1})

