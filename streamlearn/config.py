@@ -137,6 +137,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_classes(self) -> Config:
+        """Check that settings name classes of the schema."""
+        names = self.schema_.build().classes
+        weights = self.learn.class_weights
+        for key, given in (
+            ("score.thresholds", self.score.thresholds),
+            ("score.classes", self.score.classes),
+            ("learn.class_weights", weights if isinstance(weights, Mapping) else ()),
+        ):
+            if unknown := [name for name in given if name not in names]:
+                msg = f"{key}: {unknown[0]!r:.80} is none of schema.classes"
+                raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _check_labels(self) -> Config:
         """Check settings of [labels] that depend on others."""
         labels, names = self.labels, self.schema_.build().classes

@@ -53,6 +53,7 @@ PHASES = ("wait", "assemble", "predict", "ledger", "learn", "guard", "save", "pu
 NETWORKS = ("teacher", "student", "majority", "no_change")
 WINDOWS = ("windowed", "faded", "cumulative")
 SCORES = ("balanced_accuracy", "kappa", "kappa_m", "kappa_t", "log_loss", "brier", "ece")
+CLASS_SCORES = ("average_precision", "precision", "recall", "precision_at_k", "recall_at_k")
 SELECTION_MEASURES = ("labelled_share", "confidence_gap", "class_mix_distance", "class_entropy")
 GUARD_REASONS = ("nonfinite", "collapsed", "exploded", "stuck", "worse_than_twin")
 GUARD_ACTIONS = ("keep_good", "roll_back", "adopt_twin", "accept")
@@ -116,6 +117,26 @@ LEARNER_METRICS = (
         "Other scores of the teacher's first predictions; NaN where undefined (docs/scores.md).",
         ("score", "window"),
         _SCORES,
+        unknown=True,
+    ),
+    Metric(
+        "pr_auc_ratio",
+        "gauge",
+        "Mean area under precision and recall of the classes in the window; NaN before the first label.",
+        unknown=True,
+    ),
+    Metric(
+        "class_score",
+        "gauge",
+        "Scores of single classes over the window, those of score.classes or score.thresholds; NaN where undefined.",
+        ("class", "score"),
+    ),
+    Metric(
+        "calibration_error_ratio",
+        "gauge",
+        "ECE when the label arrives, of the network's probabilities and of the corrected ones; NaN before the first.",
+        ("probabilities",),
+        _each("network", "corrected"),
         unknown=True,
     ),
     Metric(

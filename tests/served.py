@@ -12,6 +12,7 @@ from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import ServerMetrics
+from streamlearn.models.answer import Thresholds
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import Label, Position, Prediction, Sample, Schema
 from streamlearn.schema.settings import ColumnConfig, SourceConfig, layout
@@ -122,6 +123,7 @@ class Served:
             "labels_topic": "truths",
             "codec": self.codec,
             "predictor": self.predictor,
+            "thresholds": Thresholds(schema, {}),
             "appender": Appender(lambda: self.log, self.metrics, timeout_s=self.settings.timeout_s),
             "ledger": self.view,
             "requests": None,

@@ -35,6 +35,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/learn/methods/pi.py": "tests/unit/test_methods.py",
     "streamlearn/learn/methods/supervised.py": "tests/unit/test_step.py",
     "streamlearn/learn/methods/temporal_ensembling.py": "tests/unit/test_methods.py",
+    "streamlearn/learn/class_shares.py": "tests/unit/test_methods.py, tests/unit/test_prior.py",
     "streamlearn/learn/costs.py": "tests/unit/test_learner.py",
     "streamlearn/learn/health.py": "tests/unit/test_twin.py",
     "streamlearn/learn/noise/build.py": "tests/unit/test_noise.py",

@@ -23,12 +23,14 @@ class Answers:
 
     lines: list[int]
     ids: list[str | None]
+    winners: list[int]
+    """Indices of the classes that are answered, by thresholds where there are any."""
     probs_BC: Probabilities
     """(n, C), without spare classes."""
 
     def rows(self) -> Iterator[tuple[int, str | None, int, Probabilities]]:
         """Line, id, index of the class, and probabilities (C,) of each."""
-        return zip(self.lines, self.ids, self.probs_BC.argmax(axis=1).tolist(), self.probs_BC, strict=True)
+        return zip(self.lines, self.ids, self.winners, self.probs_BC, strict=True)
 
 
 Writer = Callable[[Iterator[Answers], tuple[str, ...], int], Iterator[bytes]]
@@ -77,7 +79,7 @@ def parquet(answers: Iterator[Answers], classes: tuple[str, ...], version: int) 
     sink = _Sink()
     with files.ParquetWriter(pa.PythonFile(sink, mode="w"), schema) as writer:
         for some in answers:
-            winners = [classes[winner] for winner in some.probs_BC.argmax(axis=1).tolist()]
+            winners = [classes[winner] for winner in some.winners]
             probs = pa.FixedSizeListArray.from_arrays(some.probs_BC.ravel(), some.probs_BC.shape[1]).cast(kinds[3])
             columns = [some.lines, some.ids, winners, probs, [version] * len(winners)]
             arrays = [pa.array(values, kind) for values, kind in zip(columns, kinds, strict=True)]

@@ -25,6 +25,7 @@ from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.log_access import LogAccess
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer
+from streamlearn.models.answer import Thresholds
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import Saved, Saver
@@ -73,7 +74,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def make_learner(config: Config) -> Learner:
     """Student, teacher and twin at step 0."""
-    return Learner(model_spec(config), config.learn)
+    return Learner(model_spec(config), config.learn, classes=config.schema_.build().classes)
 
 
 def recent_rows(config: Config) -> int:
@@ -117,7 +118,14 @@ def build_loop(
     learner = make_learner(config)
     election = Election(learner.candidates if config.learn.twin == "elect" else learner.candidates[:1])
     replay = ReplayBuffer(replay_rows(config), schema, config.learn.seed)
-    board = Scoreboard(schema.classes, window=config.score.window, spare=schema.spare or 0)
+    score = config.score
+    board = Scoreboard(
+        schema.classes,
+        window=score.window,
+        spare=schema.spare or 0,
+        named=[schema.classes.index(name) for name in (*score.classes, *score.thresholds)],
+        top_k=score.top_k,
+    )
     return TrainingLoop(
         schema=schema,
         batch=config.batch,
@@ -159,6 +167,7 @@ def build_loop(
         observer=observer,
         identity=identity(config),
         shed_above=config.log.shed_above_records,
+        thresholds=Thresholds(schema, config.score.thresholds),
         twin_on_arrival=ask_twin,
     )
 

@@ -48,6 +48,8 @@ from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir, load_arrays
 
 _log = structlog.get_logger(__name__)
+_MOST_CLASSES = 20
+"""Classes with metrics of their own, where score.classes names none."""
 GC_THRESHOLD = 50_000
 """Allocations between two passes of Python's cycle collector. Its default of 700 is reached every hundred labels, so a
 large step would start many passes. With 50,000 a join takes .91 of the processor time."""
@@ -94,7 +96,14 @@ def learn(
                 _log.warning("store_not_walked", path=str(paths.store), why="too large")
             metrics = Metrics(LEARNER_METRICS, version=__version__)
             with _explained_by(fence), contextlib.closing(expose(config, metrics)) as server:
-                monitor = Monitor(metrics, paths, metrics_port=server.port, on_step=on_step, fence=fence)
+                monitor = Monitor(
+                    metrics,
+                    paths,
+                    metrics_port=server.port,
+                    classes=config.score.classes or tuple(config.score.thresholds)[:_MOST_CLASSES],
+                    on_step=on_step,
+                    fence=fence,
+                )
                 loop = build_loop(
                     config,
                     log,

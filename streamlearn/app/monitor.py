@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +23,7 @@ from streamlearn.loop.guarding import GuardingReport
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer, StepReport
 from streamlearn.metrics import (
+    CLASS_SCORES,
     COLUMN_OUTCOMES,
     GUARD_REASONS,
     LABEL_OUTCOMES,
@@ -56,10 +57,13 @@ class Monitor(Observer):
         paths: StatePaths,
         *,
         metrics_port: int,
+        classes: Sequence[str] = (),
         on_step: OnStep | None = None,
         fence: Files = DISK,
     ) -> None:
+        """`classes` are those with metrics of their own."""
         self._metrics, self._paths, self._files, self._on_step = metrics, paths, fence, on_step
+        self._classes = classes
         self._loop: TrainingLoop
         self._fenced: StateLockedError | None = None
         self._looked_at_s = float("-inf")
@@ -222,6 +226,14 @@ class Monitor(Observer):
                 metrics.set("prequential_accuracy_ratio", span.accuracy[network], network, window)
             for score in SCORES:
                 metrics.set("score", getattr(span, score), score, window)
+        windowed = scores.at_arrival.windowed
+        metrics.set("pr_auc_ratio", windowed.pr_auc)
+        for found in windowed.by_class:
+            if (name := scores.classes[found.class_index]) in self._classes:
+                for score in CLASS_SCORES:
+                    metrics.set("class_score", getattr(found, score), name, score)
+        metrics.set("calibration_error_ratio", scores.calibration.network.ece, "network")
+        metrics.set("calibration_error_ratio", scores.calibration.corrected.ece, "corrected")
         metrics.set("label_time_accuracy_ratio", at_label.teacher, "teacher")
         metrics.set("label_time_accuracy_ratio", at_label.twin, "twin")
         low, high = at_label.interval or (None, None)

@@ -19,6 +19,7 @@ from streamlearn.app.versions import find_version
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, RecordError, StreamlearnError
 from streamlearn.log.codec import Codec
+from streamlearn.models.answer import Thresholds
 from streamlearn.records import Array
 from streamlearn.schema.files import BadRecords, read_records
 from streamlearn.serve.predictor import LoadedModel, load
@@ -68,7 +69,8 @@ def predict_file(
     if out is not None and out.exists() and Path(source).exists() and out.samefile(source):
         raise ConfigError(f"--out {out}: is the file that is read; choose another name")
     model = load(find_version(config, version), config.schema_.build(), factory=config.model.factory)
-    run = _Run(make_codec(config), model, BadRecords(report), progress)
+    thresholds = Thresholds(config.schema_.build(), config.score.thresholds)
+    run = _Run(make_codec(config), model, thresholds, BadRecords(report), progress)
     content = writer(run.answers(source, config.log.max_record_bytes), model.classes, model.step)
     if out is None:
         for piece in content:
@@ -87,8 +89,15 @@ def predict_file(
 class _Run:
     """One run over a file."""
 
-    def __init__(self, codec: Codec, model: LoadedModel, bad: BadRecords, progress: Callable[[int], None]) -> None:
-        self._codec, self._model, self._progress = codec, model, progress
+    def __init__(
+        self,
+        codec: Codec,
+        model: LoadedModel,
+        thresholds: Thresholds,
+        bad: BadRecords,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._codec, self._model, self._thresholds, self._progress = codec, model, thresholds, progress
         self.bad, self.answered = bad, 0
 
     def answers(self, source: str, max_bytes: int) -> Iterator[Answers]:
@@ -116,15 +125,18 @@ class _Run:
 
     def _answer(self, chunk: list[tuple[int, str | None, Array]]) -> Answers:
         lines, ids, x = zip(*chunk, strict=True)
-        probs_BC = self._model.probabilities(np.stack(x))[:, : len(self._model.classes)]
+        probs_BC = self._model.probabilities(np.stack(x))
         finite_B = np.isfinite(probs_BC).all(axis=1)
         for row in np.flatnonzero(~finite_B).tolist():
             error = RecordError("not_finite", "the model has no finite answer; the values are too extreme")
             self.bad.add(lines[row], error)
         kept = np.flatnonzero(finite_B).tolist()
+        probs_BC = probs_BC[kept]
+        winners = self._thresholds.choose(probs_BC).tolist()
         self.answered += len(kept)
         self._progress(self.answered + self.bad.total)
-        return Answers([lines[row] for row in kept], [ids[row] for row in kept], probs_BC[kept])
+        shown_BC = probs_BC[:, : len(self._model.classes)]
+        return Answers([lines[row] for row in kept], [ids[row] for row in kept], winners, shown_BC)
 
     def sentences(self) -> list[str]:
         """How many records were answered, why others were not, and which columns had values that were not used."""

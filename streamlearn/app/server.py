@@ -25,6 +25,7 @@ from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.base import Log
 from streamlearn.metrics import MetricsServer, ServerMetrics
+from streamlearn.models.answer import Thresholds
 from streamlearn.serve.api import create_app
 from streamlearn.serve.appender import Appender
 from streamlearn.serve.connections import BoundedProtocol, limits_of_process
@@ -97,6 +98,7 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         codec=make_codec(config),
         predictor=Predictor(PublishedDir(paths.published), schema, metrics, factory=config.model.factory),
         appender=appender,
+        thresholds=Thresholds(schema, config.score.thresholds),
         ledger=LedgerView(paths.store, schema),
         requests=RequestQueue(paths.label_requests, per_hour=per_hour) if per_hour else None,
         metrics=metrics,

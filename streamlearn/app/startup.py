@@ -44,6 +44,8 @@ _COLUMNS = (
 )
 _ALWAYS = ("board.", "guard.", "memory.")
 """Groups of arrays that every checkpoint of this version has, under all settings."""
+_ADDED = ("board.calibration.", "board.prequential.ranking.", "board.oracle.ranking.")
+"""Groups among them that checkpoints of earlier versions do not have: they start empty."""
 
 
 def of_all(config: Config, ask: Callable[[str], Offsets]) -> Offsets:
@@ -107,7 +109,8 @@ def check_arrays(built: Mapping[str, Array], checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: with the missing arrays, and the way out.
     """
-    missing = sorted(name for name in built if name.startswith(_ALWAYS) and name not in checkpoint.arrays)
+    needed = [name for name in built if name.startswith(_ALWAYS) and not name.startswith(_ADDED)]
+    missing = sorted(name for name in needed if name not in checkpoint.arrays)
     if checkpoint.step > 0 and missing:
         shown = ", ".join(missing[:8]) + (", …" if len(missing) > 8 else "")
         msg = f"the checkpoint of step {checkpoint.step} is of another version of streamlearn: it has no {shown}"

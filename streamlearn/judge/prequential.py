@@ -12,13 +12,14 @@ Letters: W window, K networks, C classes, M bins of confidence.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from streamlearn.judge import scores
+from streamlearn.judge.ranking import Ranking
 from streamlearn.judge.scores import Counts
 from streamlearn.judge.window import Window, group_of, joined
 from streamlearn.records import Array, Probabilities
@@ -28,6 +29,7 @@ NETWORKS: tuple[Network, ...] = ("teacher", "student", "majority", "no_change")
 FADING = 0.999
 BINS = 15
 """Bins of confidence in the calibration error."""
+TOP_K = 100
 _NO_ANSWER = -1
 _CLASS_COLUMNS: tuple[str, ...] = ("true", *NETWORKS)
 _COST_COLUMNS: tuple[str, ...] = ("log_loss", "brier")
@@ -55,6 +57,25 @@ class SpanScores:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassScores:
+    """Scores of one class against all others, over the window; None where undefined."""
+
+    class_index: int
+    count: int
+    """Samples of this class among those that `average_precision` is of."""
+    average_precision: float | None
+    """Area under the curve of precision and recall; by chance the share of the class."""
+    precision: float | None
+    """Of the answers of this class, the share that is right. Where the class has a threshold, at that threshold."""
+    recall: float | None
+    """Of the samples of this class, the share that was answered so."""
+    precision_at_k: float | None
+    """Of the k samples with the highest probability of this class, the share that is of this class."""
+    recall_at_k: float | None
+    """Of the samples of this class, the share that is among those k."""
+
+
+@dataclass(frozen=True, slots=True)
 class WindowScores(SpanScores):
     """Scores over the window, with what takes single samples."""
 
@@ -63,6 +84,12 @@ class WindowScores(SpanScores):
     recall: list[float | None]
     """By class."""
     reliability: list[scores.ReliabilityBin]
+    pr_auc: float | None
+    """Mean of `average_precision` over the ranked classes that occurred."""
+    top_k: int
+    """k."""
+    by_class: list[ClassScores]
+    """Of the ranked classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +155,27 @@ class _Tally:
 
 
 class Prequential:
-    """Scores of one stream of labelled predictions, in memory of the order of W + C.
+    """Scores of one stream of labelled predictions, in memory of the order of W K + C, for K ranked classes.
 
     Args:
         classes: C.
         window: W, scored samples in the windowed scores.
         fading: weight of a sample relative to the next one; 1 forgets nothing.
         bins: M.
+        ranked: indices of the classes in `WindowScores.by_class`; default all.
+        top_k: k of the precision and recall at the top k.
     """
 
-    def __init__(self, classes: int, window: int, *, fading: float = FADING, bins: int = BINS) -> None:
+    def __init__(
+        self,
+        classes: int,
+        window: int,
+        *,
+        fading: float = FADING,
+        bins: int = BINS,
+        ranked: Sequence[int] | None = None,
+        top_k: int = TOP_K,
+    ) -> None:
         assert classes >= 1, classes
         assert _LEAST_FADING <= fading <= 1.0, fading
         assert bins >= 1, bins
@@ -148,6 +186,8 @@ class Prequential:
             **dict.fromkeys(_COST_COLUMNS, np.float64),
         }
         self._window = Window(window, types)
+        self._ranking = Ranking(range(classes) if ranked is None else ranked, window, top_k=top_k)
+        self._top_k = top_k
         self._faded, self._all = _Tally(classes, bins), _Tally(classes, bins)
         self._weight = 1.0
         self.scored = 0
@@ -175,6 +215,7 @@ class Prequential:
         answers_K = (teacher_class, student_class, majority, no_change)
         costs = (scores.log_loss(probability_of_true), scores.brier(probability_of_true, sum_of_squares))
         self._window.append(true_class, *answers_K, confidence, *costs)
+        self._ranking.update(true_class, teacher_probabilities_C)
         bin_m = scores.bin_of(confidence, self._bins)
         self._all.add(1.0, true_class, answers_K, bin_m, confidence, *costs)
         # Instead of fading all earlier samples, each sample weighs more than the one before it.
@@ -192,14 +233,19 @@ class Prequential:
         return scores.share(float((answers_W == self._window.column("true")).sum()), answered)
 
     def report(self) -> PrequentialReport:
-        """Every score, in time of the order of W + C."""
+        """Every score, in time of the order of W K + C."""
         held, sums, faded = len(self._window), self._sums_of_window(), self._faded.state()
+        by_class = self._by_class(sums)
+        areas = [found.average_precision for found in by_class if found.average_precision is not None]
         return PrequentialReport(
             windowed=WindowScores(
                 **_scores(sums, held),
                 interval=scores.wilson(float(sums["right"][0]), held),
                 recall=scores.recall_per_class(sums["hits"], sums["true"]),
                 reliability=scores.reliability(*(sums[name] for name in _BIN_SUMS)),
+                pr_auc=scores.share(sum(areas), len(areas)),
+                top_k=self._top_k,
+                by_class=by_class,
             ),
             faded=SpanScores(**_scores(faded, float(faded["answered"][0]) / self._weight)),
             cumulative=SpanScores(**_scores(self._all.state(), self.scored)),
@@ -210,6 +256,7 @@ class Prequential:
         return joined(
             {
                 "window": self._window.state(),
+                "ranking": self._ranking.state(),
                 "faded": self._faded.state(),
                 "cumulative": self._all.state(),
                 "count": {"scored": np.array([self.scored], np.int64), "weight": np.array([self._weight], np.float64)},
@@ -219,10 +266,26 @@ class Prequential:
     def load(self, state: Mapping[str, Array]) -> None:
         """Restore what `state` saved; of a longer window the newest rows."""
         self._window.load(group_of(state, "window"))
+        self._ranking.load(group_of(state, "ranking"))
         self._faded.load(group_of(state, "faded"))
         self._all.load(group_of(state, "cumulative"))
         self.scored = int(state["count.scored"].item())
         self._weight = float(state["count.weight"].item())
+
+    def _by_class(self, sums: Mapping[str, Counts]) -> list[ClassScores]:
+        hits_C, true_C, predicted_C = (sums[name].tolist() for name in ("hits", "true", "predicted"))
+        return [
+            ClassScores(
+                class_index=(c := found.class_index),
+                count=found.count,
+                average_precision=found.average_precision,
+                precision=scores.share(hits_C[c], predicted_C[c]),
+                recall=scores.share(hits_C[c], true_C[c]),
+                precision_at_k=None if found.hits_at_k is None else found.hits_at_k / self._top_k,
+                recall_at_k=None if found.hits_at_k is None else scores.share(found.hits_at_k, found.count),
+            )
+            for found in self._ranking.report()
+        ]
 
     def _sums_of_window(self) -> dict[str, Counts]:
         """The sums of a tally over the samples in the window."""

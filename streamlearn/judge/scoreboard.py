@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from streamlearn.judge.calibration import Calibration, CalibrationReport
 from streamlearn.judge.gain import GainReport, TwinGain
-from streamlearn.judge.prequential import Prequential, PrequentialReport
+from streamlearn.judge.prequential import TOP_K, Prequential, PrequentialReport
+from streamlearn.judge.ranking import ranked_classes
 from streamlearn.judge.selection_bias import SelectionBias, SelectionReport
 from streamlearn.judge.window import group_of, joined
 from streamlearn.records import Array
@@ -28,6 +30,7 @@ class ScoreReport:
     at_arrival: PrequentialReport
     at_label: GainReport
     first_minus_at_label: float | None
+    calibration: CalibrationReport
     traffic: SelectionReport
     oracle: OracleReport | None
     """None without ground truth."""
@@ -40,6 +43,8 @@ class Scoreboard:
         classes: their names, by class index.
         window: labels in every windowed score.
         spare: further classes that may get a name later. Until then they count as classes that do not occur.
+        named: indices of classes to rank where there are too many to rank all.
+        top_k: samples of the highest probability, for precision and recall among them.
 
     Attributes:
         window: as given.
@@ -47,18 +52,29 @@ class Scoreboard:
         oracle: the same for every sample, by the ground truth of a simulation.
         oracle_gain: teacher and label-only twin on all samples as they arrive, in a simulation.
         gain: teacher and label-only twin when the label arrives.
+        calibration: the probabilities of the served network with and without the correction of the prior.
         traffic: labelled samples compared with all.
     """
 
-    def __init__(self, classes: Sequence[str], *, window: int, spare: int = 0) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        window: int,
+        spare: int = 0,
+        named: Sequence[int] = (),
+        top_k: int = TOP_K,
+    ) -> None:
         self.window = window
         self._named = len(classes)
         self._classes = [*classes, *(f"spare {n}" for n in range(spare))]
         capacity = len(self._classes)
-        self.prequential = Prequential(capacity, window)
-        self.oracle = Prequential(capacity, window)
+        ranked = ranked_classes(capacity, window, named)
+        self.prequential = Prequential(capacity, window, ranked=ranked, top_k=top_k)
+        self.oracle = Prequential(capacity, window, ranked=ranked, top_k=top_k)
         self.oracle_gain = TwinGain(window)
         self.gain = TwinGain(window)
+        self.calibration = Calibration(window)
         self.traffic = SelectionBias(capacity, window)
 
     def name(self, classes: Sequence[str]) -> None:
@@ -73,6 +89,7 @@ class Scoreboard:
             at_arrival=self.prequential.report(),
             at_label=self.gain.report(),
             first_minus_at_label=self.gain.first_minus_at_label(),
+            calibration=self.calibration.report(),
             traffic=self.traffic.report(self._named),
             oracle=self._oracle() if self.oracle.scored else None,
         )
@@ -87,8 +104,8 @@ class Scoreboard:
             part.load(group_of(state, name))
 
     @property
-    def _parts(self) -> dict[str, Prequential | TwinGain | SelectionBias]:
-        names = ("prequential", "oracle", "oracle_gain", "gain", "traffic")
+    def _parts(self) -> dict[str, Prequential | TwinGain | Calibration | SelectionBias]:
+        names = ("prequential", "oracle", "oracle_gain", "gain", "calibration", "traffic")
         return {name: getattr(self, name) for name in names}
 
     def _oracle(self) -> OracleReport:

@@ -116,6 +116,27 @@ def calibration_error(counts_M: Counts, confidence_M: Counts, right_M: Counts) -
     return share(float(np.abs(right_M - confidence_M).sum()), float(counts_M.sum()))
 
 
+def average_precision(positive_N: npt.NDArray[np.bool_], scores_N: npt.NDArray[np.float32]) -> float | None:
+    """sum_n (R_n - R_{n-1}) P_n over distinct scores, highest first: the area under precision and recall as steps.
+
+    R_n and P_n are recall and precision of the samples with at least the n-th score (Boyd, Eng, Page 2013). Chance is
+    the share of positives, not 1/2. None without positives.
+    """
+    order_N = np.argsort(-scores_N, kind="stable")
+    hits_N = np.cumsum(positive_N[order_N])
+    if not len(hits_N) or not hits_N[-1]:
+        return None
+    # Samples of equal score are one point of the curve: their order means nothing.
+    last_T = np.append(np.flatnonzero(np.diff(scores_N[order_N])), len(order_N) - 1)
+    found_T = hits_N[last_T]
+    return float((np.diff(found_T, prepend=0) * (found_T / (last_T + 1.0))).sum()) / float(hits_N[-1])
+
+
+def hits_at_top(positive_N: npt.NDArray[np.bool_], scores_N: npt.NDArray[np.float32], k: int) -> int:
+    """Positives among the k samples of highest score; of equal scores the first ones."""
+    return int(positive_N[np.argsort(-scores_N, kind="stable")[:k]].sum())
+
+
 def wilson(right: float, count: float) -> Interval | None:
     """95 % interval of a share of independent samples (Wilson 1927); valid also where few or all are right."""
     if count <= 0.0:

@@ -33,7 +33,7 @@ class Window:
 
     Args:
         size: W.
-        columns: names and types of the columns, in the order in which `append` takes them.
+        columns: names and types of the columns, in the order in which `append` takes them. A type may have a shape.
     """
 
     def __init__(self, size: int, columns: Mapping[str, npt.DTypeLike]) -> None:
@@ -50,7 +50,7 @@ class Window:
         """Remove all rows."""
         self._held = self._next = 0
 
-    def append(self, *row: float) -> None:
+    def append(self, *row: float | Array) -> None:
         """Add a row; a full window drops its oldest."""
         at = self._next
         for column_W, value in zip(self._arrays, row, strict=True):

@@ -41,6 +41,8 @@ _SCORES = (
     ("Brier score", "brier"),
     ("ECE", "ece"),
 )
+_WINDOW_SCORES = (("PR-AUC, mean of classes", "pr_auc"),)
+"""Only over the window."""
 _NETWORKS = {"teacher": "teacher", "student": "student", "twin": "label-only twin"}
 JSON_NAME, PLOT_NAME = "evaluation.json", "curves.png"
 
@@ -149,11 +151,15 @@ def tables(evaluation: Evaluation) -> tuple[Table, Table]:
         first.add_row(title, *(_number(span.accuracy[network]) for span in spans))
     for title, name in _SCORES:
         first.add_row(title, *(_number(getattr(span, name)) for span in spans))
+    for title, name in _WINDOW_SCORES:
+        windowed = (_number(getattr(span.windowed, name)) for span in (oracle, observed))
+        first.add_row(title, *(cell for value in windowed for cell in (value, "")))
     first.add_row("samples", *(str(span.count) for span in spans))
 
-    second = Table("accuracy", "", "of")
+    second = Table("accuracy and calibration", "", "of")
     second.columns[1].justify = second.columns[2].justify = "right"
-    for row in (*_label_time_rows(evaluation.scores), *_test_rows(evaluation.test)):
+    scores = evaluation.scores
+    for row in (*_label_time_rows(scores), *_calibration_rows(scores), *_test_rows(evaluation.test)):
         second.add_row(*row)
     return first, second
 
@@ -185,6 +191,14 @@ def _label_time_rows(scores: ScoreReport) -> list[tuple[str, str, str]]:
         ("when the label comes: label-only twin", _number(at_label.twin), paired),
         ("ssl_gain: teacher minus twin", gain, paired),
         ("first prediction minus at the label", _signed(scores.first_minus_at_label), count),
+    ]
+
+
+def _calibration_rows(scores: ScoreReport) -> list[tuple[str, str, str]]:
+    found, count = scores.calibration, str(scores.calibration.count)
+    return [
+        ("when the label comes: ECE, network alone", _number(found.network.ece), count),
+        ("when the label comes: ECE, corrected", _number(found.corrected.ece), count),
     ]
 
 

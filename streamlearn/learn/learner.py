@@ -7,7 +7,7 @@ is cut off first, so it reaches neither costs nor statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,6 +21,7 @@ from streamlearn.learn.costs import Costs, CostSums
 from streamlearn.learn.health import Health, breaking_rows, measure_health
 from streamlearn.learn.methods.settings import TargetOptions
 from streamlearn.learn.noise.build import make_noises
+from streamlearn.learn.prior import PriorCorrection
 from streamlearn.learn.progress import Progress, Updates
 from streamlearn.learn.randomness import seed_step
 from streamlearn.learn.rows import Augment, Rows
@@ -63,18 +64,28 @@ class Classes:
     """Of the teacher that the student learns from."""
     twin_B: npt.NDArray[np.int64] | None
     """None without a twin."""
+    served_probs_BC: Probabilities
+    """Probabilities of the network that is served, not corrected."""
 
 
 class Learner:
     """The only owner of weights that change.
 
-    `host_may_ask` overrides whether steps read values from the device; by default only on a CPU.
+    `host_may_ask` overrides whether steps read values from the device; by default only on a CPU. `classes` are the
+    names that `learn.class_weights` uses.
 
     Raises:
         ConfigError: the network, the noise, the device or the method cannot be built.
     """
 
-    def __init__(self, spec: ModelSpec, config: LearnConfig, *, host_may_ask: bool | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        config: LearnConfig,
+        *,
+        classes: Sequence[str] = (),
+        host_may_ask: bool | None = None,
+    ) -> None:
         self.spec, self.config = spec, config
         if config.threads > 0:
             torch.set_num_threads(config.threads)
@@ -82,7 +93,11 @@ class Learner:
         weak, strong = make_noises(config, shape=spec.shape, columns=spec.columns, device=self._device)
         self._augment = Augment(weak, strong, config.mixup_beta)
         self._uniform_C = torch.zeros(spec.classes, device=self._device)
-        self._name(spec.classes - (spec.spare or 0))
+        named = spec.classes - (spec.spare or 0)
+        self.prior = PriorCorrection(spec.classes, named)
+        """Correction of answered probabilities. The caller tells it what was predicted and labelled."""
+        self._weights_C = _class_weights(config, classes, spec.classes, self._device)
+        self._name(named)
         self._generator = torch.Generator(self._device)
         self.trainee = make_trainee(spec, config, self._device, host_may_ask=host_may_ask)
         self.twin = make_twin(spec, config, self.trainee)
@@ -108,8 +123,17 @@ class Learner:
         """Whether the method recognises samples by their keys."""
         return self.config.method == "temporal_ensembling"
 
+    @property
+    def log_offsets(self) -> Probabilities:
+        """Offsets (C,) of the logarithms of answered probabilities; 0 without `learn.correct_prior`."""
+        offsets_C = self.prior.log_offsets
+        return offsets_C if self.config.correct_prior else np.zeros_like(offsets_C)
+
     def predict(self, x: Array) -> Predictions:
-        """Answers to (n, *shape) clean samples in the schema's dtype. Changes nothing."""
+        """Probabilities of both networks, not corrected, of (n, *shape) clean samples in the schema's dtype.
+
+        Changes nothing.
+        """
         if len(x) == 0:
             none = np.zeros((0, self.spec.classes), np.float32)
             return Predictions(none, none)
@@ -128,11 +152,14 @@ class Learner:
             logits_KBC = torch.stack([network.net(prepared) for network in self._networks()])
             finite_KB = torch.isfinite(logits_KBC).all(dim=2)
             answers_KB = torch.where(finite_KB, logits_KBC.argmax(dim=2), UNLABELLED).numpy(force=True)
-        return Classes(answers_KB, answers_KB[0], None if self.twin is None else answers_KB[-1])
+            served_BC = logits_KBC[self.served].softmax(dim=1).numpy(force=True)
+        return Classes(answers_KB, answers_KB[0], None if self.twin is None else answers_KB[-1], served_BC)
 
     def serve(self, candidate: int) -> None:
         """From now on this candidate answers and is published."""
         assert 0 <= candidate < len(self.candidates), candidate
+        if candidate != self.served:
+            self.prior.forget()
         self.served = candidate
 
     def learn(self, batch: MicroBatch, *, weight_factor: float = 1.0, learning_rate_factor: float = 1.0) -> None:
@@ -249,6 +276,7 @@ class Learner:
         tensors |= input_tensors(self.trainee.student.normalise)
         tensors |= {} if self.twin is None else twin_tensors(self.twin)
         arrays = {name: to_array(tensor) for name, tensor in tensors.items()}
+        arrays |= {f"prior.{name}": array for name, array in self.prior.state().items()}
         return arrays | {f"learner.{name}": np.array(count, dtype=np.int64) for name, count in self._counts().items()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
@@ -274,6 +302,7 @@ class Learner:
         has_inputs = fits(arrays, inputs, "inputs.")
         tensors |= inputs if has_inputs else {}
         counts = restore(arrays, tensors, self._counts())
+        self.prior.load({name[6:]: array for name, array in arrays.items() if name.startswith("prior.")})
         self._good = good
         self._progress = Progress(**{field.name: counts[field.name] for field in fields(Progress)})
         self._sums = CostSums(self._device, skipped_in_a_row=counts["skipped_in_a_row"])
@@ -339,6 +368,7 @@ class Learner:
             augment=self._augment,
             generator=self._generator,
             uniform_C=self._uniform_C,
+            weights_C=self._weights_C,
             witness_BC=self._ask_witness(x_B[: fresh + len(batch.trained_ids)]),
             keys_B=None if batch.keys is None else _to_device(batch.keys, self._device),
         )
@@ -359,6 +389,7 @@ class Learner:
     def _follow_new_weights(self) -> None:
         """Reset what was measured and averaged with the replaced weights."""
         self._sums.skipped_in_a_row.zero_()
+        self.prior.forget()
         method, optimizer = self.trainee.method, self.trainee.optimizer
         method.forget()
         method.follow_student()
@@ -377,8 +408,20 @@ class Learner:
 
     def _name(self, classes: int) -> None:
         """The first `classes` outputs have names."""
+        self.prior.name(classes)
         self._uniform_C.zero_()
         self._uniform_C[:classes] = 1.0 / classes
+
+
+def _class_weights(config: LearnConfig, names: Sequence[str], classes: int, device: torch.device) -> Tensor | None:
+    """`Rows.weights_C` of `learn.class_weights`."""
+    given = config.class_weights
+    if not given:
+        return None
+    if given == "balanced":
+        return torch.zeros(classes, device=device)
+    assert set(given) <= set(names), (given, names)
+    return torch.tensor([given.get(name, 1.0) for name in names] + [1.0] * (classes - len(names)), device=device)
 
 
 def _to_device(array: Array, device: torch.device) -> Tensor:

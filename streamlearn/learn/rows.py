@@ -58,7 +58,7 @@ class StudentView(NamedTuple):
 
     x_B: Tensor
     targets_LC: Tensor
-    """What labels say of the labelled rows, as probabilities."""
+    """What labels say of the labelled rows: probabilities, times the weights of their classes."""
     compared: int
     """How many of the first rows can be compared with a teacher: all, or the fresh ones if labelled rows are mixed."""
 
@@ -76,6 +76,8 @@ class Rows:
     generator: Generator
     uniform_C: Tensor
     """1/n for each of the n named classes, 0 for spare ones."""
+    weights_C: Tensor | None = None
+    """Weights of classes in the classification cost; 0 for all: balanced by the rows of the step. None: all are 1."""
     witness_BC: Tensor | None = None
     """Probabilities of the first rows by the twin, or else by the teacher: all fresh rows, and the labelled rows that
     are learned for the first time. None if there are none, or if targets do not need them."""
@@ -117,4 +119,19 @@ class Rows:
         if augment.mixup_beta and count:
             mix = draw_mix(count, augment.mixup_beta, self.generator)
             view_L, targets_LC = mix.of(view_L), mix.of(targets_LC)
+        if self.weights_C is not None and count:
+            targets_LC = _weighted(targets_LC, self.weights_C)
         return view_L, targets_LC
+
+
+def _weighted(targets_LC: Tensor, weights_C: Tensor) -> Tensor:
+    """Targets times class weights, with a mean weight of 1, so that the learning rate keeps its meaning.
+
+    The cost is linear in the targets, so this is sum_l w_l CE_l, the weighted likelihood of King and Zeng (2001,
+    section 4.2), with w_c / (mean of w over the rows). Balanced is w_c = L / (K n_c), where n_c of the L rows are of
+    one of K classes.
+    """
+    counts_C = targets_LC.sum(dim=0)
+    balanced_C = torch.where(counts_C > 0, 1.0 / counts_C, 0.0)
+    weighted_LC = targets_LC * torch.where(weights_C.any(), weights_C, balanced_C)
+    return weighted_LC * (len(targets_LC) / weighted_LC.sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ModelWrapValidatorHandler, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
@@ -56,6 +56,14 @@ class LearnConfig(Section):
     twin: Literal["off", "measure", "elect"] = "elect"
     """The label-only twin. measure: train it, which shows whether unlabelled samples help. elect: also publish it in
     the teacher's place while labels show that it is better."""
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0.0, le=1e6)]] = Field(
+        default_factory=dict
+    )
+    """Weights of labelled rows in the classification cost: by class, such as {fraud = 5.0}, 1 for the others; or
+    balanced: every class of a step has the same sum. The mean weight stays 1. Replay is class-balanced already."""
+    correct_prior: bool = True
+    """Correct answered probabilities for the class shares of the stream, as far as labels show that it helps: replay
+    shows the network all classes about alike. What is learned does not change."""
     seed: int = Field(0, ge=0, lt=2**32)
     """All randomness is a function of (seed, step)."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

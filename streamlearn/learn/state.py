@@ -14,7 +14,7 @@ from streamlearn.models.normalise import RunningNorm
 from streamlearn.models.table import EMBEDDINGS, FIRST_WEIGHT
 from streamlearn.records import Array
 
-OPTIONAL = ("twin.", "method.", "inputs.", "bank.")
+OPTIONAL = ("twin.", "method.", "inputs.", "bank.", "prior.")
 """Prefixes of arrays that may be saved and not used. Earlier versions saved a bank of averages."""
 _OF_COLUMNS = (".normalise.", "inputs.", FIRST_WEIGHT)
 """In the names of arrays with a place for each column, or for each place of a row."""

@@ -14,21 +14,13 @@ In this order:
                         confidence, n = 2 (SoftMatch, Chen et al., 2023)
     sharpen  q ~ q^(1/T)
 
-Alignment to labels. A witness that no aligned target has influenced (`Rows.witness_BC`: the twin, else the teacher)
-predicts p for all samples and s for labelled ones before they are learned; y are the labels. All are sums over classes.
-The ratio estimate (Cochran, Sampling Techniques, 1977, chapter 6) of the class distribution is
+Alignment to labels. The estimate r and its weight w are those of `learn/class_shares.py`, where the witness is a
+network that no aligned target has influenced (`Rows.witness_BC`: the twin, else the teacher) and the reference is the
+uniform distribution e. Classes with many labels are shrunk less:
 
-    r ~ p (y + k) / (s + k)
+    a ~ w_c r_c + (1 - w_c) e_c      w_c = w n_c / (n_c + h)
 
-It is shrunk towards the uniform distribution e by as much as it could differ from it by chance (positive-part James and
-Stein, 1961), and less so for classes with many labels:
-
-    a ~ w_c r_c + (1 - w_c) e_c      w_c = w n_c / (n_c + h)      w = max(0, 1 - max(1, R/2) V / D)
-
-D = |r - e|^2, and V is what D would be for uniform classes: the sum over classes of (p / (s + k))^2 (v + k), with v the
-squared errors of s. n_c counts the labels of class c so far: about a class without labels the witness knows nothing.
-R measures selection bias: the mean over classes of z^2, where z is the deviation of the mean log p of labelled samples
-from that of fresh ones, in standard errors. It is about 1 if labelled samples are drawn as all are.
+n_c counts the labels of class c so far: about a class without labels the witness knows nothing.
 
 All state is moving averages over fresh rows, of the size of a class histogram. It is part of the checkpoint, and a
 skipped step leaves it unchanged.
@@ -44,25 +36,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from streamlearn.learn import class_shares
 from streamlearn.learn.losses import DISTANCES
 from streamlearn.learn.methods.settings import TargetOptions, TeacherOptions
-from streamlearn.learn.rows import Rows, one_hot
+from streamlearn.learn.rows import Rows
 from streamlearn.learn.step import Method, answer_apart
 from streamlearn.models.build import Classifier, ModelSpec
 
 _SOFTMATCH_N = 2.0
-_LEAST_SHARE = 1e-4
-"""Lower bound of a class's share: a class that was never predicted would get a huge weight."""
-_PRIOR_LABELS = 1.0
-"""k: a prior of this many labels per class, all predicted correctly by the witness."""
 _HALF_KNOWN_LABELS = 5.0
 """h: number of labels of a class at which its estimated share has half its weight."""
-_USUAL_SELECTION = 2.0
-"""R up to here is no sign of selection bias."""
-_LEAST_PROBABILITY = 1e-6
-"""Lower bound of probabilities in a logarithm: one prediction must not outweigh all others."""
-_ENOUGH_ROWS = 16
-"""With this many fresh rows, their mean log p needs no rows of earlier steps, which came from an older network."""
 _LABEL_FADING = 0.99
 """Decay of the class counts per new label: a horizon of 100 labels."""
 
@@ -78,11 +61,8 @@ class TargetMethod(Method):
         if align != "none":
             self._kept["model_C"] = uniform.clone()
         if align == "labels":
-            sums = ("label_counts_C", "said_counts_C", "squared_errors_C", "deviations_C", "labels_so_far_C")
-            self._kept |= {name: torch.zeros_like(uniform) for name in sums}
-            self._kept["squared_weights"] = torch.zeros((), device=device)
+            self._kept |= class_shares.no_labels(uniform)
             self._kept["witness_C"] = uniform.clone()
-            self._kept |= {"log_mean_C": uniform.log(), "log_variance_C": torch.ones_like(uniform)}
         if gate == "freematch":
             self._kept["gated_C"] = uniform.clone()
         if gate in {"freematch", "softmatch"}:
@@ -128,7 +108,7 @@ class TargetMethod(Method):
         fresh = rows.fresh_count
         model_C = self._moved("model_C", q_BC[:fresh].detach().mean(dim=0) if fresh else None)
         aligned_C = rows.uniform_C if self._options.align == "uniform" else self._estimate_classes(rows)
-        q_BC = q_BC * (aligned_C / model_C.clamp_min(_LEAST_SHARE))
+        q_BC = q_BC * (aligned_C / model_C.clamp_min(class_shares.LEAST_SHARE))
         return q_BC / q_BC.sum(dim=1, keepdim=True)
 
     def _estimate_classes(self, rows: Rows) -> Tensor:
@@ -136,44 +116,15 @@ class TargetMethod(Method):
             fresh_FC, new_NC = rows.witness_BC[: rows.fresh_count], rows.witness_BC[rows.fresh_count :]
             if len(fresh_FC):
                 self._moved("witness_C", fresh_FC.mean(dim=0))
-                log_FC = fresh_FC.clamp_min(_LEAST_PROBABILITY).log()
-                kept = max(0.0, 1.0 - len(log_FC) / _ENOUGH_ROWS)
-                mean_C = torch.lerp(log_FC.mean(dim=0), self._kept["log_mean_C"], kept)
-                self._next["log_mean_C"] = mean_C
-                self._moved("log_variance_C", (log_FC - mean_C).square().mean(dim=0))
+                self._next |= class_shares.with_fresh(self._kept, fresh_FC, self._options.target_momentum)
             if len(new_NC):
-                self._count_labels(new_NC, rows.labels_B[rows.fresh_count :][: len(new_NC)])
-        labels_C, said_C, errors_C = (self._now(f"{of}_C") for of in ("label_counts", "said_counts", "squared_errors"))
-        even_C, k = rows.uniform_C, _PRIOR_LABELS
-        named_C = even_C > 0
-        share_C = self._now("witness_C").clamp_min(_LEAST_SHARE) / (said_C + k) * named_C
-        ratio_C = share_C * (labels_C + k)
-        total = ratio_C.sum()
-        spread = (ratio_C / total - even_C).square().sum()
-        by_chance = (share_C / total).square() @ (errors_C + k)
-        weights = self._now("squared_weights").clamp_min(1.0)
-        selection = (self._now("deviations_C").square() * named_C).sum() / named_C.sum() / weights
-        by_chance = by_chance * (selection / _USUAL_SELECTION).clamp_min(1.0)
-        trust = (1.0 - by_chance / spread.clamp_min(1e-12)).clamp_min(0.0)
-        so_far_C = self._now("labels_so_far_C")
-        aligned_C = torch.lerp(even_C, ratio_C / total, trust * so_far_C / (so_far_C + _HALF_KNOWN_LABELS))
+                labels_N = rows.labels_B[rows.fresh_count :][: len(new_NC)]
+                self._next |= class_shares.with_labels(self._kept | self._next, new_NC, labels_N, _LABEL_FADING)
+        now, even_C = self._kept | self._next, rows.uniform_C
+        estimated_C, weight = class_shares.estimate(now, now["witness_C"], even_C, even_C > 0)
+        so_far_C = now["labels_so_far_C"]
+        aligned_C = torch.lerp(even_C, estimated_C, weight * so_far_C / (so_far_C + _HALF_KNOWN_LABELS))
         return aligned_C / aligned_C.sum()
-
-    def _count_labels(self, new_NC: Tensor, labels_N: Tensor) -> None:
-        """Add predictions and labels of new labelled rows to the sums, in which older ones fade."""
-        fading = _LABEL_FADING ** len(labels_N)
-        one_hot_NC = one_hot(labels_N, new_NC.shape[1])
-        deviations_NC = new_NC.clamp_min(_LEAST_PROBABILITY).log() - self._now("log_mean_C")
-        scale_C = self._now("log_variance_C").sqrt().clamp_min(_LEAST_PROBABILITY)
-        for name, value, fade in (
-            ("label_counts_C", one_hot_NC.sum(dim=0), fading),
-            ("labels_so_far_C", one_hot_NC.sum(dim=0), 1.0),
-            ("said_counts_C", new_NC.sum(dim=0), fading),
-            ("deviations_C", deviations_NC.sum(dim=0) / scale_C, fading),
-            ("squared_errors_C", (one_hot_NC - new_NC).square().sum(dim=0), fading**2),
-            ("squared_weights", torch.full_like(self._kept["squared_weights"], len(labels_N)), fading**2),
-        ):
-            self._next[name] = self._kept[name] * fade + value
 
     def _weights(self, q_BC: Tensor, fresh: int) -> Tensor:
         confidence_B, class_B = q_BC.max(dim=1)
@@ -187,10 +138,6 @@ class TargetMethod(Method):
         variance = self._moved("variance", seen_F.var(unbiased=fresh > 1) if fresh else None)
         below_B = (confidence_B - mean).clamp_max(0.0)
         return torch.exp(-(below_B**2) * _SOFTMATCH_N**2 / (2.0 * variance.clamp_min(1e-12)))
-
-    def _now(self, name: str) -> Tensor:
-        """An average after this step."""
-        return self._next.get(name, self._kept[name])
 
     def _moved(self, name: str, towards: Tensor | None) -> Tensor:
         """Move an average; without a new value it stays."""

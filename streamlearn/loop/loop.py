@@ -49,6 +49,7 @@ from streamlearn.loop.report import Observer, Phases, StepReport
 from streamlearn.loop.scoring import Answers, Scoring
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.loop.watermark import Watermark
+from streamlearn.models.answer import Thresholds
 from streamlearn.records import Array, BadRecord, Item, Label, Offsets, Sample, Schema
 from streamlearn.state.checkpoint import Checkpoint, Saver
 from streamlearn.state.journal import Journal
@@ -84,6 +85,8 @@ class TrainingLoop:
     observer: Observer
     identity: Mapping[str, Any]
     """Saved in each checkpoint: the settings that its state depends on."""
+    thresholds: Thresholds
+    """Of classes, in the answers that are scored."""
     shed_above: int | None = None
     """Waiting samples above which some are shed; None: never."""
     twin_on_arrival: bool = False
@@ -100,6 +103,7 @@ class TrainingLoop:
             guarding=self.guarding,
             election=self.election,
             requests=self.requests,
+            thresholds=self.thresholds,
             classes=self.schema.capacity,
             twin_on_arrival=self.twin_on_arrival,
         )
@@ -280,11 +284,13 @@ class TrainingLoop:
         if not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
             _log.error("teacher_not_published", step=step, not_finite=not_finite[:5])
             return
-        header = {
+        header: dict[str, Any] = {
             "scores": _summary(self.board),
             "learned_offsets": self._learned.as_json(),
             "classes": self.ledger.class_names,
         }
+        if (offsets_C := self.learner.log_offsets).any():
+            header["log_offsets"] = offsets_C.tolist()
         self.publisher.publish(step, arrays, {name: json.dumps(value) for name, value in header.items()})
         self._publishing.last_step = step
         self.observer.published(step)

@@ -15,6 +15,7 @@ from streamlearn.ledger import Arrival, Scored
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.loop.guarding import Guarding
+from streamlearn.models.answer import Thresholds, corrected
 from streamlearn.records import UNLABELLED, Prediction, Sample
 
 Answers = dict[str, tuple[Prediction, int]]
@@ -35,24 +36,30 @@ class Scoring:
         guarding: Guarding,
         election: Election,
         requests: RequestWriter,
+        thresholds: Thresholds,
         classes: int,
         twin_on_arrival: bool = False,
     ) -> None:
         """`classes` counts outputs, spare ones included. `twin_on_arrival`: in a simulation the twin answers too."""
         self._learner, self._ledger, self._board = learner, ledger, board
         self._guarding, self._election, self._requests = guarding, election, requests
-        self._twin_on_arrival = twin_on_arrival
+        self._thresholds, self._twin_on_arrival = thresholds, twin_on_arrival
         self._no_answer = Prediction(UNLABELLED, np.zeros(classes, np.float32), 0)
         self._named = 0
 
     def predict(self, fresh: Sequence[Sample], now_s: float) -> Answers:
-        """Answer samples. Where a client was given an answer, that answer is scored instead of the teacher's."""
+        """Answer samples as a server would. Where a client was given an answer, that answer is scored instead.
+
+        An answer is corrected for the class prior, and its class is chosen by thresholds. Networks are compared with
+        each other, and watched by guard, drift monitor and label requests, without that: it is fitted to one network.
+        """
         if not fresh:
             return {}
         x = np.stack([sample.x for sample in fresh])
         predictions = self._learner.predict(x)
         baselines = self._ledger.baselines
-        teacher_B = predictions.teacher_probs_BC.argmax(axis=1).tolist()
+        given_BC = corrected(predictions.teacher_probs_BC, self._learner.log_offsets)
+        teacher_B = self._thresholds.choose(given_BC).tolist()
         finite_B = np.isfinite(predictions.student_probs_BC.sum(axis=1))
         student_B = np.where(finite_B, predictions.student_probs_BC.argmax(axis=1), UNLABELLED).tolist()
         # A server refuses to answer where the network overflows; here too such a sample has no answer.
@@ -60,12 +67,14 @@ class Scoring:
         twin_B = self._learner.classify(x).twin_B if self._twin_on_arrival else None
         answers: Answers = {}
         for n, sample in enumerate(fresh):
-            own = Prediction(teacher_B[n], predictions.teacher_probs_BC[n], self._learner.step)
+            own = Prediction(teacher_B[n], given_BC[n], self._learner.step)
             answers[sample.sample_id] = sample.answer or (own if answered_B[n] else self._no_answer), student_B[n]
             if sample.true_label is not None and answered_B[n]:  # in a simulation
                 _update(self._board.oracle, sample.true_label, own, student_B[n], baselines)
                 if twin_B is not None:
-                    self._board.oracle_gain.update(sample.true_label, own.class_index, int(twin_B[n]))
+                    served = int(predictions.teacher_probs_BC[n].argmax())
+                    self._board.oracle_gain.update(sample.true_label, served, int(twin_B[n]))
+        self._learner.prior.arrived(predictions.teacher_probs_BC)
         self._board.traffic.arrived([answer for answer, _ in answers.values() if answer.class_index != UNLABELLED])
         self._guarding.arrived(x, predictions)
         self._requests.offer(
@@ -103,15 +112,22 @@ class Scoring:
         compared = [(a, a.example, a.scored) for a in arrivals if a.scored is not None and a.example is not None]
         if not compared:
             return
-        found = self._learner.classify(np.stack([example.x for _, example, _ in compared]))
+        found, prior = self._learner.classify(np.stack([example.x for _, example, _ in compared])), self._learner.prior
+        given_NC = corrected(found.served_probs_BC, self._learner.log_offsets)
+        given_N = np.where(np.isfinite(given_NC).all(axis=1), given_NC.argmax(axis=1), UNLABELLED)
+        corrected_NC = corrected(found.served_probs_BC, prior.log_offsets)
+        labels_N = np.array([arrival.class_index for arrival, _, _ in compared], np.int64)
+        prior.labelled(found.served_probs_BC, labels_N)
+        self._board.calibration.update(labels_N, found.served_probs_BC, corrected_NC)
         champion, candidates = self._learner.served, len(self._election.candidates)
         for n, (arrival, _, scored) in enumerate(compared):
             self._board.gain.update(
                 arrival.class_index,
                 int(found.teacher_B[n]),
                 None if found.twin_B is None else int(found.twin_B[n]),
-                first_class=scored.prediction.class_index,
-                served_class=int(found.candidates_KB[self._learner.served, n]),
+                # Both by the most probable class: a threshold may have changed in between.
+                first_class=int(scored.prediction.probabilities_C.argmax()),
+                served_class=int(given_N[n]),
             )
             self._guarding.compared(
                 right=bool(found.teacher_B[n] == arrival.class_index), version=scored.prediction.model_version
@@ -126,7 +142,8 @@ class Scoring:
         prediction, baselines = scored.prediction, (scored.majority_class, scored.no_change_class)
         _update(self._board.prequential, scored.class_index, prediction, scored.student_class, baselines)
         self._board.traffic.labelled(prediction, scored.delay_s)
-        self._guarding.scored(wrong=prediction.class_index != scored.class_index)
+        # Without thresholds: a changed one is no drift.
+        self._guarding.scored(wrong=int(prediction.probabilities_C.argmax()) != scored.class_index)
 
 
 def _update(

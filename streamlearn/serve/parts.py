@@ -11,6 +11,7 @@ from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import ServerMetrics
+from streamlearn.models.answer import Thresholds
 from streamlearn.serve.appender import Appender
 from streamlearn.serve.batcher import QUEUE, Batcher
 from streamlearn.serve.bodies import MAX_ITEMS, Bodies
@@ -34,6 +35,8 @@ class Parts:
     codec: Codec
     predictor: Predictor
     """Follows the published teachers."""
+    thresholds: Thresholds
+    """Of classes: which one is answered."""
     appender: Appender
     """The way into the log."""
     ledger: LedgerView

@@ -22,6 +22,7 @@ from torch import nn
 
 from streamlearn.errors import ConfigError, NotPublishedError, StateError
 from streamlearn.metrics import TeacherMetrics
+from streamlearn.models.answer import corrected
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import Array, Probabilities, Schema
 from streamlearn.state.publish import PublishedDir, PublishedModel, learned_offsets_of, load_arrays
@@ -45,6 +46,8 @@ class LoadedModel:
     """Class names by index: those of the schema, and those added to the head since."""
     learned_offsets: Mapping[str, int] | None = None
     """`next_offset` by "topic:partition": all labels below it are learned. None if the teacher does not say."""
+    log_offsets_C: Probabilities | None = field(default=None, repr=False, compare=False)
+    """Correction of its probabilities for the class prior of its step; None for none."""
     pinned: bool = False
     """An operator chose this version: it answers although newer ones may exist."""
 
@@ -62,7 +65,7 @@ class LoadedModel:
         with torch.inference_mode():
             logits_BC = self.network(torch.from_numpy(x))
             probs: Probabilities = logits_BC.float().softmax(dim=1).numpy()
-        return probs
+        return probs if self.log_offsets_C is None else corrected(probs, self.log_offsets_C)
 
 
 def load(published: PublishedModel, schema: Schema, *, factory: str | None = None) -> LoadedModel:
@@ -88,6 +91,7 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
             network,
             max(names, schema.classes, key=len),
             learned_offsets_of(metadata),
+            _log_offsets(metadata, schema.capacity),
         )
         probs_1C = model.probabilities(np.zeros((1, *schema.shape), dtype=schema.dtype))
     except (ConfigError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -99,6 +103,16 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
         msg = f"{published.path}: weights are not finite: {', '.join(broken[:5]) or 'the answer to zeros'}"
         raise StateError(msg)
     return model
+
+
+def _log_offsets(metadata: Mapping[str, str], classes: int) -> Probabilities | None:
+    """The correction of the class prior in a header; None where an earlier version published it."""
+    if "log_offsets" not in metadata:
+        return None
+    offsets_C = np.array(json.loads(metadata["log_offsets"]), np.float32)
+    if offsets_C.shape != (classes,) or not np.isfinite(offsets_C).all():
+        raise ValueError(f"log_offsets: expected {classes} finite numbers, got {metadata['log_offsets']!r:.80}")
+    return offsets_C
 
 
 def _check_factory(spec: ModelSpec, factory: str | None) -> None:

@@ -121,12 +121,13 @@ class PredictFlow:
             x, invalid = await self._parts.bodies.decoded(made_bytes, lambda: self._rows(body))
             probs_BC, model = await self._parts.batcher.predict(x, self._parts.settings.timeout_s)
         self._check(freshness, model, probs_BC)
+        chosen_B = self._parts.thresholds.choose(probs_BC).tolist()
+        answers = [Prediction(winner, probs_C, model.step) for winner, probs_C in zip(chosen_B, probs_BC, strict=True)]
         ids, positions = body.ids, None
         if body.learn:
             ids = learned = [sample_id or new_id() for sample_id in body.ids or [None] * len(x)]
-            answers = [Prediction(int(probs_C.argmax()), probs_C, model.step) for probs_C in probs_BC]
             positions = await self._append(learned, body.records, x, answers)
-        return self._reply(ids, probs_BC, model, positions, invalid)
+        return self._reply(ids, answers, model, positions, invalid)
 
     def _rows(self, body: PredictBody) -> tuple[Array, list[list[str]] | None]:
         """The rows (n, *shape) of a body, and for records the columns whose value is invalid."""
@@ -200,7 +201,7 @@ class PredictFlow:
     def _reply(
         self,
         ids: Sequence[str | None] | None,
-        probs_BC: Probabilities,
+        answers: list[Prediction],
         model: LoadedModel,
         positions: list[Position] | None,
         invalid: list[list[str]] | None,
@@ -208,7 +209,7 @@ class PredictFlow:
         """The answers; their teacher is named in body and headers."""
         classes = model.classes
         predictions: list[dict[str, Any]] = []
-        for row, (probs_C, winner) in enumerate(zip(probs_BC, probs_BC.argmax(axis=1).tolist(), strict=True)):
+        for row, (winner, probs_C, _) in enumerate(answers):
             answer: dict[str, Any] = {} if ids is None else {"id": ids[row]}
             answer |= {"class": classes[winner], "class_index": winner, "probabilities": probs_C[: len(classes)]}
             if positions is not None:

@@ -42,6 +42,11 @@ RICH = {
     "LEARN__OPTIONS__RAMPUP_LABELS": "50",
 }
 RECIPES = {
+    "uneven": {
+        "SCORE__THRESHOLDS": '{"3" = 0.3}',
+        "LEARN__CLASS_WEIGHTS": "balanced",
+        **RICH,
+    },
     "ict": {
         "LEARN__METHOD": "ict",
         "LEARN__OPTIONS__ALIGN": "labels",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from streamlearn.app.log import make_codec
 from streamlearn.errors import FROM_SCRATCH, ConfigError, OffsetOutOfRangeError, StateError, StateLockedError
 from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import StepReport
-from streamlearn.state.checkpoint import path_of
+from streamlearn.state.checkpoint import path_of, save_checkpoint
 from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir, load_arrays, teacher_path
 
@@ -111,6 +112,23 @@ class TestRestart:
         for _ in range(2):
             with pytest.raises(StateError, match=f"no checkpoint is valid; restore a backup, or {FROM_SCRATCH}"):
                 learn(config, log)
+
+    def test_a_checkpoint_from_before_the_class_scores_continues(self, tmp_path: Path) -> None:
+        """Without the correction of the prior, rankings and calibration: they start empty."""
+        config = config_in(tmp_path)
+        log = filled_log(config, 24)
+        saved = learn(config, log)
+        new = ("learner.prior.", "board.calibration.", "board.prequential.ranking.", "board.oracle.ranking.")
+        older = {name: array for name, array in saved.arrays.items() if not name.startswith(new)}
+        assert len(older) < len(saved.arrays)
+        save_checkpoint(StatePaths(tmp_path).checkpoints, replace(saved, arrays=older))
+        log.append("samples", [make_codec(config).encode_sample("more", np.ones(4, np.float32))])
+
+        again = learn(config, log)
+
+        assert again.step > saved.step
+        assert again.arrays.keys() == saved.arrays.keys()
+        assert len(again.arrays["board.prequential.ranking.true"]) == 0
 
     def test_journaled_steps_are_repeated_whatever_the_batch_size_is_now(self, tmp_path: Path) -> None:
         """A crash and a smaller `batch.fresh` give the same bits."""

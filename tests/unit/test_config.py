@@ -180,3 +180,29 @@ def test_a_removed_setting_is_an_error_that_names_what_to_do(key):
     with pytest.raises(ConfigError, match=re.escape(f"{key}: {REMOVED[key]}")):
         load_config(overrides={key: 1}, environ={})
     assert key not in settings()
+
+
+class TestClasses:
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("score.thresholds", {"fraud": 0.8}),
+            ("score.classes", ["fraud"]),
+            ("learn.class_weights", {"fraud": 2.0}),
+        ],
+    )
+    def test_settings_of_classes_name_classes_of_the_schema(self, key: str, value: object) -> None:
+        """A misspelt class would be ignored silently."""
+        names = ["legitimate", "fraud"]
+        assert load_config(environ={}, overrides={"schema.classes": names, key: value})
+        assert f"{key}: 'fraud' is none of schema.classes" in message(schema__classes=3, **{key: value})
+
+    @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, float("nan"), "high"])
+    def test_a_threshold_is_a_probability(self, threshold: object) -> None:
+        """Above 0: every class has at least that."""
+        assert "score.thresholds" in message(score__thresholds={"1": threshold})
+
+    @pytest.mark.parametrize("weights", ["even", {"1": 0.0}, {"1": float("inf")}, {"1": -2.0}])
+    def test_a_class_weight_is_positive_and_finite(self, weights: object) -> None:
+        """Or they are balanced."""
+        assert "learn.class_weights" in message(learn__class_weights=weights)

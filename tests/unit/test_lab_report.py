@@ -76,8 +76,9 @@ class TestTable:
         spans = [getattr(of, span) for of in (scores.oracle, scores.at_arrival) for span in ("windowed", "cumulative")]
         assert row(shown.out, "accuracy, teacher") == [f"{span.accuracy['teacher']:.4f}" for span in spans]
         assert row(shown.out, "kappa ") == [f"{span.kappa:.4f}" for span in spans]
-        assert row(shown.out, "ECE") == [f"{span.ece:.4f}" for span in spans]
+        assert row(shown.out, "ECE ") == [f"{span.ece:.4f}" for span in spans]
         assert row(shown.out, "log loss") == [f"{span.log_loss:.4f}" for span in spans]
+        assert row(shown.out, "PR-AUC, mean") == [f"{spans[0].pr_auc:.4f}", "", f"{spans[2].pr_auc:.4f}", ""]
         assert row(shown.out, "samples  ") == ["50", "200", "50", "100"]
         assert "learning" in shown.err
 
@@ -95,6 +96,8 @@ class TestTable:
         assert row(shown, "oracle: label-only twin") == [f"{twin.twin:.4f}", "50"]
         assert row(shown, "label comes: label-only twin") == [f"{at_label.twin:.4f}", "50"]
         assert row(shown, "ssl_gain") == [f"{at_label.gain:+.4f} [{low:+.4f}, {high:+.4f}]", "50"]
+        assert row(shown, "ECE, network") == [f"{found.scores.calibration.network.ece:.4f}", "50"]
+        assert row(shown, "ECE, corrected") == [f"{found.scores.calibration.corrected.ece:.4f}", "50"]
         assert row(shown, "test: teacher") == [f"{test.teacher:.4f}", "2000"]
 
     def test_begins_with_the_counts(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,6 +209,38 @@ class TestPredictions:
         assert (traffic.confidence_gap, traffic.class_mix_distance) == (pytest.approx(0.0), 0.0)
         assert traffic.confidence < 0.9, "the other half has the learner's own answers"
 
+    def test_the_correction_of_the_prior_changes_answers_and_not_weights(self, tmp_path: Path) -> None:
+        """Targets, costs and averages are the same, bit by bit; the teacher's header has the offsets."""
+        states, logs = {}, {}
+        for on in (True, False):
+            overrides = {"learn.correct_prior": on, "learn.twin": "measure", "schema.classes": 2}
+            config = config_in(tmp_path / str(on), **overrides)
+            log, codec, rng = empty_log(), make_codec(config), np.random.default_rng(0)
+            for n in range(800):
+                y = int(rng.random() < 0.1)
+                x = (rng.normal(size=4) + 0.5 * y).astype(np.float32)
+                log.append("samples", [codec.encode_sample(f"s{n}", x, label=y)])
+            loop = run_loop(config, log)
+            states[on], logs[on] = loop.learner.state(), loop.board.report()
+            published = PublishedDir(StatePaths(config.state.dir).published).newest()
+            assert published is not None
+            header = json.loads(published.metadata.get("log_offsets", "[0, 0]"))
+            assert header == pytest.approx(loop.learner.log_offsets.tolist())
+            assert loop.learner.log_offsets.any() == on
+
+        assert all(np.array_equal(array, states[False][name], equal_nan=True) for name, array in states[True].items())
+        with_it, without = logs[True].at_arrival.cumulative, logs[False].at_arrival.cumulative
+        assert with_it.log_loss < without.log_loss
+        assert logs[True].calibration == logs[False].calibration
+
+    def test_a_threshold_decides_the_class_that_is_scored(self, tmp_path: Path) -> None:
+        """A threshold that is always reached: one class is always answered."""
+        config = config_in(tmp_path, **{"score.thresholds": {"2": 1e-6}})
+
+        found = run_loop(config, filled_log(config)).board.report().at_arrival.windowed
+
+        assert [one.recall for one in found.by_class] == [0.0, 0.0, 1.0]
+
     def test_a_promotion_resets_the_baselines_of_the_drift_monitor(self, tmp_path: Path) -> None:
         """The answers of one candidate are no baseline for those of another. No other step resets them."""
         config = config_in(tmp_path, **{"guard.on": False, "drift.reaction": "alarm"})

@@ -130,6 +130,47 @@ def _share(one: Tensor, other: Tensor, mixed: Tensor) -> float | None:
     return None if abs(length) < 1e-6 else ((mixed - other)[along] / length).item()
 
 
+class TestClassWeights:
+    def of(self, weights: list[float], **more: object) -> np.ndarray:
+        """Targets of labelled rows of the classes 0, 1, 2, 0."""
+        weighted = replace(rows(labelled=4, **more), weights_C=torch.tensor(weights))
+        return weighted.student_view().targets_LC.numpy()
+
+    def test_a_row_counts_by_its_class_and_the_mean_stays_1(self) -> None:
+        """Weights 1, 2, 5 and 1 have the mean 9/4."""
+        expected = np.eye(3)[[0, 1, 2, 0]] * (np.array([1, 2, 5, 1]) / 2.25)[:, None]
+        np.testing.assert_allclose(self.of([1.0, 2.0, 5.0]), expected, rtol=1e-6)
+
+    def test_balanced_gives_each_class_of_the_step_the_same_sum(self) -> None:
+        """The mean weight is 1 here too."""
+        targets_LC = self.of([0.0, 0.0, 0.0])
+        np.testing.assert_allclose(targets_LC.sum(axis=0), [4 / 3] * 3, rtol=1e-6)
+
+    def test_mixed_rows_have_mixed_weights(self) -> None:
+        """Of both of their classes."""
+        augment = Augment(no_noise, no_noise, mixup_beta=1.0)
+        plain_LC = rows(labelled=4, augment=augment).student_view().targets_LC.numpy()
+        expected_LC = plain_LC * [1.0, 2.0, 5.0]
+        found_LC = self.of([1.0, 2.0, 5.0], augment=augment)
+        np.testing.assert_allclose(found_LC, expected_LC * 4 / expected_LC.sum(), rtol=1e-5)
+
+    def test_rows_without_labels_cost_nothing(self) -> None:
+        """No 0/0."""
+        weighted = replace(rows(labelled=0), weights_C=torch.tensor([1.0, 2.0, 3.0]))
+        assert weighted.student_view().targets_LC.shape == (0, 3)
+
+    def test_reach_student_and_twin_by_name(self) -> None:
+        """The cost of a step is the weighted one."""
+        costs = {}
+        for name, given in (("none", {}), ("even", {"a": 2.0, "b": 2.0, "c": 2.0}), ("rare", {"c": 50.0})):
+            learner = Learner(MLP, settings(class_weights=given, twin="measure"), classes=("a", "b", "c"))
+            x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+            learner.learn(MicroBatch(x, 4, x, np.array([0, 1, 2, 0]), 4, ["1", "2", "3", "4"]))
+            costs[name] = learner.read_costs().classification
+        assert costs["none"] == pytest.approx(costs["even"])
+        assert costs["none"] != pytest.approx(costs["rare"])
+
+
 class TestTargets:
     LOGITS = torch.tensor([[2.0, 0.0, 0.0], [3.0, 1.0, 0.0], [0.0, 1.0, 0.2], [0.1, 0.0, 0.0]])
 

@@ -216,7 +216,7 @@ class TestLook:
         learner.monitor.stop("stopped")
 
         scores = read_status(learner.paths.scores) or {}
-        report = ["classes", "at_arrival", "at_label", "first_minus_at_label", "traffic", "oracle"]
+        report = ["classes", "at_arrival", "at_label", "first_minus_at_label", "calibration", "traffic", "oracle"]
         assert list(scores) == ["time_s", "step", *report, "bank", "guard", "drift", "trust"]
         assert scores["bank"] == {"served": "teacher", "accuracy": {"teacher": None, "twin": None}}
         assert learner.metric("candidate_served", candidate="teacher") == 1

@@ -75,6 +75,17 @@ class TestAnswers:
         assert probs.dtype == np.float32
         assert (model.step, model.published_at_s) == (7, 1000.0)
 
+    @pytest.mark.parametrize("offsets", ["[0, 0]", "[0, 0, NaN]", "[0, 0, 1e999]", '"x"', "{", "[[0, 0, 0]]"])
+    def test_offsets_that_do_not_fit_are_refused(self, stage, offsets):
+        """The answer would be wrong. A version without them is served as it is."""
+        stage.publish(7)
+        stage.predictor.refresh()
+        stage.publish(8, log_offsets=offsets)
+        stage.predictor.refresh()
+
+        assert stage.predictor.current().step == 7
+        assert stage.failures == 1
+
     def test_accept_read_only_rows_and_do_not_change_them(self, stage):
         """Decoded bodies are views of bytes. torch does not warn."""
         stage.publish(7)

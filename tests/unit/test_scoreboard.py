@@ -54,6 +54,7 @@ class TestReport:
             "at_arrival",
             "at_label",
             "first_minus_at_label",
+            "calibration",
             "traffic",
             "oracle",
         ]
@@ -154,6 +155,7 @@ class TestSaving:
             "oracle",
             "oracle_gain",
             "gain",
+            "calibration",
             "traffic",
         }
         assert all(isinstance(array, np.ndarray) for array in state.values())

@@ -25,6 +25,7 @@ from streamlearn.ledger.store import FILE as STORE_FILE
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
 from streamlearn.metrics import LEARNER_METRICS, Metrics, MetricsServer, ServerMetrics
+from streamlearn.models.answer import Thresholds
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Label, Position, Prediction, Record, Sample, Schema
 from streamlearn.serve import request_schemas, schemas
 from streamlearn.serve.bodies import BODIES_IN_FLIGHT, Bodies
@@ -260,6 +261,36 @@ class TestPredict:
             )
 
         assert reported.details == {"instances": [1]}
+
+
+class TestDecision:
+    def test_a_threshold_decides_the_class(self, served):
+        """The probabilities are the same, and the answer in the log is that of the reply."""
+        served.publish(7)
+        served.predictor.refresh()
+        probs_C = served.expected(7, X)[0]
+        least = int(probs_C.argmin())
+        thresholds = Thresholds(FLOATS, {FLOATS.classes[least]: float(probs_C[least]) / 2})
+
+        with TestClient(served.app_with(thresholds=thresholds), base_url=URL) as client:
+            (answer,) = client.post("/predict?learn=true", json={"x": X}).json()["predictions"]
+
+        assert answer["class"] == FLOATS.classes[least]
+        assert np.float32(answer["probabilities"]).tolist() == probs_C.tolist()
+        (record,) = served.records("clicks")
+        assert served.codec.decode_sample(record).answer.class_index == least
+
+    def test_probabilities_are_those_for_the_class_shares_of_the_stream(self, client, served):
+        """By the offsets in the header of the teacher."""
+        offsets_C = [0.5, -3.0, 1.0]
+        served.publish(8, log_offsets=json.dumps(offsets_C))
+        served.predictor.refresh()
+
+        (answer,) = client.post("/predict", json={"x": X}).json()["predictions"]
+
+        expected_C = served.expected(8, X)[0] * np.exp(offsets_C)
+        assert answer["probabilities"] == pytest.approx(expected_C / expected_C.sum(), rel=1e-5)
+        assert answer["class_index"] == expected_C.argmax()
 
 
 class TestFreshness:
