@@ -5,10 +5,10 @@ learned, and pi of the stream, Bayes' rule gives p'_c ~ p_c pi_c / rho_c (`model
 corrected: costs, targets and consistency stay as they are.
 
 rho is not the mix of the replayed rows. A network that fits its few labelled rows exactly depends little on their mix
-(Byrd and Lipton 2019), and unlabelled samples teach another mix. With the replayed shares as rho, the log loss on a
-stream of 5 % rose from .081 to .118. So the ratio is estimated as a whole: as the offset o_c = ln(pi_c / rho_c) for
-which corrected probabilities have the mean of the labels, the maximum-likelihood intercept (King and Zeng 2001),
-followed over time by forgetting (McCormick, Raftery, Madigan, Burd 2012). For each first label, with p' by the offsets
+(Byrd and Lipton 2019), and unlabelled samples teach another mix. With the replayed shares as rho, answers on uneven
+streams became worse. So the ratio is estimated as a whole: as the offset o_c = ln(pi_c / rho_c) for which corrected
+probabilities have the mean of the labels, the maximum-likelihood intercept (King and Zeng 2001), followed over time by
+forgetting (McCormick, Raftery, Madigan, Burd 2012). For each first label, with p' by the offsets
 before it (16 labels of a step are taken together),
 
     H <- f H + p' (1 - p')        o <- o + (y - p') / (H + k)
