@@ -22,6 +22,7 @@ from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
 from streamlearn.metrics import MetricsServer, ScorerMetrics
+from streamlearn.models.answer import Thresholds
 from streamlearn.serve.predictor import Predictor
 from streamlearn.serve.scorer import Scorer
 from streamlearn.state.paths import StatePaths
@@ -66,6 +67,7 @@ def score(config: Config, stopping: threading.Event, *, instance: int = 0, of: i
             predictor,
             metrics,
             topic=topic,
+            thresholds=Thresholds(config.schema_.build(), config.score.thresholds),
             instance=instance,
             of=of,
             start=config.log.start,

@@ -27,6 +27,7 @@ from streamlearn.log.codec import Codec
 from streamlearn.log.feed import Feed
 from streamlearn.log.predictions import encode_prediction
 from streamlearn.metrics import ScorerMetrics
+from streamlearn.models.answer import Thresholds
 from streamlearn.records import Gap, Item, NewRecord, Offsets, Prediction, Sample, Skipped, TopicPartition
 from streamlearn.serve.predictor import LoadedModel, Predictor
 
@@ -63,6 +64,7 @@ class Scorer:
         metrics: ScorerMetrics,
         *,
         topic: str,
+        thresholds: Thresholds,
         instance: int = 0,
         of: int = 1,
         start: Literal["earliest", "latest"] = "earliest",
@@ -77,7 +79,7 @@ class Scorer:
         """
         assert 0 <= instance < of, (instance, of)
         self._opened, self._codec, self._predictor, self._metrics = log, codec, predictor, metrics
-        self._topic, self._sample_topics = topic, codec.source.samples.topics
+        self._topic, self._sample_topics, self._thresholds = topic, codec.source.samples.topics, thresholds
         self._instance, self._of, self._start, self._on_trimmed = instance, of, start, on_trimmed
         self._prepare, self._every_s, self._clock = prepare, every_s, clock
         of_answers = max(1, WRITE_BYTES // (_PROBABILITY_BYTES * codec.schema.capacity))
@@ -221,7 +223,7 @@ class Scorer:
             probs_BC = model.probabilities(np.stack([sample.x for sample in part]))
             now_s = self._clock()
             finite_B = np.isfinite(probs_BC.sum(axis=1)).tolist()
-            winner_B = probs_BC[:, : len(model.classes)].argmax(axis=1).tolist()
+            winner_B = self._thresholds.choose(probs_BC).tolist()
             for sample, probs_C, winner, finite in zip(part, probs_BC, winner_B, finite_B, strict=True):
                 if finite:
                     prediction = Prediction(winner, probs_C, model.step)

@@ -27,6 +27,7 @@ from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.metrics import ScorerMetrics
+from streamlearn.models.answer import Thresholds
 from streamlearn.models.build import ModelSpec, build
 from streamlearn.records import NewRecord, Record, Schema, TopicPartition
 from streamlearn.serve.predictor import Predictor
@@ -73,7 +74,8 @@ class Stage:
         predictor.refresh()
         self.predictor = predictor
         self.metrics = ScorerMetrics(version="1")
-        return Scorer(self.log, self.codec, predictor, self.metrics, topic="predictions", every_s=0.0, **options)
+        options = {"thresholds": Thresholds(self.codec.schema, {}), "every_s": 0.0, **options}
+        return Scorer(self.log, self.codec, predictor, self.metrics, topic="predictions", **options)
 
     @contextmanager
     def running(self, scorer: Scorer | None = None) -> Iterator[Scorer]:
@@ -126,6 +128,20 @@ def faulty(tmp_path: Path) -> Iterator[tuple[Stage, MemoryLog]]:
 
 
 class TestAnswers:
+    def test_a_class_with_a_threshold_is_answered_where_it_is_reached(self, tmp_path: Path) -> None:
+        """As `/predict` does, whatever class is the most probable."""
+        log = MemoryLog()
+        stage = Stage(tmp_path, log)
+        stage.publish(7)
+        stage.send(20)
+        name = SCHEMA.classes[-1]
+
+        with stage.running(stage.scorer(thresholds=Thresholds(SCHEMA, {name: 0.001}))):
+            stage.answered(20)
+
+        assert {json.loads(record.value or b"")["class"] for record in stage.predictions()} == {name}
+        log.close()
+
     def test_each_sample_gets_the_answer_of_the_published_teacher(self, stage: Stage) -> None:
         """With version, position and time, under the sample's id as key; as the teacher itself answers."""
         stage.publish(7)
