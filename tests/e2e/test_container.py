@@ -19,7 +19,7 @@ import yaml
 
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError
-from streamlearn.metrics import LEARNER_METRICS, PREFIX, SERVER_METRICS
+from streamlearn.metrics import LEARNER_METRICS, PREFIX, SCORER_METRICS, SERVER_METRICS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -208,7 +208,7 @@ class TestPrometheus:
 
     def test_alerts_use_only_exported_metrics(self) -> None:
         """Renaming a metric would silence its alert."""
-        exported = {PREFIX + metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS)}
+        exported = {PREFIX + metric.name for metric in (*LEARNER_METRICS, *SERVER_METRICS, *SCORER_METRICS)}
 
         named = {
             name.removesuffix("_count")
