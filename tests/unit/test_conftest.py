@@ -27,6 +27,7 @@ def run(folder: Path, case: str, *, forbidden: bool, jobs: int = 0) -> subproces
     (folder / "conftest.py").write_text(CONFTEST.read_text() + NO_BROKER)
     (folder / "test_case.py").write_text(CASES[case])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMLEARN_")}
+    environment["PYTHONPATH"] = str(CONFTEST.parent)  # the package `harness`
     environment |= {"STREAMLEARN_FORBID_SKIPS": "1"} if forbidden else {}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(jobs), str(folder)]
     return subprocess.run(
