@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import ssl
 import threading
 import time
@@ -17,9 +18,11 @@ from typing import Any
 import structlog
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.sasl.oauth import AbstractTokenProvider
 from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 from pydantic import SecretStr
 
 from streamlearn.errors import ConfigError
@@ -222,6 +225,23 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         """Follow none."""
 
 
+class ClosingSocket(KafkaNetSocket):  # type: ignore[misc]  # kafka-python has no types
+    """Sockets without a proxy that are closed if they cannot connect.
+
+    kafka-python 3.0.12 leaves them to the garbage collector: an hour without a broker would leave hundreds open.
+    """
+
+    SCHEMES = ("closing",)
+
+    async def sock_connect(self, net: NetworkSelector, sock: socket.socket, *address: Any, **timeouts: Any) -> Any:
+        """Connect `sock`, or close it."""
+        try:
+            return await super().sock_connect(net, sock, *address, **timeouts)
+        except BaseException:
+            sock.close()
+            raise
+
+
 class Connections(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python has no types
     """Connections of one client, and why the last one failed.
 
@@ -243,7 +263,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         """Keep what arrives together with the end of a connection: the reason of a refusal. kafka-python drops it."""
-        transport = await super()._build_transport(node, timeout_at=timeout_at)
+        transport = await self._open_transport(node, timeout_at)
         receive, ended = transport._sock_recv, list[Exception]()  # noqa: SLF001
 
         def receive_all() -> tuple[bytes, Exception | None]:
@@ -254,6 +274,29 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python
             return received, error
 
         transport._sock_recv = receive_all  # noqa: SLF001
+        return transport
+
+    async def _open_transport(self, node: Any, timeout_at: float | None) -> KafkaTCPTransport:
+        """As in kafka-python, which does not close a connection whose handshake failed."""
+        options = self.config
+        proxy = options["proxy_url"] or f"{ClosingSocket.SCHEMES[0]}://"
+        sock = await create_connection(
+            self._net, node.host, node.port, options["socket_options"], proxy_url=proxy, timeout_at=timeout_at
+        )
+        transport = None
+        try:
+            if self.ssl_enabled:
+                tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
+                transport = KafkaSSLTransport(self._net, sock, host=node.host, **tls)
+            else:
+                transport = KafkaTCPTransport(self._net, sock, host=node.host)
+            await transport.handshake()
+        except BaseException as error:
+            (transport or sock).close()
+            if not isinstance(error, Exception):
+                raise
+            msg = f"Handshake failed: {error}"
+            raise kafka_errors.KafkaConnectionError(msg) from error
         return transport
 
     async def _connect(self, node: Any, conn: Any, reset_backoff_on_connect: bool = True, **timeouts: Any) -> None:

@@ -13,7 +13,6 @@ As root the brokers run in a network namespace of their own, so that their netwo
 
 from __future__ import annotations
 
-import gc
 import http.client
 import json
 import os
@@ -22,7 +21,6 @@ import signal
 import subprocess
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -68,7 +66,6 @@ pytestmark = [
     pytest.mark.kafka,
     pytest.mark.slow,
     pytest.mark.timeout(LONGEST_S),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # see `refused_sockets`
 ]
 
 
@@ -149,15 +146,6 @@ def all_brokers(cable: Cable | str, forks: ForkServer, tmp_path_factory: pytest.
         place = {"host": cable.far_host, "launch": ["ip", "netns", "exec", cable.namespace]}
     with Cluster(tmp_path_factory.mktemp("cluster"), **place) as cluster:
         yield cluster
-
-
-@pytest.fixture(autouse=True)
-def refused_sockets() -> Iterator[None]:
-    """Collect the sockets of refused connections within the test; kafka-python leaves them to the garbage collector."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Equal means every row of every table, byte for byte, except undo and notes: the 
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import sqlite3
@@ -261,12 +262,13 @@ def test_a_crash_before_the_rewind_is_flushed_can_be_rewound_again(tmp_path):
 def test_a_killed_process_leaves_a_whole_step_that_replays_to_the_same_end(tmp_path, kill_after):
     """SIGKILL at a random moment: on disk is the end of some step, and the replay ends the same."""
     steps = stream(7, 400)
-    child = subprocess.Popen([sys.executable, __file__, str(tmp_path / "killed")], stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    for _ in range(kill_after):
-        assert child.stdout.readline(), "the child has exited"
-    child.send_signal(signal.SIGKILL)
-    child.communicate(timeout=10)
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, __file__, str(tmp_path / "killed")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ) as child:
+        assert child.stdout is not None
+        for _ in range(kill_after):
+            assert child.stdout.readline(), "the child has exited"
+        child.send_signal(signal.SIGKILL)
 
     ledger = open_ledger(tmp_path / "killed")
     flushed = ledger.step

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,16 +50,6 @@ def save(config: Config, step: int, next_offset: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder, Checkpoint(step, {S: next_offset, L: 0}, {}, {"identity": identity(config)}))
     return path_of(folder, step)
-
-
-@pytest.fixture
-def refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Collect the sockets of refused connections within the test; kafka-python leaves them to the collector."""
-    caplog.set_level(logging.CRITICAL, logger="kafka")  # a log record with a traceback would keep them
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 class TestEmpty:
@@ -157,8 +143,6 @@ class TestLog:
         assert path.read_bytes() == b"something else " * 100
 
     @pytest.mark.slow
-    @pytest.mark.usefixtures("refused_sockets")
-    @pytest.mark.filterwarnings("ignore::ResourceWarning")
     def test_an_unavailable_broker_is_an_error_in_bounded_time(self, tmp_path: Path) -> None:
         """With its address. Folder and port are checked nevertheless."""
         servers = "127.0.0.1:1"

@@ -42,10 +42,6 @@ OAUTH = {"mechanism": "OAUTHBEARER", "username": CLIENT_ID, "password": CLIENT_S
 PLAIN = {"mechanism": "PLAIN", "username": "alice", "password": PLAIN_USERS["alice"]}
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-"""kafka-python leaves the sockets of refused connections to the garbage collector."""
-
-
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SecuredBroker, TokenServer]]:
     """A broker with all listeners, and the OAuth server whose tokens it accepts."""

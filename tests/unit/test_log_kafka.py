@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import sys
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -37,16 +34,6 @@ from streamlearn.records import NewRecord, Position, Record, TopicPartition
 def nowhere(**settings: Any) -> KafkaLog:
     """A log at an address without a broker."""
     return KafkaLog(KafkaConfig(bootstrap_servers="127.0.0.1:1", **settings))
-
-
-@pytest.fixture
-def refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Collect, within the test, the sockets of refused connections, which kafka-python does not close."""
-    caplog.set_level(logging.CRITICAL, logger="kafka")  # a log record with a traceback would keep them alive
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture
@@ -105,8 +92,6 @@ class TestConstruction:
         assert threading.active_count() == before
         log.close()
 
-    @pytest.mark.usefixtures("refused_sockets")
-    @pytest.mark.filterwarnings("ignore::ResourceWarning")
     def test_a_missing_broker_is_unavailable_in_time_and_leaves_no_thread(self) -> None:
         """Each call ends within its timeout, and the next tries again."""
         before = threading.active_count()
@@ -288,8 +273,6 @@ def poll_until(poll: Callable[[], list[Record]], count: int) -> list[Record]:
 @pytest.mark.kafka
 @pytest.mark.timeout(180)
 @pytest.mark.slow
-@pytest.mark.usefixtures("refused_sockets")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_log_recovers_when_its_broker_is_back(
     kafka_broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
