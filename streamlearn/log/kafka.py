@@ -181,16 +181,7 @@ class KafkaLog:
     def writer(self, group: str, instance: int) -> KafkaWriter:
         """See `Log.writer`. The group at the broker is `log.kafka.group_id` and the name."""
         group_id = f"{self._settings.group_id}-{group}"
-        return KafkaWriter(self._clients, group_id, instance, committed=self._committed)
-
-    def _committed(self, group_id: str) -> Offsets:
-        """The offsets of a group."""
-        found = self._ask(
-            f"look up offsets of group {group_id}",
-            lambda admin: admin.list_group_offsets(group_id)[group_id],
-            ASK_TIMEOUT_S,
-        )
-        return {TopicPartition(*there): int(at.offset) for there, at in found.items() if at.offset >= 0}
+        return KafkaWriter(self._clients, group_id, instance)
 
     def reader(self, next_offsets: Offsets) -> KafkaReader:
         """See `Log.reader`."""

@@ -153,12 +153,15 @@ class KafkaClients:
         # Most of its calls take no timeout, so an unanswered one lasts this long, also a commit while stopping.
         return self._connect(KafkaAdminClient, timeout_s, request_timeout_ms=CONTACT_TIMEOUT_MS)
 
-    def consumer(self, fetch_wait_ms: int, timeout_s: float) -> KafkaConsumer:
-        """Open a consumer without a group. One thread at a time may use it."""
+    def consumer(self, fetch_wait_ms: int, timeout_s: float, *, group_id: str | None = None) -> KafkaConsumer:
+        """Open a consumer that joins no group. One thread at a time may use it.
+
+        With `group_id` it can look up the group's offsets, and waits for open transactions that move them.
+        """
         return self._connect(
             KafkaConsumer,
             timeout_s,
-            **_CONSUMER,
+            **{**_CONSUMER, "group_id": group_id},
             fetch_max_wait_ms=fetch_wait_ms,
             max_partition_fetch_bytes=self._fetch_bytes,
             fetch_max_bytes=max(POLL_BYTES, self._fetch_bytes),

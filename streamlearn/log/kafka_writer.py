@@ -11,7 +11,7 @@ their successor started, and a killed broker (`tests/e2e/test_score.py`, `benchm
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from kafka import KafkaProducer, OffsetAndMetadata
@@ -22,25 +22,28 @@ from streamlearn.log.kafka_clients import (
     CONNECT_TIMEOUT_S,
     FENCED,
     KafkaClients,
+    end_consumer,
     end_producer,
     to_log_error,
     translated,
 )
 from streamlearn.records import NewRecord, Offsets, TopicPartition
 
+FETCH_WAIT_MS = 100
+OFFSETS_TIMEOUT_S = 20.0
+"""Longer than the broker keeps a transaction of a dead process open."""
+
 
 class KafkaWriter:
     """`Writer` of a Kafka log, on a producer of its own."""
 
-    def __init__(
-        self, clients: KafkaClients, group_id: str, instance: int, *, committed: Callable[[str], Offsets]
-    ) -> None:
-        """`committed` returns the offsets of a group.
+    def __init__(self, clients: KafkaClients, group_id: str, instance: int) -> None:
+        """Open it.
 
         Raises:
             LogUnavailableError: no answer in time.
         """
-        self._group_id, self._committed = group_id, committed
+        self._clients, self._group_id = clients, group_id
         self._id = f"{group_id}-{instance}"
         self._producer: KafkaProducer | None = clients.producer(CONNECT_TIMEOUT_S, transactional_id=self._id)
         try:
@@ -51,9 +54,24 @@ class KafkaWriter:
             raise
 
     def next_offsets(self, partitions: Collection[TopicPartition]) -> Offsets:
-        """See `Writer.next_offsets`. No transaction of this instance is open, so they are final."""
-        found = self._committed(self._group_id)
-        return {partition: found[partition] for partition in partitions if partition in found}
+        """See `Writer.next_offsets`.
+
+        A commit is acknowledged before its offsets are in place, so a plain look-up may return earlier ones. That of a
+        consumer that reads committed records waits while a transaction with offsets of the partition is open.
+        """
+        deadline = time.monotonic() + OFFSETS_TIMEOUT_S
+        consumer = self._clients.consumer(FETCH_WAIT_MS, CONNECT_TIMEOUT_S, group_id=self._group_id)
+        try:
+            with translated(f"look up offsets of group {self._group_id}"):
+                found = {
+                    partition: consumer.committed(
+                        KafkaPartition(*partition), timeout_ms=max(1.0, deadline - time.monotonic()) * 1000
+                    )
+                    for partition in partitions
+                }
+        finally:
+            end_consumer(consumer)
+        return {partition: int(offset) for partition, offset in found.items() if offset is not None and offset >= 0}
 
     def write(self, topic: str, records: Sequence[NewRecord], next_offsets: Offsets, timeout_s: float = 10.0) -> None:
         """See `Writer.write`."""

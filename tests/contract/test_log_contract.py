@@ -600,7 +600,7 @@ class TestWriter:
             assert other.next_offsets([second]) == {second: 1}
         with closing(log.writer("another", 0)) as foreign:
             assert foreign.next_offsets([first]) == {}
-        assert values_in(log, topic) == [b"0", b"1", b"2", b"0", b"1"]
+        assert values_in(log, topic, 5) == [b"0", b"1", b"2", b"0", b"1"]
 
     def test_offsets_move_without_records(self, log: Log, topic: str) -> None:
         """Where nothing that was read is worth writing."""
@@ -624,7 +624,7 @@ class TestWriter:
                 new.write(topic, numbered(1), {partition: 2})
                 other.write(topic, numbered(1), {})
                 assert new.next_offsets([partition]) == {partition: 2}
-        assert values_in(log, topic) == [b"0", b"0", b"0"]
+        assert values_in(log, topic, 3) == [b"0", b"0", b"0"]
 
     def test_a_record_that_is_refused_moves_nothing(self, log: Log, topic: str) -> None:
         """Neither the records before it, nor the offsets."""
@@ -636,13 +636,11 @@ class TestWriter:
                 writer.write(topic, [*numbered(2), too_large], {partition: 3})
         with closing(log.writer("g", 0)) as again:
             assert again.next_offsets([partition]) == {}
-        assert values_in(log, topic) == []
+        assert values_in(log, topic, 0) == []
 
 
-def values_in(log: Log, topic: str) -> list[bytes | None]:
-    """What readers of a topic see; its records have one key."""
-    found: list[bytes | None] = []
+def values_in(log: Log, topic: str, count: int) -> list[bytes | None]:
+    """What readers of a topic see once `count` records are there; its records have one key."""
     with closing(log.reader(all_of(topic))) as reader:
-        while records := reader.poll(list(all_of(topic)), 100, 1.0):
-            found += [record.value for record in records]
-    return found
+        records = take(reader, all_of(topic), count)
+        return [record.value for record in (*records, *reader.poll(list(all_of(topic)), 100, 1.0))]
