@@ -30,6 +30,8 @@ from streamlearn.log.kafka_clients import (
 from streamlearn.records import NewRecord, Offsets, TopicPartition
 
 FETCH_WAIT_MS = 100
+OPEN_TIMEOUT_S = 20.0
+"""A broker that has just started loads its transactions first."""
 OFFSETS_TIMEOUT_S = 20.0
 """Longer than the broker keeps a transaction of a dead process open."""
 
@@ -48,7 +50,7 @@ class KafkaWriter:
         self._producer: KafkaProducer | None = clients.producer(CONNECT_TIMEOUT_S, transactional_id=self._id)
         try:
             with translated(f"open transactions of {self._id}"):
-                self._producer.init_transactions()
+                _init(self._producer)
         except BaseException:
             self.close()
             raise
@@ -116,3 +118,16 @@ class KafkaWriter:
         producer, self._producer = self._producer, None
         if producer is not None:
             end_producer(producer)
+
+
+def _init(producer: KafkaProducer) -> None:
+    """Abort what an earlier producer left open. A call that timed out is continued by the next one."""
+    deadline = time.monotonic() + OPEN_TIMEOUT_S
+    while True:
+        try:
+            producer.init_transactions()
+        except kafka_errors.KafkaTimeoutError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
