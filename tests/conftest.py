@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+import torch
 from harness.fakes import ManualClock
 from hypothesis import settings
 
@@ -25,6 +26,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     importlib.import_module("kafka")
 
+# Processes of the tests share few cores, where threads of torch would mostly wait for each other. Children inherit it.
+torch.set_num_threads(1)
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 # a loaded machine is no error
 settings.register_profile("streamlearn", deadline=None)
 settings.load_profile("streamlearn")
@@ -59,6 +63,13 @@ def logs_go_to_the_console() -> Iterator[None]:
     """A command that a test runs in this process sends its log to the test's own streams, which are closed after it."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A learner sets the number of threads for the process."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -123,9 +122,7 @@ def command(*arguments: object) -> list[str]:
 def start(*arguments: object, output: Path) -> subprocess.Popen[bytes]:
     """A streamlearn process whose output goes to a file."""
     with output.open("ab") as file:
-        return subprocess.Popen(
-            command(*arguments), stdout=file, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        return subprocess.Popen(command(*arguments), stdout=file, stderr=file)
 
 
 def finish(*arguments: object, timeout_s: float = 90.0) -> str:
@@ -134,7 +131,6 @@ def finish(*arguments: object, timeout_s: float = 90.0) -> str:
         command(*arguments),
         capture_output=True,
         timeout=timeout_s,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]

@@ -24,7 +24,6 @@ from typing import Any, Literal, NamedTuple
 import click
 import pytest
 import structlog
-import torch
 import typer
 from support import ask, heartbeat, newest_checkpoint, start, stop, until, write_config
 from typer.testing import CliRunner
@@ -37,7 +36,6 @@ from streamlearn.lab.broker import java_command, speaks_kafka
 from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

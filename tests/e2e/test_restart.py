@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import finish, journaled_steps, newest_checkpoint, start, until, write_config
+from harness.fork_server import ForkServer
+from support import journaled_steps, newest_checkpoint, until, write_config
 
 PLAN = ("digits", "--limit", 1280, "--passes", 2, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
 EXACT = {"partitions": 2, "max_age_s": 3600.0, "checkpoint_every_s": 3600.0}
-
-
-def learn_with_kills(folder: Path, config: Path, kill_at: tuple[int, ...]) -> int:
-    """Learn to the end of the log, killed once the journal has each number of steps; how often it was killed."""
-    kills = 0
-    for steps in kill_at:
-        process = start("learn", "--until-end", "--config", config, output=folder / "learner.log")
-        until(lambda: journaled_steps(folder) >= steps or process.poll() is not None, f"{steps} steps")  # noqa: B023
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait(20) == -signal.SIGKILL
-    finish("learn", "--until-end", "--config", config)
-    return kills
-
-
-def assert_equal_runs(killed: Path, whole: Path) -> None:
-    a, b = newest_checkpoint(killed), newest_checkpoint(whole)
-    assert (a.step, a.next_offsets, a.extra) == (b.step, b.next_offsets, b.extra)
-    assert a.arrays.keys() == b.arrays.keys()
-    different = [name for name in a.arrays if not np.array_equal(a.arrays[name], b.arrays[name], equal_nan=True)]
-    assert different == []
-    assert a.step >= 80
-    assert a.extra["accounts"]["samples_learned"] == 2560
-
-
 RICH = {
     "BATCH__STEPS": "3",
     "LEARN__OPTIONS__RAMPUP_LABELS": "50",
@@ -58,46 +37,90 @@ RECIPES = {
 }
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Path:
+    """A state folder whose embedded log holds the samples and labels."""
+    folder = tmp_path_factory.mktemp("simulated")
+    finish(forks, folder, "simulate", *PLAN, "--config", write_config(folder, **EXACT))
+    return folder / "state"
+
+
+def finish(forks: ForkServer, folder: Path, *arguments: object, environ: Mapping[str, str] | None = None) -> None:
+    """Run a command to its end."""
+    pid = forks.start([*map(str, arguments)], folder / "output.log", environ)
+    code = until(lambda: (forks.poll(pid),) if forks.poll(pid) is not None else None, str(arguments[0]), 90.0)
+    assert code == (0,), (folder / "output.log").read_text()[-3000:]
+
+
+def learn(
+    forks: ForkServer, config: Path, *, kill_at: tuple[int, ...] = (), environ: Mapping[str, str] | None = None
+) -> None:
+    """Learn to the end of the log, killed each time that the journal has a number of steps."""
+    folder = config.parent
+    command = ("learn", "--until-end", "--config", str(config))
+    for steps in kill_at:
+        pid = forks.start(command, folder / "output.log", environ)
+        until(lambda: journaled_steps(folder) >= steps or forks.poll(pid) is not None, f"{steps} steps")  # noqa: B023
+        assert forks.poll(pid) is None, "it ended before it could be killed"
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: forks.poll(pid) == -signal.SIGKILL, "a killed learner")  # noqa: B023
+    finish(forks, folder, *command, environ=environ)
+
+
+def assert_equal_runs(killed: Path, whole: Path) -> None:
+    a, b = newest_checkpoint(killed), newest_checkpoint(whole)
+    assert (a.step, a.next_offsets, a.extra) == (b.step, b.next_offsets, b.extra)
+    assert a.arrays.keys() == b.arrays.keys()
+    different = [name for name in a.arrays if not np.array_equal(a.arrays[name], b.arrays[name], equal_nan=True)]
+    assert different == []
+    assert a.step >= 80
+    assert a.extra["accounts"]["samples_learned"] == 2560
+
+
 class TestEmbedded:
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_kill_9_changes_no_bit_of_any_method(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+        self, tmp_path: Path, forks: ForkServer, simulated: Path, recipe: str
     ) -> None:
         """Further steps, tables, moving averages, recent samples, and the served candidate."""
-        for key, value in RECIPES[recipe].items():
-            monkeypatch.setenv(f"STREAMLEARN_{key}", value)
-        settings = {**EXACT, "checkpoint_every_s": 0.5}
-        killed, whole = tmp_path / "killed", tmp_path / "whole"
-        configs = [write_config(folder, **settings) for folder in (killed, whole)]
-        finish("simulate", *PLAN, "--config", configs[0])
-        shutil.copytree(killed / "state", whole / "state")
+        environ = {f"STREAMLEARN_{key}": value for key, value in RECIPES[recipe].items()}
+        killed, whole = self.copies(tmp_path, simulated, checkpoint_every_s=0.5)
 
-        kills = learn_with_kills(killed, configs[0], (26, 61, 111))
-        finish("learn", "--until-end", "--config", configs[1])
+        learn(forks, killed, kill_at=(26, 61, 111), environ=environ)
+        learn(forks, whole, environ=environ)
 
-        assert kills == 3
-        assert_equal_runs(killed, whole)
-        assert newest_checkpoint(whole).step >= 240
+        assert_equal_runs(killed.parent, whole.parent)
+        assert newest_checkpoint(whole.parent).step >= 240
 
     @pytest.mark.parametrize("checkpoint_every_s", [3600.0, 0.1])
-    def test_kill_9_changes_no_bit(self, tmp_path: Path, checkpoint_every_s: float) -> None:
+    def test_kill_9_changes_no_bit(
+        self, tmp_path: Path, forks: ForkServer, simulated: Path, checkpoint_every_s: float
+    ) -> None:
         """Three kills at different steps, two partitions, with and without checkpoints in between."""
-        settings = {**EXACT, "checkpoint_every_s": checkpoint_every_s}
-        killed, whole = tmp_path / "killed", tmp_path / "whole"
-        configs = [write_config(folder, **settings) for folder in (killed, whole)]
-        finish("simulate", *PLAN, "--config", configs[0])
-        shutil.copytree(killed / "state", whole / "state")
+        killed, whole = self.copies(tmp_path, simulated, checkpoint_every_s=checkpoint_every_s)
 
-        kills = learn_with_kills(killed, configs[0], (10, 30, 55))
-        finish("learn", "--until-end", "--config", configs[1])
+        learn(forks, killed, kill_at=(10, 30, 55))
+        learn(forks, whole)
 
-        assert kills == 3
-        assert_equal_runs(killed, whole)
+        assert_equal_runs(killed.parent, whole.parent)
+
+    def copies(self, tmp_path: Path, simulated: Path, **settings: float) -> tuple[Path, Path]:
+        """Configs of two runs on the same log."""
+        for name in ("killed", "whole"):
+            shutil.copytree(simulated, tmp_path / name / "state")
+        configs = [write_config(tmp_path / name, **{**EXACT, **settings}) for name in ("killed", "whole")]
+        return configs[0], configs[1]
 
 
 @pytest.mark.kafka
 class TestKafka:
-    def test_kill_9_changes_no_bit(self, tmp_path: Path, kafka_broker: str) -> None:
+    def test_kill_9_changes_no_bit(self, tmp_path: Path, forks: ForkServer, kafka_broker: str) -> None:
         """On a real broker. Both runs read the same topics."""
         settings = {
             **EXACT,
@@ -106,12 +129,10 @@ class TestKafka:
             "prefix": f"restart-{uuid.uuid4().hex[:8]}-",
             "checkpoint_every_s": 0.2,
         }
-        killed, whole = tmp_path / "killed", tmp_path / "whole"
-        configs = [write_config(folder, **settings) for folder in (killed, whole)]
-        finish("simulate", *PLAN, "--config", configs[0])
+        killed, whole = (write_config(tmp_path / name, **settings) for name in ("killed", "whole"))
+        finish(forks, tmp_path, "simulate", *PLAN, "--config", killed)
 
-        kills = learn_with_kills(killed, configs[0], (12, 40))
-        finish("learn", "--until-end", "--config", configs[1])
+        learn(forks, killed, kill_at=(12, 40))
+        learn(forks, whole)
 
-        assert kills == 2
-        assert_equal_runs(killed, whole)
+        assert_equal_runs(killed.parent, whole.parent)

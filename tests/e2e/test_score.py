@@ -22,11 +22,11 @@ from streamlearn.state.status import read_status
 @pytest.mark.timeout(600)
 def test_every_sample_is_answered_once_while_everything_is_killed(tmp_path: Path) -> None:
     """As a foreign client reads it: all ids, none twice, each with the version of a published teacher."""
-    report = run(tmp_path, ["scorer", "learner", "broker", "scorer"], seconds=24.0, rate=100.0)
+    report = run(tmp_path, ["scorer", "broker", "learner"], seconds=12.0, rate=100.0)
 
     assert (report.lost, report.duplicates, report.without_version, report.foreign) == (0, 0, 0, 0)
-    assert sum(report.kills.values()) == 4
-    assert report.sent >= 2400
+    assert sum(report.kills.values()) == 3
+    assert report.sent >= 1200
     assert report.versions >= 2
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from harness.fakes import MemoryLog
 from small_learner import L, S, config_in, filled_log, learn
 
@@ -22,8 +21,6 @@ from streamlearn.loop.report import StepReport
 from streamlearn.state.checkpoint import path_of, save_checkpoint
 from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir, load_arrays, teacher_path
-
-torch.set_num_threads(1)
 
 
 class TestRestart:

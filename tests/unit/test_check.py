@@ -19,7 +19,6 @@ from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, path_of, save_checkpoint
 from streamlearn.state.paths import StatePaths
 
-torch.set_num_threads(1)
 S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
 
 

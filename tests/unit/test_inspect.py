@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from streamlearn.app import inspect as inspecting
 from streamlearn.app.learner import learn
@@ -18,8 +17,6 @@ from streamlearn.errors import ConfigError, OffsetOutOfRangeError
 from streamlearn.records import NewRecord, Position, Record
 from streamlearn.state.checkpoint import path_of, steps_in
 from streamlearn.state.paths import StatePaths
-
-torch.set_num_threads(1)
 
 
 def config_in(folder: Path, **overrides: object) -> Config:

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StreamlearnError
 from streamlearn.judge.selection_bias import Quantiles
 from streamlearn.lab.datasets import load
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate, settings_for
-
-torch.set_num_threads(1)
 
 
 def config_of(**overrides: Any) -> Config:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from pyarrow import parquet
 
 from streamlearn.app.log import make_codec, open_log
@@ -28,7 +27,6 @@ from streamlearn.lab.stream import Counts
 from streamlearn.records import UNLABELLED, Label, Record, Sample, TopicPartition
 from streamlearn.schema.paths import Path as FieldPath
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent.parent
 COLUMNS = {"amount": "number", "shop": {"kind": "category", "buckets": 64}, "known": "boolean"}
 MAPPED = {

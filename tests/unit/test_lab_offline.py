@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError
@@ -18,8 +17,6 @@ from streamlearn.lab.offline import (
     evaluate_offline,
     learning_rate_factor,
 )
-
-torch.set_num_threads(1)
 
 
 def evaluated(settings: dict[str, Any] | None = None, **changes: Any) -> OfflineEvaluation:

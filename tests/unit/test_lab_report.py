@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from structlog.testing import capture_logs
 from support import finish
 from typer.testing import CliRunner
@@ -22,8 +21,6 @@ from streamlearn.errors import ConfigError
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan
 from streamlearn.lab.offline import OfflinePlan
 from streamlearn.lab.report import run_evaluation, run_offline
-
-torch.set_num_threads(1)
 
 
 def run(out: Path | None, stopping: threading.Event | None = None, *, plot: bool = False, **changes: Any) -> Evaluation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,15 +19,6 @@ from tests.support import learn_config
 
 TABLE = ModelSpec("mlp", {"hidden": [16], "dropout": 0.3}, (5,), 3, normalise=True, scale=1.0)
 IMAGES = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False, scale=1 / 255)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """`threads` is global to the process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(spec: ModelSpec | None = None, /, **changed: Any) -> LearnConfig:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from harness.fakes import ManualClock
 from small_learner import L, Reports, S, config_in, empty_log, filled_log, learn, loop_on, newest_checkpoint, run_loop
 from structlog.testing import capture_logs
@@ -31,8 +30,6 @@ from streamlearn.state.files import write_whole
 from streamlearn.state.journal import Journal
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
-
-torch.set_num_threads(1)
 
 
 def ids_in(arrays: dict[str, Any]) -> set[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from served import COLUMNS, RECORD, record_codec
 from small_learner import L, S, config_in, empty_log
 from structlog.testing import capture_logs
@@ -32,8 +31,6 @@ from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import Fence
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import read_status
-
-torch.set_num_threads(1)
 
 
 class Learning:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import small_learner
-import torch
 from harness.fakes import MemoryLog
 from small_learner import L, Reports, S, empty_log, loop_on, newest_checkpoint, run_loop
 
@@ -23,7 +22,6 @@ from streamlearn.loop.loop import TrainingLoop
 from streamlearn.state.journal import read_journal
 from streamlearn.state.paths import StatePaths
 
-torch.set_num_threads(1)
 SAMPLES = 400
 
 

@@ -30,7 +30,6 @@ from streamlearn.schema.files import MAX_REPORTED
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import Publisher
 
-torch.set_num_threads(1)
 CLASSES = ("legitimate", "fraud")
 
 

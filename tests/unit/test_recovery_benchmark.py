@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from streamlearn.judge.prequential import Prequential
 from streamlearn.learn.learner import Learner
@@ -30,14 +29,6 @@ def bench() -> Iterator[ModuleType]:
         yield importlib.import_module("recovery")
     finally:
         sys.path.remove(str(BENCHMARKS))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Restore the number of threads, which a learner sets for the process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def case(bench: ModuleType, contender: str = "constant", *, seed: int = 0, reset_every: int = 2) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from harness.retention import Trimmed, trim
 from harness.site import write_config
 from harness.verify import verify
@@ -19,8 +18,6 @@ from streamlearn.config import Config, load_config
 from streamlearn.records import Position, TopicPartition
 from streamlearn.state.checkpoint import load_newest
 from streamlearn.state.paths import StatePaths
-
-torch.set_num_threads(1)
 
 
 def send(config: Config, numbers: range) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import small_learner
-import torch
 from harness.fakes import MemoryLog
 from harness.hour import memory_mb
 from small_learner import S, empty_log, learn, loop_on
@@ -25,7 +24,6 @@ from streamlearn.state.checkpoint import Checkpoint, Saver, load_checkpoint, loa
 from streamlearn.state.files import Chunk, Files
 from streamlearn.state.paths import StatePaths
 
-torch.set_num_threads(1)
 SAMPLES, FRESH = 320, 8
 STEPS = SAMPLES // FRESH
 

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import torch
 from support import ask, until
 
 from streamlearn.app.ports import listen
@@ -20,8 +19,6 @@ from streamlearn.app.siblings import siblings_of
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError
 from streamlearn.state.paths import StatePaths
-
-torch.set_num_threads(1)
 
 
 def config_in(folder: Path, **overrides: object) -> Config:

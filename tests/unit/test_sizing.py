@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from streamlearn.app.build import REPLAY_BYTES, make_learner
 from streamlearn.app.sizing import activation_bytes, learner_parts, server_parts
@@ -11,8 +10,6 @@ from streamlearn.config import Config, load_config
 from streamlearn.learn.recent import RECENT_BYTES
 from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.feed import PREFETCH_BYTES
-
-torch.set_num_threads(1)
 
 
 def config_in(**overrides: object) -> Config:

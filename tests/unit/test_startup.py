@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import small_learner
-import torch
 from harness.fakes import MemoryLog
 from safetensors.numpy import save
 from small_learner import empty_log, learn
@@ -34,8 +33,6 @@ from streamlearn.records import Array, NewRecord
 from streamlearn.state.checkpoint import Checkpoint, load_newest, path_of
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import PublishedDir
-
-torch.set_num_threads(1)
 
 
 def config_in(folder: Path, **overrides: Any) -> Config:

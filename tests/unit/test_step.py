@@ -6,7 +6,6 @@ Both code paths, in which the host may or may not read from the device, are test
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -30,15 +29,6 @@ from tests.support import learn_config
 MLP = ModelSpec("mlp", {"hidden": [8]}, (5,), 3, normalise=True, scale=1.0)
 CONVNET = ModelSpec("convnet", {"widths": [4, 6]}, (2, 6, 6), 3, normalise=False, scale=1.0)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The number of threads is global to the process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(**changed: object) -> LearnConfig:

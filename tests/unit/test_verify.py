@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from harness.site import write_config
 from harness.verify import differences, verify
 
@@ -24,8 +23,6 @@ from streamlearn.state.checkpoint import Checkpoint, load_newest, save_checkpoin
 from streamlearn.state.fence import Fence
 from streamlearn.state.journal import Journal
 from streamlearn.state.paths import StatePaths
-
-torch.set_num_threads(1)
 
 
 def config_in(folder: Path, name: str = "one") -> Config:
