@@ -133,8 +133,12 @@ def write_config(
     with contextlib.closing(open_log(base)) as log:
         written = infer(log, base, tree, count=count, path=out)
     partial = out.with_name(f"{out.name}.partial")
-    partial.write_text(written.text)
-    os.replace(partial, out)
+    try:
+        partial.write_text(written.text, encoding="utf-8")
+        partial.replace(out)
+    except OSError as error:
+        msg = f"{out} cannot be written: {error.strerror or error}; choose another --out"
+        raise ConfigError(msg) from error
     return written
 
 

@@ -459,3 +459,8 @@ class TestWriteConfig:
         assert load_config(out, environ={}).log.kind == "kafka"
         assert str(load_config(out, environ={}).state.dir) == "elsewhere"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["base.toml", "streamlearn.toml"]
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        """One sentence."""
+        with pytest.raises(ConfigError, match="cannot be written: No such file"):
+            write_config(tmp_path / "no" / "streamlearn.toml", None, TOPICS, count=100)
