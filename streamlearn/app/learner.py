@@ -19,6 +19,7 @@ import structlog
 
 from streamlearn import __version__
 from streamlearn.app.build import build_loop
+from streamlearn.app.garbage import short_pauses
 from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.app.monitor import Monitor, OnStep
 from streamlearn.app.ports import expose
@@ -50,20 +51,6 @@ from streamlearn.state.publish import PublishedDir, load_arrays
 _log = structlog.get_logger(__name__)
 _MOST_CLASSES = 20
 """Classes with metrics of their own, where score.classes names none."""
-GC_THRESHOLD = 50_000
-"""Allocations between two passes of Python's cycle collector. Its default of 700 is reached every hundred labels, so a
-large step would start many passes. With 50,000 a join takes .91 of the processor time."""
-
-
-@contextlib.contextmanager
-def gc_threshold() -> Iterator[None]:
-    """Raise the threshold while a learner runs. Steps create no reference cycles: none in 200 steps without passes."""
-    before = gc.get_threshold()
-    gc.set_threshold(GC_THRESHOLD, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def learn(
@@ -83,7 +70,7 @@ def learn(
     """
     paths = StatePaths(config.state.dir)
     try:
-        with gc_threshold(), state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
+        with short_pauses(), state_lock(paths), contextlib.closing(opened or open_log(config)) as log:
             fence = _take_over(paths)
             make_topics(log, config)
             log.append(config.log.dead_letters, [])  # a missing ACL would stop the learner at the first bad record
@@ -121,6 +108,7 @@ def learn(
                     process.replay(journaled)
                     if not stopping.is_set():
                         process.publish_if_behind()
+                    gc.freeze()
                     loop.run(stopping, until_end=until_end)
                     process.finish()
     except OSError as error:

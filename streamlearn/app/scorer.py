@@ -7,6 +7,7 @@ progress is finished.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ import structlog
 import torch
 
 from streamlearn import __version__
+from streamlearn.app.garbage import short_pauses
 from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
@@ -57,9 +59,11 @@ def score(config: Config, stopping: threading.Event, *, instance: int = 0, of: i
         config.schema_.build(),
         ScorerMetrics(version=__version__),
     )
-    with contextlib.ExitStack() as ends:
+    with short_pauses(), contextlib.ExitStack() as ends:
         log = ends.enter_context(contextlib.closing(open_log(config)))
-        predictor = Predictor(PublishedDir(paths.published), schema, metrics, factory=config.model.factory)
+        predictor = Predictor(
+            PublishedDir(paths.published), schema, metrics, factory=config.model.factory, loaded=gc.freeze
+        )
         exposed = ends.enter_context(contextlib.closing(MetricsServer(metrics.registry, 0)))
         scorer = Scorer(
             log,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import socket
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import torch
 import uvicorn
 
 from streamlearn import __version__
+from streamlearn.app.garbage import short_pauses
 from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.app.siblings import registered, scorers_of, siblings_of
 from streamlearn.app.signals import stop_signals
@@ -50,7 +52,7 @@ def serve(config: Config, *, name: str, listener: socket.socket) -> None:
     paths = StatePaths(config.state.dir)
     for path in config.serve.exposed_token_files():
         _log.warning("token_file_open", path=str(path), expected="mode 0400, or 0440 with a group of its own")
-    with contextlib.ExitStack() as ends:
+    with short_pauses(), contextlib.ExitStack() as ends:
         # uvicorn raises the signal that stopped it again. Without a handler, that would end the process before the card
         # is removed and the log is closed.
         stopping = ends.enter_context(stop_signals())
@@ -96,7 +98,9 @@ def _server(config: Config, paths: StatePaths, name: str, appender: Appender, me
         samples_topic=config.source.samples.topics[0],
         labels_topic=config.source.labels.topic,
         codec=make_codec(config),
-        predictor=Predictor(PublishedDir(paths.published), schema, metrics, factory=config.model.factory),
+        predictor=Predictor(
+            PublishedDir(paths.published), schema, metrics, factory=config.model.factory, loaded=gc.freeze
+        ),
         appender=appender,
         thresholds=Thresholds(schema, config.score.thresholds),
         ledger=LedgerView(paths.store, schema),

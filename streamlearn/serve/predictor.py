@@ -160,13 +160,15 @@ class Predictor:
         metrics: TeacherMetrics,
         *,
         factory: str | None = None,
+        loaded: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`factory` is the only one that a teacher may name; None allows any."""
+        """`factory` is the only one that a teacher may name; None allows any. `loaded` is called after the first."""
         self.published = published
         self.newest_version: int | None = None
         """Step of the teacher that was published last, served or not; None before the first."""
         self._schema, self._metrics, self._clock, self._factory = schema, metrics, clock, factory
+        self._loaded = loaded
         self.model: LoadedModel | None = None
         """The teacher that answers now; None before the first."""
         self._pin = _Place(published.pinned, pins=True)
@@ -238,6 +240,8 @@ class Predictor:
         if model is None or model == held:
             return False
         self.model = model
+        if held is None:
+            self._loaded()
         self._metrics.model(model.step, model.published_at_s, pinned=model.pinned)
         if model.pinned or (held is not None and held.pinned):
             log.info("pin_followed" if model.pinned else "pin_left", step=model.step, newest_step=self.newest_version)
