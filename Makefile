@@ -40,7 +40,7 @@ demo: $(VENV)/.installed ## digits as a stream: embedded log, learner and server
 	$(BIN)/streamlearn demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## all tests, with a real Kafka that the suite starts; JOBS=2 processes
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

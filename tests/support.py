@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import os
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from harness.fork_server import ForkServer
 
 from streamlearn.learn.methods.settings import OPTIONS
 from streamlearn.learn.noise.settings import NOISES, NoiseOptions
@@ -119,28 +124,63 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "streamlearn", *map(str, arguments)]
 
 
-def start(*arguments: object, output: Path) -> subprocess.Popen[bytes]:
+class Forked:
+    """A streamlearn process of the fork server, with those methods of `Popen` that tests use."""
+
+    def __init__(self, arguments: Sequence[object], output: Path, errors: Path | None = None) -> None:
+        output.touch()
+        self.pid = forks().start([*map(str, arguments)], output, os.environ, errors=errors)
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while the process lives."""
+        return forks().poll(self.pid)
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit code."""
+        until(lambda: self.poll() is not None, "the end of a process", timeout_s)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing if the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def forks() -> ForkServer:
+    """Starts processes of streamlearn in a third of a second; imports alone would take seconds."""
+    server = ForkServer()
+    atexit.register(server.__exit__)
+    return server
+
+
+def start(*arguments: object, output: Path) -> Forked:
     """A streamlearn process whose output goes to a file."""
-    with output.open("ab") as file:
-        return subprocess.Popen(command(*arguments), stdout=file, stderr=file)
+    return Forked(arguments, output)
 
 
 def finish(*arguments: object, timeout_s: float = 90.0) -> str:
     """Run a streamlearn command to its end; its stdout. Fails with its stderr."""
-    done = subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    return done.stdout.decode()
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "stdout"), Path(folder, "stderr")
+        process = Forked(arguments, output, errors)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        assert code == 0, errors.read_text()[-3000:]
+        return output.read_text()
 
 
-def stop(process: subprocess.Popen[bytes], timeout_s: float = 40.0) -> int:
+def stop(process: Forked, timeout_s: float = 40.0) -> int:
     """SIGTERM, and the exit code."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     return process.wait(timeout_s)
 
 

@@ -25,7 +25,7 @@ import click
 import pytest
 import structlog
 import typer
-from support import ask, heartbeat, newest_checkpoint, start, stop, until, write_config
+from support import Forked, ask, heartbeat, newest_checkpoint, start, stop, until, write_config
 from typer.testing import CliRunner
 
 from streamlearn import __version__
@@ -307,7 +307,9 @@ class TestRun:
         process = start("run", "--config", write_config(tmp_path), output=tmp_path / "run.log")
         try:
             until(lambda: heartbeat(tmp_path).get("state") == "learning", "a learner")
-            assert len(processes_naming(tmp_path)) == 3
+            assert len(processes_naming(tmp_path)) == 2, (
+                "learner and server; the supervisor is a fork without its arguments"
+            )
         finally:
             process.kill()
             process.wait(10)
@@ -374,7 +376,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
             done.code = process.wait(DEMO_S + 30.0)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.wait(10)
         done.took_s = time.monotonic() - began_s
     done.left = processes_naming(done.folder)
     done.output = said.read_text()
@@ -478,9 +480,7 @@ class TestDemoFolder:
 
 
 @pytest.fixture(scope="module")
-def local_kafka(
-    kafka_broker: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+def local_kafka(kafka_broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Forked, Path]]:
     """`streamlearn kafka` on a free port. Skips if no broker is available."""
     assert kafka_broker
     try:
@@ -502,7 +502,7 @@ def local_kafka(
 @pytest.mark.timeout(240)
 def test_the_way_to_kafka_without_docker_works_as_the_readme_has_it(
     run: Run,
-    local_kafka: tuple[str, subprocess.Popen[bytes], Path],
+    local_kafka: tuple[str, Forked, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -579,7 +579,11 @@ class TestReadme:
             WITH_SUBCOMMANDS[name].make_context(name, arguments)
 
     @pytest.mark.parametrize(
-        ("target", "ends"), [("demo", "bin/streamlearn demo"), ("test", "bin/python -m pytest -n 2 --dist loadfile")]
+        ("target", "ends"),
+        [
+            ("demo", "bin/streamlearn demo"),
+            ("test", "bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder"),
+        ],
     )
     def test_what_make_runs_is_what_is_tested(self, target: str, ends: str) -> None:
         """The last command, after the installation."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support import ask, finish, heartbeat, start, stop, until, write_config
+from support import Forked, ask, finish, heartbeat, start, stop, until, write_config
 
 from streamlearn.lab.broker import free_port
 from streamlearn.lab.datasets import load
@@ -31,7 +31,7 @@ class Running:
     folder: Path
     config: Path
     url: str
-    process: subprocess.Popen[bytes]
+    process: Forked
     prefix: str
     bootstrap: str
 

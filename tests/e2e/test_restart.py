@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import uuid
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.fork_server import ForkServer
-from support import journaled_steps, newest_checkpoint, until, write_config
+from support import finish, journaled_steps, newest_checkpoint, start, until, write_config
 
 PLAN = ("digits", "--limit", 1280, "--passes", 2, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
 EXACT = {"partitions": 2, "max_age_s": 3600.0, "checkpoint_every_s": 3600.0}
@@ -38,39 +35,23 @@ RECIPES = {
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with ForkServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Path:
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state folder whose embedded log holds the samples and labels."""
     folder = tmp_path_factory.mktemp("simulated")
-    finish(forks, folder, "simulate", *PLAN, "--config", write_config(folder, **EXACT))
+    finish("simulate", *PLAN, "--config", write_config(folder, **EXACT))
     return folder / "state"
 
 
-def finish(forks: ForkServer, folder: Path, *arguments: object, environ: Mapping[str, str] | None = None) -> None:
-    """Run a command to its end."""
-    pid = forks.start([*map(str, arguments)], folder / "output.log", environ)
-    code = until(lambda: (forks.poll(pid),) if forks.poll(pid) is not None else None, str(arguments[0]), 90.0)
-    assert code == (0,), (folder / "output.log").read_text()[-3000:]
-
-
-def learn(
-    forks: ForkServer, config: Path, *, kill_at: tuple[int, ...] = (), environ: Mapping[str, str] | None = None
-) -> None:
+def learn(config: Path, *, kill_at: tuple[int, ...] = ()) -> None:
     """Learn to the end of the log, killed each time that the journal has a number of steps."""
     folder = config.parent
-    command = ("learn", "--until-end", "--config", str(config))
+    command = ("learn", "--until-end", "--config", config)
     for steps in kill_at:
-        pid = forks.start(command, folder / "output.log", environ)
-        until(lambda: journaled_steps(folder) >= steps or forks.poll(pid) is not None, f"{steps} steps")  # noqa: B023
-        assert forks.poll(pid) is None, "it ended before it could be killed"
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: forks.poll(pid) == -signal.SIGKILL, "a killed learner")  # noqa: B023
-    finish(forks, folder, *command, environ=environ)
+        process = start(*command, output=folder / "learner.log")
+        until(lambda: journaled_steps(folder) >= steps or process.poll() is not None, f"{steps} steps")  # noqa: B023
+        process.kill()
+        assert process.wait(20) == -signal.SIGKILL
+    finish(*command)
 
 
 def assert_equal_runs(killed: Path, whole: Path) -> None:
@@ -86,27 +67,26 @@ def assert_equal_runs(killed: Path, whole: Path) -> None:
 class TestEmbedded:
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_kill_9_changes_no_bit_of_any_method(
-        self, tmp_path: Path, forks: ForkServer, simulated: Path, recipe: str
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulated: Path, recipe: str
     ) -> None:
         """Further steps, tables, moving averages, recent samples, and the served candidate."""
-        environ = {f"STREAMLEARN_{key}": value for key, value in RECIPES[recipe].items()}
+        for key, value in RECIPES[recipe].items():
+            monkeypatch.setenv(f"STREAMLEARN_{key}", value)
         killed, whole = self.copies(tmp_path, simulated, checkpoint_every_s=0.5)
 
-        learn(forks, killed, kill_at=(26, 61, 111), environ=environ)
-        learn(forks, whole, environ=environ)
+        learn(killed, kill_at=(26, 61, 111))
+        learn(whole)
 
         assert_equal_runs(killed.parent, whole.parent)
         assert newest_checkpoint(whole.parent).step >= 240
 
     @pytest.mark.parametrize("checkpoint_every_s", [3600.0, 0.1])
-    def test_kill_9_changes_no_bit(
-        self, tmp_path: Path, forks: ForkServer, simulated: Path, checkpoint_every_s: float
-    ) -> None:
+    def test_kill_9_changes_no_bit(self, tmp_path: Path, simulated: Path, checkpoint_every_s: float) -> None:
         """Three kills at different steps, two partitions, with and without checkpoints in between."""
         killed, whole = self.copies(tmp_path, simulated, checkpoint_every_s=checkpoint_every_s)
 
-        learn(forks, killed, kill_at=(10, 30, 55))
-        learn(forks, whole)
+        learn(killed, kill_at=(10, 30, 55))
+        learn(whole)
 
         assert_equal_runs(killed.parent, whole.parent)
 
@@ -120,7 +100,7 @@ class TestEmbedded:
 
 @pytest.mark.kafka
 class TestKafka:
-    def test_kill_9_changes_no_bit(self, tmp_path: Path, forks: ForkServer, kafka_broker: str) -> None:
+    def test_kill_9_changes_no_bit(self, tmp_path: Path, kafka_broker: str) -> None:
         """On a real broker. Both runs read the same topics."""
         settings = {
             **EXACT,
@@ -130,9 +110,9 @@ class TestKafka:
             "checkpoint_every_s": 0.2,
         }
         killed, whole = (write_config(tmp_path / name, **settings) for name in ("killed", "whole"))
-        finish(forks, tmp_path, "simulate", *PLAN, "--config", killed)
+        finish("simulate", *PLAN, "--config", killed)
 
-        learn(forks, killed, kill_at=(12, 40))
-        learn(forks, whole)
+        learn(killed, kill_at=(12, 40))
+        learn(whole)
 
         assert_equal_runs(killed.parent, whole.parent)

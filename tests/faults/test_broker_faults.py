@@ -36,7 +36,7 @@ from harness.site import write_config
 from harness.verify import read_log, verify
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as KafkaPartition
-from support import until
+from support import forks, until
 
 from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import load_config
@@ -134,9 +134,9 @@ def cable() -> Iterator[Cable | str]:
 
 
 @pytest.fixture(scope="module")
-def all_brokers(cable: Cable | str, forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def all_brokers(cable: Cable | str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three brokers, started while the fork server imports its modules."""
-    assert forks
+    assert forks()
     try:
         java_command()
     except (ConfigError, LogUnavailableError) as error:
@@ -339,16 +339,10 @@ class Site:
                 until(lambda pid=pid: self.code(pid) is not None, "the exit of a process", RESUME_S)
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
-    with ForkServer() as forks:
-        yield forks
-
-
 @pytest.fixture
-def site(tmp_path: Path, forks: ForkServer, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
+def site(tmp_path: Path, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Site]:
     """Clients post and the learner takes steps."""
-    site = Site(tmp_path, forks, cluster, f"faults-{re.sub(r'[^a-z0-9]+', '-', request.node.name)}-{os.getpid()}")
+    site = Site(tmp_path, forks(), cluster, f"faults-{re.sub(r'[^a-z0-9]+', '-', request.node.name)}-{os.getpid()}")
     try:
         site.start_clients()
         yield site

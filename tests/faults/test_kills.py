@@ -1,7 +1,7 @@
 """The short form of `make soak`: after SIGKILLs and bad disks nothing is lost and nothing is learned twice (I1 to I3).
 
 Half of the kills come at kill points around durable operations, the others at random times. Processes are forked
-(`harness.fork_server`), so a start takes a third of a second. Six more start with the real command line and are killed
+(`harness.fork_server`), so a start takes a third of a second. Ten more start with the real command line and are killed
 during the start (`harness.startups`).
 """
 
@@ -13,7 +13,7 @@ import pytest
 from harness.report import SoakReport
 from harness.soak import soak
 
-KILLS, STARTUP_KILLS, SEED = 12, 6, 256
+KILLS, STARTUP_KILLS, SEED = 30, 10, 250
 """The faults of this seed include each kind asserted below, with and without a disk that can be filled."""
 
 

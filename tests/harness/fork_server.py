@@ -67,9 +67,25 @@ class ForkServer:
             self._process.kill()
             self._process.stdout.close()
 
-    def start(self, arguments: Sequence[str], output: Path, environ: Mapping[str, str] | None = None) -> int:
-        """Start `streamlearn ARGUMENTS`, or the producer; return its pid. `output` receives stdout and stderr."""
-        order = {"start": list(arguments), "output": str(output), "environ": dict(environ or {})}
+    def start(
+        self,
+        arguments: Sequence[str],
+        output: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        errors: Path | None = None,
+    ) -> int:
+        """Start `streamlearn ARGUMENTS`, or the producer; return its pid.
+
+        `output` receives stdout, and stderr too where no file is given for `errors`.
+        """
+        order = {
+            "start": list(arguments),
+            "output": str(output),
+            "errors": str(errors or output),
+            "environ": dict(environ or {}),
+            "folder": str(Path.cwd()),
+        }
         return int(self._ask(order)["pid"])
 
     def poll(self, pid: int) -> int | None:
@@ -146,10 +162,13 @@ def _become(order: Mapping[str, Any], parent: int) -> None:
     from streamlearn.app.signals import exit_with_parent  # noqa: PLC0415
     from streamlearn.cli import main  # noqa: PLC0415 - imports torch, which the client does not need
 
-    output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    output, errors = (
+        os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640) for name in ("output", "errors")
+    )
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for target, source in ((0, nothing), (1, output), (2, output)):
+    for target, source in ((0, nothing), (1, output), (2, errors)):
         os.dup2(source, target)
+    os.chdir(order["folder"])
     os.setsid()
     exit_with_parent(parent)
     os.environ.update(order["environ"])
