@@ -16,7 +16,7 @@ _FIRST: Final = ("source.samples", "source.labels", "source.labels.values", "sou
 _COMMENT_CHARACTERS = 400
 
 
-class Draft:
+class ConfigDraft:
     """Settings as a tree and as text. A setting of the user is never changed."""
 
     def __init__(self, given: Mapping[str, Any], *, head: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from streamlearn.app.check_records import RecordsReport, examine
-from streamlearn.app.draft import Draft
+from streamlearn.app.draft import ConfigDraft
 from streamlearn.app.findings import Finding, Verdict
 from streamlearn.app.log import log_exists, make_codec, open_log
 from streamlearn.app.sampling import TopicSample, read_some
@@ -93,7 +93,7 @@ class Topic:
 class Inference:
     """A config file in the making, and what was decided for it."""
 
-    draft: Draft
+    draft: ConfigDraft
     findings: list[Finding] = field(default_factory=list)
 
     def say(self, verdict: Verdict, subject: str, text: str) -> None:
@@ -156,7 +156,7 @@ def infer(log: Log, base: Config, tree: Mapping[str, Any], *, count: int, path: 
         label_topic=base.source.labels.topic,
         path=path,
     )
-    inference = Inference(Draft(tree, head=head))
+    inference = Inference(ConfigDraft(tree, head=head))
     for name, topic in (("samples", samples), ("labels", labels)):
         _formats(inference, name, topic)
     join = _ids(inference, log, samples, labels)
@@ -282,7 +282,7 @@ def _ids(inference: Inference, log: Log, samples: Topic, labels: Topic) -> Join 
     return None
 
 
-def _chosen(draft: Draft, name: str, reader: RecordReader, records: list[Record], parsed: list[object]) -> Ids:
+def _chosen(draft: ConfigDraft, name: str, reader: RecordReader, records: list[Record], parsed: list[object]) -> Ids:
     """The candidates of one side: the user's path alone, if it is set."""
     found = id_candidates(reader, records, parsed, collect(parsed))
     if not draft.has("source", name, "id"):

@@ -20,12 +20,12 @@ from streamlearn.models.images import Conv13, ConvNet, WideResNet
 from streamlearn.models.mlp import Mlp
 from streamlearn.models.normalise import LARGEST_INPUT, InputBound, RunningNorm
 from streamlearn.models.spare import SpareClasses
-from streamlearn.models.table import Table
+from streamlearn.models.table import TableNetwork
 from streamlearn.records import Column
 
 BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": Mlp,
-    "table": Table,
+    "table": TableNetwork,
     "convnet": ConvNet,
     "conv13": Conv13,
     "wide_resnet": WideResNet,
@@ -159,7 +159,7 @@ def _make_net(spec: ModelSpec) -> nn.Module:
     factory = BUILT_IN.get(spec.factory)
     if factory is None:
         factory = import_object(spec.factory, key="model.factory", built_in=BUILT_IN)
-    elif factory is Table:
+    elif factory is TableNetwork:
         options |= {"columns": spec.columns, "classes": spec.classes}
     elif spec.has_categories:
         raise ConfigError(f"model.factory: {spec.factory} would take the codes of categories as numbers; use table")

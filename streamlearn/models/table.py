@@ -21,7 +21,7 @@ EMBEDDINGS, FIRST_WEIGHT = "embeddings.", "mlp.layers.1.weight"
 """In the names of parameters: those that columns add, and the one that they widen."""
 
 
-class Table(nn.Module):
+class TableNetwork(nn.Module):
     """Embeddings of categories next to all other places, in the order of the columns; then `Mlp`.
 
     Bucket 0 of each embedding is for missing categories. Codes beyond the buckets are those of the nearest bucket.

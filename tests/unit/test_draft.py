@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlearn.app.draft import Draft, toml
+from streamlearn.app.draft import ConfigDraft, toml
 
 SCALARS = st.text() | st.integers(-(2**60), 2**60) | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(), SCALARS, max_size=3)
@@ -24,7 +24,7 @@ def test_any_value_comes_back(value: Any) -> None:
 @given(st.dictionaries(st.text(), SCALARS, max_size=4), st.text())
 def test_any_text_comes_back_with_any_comment(columns: dict[str, Any], why: str) -> None:
     """No name, value or comment adds a setting."""
-    draft = Draft({}, head=why)
+    draft = ConfigDraft({}, head=why)
     for name, value in columns.items():
         draft.set("columns", name, to=value, why=why)
         draft.suggest("columns", name, to=value, why=why)
@@ -44,7 +44,7 @@ def test_lone_surrogates_are_replaced() -> None:
 def test_what_the_user_has_set_stays() -> None:
     """And is written."""
     given_ = {"log": {"kind": "kafka"}, "columns": {"a": {"kind": "vector", "size": 3}}}
-    draft = Draft(given_, head="head")
+    draft = ConfigDraft(given_, head="head")
     draft.set("log", "kind", to="embedded")
     draft.set("columns", "a", to="number")
     draft.suggest("columns", "a", to="number", why="")
@@ -57,7 +57,7 @@ def test_what_the_user_has_set_stays() -> None:
 @pytest.mark.parametrize("name", ["sasl_plain_password", "token", "client_secret"])
 def test_a_secret_is_not_written(name: str) -> None:
     """It stays in the tree; the file names the variable to set."""
-    draft = Draft({"log": {"kafka": {"options": {name: "hunter2", "security_protocol": "SASL_SSL"}}}}, head="")
+    draft = ConfigDraft({"log": {"kafka": {"options": {name: "hunter2", "security_protocol": "SASL_SSL"}}}}, head="")
 
     assert "hunter2" not in draft.text()
     assert draft.unwritten == [f"STREAMLEARN_LOG__KAFKA__OPTIONS__{name.upper()}"]
@@ -68,4 +68,4 @@ def test_a_secret_is_not_written(name: str) -> None:
 
 def test_a_secret_in_a_file_is_named() -> None:
     """The path is no secret."""
-    assert 'password = "file:/run/secret"' in Draft({"a": {"password": "file:/run/secret"}}, head="").text()
+    assert 'password = "file:/run/secret"' in ConfigDraft({"a": {"password": "file:/run/secret"}}, head="").text()

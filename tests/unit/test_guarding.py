@@ -15,7 +15,7 @@ from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.loop.guarding import Guarding
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import UNLABELLED, Example, MicroBatch, Schema
-from tests.unit.test_learner import differing, one_thread, settings  # noqa: F401
+from tests.unit.test_learner import differing, settings
 
 SCHEMA = Schema((4,), np.dtype(np.float32), ("a", "b", "c"))
 SPEC = ModelSpec("mlp", {"hidden": [16]}, (4,), 3, normalise=False, scale=1.0)

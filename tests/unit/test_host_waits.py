@@ -23,7 +23,7 @@ from streamlearn.learn.step import FIRST_STEPS
 from streamlearn.models.build import ModelSpec
 from streamlearn.records import MicroBatch
 from tests.tables import COLUMNS, table_spec
-from tests.unit.test_learner import one_thread, settings  # noqa: F401
+from tests.unit.test_learner import settings
 
 RGB = ModelSpec("convnet", {"widths": [4, 6]}, (3, 8, 8), 3, normalise=False, scale=1 / 255)
 TABLE = ModelSpec("mlp", {"hidden": [8]}, (5,), 3, normalise=True, scale=1.0)

@@ -13,10 +13,10 @@ import torch
 from streamlearn.errors import CheckpointError, ConfigError
 from streamlearn.learn.learner import Learner
 from streamlearn.models.build import ModelSpec, build
-from streamlearn.models.table import Table
+from streamlearn.models.table import TableNetwork
 from streamlearn.records import Column, MicroBatch
 from tests.tables import COLUMNS, rows, table_spec, width_of
-from tests.unit.test_learner import differing, one_thread, settings  # noqa: F401
+from tests.unit.test_learner import differing, settings
 
 FEWER = COLUMNS[:3]
 CODES = {1: 50, 10: 7}
@@ -40,7 +40,7 @@ class TestNetwork:
     def test_puts_embeddings_in_place_of_codes(self):
         """In the order of the columns; the other places pass."""
         net = build(table_spec(COLUMNS)).net
-        assert isinstance(net, Table)
+        assert isinstance(net, TableNetwork)
         x = torch.from_numpy(rows(COLUMNS, 20))
 
         embedded = net.embed(x)

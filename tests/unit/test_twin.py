@@ -9,7 +9,7 @@ import pytest
 
 from streamlearn.learn.learner import Learner
 from streamlearn.models.build import ModelSpec
-from tests.unit.test_learner import IMAGES, TABLE, after, batch, batches, differing, one_thread, settings  # noqa: F401
+from tests.unit.test_learner import IMAGES, TABLE, after, batch, batches, differing, settings
 
 PLAIN = ModelSpec("mlp", {"hidden": [16]}, (5,), 3, normalise=True, scale=1.0)
 X = batch(TABLE, 99).fresh_x
