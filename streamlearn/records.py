@@ -65,6 +65,11 @@ class NewRecord:
     timestamp_ms: int | None = None
     """Milliseconds since the epoch; if None, the log sets its own time."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Of key, value and headers: what counts against `log.max_record_bytes`."""
+        return _size_bytes(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -75,6 +80,16 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """As of a new record."""
+        return _size_bytes(self)
+
+
+def _size_bytes(record: NewRecord | Record) -> int:
+    headers = sum(len(name) + len(value) for name, value in record.headers) if record.headers else 0
+    return len(record.key or b"") + len(record.value or b"") + headers
 
 
 def is_whole(text: str) -> bool:

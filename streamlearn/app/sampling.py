@@ -116,6 +116,6 @@ def _read_range(log: Log, partition: TopicPartition, begin: int, end: int, max_b
         if not records:
             break
         found += records
-        size_bytes += sum(len(record.key or b"") + len(record.value or b"") for record in records)
+        size_bytes += sum(record.size_bytes for record in records)
         at = records[-1].position.offset + 1
     return found

@@ -537,10 +537,7 @@ class Codec:
             raise SkippedError("a tombstone")
         if record.value is None:
             raise RecordError("no_value", "expected a value, got null")
-        size = len(record.value) + len(record.key or b"")
-        for name, content in record.headers:
-            size += len(name) + len(content)
-        if size > self.max_record_bytes:
+        if (size := record.size_bytes) > self.max_record_bytes:
             raise RecordError("too_large", f"expected at most {self.max_record_bytes} bytes, got {size}")
         return record.value
 

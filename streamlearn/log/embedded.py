@@ -309,7 +309,7 @@ class EmbeddedReader:
                     number = self._numbers[partition]
                     found = read_records(self._db, partition, number, read_to[partition], wanted, max_bytes=left_bytes)
                     read_to[partition] += len(found)
-                    left_bytes -= sum(len(record.key or b"") + len(record.value or b"") for record in found)
+                    left_bytes -= sum(record.size_bytes for record in found)
                     records += found
         self._next_offsets = read_to  # only now: if a later partition cannot be read, nothing was taken
         return records

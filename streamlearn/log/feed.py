@@ -175,7 +175,7 @@ class Feed:
         except SkippedError:
             return Skipped(record.position, record.timestamp_ms / 1000.0)
         except RecordError as error:
-            self._bad_bytes[record.position.topic_partition] += len(record.key or b"") + len(record.value or b"")
+            self._bad_bytes[record.position.topic_partition] += record.size_bytes
             return BadRecord(record, error)
 
     def _skip_gap(self, error: OffsetOutOfRangeError) -> None:

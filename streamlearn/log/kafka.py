@@ -152,9 +152,7 @@ class KafkaLog:
         """See `Appends.append`."""
         deadline = time.monotonic() + timeout_s
         for record in records:
-            headers = sum(len(name) + len(value) for name, value in record.headers)
-            size_bytes = len(record.key or b"") + len(record.value or b"") + headers
-            check_record(topic, record, size_bytes, self._max_record_bytes)
+            check_record(topic, record, record.size_bytes, self._max_record_bytes)
         self._check_topic(topic, timeout_s)
         if not records:
             self._check_access(topic, "WRITE")

@@ -36,8 +36,7 @@ log = structlog.get_logger(__name__)
 
 def weight_bytes(record: NewRecord) -> int:
     """Return what a record counts against the bounds."""
-    headers = sum(len(name) + len(value) + 8 for name, value in record.headers)
-    return len(record.key or b"") + len(record.value or b"") + headers + ROW_OVERHEAD_BYTES
+    return record.size_bytes + 8 * len(record.headers) + ROW_OVERHEAD_BYTES
 
 
 class Retention:

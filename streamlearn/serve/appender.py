@@ -93,7 +93,7 @@ class Appender(Worker[_Request]):
             LogError: the log refused a record for good.
         """
         future: asyncio.Future[list[Position]] = asyncio.get_running_loop().create_future()
-        size_bytes = sum(map(_size_bytes, records))
+        size_bytes = sum(record.size_bytes for record in records)
         self._put(_Request(topic, records, size_bytes, self._clock() + self._timeout_s, future))
         try:
             # This bound holds even if the log's client exceeds its own timeout.
@@ -160,8 +160,3 @@ class Appender(Worker[_Request]):
     def _append_alone(self, request: _Request, error: LogError) -> Result:
         now_s = self._clock()
         return error if request.deadline_s <= now_s else self._append([request], now_s)[0]
-
-
-def _size_bytes(record: NewRecord) -> int:
-    headers = sum(len(name) + len(value) for name, value in record.headers)
-    return len(record.key or b"") + len(record.value or b"") + headers
