@@ -271,7 +271,7 @@ class SqliteSide:
             assert before is None
             _, _, arrived_s, version, predicted, student, majority, last = ROW.unpack_from(sample)
             prediction = Prediction(predicted, np.frombuffer(sample, np.float32, offset=ROW.size), version)
-            scored = Scored(prediction, student, class_index, 1e6 - arrived_s, majority, last)
+            scored = Scored(prediction, student, class_index, 1e6 - arrived_s, majority, last, prediction)
             example = Example(name, np.frombuffer(found, np.uint8), class_index)
             arrivals.append(Arrival(LabelState.JOINED, name, class_index, example, scored))
             rows.append((number, label))

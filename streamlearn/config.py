@@ -112,7 +112,7 @@ class Config(Section):
     def _check_source(self) -> Config:
         """Check settings of [source] that depend on others."""
         predictions = self.source.predictions
-        topics = (*self.source.topics, self.log.dead_letters, *([predictions.topic] if predictions.topic else []))
+        topics = (*self.source.all_topics, self.log.dead_letters)
         if len(set(topics)) < len(topics):
             also = f", source.predictions.topic = {predictions.topic!r}" if predictions.topic else ""
             msg = (

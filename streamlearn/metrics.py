@@ -37,7 +37,8 @@ SAVE_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 3
 DELAY_BUCKETS_S = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 3 * 86400.0, 7 * 86400.0, 30 * 86400.0)
 ROWS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 
-TOPICS = ("samples", "labels")
+APPENDED = ("samples", "labels")
+TOPICS = (*APPENDED, "predictions")
 """Roles of topics, whatever their names in the log."""
 COLUMN_OUTCOMES = ("encoded", "missing", "invalid")
 LABEL_OUTCOMES = ("joined", "duplicate", "corrected", "retracted", "erased", "expired", "orphan", "held_dropped")
@@ -45,10 +46,11 @@ LABEL_OUTCOMES = ("joined", "duplicate", "corrected", "retracted", "erased", "ex
 OUTCOMES = {
     "samples": ("learned", "thinned", "dead_lettered", "duplicate_id", "tombstone", "trimmed"),
     "labels": (*LABEL_OUTCOMES, "dead_lettered", "tombstone", "trimmed"),
+    "predictions": ("taken", "late", "unknown", "skipped", "trimmed"),
 }
 STEP_OUTCOMES = tuple((topic, name) for topic in TOPICS for name in OUTCOMES[topic] if name not in LABEL_OUTCOMES)
 """Topics and outcomes that the loop counts. The ledger counts the others."""
-LABEL_STATES = ("waiting", "scored", "trained", "held", "implied", *LABEL_OUTCOMES)
+LABEL_STATES = ("waiting", "scored", "scored_published", "trained", "held", "implied", *LABEL_OUTCOMES)
 PHASES = ("wait", "assemble", "predict", "ledger", "learn", "guard", "save", "publish")
 NETWORKS = ("teacher", "student", "majority", "no_change")
 WINDOWS = ("windowed", "faded", "cumulative")
@@ -214,7 +216,7 @@ SERVER_METRICS = (
     Metric("predict_queue_length", "gauge", "Requests that wait for the model."),
     Metric("rejected_total", "counter", "Rejected requests by reason.", ("reason",), _each(*REJECTIONS)),
     *_TEACHER,
-    Metric("appended_records_total", "counter", "Records appended to the log.", ("topic",), _each(*TOPICS)),
+    Metric("appended_records_total", "counter", "Records appended to the log.", ("topic",), _each(*APPENDED)),
     Metric("scrape_failed", "gauge", "1 where a sibling process could not be scraped.", ("target",)),
 )
 

@@ -246,6 +246,19 @@ class Label:
 
 
 @dataclass(slots=True)
+class PublishedAnswer:
+    """One decoded record of the predictions topic: the answer that was published for one sample."""
+
+    position: Position
+    timestamp_s: float
+    sample_id: str
+    sample: Position
+    """The place of the sample that was answered. An id may have been sent twice."""
+    prediction: Prediction
+    """Of every class of the schema; 0 for those without a name at the time."""
+
+
+@dataclass(slots=True)
 class BadRecord:
     """A record that could not be decoded, and the reason."""
 
@@ -265,7 +278,10 @@ class BadRecord:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A record that has nothing to learn: a tombstone, or a deleted row. It takes its place in the queue."""
+    """A record that has nothing to learn: a tombstone, a deleted row, or an unreadable record of the predictions topic.
+
+    It takes its place in the queue.
+    """
 
     position: Position
     timestamp_s: float
@@ -281,7 +297,7 @@ class Gap:
     timestamp_s: float = 0.0
 
 
-Item: TypeAlias = Sample | Label | BadRecord | Skipped | Gap
+Item: TypeAlias = Sample | Label | PublishedAnswer | BadRecord | Skipped | Gap
 
 
 @dataclass(slots=True)

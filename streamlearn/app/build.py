@@ -135,6 +135,7 @@ def build_loop(
         batcher=MicroBatcher(
             next_offsets,
             sample_topics=sample_topics,
+            predictions_topic=config.source.predictions.topic,
             fresh=config.batch.fresh,
             wide=wide_rows(config),
             max_age_s=config.batch.max_age_s,

@@ -171,7 +171,7 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
 
 
 def _trimmed(config: Config, log: Log, checkpoint: Checkpoint) -> Iterator[Finding]:
-    for tp, beginning in of_all(config, log.beginning_offsets).items():
+    for tp, beginning in of_all(config.source.topics, log.beginning_offsets).items():
         gap = beginning - checkpoint.next_offsets.get(tp, beginning)
         if gap > 0:
             text = f"{tp.topic}[{tp.partition}]: {gap:,} records after the checkpoint were trimmed (log.on_trimmed)"

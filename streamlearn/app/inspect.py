@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from streamlearn.app.log import log_exists, open_log
+from streamlearn.app.log import log_exists, open_log, topics_of
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, RecordError, StateError
 from streamlearn.log.dead_letters import read_dead_letter
@@ -70,7 +70,7 @@ def records(config: Config, topic: str, *, partition: int, offset: int | None, c
         tp = TopicPartition(topic, partition)
         ends = log.end_offsets(topic) if log.partition_count(topic) else {}
         if tp not in ends:
-            names = ", ".join((*config.source.topics, config.log.dead_letters))
+            names = ", ".join(topics_of(config))
             msg = f"no {topic}[{partition}] in the log; topics are {names}"
             raise ConfigError(msg)
         begin = max(log.beginning_offsets(topic)[tp], ends[tp] - count)

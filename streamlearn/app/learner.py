@@ -29,6 +29,7 @@ from streamlearn.app.startup import (
     check_model,
     check_same_log,
     first_checkpoint,
+    of_topics,
     with_new_partitions,
 )
 from streamlearn.config import Config
@@ -77,7 +78,7 @@ def learn(
             checkpoint = load_newest(paths.checkpoints) or first_checkpoint(config, log, paths)
             check_model(config, checkpoint)
             next_offsets = with_new_partitions(config, log, checkpoint.next_offsets)
-            journaled = list(read_journal(paths.journal, checkpoint.step))
+            journaled = [(step, of_topics(config, ends)) for step, ends in read_journal(paths.journal, checkpoint.step)]
             check_log_reaches(log, config, journaled[-1][1] if journaled else next_offsets)
             if not check_whole(paths.store):
                 _log.warning("store_not_walked", path=str(paths.store), why="too large")

@@ -29,8 +29,7 @@ def log_exists(config: Config) -> bool:
 
 def topics_of(config: Config) -> tuple[str, ...]:
     """Every topic that the config names."""
-    predictions = config.source.predictions.topic
-    return (*config.source.topics, *([predictions] if predictions else []), config.log.dead_letters)
+    return (*config.source.all_topics, config.log.dead_letters)
 
 
 def make_topics(log: Log, config: Config) -> None:

@@ -30,6 +30,7 @@ from streamlearn.metrics import (
     LABEL_STATES,
     SCORES,
     STEP_OUTCOMES,
+    TOPICS,
     WINDOWS,
     Metrics,
 )
@@ -100,7 +101,7 @@ class Monitor(Observer):
         for phase, phase_s in report.phases_s.items():
             self.phase_done(phase, phase_s)
         counts = report.counts.as_dict()
-        for topic in ("samples", "labels"):
+        for topic in TOPICS:
             metrics.count("records_read_total", counts[f"{topic}_read"], topic)
         for topic, outcome in STEP_OUTCOMES:
             metrics.count("records_total", counts[f"{topic}_{outcome}"], topic, outcome)

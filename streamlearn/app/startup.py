@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from streamlearn.app.build import identity
@@ -48,14 +48,20 @@ _ADDED = ("board.calibration.", "board.prequential.ranking.", "board.oracle.rank
 """Groups among them that checkpoints of earlier versions do not have: they start empty."""
 
 
-def of_all(config: Config, ask: Callable[[str], Offsets]) -> Offsets:
-    """What the log answers for all topics of samples and labels, such as `log.end_offsets`."""
-    return {partition: offset for topic in config.source.topics for partition, offset in ask(topic).items()}
+def of_all(topics: Iterable[str], ask: Callable[[str], Offsets]) -> Offsets:
+    """What the log answers for all of these topics, such as `log.end_offsets`."""
+    return {partition: offset for topic in topics for partition, offset in ask(topic).items()}
+
+
+def of_topics(config: Config, next_offsets: Offsets) -> Offsets:
+    """Offsets without those of a predictions topic that is not set any more."""
+    return {tp: offset for tp, offset in next_offsets.items() if tp.topic in config.source.all_topics}
 
 
 def first_checkpoint(config: Config, log: Log, paths: StatePaths) -> Checkpoint:
     """Save step 0, so that later starts know where the learner started in the log."""
-    next_offsets = of_all(config, log.beginning_offsets if config.log.start == "earliest" else log.end_offsets)
+    ask = log.beginning_offsets if config.log.start == "earliest" else log.end_offsets
+    next_offsets = of_all(config.source.all_topics, ask)
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(0, next_offsets, {}, {"identity": identity(config)})
     save_checkpoint(paths.checkpoints, checkpoint)
@@ -133,7 +139,7 @@ def _shown(value: object) -> str:
 
 def with_new_partitions(config: Config, log: Log, next_offsets: Offsets) -> Offsets:
     """The checkpoint's offsets, and the beginning of partitions that were created since."""
-    return of_all(config, log.beginning_offsets) | next_offsets
+    return of_all(config.source.all_topics, log.beginning_offsets) | of_topics(config, next_offsets)
 
 
 def check_same_log(log: Log, codec: Codec, last: tuple[Position, str] | None, stopping: threading.Event) -> None:
@@ -167,7 +173,7 @@ def check_log_reaches(log: Log, config: Config, next_offsets: Offsets) -> None:
     Raises:
         StateError: with the partition.
     """
-    ends = of_all(config, log.end_offsets)
+    ends = of_all(config.source.topics, log.end_offsets)
     for tp, offset in next_offsets.items():
         if tp.topic in config.source.topics and (end := ends.get(tp, 0)) < offset:
             msg = f"{tp.topic}[{tp.partition}] ends at {end}, and {offset} records of it were learned"

@@ -4,6 +4,9 @@ Records are merged by the log's timestamps, the older head first; within a parti
 learner that catches up still sees a label after earlier samples, and today's label cannot spoil yesterday's
 predictions. A partition that is behind and has no record ready blocks the merge, up to a bound.
 
+Published answers travel with the batch that is open. They open and close none, so a scorer changes no step. An answer
+whose sample is in the log stays in its queue until the sample is taken.
+
 Under overload a batch may be closed wide, and `thin` picks the samples that are learned. It depends on the batch and
 the settings alone, so a replay picks the same.
 
@@ -20,7 +23,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from streamlearn.errors import OffsetOutOfRangeError
-from streamlearn.records import Gap, Item, Offsets, Sample, TopicPartition
+from streamlearn.records import Gap, Item, Offsets, PublishedAnswer, Sample, TopicPartition
 
 MAX_LABELS = 1024
 """Label records of one step."""
@@ -35,11 +38,14 @@ class Draft:
     """The records of one step by partition, and the offsets after them."""
 
     items: dict[TopicPartition, list[Item]]
+    """Of the topics of samples and labels."""
     next_offsets: Offsets
     sample_topics: Collection[str]
+    predictions: Sequence[Item] = ()
+    """Of the predictions topic; those of one partition are in order."""
 
     def in_order(self) -> list[Item]:
-        """All records in an order that depends on nothing but the records.
+        """All records of samples and labels in an order that depends on nothing but the records.
 
         By time; on a tie samples first (a label of the same millisecond finds its sample), then by partition. The
         order within a partition is kept.
@@ -73,6 +79,7 @@ class MicroBatcher:
     """Holds the open micro-batch: at most `fresh` samples and `max_labels` other records.
 
     Under overload at most `wide` samples, of which at most `fresh` have a label inside.
+    In addition, at most `wide` + `max_labels` records of the predictions topic.
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class MicroBatcher:
         next_offsets: Offsets,
         *,
         sample_topics: Collection[str],
+        predictions_topic: str | None = None,
         fresh: int,
         wide: int | None = None,
         max_labels: int = MAX_LABELS,
@@ -89,7 +97,7 @@ class MicroBatcher:
         assert fresh > 0, fresh
         assert max_labels > 0, max_labels
         assert wide is None or wide >= fresh, (wide, fresh)
-        self.sample_topics = sample_topics
+        self.sample_topics, self.predictions_topic = sample_topics, predictions_topic
         self._fresh, self._wide, self._max_labels = fresh, wide or fresh, max_labels
         self._max_age_s, self._merge_wait_s = max_age_s, merge_wait_s
         self._next_offsets = dict(next_offsets)
@@ -97,12 +105,17 @@ class MicroBatcher:
         self.opened_at_s: float | None = None
         """When the first record of the open batch was taken; None while it is empty."""
         self._items: dict[TopicPartition, list[Item]] = {}
-        self._samples = self._labelled = self._others = 0
+        self._samples = self._labelled = self._others = self._predictions = 0
 
     @property
     def next_offsets(self) -> Offsets:
         """Offsets after the last closed batch."""
         return dict(self._next_offsets)
+
+    @property
+    def takes_predictions(self) -> bool:
+        """Whether the open batch has room for records of the predictions topic."""
+        return self._predictions < self._wide + self._max_labels
 
     def fill(
         self, queues: Queues, behind: Callable[[TopicPartition], bool], now_s: float, *, overloaded: bool = False
@@ -114,6 +127,7 @@ class MicroBatcher:
         most = self._wide if overloaded else self._fresh
         # `behind` is asked before the queues are read: then the queue of a partition that is not behind is complete.
         waited_for = {partition for partition in queues if behind(partition)}
+        aside: list[tuple[float, bool, TopicPartition]] = []
         heads = [_rank(partition, queue[0], self.sample_topics) for partition, queue in queues.items() if queue]
         heapq.heapify(heads)
         blocked = any(not queues[partition] for partition in waited_for)
@@ -122,12 +136,17 @@ class MicroBatcher:
         while heads and not (blocked and self._must_wait(now_s)):
             partition = heads[0][-1]
             queue = queues[partition]
+            if partition.topic == self.predictions_topic and self._is_early(queue[0], queues, waited_for):
+                aside.append(heapq.heappop(heads))
+                continue
             self._take(partition, queue.popleft(), now_s)
             if queue:
                 heapq.heapreplace(heads, _rank(partition, queue[0], self.sample_topics))
             else:
                 heapq.heappop(heads)
                 blocked = blocked or partition in waited_for
+            while aside:
+                heapq.heappush(heads, aside.pop())
             if self._samples >= most or self._labelled >= self._fresh or self._others >= self._max_labels:
                 return self.close()
         too_old = self.opened_at_s is not None and now_s - self.opened_at_s >= self._max_age_s
@@ -137,9 +156,11 @@ class MicroBatcher:
         """Close the open batch, even an empty one: at the end of a log, or for labels while no sample comes."""
         for partition in self._items:
             self._next_offsets[partition] = self._reached(partition)
-        draft = Draft(self._items, dict(self._next_offsets), self.sample_topics)
+        of_predictions = sorted(partition for partition in self._items if partition.topic == self.predictions_topic)
+        predictions = [item for partition in of_predictions for item in self._items.pop(partition)]
+        draft = Draft(self._items, dict(self._next_offsets), self.sample_topics, predictions)
         self._items, self.opened_at_s = {}, None
-        self._samples = self._labelled = self._others = 0
+        self._samples = self._labelled = self._others = self._predictions = 0
         return draft
 
     def nothing(self) -> Draft:
@@ -158,7 +179,7 @@ class MicroBatcher:
         for partition, end in next_offsets.items():
             queue = queues[partition]
             while self._reached(partition) < end and queue:
-                if isinstance(queue[0], Gap):
+                if isinstance(queue[0], Gap) and partition.topic != self.predictions_topic:
                     msg = f"{partition.topic}[{partition.partition}]: records of a journaled step were trimmed"
                     raise OffsetOutOfRangeError(msg)
                 self._take(partition, queue.popleft(), 0.0)
@@ -174,10 +195,23 @@ class MicroBatcher:
             self._blocked_since_s = now_s
         return now_s - self._blocked_since_s < self._merge_wait_s
 
+    def _is_early(self, item: Item, queues: Queues, waited_for: Collection[TopicPartition]) -> bool:
+        """Whether a record of the predictions topic must wait: for room, or for its sample, which is in the log."""
+        if not self.takes_predictions:
+            return True
+        if not isinstance(item, PublishedAnswer):
+            return False
+        of_sample = item.sample.topic_partition
+        is_in_log = of_sample in queues and (bool(queues[of_sample]) or of_sample in waited_for)
+        return is_in_log and self._reached(of_sample) <= item.sample.offset
+
     def _take(self, partition: TopicPartition, item: Item, now_s: float) -> None:
+        self._items.setdefault(partition, []).append(item)
+        if partition.topic == self.predictions_topic:
+            self._predictions += 1
+            return
         if self.opened_at_s is None:
             self.opened_at_s = now_s
-        self._items.setdefault(partition, []).append(item)
         if isinstance(item, Sample):
             self._samples += 1
             self._labelled += item.label is not None

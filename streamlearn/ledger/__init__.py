@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from streamlearn.records import Example, Position, Prediction
+
+PublishedOutcome: TypeAlias = Literal["taken", "late", "unknown"]
+"""What becomes of a published answer. taken: it is scored once a label comes. late: its sample is scored, or erased, or
+has an answer. unknown: no such sample is known, or it has expired."""
 
 
 class LabelState(StrEnum):
@@ -43,6 +47,7 @@ class Scored(NamedTuple):
     """A prediction and the label it is compared with. Each sample is scored once, by its first label in time."""
 
     prediction: Prediction
+    """The published answer, if it came before the label; else `at_arrival`."""
     student_class: int
     class_index: int
     delay_s: float
@@ -50,6 +55,8 @@ class Scored(NamedTuple):
     majority_class: int | None
     """The prediction of this baseline when the sample arrived; None before the first label."""
     no_change_class: int | None
+    at_arrival: Prediction
+    """The learner's own prediction, or the answer that a client got with the sample; UNLABELLED if there was none."""
 
 
 class Arrival(NamedTuple):
@@ -80,6 +87,8 @@ class LedgerCounts:
     read: int = 0
     joined: int = 0
     scored: int = 0
+    scored_published: int = 0
+    """Of `scored`: by the answer in the predictions topic."""
     trained: int = 0
     duplicate: int = 0
     corrected: int = 0

@@ -7,7 +7,8 @@ details, docs/label-states.md the table of states.
 
 A sample is scored once: by the first label read whose log time is not before the sample's, against the class that
 counts then. Such a label was not known when the prediction was made, whichever of the two is read first. Corrections
-and retractions do not change a score. A label older than its sample is learned and never scored.
+and retractions do not change a score. A label older than its sample is learned and never scored. The published answer
+is scored if it is known by then, else the learner's own prediction.
 
 The order of reading does decide:
 - against which class an early score is taken, and what the baselines knew when a sample arrived;
@@ -27,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from streamlearn.ledger import Arrival, LabelState, Scored
+from streamlearn.ledger import Arrival, LabelState, PublishedOutcome, Scored
 from streamlearn.ledger.baselines import Baselines
 from streamlearn.ledger.class_names import ClassNames
 from streamlearn.ledger.held import HeldLabels, HeldRow
@@ -46,7 +47,7 @@ from streamlearn.ledger.rows import (
 from streamlearn.ledger.samples import Known, Samples, TopicNumbers
 from streamlearn.ledger.store import Table
 from streamlearn.ledger.waiting import WaitingLabels
-from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Example, Label
+from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Example, Label, PublishedAnswer
 
 JOINED = LabelState.JOINED
 """Bound once: the lookup of an enum member is slow, and each label needs it."""
@@ -170,6 +171,24 @@ class Joiner:
                 put(row_number, trained[0])
                 self.counters.trained += trained[1]
 
+    def publish(self, answers: Sequence[PublishedAnswer]) -> list[PublishedOutcome]:
+        """Take published answers in this order."""
+        outcomes: list[PublishedOutcome] = []
+        rows = self.samples.rows_at([(key_of(answer.sample_id), answer.sample) for answer in answers])
+        self.labels.fetch([row_number for row_number in rows if row_number is not None])
+        for answer, row_number in zip(answers, rows, strict=True):
+            if row_number is None:
+                outcomes.append("unknown")
+                continue
+            label = self._row(row_number)
+            is_over = label is not None and (label.flags & SCORED or label.class_index == ERASED)
+            if is_over or self.samples.is_published(row_number):
+                outcomes.append("late")
+                continue
+            self.samples.publish(row_number, answer.prediction)
+            outcomes.append("taken")
+        return outcomes
+
     # -- the cases
 
     def _first(self, key: bytes, record: LabelRecord, sample_id: str, known: Known | None) -> Arrival:
@@ -267,13 +286,16 @@ class Joiner:
         return scored
 
     def _score(self, answers: Answers, class_index: int, label_s: float) -> Scored | None:
-        arrived_s, student_class, prediction, majority, no_change = answers
+        arrived_s, student_class, own, majority, no_change, published = answers
+        prediction = own if published is None else published
         if prediction.class_index == UNLABELLED:
             return None  # load shedding: no prediction was made
         self.counters.scored += 1
+        self.counters.scored_published += published is not None
         majority_class = majority if majority >= 0 else None
         no_change_class = no_change if no_change >= 0 else None
-        return Scored(prediction, student_class, class_index, label_s - arrived_s, majority_class, no_change_class)
+        delay_s = label_s - arrived_s
+        return Scored(prediction, student_class, class_index, delay_s, majority_class, no_change_class, own)
 
     def _count(self, record: LabelRecord, known: Known | None, placed: Placed | None = None) -> None:
         """Count one label record, and note an erasure for `Samples.prune`."""

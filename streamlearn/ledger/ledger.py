@@ -25,7 +25,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from streamlearn.errors import StoreError
-from streamlearn.ledger import Arrival, LedgerCounts
+from streamlearn.ledger import Arrival, LedgerCounts, PublishedOutcome
 from streamlearn.ledger.baselines import Baselines
 from streamlearn.ledger.class_names import ClassNames
 from streamlearn.ledger.held import MAX_HELD, HeldLabels
@@ -35,13 +35,15 @@ from streamlearn.ledger.samples import Samples, TopicNumbers
 from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.store import Store
 from streamlearn.ledger.waiting import WaitingLabels
-from streamlearn.records import ERASED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import ERASED, UNLABELLED, Array, Label, Position, Prediction, PublishedAnswer, Sample, Schema
 
 TABLES = ("counts", "ids", "early", "held_of")
-NUMBERED = ("topics", "labels", "queue", "held", "grown", "erased")
+NUMBERED = ("topics", "labels", "queue", "held", "grown", "erased", "answers")
 RINGS = ("samples", "evicted")
 EXPIRE_PER_STEP = 4096
 """A step expires at most this many rows of a kind, or twice its samples: the end of a long silence must not stall."""
+_ANSWERS_TOGETHER = 64
+"""Published answers whose samples are looked up together. Their rows hold the payloads."""
 UNFLUSHED_BYTES = 64 << 20
 """Payloads in the open transaction, beyond which the ledger flushes by itself."""
 
@@ -93,7 +95,7 @@ class Ledger:
     def _load(self) -> None:
         """Read from the tables everything that is kept in memory."""
         self._c.load(self._counts.get("counters"))
-        for part in (self._topics, self._held, self._classes, self._baselines):
+        for part in (self._topics, self._samples, self._held, self._classes, self._baselines):
             part.load()
         self._flushed_row = self._began_at_row = self._c.high
 
@@ -169,14 +171,24 @@ class Ledger:
         row = self._waiting.get(key)
         return row is not None and row.class_index == ERASED
 
-    def sample_arrived(self, sample: Sample, prediction: Prediction, student_class: int) -> list[Arrival]:
-        """Add a new sample and what was predicted. Returns what its labels did: one that waited, one inside it."""
+    def sample_arrived(
+        self, sample: Sample, prediction: Prediction, student_class: int, published: Prediction | None = None
+    ) -> list[Arrival]:
+        """Add a new sample and what was predicted. Returns what its labels did: one that waited, one inside it.
+
+        `published`: its published answer, if that is read in the same step; a later one goes to `answers_published`.
+        """
         key = key_of(sample.sample_id)
-        known = self._samples.append(key, sample, prediction, student_class)
+        known = self._samples.append(key, sample, prediction, student_class, published)
         arrivals = self._joiner.sample(key, sample.sample_id, known)
         if (inside := sample.inside) is not None:
             arrivals.append(self._joiner.label(key, inside, known))
         return arrivals
+
+    def answers_published(self, answers: Sequence[PublishedAnswer]) -> list[PublishedOutcome]:
+        """Take records of the predictions topic: they are scored in place of what was predicted on arrival."""
+        some = (answers[at : at + _ANSWERS_TOGETHER] for at in range(0, len(answers), _ANSWERS_TOGETHER))
+        return [outcome for part in some for outcome in self._joiner.publish(part)]
 
     def label_arrived(self, label: Label) -> Arrival:
         """Take one label record. A record that is delivered again has no effect.

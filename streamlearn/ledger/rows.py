@@ -32,6 +32,8 @@ PAYLOAD_AT = _SAMPLE.size
 """Where the payload begins in a row: at a multiple of 16 bytes, so that arrays are aligned."""
 assert PAYLOAD_AT % 16 == 0, PAYLOAD_AT
 _PROBABILITY = np.dtype("<f4")
+_ANSWER = struct.Struct("<qi")
+"""The head of a published answer: version and class. Then probabilities as float32[C]."""
 _RECORD = struct.Struct("<dHiqi")
 _HEAD = struct.Struct("<BBq")
 """The head of each LabelRow: state, flags, trained_step."""
@@ -75,16 +77,18 @@ class Counters:
     erased: int = 0
     majority_class: int = -1
     last_class: int = -1
+    scored_published: int = 0
+    """Of `scored`: by a published answer."""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d24q")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<d25q")
 
     def pack(self) -> bytes:
         """The row of `counts`."""
         return self.LAYOUT.pack(*astuple(self))
 
     def load(self, row: bytes | None) -> None:
-        """The inverse of `pack`, in place. The initial values without a row."""
-        values = astuple(Counters()) if row is None else self.LAYOUT.unpack(row)
+        """The inverse of `pack`, in place. The initial values without a row; 0 for what a row of format 6 lacks."""
+        values = astuple(Counters()) if row is None else self.LAYOUT.unpack(row.ljust(self.LAYOUT.size, b"\0"))
         for each, value in zip(fields(self), values, strict=True):
             setattr(self, each.name, value)
 
@@ -121,9 +125,10 @@ class LabelRecord(NamedTuple):
         return self.topic, self.partition, self.offset
 
 
-Answers: TypeAlias = tuple[float, int, Prediction, int, int]
+Answers: TypeAlias = tuple[float, int, Prediction, int, int, Prediction | None]
 """When a sample arrived, and what was predicted then: time, student's class, teacher's prediction, majority class and
-no-change class. A plain tuple: one is made for each label, and a NamedTuple costs several times as much."""
+no-change class; and the answer that was published. A plain tuple: one is made for each label, and a NamedTuple costs
+several times as much."""
 Order: TypeAlias = Callable[[LabelRecord], tuple[float, str, int, int]]
 """The sort key of label records: time and position, the topic by its name."""
 
@@ -295,13 +300,25 @@ def unpack_sample(data: bytes) -> SampleRow:
 
 
 def unpack_answers(data: bytes, payload_bytes: int) -> Answers:
-    """The answers in a row of `samples` or `evicted`; `payload_bytes` is 0 for the latter."""
+    """The answers in a row of `samples` or `evicted`, without a published one; `payload_bytes` is 0 for the latter."""
     *_, arrived_s, version, predicted, student, majority, no_change, id_bytes = _SAMPLE.unpack_from(data)
     start = PAYLOAD_AT + payload_bytes
     count = (len(data) - start - id_bytes) // _PROBABILITY.itemsize
     # The constructor takes half the time of `frombuffer`.
     probabilities_C: Probabilities = np.ndarray((count,), _PROBABILITY, data, start)
-    return arrived_s, student, Prediction(predicted, probabilities_C, version), majority, no_change
+    return arrived_s, student, Prediction(predicted, probabilities_C, version), majority, no_change, None
+
+
+def pack_answer(answer: Prediction) -> bytes:
+    """The row of `answers`."""
+    probabilities = answer.probabilities_C.astype(_PROBABILITY, copy=False).tobytes()
+    return _ANSWER.pack(answer.model_version, answer.class_index) + probabilities
+
+
+def unpack_answer(row: bytes) -> Prediction:
+    """The inverse of `pack_answer`."""
+    version, class_index = _ANSWER.unpack_from(row)
+    return Prediction(class_index, np.frombuffer(row, _PROBABILITY, offset=_ANSWER.size), version)
 
 
 class Payloads:

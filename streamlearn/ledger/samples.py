@@ -5,6 +5,7 @@
     samples  ring of rows with payload
     evicted  ring of rows whose payload was evicted, under the same numbers
     erased   row number → the step that erased the sample
+    answers  row number → the answer that was published, if it came before the label
 
 Prediction and payload are in one row, since a join needs both and each lookup of a random row waits for memory.
 
@@ -23,7 +24,9 @@ from streamlearn.ledger.rows import (
     Counters,
     Payloads,
     SampleRow,
+    pack_answer,
     pack_sample,
+    unpack_answer,
     unpack_answers,
     unpack_id,
     unpack_sample,
@@ -96,9 +99,18 @@ class Samples:
         self._payloads = Payloads(schema)
         self._ids: Table[bytes, int] = store.tables["ids"]
         self._erased: Table[int, int] = store.tables["erased"]
+        self._published: Table[int, bytes] = store.tables["answers"]
+        self._any_published = False
+        """Else a join is spared the look-up."""
         self._rows, self._evicted = store.rings["samples"], store.rings["evicted"]
 
-    def append(self, key: bytes, sample: Sample, prediction: Prediction, student_class: int) -> Known:
+    def load(self) -> None:
+        """Read from the table whether any answer was published."""
+        self._any_published = self._published.first() is not None
+
+    def append(
+        self, key: bytes, sample: Sample, prediction: Prediction, student_class: int, published: Prediction | None
+    ) -> Known:
         """Add a new sample, under the hash of its id."""
         c, schema, x = self._c, self._schema, sample.x
         assert x.shape == schema.shape, f"{sample.position}: {x.shape}, expected {schema.shape}"
@@ -111,7 +123,18 @@ class Samples:
         self._ids.insert(key, row_number)
         self._rows.append(row_number, pack_sample(row, x, probabilities_C, sample.sample_id))
         c.high += 1
-        return Known(row_number, (arrived_s, student_class, prediction, *baselines), x)
+        if published is not None:
+            self.publish(row_number, published)
+        return Known(row_number, (arrived_s, student_class, prediction, *baselines, published), x)
+
+    def publish(self, row_number: int, answer: Prediction) -> None:
+        """Add the answer that was published for a sample."""
+        self._published.put(row_number, pack_answer(answer))
+        self._any_published = True
+
+    def is_published(self, row_number: int) -> bool:
+        """Whether a published answer of the sample is known."""
+        return self._any_published and self._published.get(row_number) is not None
 
     def row_of(self, key: bytes) -> int | None:
         """The row number of a sample; None if it is not known."""
@@ -127,20 +150,42 @@ class Samples:
         ids, low = self._ids.fetch(keys), self._c.payload_low
         numbers = [-1 if (row := ids[key]) is None or row < low else row for key in keys]
         rows, payloads = self._rows.fetch(numbers), self._payloads
+        if self._any_published:
+            self._published.fetch(numbers)
         return [
             None
             if (data := rows.get(row)) is None
-            else (row, unpack_answers(data, payloads.size(data)), payloads.read(data))
+            else (row, self._answers(row, data, payloads.size(data)), payloads.read(data))
             for row in numbers
         ]
+
+    def rows_at(self, samples: Sequence[tuple[bytes, Position]]) -> list[int | None]:
+        """The row numbers of samples by the hash of their id, of those that were read at these positions."""
+        ids = self._ids.fetch([key for key, _ in samples])
+        rows = self._rows.fetch([row for key, _ in samples if (row := ids[key]) is not None])
+        found: list[int | None] = []
+        for key, position in samples:
+            row_number = ids[key]
+            if row_number is not None:
+                head = unpack_sample(rows.get(row_number) or self._row(row_number))
+                if self._topics.position(head.topic, head.partition, head.offset) != position:
+                    row_number = None
+            found.append(row_number)
+        return found
 
     def at(self, row_number: int) -> Known:
         """The sample of a row."""
         data = self._rows.get(row_number)
         if data is None:
-            return Known(row_number, unpack_answers(self._row(row_number), 0))
+            return Known(row_number, self._answers(row_number, self._row(row_number), 0))
         x = self._payloads.read(data) if row_number >= self._c.payload_low else None
-        return Known(row_number, unpack_answers(data, self._payloads.size(data)), x)
+        return Known(row_number, self._answers(row_number, data, self._payloads.size(data)), x)
+
+    def _answers(self, row_number: int, data: bytes, payload_bytes: int) -> Answers:
+        """The answers in a row, with the published one."""
+        answers = unpack_answers(data, payload_bytes)
+        published = self._published.get(row_number) if self._any_published else None
+        return answers if published is None else (*answers[:5], unpack_answer(published))
 
     def head(self, row_number: int) -> SampleRow:
         """The head of a row."""
@@ -193,6 +238,8 @@ class Samples:
             if c.high - c.id_low <= most and self.is_recent(oldest.arrived_s, oldest_s):
                 break
             self._ids.delete(oldest.key)
+            if self._any_published:
+                self._published.delete(c.id_low)
             if c.erased:
                 self._erased.delete(c.id_low)
             removed.append(c.id_low)

@@ -239,7 +239,9 @@ class Store:
             raise StateLockedError(f"{self._path}: another learner holds the write lock of this store") from error
         for statement in _SCHEMA:
             file.rows(statement)
-        check_format(self._path, self.note("format") or self.note("format", FORMAT.to_bytes(8, "big")))
+        written = FORMAT.to_bytes(8, "big")
+        check_format(self._path, self.note("format") or written)
+        self.note("format", written)
         self.tables: dict[str, Table[Any, Any]] = {
             name: Table(name, self, numbered=name in numbered) for name in ("step", *tables, *numbered)
         }

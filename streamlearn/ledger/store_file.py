@@ -11,7 +11,9 @@ from typing import Any
 from streamlearn.errors import FROM_SCRATCH, StoreError
 
 FILE = "store.sqlite3"
-FORMAT = 6
+FORMAT = 7
+_OLDEST = 6
+"""The oldest format that this version reads: what was added since is missing, or 0. The learner writes `FORMAT`."""
 MAX_CHECKED_BYTES = 1 << 30
 """A larger store is not checked at the start: the check would take minutes."""
 LOCK_WAIT_S = 2.0
@@ -120,7 +122,7 @@ def damaged(path: Path, why: str) -> StoreError:
 def check_format(path: Path, note: bytes | None) -> None:
     """Raise StoreError if another version wrote the store. `note`: its format, in every version 8 bytes, big-endian."""
     found = None if note is None else int.from_bytes(note, "big")
-    if found != FORMAT:
+    if found is None or not _OLDEST <= found <= FORMAT:
         raise StoreError(
             f"{path}: the store is of format {found}, this version reads {FORMAT}: "
             f"go back to the version that wrote it, or {FROM_SCRATCH}"

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from streamlearn.ledger.store_file import FILE, StoreFile, check_format
 
 Get: TypeAlias = Callable[[str, int | bytes], Any]
-"""`get(table or ring, key)`: the value, or None if there is no such key."""
+"""`get(table or ring, key)`: the value, or None if there is no such key, or the store is older than the table."""
 
 
 class StoreView:
@@ -38,12 +38,17 @@ class StoreView:
         with self._lock:
             file = self._open()
             try:
-                if file is None or not file.rows("SELECT name FROM sqlite_schema LIMIT 1"):
+                tables = set() if file is None else {name for (name,) in file.rows("SELECT name FROM sqlite_schema")}
+                if file is None or not tables:
                     yield lambda _name, _key: None
                     return
                 file.rows("BEGIN")
                 check_format(self._path, file.value("SELECT value FROM meta WHERE key = ?", "format"))
-                yield lambda name, key: file.value(f"SELECT value FROM {name} WHERE key = ?", key)
+                yield (
+                    lambda name, key: (
+                        file.value(f"SELECT value FROM {name} WHERE key = ?", key) if name in tables else None
+                    )
+                )
                 file.rows("ROLLBACK")
             except BaseException:
                 self._close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from streamlearn.ledger import LabelState, LabelStatus
 from streamlearn.ledger.held import HeldRow, newest_held
-from streamlearn.ledger.rows import CORRECTED, SCORED, LabelRow, Payloads, key_of, unpack_sample
+from streamlearn.ledger.rows import CORRECTED, SCORED, LabelRow, Payloads, key_of, unpack_answer, unpack_sample
 from streamlearn.ledger.store_view import Get, StoreView
 from streamlearn.records import ERASED, Array, Position, Schema
 
@@ -42,7 +42,10 @@ class LedgerView:
                 status = LabelStatus(LabelState.UNLABELLED)
             if sample is None:
                 return None if status.state is LabelState.UNLABELLED else status
-            known = unpack_sample(sample)
+            known, published = unpack_sample(sample), get("answers", row_number)
+            if published is not None:
+                answer = unpack_answer(published)
+                known = known._replace(predicted_class=answer.class_index, model_version=answer.model_version)
             return replace(
                 status,
                 sample_position=_position(get, known.topic, known.partition, known.offset),

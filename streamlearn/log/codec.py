@@ -19,15 +19,14 @@ own length times a small constant. Nothing here recurses over the input.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, cast
 
-import numpy as np
 import orjson
 
 from streamlearn.errors import RecordError, SkippedError
 from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, payload_of
+from streamlearn.log.predictions import prediction_in
 from streamlearn.records import (
     ERASED,
     RETRACTED,
@@ -61,7 +60,6 @@ from streamlearn.schema.reader import OWN_ID, RecordReader
 from streamlearn.schema.registry import SchemaRegistry
 from streamlearn.schema.settings import FRAMED, TENSORS, ColumnConfig, Format, SourceConfig
 
-MAX_MODEL_VERSION = 2**63
 _NOWHERE = Position("", 0, 0)
 _OWN_RECORDS = SourceConfig()
 _NO_HEADERS: Mapping[str, bytes] = {}
@@ -570,23 +568,7 @@ class Codec:
 
     def _answer(self, fields: object) -> Prediction | None:
         """Check the answer that a client reports. All of it, since a forged answer would be scored."""
-        if fields is None:
-            return None
-        if not isinstance(fields, dict):
-            raise RecordError("not_json", f"answer: expected a JSON object, got a JSON {json_type(fields)}")
-        class_index, version, values = (fields.get(k) for k in ("class_index", "model_version", "probabilities"))
-        classes = self.schema.capacity
-        if type(class_index) is not int or not 0 <= class_index < classes:
-            raise RecordError("unknown_class", f"answer: expected class_index from 0 to {classes - 1}")
-        if type(version) is not int or not 0 <= version < MAX_MODEL_VERSION:
-            raise RecordError("bad_dtype", "answer: expected model_version, an integer of at least 0")
-        if not isinstance(values, list) or len(values) != classes:
-            raise RecordError("bad_shape", f"answer: expected probabilities, a list of {classes} numbers")
-        try:
-            probabilities_C = np.array(array("d", values))
-        except (TypeError, OverflowError) as error:
-            raise RecordError("bad_dtype", f"answer: expected numbers as probabilities: {error}") from None
-        return Prediction(class_index, _checked_probabilities(probabilities_C), version)
+        return None if fields is None else prediction_in(fields, self.schema.capacity)
 
     def _answer_fields(self, answer: Prediction) -> dict[str, Any]:
         fields = {
@@ -655,10 +637,3 @@ def _erases(fields: Mapping[str, Any]) -> bool:
     if erase and (fields.get("label") is not None or fields.get("class") is not None):
         raise RecordError("bad_dtype", "erase: expected no class in addition")
     return erase
-
-
-def _checked_probabilities(values_C: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    # A client may round them to a few digits; their sum is still within this tolerance.
-    if not (values_C.min() >= 0.0 and values_C.max() <= 1.001 and abs(values_C.sum() - 1.0) <= 0.01):
-        raise RecordError("bad_dtype", "answer: expected probabilities from 0 to 1 that sum to 1")
-    return values_C.astype(np.float32)

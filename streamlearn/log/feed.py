@@ -3,6 +3,9 @@
 The loop never waits for the log, and a long step never keeps the log's client waiting: a full queue only removes its
 partition from the next poll. Only this thread uses the reader. An error that stops it is raised in the learner's
 thread.
+
+The predictions topic is read too, where the codec's source names one and the offsets have its partitions. Nothing that
+happens to it stops the learner: unreadable and missing records of it are skipped.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from streamlearn.errors import (
 )
 from streamlearn.log.base import POLL_BYTES, Log
 from streamlearn.log.codec import Codec
+from streamlearn.log.predictions import decode_prediction
 from streamlearn.records import BadRecord, Gap, Item, Offsets, Position, Record, Skipped, TopicPartition
 from streamlearn.schema.registry import until_available
 
@@ -30,7 +34,8 @@ _log = structlog.get_logger(__name__)
 PREFETCH_RECORDS = 2048
 """Decoded records waiting, for each partition."""
 PREFETCH_BYTES = 256 << 20
-"""Bound of the samples in all queues. Each partition has an equal share, and room for at least one sample."""
+"""Bound of the samples in all queues, and of the published answers. Each partition has an equal share, and room for
+at least one."""
 _POLL_RECORDS = 512
 _POLL_S = 0.2
 _BAD_BYTES = 64 << 20
@@ -60,13 +65,18 @@ class Feed:
         """Whether the last read reached the log."""
         self._log, self._reader = log, log.reader(next_offsets)
         self._sample_topics, self._on_trimmed = sample_topics, on_trimmed
+        self._predictions_topic = codec.source.predictions.topic
         self._poll_records = codec.schema.rows_within(_POLL_RECORDS, POLL_BYTES)
         shares = max(1, sum(tp.topic in sample_topics for tp in self.queues))
         max_samples = codec.schema.rows_within(max_records, PREFETCH_BYTES // shares)
-        self._max_records = {tp: max_samples if tp.topic in sample_topics else max_records for tp in self.queues}
+        max_answers = min(max_records, max(1, PREFETCH_BYTES // max(1, 4 * codec.schema.capacity * len(self.queues))))
+        of_topic = dict.fromkeys(sample_topics, max_samples) | {self._predictions_topic: max_answers}
+        self._max_records = {tp: of_topic.get(tp.topic, max_records) for tp in self.queues}
         self._max_bad_bytes = _BAD_BYTES // max(1, len(self.queues))
         self._read_to = dict(next_offsets)
         self._ends: Offsets = dict.fromkeys(next_offsets, -1)
+        self._first_ends: Offsets = {}
+        """The ends that were seen first."""
         self._with_room = set(next_offsets)
         """The partitions to poll."""
         self._bad_bytes: dict[TopicPartition, int] = dict.fromkeys(next_offsets, 0)
@@ -81,8 +91,12 @@ class Feed:
         self._thread.start()
 
     def behind(self, partition: TopicPartition) -> bool:
-        """Whether the log holds more of this partition than was read, or its end is not known yet."""
-        return self._ends[partition] < 0 or self._read_to[partition] < self._ends[partition]
+        """Whether the log holds more of this partition than was read, or its end is not known yet.
+
+        Of the predictions topic only what the log held at the start counts: nobody waits for a scorer.
+        """
+        ends = self._first_ends if partition.topic == self._predictions_topic else self._ends
+        return self._read_to[partition] < ends.get(partition, -1) or self._ends[partition] < 0
 
     def wait(self, timeout_s: float) -> None:
         """Wait until more was read, at most `timeout_s`.
@@ -148,6 +162,7 @@ class Feed:
         for record in records:
             self.queues[record.position.topic_partition].append(self._decoded(record))
         self._read_to, self._ends = self._reader.next_offsets(), self._reader.end_offsets()
+        self._first_ends = self._ends | self._first_ends
         self._changed.set()
 
     def _update_room(self) -> None:
@@ -171,26 +186,39 @@ class Feed:
         try:
             if record.position.topic in self._sample_topics:
                 return self.codec.decode_sample(record)
+            if record.position.topic == self._predictions_topic:
+                return decode_prediction(record, self.codec.schema.capacity, self._sample_topics)
             return self.codec.decode_label(record)
-        except SkippedError:
-            return Skipped(record.position, record.timestamp_ms / 1000.0)
         except RecordError as error:
+            if isinstance(error, SkippedError) or record.position.topic == self._predictions_topic:
+                return Skipped(record.position, record.timestamp_ms / 1000.0)
             self._bad_bytes[record.position.topic_partition] += record.size_bytes
             return BadRecord(record, error)
 
     def _skip_gap(self, error: OffsetOutOfRangeError) -> None:
-        """Apply `log.on_trimmed`: stop, or continue at the oldest record and count what is missing."""
-        if self._on_trimmed == "stop":
-            way_out = 'raise retention, restore an older log, or accept the loss with log.on_trimmed = "skip"'
-            raise OffsetOutOfRangeError(f"{error}; {way_out}") from error
-        skipped = False
+        """Apply `log.on_trimmed`: stop, or continue at the oldest record and count what is missing.
+
+        The predictions topic is always continued at its oldest record, even where it is another topic of that name.
+        """
+        skipped = stops = False
         for topic in {tp.topic for tp in self.queues}:
+            optional, ends = topic == self._predictions_topic, self._log.end_offsets(topic)
             for tp, beginning in self._log.beginning_offsets(topic).items():
                 position = self._reader.next_offsets().get(tp)
-                if position is not None and position < beginning:
-                    _log.error("records_trimmed", topic=topic, partition=tp.partition, begin=position, end=beginning)
+                if position is None or not (position < beginning or (optional and position > ends[tp])):
+                    continue
+                if self._on_trimmed == "stop" and not optional:
+                    stops = True
+                    continue
+                event = "records_trimmed" if position < beginning else "topic_replaced"
+                _log.error(event, topic=topic, partition=tp.partition, begin=position, end=beginning)
+                if position < beginning:
                     self.queues[tp].append(Gap(Position(*tp, beginning - 1), missing=beginning - position))
-                    self._reader.seek(tp, beginning)
-                    skipped = True
-        if not skipped:
+                self._reader.seek(tp, beginning)
+                skipped = True
+        if skipped and not stops:
+            return
+        if self._on_trimmed == "skip":
             raise error
+        way_out = 'raise retention, restore an older log, or accept the loss with log.on_trimmed = "skip"'
+        raise OffsetOutOfRangeError(f"{error}; {way_out}") from error

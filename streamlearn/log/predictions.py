@@ -5,17 +5,25 @@
 
 `position` is the sample's place in the log, `time` is when the log received it and `predicted_at` when it was answered,
 in seconds since the epoch. `probabilities` are in the order of the classes; a spare class without a name has none.
+
+Scorers encode them. The learner decodes them, to score what was published. A client's answer inside a sample has
+`class_index`, `probabilities` and `model_version` too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import orjson
 
-from streamlearn.records import NewRecord, Prediction, Sample
-from streamlearn.schema.fields import key_of
+from streamlearn.errors import RecordError
+from streamlearn.records import NewRecord, Position, Prediction, PublishedAnswer, Record, Sample
+from streamlearn.schema.fields import checked_id, json_type, key_of
+from streamlearn.schema.formats import json_object
 
+_MAX_INTEGER = 2**63
 _HEADERS = (("content-type", b"application/json"),)
 
 
@@ -35,3 +43,57 @@ def encode_prediction(
     }
     value = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
     return NewRecord(key_of(sample.sample_id), value, _HEADERS)
+
+
+def decode_prediction(record: Record, classes: int, sample_topics: Collection[str]) -> PublishedAnswer:
+    """Return the answer in a record. `classes` counts the outputs of the schema, spare ones included.
+
+    Raises:
+        RecordError: it has none, or none to a sample of these topics.
+    """
+    if record.value is None:
+        raise RecordError("no_value", "expected an answer, got null")
+    fields = json_object(record.value)
+    sample_id, prediction = checked_id(fields.get("id")), prediction_in(fields, classes, named_only=True)
+    position = fields.get("position")
+    topic = position.get("topic") if isinstance(position, dict) else None
+    if not isinstance(position, dict) or not isinstance(topic, str) or topic not in sample_topics:
+        raise RecordError("bad_dtype", f"position: expected a place in {', '.join(sample_topics)}")
+    place = Position(topic, _integer(position, "partition"), _integer(position, "offset"))
+    return PublishedAnswer(record.position, record.timestamp_ms / 1000.0, sample_id, place, prediction)
+
+
+def prediction_in(fields: object, classes: int, *, named_only: bool = False) -> Prediction:
+    """Return the prediction in the fields of an answer, with this many probabilities.
+
+    With `named_only` the last classes, those without a name, may be missing: they are 0.
+
+    Raises:
+        RecordError: a field is missing or no possible value.
+    """
+    if not isinstance(fields, dict):
+        raise RecordError("not_json", f"answer: expected a JSON object, got a JSON {json_type(fields)}")
+    version, values = _integer(fields, "model_version"), fields.get("probabilities")
+    if not isinstance(values, list) or not (1 <= len(values) <= classes if named_only else len(values) == classes):
+        raise RecordError("bad_shape", f"answer: expected probabilities, a list of {classes} numbers")
+    class_index = fields.get("class_index")
+    if type(class_index) is not int or not 0 <= class_index < len(values):
+        raise RecordError("unknown_class", f"answer: expected class_index from 0 to {len(values) - 1}")
+    try:
+        given_C = np.array(array("d", values))
+    except (TypeError, OverflowError) as error:
+        raise RecordError("bad_dtype", f"answer: expected numbers as probabilities: {error}") from None
+    # A client may round them to a few digits; their sum is still within this tolerance.
+    least = 0.0 if named_only else 0.99
+    if not (given_C.min() >= 0.0 and given_C.max() <= 1.001 and least <= given_C.sum() <= 1.01):
+        raise RecordError("bad_dtype", "answer: expected probabilities from 0 to 1 that sum to 1")
+    probabilities_C = np.zeros(classes, np.float32)
+    probabilities_C[: len(values)] = given_C
+    return Prediction(class_index, probabilities_C, version)
+
+
+def _integer(fields: dict[str, object], name: str) -> int:
+    value = fields.get(name)
+    if type(value) is not int or not 0 <= value < _MAX_INTEGER:
+        raise RecordError("bad_dtype", f"answer: expected {name}, an integer of at least 0")
+    return value

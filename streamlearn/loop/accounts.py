@@ -1,7 +1,8 @@
 """The outcome of every record that was read (I7). Saved in checkpoints, so a restart continues the counts.
 
-    samples read = learned + shed + duplicate_id + dead_lettered + tombstone
-    labels read  = taken by the ledger + dead_lettered + tombstone
+    samples read     = learned + shed + duplicate_id + dead_lettered + tombstone
+    labels read      = taken by the ledger + dead_lettered + tombstone
+    predictions read = taken by the ledger + late + unknown + skipped
 
 The ledger has states and an identity of its own for the labels it took and for those inside samples. Records that
 retention trimmed from the log before they were read are counted separately.
@@ -10,10 +11,10 @@ retention trimmed from the log before they were read are counted separately.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from streamlearn.records import BadRecord, Gap, Item, Label, Skipped
+from streamlearn.records import BadRecord, Gap, Item, Label, Sample, Skipped
 
 
 @dataclass(slots=True)
@@ -35,6 +36,17 @@ class Accounts:
     samples_tombstone: int = 0
     """Skipped, because they have nothing to learn: null values, and rows that were deleted. Likewise of labels."""
     labels_tombstone: int = 0
+    predictions_read: int = 0
+    """Of the predictions topic."""
+    predictions_taken: int = 0
+    """Scored in place of the learner's own prediction, once their label comes."""
+    predictions_late: int = 0
+    """The sample was scored or erased before, or had an answer."""
+    predictions_unknown: int = 0
+    """The sample is not known, or expired."""
+    predictions_skipped: int = 0
+    """Unreadable."""
+    predictions_trimmed: int = 0
 
     def add(self, step: Accounts) -> None:
         """Add the records of one step."""
@@ -48,6 +60,9 @@ class Accounts:
         labels = self.labels_taken + self.labels_dead_lettered + self.labels_tombstone
         assert self.samples_read == samples, f"samples do not add up: {self}"
         assert self.labels_read == labels, f"labels do not add up: {self}"
+        answers = self.predictions_taken + self.predictions_late + self.predictions_unknown
+        predictions = answers + self.predictions_skipped
+        assert self.predictions_read == predictions, f"predictions do not add up: {self}"
 
     def as_dict(self) -> dict[str, int]:
         """For the checkpoint, the heartbeat and `inspect`."""
@@ -71,6 +86,18 @@ def accounts_of(
             counts[f"{topic}_tombstone"] += 1
         elif isinstance(item, Label):
             counts["labels_taken"] += 1
-        elif item.label is not None:
+        elif isinstance(item, Sample) and item.label is not None:
             counts["labels_inline"] += 1
     return Accounts(samples_learned=learned, samples_thinned=thinned, samples_duplicate_id=duplicate_ids, **counts)
+
+
+def accounts_of_predictions(items: Iterable[Item], outcomes: Mapping[str, int]) -> Accounts:
+    """The records of one step that are of the predictions topic. `outcomes`: what became of the answers."""
+    counts = Counter({f"predictions_{outcome}": count for outcome, count in outcomes.items()})
+    for item in items:
+        if isinstance(item, Gap):
+            counts["predictions_trimmed"] += item.missing
+        else:
+            counts["predictions_read"] += 1
+            counts["predictions_skipped"] += isinstance(item, Skipped)
+    return Accounts(**counts)

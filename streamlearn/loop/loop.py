@@ -5,7 +5,8 @@ The order is the safety argument, so it is written once, here. For each step t:
     1. dead-letter    bad records are durable in their own topic, with the reason, before anything else
     2. journal        the records of step t are written down before they have any effect
     3. predict        both networks answer every fresh sample before it is learned
-    4. join           samples and labels enter the ledger, in an order that the records alone define; labels score
+    4. join           published answers, samples and labels enter the ledger, in an order that the records alone define;
+                      labels score
     5. learn          one step, which changes only weights in memory
     6. guard          at some steps the model is checked, and repaired if necessary
     7. publish, save  journal and ledger are synced first; then the teacher is published, or all state is saved
@@ -39,7 +40,7 @@ from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.replay_buffer import ReplayBuffer
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.log.feed import Feed
-from streamlearn.loop.accounts import Accounts, accounts_of
+from streamlearn.loop.accounts import Accounts, accounts_of, accounts_of_predictions
 from streamlearn.loop.assembler import BatchAssembler
 from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.interval import Interval
@@ -50,7 +51,7 @@ from streamlearn.loop.scoring import Answers, Scoring
 from streamlearn.loop.settings import BatchConfig
 from streamlearn.loop.watermark import Watermark
 from streamlearn.models.answer import Thresholds
-from streamlearn.records import Array, BadRecord, Item, Label, Offsets, Sample, Schema
+from streamlearn.records import Array, BadRecord, Item, Label, Offsets, Prediction, Sample, Schema
 from streamlearn.state.checkpoint import Checkpoint, Saver
 from streamlearn.state.journal import Journal
 from streamlearn.state.publish import Publisher
@@ -170,7 +171,8 @@ class TrainingLoop:
         answers = self._scoring.predict(fresh, self._watermark.time_s) | self._scoring.unanswered(shed)
         phases.end("predict")
 
-        arrivals = self._join(items, answers)
+        published, outcomes = self._scoring.take_published(draft.predictions, (*fresh, *shed))
+        arrivals = self._join(items, answers, published)
         self._scoring.take_labels(arrivals)
         self._assembler.take_labels(arrivals)
         phases.end("ledger")
@@ -195,6 +197,7 @@ class TrainingLoop:
 
         topics = self.batcher.sample_topics
         counts = accounts_of(items, topics, learned=len(fresh), thinned=len(shed), duplicate_ids=duplicates)
+        counts.add(accounts_of_predictions(draft.predictions, outcomes))
         self.accounts.add(counts)
         self.observer.step_done(StepReport(step=t, counts=counts, bad=bad, arrivals=arrivals, phases_s=phases.spent_s))
 
@@ -233,8 +236,10 @@ class TrainingLoop:
         return waiting and self.clock() - self._stepped_at_s >= self.batch.max_age_s
 
     def _read_all(self) -> bool:
-        """Whether everything in the log is in a step or in the open batch."""
-        return not any(self.feed.behind(tp) for tp in self.feed.queues) and not any(self.feed.queues.values())
+        """Whether everything in the log is in a step or in the open batch, except answers that it has no room for."""
+        full_topic = None if self.batcher.takes_predictions else self.batcher.predictions_topic
+        queues = {tp: queue for tp, queue in self.feed.queues.items() if tp.topic != full_topic}
+        return not any(self.feed.behind(tp) for tp in queues) and not any(queues.values())
 
     def _overloaded(self) -> bool:
         if self.shed_above is None:
@@ -257,7 +262,7 @@ class TrainingLoop:
             return samples, [], duplicates
         return *thin(samples, self.batch.fresh), duplicates
 
-    def _join(self, items: Sequence[Item], answers: Answers) -> list[Arrival]:
+    def _join(self, items: Sequence[Item], answers: Answers, published: Mapping[str, Prediction]) -> list[Arrival]:
         """Enter samples and labels into the ledger, in order; what became of each label."""
         arrivals = self.ledger.release_held()
         labels: list[Label] = []  # consecutive labels enter together
@@ -268,7 +273,7 @@ class TrainingLoop:
                 arrivals += self.ledger.labels_arrived(labels)
                 labels = []
                 if (answer := answers.pop(item.sample_id, None)) is not None:
-                    arrivals += self.ledger.sample_arrived(item, *answer)
+                    arrivals += self.ledger.sample_arrived(item, *answer, published.get(item.sample_id))
                 elif item.inside is not None:
                     labels.append(item.inside)  # the sample is a duplicate, but its label is new
         arrivals += self.ledger.labels_arrived(labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.loop.guarding import Guarding
 from streamlearn.models.answer import Thresholds, corrected
-from streamlearn.records import UNLABELLED, Prediction, Sample
+from streamlearn.records import UNLABELLED, Item, Prediction, PublishedAnswer, Sample
 
 Answers = dict[str, tuple[Prediction, int]]
 """By sample id: the prediction to be scored, and the student's class."""
@@ -49,6 +50,8 @@ class Scoring:
 
     def predict(self, fresh: Sequence[Sample], now_s: float) -> Answers:
         """Answer samples as a server would. Where a client was given an answer, that answer is scored instead.
+
+        A published answer is scored instead of both: `take_published`.
 
         An answer is corrected for the class prior, and its class is chosen by thresholds. Networks are compared with
         each other, and watched by guard, drift monitor and label requests, without that: it is fitted to one network.
@@ -89,6 +92,30 @@ class Scoring:
     def unanswered(self, shed: Sequence[Sample]) -> Answers:
         """Samples that were shed have no answer, so their labels score nothing."""
         return {sample.sample_id: (self._no_answer, UNLABELLED) for sample in shed}
+
+    def take_published(
+        self, records: Sequence[Item], samples: Sequence[Sample]
+    ) -> tuple[dict[str, Prediction], Counter[str]]:
+        """Take the step's records of the predictions topic, before its labels: no answer came from their teacher.
+
+        Returns the answers to the new `samples` by id, and the number of answers by outcome.
+        """
+        arrived = {sample.position: sample.sample_id for sample in samples}
+        fresh: dict[str, Prediction] = {}
+        others: list[PublishedAnswer] = []
+        outcomes: Counter[str] = Counter()
+        for answer in records:
+            if not isinstance(answer, PublishedAnswer):
+                continue
+            if arrived.get(answer.sample) != answer.sample_id:
+                others.append(answer)
+            elif answer.sample_id in fresh:
+                outcomes["late"] += 1
+            else:
+                fresh[answer.sample_id] = answer.prediction
+                outcomes["taken"] += 1
+        outcomes.update(self._ledger.answers_published(others))
+        return fresh, outcomes
 
     def take_labels(self, arrivals: Sequence[Arrival]) -> None:
         """Score what can be scored. Called before the labels are learned."""
@@ -141,7 +168,8 @@ class Scoring:
     def _score(self, scored: Scored) -> None:
         prediction, baselines = scored.prediction, (scored.majority_class, scored.no_change_class)
         _update(self._board.prequential, scored.class_index, prediction, scored.student_class, baselines)
-        self._board.traffic.labelled(prediction, scored.delay_s)
+        if scored.at_arrival.class_index != UNLABELLED:  # as in `predict`, else other answers than on arrival compare
+            self._board.traffic.labelled(scored.at_arrival, scored.delay_s)
         # Without thresholds: a changed one is no drift.
         self._guarding.scored(wrong=int(prediction.probabilities_C.argmax()) != scored.class_index)
 

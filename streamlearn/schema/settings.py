@@ -213,7 +213,8 @@ class PredictionsConfig(Section):
     """[source.predictions]: answers to all samples, as a stream."""
 
     topic: Topic | None = None
-    """Topic that scorers write the answer to each sample to, exactly once, as JSON. Not set: there are none."""
+    """Topic that scorers write the answer to each sample to, exactly once, as JSON; the learner scores them. Not set:
+    there are none."""
     scorers: int = Field(1, ge=1, le=64)
     """Scorer processes of `streamlearn run`; they share the partitions of the samples. The embedded log has one."""
 
@@ -267,3 +268,8 @@ class SourceConfig(Section):
     def topics(self) -> tuple[str, ...]:
         """The topics of samples, and the one of labels."""
         return (*self.samples.topics, self.labels.topic)
+
+    @property
+    def all_topics(self) -> tuple[str, ...]:
+        """What a learner reads: those of `topics`, and the one of predictions if it is set."""
+        return (*self.topics, *([self.predictions.topic] if self.predictions.topic else []))

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import uuid
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import finish, journaled_steps, newest_checkpoint, start, until, write_config
+from support import finish, heartbeat, journaled_steps, newest_checkpoint, start, until, write_config
+
+from streamlearn.app.log import make_codec, open_log
+from streamlearn.config import load_config
+from streamlearn.log.predictions import encode_prediction
+from streamlearn.records import Prediction, TopicPartition
 
 PLAN = ("digits", "--limit", 1280, "--passes", 2, "--label-share", 0.2, "--label-delay", "geometric:200", "--seed", 3)
 EXACT = {"partitions": 2, "max_age_s": 3600.0, "checkpoint_every_s": 3600.0}
@@ -64,6 +72,32 @@ def assert_equal_runs(killed: Path, whole: Path) -> None:
     assert a.extra["accounts"]["samples_learned"] == 2560
 
 
+def publish_answers(path: Path) -> tuple[int, int]:
+    """Answer each sample at its own time, by its offset; how many labels such an answer meets, and of how many."""
+    config = load_config(path)
+    codec, names = make_codec(config), config.schema_.build().classes
+    with closing(open_log(config)) as log:
+        log.create_topics({"predictions": 2})
+        samples = {
+            record.key: (codec.decode_sample(record), record.timestamp_ms)
+            for n in range(2)
+            for record in log.read(TopicPartition("samples", n), 0, 10_000)
+        }
+        classes = {key: sample.position.offset % 10 for key, (sample, _) in samples.items()}
+        answers = []
+        for key, (sample, at_ms) in samples.items():
+            probabilities_C = np.full(10, 0.05, np.float32)
+            probabilities_C[classes[key]] = 0.55
+            record = encode_prediction(sample, Prediction(classes[key], probabilities_C, 1), names, 0.0)
+            answers.append(replace(record, timestamp_ms=at_ms))
+        log.append("predictions", answers)
+        labels = [
+            codec.decode_label(record) for n in range(2) for record in log.read(TopicPartition("labels", n), 0, 10_000)
+        ]
+    right = sum(classes[label.sample_id.encode()] == label.class_index for label in labels)
+    return right, len(labels)
+
+
 class TestEmbedded:
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_kill_9_changes_no_bit_of_any_method(
@@ -89,6 +123,26 @@ class TestEmbedded:
         learn(whole)
 
         assert_equal_runs(killed.parent, whole.parent)
+
+    def test_kill_9_changes_no_score_of_published_answers(self, tmp_path: Path, simulated: Path) -> None:
+        """They are read through the journaled offsets too; the scores are those of the predictions topic."""
+        configs = self.copies(tmp_path, simulated, checkpoint_every_s=0.3)
+        for config in configs:
+            config.write_text(config.read_text().replace("[source]\n", '[source]\npredictions.topic = "predictions"\n'))
+            right, of = publish_answers(config)
+
+        learn(configs[0], kill_at=(10, 30, 55))
+        learn(configs[1])
+
+        killed, whole = (config.parent for config in configs)
+        assert_equal_runs(killed, whole)
+        assert newest_checkpoint(whole).extra["accounts"]["predictions_taken"] == 2560
+        for folder in (killed, whole):
+            assert heartbeat(folder)["ledger"]["scored_published"] == heartbeat(folder)["ledger"]["scored"] == of
+            accuracy = json.loads((folder / "state" / "scores.json").read_bytes())["at_arrival"]["cumulative"][
+                "accuracy"
+            ]
+            assert accuracy["teacher"] == right / of
 
     def copies(self, tmp_path: Path, simulated: Path, **settings: float) -> tuple[Path, Path]:
         """Configs of two runs on the same log."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from harness.stream_out import run
-from support import finish, start, stop, until, write_config
+from support import finish, heartbeat, start, stop, until, write_config
 
-from streamlearn.app.log import open_log
+from streamlearn.app.log import make_codec, open_log
 from streamlearn.config import load_config
-from streamlearn.records import TopicPartition
+from streamlearn.records import Record, TopicPartition
 from streamlearn.state.status import read_status
 
 
@@ -59,6 +59,54 @@ class TestEmbedded:
         assert (read_status(card) or {})["state"] == "stopped"
         assert len(ids()) == len(set(ids())) == 500
         log.close()
+
+    def test_the_learner_scores_what_was_published(self, tmp_path: Path) -> None:
+        """On the embedded log."""
+        assert_scores_what_was_published(tmp_path, write_config(tmp_path), "")
+
+
+def assert_scores_what_was_published(folder: Path, config: Path, prefix: str) -> None:
+    """The accuracy of the learner is that of the predictions topic, where answers came before labels."""
+    settings = config.read_text().replace("[source]\n", f'[source]\npredictions.topic = "{prefix}predictions"\n')
+    config.write_text(settings + "[score]\nwindow = 200\n")
+    loaded = load_config(config)
+    codec, log = make_codec(loaded), open_log(loaded)
+
+    def read(topic: str) -> list[Record]:
+        partitions = range(log.partition_count(prefix + topic))
+        return [record for n in partitions for record in log.read(TopicPartition(prefix + topic, n), 0, 10_000)]
+
+    finish("simulate", "digits", "--limit", 200, "--label-share", 1.0, "--config", config)
+    finish("learn", "--until-end", "--config", config)
+    finish("simulate", "digits", "--limit", 200, "--label-share", 0.0, "--id-prefix", "new", "--config", config)
+    scorer, card = start("score", "--config", config, output=folder / "score.log"), folder / "state" / "processes"
+    try:
+        until(
+            lambda: (read_status(card / "scorer-0.json") or {}).get("records", {}).get("scored") == 400, "answers", 60.0
+        )
+    finally:
+        assert stop(scorer) == 0
+    samples = [codec.decode_sample(record) for record in read("samples")]
+    new = {sample.sample_id: sample.true_label for sample in samples if sample.sample_id.startswith("new")}
+    log.append(f"{prefix}labels", [codec.encode_label(name, label) for name, label in new.items() if label is not None])
+    finish("learn", "--until-end", "--config", config)
+
+    answers = [json.loads(record.value or b"") for record in read("predictions")]
+    right = sum(answer["class_index"] == new.get(answer["id"]) for answer in answers)
+    found = heartbeat(folder)
+    assert (found["ledger"]["scored"], found["ledger"]["scored_published"]) == (400, 200)
+    assert (found["accounts"]["predictions_taken"], found["accounts"]["predictions_late"]) == (200, 200)
+    scores = json.loads((folder / "state" / "scores.json").read_bytes())
+    assert scores["at_arrival"]["windowed"]["accuracy"]["teacher"] == right / 200
+    log.close()
+
+
+@pytest.mark.kafka
+def test_the_learner_scores_what_was_published_to_kafka(tmp_path: Path, kafka_broker: str) -> None:
+    """Control records of transactions are in the predictions topic."""
+    prefix = f"{tmp_path.name}-"
+    settings = {"kind": "kafka", "bootstrap": kafka_broker, "prefix": prefix, "partitions": 2}
+    assert_scores_what_was_published(tmp_path, write_config(tmp_path, **settings), prefix)
 
 
 @pytest.mark.kafka

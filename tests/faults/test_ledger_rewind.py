@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -27,7 +28,18 @@ from streamlearn.errors import StoreError
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.store_file import FILE
-from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Array, Label, Position, Prediction, Sample, Schema
+from streamlearn.records import (
+    ERASED,
+    RETRACTED,
+    UNLABELLED,
+    Array,
+    Label,
+    Position,
+    Prediction,
+    PublishedAnswer,
+    Sample,
+    Schema,
+)
 
 SCHEMA = Schema((5,), np.dtype(np.uint8), ("ant", "bee", "cat"))
 LABELS = LabelsConfig.model_construct(
@@ -37,18 +49,25 @@ LABELS = LabelsConfig.model_construct(
 
 APART = ("undo", "meta")
 
-Step = tuple[float, list[Sample | Label]]
+Records = list[Sample | Label | PublishedAnswer]
+Step = tuple[float, Records]
 Content = dict[str, list[tuple[object, ...]]]
 
 
 def stream(seed: int, steps: int) -> list[Step]:
     """Steps of samples and labels that repeat, correct, come early or late; the watermark sometimes jumps."""
-    rng = random.Random(seed)
-    offsets = {"samples": itertools.count(), "labels": itertools.count(), "more": itertools.count()}
+    rng, answering = random.Random(seed), random.Random(f"answers {seed}")
+    samples: list[Sample] = []
+    offsets = {
+        "samples": itertools.count(),
+        "labels": itertools.count(),
+        "more": itertools.count(),
+        "predictions": itertools.count(),
+    }
     now_s, made = 100.0, []
     for _ in range(steps):
         now_s += rng.choice((0.0, 1.0, 1.0, 5.0, 70.0 if rng.random() < 0.2 else 2.0))
-        records: list[Sample | Label] = []
+        records: Records = []
         for _ in range(rng.randint(0, 5)):
             name = f"id{rng.randint(0, 14)}"
             inside = rng.choice((None, None, 0, 1))
@@ -65,6 +84,12 @@ def stream(seed: int, steps: int) -> list[Step]:
                     rng.choice((0, 1, 2, 0, 1, 2, RETRACTED, RETRACTED, ERASED)) if unknown is None else UNLABELLED
                 )
                 records.append(Label(position, now_s, name, class_index, class_name=unknown))
+        samples += [record for record in records if isinstance(record, Sample)]
+        for sample in answering.sample(samples[-8:], min(2, len(samples))):
+            probabilities_C = np.array([0.5, 0.25, 0.25], np.float32)
+            answer = Prediction(answering.randint(0, 2), probabilities_C, answering.randint(1, 9))
+            place = Position("predictions", 0, next(offsets["predictions"]))
+            records.append(PublishedAnswer(place, now_s, sample.sample_id, sample.position, answer))
         made.append((now_s, records))
     return made
 
@@ -78,24 +103,29 @@ def open_ledger(path: Path, schema: Schema = SCHEMA, may_write: Callable[[], Non
     return Ledger(path, schema, LABELS, read_back=read_back, max_held=4, may_write=may_write)
 
 
-def run_step(ledger: Ledger, step: int, steps: Sequence[Step]) -> None:
-    """Step `step`, counted from 1; what it joins is trained by the same step."""
+def run_step(ledger: Ledger, step: int, steps: Sequence[Step]) -> Counter[str]:
+    """Step `step`, counted from 1; what it joins is trained by the same step. What became of published answers."""
     now_s, records = steps[step - 1]
     ledger.begin(step, now_s)
+    answers = [record for record in records if isinstance(record, PublishedAnswer)]
+    new = {record.position for record in records if isinstance(record, Sample)}
+    outcomes = Counter[str](ledger.answers_published([answer for answer in answers if answer.sample not in new]))
     arrivals = ledger.release_held()
     for are_labels, run in itertools.groupby(records, key=lambda record: isinstance(record, Label)):
         if are_labels:
             arrivals += ledger.labels_arrived(list(run))  # type: ignore[arg-type]
             continue
         for record in run:
-            if not ledger.is_known(record.sample_id):
+            if isinstance(record, Sample) and not ledger.is_known(record.sample_id):
+                published = next((answer.prediction for answer in answers if answer.sample == record.position), None)
                 capacity = len(ledger.class_names)
                 probabilities_C = np.full(capacity, 1.0 / capacity, np.float32)
                 prediction = Prediction(step % 3, probabilities_C, step - 1)
-                arrivals += ledger.sample_arrived(record, prediction, (step + 1) % 3)
+                arrivals += ledger.sample_arrived(record, prediction, (step + 1) % 3, published)
     arrivals += ledger.implied()
     ledger.trained([a.sample_id for a in arrivals if a.example is not None])
     ledger.end()
+    return outcomes
 
 
 def dump(path: Path) -> Content:
@@ -170,17 +200,19 @@ def test_a_rewind_restores_the_state_of_that_step(tmp_path, seed):
 def test_the_streams_of_this_test_meet_every_state(tmp_path):
     """A crash test says nothing about states that its streams never reach."""
     names = ("joined", "scored", "trained", "duplicate", "corrected", "retracted", "erased", "expired", "orphan")
-    total = dict.fromkeys((*names, "waiting", "implied", "held", "held_dropped"), 0)
+    total = dict.fromkeys((*names, "waiting", "implied", "held", "held_dropped", "scored_published"), 0)
+    outcomes: Counter[str] = Counter()
     for seed in range(20):
         ledger = open_ledger(tmp_path / str(seed))
         steps = stream(seed, 30)
         for step in range(1, 31):
-            run_step(ledger, step, steps)
+            outcomes += run_step(ledger, step, steps)
         total = {name: count + getattr(ledger.counts(), name) for name, count in total.items()}
         assert ledger.counts().samples < ledger.counts().samples_read, "ids expire"
         ledger.close()
 
     assert min(total.values()) >= 5, total
+    assert min(outcomes[name] for name in ("taken", "late", "unknown")) >= 5, outcomes
 
 
 @pytest.mark.parametrize("seed", range(4))

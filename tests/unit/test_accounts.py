@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 
 from streamlearn.errors import RecordError
-from streamlearn.loop.accounts import Accounts, accounts_of
-from streamlearn.records import BadRecord, Gap, Label, Position, Record, Sample, Skipped
+from streamlearn.loop.accounts import Accounts, accounts_of, accounts_of_predictions
+from streamlearn.records import (
+    BadRecord,
+    Gap,
+    Label,
+    Position,
+    Prediction,
+    PublishedAnswer,
+    Record,
+    Sample,
+    Skipped,
+)
+
+PREDICTION = Prediction(0, np.ones(1, np.float32), 1)
 
 SOUND = {
     "samples_read": 16,
@@ -23,6 +35,12 @@ SOUND = {
     "labels_trimmed": 8,
     "samples_tombstone": 4,
     "labels_tombstone": 1,
+    "predictions_read": 10,
+    "predictions_taken": 4,
+    "predictions_late": 2,
+    "predictions_unknown": 1,
+    "predictions_skipped": 3,
+    "predictions_trimmed": 5,
 }
 
 
@@ -43,6 +61,9 @@ def test_a_step_adds_each_record_to_one_outcome() -> None:
     samples = [Sample(Position("s", 0, n), 1.0, str(n), np.zeros(1), label=0 if n < 2 else None) for n in range(11)]
     labels = [Label(Position("l", 0, n), 1.0, str(n), 0) for n in range(4)]
     step = accounts_of([*bad, *gaps, *skipped, *samples, *labels], ("s", "t"), learned=6, thinned=2, duplicate_ids=3)
+    answers = [PublishedAnswer(Position("p", 0, n), 1.0, "1", Position("s", 0, 1), PREDICTION) for n in range(7)]
+    others = [*(Skipped(Position("p", 0, 7 + n), 0.0) for n in range(3)), Gap(Position("p", 0, 20), missing=5)]
+    step.add(accounts_of_predictions([*answers, *others], {"taken": 4, "late": 2, "unknown": 1}))
     accounts = Accounts()
 
     accounts.add(step)
@@ -78,6 +99,13 @@ def test_a_label_without_an_outcome_is_a_bug(outcome: str) -> None:
     """Read = taken by the ledger + dead-lettered + tombstones."""
     with pytest.raises(AssertionError, match="labels do not add up"):
         Accounts(**SOUND | {outcome: SOUND[outcome] + 1}).check()
+
+
+@pytest.mark.parametrize("outcome", ["taken", "late", "unknown", "skipped"])
+def test_a_published_answer_without_an_outcome_is_a_bug(outcome: str) -> None:
+    """Read = taken by the ledger + late + of no known sample + unreadable."""
+    with pytest.raises(AssertionError, match="predictions do not add up"):
+        Accounts(**SOUND | {(name := f"predictions_{outcome}"): SOUND[name] - 1}).check()
 
 
 def test_trimmed_records_are_not_part_of_the_identities() -> None:

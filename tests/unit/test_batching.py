@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamlearn.learn.batching import Draft, MicroBatcher, thin
-from streamlearn.records import Item, Label, Position, Sample, TopicPartition
+from streamlearn.records import Gap, Item, Label, Position, Prediction, PublishedAnswer, Sample, Skipped, TopicPartition
 
 S0, S1, L0 = TopicPartition("samples", 0), TopicPartition("samples", 1), TopicPartition("labels", 0)
+P0 = TopicPartition("predictions", 0)
 X = np.zeros(1, np.float32)
 
 
@@ -23,9 +24,16 @@ def label(offset: int, time_s: float, sample_id: str = "x") -> Label:
     return Label(Position(*L0, offset), time_s, sample_id, 0)
 
 
+def answer(offset: int, time_s: float, to: int) -> PublishedAnswer:
+    """To the sample at this offset of S0."""
+    prediction = Prediction(0, np.ones(1, np.float32), 1)
+    return PublishedAnswer(Position(*P0, offset), time_s, f"0-{to}", Position(*S0, to), prediction)
+
+
 def batcher(*partitions: TopicPartition, **settings: float) -> MicroBatcher:
     chosen = {"fresh": 3, "max_labels": 4, "max_age_s": 10.0, "merge_wait_s": 1.0} | settings
-    return MicroBatcher(dict.fromkeys(partitions, 0), sample_topics=("samples",), **chosen)  # type: ignore[arg-type]
+    topics = {"sample_topics": ("samples",), "predictions_topic": "predictions"}
+    return MicroBatcher(dict.fromkeys(partitions, 0), **topics, **chosen)  # type: ignore[arg-type]
 
 
 def none_behind(_: TopicPartition) -> bool:
@@ -57,6 +65,86 @@ class TestCount:
 
         assert draft is not None
         assert draft.next_offsets == {S0: 0, L0: 4}
+
+
+class TestPublishedAnswers:
+    """They travel with the open batch, and change nothing else of it."""
+
+    def test_are_apart_from_the_other_records(self) -> None:
+        """In the offsets, not in the order of samples and labels."""
+        queues: dict[TopicPartition, deque[Item]] = {
+            S0: deque(sample(S0, n, float(n)) for n in range(3)),
+            P0: deque([answer(0, 0.5, 0), Skipped(Position(*P0, 1), 0.6), answer(2, 2.5, 2)]),
+        }
+
+        draft = batcher(S0, P0).fill(queues, none_behind, 0.0)
+
+        assert draft is not None
+        assert where(draft) == ["samples[0]@0", "samples[0]@1", "samples[0]@2"]
+        assert [item.position.offset for item in draft.predictions] == [0, 1]
+        assert draft.next_offsets == {S0: 3, P0: 2}
+        assert [item.position.offset for item in queues[P0]] == [2], "it was written after the last sample"
+
+    def test_alone_open_and_close_no_batch(self) -> None:
+        """However many and however old; beyond a bound they stay in their queue."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(), P0: deque(answer(n, 1.0, n) for n in range(50))}
+        fills = batcher(S0, P0, wide=3)
+
+        assert fills.fill(queues, none_behind, 0.0) is None
+        assert fills.fill(queues, none_behind, 1e6) is None
+        assert (fills.opened_at_s, fills.takes_predictions) == (None, False)
+        assert len(queues[P0]) == 50 - (3 + 4)
+        queues[S0].extend(sample(S0, n, 9.0) for n in range(3))
+        draft = fills.fill(queues, none_behind, 0.0)
+
+        assert draft is not None
+        assert draft.next_offsets == {S0: 3, P0: 7}
+        assert fills.fill(queues, none_behind, 0.0) is None
+        assert len(queues[P0]) == 50 - 14
+
+    def test_wait_in_their_queue_for_a_sample_that_is_in_the_log(self) -> None:
+        """Where the sample's clock is ahead, and where it has not been read yet; the samples wait for nothing."""
+        queues: dict[TopicPartition, deque[Item]] = {
+            S0: deque([sample(S0, 0, 9.0), sample(S0, 1, 1.0)]),
+            P0: deque([answer(0, 1.1, 1), answer(1, 1.2, 2)]),
+        }
+        fills = batcher(S0, P0, merge_wait_s=0.0)
+
+        assert fills.fill(queues, lambda tp: tp == S0, 0.0) is None
+
+        assert (len(queues[S0]), [item.position.offset for item in queues[P0]]) == (0, [1])
+        queues[S0].append(sample(S0, 2, 3.0))
+        draft = fills.fill(queues, none_behind, 0.0)
+        assert fills.fill(queues, none_behind, 0.0) is None
+        assert draft is not None
+        assert draft.next_offsets == {S0: 3, P0: 1}
+        assert fills.close().next_offsets == {S0: 3, P0: 2}
+
+    def test_to_a_sample_that_is_not_in_the_log_do_not_wait(self) -> None:
+        """Else none behind it would be read."""
+        queues: dict[TopicPartition, deque[Item]] = {S0: deque(), P0: deque([answer(0, 1.0, 1_000), answer(1, 1.0, 0)])}
+        fills = batcher(S0, P0)
+
+        fills.fill(queues, none_behind, 0.0)
+
+        assert not queues[P0]
+
+    def test_are_repeated_exactly(self) -> None:
+        """Those that retention removed since are skipped."""
+        queues: dict[TopicPartition, deque[Item]] = {
+            S0: deque(sample(S0, n, float(n)) for n in range(3)),
+            P0: deque([Gap(Position(*P0, 1), missing=2), answer(2, 2.5, 2), answer(3, 2.6, 0)]),
+        }
+        fills = batcher(S0, P0)
+
+        first = fills.take_exactly(queues, {S0: 1, P0: 1})
+        second = fills.take_exactly(queues, {S0: 3, P0: 3})
+
+        assert first is not None
+        assert first.predictions == [Gap(Position(*P0, 1), missing=2)]
+        assert second is not None
+        assert [item.position.offset for item in second.predictions] == [2]
+        assert second.next_offsets == {S0: 3, P0: 3}
 
 
 class TestAge:

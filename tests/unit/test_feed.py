@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from streamlearn.errors import LogUnavailableError, OffsetOutOfRangeError
 from streamlearn.log.codec import Codec
 from streamlearn.log.feed import Feed
+from streamlearn.log.predictions import encode_prediction
 from streamlearn.records import (
     BadRecord,
     Gap,
@@ -23,6 +24,8 @@ from streamlearn.records import (
     NewRecord,
     Offsets,
     Position,
+    Prediction,
+    PublishedAnswer,
     Record,
     Sample,
     Schema,
@@ -226,6 +229,96 @@ class TestTrimmed:
         with pytest.raises(OffsetOutOfRangeError):
             wait(feed, lambda: False)
 
+        feed.close()
+
+
+class TestPredictions:
+    """The predictions topic, where the source names one."""
+
+    P = TopicPartition("predictions", 0)
+
+    def filled(self, answers: int, *others: NewRecord) -> MemoryLog:
+        log = filled(answers)
+        log.create_topics({"predictions": 1})
+        log.append("predictions", [*others, *map(self.answer, range(answers))])
+        return log
+
+    def answer(self, n: int) -> NewRecord:
+        sample = CODEC.decode_sample(Record(Position("samples", 0, n), 0, f"s{n}".encode(), b'{"x": [0, 0]}'))
+        return encode_prediction(sample, Prediction(1, np.array([0.25, 0.75], np.float32), 4), SCHEMA.classes, 0.0)
+
+    def feed_of(self, log: MemoryLog, next_offset: int = 0, **options: Any) -> Feed:
+        codec = Codec(SCHEMA, SourceConfig.model_validate({"predictions": {"topic": "predictions"}}))
+        return feed_of(log, {S: 0, L: 0, self.P: next_offset}, codec, **options)
+
+    def test_is_decoded(self) -> None:
+        """With the place of the sample."""
+        feed = self.feed_of(self.filled(3))
+        feed.start()
+
+        wait(feed, lambda: not feed.behind(self.P))
+        feed.close()
+
+        answers = [item for item in feed.queues[self.P] if isinstance(item, PublishedAnswer)]
+        assert [answer.sample for answer in answers] == [Position("samples", 0, n) for n in range(3)]
+
+    def test_what_is_no_answer_is_skipped(self) -> None:
+        """It is no dead letter, since no user sent it."""
+        feed = self.feed_of(self.filled(1, NewRecord(b"a", b"{"), NewRecord(b"a", None), NewRecord(b"a", b"{}")))
+        feed.start()
+
+        wait(feed, lambda: len(feed.queues[self.P]) == 4)
+        feed.close()
+
+        assert [type(item) for item in feed.queues[self.P]] == [Skipped, Skipped, Skipped, PublishedAnswer]
+
+    def test_only_what_was_there_at_the_start_is_waited_for(self) -> None:
+        """A scorer that writes all the time, or hangs within a transaction, is waited for by nobody."""
+        log = self.filled(3)
+        feed = self.feed_of(log, max_records=4)
+        assert feed.behind(self.P), "its end is not known yet"
+        feed.start()
+        wait(feed, lambda: not feed.behind(self.P))
+
+        log.append("predictions", [self.answer(n) for n in range(2000)])
+        wait(feed, lambda: feed.lag()[self.P] == 2003)
+
+        assert len(feed.queues[self.P]) < 2003
+        assert not feed.behind(self.P)
+        feed.close()
+
+    def test_what_retention_removed_is_skipped_although_samples_would_stop(self) -> None:
+        """The gap is counted."""
+        log = self.filled(6)
+        log.trim(self.P, 4)
+        feed = self.feed_of(log)
+        feed.start()
+
+        wait(feed, lambda: len(feed.queues[self.P]) == 3)
+        feed.close()
+
+        assert feed.queues[self.P][0] == Gap(Position("predictions", 0, 3), missing=4)
+
+    def test_another_topic_of_the_same_name_is_read_from_its_beginning(self) -> None:
+        """Answers can be removed: the topic may be made again."""
+        feed = self.feed_of(self.filled(2), next_offset=50)
+        with capture_logs() as lines:
+            feed.start()
+            wait(feed, lambda: len(feed.queues[self.P]) == 2)
+        feed.close()
+
+        assert [line["event"] for line in lines] == ["topic_replaced"]
+
+    def test_trimmed_samples_stop_as_without_it(self) -> None:
+        """Also if answers were removed at the same time."""
+        log = self.filled(6)
+        log.trim(self.P, 4)
+        log.trim(S, 4)
+        feed = self.feed_of(log)
+        feed.start()
+
+        with pytest.raises(OffsetOutOfRangeError, match=r"log\.on_trimmed"):
+            wait(feed, lambda: False)
         feed.close()
 
 

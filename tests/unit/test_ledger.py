@@ -44,6 +44,7 @@ from streamlearn.records import (
     Label,
     Position,
     Prediction,
+    PublishedAnswer,
     Sample,
     Schema,
 )
@@ -61,6 +62,12 @@ def sample(sample_id: str, offset: int = 0, at_s: float = 100.0, label: int | No
 
 def label(sample_id: str, class_index: int, offset: int = 0, at_s: float = 130.0) -> Label:
     return Label(Position("labels", 1, offset), at_s, sample_id, class_index)
+
+
+def published(sample_id: str, class_index: int = 0, offset: int = 0) -> PublishedAnswer:
+    """An answer of version 5 to the sample at this offset."""
+    answer = Prediction(class_index, np.array([0.5, 0.25, 0.25], np.float32), 5)
+    return PublishedAnswer(Position("predictions", 0, 3), 101.0, sample_id, Position("samples", 1, offset), answer)
 
 
 def prediction(class_index: int = 2, version: int = 7) -> Prediction:
@@ -240,6 +247,128 @@ class TestALabelAfterItsSample:
         arrival = book.label(label("s", 2))
 
         assert arrival == Arrival(LabelState.CORRECTED, "s", 2, correction=True, labelled_at_s=130.0)
+
+
+class TestAPublishedAnswer:
+    """It is scored in place of the learner's own prediction, if it is read before the label is joined."""
+
+    SCORES = ("scored", "scored_published")
+
+    @pytest.mark.parametrize("when", ["same step", "later step", "with its sample"])
+    def test_is_scored(self, book, when):
+        """Class, probabilities and version. The own prediction is still there, to compare with other arrivals."""
+        if when == "with its sample":
+            book.ledger.sample_arrived(sample("s"), prediction(), 1, published("s").prediction)
+        else:
+            book.sample(sample("s"))
+            if when == "later step":
+                book.next_step()
+            assert book.ledger.answers_published([published("s")]) == ["taken"]
+        book.next_step()
+
+        scored = book.label(label("s", 2)).scored
+
+        assert (scored.prediction.class_index, scored.prediction.model_version) == (0, 5)
+        assert scored.prediction.probabilities_C.tolist() == [0.5, 0.25, 0.25]
+        assert (scored.at_arrival.class_index, scored.at_arrival.model_version) == (2, 7)
+        assert (scored.student_class, scored.class_index, scored.delay_s) == (1, 2, 30.0)
+        assert book.counts(*self.SCORES) == {"scored": 1, "scored_published": 1}
+
+    def test_is_scored_by_a_label_that_was_read_before_its_sample(self, book):
+        """And by one inside the sample."""
+        book.label(label("s", 2))
+        (early,) = book.ledger.sample_arrived(sample("s"), prediction(), 1, published("s").prediction)
+        inside = sample("t", 1, label=1)
+        (within,) = book.ledger.sample_arrived(inside, prediction(), 1, published("t", offset=1).prediction)
+
+        assert [arrival.scored.prediction.model_version for arrival in (early, within)] == [5, 5]
+        assert book.counts(*self.SCORES) == {"scored": 2, "scored_published": 2}
+
+    def test_that_comes_after_the_score_is_late(self, book):
+        """The score stands, and so does the prediction that a view shows."""
+        book.sample(sample("s"))
+        scored = book.label(label("s", 2)).scored
+
+        assert book.ledger.answers_published([published("s")]) == ["late"]
+
+        assert scored.prediction.model_version == 7
+        assert book.counts(*self.SCORES) == {"scored": 1, "scored_published": 0}
+        assert book.status("s").model_version == 7
+
+    def test_that_comes_twice_counts_once(self, book):
+        """The first one, also among those that are read together."""
+        book.sample(sample("s"))
+
+        assert book.ledger.answers_published([published("s", 0), published("s", 1)]) == ["taken", "late"]
+        assert book.ledger.answers_published([published("s", 2)]) == ["late"]
+        assert book.label(label("s", 2)).scored.prediction.class_index == 0
+
+    def test_to_another_sample_of_the_same_id_is_unknown(self, book):
+        """The position identifies the sample: the second one of an id is a duplicate."""
+        book.sample(sample("s", 0))
+
+        assert book.ledger.answers_published([published("s", offset=1), published("new")]) == ["unknown", "unknown"]
+        assert book.label(label("s", 2)).scored.prediction.model_version == 7
+
+    def test_to_a_sample_that_was_shed_is_scored(self, book):
+        """It had no prediction of the learner, but a client was answered."""
+        book.ledger.sample_arrived(sample("s"), Prediction(UNLABELLED, np.zeros(3, np.float32), 0), UNLABELLED)
+        book.ledger.answers_published([published("s")])
+
+        scored = book.label(label("s", 2)).scored
+
+        assert (scored.prediction.class_index, scored.at_arrival.class_index) == (0, UNLABELLED)
+
+    def test_of_an_evicted_sample_is_scored(self, book):
+        """The payload comes from the log."""
+        book.settings["payload_max_bytes"] = 1
+        book.read_back = lambda _position, sample_id: payload(sample_id)
+        for n, name in enumerate("stu"):
+            book.sample(sample(name, n))
+        book.next_step()
+        book.ledger.end()
+        book.ledger.prune(book.ledger.step)
+        book.ledger.begin(book.ledger.step + 1, 130.0)
+
+        assert book.ledger.answers_published([published("s")]) == ["taken"]
+        assert book.label(label("s", 2)).scored.prediction.model_version == 5
+
+    def test_to_an_erased_sample_is_late(self, book):
+        """It can never be scored."""
+        book.sample(sample("s"))
+        book.label(label("s", ERASED))
+
+        assert book.ledger.answers_published([published("s")]) == ["late"]
+
+    def test_expires_with_its_sample(self, book):
+        """No row of it is left."""
+        book.settings["max_ids"] = 1
+        book.sample(sample("s"))
+        book.ledger.answers_published([published("s")])
+        assert len(book.table("answers")) == 1
+        book.sample(sample("t", 1))
+
+        assert book.table("answers") == {}
+        assert book.ledger.answers_published([published("s")]) == ["unknown"]
+
+    def test_is_found_after_a_restart(self, book):
+        """A restart reads from the file whether there are any."""
+        book.sample(sample("s"))
+        book.ledger.answers_published([published("s")])
+        book.reopen(SCHEMA)
+
+        assert book.label(label("s", 2)).scored.prediction.model_version == 5
+
+    def test_is_what_a_view_shows(self, book):
+        """Class and version, before and after the score."""
+        book.sample(sample("s"))
+        book.ledger.answers_published([published("s")])
+
+        before = book.status("s")
+        book.label(label("s", 2))
+        after = book.status("s")
+
+        assert [(status.predicted_class, status.model_version) for status in (before, after)] == [(0, 5), (0, 5)]
 
 
 class TestALabelBeforeItsSample:

@@ -389,6 +389,20 @@ class TestOpening:
             with pytest.raises(StoreError, match=f"format 99, this version reads {FORMAT}: .*{FROM_SCRATCH}"):
                 check(tmp_path)
 
+    def test_a_store_of_the_format_before_is_read(self, tmp_path):
+        """A view sees no row in a table that is missing; the learner writes the new format at its start."""
+        store = open_store(tmp_path)
+        store.note("format", (FORMAT - 1).to_bytes(8, "big"))
+        store.close()
+        with closing(StoreView(tmp_path)) as view, view.read() as get:
+            assert get("table_of_a_later_version", 1) is None
+
+        open_store(tmp_path).close()
+
+        with closing(sqlite3.connect(tmp_path / FILE)) as db:
+            (note,) = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+        assert int.from_bytes(note, "big") == FORMAT
+
     def test_a_file_that_is_not_a_store_is_refused(self, tmp_path):
         """The error has its path, and the file is not overwritten."""
         (tmp_path / FILE).write_bytes(b"garbage" * 5000)

@@ -149,7 +149,7 @@ class TestStep:
     def test_only_labels_that_scored_count_as_scored(self, learner: Learning) -> None:
         """With their delay."""
         prediction = Prediction(1, np.full(3, 1 / 3, np.float32), 5)
-        scored = Scored(prediction, 1, 1, 42.0, None, None)
+        scored = Scored(prediction, 1, 1, 42.0, None, None, prediction)
         arrivals = [Arrival(LabelState.SCORED, "a", 1, scored=scored), Arrival(LabelState.WAITING, "b", 1)]
         learner.monitor.start(learner.loop)
 
