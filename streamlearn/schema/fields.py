@@ -24,6 +24,9 @@ MAX_TEXT_BYTES = 256
 MAX_TIME_S = 1e11
 """About the year 5138. A larger number is probably milliseconds, and is refused, not guessed."""
 
+_CENTURY = (946_684_800.0, 4_102_444_800.0)
+"""The years 2000 to 2099, in seconds since 1970."""
+
 UNITS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]*)?(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
@@ -217,8 +220,16 @@ def event_time(value: object, unit: str) -> float | None:
     if found is None or found < 0.0:
         shown = f"{value!r:.80}" if isinstance(value, str | int | float) else f"a JSON {json_type(value)}"
         expected = f"expected a number in {unit} since 1970, ISO 8601 or a timestamp, up to the year 5138"
-        raise RecordError("bad_time", f"time: {expected}; got {shown}")
+        raise RecordError("bad_time", f"time: {expected}; got {shown}{_unit_hint(value)}")
     return found + 0.0
+
+
+def _unit_hint(value: object) -> str:
+    """The setting under which a number is a time of this century; empty if there is none."""
+    for unit, per_second in UNITS_PER_SECOND.items():
+        if (found := seconds_of(value, per_second)) is not None and _CENTURY[0] < found < _CENTURY[1]:
+            return f' (set time_unit = "{unit}" if that is {datetime.fromtimestamp(found, UTC):%Y-%m-%d})'
+    return ""
 
 
 def _parsed(text: str) -> datetime | None:

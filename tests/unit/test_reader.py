@@ -165,6 +165,14 @@ class TestSamples:
 
         assert codec.decode_sample(record({**TRANSACTION, "when": value})).event_time_s == expected
 
+    @pytest.mark.parametrize(("value", "unit"), [(1_772_733_600_500, "ms"), ("1772733600500000", "us")])
+    def test_an_event_time_in_another_unit_is_refused_with_the_setting(self, value: object, unit: str) -> None:
+        """A unit is not guessed: half of the records could have another one."""
+        codec = codec_of({"id": "transaction_id", "time": "when"})
+
+        with pytest.raises(RecordError, match=rf'set time_unit = "{unit}" if that is 2026-03-05'):
+            codec.decode_sample(record({**TRANSACTION, "when": value}))
+
     @pytest.mark.parametrize("value", ["soon", -1, 1e30, True, [], {}])
     def test_an_event_time_that_is_none_is_a_dead_letter(self, value: object) -> None:
         """It was asked for: labels are ordered by it."""
