@@ -29,7 +29,7 @@ COLUMNS = (
     *(Column(f"number {n}", "number") for n in range(6)),
     *(Column(f"category {buckets}", "category", buckets, 8) for buckets in (8192, 256, 32)),
     *(Column(f"flag {n}", "boolean") for n in range(2)),
-    Column("time", "timestamp"),
+    Column("time", "timestamp", 2),
 )
 WIDTH = sum(column.width for column in COLUMNS)
 SPECS = {

@@ -99,8 +99,10 @@ def is_whole(text: str) -> bool:
 
 ColumnKind: TypeAlias = Literal["number", "boolean", "category", "timestamp", "vector", "text"]
 
-TIMESTAMP_PLACES = 6
-"""Sine and cosine of the hour of the day, the day of the week and the day of the year."""
+Cycle: TypeAlias = Literal["day", "week", "year"]
+"""Of a timestamp column."""
+CYCLE_PLACES: dict[Cycle, int] = {"day": 2, "week": 4, "year": 6}
+"""Sine and cosine of the phase of this cycle and of each shorter one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +110,13 @@ class Column:
     """One column of the user's records: its places in a row. All zeros mean missing, for every kind.
 
     number: value, 1.0 if present. boolean: +1 or -1. category: bucket from 1 to `size`. timestamp:
-    `TIMESTAMP_PLACES`. vector: `size` numbers, 1.0 if present. text: `size` numbers.
+    `size` numbers of `CYCLE_PLACES`. vector: `size` numbers, 1.0 if present. text: `size` numbers.
     """
 
     name: str
     kind: ColumnKind
     size: int = 1
-    """Numbers of a vector or a text; buckets of a category."""
+    """Numbers of a vector, a timestamp or a text; buckets of a category."""
     embedding: int = 0
     """Dimensions of a category's embedding."""
 
@@ -123,9 +125,9 @@ class Column:
         """Number of places in the row."""
         if self.kind == "vector":
             return self.size + 1
-        if self.kind == "text":
+        if self.kind in ("text", "timestamp"):
             return self.size
-        return {"number": 2, "timestamp": TIMESTAMP_PLACES}.get(self.kind, 1)
+        return 2 if self.kind == "number" else 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ COLUMNS = (
     Column("shop", "category", 50, 4),
     Column("known", "boolean"),
     Column("vector", "vector", 3),
-    Column("at", "timestamp"),
+    Column("at", "timestamp", 6),
     Column("country", "category", 7),
     Column("text", "text", 4),
 )

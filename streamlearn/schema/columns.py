@@ -131,11 +131,11 @@ def _category(at: int, name: str, buckets: int) -> Encoder:
     return encode
 
 
-def _timestamp(at: int, unit: str) -> Encoder:
-    """Sine and cosine of the time of the day, of the week and of the year, in UTC."""
+def _timestamp(at: int, unit: str, places: int) -> Encoder:
+    """The first `places` of: sine and cosine of the time of the day, of the week and of the year, in UTC."""
     units_per_second = UNITS_PER_SECOND[unit]
     largest = MAX_TIME_S * units_per_second
-    sin, cos, tau, end = math.sin, math.cos, math.tau, at + 6
+    sin, cos, tau, end = math.sin, math.cos, math.tau, at + places
     dates: dict[int, tuple[int, int, int]] = {}  # of recent days
 
     def encode(row: Row, value: object) -> Outcome:
@@ -150,6 +150,10 @@ def _timestamp(at: int, unit: str) -> Encoder:
         else:
             seconds = found_s
         number = int(seconds // _DAY_S)
+        part = seconds / _DAY_S - number
+        if places == 2:  # of `CYCLE_PLACES`: the calendar is not needed
+            row[at:end] = array("f", (sin(tau * part), cos(tau * part)))
+            return True
         found = dates.get(number)
         if found is None:
             found = _date(number)
@@ -157,9 +161,9 @@ def _timestamp(at: int, unit: str) -> Encoder:
                 dates.clear()
             dates[number] = found
         weekday, day_of_year, days = found
-        part = seconds / _DAY_S - number
         day, week, year = tau * part, tau * (weekday + part) / 7.0, tau * (day_of_year + part) / days
-        row[at:end] = array("f", (sin(day), cos(day), sin(week), cos(week), sin(year), cos(year)))
+        phases = (sin(day), cos(day), sin(week), cos(week), sin(year), cos(year))
+        row[at:end] = array("f", phases[:places])
         return True
 
     return encode
@@ -378,7 +382,7 @@ def _encoder(column: Column, config: ColumnConfig, at: int) -> Encoder:
         "number": lambda: _number(at),
         "boolean": lambda: _boolean(at),
         "category": lambda: _category(at, column.name, column.size),
-        "timestamp": lambda: _timestamp(at, config.unit),
+        "timestamp": lambda: _timestamp(at, config.unit, column.width),
         "vector": lambda: _vector(at, column.size),
         "text": text,
     }

@@ -274,7 +274,8 @@ def _scalar(path: str, found: Profile, time: TimeField | None) -> tuple[dict[str
     """The setting of a field of scalars, and why."""
     if time is not None:
         unit = {} if time.unit in (None, "s") else {"unit": time.unit}
-        return {"kind": "timestamp", **unit}, time.kind
+        cycle = {"cycle": "year"} if time.is_day else {}  # such as a birthday: it has no phase of the day
+        return {"kind": "timestamp", **unit, **cycle}, time.kind
     texts = {text.strip().lower() for text in found.texts}
     if found.share("boolean") >= MOST or (len(texts) == 2 and texts <= _BOOLEAN_TEXTS):
         return {"kind": "boolean"}, "/".join(shown(text) for text in found.most_common(3))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from streamlearn.models.settings import ImportPath
-from streamlearn.records import Column, ColumnKind
+from streamlearn.records import CYCLE_PLACES, Column, ColumnKind, Cycle
 from streamlearn.schema.paths import Path
 from streamlearn.section import Secret, Section
 
@@ -42,7 +42,7 @@ _OPTIONS: dict[ColumnKind, tuple[str, ...]] = {
     "number": (),
     "boolean": (),
     "category": ("buckets", "embedding"),
-    "timestamp": ("unit",),
+    "timestamp": ("unit", "cycle"),
     "vector": ("size",),
     "text": ("size", "encoder"),
 }
@@ -64,6 +64,9 @@ class ColumnConfig(Section):
     """Category: dimensions of its embedding."""
     unit: TimeUnit = "s"
     """Timestamp: unit of a number since 1970. ISO 8601 text and logical types need none."""
+    cycle: Cycle = "day"
+    """Timestamp: longest cycle whose phase is an input; the shorter ones are too. A week or a year that the stream has
+    not seen several times, with labels, is learned as a trend, and answers to the newest samples are wrong."""
     size: int = Field(256, ge=1, le=MAX_SIZE)
     """Vector and text: how many numbers."""
     encoder: ImportPath | None = None
@@ -108,6 +111,8 @@ class ColumnConfig(Section):
         """The places of this column."""
         if self.kind == "category":
             return Column(name, self.kind, self.buckets, self.embedding)
+        if self.kind == "timestamp":
+            return Column(name, self.kind, CYCLE_PLACES[self.cycle])
         return Column(name, self.kind, self.size if self.kind in ("vector", "text") else 1)
 
 

@@ -22,7 +22,7 @@ ALL_KINDS = {
     "amount": "number",
     "vip": "boolean",
     "merchant": {"kind": "category", "buckets": 8192},
-    "at": {"kind": "timestamp", "unit": "ms"},
+    "at": {"kind": "timestamp", "unit": "ms", "cycle": "year"},
     "embedding": {"kind": "vector", "size": 3},
     "note": {"kind": "text", "size": 16},
     "country": {"kind": "category", "from": "after.country"},
@@ -178,17 +178,20 @@ class TestTimestamp:
             ("ms", MOMENT.replace(tzinfo=None)),
         ],
     )
-    def test_is_the_phase_of_day_week_and_year(self, unit: str, value: object) -> None:
+    def test_is_the_phase_of_its_cycle_and_of_shorter_ones(self, unit: str, value: object) -> None:
         """In UTC; text without a zone is UTC."""
         day, week, year = 0.75, 3.75 / 7, 63.75 / 365
         expected = [of(math.tau * part) for part in (day, week, year) for of in (math.sin, math.cos)]
 
-        assert row_of({"kind": "timestamp", "unit": unit}, value) == pytest.approx(expected, abs=1e-6)
+        for cycle, places in {"day": 2, "week": 4, "year": 6}.items():
+            row = row_of({"kind": "timestamp", "unit": unit, "cycle": cycle}, value)
+            assert row == pytest.approx(expected[:places], abs=1e-6)
+        assert len(row_of({"kind": "timestamp", "unit": unit}, value)) == 2
 
     @pytest.mark.parametrize("value", ["yesterday", 1e18, -1e18, math.nan, 10**400, True, [], b"2026"])
     def test_that_is_none_is_invalid(self, value: object) -> None:
         """Also one that is about the year 5138 or later, which is another unit."""
-        assert row_of("timestamp", value) == [0.0] * 6
+        assert row_of("timestamp", value) == [0.0] * 2
         assert counts_of("timestamp", value) == (0, 1)
 
     def test_before_1970_is_a_timestamp_too(self) -> None:

@@ -179,4 +179,4 @@ def test_the_codec_of_a_config_has_its_columns(tmp_path: Path) -> None:
 
     assert codec.rows is not None
     assert codec.schema.columns == codec.rows.columns
-    assert codec.schema.shape == (codec.rows.width,) == (9,)
+    assert codec.schema.shape == (codec.rows.width,) == (5,)

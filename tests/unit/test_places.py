@@ -23,7 +23,7 @@ def test_places_of_every_kind():
 
 def test_no_place_of_timestamps_and_texts_is_measured():
     """Their values have one scale already."""
-    places = places_of([Column("t", "timestamp"), Column("text", "text", 4)])
+    places = places_of([Column("t", "timestamp", 6), Column("text", "text", 4)])
 
     assert len(places.column_W) == 10
     assert not places.is_measured_W.any()

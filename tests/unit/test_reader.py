@@ -44,7 +44,7 @@ COLUMNS = {
         "vip": "boolean",
     }.items()
 }
-ROW = Schema((10,), np.dtype(np.float32), CLASSES, columns=layout(COLUMNS))
+ROW = Schema((6,), np.dtype(np.float32), CLASSES, columns=layout(COLUMNS))
 TENSOR = Schema((2,), np.dtype(np.float32), CLASSES)
 SAMPLES = {"id": "transaction_id", "time": "created_at", "time_unit": "ms", "domain": "country"}
 LABELS = {"id": "transaction_id", "label": "is_fraud", "values": {"true": "fraud", "false": "legitimate"}}
@@ -555,7 +555,7 @@ class TestEncoding:
     def test_a_prepared_row_decodes_under_a_mapping(self) -> None:
         """As `simulate` writes it."""
         codec = codec_of(SAMPLES, LABELS)
-        x = np.arange(10, dtype=np.float32)
+        x = np.arange(6, dtype=np.float32)
 
         sample = codec.decode_sample(as_read(codec.encode_sample("t9", x, label=1, event_time_s=2.0)))
 
@@ -613,7 +613,7 @@ class TestAnything:
                 assert isinstance(found, kind)
                 assert 0 < len(found.sample_id.encode("utf-8", "surrogatepass")) <= 512
                 if isinstance(found, Sample):
-                    assert found.x.shape == (10,)
+                    assert found.x.shape == (6,)
                     assert np.isfinite(found.x).all()  # type: ignore[call-overload]
 
 

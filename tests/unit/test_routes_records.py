@@ -334,7 +334,7 @@ class TestSchema:
         columns = {column.name: (column.kind, column.path, column.options) for column in found.columns}
         assert columns["merchant"] == ("category", "merchant", {"buckets": 64, "embedding": 8})
         assert columns["country"][1] == "place.country"
-        assert columns["created_at"][2] == {"unit": "ms"}
+        assert columns["created_at"][2] == {"unit": "ms", "cycle": "day"}
         assert columns["note"][2] == {"size": 8}
         assert (found.samples.id, found.samples.topic, found.labels.label) == ("transaction_id", "samples", "is_fraud")
         assert found.labels.values == {"true": "fraud", "false": "legitimate"}
