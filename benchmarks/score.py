@@ -1,7 +1,8 @@
 """Predictions as a stream: 500 samples/s while learner, scorers and broker are killed; read by a foreign client.
 
-Prints the latency from arrival to prediction outside faults, as a consumer of confluent-kafka sees it, duplicates and
-losses. Ten minutes with 20 kills; --minutes changes that, with a kill every 30 s.
+Prints the latency from arrival to prediction outside faults, as a consumer of confluent-kafka sees it, how long each
+fault made samples late (shortest and longest), duplicates and losses. Ten minutes with 20 kills; --minutes changes
+that, with a kill every 30 s.
 
 Run: python benchmarks/score.py [--quick] [--minutes 10]. The last line is JSON. Exits with 1 if a sample was lost or
 answered twice.
@@ -43,6 +44,7 @@ def main() -> None:
         versions=report.versions,
         p50_s=p50 and round(p50, 3),
         p99_s=p99 and round(p99, 3),
+        recovery_s={what: [round(min(took), 1), round(max(took), 1)] for what, took in report.recoveries_s.items()},
         measured_outside_faults=len(report.latencies_s),
         worst_s=round(report.worst_s, 1),
     )

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +32,8 @@ from streamlearn.log.settings import KafkaConfig
 from streamlearn.state.status import read_status
 
 PARTITIONS = 4
-SETTLE_S = {"scorer": 8.0, "learner": 4.0, "broker": 25.0}
-"""Samples that arrive within this time after a kill are not "outside faults"."""
+LATE_S, GAP_S, MOST_RECOVERY_S = 1.0, 2.0, 60.0
+"""A fault lasts as long as samples are late, with gaps of at most `GAP_S`. What is late later is no fault's."""
 SETTINGS = """
 [schema]
 shape = [8]
@@ -71,6 +71,8 @@ class Report:
     without_version: int = 0
     kills: Counter[str] = field(default_factory=Counter)
     versions: int = 0
+    recoveries_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """By what was killed: time from the kill to the arrival of the first sample that is answered in time again."""
     latencies_s: list[float] = field(default_factory=list)
     """Outside faults."""
     worst_s: float = 0.0
@@ -174,7 +176,7 @@ def run(
 ) -> Report:
     """Stream for `seconds`, with `kills` (scorer, learner, broker) spread evenly over them."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng, report, faults = random.Random(seed), Report(), list[tuple[float, float]]()
+    rng, report, faults = random.Random(seed), Report(), list[tuple[float, str]]()
     with Broker(folder / "kafka") as broker, contextlib.ExitStack() as ends:
         bootstrap = broker.bootstrap_servers
         with contextlib.closing(KafkaLog(KafkaConfig(bootstrap_servers=bootstrap))) as log:
@@ -189,14 +191,13 @@ def run(
         # The start is no fault, but samples wait for a first teacher, and then for their turn.
         _until(lambda: len(consumer.found) > max(0.0, producer.sent - rate), "predictions of all samples", 300.0)
         began = time.monotonic()
-        faults.append((0.0, time.time()))
+        streaming_s = time.time()
         say(f"scorers have caught up with {producer.sent} samples")
         for number, what in enumerate(kills):
             _sleep_until(began + (number + 0.5) * seconds / len(kills))
-            killed_s = time.time()
+            faults.append((time.time(), what))
             _kill(what, broker, folder / "state", rng)
             report.kills[what] += 1
-            faults.append((killed_s - 1.0, time.time() + SETTLE_S[what]))
             sent, read = producer.sent, len(consumer.found)
             say(f"{time.monotonic() - began:6.1f} s: killed the {what}; sent {sent}, read {read}")
         _sleep_until(began + seconds)
@@ -206,21 +207,38 @@ def run(
             _until(lambda: len({found[0] for found in consumer.found}) >= report.sent, "all predictions", 120.0)
         time.sleep(2.0)  # for duplicates
         consumer.close()
-    return _summary(report, consumer.found, faults)
+    return _summary(report, consumer.found, faults, streaming_s)
 
 
 def _summary(
-    report: Report, found: Sequence[tuple[str, int, float, float]], faults: Sequence[tuple[float, float]]
+    report: Report,
+    found: Sequence[tuple[str, int, float, float]],
+    faults: Sequence[tuple[float, str]],
+    streaming_s: float,
 ) -> Report:
+    """`streaming_s` is when the scorers had caught up for the first time; latencies before that do not count."""
     expected = {f"s{n}" for n in range(report.sent)}
     ids = {sample_id for sample_id, *_ in found}
     report.read, report.distinct, report.foreign = len(found), len(ids), len(ids - expected)
     report.without_version = sum(version < 0 for _, version, *_ in found)
     report.versions = len({version for _, version, *_ in found})
-    for _, _, arrived_s, read_s in found:
-        report.worst_s = max(report.worst_s, read_s - arrived_s)
-        if not any(begin <= arrived_s <= end for begin, end in faults):
-            report.latencies_s.append(read_s - arrived_s)
+    times = sorted((arrived_s, read_s - arrived_s) for _, _, arrived_s, read_s in found if arrived_s >= streaming_s)
+    windows = []
+    for killed_s, what in faults:
+        end_s = killed_s
+        for arrived_s, latency_s in times:
+            if arrived_s > min(end_s + GAP_S, killed_s + MOST_RECOVERY_S):
+                break
+            if arrived_s >= killed_s - LATE_S and latency_s > LATE_S:
+                end_s = max(end_s, arrived_s)
+        windows.append((killed_s - LATE_S, end_s))
+        report.recoveries_s[what].append(end_s - killed_s)
+    report.worst_s = max(latency_s for _, latency_s in times)
+    report.latencies_s = [
+        latency_s
+        for arrived_s, latency_s in times
+        if not any(begin_s <= arrived_s <= end_s for begin_s, end_s in windows)
+    ]
     return report
 
 
