@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
-import torch
 from harness.fakes import ManualClock
 from hypothesis import settings
 
@@ -26,8 +26,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     importlib.import_module("kafka")
 
-# Processes of the tests share few cores, where threads of torch would mostly wait for each other. Children inherit it.
-torch.set_num_threads(1)
+# Processes of the tests share few cores, where threads of torch would mostly wait for each other. torch is imported
+# later, and child processes inherit it.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 # a loaded machine is no error
 settings.register_profile("streamlearn", deadline=None)
@@ -69,7 +69,8 @@ def logs_go_to_the_console() -> Iterator[None]:
 def one_thread() -> Iterator[None]:
     """A learner sets the number of threads for the process."""
     yield
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -335,7 +335,7 @@ def test_the_config_of_the_docs_works_with_the_file_that_they_describe(tmp_path:
     dataset = opened(load_config(tmp_path / "streamlearn.toml", environ={}), str(tmp_path / "history.csv"))
 
     assert dataset.y.tolist() == [1, 0]
-    assert (dataset.x != 0).sum(axis=1).tolist() == [9, 1], "all columns of the first, the merchant of the second"
+    assert (dataset.x != 0).sum(axis=1).tolist() == [5, 1], "all columns of the first, the merchant of the second"
 
 
 class TestPaths:
