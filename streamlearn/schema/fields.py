@@ -24,8 +24,7 @@ MAX_TEXT_BYTES = 256
 MAX_TIME_S = 1e11
 """About the year 5138. A larger number is probably milliseconds, and is refused, not guessed."""
 
-_CENTURY = (946_684_800.0, 4_102_444_800.0)
-"""The years 2000 to 2099, in seconds since 1970."""
+YEAR_2000_S, YEAR_2100_S = 946_684_800.0, 4_102_444_800.0
 
 UNITS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
@@ -227,7 +226,7 @@ def event_time(value: object, unit: str) -> float | None:
 def _unit_hint(value: object) -> str:
     """The setting under which a number is a time of this century; empty if there is none."""
     for unit, per_second in UNITS_PER_SECOND.items():
-        if (found := seconds_of(value, per_second)) is not None and _CENTURY[0] < found < _CENTURY[1]:
+        if (found := seconds_of(value, per_second)) is not None and YEAR_2000_S < found < YEAR_2100_S:
             return f' (set time_unit = "{unit}" if that is {datetime.fromtimestamp(found, UTC):%Y-%m-%d})'
     return ""
 

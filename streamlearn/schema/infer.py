@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from streamlearn.errors import ConfigError, RecordError
-from streamlearn.schema.fields import UNITS_PER_SECOND
+from streamlearn.schema.fields import UNITS_PER_SECOND, YEAR_2000_S, YEAR_2100_S
 from streamlearn.schema.formats import FRAME_BYTES, is_framed
 from streamlearn.schema.paths import MISSING, Path
 from streamlearn.schema.profile import Profile, profile
@@ -29,7 +29,7 @@ FEW_RECORDS: Final = 20
 """With fewer values a field is not called unique or constant."""
 MOST: Final = 0.95
 """The share of values that decides about a field: producers send a few odd ones."""
-_YEAR_2000_S, _YEAR_2100_S, _DAY_S = 946_684_800.0, 4_102_444_800.0, 86_400.0
+_DAY_S = 86_400.0
 _NEAR_S = 400 * _DAY_S
 """A number without a telling name is a time only if it is within this of the log's time."""
 _MIN_BUCKETS, _MOST_CODES, _SPARSE = 16, 1000, 10
@@ -205,7 +205,7 @@ def time_field(path: str, found: Profile, values: Sequence[object], logged_s: Se
 def _unit_of(numbers: Sequence[float]) -> TimeUnit | None:
     """The unit in which all numbers are from 2000 to 2100: at most one is."""
     for unit, per_second in _UNITS:
-        if _YEAR_2000_S * per_second <= numbers[0] and numbers[-1] < _YEAR_2100_S * per_second:
+        if YEAR_2000_S * per_second <= numbers[0] and numbers[-1] < YEAR_2100_S * per_second:
             return unit
     return None
 
@@ -274,7 +274,8 @@ def _scalar(path: str, found: Profile, time: TimeField | None) -> tuple[dict[str
     """The setting of a field of scalars, and why."""
     if time is not None:
         unit = {} if time.unit in (None, "s") else {"unit": time.unit}
-        cycle = {"cycle": "year"} if time.is_day else {}  # such as a birthday: it has no phase of the day
+        # A birthday has only a phase of the year. A recent date would be learned as a trend: see `ColumnConfig.cycle`.
+        cycle = {"cycle": "year"} if time.is_day and time.distance_s > _NEAR_S else {}
         return {"kind": "timestamp", **unit, **cycle}, time.kind
     texts = {text.strip().lower() for text in found.texts}
     if found.share("boolean") >= MOST or (len(texts) == 2 and texts <= _BOOLEAN_TEXTS):

@@ -212,6 +212,7 @@ class TestColumns:
             ("card_present", repeated(["Yes", "No"]), {"kind": "boolean"}),
             ("at", [int(NOW_S * 1000) + n for n in range(100)], {"kind": "timestamp", "unit": "ms"}),
             ("at", [int(NOW_S) + n for n in range(100)], {"kind": "timestamp"}),
+            ("booked", repeated(["2026-03-01", "2026-03-04"]), {"kind": "timestamp"}),
             ("born", repeated(["1980-05-17", "1999-12-31"]), {"kind": "timestamp", "cycle": "year"}),
             ("embedding", [[0.5, 1, 2]] * 100, {"kind": "vector", "size": 3}),
             ("note", [f"the customer {n} called again today" for n in range(100)], {"kind": "text", "size": 256}),
