@@ -142,7 +142,7 @@ class LedgerSide:
         for number in numbers:
             name, x = sample_id(number), np.frombuffer(payload(number), np.uint8)
             sample = Sample(Position("samples", number & 1, number >> 1), number / 1000, name, x)
-            if not ledger.is_known(name):
+            if not ledger.known([name]):
                 ledger.sample_arrived(sample, Prediction(class_of(number), PREDICTED_C, ledger.step), 0)
         ledger.end()
 

@@ -27,6 +27,7 @@ from streamlearn.loop.loop import TrainingLoop
 from streamlearn.loop.report import Observer
 from streamlearn.models.answer import Thresholds
 from streamlearn.models.build import ModelSpec
+from streamlearn.models.settings import ROW_NETWORKS
 from streamlearn.records import Offsets
 from streamlearn.state.checkpoint import Saved, Saver
 from streamlearn.state.files import DISK, Files
@@ -39,6 +40,8 @@ TRUST_LABELS = 10
 """The consistency weight falls while the teacher is less often right on this many labels than on ten times as many."""
 REPLAY_BYTES = 512 << 20
 """Bound of the replay buffer: it is in each checkpoint."""
+_BACKLOG_TIMES = 8
+"""How far micro-batches of `ROW_NETWORKS` grow by default, in micro-batches."""
 MERGE_WAIT_TO_END_S = 60.0
 """`learn.batching.MERGE_WAIT_S` with --until-end: so long that the result does not depend on time."""
 
@@ -91,8 +94,15 @@ def replay_rows(config: Config) -> int:
 
 
 def wide_rows(config: Config) -> int:
-    """Samples of a micro-batch under overload: all that may be read ahead."""
+    """Samples of a micro-batch of which some are shed: all that may be read ahead."""
     return max(config.batch.fresh, config.schema_.build().rows_within(PREFETCH_RECORDS, PREFETCH_BYTES))
+
+
+def backlog_rows(config: Config) -> int:
+    """Samples of the largest micro-batch of which none is shed."""
+    fresh = config.batch.fresh
+    wanted = config.batch.backlog or (_BACKLOG_TIMES * fresh if config.model.factory in ROW_NETWORKS else fresh)
+    return max(fresh, min(wanted, wide_rows(config)))
 
 
 def build_loop(
@@ -168,6 +178,7 @@ def build_loop(
         observer=observer,
         identity=identity(config),
         shed_above=config.log.shed_above_records,
+        backlog_rows=backlog_rows(config),
         thresholds=Thresholds(schema, config.score.thresholds),
         twin_on_arrival=ask_twin,
     )

@@ -7,8 +7,9 @@ predictions. A partition that is behind and has no record ready blocks the merge
 Published answers travel with the batch that is open. They open and close none, so a scorer changes no step. An answer
 whose sample is in the log stays in its queue until the sample is taken.
 
-Under overload a batch may be closed wide, and `thin` picks the samples that are learned. It depends on the batch and
-the settings alone, so a replay picks the same.
+Far behind, the caller lets batches grow, so that throughput grows with the backlog. Under overload a batch may be
+closed wide, and `thin` picks the samples that are learned. It depends on the batch and the settings alone, so a replay
+picks the same.
 
 A pure state machine: the caller passes the time in. A log that is read from its start without concurrent writes gives
 the same batches each time. Where the clock or the order of arrival decides, the journal records it (D4).
@@ -76,10 +77,9 @@ def thin(samples: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sampl
 
 
 class MicroBatcher:
-    """Holds the open micro-batch: at most `fresh` samples and `max_labels` other records.
+    """Holds the open micro-batch: at most `fresh` samples or as many as `fill` names, and `max_labels` other records.
 
-    Under overload at most `wide` samples, of which at most `fresh` have a label inside.
-    In addition, at most `wide` + `max_labels` records of the predictions topic.
+    In addition, at most `wide` + `max_labels` records of the predictions topic. `wide`: the most samples of any batch.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class MicroBatcher:
         assert max_labels > 0, max_labels
         assert wide is None or wide >= fresh, (wide, fresh)
         self.sample_topics, self.predictions_topic = sample_topics, predictions_topic
-        self._fresh, self._wide, self._max_labels = fresh, wide or fresh, max_labels
+        self._fresh, self.wide, self._max_labels = fresh, wide or fresh, max_labels
         self._max_age_s, self._merge_wait_s = max_age_s, merge_wait_s
         self._next_offsets = dict(next_offsets)
         self._blocked_since_s: float | None = None
@@ -115,16 +115,24 @@ class MicroBatcher:
     @property
     def takes_predictions(self) -> bool:
         """Whether the open batch has room for records of the predictions topic."""
-        return self._predictions < self._wide + self._max_labels
+        return self._predictions < self.wide + self._max_labels
 
     def fill(
-        self, queues: Queues, behind: Callable[[TopicPartition], bool], now_s: float, *, overloaded: bool = False
+        self,
+        queues: Queues,
+        behind: Callable[[TopicPartition], bool],
+        now_s: float,
+        *,
+        most: int | None = None,
+        most_labelled: int | None = None,
     ) -> Draft | None:
         """Take records off the queues. The batch once it is closed, else None: call again when there are more.
 
-        `behind(partition)`: the log holds more of it than was read so far. `overloaded`: close the batch wide.
+        `behind(partition)`: the log holds more of it than was read so far. `most`: samples in place of `fresh`, of
+        which `most_labelled` may have a label inside.
         """
-        most = self._wide if overloaded else self._fresh
+        most = most or self._fresh
+        most_labelled = most_labelled or most
         # `behind` is asked before the queues are read: then the queue of a partition that is not behind is complete.
         waited_for = {partition for partition in queues if behind(partition)}
         aside: list[tuple[float, bool, TopicPartition]] = []
@@ -147,7 +155,7 @@ class MicroBatcher:
                 blocked = blocked or partition in waited_for
             while aside:
                 heapq.heappush(heads, aside.pop())
-            if self._samples >= most or self._labelled >= self._fresh or self._others >= self._max_labels:
+            if self._samples >= most or self._labelled >= most_labelled or self._others >= self._max_labels:
                 return self.close()
         too_old = self.opened_at_s is not None and now_s - self.opened_at_s >= self._max_age_s
         return self.close() if too_old else None

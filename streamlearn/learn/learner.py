@@ -41,6 +41,7 @@ from streamlearn.learn.state import (
 from streamlearn.learn.step import set_training, take_step
 from streamlearn.models.build import Classifier, ModelSpec
 from streamlearn.models.normalise import InputBound, RunningNorm
+from streamlearn.models.settings import ROW_NETWORKS
 from streamlearn.models.spare import SpareClasses
 from streamlearn.records import UNLABELLED, Array, MicroBatch, Probabilities
 
@@ -87,8 +88,8 @@ class Learner:
         host_may_ask: bool | None = None,
     ) -> None:
         self.spec, self.config = spec, config
-        if config.threads > 0:
-            torch.set_num_threads(config.threads)
+        if threads := config.threads or (1 if spec.factory in ROW_NETWORKS else 0):
+            torch.set_num_threads(threads)
         self._device = find_device(config.device)
         weak, strong = make_noises(config, shape=spec.shape, columns=spec.columns, device=self._device)
         self._augment = Augment(weak, strong, config.mixup_beta)

@@ -69,7 +69,8 @@ class LearnConfig(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     threads: int = Field(0, ge=0, le=1024)
-    """Intra-op CPU threads of the learner. 0: torch's own choice. A bit-equal restart needs the same number."""
+    """Intra-op CPU threads of the learner. 0: one for the networks mlp and table, else torch's own choice. A bit-equal
+    restart needs the same number."""
 
     @property
     def ema_share(self) -> float:

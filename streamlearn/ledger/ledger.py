@@ -35,7 +35,7 @@ from streamlearn.ledger.samples import Samples, TopicNumbers
 from streamlearn.ledger.settings import LabelsConfig
 from streamlearn.ledger.store import Store
 from streamlearn.ledger.waiting import WaitingLabels
-from streamlearn.records import ERASED, UNLABELLED, Array, Label, Position, Prediction, PublishedAnswer, Sample, Schema
+from streamlearn.records import UNLABELLED, Array, Label, Position, Prediction, PublishedAnswer, Sample, Schema
 
 TABLES = ("counts", "ids", "early", "held_of")
 NUMBERED = ("topics", "labels", "queue", "held", "grown", "erased", "answers")
@@ -163,13 +163,12 @@ class Ledger:
 
     # -- the records of a step
 
-    def is_known(self, sample_id: str) -> bool:
-        """Whether a sample of this id arrived within the horizon, or was erased before it arrived."""
-        key = key_of(sample_id)
-        if self._samples.row_of(key) is not None:
-            return True
-        row = self._waiting.get(key)
-        return row is not None and row.class_index == ERASED
+    def known(self, sample_ids: Sequence[str]) -> set[str]:
+        """Those ids of which a sample arrived within the horizon, or was erased before it arrived."""
+        keys = [key_of(sample_id) for sample_id in sample_ids]
+        numbers, erased = self._samples.numbers(keys), self._waiting.erased(keys)
+        named = zip(sample_ids, keys, strict=True)
+        return {sample_id for sample_id, key in named if numbers.get(key) is not None or key in erased}
 
     def sample_arrived(
         self, sample: Sample, prediction: Prediction, student_class: int, published: Prediction | None = None

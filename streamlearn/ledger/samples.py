@@ -15,7 +15,7 @@ depend on the order in which partitions are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from streamlearn.ledger.rows import (
@@ -135,6 +135,10 @@ class Samples:
     def is_published(self, row_number: int) -> bool:
         """Whether a published answer of the sample is known."""
         return self._any_published and self._published.get(row_number) is not None
+
+    def numbers(self, keys: Sequence[bytes]) -> Mapping[bytes, int | None]:
+        """The row numbers of samples; None for one that is not known."""
+        return self._ids.fetch(keys)
 
     def row_of(self, key: bytes) -> int | None:
         """The row number of a sample; None if it is not known."""

@@ -102,8 +102,9 @@ class Table(_Rows[Key, Value]):
         return value
 
     def fetch(self, keys: Sequence[Key]) -> Mapping[Key, Value | None]:
-        """The values of many keys. Later changes of this step show in the map."""
-        assert self._store.step_open, "no step is open"
+        """The values of many keys. While a step is open, its later changes show in the map."""
+        if not self._store.step_open:
+            return super().fetch(keys)
         now = self._now
         missing = [key for key in keys if key not in now]
         now.update(dict.fromkeys(missing))
@@ -161,15 +162,37 @@ class Table(_Rows[Key, Value]):
 
 
 class Ring(_Rows[int, bytes]):
-    """Numbered rows, appended and not changed. `rewind` does not undo them: see `cut` and `trim`."""
+    """Numbered rows, appended and not changed. `rewind` does not undo them: see `cut` and `trim`.
+
+    Rows that are appended are held in memory until the step ends, and then written together.
+    """
 
     def __init__(self, name: str, file: StoreFile) -> None:
         super().__init__(name, file, numbered=True)
         self._insert = f"INSERT INTO {name} VALUES (?, ?)"
+        self._new: dict[int, bytes] = {}
 
     def append(self, row: int, value: bytes) -> None:
         """Add a row under a new number, larger than all others."""
-        self._file.rows(self._insert, (row, value))
+        self._new[row] = value
+
+    def get(self, key: int) -> bytes | None:
+        """The content of a row."""
+        return self._new.get(key) or super().get(key)
+
+    def fetch(self, keys: Sequence[int]) -> Mapping[int, bytes | None]:
+        """The content of many rows."""
+        new = self._new
+        if not new:
+            return super().fetch(keys)
+        held = {key: new[key] for key in keys if key in new}
+        return {**super().fetch([key for key in keys if key not in held]), **held}
+
+    def write(self) -> None:
+        """Write the new rows."""
+        if self._new:
+            self._file.execute_each(self._insert, self._new.items())
+            self._new.clear()
 
     def overwrite(self, row: int, value: bytes) -> None:
         """Replace the content of a row. Not undone, as `trim`."""
@@ -267,6 +290,8 @@ class Store:
         assert self.step_open, "no step is open"
         for table in self.tables.values():
             table._end()  # noqa: SLF001 - a table is a part of its store
+        for ring in self.rings.values():
+            ring.write()
         self.step_open = False
 
     def flush(self) -> None:

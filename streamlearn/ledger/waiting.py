@@ -7,10 +7,12 @@ queue    number → when it was queued, and the hash of the sample id; oldest fi
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from streamlearn.ledger import LabelState
 from streamlearn.ledger.rows import Counters, LabelRow
 from streamlearn.ledger.store import Store, Table
+from streamlearn.records import ERASED
 
 _QUEUED_AT = struct.Struct("<d")
 
@@ -27,6 +29,13 @@ class WaitingLabels:
         """The label of a sample that is not known."""
         data = self._rows.get(key) if self._c.queued else None
         return None if data is None else LabelRow.unpack(data)
+
+    def erased(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Those samples that were erased before they arrived."""
+        if not self._c.queued:
+            return set()
+        rows = self._rows.fetch(keys)
+        return {key for key in keys if (row := rows.get(key)) and LabelRow.unpack(row).class_index == ERASED}
 
     def add(self, key: bytes, row: LabelRow) -> None:
         """Put a label at the end of the queue."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,16 +41,20 @@ class BatchAssembler:
                 self._replay.relabel(arrival.sample_id, arrival.class_index, arrival.labelled_at_s)
 
     def assemble(self, fresh: Sequence[Sample], step: int, *, again: bool) -> MicroBatch:
-        """A batch of fixed shape. With `again` (a step without records) recent samples stand in for fresh ones."""
+        """A batch of fixed shape. With `again` (a step without records) recent samples stand in for fresh ones.
+
+        A batch that has grown has as many times the labelled rows, so that both costs keep their proportion.
+        """
         schema, sizes, recent = self._schema, self._batch, self._recent
-        # A journaled step may be larger than batch.fresh is now.
-        fresh_x = np.zeros((max(sizes.fresh, len(fresh)), *schema.shape), schema.dtype)
+        times = max(1, math.ceil(len(fresh) / sizes.fresh))
+        labelled = times * sizes.labelled
+        fresh_x = np.zeros((times * sizes.fresh, *schema.shape), schema.dtype)
         for n, sample in enumerate(fresh):
             fresh_x[n] = sample.x
-        labelled_x = np.zeros((sizes.labelled, *schema.shape), schema.dtype)
-        labelled_y = np.full(sizes.labelled, UNLABELLED, np.int64)
+        labelled_x = np.zeros((labelled, *schema.shape), schema.dtype)
+        labelled_y = np.full(labelled, UNLABELLED, np.int64)
         new_ids = self._replay.draw_into(labelled_x, labelled_y, step)
-        drawn = sizes.labelled if len(self._replay) else 0
+        drawn = labelled if len(self._replay) else 0
         count, wants_keys = len(fresh), self._learner.wants_keys
         # Recent samples are kept when the method changes, and the next method may want their keys.
         keyed = wants_keys or recent.capacity > 0

@@ -58,6 +58,8 @@ from streamlearn.state.publish import Publisher
 from streamlearn.state.settings import StateConfig
 
 _log = structlog.get_logger(__name__)
+WAITING_PER_ROW = 8
+"""A micro-batch grows while this many times as many samples wait."""
 _JOURNAL_CROWDED = 0.5
 """Load of the journal from which the next checkpoint is saved at once. From 1 on, steps wait while one is saved."""
 
@@ -90,6 +92,8 @@ class TrainingLoop:
     """Of classes, in the answers that are scored."""
     shed_above: int | None = None
     """Waiting samples above which some are shed; None: never."""
+    backlog_rows: int = 0
+    """Samples of the largest micro-batch of which none is shed; 0: `batch.fresh`."""
     twin_on_arrival: bool = False
     """In a simulation the twin answers fresh samples too: one more forward pass."""
     accounts: Accounts = field(default_factory=Accounts)
@@ -213,12 +217,14 @@ class TrainingLoop:
         """The records of the next step; None if it is not time for one.
 
         Further steps have no records, and are taken only if no micro-batch can be closed. With `until_end` all those of
-        each micro-batch are taken, so that the result does not depend on time.
+        each micro-batch are taken, and no batch grows, so that the result does not depend on time.
         """
         if until_end and self._further:
             return self.batcher.nothing()
-        now_s, overloaded = self.clock(), self._overloaded()
-        draft = self.batcher.fill(self.feed.queues, self.feed.behind, now_s, overloaded=overloaded)
+        most, most_labelled = self._most_rows(may_grow=not until_end)
+        draft = self.batcher.fill(
+            self.feed.queues, self.feed.behind, self.clock(), most=most, most_labelled=most_labelled
+        )
         if draft is None and self._step_due(until_end=until_end):
             draft = self.batcher.close()
         if draft is None and self._further and not until_end:
@@ -241,23 +247,27 @@ class TrainingLoop:
         queues = {tp: queue for tp, queue in self.feed.queues.items() if tp.topic != full_topic}
         return not any(self.feed.behind(tp) for tp in queues) and not any(queues.values())
 
-    def _overloaded(self) -> bool:
-        if self.shed_above is None:
-            return False
-        lag = self.feed.lag()
-        return sum(n for tp, n in lag.items() if tp.topic in self.batcher.sample_topics) > self.shed_above
+    def _most_rows(self, *, may_grow: bool) -> tuple[int, int]:
+        """Samples of the next micro-batch, and those with a label inside, by the number of samples that wait."""
+        fresh = self.batch.fresh
+        if self.shed_above is None and not (may_grow and self.backlog_rows > fresh):
+            return fresh, fresh
+        waiting = sum(n for tp, n in self.feed.lag().items() if tp.topic in self.batcher.sample_topics)
+        if self.shed_above is not None:  # all with a label inside are learned, so there must be few
+            return (self.batcher.wide if waiting > self.shed_above else fresh), fresh
+        grown = min(self.backlog_rows, max(fresh, waiting // WAITING_PER_ROW))
+        return grown, grown
 
     def _select(self, items: Sequence[Item]) -> tuple[list[Sample], list[Sample], int]:
         """Samples to learn, samples to shed, and how many have a known id. Depends on items and settings only."""
+        arrived = [item for item in items if isinstance(item, Sample)]
+        known = self.ledger.known([sample.sample_id for sample in arrived])
         fresh: dict[str, Sample] = {}
-        duplicates = 0
-        for item in items:
-            if isinstance(item, Sample):
-                if item.sample_id in fresh or self.ledger.is_known(item.sample_id):
-                    duplicates += 1
-                else:
-                    fresh[item.sample_id] = item
+        for sample in arrived:
+            if sample.sample_id not in known:
+                fresh.setdefault(sample.sample_id, sample)
         samples = list(fresh.values())
+        duplicates = len(arrived) - len(samples)
         if self.shed_above is None or len(samples) <= self.batch.fresh:
             return samples, [], duplicates
         return *thin(samples, self.batch.fresh), duplicates
@@ -270,8 +280,9 @@ class TrainingLoop:
             if isinstance(item, Label):
                 labels.append(item)
             elif isinstance(item, Sample):
-                arrivals += self.ledger.labels_arrived(labels)
-                labels = []
+                if labels:
+                    arrivals += self.ledger.labels_arrived(labels)
+                    labels = []
                 if (answer := answers.pop(item.sample_id, None)) is not None:
                     arrivals += self.ledger.sample_arrived(item, *answer, published.get(item.sample_id))
                 elif item.inside is not None:

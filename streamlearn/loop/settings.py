@@ -12,6 +12,10 @@ class BatchConfig(Section):
 
     fresh: int = Field(64, ge=1, le=65_536)
     """Fresh samples of a micro-batch."""
+    backlog: int = Field(0, ge=0, le=65_536)
+    """Samples of the largest micro-batch, where many wait: batches grow while the learner is far behind. The labelled
+    rows grow alike, and there are fewer steps per sample. 0: eight times `fresh` for the networks mlp and table, whose
+    step costs little more with more rows; `fresh` for others."""
     labelled: int = Field(32, ge=1, le=65_536)
     """Labelled rows of a micro-batch: new labels first, then rows of the replay buffer."""
     steps: int = Field(4, ge=1, le=1000)

@@ -23,6 +23,10 @@ ImportPath = Annotated[str, AfterValidator(_check_import_path)]
 """A built-in name, or `package.module:attribute`."""
 
 
+ROW_NETWORKS = ("mlp", "table")
+"""Built-in networks of rows: a step is mostly overhead, so it costs little more with more rows, and threads wait."""
+
+
 class SchemaConfig(Section):
     """[schema]: what a sample is. With [columns], shape and dtype follow from them."""
 

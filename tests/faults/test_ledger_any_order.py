@@ -101,7 +101,7 @@ class Run:
     def _arrivals(self, record: Record) -> list[Arrival]:
         if isinstance(record, Label):
             return [self.ledger.label_arrived(record)]
-        if not self.ledger.is_known(record.sample_id):
+        if not self.ledger.known([record.sample_id]):
             return self.ledger.sample_arrived(record, PREDICTION, 2)
         return [self.ledger.label_arrived(label) for label in labels_of([record])]
 

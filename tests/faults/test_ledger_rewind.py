@@ -116,7 +116,7 @@ def run_step(ledger: Ledger, step: int, steps: Sequence[Step]) -> Counter[str]:
             arrivals += ledger.labels_arrived(list(run))  # type: ignore[arg-type]
             continue
         for record in run:
-            if isinstance(record, Sample) and not ledger.is_known(record.sample_id):
+            if isinstance(record, Sample) and not ledger.known([record.sample_id]):
                 published = next((answer.prediction for answer in answers if answer.sample == record.position), None)
                 capacity = len(ledger.class_names)
                 probabilities_C = np.full(capacity, 1.0 / capacity, np.float32)

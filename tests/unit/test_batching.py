@@ -300,11 +300,11 @@ class TestReplay:
 
 class TestOverload:
     def test_a_batch_is_closed_wide(self) -> None:
-        """Up to `wide` samples in place of `fresh`, while overloaded."""
+        """Up to `most` samples in place of `fresh`."""
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, float(n)) for n in range(9))}
         fills = batcher(S0, wide=5)
 
-        wide, usual = fills.fill(queues, none_behind, 0.0, overloaded=True), fills.fill(queues, none_behind, 0.0)
+        wide, usual = fills.fill(queues, none_behind, 0.0, most=5), fills.fill(queues, none_behind, 0.0)
 
         assert wide is not None
         assert usual is not None
@@ -315,7 +315,7 @@ class TestOverload:
         queues: dict[TopicPartition, deque[Item]] = {S0: deque(sample(S0, n, float(n)) for n in range(4))}
         fills = batcher(S0, wide=5)
 
-        assert fills.fill(queues, none_behind, 0.0, overloaded=True) is None
+        assert fills.fill(queues, none_behind, 0.0, most=5) is None
         queues[S0].append(sample(S0, 4, 4.0))
         draft = fills.fill(queues, none_behind, 0.0)
 
@@ -329,7 +329,7 @@ class TestOverload:
             each.label = 0
         fills = batcher(S0, fresh=3, wide=9)
 
-        draft = fills.fill({S0: deque(items)}, none_behind, 0.0, overloaded=True)
+        draft = fills.fill({S0: deque(items)}, none_behind, 0.0, most=9, most_labelled=3)
 
         assert draft is not None
         assert draft.next_offsets == {S0: 6}

@@ -457,9 +457,9 @@ class TestOneRecordTwice:
 
     def test_a_sample_is_known_by_its_id(self, book):
         """The caller must check: a second sample of a known id is refused."""
-        assert not book.ledger.is_known("s")
+        assert not book.ledger.known(["s"])
         book.sample(sample("s"))
-        assert book.ledger.is_known("s")
+        assert book.ledger.known(["s"])
 
         with pytest.raises(AssertionError, match="there already"):
             book.sample(sample("s", offset=1))
@@ -602,7 +602,7 @@ class TestBounds:
         book.next_step(now_s=121.0)
         book.next_step(now_s=121.0)
 
-        assert [book.ledger.is_known(name) for name in ("old", "new")] == [False, True]
+        assert book.ledger.known(["old", "new"]) == {"new"}
         assert book.ledger.counts().samples == 1
         assert not book.table("labels")
         assert book.label(label("old", 0, at_s=121.0)).state is LabelState.WAITING
@@ -624,7 +624,7 @@ class TestBounds:
         book.sample(sample("old", at_s=100.0))
         book.next_step(now_s=0.0)
 
-        assert not book.ledger.is_known("old")
+        assert not book.ledger.known(["old"])
 
     def test_ids_are_bounded_in_number(self, book):
         """The oldest are removed first, whatever their age."""
@@ -633,7 +633,7 @@ class TestBounds:
             book.sample(sample(f"s{i}", offset=i))
         book.next_step()
 
-        assert [book.ledger.is_known(f"s{i}") for i in range(5)] == [False, False, True, True, True]
+        assert book.ledger.known([f"s{i}" for i in range(5)]) == {"s2", "s3", "s4"}
 
     def test_the_end_of_a_long_silence_expires_in_bounded_steps(self, book, monkeypatch):
         """A step expires a bounded number of rows, so it cannot stall. The next steps continue."""
@@ -987,13 +987,13 @@ class TestAnErasure:
         book.settings["horizon_s"] = 50.0
         book.label(erasure("s"))
         book.label(retraction("t"))
-        assert book.ledger.is_known("s")
-        assert not book.ledger.is_known("t")
+        assert book.ledger.known(["s"])
+        assert not book.ledger.known(["t"])
 
         for _ in range(2):
             book.next_step(now_s=500.0)
 
-        assert not book.ledger.is_known("s")
+        assert not book.ledger.known(["s"])
 
     def test_keeps_the_payload_from_the_disk_once_no_rewind_can_need_it(self, book):
         """Until then, a replay of earlier steps learns from it again, bit for bit."""
@@ -1049,7 +1049,7 @@ class TestAnErasure:
             book.next_step(now_s=500.0)
 
         assert book.table("erased") == {}
-        assert not book.ledger.is_known("s")
+        assert not book.ledger.known(["s"])
 
 
 class TestALabelOfAnUnknownClass:
@@ -1075,7 +1075,7 @@ class TestALabelOfAnUnknownClass:
         (arrival,) = book.sample(inside)
 
         assert (arrival.state, arrival.example) == (LabelState.HELD, None)
-        assert book.ledger.is_known("s")
+        assert book.ledger.known(["s"])
         assert book.ledger.held() == {"dog": 1}
         assert book.label(label("s", 1)).state is LabelState.JOINED
         assert book.counts("read", "held", "joined") == {"read": 2, "held": 1, "joined": 1}

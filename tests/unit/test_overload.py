@@ -1,4 +1,4 @@
-"""Load shedding: samples that arrive faster than they are learned (`log.shed_above_records`)."""
+"""Samples that arrive faster than they are learned: larger micro-batches, or load shedding."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from small_learner import L, Reports, S, empty_log, loop_on, newest_checkpoint, 
 from streamlearn.app.log import make_codec
 from streamlearn.config import Config
 from streamlearn.learn.batching import MicroBatcher
+from streamlearn.learn.learner import Learner
 from streamlearn.ledger import LabelState
 from streamlearn.ledger.view import LedgerView
 from streamlearn.loop.loop import TrainingLoop
+from streamlearn.loop.report import StepReport
+from streamlearn.records import MicroBatch
 from streamlearn.state.journal import read_journal
 from streamlearn.state.paths import StatePaths
 
@@ -58,6 +61,87 @@ class TestKeep:
         accounts = learned(config, filled(config)).accounts
 
         assert (accounts.samples_learned, accounts.samples_thinned) == (SAMPLES, 0)
+
+
+class Until(Reports):
+    """Stops the loop once all samples are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = threading.Event()
+
+    def step_done(self, report: StepReport) -> None:
+        super().step_done(report)
+        if sum(self.sizes) == SAMPLES:
+            self.stopping.set()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each step."""
+        return [report.counts.samples_learned for report in self.steps]
+
+
+class TestGrow:
+    """Far behind, micro-batches are larger (`batch.backlog`)."""
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> Config:
+        return config_in(tmp_path / "first", **{"log.shed_above_records": None, "batch.backlog": 40})
+
+    def caught_up(self, config: Config, log: MemoryLog) -> tuple[TrainingLoop, list[int]]:
+        reports = Until()
+        with loop_on(config, log, observer=reports) as loop:
+            loop.run(reports.stopping)
+            loop.close()
+        return loop, reports.sizes
+
+    def test_with_the_number_of_samples_that_wait(self, config: Config) -> None:
+        """From an eighth of them, at most 40, down to `batch.fresh`."""
+        _, sizes = self.caught_up(config, filled(config))
+
+        assert sizes[0] == 40
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[-1] == 4
+        assert sum(sizes) == SAMPLES
+
+    def test_labelled_rows_grow_alike(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So that the costs of labelled and unlabelled rows keep their proportion."""
+        rows: list[tuple[int, int]] = []
+        learn = Learner.learn
+
+        def noted(learner: Learner, batch: MicroBatch, **factors: float) -> None:
+            rows.append((batch.fresh_count, batch.labelled_count))
+            learn(learner, batch, **factors)
+
+        monkeypatch.setattr(Learner, "learn", noted)
+
+        self.caught_up(config, filled(config, inline_every=2))
+
+        assert rows[0] == (40, 40)
+        assert rows[-1] == (4, 4)
+
+    def test_a_replay_has_the_same_batches(self, config: Config, tmp_path: Path) -> None:
+        """Whatever waits in the log then: the same records in a step give the same bits (I3)."""
+        again = config_in(tmp_path / "again", **{"log.shed_above_records": None, "batch.backlog": 0})
+        log = filled(config, inline_every=10)
+        self.caught_up(config, log)
+        steps = list(read_journal(StatePaths(config.state.dir).journal, 0))
+
+        with loop_on(again, log) as loop:
+            loop.replay_journal(steps, threading.Event())
+            loop.close()
+
+        a, b = newest_checkpoint(config), newest_checkpoint(again)
+        assert a.step == b.step == len(steps)
+        assert all(np.array_equal(a.arrays[name], b.arrays[name]) for name in a.arrays)
+
+    def test_not_where_the_run_ends_with_the_log(self, config: Config) -> None:
+        """There the result must not depend on how fast the log is read."""
+        reports = Until()
+
+        run_loop(config, filled(config), observer=reports)
+
+        assert set(reports.sizes) <= {0, 4}
 
 
 class TestShed:
