@@ -56,7 +56,7 @@ from streamlearn.schema.infer_join import (
 from streamlearn.schema.paths import MISSING
 from streamlearn.schema.paths import Path as RecordPath
 from streamlearn.schema.profile import Profile, profile
-from streamlearn.schema.reader import RecordReader
+from streamlearn.schema.reader import OWN_ID, RecordReader
 from streamlearn.schema.registry import SchemaRegistry
 from streamlearn.schema.settings import TENSORS, Format, LabelSource, SampleSource
 from streamlearn.sources import explain, merged, read_layers
@@ -191,7 +191,8 @@ def _parsed(
 ) -> Topic:
     """Parse records by the format that they have, or that the user has set."""
     topics = ", ".join(some.topics)
-    values = [record.value for record in some.records if record.value]
+    from_producers = _from_producers(some.records)
+    values = [record.value for record in from_producers if record.value]
     chosen = source.format if is_given else format_of(values, registry, topics)
     if chosen in TENSORS:
         msg = (
@@ -207,10 +208,10 @@ def _parsed(
         raise ConfigError(msg)
     table = "samples" if isinstance(source, SampleSource) else "labels"
     reader = RecordReader(source.model_copy(update={"format": chosen}), registry, table=table)
-    records, parsed, errors = _read(reader, some.records, chosen, plain=table == "labels")
-    if some.records and not records:
+    records, parsed, errors = _read(reader, from_producers, chosen, plain=table == "labels")
+    if from_producers and not records:
         reason = errors.most_common(1)[0][0] if errors else "all values are null"
-        msg = f"{topics}: none of {len(some.records)} records could be read as {chosen}: {reason}"
+        msg = f"{topics}: none of {len(from_producers)} records could be read as {chosen}: {reason}"
         raise ConfigError(msg)
     fields = collect(parsed)
     if fields.root:
@@ -222,6 +223,14 @@ def _parsed(
     found = {path: time_field(path, profiles[path], values, logged_s) for path, values in fields.values.items()}
     times = {path: each for path, each in found.items() if each is not None}
     return Topic(some, chosen, reader, records, parsed, fields, profiles, times, errors)
+
+
+def _from_producers(records: Sequence[Record]) -> Sequence[Record]:
+    """Without those that streamlearn's servers appended in its own form, unless there are no others.
+
+    The learner reads them by their header, whatever `[source]` says.
+    """
+    return [record for record in records if all(name != OWN_ID for name, _ in record.headers)] or records
 
 
 def _read(
@@ -273,7 +282,7 @@ def _ids(inference: Inference, log: Log, samples: Topic, labels: Topic) -> Join 
     found, read = joins(of_samples, of_labels), len(samples.records)
     if not found and of_labels and not samples.some.is_whole:
         more = read_some(log, samples.some.topics, MORE_RECORDS)
-        records, parsed, _ = _read(samples.reader, more.records, samples.format)
+        records, parsed, _ = _read(samples.reader, _from_producers(more.records), samples.format)
         found, read = joins(_chosen(draft, "samples", samples.reader, records, parsed), of_labels), len(records)
     if found:
         _joined(inference, samples, found, read)

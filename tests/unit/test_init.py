@@ -109,6 +109,18 @@ class TestJson:
         assert everything_decodes(written)
         assert {finding.verdict for finding in written.findings} == {"ok"}
 
+    def test_labels_that_a_server_appended_decide_nothing(self, tmp_path: Path) -> None:
+        """They are in streamlearn's form, with its header, next to those of the producers."""
+        log = filled(sale, fraud)
+        for n in range(9):
+            own = {"id": f"t-{n:05}", "label": "fraud", "source": "http"}
+            log.append("frauds", [NewRecord(None, encoded(own), (("streamlearn-id", b"t-%05d" % n),))])
+        written = inferred(log)
+
+        assert reloaded(written, tmp_path).source.labels.label == "is_fraud"
+        assert written.config.schema_.classes == ("not_fraud", "fraud")
+        assert everything_decodes(written)
+
     def test_topics_are_a_list_if_there_are_several(self, tmp_path: Path) -> None:
         """Each is read."""
         log = filled(sale, fraud)
