@@ -305,7 +305,7 @@ def _joined(inference: Inference, samples: Topic, found: Sequence[Join], read: i
     why = f"{join.joined} of {join.of} ids of labels are among {read} samples"
     doubts = []
     if not join.is_unique:
-        doubts.append("some occur more than once")
+        doubts += [text for share, text in _repeats(join) if share > 0.0]
     elif join.is_dense:
         doubts.append("both are integers without gaps, which always meet: check that they mean the same")
     others = [f"{other.samples} = {other.labels} ({other.joined})" for other in rivals(found)[:4]]
@@ -317,6 +317,15 @@ def _joined(inference: Inference, samples: Topic, found: Sequence[Join], read: i
     draft.set("source", "labels", "id", to=join.labels, why=why)
     text = f"{join.samples} of samples is {join.labels} of labels: {why}"
     inference.say("warning" if doubts else "ok", "id", "; ".join([text, *doubts]))
+
+
+def _repeats(join: Join) -> list[tuple[float, str]]:
+    """The share of records that repeat an id, and what the learner does with them."""
+    of_samples, of_labels = join.repeated_samples, join.repeated_labels
+    return [
+        (of_samples, f"{of_samples:.1%} of samples repeat an id, and only the first of an id is learned"),
+        (of_labels, f"{of_labels:.1%} of labels repeat an id, and a later one corrects an earlier one"),
+    ]
 
 
 def _not_joined(inference: Inference, samples: Ids, labels: Ids, read: int) -> None:
@@ -387,6 +396,8 @@ def _label(inference: Inference, labels: Topic, join: Join | None) -> LabelChoic
         draft.set("source", "labels", "label", to=label.path, why=f"{counts}{others}")
     known = draft.tree["schema"]["classes"] if draft.has("schema", "classes") else label.classes
     for value, name in label.values.items():
+        if isinstance(known, list | tuple) and value in known:
+            continue  # a class of the user's own
         if isinstance(known, list | tuple) and name in known:
             draft.set("source", "labels", "values", value, to=name)
         else:
