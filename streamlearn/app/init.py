@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,9 @@ from streamlearn.state.paths import StatePaths
 
 MORE_RECORDS: Final = 20_000
 """Samples that are read to find the ids of labels, if the first ones have none of them."""
+_POSITION = re.compile(r":? line \d+ column \d+ \(char \d+\)")
+"""Where a JSON parser stopped: it differs between records with the same fault."""
+_MOST_ERRORS: Final = 6
 _OWN_FIELDS = frozenset({"id", "x", "label", "time", "domain", "true_label", "answer"})
 _HEAD = """\
 Written by `streamlearn init` from {samples} records of {sample_topics} and {labels} of {label_topic}.
@@ -85,7 +89,7 @@ class Topic:
     fields: Fields
     profiles: Mapping[str, Profile]
     times: Mapping[str, TimeField]
-    unreadable: Mapping[str, int]
+    unreadable: Counter[str]
     """Records that could not be parsed, by what is wrong."""
 
 
@@ -247,7 +251,7 @@ def _read(
             parsed.append(_value(reader, record.value, chosen, plain=plain))
             readable.append(record)
         except RecordError as error:
-            errors[str(error)[:200]] += 1
+            errors[_POSITION.sub("", str(error))[:200]] += 1
     return readable, parsed, errors
 
 
@@ -267,8 +271,10 @@ def _formats(inference: Inference, name: str, topic: Topic) -> None:
         draft.set("source", name, "format", to=topic.format)
     if not topic.records:
         draft.note(f"source.{name}", "no record was there: nothing could be inferred from it")
-    for error, count in topic.unreadable.items():
+    for error, count in topic.unreadable.most_common(_MOST_ERRORS):
         inference.say("warning", name, f"{count} records cannot be read: {error}")
+    if rest := sum(count for _, count in topic.unreadable.most_common()[_MOST_ERRORS:]):
+        inference.say("warning", name, f"{rest} records cannot be read for other reasons")
 
 
 # Ids
@@ -426,6 +432,8 @@ def _columns(inference: Inference, samples: Topic, labels: Topic, join: Join | N
     for path in fields.row_paths:
         if path in taken or names[path] in draft.tree.get("columns", {}):
             continue
+        if not samples.profiles[path].present and any(other.startswith(f"{path}.") for other in fields.row_paths):
+            continue  # an object that is null in some records: its fields are columns
         choice = choose_column(path, samples.profiles[path], samples.times.get(path))
         setting: Any = dict(choice.setting)
         if names[path] != path:

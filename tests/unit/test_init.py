@@ -109,6 +109,24 @@ class TestJson:
         assert everything_decodes(written)
         assert {finding.verdict for finding in written.findings} == {"ok"}
 
+    def test_an_object_that_is_null_in_some_records_is_not_left_out(self, tmp_path: Path) -> None:
+        """Its fields are columns."""
+        written = inferred(filled(lambda n: {**sale(n), **({"device": None} if n % 9 == 0 else {})}, fraud))
+
+        assert reloaded(written, tmp_path).columns["device_os"].from_ == "device.os"
+        assert "null in all" not in written.text
+        assert everything_decodes(written)
+
+    def test_records_with_the_same_fault_are_one_line(self) -> None:
+        """Wherever in the record the parser stopped."""
+        bad = [b'{"a": %s, "b": NaN}' % (b"1" * n) for n in range(1, 31)]
+        written = inferred(filled(lambda n: bad[n // 10] if n % 10 == 5 else sale(n), fraud))
+
+        warnings = [text for text in said(written, "samples") if "cannot be read" in text]
+        assert len(warnings) == 1
+        assert "30 records cannot be read" in warnings[0]
+        assert "JSON has no NaN" in warnings[0]
+
     def test_the_users_own_classes_are_not_merged(self, tmp_path: Path) -> None:
         """Although they differ only in case."""
         outcome = lambda n: {"transaction_id": f"t-{n:05}", "outcome": "KEPT" if n % 6 else "kept"}  # noqa: E731
