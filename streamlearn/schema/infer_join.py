@@ -17,7 +17,7 @@ from streamlearn.records import Record
 from streamlearn.schema.fields import checked_id, text_of
 from streamlearn.schema.infer import FEW_RECORDS, Fields, collect, in_record, shown, words_of
 from streamlearn.schema.paths import MISSING, Path
-from streamlearn.schema.profile import Profile
+from streamlearn.schema.profile import NO_VALUE, Profile
 from streamlearn.schema.reader import RecordReader
 
 MAX_CLASSES: Final = 100
@@ -271,6 +271,9 @@ def _classes(path: str, found: Profile) -> LabelChoice:
         if values:
             more = ", ".join(f"{shown(text)} as {shown(name)}" for text, name in list(values.items())[:6])
             notes.append(f"taken as one class, as only the case differs: {more}; else change [source.labels.values]")
+        if unclear := [text for text in names if low[text] in NO_VALUE]:
+            more = ", ".join(map(shown, unclear))
+            notes.append(f"{more}: taken as a class; remove it from schema.classes if it means that nothing is known")
         if len(names) == 1:
             names = [f"not_{names[0]}", *names]
             notes.append(_one_class(names[1], names[0]))

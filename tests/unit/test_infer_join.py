@@ -191,6 +191,14 @@ class TestLabel:
         assert found.class_of("KEPT") == "kept"
         assert "KEPT as kept, Returned as returned" in found.notes[0]
 
+    @pytest.mark.parametrize("text", ["?", "N/A", "unknown"])
+    def test_a_class_that_may_be_a_missing_answer_is_said(self, text: str) -> None:
+        """It may be a class: only the user knows."""
+        found = label([{"outcome": value} for value in ["kept"] * 9 + ["returned"] * 5 + [text]])
+
+        assert found.classes == ("kept", "returned", text)
+        assert f"{text}: taken as a class" in found.notes[0]
+
     def test_a_word_that_is_the_name_of_the_class(self) -> None:
         """It means the same; classes differ."""
         found = label([{"is_fraud": value} for value in (True, False, "fraud", "fraud") * 5])
