@@ -263,13 +263,13 @@ def _unread_form(found: Profile) -> str | None:
     for form, what in _UNREAD:
         count = sum(number for text, number in found.texts.items() if form.fullmatch(text.strip()))
         if found.distinct > _MIN_BUCKETS and count >= MOST * found.present:
-            return f"{what}, such as {shown(found.most_common(1)[0])}"
+            return f"{what} such as {shown(found.most_common(1)[0])}"
     return None
 
 
 _UNREAD: Final = (
-    (re.compile(r"[+-]?[0-9.]*[0-9],[0-9]+", re.ASCII), "numbers with a decimal comma: a number has a point"),
-    (re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?", re.ASCII), "dates that are not ISO 8601"),
+    (re.compile(r"[+-]?[0-9.]*[0-9],[0-9]+", re.ASCII), "numbers with a comma, not a point,"),
+    (re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?", re.ASCII), "dates that are not ISO 8601,"),
 )
 
 
