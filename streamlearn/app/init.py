@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ from streamlearn.schema.infer_join import (
 from streamlearn.schema.paths import MISSING
 from streamlearn.schema.paths import Path as RecordPath
 from streamlearn.schema.profile import Profile, profile
-from streamlearn.schema.reader import RecordReader
+from streamlearn.schema.reader import OWN_ID, RecordReader
 from streamlearn.schema.registry import SchemaRegistry
 from streamlearn.schema.settings import TENSORS, Format, LabelSource, SampleSource
 from streamlearn.sources import explain, merged, read_layers
@@ -64,6 +65,9 @@ from streamlearn.state.paths import StatePaths
 
 MORE_RECORDS: Final = 20_000
 """Samples that are read to find the ids of labels, if the first ones have none of them."""
+_POSITION = re.compile(r":? line \d+ column \d+ \(char \d+\)")
+"""Where a JSON parser stopped: it differs between records with the same fault."""
+_MOST_ERRORS: Final = 6
 _OWN_FIELDS = frozenset({"id", "x", "label", "time", "domain", "true_label", "answer"})
 _HEAD = """\
 Written by `streamlearn init` from {samples} records of {sample_topics} and {labels} of {label_topic}.
@@ -85,7 +89,7 @@ class Topic:
     fields: Fields
     profiles: Mapping[str, Profile]
     times: Mapping[str, TimeField]
-    unreadable: Mapping[str, int]
+    unreadable: Counter[str]
     """Records that could not be parsed, by what is wrong."""
 
 
@@ -191,7 +195,8 @@ def _parsed(
 ) -> Topic:
     """Parse records by the format that they have, or that the user has set."""
     topics = ", ".join(some.topics)
-    values = [record.value for record in some.records if record.value]
+    from_producers = _from_producers(some.records)
+    values = [record.value for record in from_producers if record.value]
     chosen = source.format if is_given else format_of(values, registry, topics)
     if chosen in TENSORS:
         msg = (
@@ -207,10 +212,10 @@ def _parsed(
         raise ConfigError(msg)
     table = "samples" if isinstance(source, SampleSource) else "labels"
     reader = RecordReader(source.model_copy(update={"format": chosen}), registry, table=table)
-    records, parsed, errors = _read(reader, some.records, chosen, plain=table == "labels")
-    if some.records and not records:
+    records, parsed, errors = _read(reader, from_producers, chosen, plain=table == "labels")
+    if from_producers and not records:
         reason = errors.most_common(1)[0][0] if errors else "all values are null"
-        msg = f"{topics}: none of {len(some.records)} records could be read as {chosen}: {reason}"
+        msg = f"{topics}: none of {len(from_producers)} records could be read as {chosen}: {reason}"
         raise ConfigError(msg)
     fields = collect(parsed)
     if fields.root:
@@ -222,6 +227,14 @@ def _parsed(
     found = {path: time_field(path, profiles[path], values, logged_s) for path, values in fields.values.items()}
     times = {path: each for path, each in found.items() if each is not None}
     return Topic(some, chosen, reader, records, parsed, fields, profiles, times, errors)
+
+
+def _from_producers(records: Sequence[Record]) -> Sequence[Record]:
+    """Without those that streamlearn's servers appended in its own form, unless there are no others.
+
+    The learner reads them by their header, whatever `[source]` says.
+    """
+    return [record for record in records if all(name != OWN_ID for name, _ in record.headers)] or records
 
 
 def _read(
@@ -238,7 +251,7 @@ def _read(
             parsed.append(_value(reader, record.value, chosen, plain=plain))
             readable.append(record)
         except RecordError as error:
-            errors[str(error)[:200]] += 1
+            errors[_POSITION.sub("", str(error))[:200]] += 1
     return readable, parsed, errors
 
 
@@ -258,8 +271,10 @@ def _formats(inference: Inference, name: str, topic: Topic) -> None:
         draft.set("source", name, "format", to=topic.format)
     if not topic.records:
         draft.note(f"source.{name}", "no record was there: nothing could be inferred from it")
-    for error, count in topic.unreadable.items():
+    for error, count in topic.unreadable.most_common(_MOST_ERRORS):
         inference.say("warning", name, f"{count} records cannot be read: {error}")
+    if rest := sum(count for _, count in topic.unreadable.most_common()[_MOST_ERRORS:]):
+        inference.say("warning", name, f"{rest} records cannot be read for other reasons")
 
 
 # Ids
@@ -273,7 +288,7 @@ def _ids(inference: Inference, log: Log, samples: Topic, labels: Topic) -> Join 
     found, read = joins(of_samples, of_labels), len(samples.records)
     if not found and of_labels and not samples.some.is_whole:
         more = read_some(log, samples.some.topics, MORE_RECORDS)
-        records, parsed, _ = _read(samples.reader, more.records, samples.format)
+        records, parsed, _ = _read(samples.reader, _from_producers(more.records), samples.format)
         found, read = joins(_chosen(draft, "samples", samples.reader, records, parsed), of_labels), len(records)
     if found:
         _joined(inference, samples, found, read)
@@ -296,7 +311,7 @@ def _joined(inference: Inference, samples: Topic, found: Sequence[Join], read: i
     why = f"{join.joined} of {join.of} ids of labels are among {read} samples"
     doubts = []
     if not join.is_unique:
-        doubts.append("some occur more than once")
+        doubts += [text for share, text in _repeats(join) if share > 0.0]
     elif join.is_dense:
         doubts.append("both are integers without gaps, which always meet: check that they mean the same")
     others = [f"{other.samples} = {other.labels} ({other.joined})" for other in rivals(found)[:4]]
@@ -308,6 +323,15 @@ def _joined(inference: Inference, samples: Topic, found: Sequence[Join], read: i
     draft.set("source", "labels", "id", to=join.labels, why=why)
     text = f"{join.samples} of samples is {join.labels} of labels: {why}"
     inference.say("warning" if doubts else "ok", "id", "; ".join([text, *doubts]))
+
+
+def _repeats(join: Join) -> list[tuple[float, str]]:
+    """The share of records that repeat an id, and what the learner does with them."""
+    of_samples, of_labels = join.repeated_samples, join.repeated_labels
+    return [
+        (of_samples, f"{of_samples:.1%} of samples repeat an id, and only the first of an id is learned"),
+        (of_labels, f"{of_labels:.1%} of labels repeat an id, and a later one corrects an earlier one"),
+    ]
 
 
 def _not_joined(inference: Inference, samples: Ids, labels: Ids, read: int) -> None:
@@ -378,6 +402,8 @@ def _label(inference: Inference, labels: Topic, join: Join | None) -> LabelChoic
         draft.set("source", "labels", "label", to=label.path, why=f"{counts}{others}")
     known = draft.tree["schema"]["classes"] if draft.has("schema", "classes") else label.classes
     for value, name in label.values.items():
+        if isinstance(known, list | tuple) and value in known:
+            continue  # a class of the user's own
         if isinstance(known, list | tuple) and name in known:
             draft.set("source", "labels", "values", value, to=name)
         else:
@@ -406,6 +432,8 @@ def _columns(inference: Inference, samples: Topic, labels: Topic, join: Join | N
     for path in fields.row_paths:
         if path in taken or names[path] in draft.tree.get("columns", {}):
             continue
+        if not samples.profiles[path].present and any(other.startswith(f"{path}.") for other in fields.row_paths):
+            continue  # an object that is null in some records: its fields are columns
         choice = choose_column(path, samples.profiles[path], samples.times.get(path))
         setting: Any = dict(choice.setting)
         if names[path] != path:

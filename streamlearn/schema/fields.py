@@ -82,7 +82,8 @@ def checked_id(value: object) -> str:
     if isinstance(value, _LOGICAL):
         value = text_of(value)
     if not isinstance(value, str) or not value:
-        raise RecordError("no_id", f"expected an id that is text or an integer, got a JSON {json_type(value)}")
+        big = " that is no integer of 64 bits: send it as text" if isinstance(value, float) else ""
+        raise RecordError("no_id", f"expected an id that is text or an integer, got a JSON {json_type(value)}{big}")
     if len(value) > MAX_ID_BYTES or len(_encoded(value, "no_id")) > MAX_ID_BYTES:
         raise RecordError("no_id", f"expected an id of at most {MAX_ID_BYTES} bytes")
     return value

@@ -249,6 +249,8 @@ def choose_column(path: str, found: Profile, time: TimeField | None) -> ColumnCh
     reason = None
     if found.distinct == 1 and not found.missing and found.count >= FEW_RECORDS:
         reason = f"always {shown(found.most_common(1)[0])}"
+    elif setting["kind"] == "category" and (form := _unread_form(found)):
+        reason = form
     elif _is_id(path, found, setting["kind"]):
         reason = f"another value in each of {found.present} records: an id?"
     elif setting["kind"] == "category" and _mean_length(found) > _LONG_CHARACTERS:
@@ -256,12 +258,30 @@ def choose_column(path: str, found: Profile, time: TimeField | None) -> ColumnCh
     return ColumnChoice(path, setting, reason is None, reason or why)
 
 
+def _unread_form(found: Profile) -> str | None:
+    """What nearly all values are, if it is a number or a date in a form that no column reads."""
+    for form, what in _UNREAD:
+        count = sum(number for text, number in found.texts.items() if form.fullmatch(text.strip()))
+        if found.distinct > _MIN_BUCKETS and count >= MOST * found.present:
+            return f"{what} such as {shown(found.most_common(1)[0])}"
+    return None
+
+
+_UNREAD: Final = (
+    (re.compile(r"[+-]?[0-9.]*[0-9],[0-9]+", re.ASCII), "numbers with a comma, not a point,"),
+    (re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?", re.ASCII), "dates that are not ISO 8601,"),
+)
+
+
 def _nested_column(path: str, found: Profile) -> ColumnChoice:
     sizes = found.sizes.most_common(1)
     setting = {"kind": "vector", "size": max(1, sizes[0][0]) if sizes else 1}
     if not sizes or found.share("vector") < MOST:
         kind = found.kinds.most_common(1)[0][0]
-        named = {"list": "lists of other values than numbers", "object": "objects that are empty or nested too deeply"}
+        named = {
+            "list": "lists of other values than numbers: no column reads them",
+            "object": "objects that are empty or nested too deeply",
+        }
         return ColumnChoice(path, setting, False, named.get(kind, "values of mixed kinds, or bytes"))
     size, count = sizes[0]
     if count < MOST * found.present or not 1 <= size <= MAX_SIZE:

@@ -17,7 +17,7 @@ from streamlearn.records import Record
 from streamlearn.schema.fields import checked_id, text_of
 from streamlearn.schema.infer import FEW_RECORDS, Fields, collect, in_record, shown, words_of
 from streamlearn.schema.paths import MISSING, Path
-from streamlearn.schema.profile import Profile
+from streamlearn.schema.profile import NO_VALUE, Profile
 from streamlearn.schema.reader import RecordReader
 
 MAX_CLASSES: Final = 100
@@ -103,6 +103,9 @@ class Join:
     is_dense: bool
     """Whether the ids are integers without large gaps: any two such fields have values in common."""
     score: float
+    repeated_samples: float
+    """Share of samples whose id an earlier one has."""
+    repeated_labels: float
 
 
 def joins(samples: Ids, labels: Ids) -> list[Join]:
@@ -125,7 +128,8 @@ def joins(samples: Ids, labels: Ids) -> list[Join]:
                 continue
             is_dense = _is_dense(sample_ids) and _is_dense(label_ids)
             score = joined / least * shares[0] * shares[1]
-            found.append(Join(of_sample, of_label, joined, len(label_ids), min(shares) >= _UNIQUE, is_dense, score))
+            is_unique, repeated = min(shares) >= _UNIQUE, (1.0 - shares[0], 1.0 - shares[1])
+            found.append(Join(of_sample, of_label, joined, len(label_ids), is_unique, is_dense, score, *repeated))
     return sorted(found, key=_rank, reverse=True)
 
 
@@ -262,11 +266,25 @@ def _classes(path: str, found: Profile) -> LabelChoice:
         if missing and not rest:
             notes.append(_one_class(yes if missing[0] == no else no, missing[0]))
     else:
-        values, names = {}, _ordered(counts)
+        values = _spellings(counts)
+        names = _ordered({text: count for text, count in counts.items() if text not in values})
+        if values:
+            more = ", ".join(f"{shown(text)} as {shown(name)}" for text, name in list(values.items())[:6])
+            notes.append(f"taken as one class, as only the case differs: {more}; else change [source.labels.values]")
+        if unclear := [text for text in names if low[text] in NO_VALUE]:
+            more = ", ".join(map(shown, unclear))
+            notes.append(f"{more}: taken as a class; remove it from schema.classes if it means that nothing is known")
         if len(names) == 1:
             names = [f"not_{names[0]}", *names]
             notes.append(_one_class(names[1], names[0]))
     return LabelChoice(path, tuple(names), {k: v for k, v in values.items() if k != v}, counts, notes=tuple(notes))
+
+
+def _spellings(counts: Mapping[str, int]) -> dict[str, str]:
+    """The most frequent spelling of each value that is written in another case elsewhere; `counts` descend."""
+    first: dict[str, str] = {}
+    found = {text: first.setdefault(text.casefold(), text) for text in counts}
+    return {text: name for text, name in found.items() if text != name}
 
 
 def _one_class(seen: str, other: str) -> str:

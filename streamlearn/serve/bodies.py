@@ -432,7 +432,7 @@ def _json_of(body: bytes, names: Sequence[str] = ()) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:  # also NaN, lone surrogates, and nesting that would exhaust the stack
         raise _invalid(f"The body is not JSON: {error}{hint_of_json(body)}.", "not_json") from None
     if not isinstance(fields, dict):
-        raise _invalid("The body is JSON, but not an object.", "not_json")
+        raise _invalid("The body is JSON, but not an object. GET /docs shows how to send several.", "not_json")
     return fields
 
 

@@ -141,12 +141,13 @@ def _column(config: ColumnConfig) -> Json:
         found |= {"minItems": config.size, "maxItems": config.size}
     if config.kind == "timestamp":
         found["description"] = f"timestamp: a number of {config.unit} since 1970, or ISO 8601."
-    return {"description": config.kind, **found}
+    return {"description": f"{config.kind}{_ALSO.get(config.kind, '')}", **found}
 
 
+_ALSO: Mapping[ColumnKind, str] = {"number": ", also as text", "boolean": ", also 0, 1, yes or no, also as text"}
 _TYPES: Mapping[ColumnKind, Json] = {
-    "number": {"type": ["number", "null"], **_NUMBER},
-    "boolean": {"type": ["boolean", "null"]},
+    "number": {"type": ["number", "string", "null"], **_NUMBER},
+    "boolean": {"type": ["boolean", "integer", "string", "null"], "minimum": 0, "maximum": 1},
     "category": {"type": ["string", "integer", "boolean", "null"]},
     "timestamp": {"type": ["number", "string", "null"]},
     "vector": {"type": ["array", "null"], "items": {"type": "number", **_NUMBER}},

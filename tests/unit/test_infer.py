@@ -236,6 +236,9 @@ class TestColumns:
             ("history", [[1.0] * (n % 5 + 1) for n in range(50)], "lists of 1 to 5 numbers"),
             ("blob", repeated(["QUJD" * 40, "REVG" * 40]), "long texts"),
             ("extra", [{}] * 50, "objects"),
+            ("price", [f"{n},50" for n in range(50)], "numbers with a comma, not a point, such as"),
+            ("total", [f"1.{n:03},50" for n in range(50)], "numbers with a comma, not a point, such as"),
+            ("placed", [f"{n % 28 + 1:02}.11.2026 10:11:{n:02}" for n in range(50)], "dates that are not ISO 8601"),
             ("raw", [b"\xff"] * 50, "bytes"),
         ],
     )
@@ -246,6 +249,12 @@ class TestColumns:
         assert not found.used
         assert why in found.why
         ColumnConfig.model_validate(dict(found.setting))
+
+    @pytest.mark.parametrize("values", [["1,2", "3,4"], ["S-10,5", "S-11,5"] * 10, [f"a,{n % 30}" for n in range(90)]])
+    def test_codes_with_a_comma_are_categories(self, values: list[str]) -> None:
+        """A few pairs of numbers, or texts that are no numbers."""
+        assert column("slot", repeated(values)).setting["kind"] == "category"
+        assert column("slot", repeated(values)).used
 
     def test_a_unique_measurement_is_a_number(self) -> None:
         """Whole or not; only a name makes it an id."""

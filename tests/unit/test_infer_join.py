@@ -121,6 +121,7 @@ class TestIds:
         found = chosen(samples, ids([{"id": f"t{n}"} for n in range(50)]))
 
         assert (found.samples, found.is_unique) == ("id", False)
+        assert (found.repeated_samples, found.repeated_labels) == (0.5, 0.0)
 
     def test_two_fields_that_fit_as_well_are_rivals(self) -> None:
         """A second id of the same row."""
@@ -180,6 +181,23 @@ class TestLabel:
             "fraud", "fraud", "not_fraud", "chargeback", None,
         ]  # fmt: skip
         assert "chargeback: a class of its own" in found.notes[0]
+
+    def test_spellings_in_another_case_are_one_class(self) -> None:
+        """The most frequent spelling is its name, and the file says so."""
+        found = label([{"outcome": value} for value in ["kept"] * 9 + ["returned"] * 5 + ["KEPT", "Returned", "?"]])
+
+        assert found.classes == ("kept", "returned", "?")
+        assert found.values == {"KEPT": "kept", "Returned": "returned"}
+        assert found.class_of("KEPT") == "kept"
+        assert "KEPT as kept, Returned as returned" in found.notes[0]
+
+    @pytest.mark.parametrize("text", ["?", "N/A", "unknown"])
+    def test_a_class_that_may_be_a_missing_answer_is_said(self, text: str) -> None:
+        """It may be a class: only the user knows."""
+        found = label([{"outcome": value} for value in ["kept"] * 9 + ["returned"] * 5 + [text]])
+
+        assert found.classes == ("kept", "returned", text)
+        assert f"{text}: taken as a class" in found.notes[0]
 
     def test_a_word_that_is_the_name_of_the_class(self) -> None:
         """It means the same; classes differ."""

@@ -109,6 +109,54 @@ class TestJson:
         assert everything_decodes(written)
         assert {finding.verdict for finding in written.findings} == {"ok"}
 
+    def test_an_object_that_is_null_in_some_records_is_not_left_out(self, tmp_path: Path) -> None:
+        """Its fields are columns."""
+        written = inferred(filled(lambda n: {**sale(n), **({"device": None} if n % 9 == 0 else {})}, fraud))
+
+        assert reloaded(written, tmp_path).columns["device_os"].from_ == "device.os"
+        assert "null in all" not in written.text
+        assert everything_decodes(written)
+
+    def test_records_with_the_same_fault_are_one_line(self) -> None:
+        """Wherever in the record the parser stopped."""
+        bad = [b'{"a": %s, "b": NaN}' % (b"1" * n) for n in range(1, 31)]
+        written = inferred(filled(lambda n: bad[n // 10] if n % 10 == 5 else sale(n), fraud))
+
+        warnings = [text for text in said(written, "samples") if "cannot be read" in text]
+        assert len(warnings) == 1
+        assert "30 records cannot be read" in warnings[0]
+        assert "JSON has no NaN" in warnings[0]
+
+    def test_the_users_own_classes_are_not_merged(self, tmp_path: Path) -> None:
+        """Although they differ only in case."""
+        outcome = lambda n: {"transaction_id": f"t-{n:05}", "outcome": "KEPT" if n % 6 else "kept"}  # noqa: E731
+        written = inferred(filled(sale, outcome), **{"schema.classes": ["KEPT", "kept"]})
+        merged_by_default = inferred(filled(sale, outcome))
+
+        assert reloaded(written, tmp_path).source.labels.values == {}
+        assert merged_by_default.config.source.labels.values == {"kept": "KEPT"}
+
+    def test_labels_that_a_server_appended_decide_nothing(self, tmp_path: Path) -> None:
+        """They are in streamlearn's form, with its header, next to those of the producers."""
+        log = filled(sale, fraud)
+        for n in range(9):
+            own = {"id": f"t-{n:05}", "label": "fraud", "source": "http"}
+            log.append("frauds", [NewRecord(None, encoded(own), (("streamlearn-id", b"t-%05d" % n),))])
+        written = inferred(log)
+
+        assert reloaded(written, tmp_path).source.labels.label == "is_fraud"
+        assert written.config.schema_.classes == ("not_fraud", "fraud")
+        assert everything_decodes(written)
+
+    def test_what_becomes_of_a_repeated_id_is_said(self) -> None:
+        """Of labels; no sample has its id twice."""
+        log = filled(sale, fraud)
+        log.append("frauds", [NewRecord(None, encoded(fraud(n))) for n in range(0, COUNT, 6)])
+
+        (text,) = said(inferred(log), "id")
+        assert "33.3% of labels repeat an id, and a later one corrects an earlier one" in text
+        assert "of samples repeat" not in text
+
     def test_topics_are_a_list_if_there_are_several(self, tmp_path: Path) -> None:
         """Each is read."""
         log = filled(sale, fraud)

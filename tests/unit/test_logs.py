@@ -52,6 +52,17 @@ class TestSetUpLogs:
 
         assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["shown"]
 
+    def test_slow_tasks_inside_kafka_python_are_not_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A busy machine has them; its other warnings are printed."""
+        set_up_logs()
+
+        selector = logging.getLogger("kafka.net.selector")
+        selector.warning("Task <Task> ran for 0.118s (>0.100s threshold). It is blocking the event loop")
+        selector.warning("Wakeup socket returned empty. Rebuilding.")
+
+        events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+        assert events == ["Wakeup socket returned empty. Rebuilding."]
+
     def test_lines_on_a_terminal_are_no_json(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -31,6 +31,7 @@ from streamlearn.records import (
     Sample,
     Schema,
 )
+from streamlearn.schema.fields import checked_id
 from streamlearn.schema.reader import OWN_ID
 from streamlearn.schema.settings import ColumnConfig, SourceConfig, layout
 
@@ -426,6 +427,11 @@ class TestEncoding:
         assert sample.answer.probabilities_C.tolist() == [0.75, 0.25]
         assert codec.rows is not None
         assert sample.x.tolist() == checked.x.tolist() == codec.rows.encode(TRANSACTION).tolist()
+
+    def test_an_integer_of_more_than_64_bits_is_no_id(self) -> None:
+        """JSON has made it a number with a fraction: its last digits are lost."""
+        with pytest.raises(RecordError, match="no integer of 64 bits: send it as text"):
+            checked_id(12345678901234567890123.0)
 
     @pytest.mark.parametrize(
         ("given", "reason"),

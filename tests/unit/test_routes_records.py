@@ -376,6 +376,15 @@ class TestSchema:
         assert found["properties"]["place"]["properties"]["country"]["description"] == "category"
         assert {"required": ["place"], "properties": {"place": {"required": ["country"]}}} in found["anyOf"]
 
+    @pytest.mark.parametrize("value", [12.5, "12.50", None])
+    def test_the_json_schema_takes_what_a_number_takes(self, value):
+        """A number as text too."""
+        amount = record_schema.sample_schema(record_codec())["properties"]["amount"]
+
+        assert amount["description"] == "number, also as text"
+        assert {float: "number", str: "string", type(None): "null"}[type(value)] in amount["type"]
+        assert record_codec().rows.encode({"amount": value, "merchant": "m1"}) is not None
+
     def test_a_label_in_our_own_form_is_shown_once(self):
         """Where the mapping has only names of ours."""
         body = request_schemas.label_body(record_codec({"labels": {"id": "id"}}), most=8)

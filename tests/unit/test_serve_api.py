@@ -801,6 +801,12 @@ class TestLabel:
 
         assert refusing.served.records("truths") == []
 
+    def test_a_list_as_the_body_refers_to_the_form_for_several(self, client):
+        reply = client.post("/label", json=[{"id": "a", "label": "0"}])
+
+        assert reply.status_code == 422
+        assert "GET /docs shows how to send several" in reply.json()["error"]["message"]
+
     def test_several_invalid_labels_are_listed(self, client):
         """In the details of one error."""
         reported = error_of(
