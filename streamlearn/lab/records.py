@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import orjson
 
 from streamlearn.log.codec import Codec
 from streamlearn.records import Array, NewRecord
+from streamlearn.schema.formats import parse_json
 from streamlearn.schema.paths import MISSING, Path
 from streamlearn.schema.reader import OWN_ID
 
@@ -97,7 +97,7 @@ class Records:
         return replace(new, timestamp_ms=timestamp_ms)
 
     def _record(self, row: int) -> dict[str, Any]:
-        record: dict[str, Any] = orjson.loads(self.content[row])
+        record: dict[str, Any] = parse_json(self.content[row])
         return record
 
 

@@ -11,6 +11,7 @@ which raise nothing and take bounded time: one odd date must not cost the record
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -22,7 +23,7 @@ import orjson
 
 from streamlearn.errors import ConfigError, RecordError
 from streamlearn.imports import import_object
-from streamlearn.schema.fields import FILL_IN, json_type, unquoted
+from streamlearn.schema.fields import json_type, unquoted
 from streamlearn.schema.registry import MAX_SCHEMAS, Reference, SchemaRegistry
 
 FRAME_BYTES: Final = 5
@@ -39,10 +40,28 @@ _BAD_AVRO = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError
 """What fastavro raises on bytes or schemas that are no Avro. UnicodeDecodeError is a ValueError."""
 
 
+def parse_json(text: bytes) -> Any:
+    """Parse JSON. NaN and Infinity, which Python's own module and pandas write, become null.
+
+    Raises:
+        orjson.JSONDecodeError: it is no JSON, or no UTF-8.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in text and b"Infinity" not in text:
+            raise
+        try:  # what orjson would not write, it would not read either: lone surrogates, integers beyond 64 bits
+            return orjson.loads(orjson.dumps(json.loads(text.decode())))
+        except (RecursionError, TypeError, ValueError):
+            pass
+        raise
+
+
 def json_object(value: bytes) -> dict[str, Any]:
     """Parse a JSON object. Raises `not_json`."""
     try:
-        fields = orjson.loads(value)
+        fields = parse_json(value)
     except orjson.JSONDecodeError as error:
         raise RecordError("not_json", f"expected a JSON object: {error}{hint_of_json(value)}") from None
     if not isinstance(fields, dict):
@@ -51,10 +70,12 @@ def json_object(value: bytes) -> dict[str, Any]:
 
 
 def hint_of_json(value: bytes) -> str:
-    """Return a hint for text that is not JSON: a number that JSON does not have, or the frame of a registry."""
-    if value[:1] == b"\0":
-        return '; it starts with a zero byte: set source.*.format = "avro", "json_schema" or "protobuf"'
-    return f"; JSON has no NaN: {FILL_IN}" if b"NaN" in value or b"Infinity" in value else ""
+    """Return a hint for what is not JSON: the frame of a registry."""
+    return (
+        '; it starts with a zero byte: set source.*.format = "avro", "json_schema" or "protobuf"'
+        if value[:1] == b"\0"
+        else ""
+    )
 
 
 def schema_id(value: bytes, reason: str) -> int:

@@ -25,7 +25,7 @@ from streamlearn.log.payload import npy_shape
 from streamlearn.metrics import ServerMetrics
 from streamlearn.records import Array, NewRecord
 from streamlearn.schema.fields import checked_id, unquoted
-from streamlearn.schema.formats import hint_of_json
+from streamlearn.schema.formats import hint_of_json, parse_json
 from streamlearn.schema.paths import Path
 from streamlearn.schema.settings import LabelSource, SampleSource
 from streamlearn.serve.failures import RequestError, from_domain, overloaded
@@ -428,8 +428,8 @@ def _json_of(body: bytes, names: Sequence[str] = ()) -> dict[str, Any]:
     if names:
         raise _invalid("id: of a JSON body, put ids into the body.")
     try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:  # also NaN, lone surrogates, and nesting that would exhaust the stack
+        fields = parse_json(body)
+    except orjson.JSONDecodeError as error:  # also lone surrogates, and nesting that would exhaust the stack
         raise _invalid(f"The body is not JSON: {error}{hint_of_json(body)}.", "not_json") from None
     if not isinstance(fields, dict):
         raise _invalid("The body is JSON, but not an object. GET /docs shows how to send several.", "not_json")

@@ -412,3 +412,29 @@ def test_without_the_extra_avro_is_a_config_error(registry: SchemaRegistry, monk
 
     with pytest.raises(ConfigError, match=r"streamlearn\[registry\]"):
         Avro(registry)
+
+
+class TestNaNInJson:
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+    def test_what_pandas_writes_for_missing_is_null(self, number: str) -> None:
+        """The producer is often not the user's."""
+        assert json_object(b'{"a": %s, "b": "NaN"}' % number.encode()) == {"a": None, "b": "NaN"}
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b'{"a": NaN',
+            b'{"a": nan}',
+            b'{"a": NaN, "b": "\\ud800"}',
+            b'{"a": NaN, "b": "\xff"}',
+            b'{"a": NaN, "b": %s}' % (b"9" * 30),
+            b'{"a": NaN, "b": %s}' % (b"9" * 5000),
+            b'{"a": NaN, "b": ' + b"[" * 100_000,
+        ],
+    )
+    def test_beyond_that_only_json_is_read(self, text: bytes) -> None:
+        """As without NaN."""
+        with pytest.raises(RecordError) as caught:
+            json_object(text)
+
+        assert caught.value.reason == "not_json"

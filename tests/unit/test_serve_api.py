@@ -497,8 +497,6 @@ BAD_PREDICT_BODIES = [
     (b"{", "not_json"),
     (b"[1,2,3,4]", "not_json"),
     (b'"x"', "not_json"),
-    (b'{"x": [NaN, 0, 0, 0]}', "not_json"),
-    (b'{"x": [Infinity, 0, 0, 0]}', "not_json"),
     (b'{"x": [1e39, 0, 0, 0]}', "not_finite"),
     (b'{"x": [1e30, 0, 0, 0]}', "not_finite"),
     (b'{"x": ' + b"[" * 1500 + b"]" * 1500 + b"}", "not_json"),
