@@ -243,7 +243,14 @@ def evaluate(
     limit: LimitOption = None,
     passes: PassesOption = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same curves.")] = 0,
-    rate: Annotated[float, typer.Option(help="Samples per second of simulated time, for delays in seconds.")] = 1000.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Samples per second of the stream. As many steps are taken as a daemon on this machine has time for;"
+            " default: batch.steps. Also for delays in seconds; default: 1000.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and curves.png; default evaluation-DATASET.")
     ] = None,

@@ -20,14 +20,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+import statistics
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from streamlearn import __version__
+from streamlearn.app.build import make_learner
 from streamlearn.app.learner import learn
 from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import Config, load_config
@@ -48,10 +53,14 @@ from streamlearn.lab.held_out import (
 )
 from streamlearn.lab.stream import Counts, Order, Stream, StreamPlan
 from streamlearn.loop.guarding import GuardingReport
+from streamlearn.records import MicroBatch
 
 START_MS = 1_700_000_000_000
 """Event time of the first sample; any fixed time would do."""
 MOST_SAMPLES = 1_000_000_000
+DEFAULT_RATE = 1000.0
+"""Samples per second of event time."""
+_TIMED_STEPS = 30
 _APPEND_RECORDS = 1000
 _OVERHEAD_BYTES = 2048
 """Upper estimate per sample without its payload, with its label, in the log and the sample store."""
@@ -80,8 +89,9 @@ class EvaluationPlan:
     passes: int = 1
     seed: int = 0
     """Of the stream, and of the learner unless its config has a seed."""
-    rate: float = 1000.0
-    """Samples per second of event time, for delays in time. Evaluation does not wait."""
+    rate: float | None = None
+    """Samples per second of event time: for delays in time, and for how many steps this machine has time. Evaluation
+    does not wait. None: `batch.steps` are taken, and delays in time are of 1,000 samples per second."""
 
     def stream(self, dataset: Dataset) -> StreamPlan:
         """The stream of this plan over a data set that fits the schema.
@@ -172,7 +182,10 @@ def evaluate(
         settings = settings_for(config, loaded, plan, folder)
         dataset = loaded.fit(settings.schema_.build())
         stream = plan.stream(dataset)
-        counts = _write(settings, Stream(stream, rate=plan.rate), len(dataset.y) * plan.passes, stopping, progress)
+        events = Stream(stream, rate=DEFAULT_RATE if plan.rate is None else plan.rate)
+        if plan.rate is not None:
+            settings = with_steps_in_time(settings, plan.rate)
+        counts = _write(settings, events, len(dataset.y) * plan.passes, stopping, progress)
         recorder = Recorder(plan.window, lambda samples: progress("learning", samples, counts.samples))
         learn(settings, stopping, until_end=True, on_step=recorder, ask_twin=True)
         loop = recorder.finish()
@@ -220,6 +233,25 @@ def settings_for(config: Config, dataset: Dataset, plan: EvaluationPlan, folder:
     tables["state"] = tables.get("state", {}) | {"dir": folder}
     tables["metrics"] = {"port": 0}
     return load_config(None, overrides=tables, environ={})
+
+
+def with_steps_in_time(config: Config, rate: float) -> Config:
+    """The config with as many steps per micro-batch as a daemon takes on this machine at `rate` samples per second.
+
+    That is learn.cpu_share of the time between two micro-batches, over the time of a step, at most batch.steps.
+    """
+    batch, learner = config.batch, make_learner(config)
+    x = np.zeros((batch.fresh, *learner.spec.shape), config.schema_.dtype)
+    y = np.arange(batch.labelled) % learner.spec.classes
+    rows = MicroBatch(x, batch.fresh, np.resize(x, (batch.labelled, *learner.spec.shape)), y, batch.labelled)
+    times_s = []
+    for _ in range(_TIMED_STEPS):
+        began_s = time.perf_counter()
+        learner.learn(rows)
+        times_s.append(time.perf_counter() - began_s)
+    fitting = config.learn.cpu_share * batch.fresh / rate / statistics.median(times_s)
+    steps = max(1, min(batch.steps, int(fitting)))
+    return config.model_copy(update={"batch": batch.model_copy(update={"steps": steps})})
 
 
 @contextlib.contextmanager

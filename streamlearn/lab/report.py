@@ -177,6 +177,7 @@ def _headline(evaluation: Evaluation) -> str:
     return (
         f"{escape(evaluation.plan.dataset)}: {evaluation.samples} samples, {evaluation.labels} labels ({share:.1f} %),"
         f" {evaluation.counts.labels_pending} not due, {evaluation.steps} steps"
+        f" ({evaluation.config.batch.steps} per micro-batch)"
     )
 
 

@@ -68,6 +68,9 @@ class LearnConfig(Section):
     """All randomness is a function of (seed, step)."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
+    cpu_share: float = Field(0.5, ge=0.01, le=1.0)
+    """Share of its threads' time up to which the learner takes steps without new records. New records are always
+    learned at once."""
     threads: int = Field(0, ge=0, le=1024)
     """Intra-op CPU threads of the learner. 0: one for the networks mlp and table, else torch's own choice. A bit-equal
     restart needs the same number."""

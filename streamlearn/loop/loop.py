@@ -42,6 +42,7 @@ from streamlearn.ledger.request_writer import RequestWriter
 from streamlearn.log.feed import Feed
 from streamlearn.loop.accounts import Accounts, accounts_of, accounts_of_predictions
 from streamlearn.loop.assembler import BatchAssembler
+from streamlearn.loop.further_steps import FurtherSteps
 from streamlearn.loop.guarding import Guarding
 from streamlearn.loop.interval import Interval
 from streamlearn.loop.learned_offsets import LearnedOffsets
@@ -60,6 +61,8 @@ from streamlearn.state.settings import StateConfig
 _log = structlog.get_logger(__name__)
 WAITING_PER_ROW = 8
 """A micro-batch grows while this many times as many samples wait."""
+_TURN_S = 0.05
+"""How long the loop waits for records before it looks at its other duties."""
 _JOURNAL_CROWDED = 0.5
 """Load of the journal from which the next checkpoint is saved at once. From 1 on, steps wait while one is saved."""
 
@@ -114,8 +117,8 @@ class TrainingLoop:
         )
         self._watermark = Watermark()
         self._learned = LearnedOffsets(self.batcher.next_offsets)
-        self._further = 0
-        """Steps without records that may still follow the last micro-batch. It counts steps, so a replay ends alike."""
+        share = self.learner.config.cpu_share
+        self._further = FurtherSteps(self.batch.steps, fresh=self.batch.fresh, cpu_share=share)
         now_s, step = self.clock(), self.learner.step
         self._publishing = Interval(self.state.publish_every_s, now_s, step)
         self._flushing = Interval(self.state.publish_every_s, now_s, step)
@@ -143,7 +146,7 @@ class TrainingLoop:
 
     def run(self, stopping: threading.Event, *, until_end: bool = False) -> None:
         """Learn until `stopping` is set or, with `until_end`, until everything in the log is learned."""
-        self._further = min(self._further, self.batch.steps - 1)  # the replayed steps may be of other settings
+        self._further.start(self.clock())
         while not stopping.is_set():
             if self.journal.load >= 1.0 and self.saver.busy:
                 self._wait_for_save(stopping)
@@ -157,12 +160,14 @@ class TrainingLoop:
             if draft is None:
                 if until_end and self._read_all():
                     return
+                further_s = self._further.wait_s(self.clock())
                 with self._timed("wait"):
-                    self.feed.wait(0.05)
+                    self.feed.wait(_TURN_S if further_s is None else min(_TURN_S, further_s))
 
     def step(self, draft: Draft, *, journaled: bool) -> None:
         """Take one step: the numbered sentences at the top of this file, up to 6."""
-        phases, items, t = Phases(self.clock), draft.in_order(), self.learner.step + 1
+        began_s, phases = self.clock(), Phases(self.clock)
+        items, t = draft.in_order(), self.learner.step + 1
         bad = [item for item in items if isinstance(item, BadRecord)]
         if not journaled:
             self.log.dead_letter(bad)
@@ -196,7 +201,8 @@ class TrainingLoop:
         self.ledger.trained(batch.trained_ids)
         self.ledger.end()
         self._learned.step_done(draft.next_offsets, rows_added=self.replay.added, rows_drawn=self.replay.drawn_below)
-        self._further = self.batch.steps - 1 if items else max(0, self._further - 1)
+        labels = sum(isinstance(item, Label) for item in items)
+        self._further.step_done(len(items) - labels, labels, began_s=began_s, now_s=self._stepped_at_s)
         phases.end("ledger")
 
         topics = self.batcher.sample_topics
@@ -219,7 +225,7 @@ class TrainingLoop:
         Further steps have no records, and are taken only if no micro-batch can be closed. With `until_end` all those of
         each micro-batch are taken, and no batch grows, so that the result does not depend on time.
         """
-        if until_end and self._further:
+        if until_end and self._further.any:
             return self.batcher.nothing()
         most, most_labelled = self._most_rows(may_grow=not until_end)
         draft = self.batcher.fill(
@@ -227,7 +233,7 @@ class TrainingLoop:
         )
         if draft is None and self._step_due(until_end=until_end):
             draft = self.batcher.close()
-        if draft is None and self._further and not until_end:
+        if draft is None and not until_end and self._further.wait_s(self.clock()) == 0.0:
             draft = self.batcher.nothing()
         return draft
 
@@ -383,7 +389,7 @@ class TrainingLoop:
             "accounts": self.accounts.as_dict(),
             **self._watermark.as_json(),
             "learned_offsets": self._learned.as_json(),
-            "further_steps": self._further,
+            "further_steps": self._further.allowed,
             "identity": self.identity,
         }
 
@@ -402,7 +408,7 @@ class TrainingLoop:
         self.accounts = Accounts(**extra["accounts"])
         self._watermark.load(extra)
         self._learned.load(extra["learned_offsets"])
-        self._further = extra.get("further_steps", 0)  # the first version had none
+        self._further.allow(extra.get("further_steps", 0))  # the first version had none
         assert self.learner.step == step, (self.learner.step, step)
         if self.learner.served >= len(self.election.candidates):
             self.learner.serve(0)  # it was elected under other settings

@@ -18,8 +18,8 @@ class BatchConfig(Section):
     step costs little more with more rows; `fresh` for others."""
     labelled: int = Field(32, ge=1, le=65_536)
     """Labelled rows of a micro-batch: new labels first, then rows of the replay buffer."""
-    steps: int = Field(4, ge=1, le=1000)
-    """Steps per micro-batch. All but the first have no new records: they repeat labelled and recent samples, and are
-    skipped while another full micro-batch waits."""
+    steps: int = Field(32, ge=1, le=1000)
+    """Steps per `fresh` samples, or per four labels, as far as the time allows: see learn.cpu_share. All but the first
+    have no new records: they repeat labelled and recent samples. New records are learned first, always."""
     max_age_s: float = Field(0.5, ge=0.001, le=3600.0)
     """A micro-batch that is not full is closed this long after its first record."""

@@ -18,7 +18,7 @@ from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate, setti
 
 
 def config_of(**overrides: Any) -> Config:
-    return load_config(environ={}, overrides={"learn.threads": 1, "batch.fresh": 10, **overrides})
+    return load_config(environ={}, overrides={"learn.threads": 1, "batch.fresh": 10, "batch.steps": 4, **overrides})
 
 
 def evaluated(*, settings: dict[str, Any] | None = None, keep_state: Path | None = None, **changes: Any) -> Evaluation:
@@ -52,6 +52,14 @@ class TestReproducible:
         first, second = evaluated(**plan), evaluated(**plan)
 
         assert first.as_json() == second.as_json()
+
+    @pytest.mark.parametrize(("rate", "expected"), [(1e9, 1), (0.001, 4)])
+    def test_a_rate_decides_how_many_steps_fit(self, rate: float, expected: int) -> None:
+        """As many as there is time for on this machine: at least one, at most `batch.steps`."""
+        found = evaluated(rate=rate)
+
+        assert found.config.batch.steps == expected
+        assert found.steps >= expected * 20
 
     def test_another_seed_gives_other_curves(self) -> None:
         """The seed determines order and labels."""
