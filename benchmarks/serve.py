@@ -1,16 +1,26 @@
-"""Measures the latency of `/predict` for one 28 x 28 image relative to the server's no-op route, with 1 and 16 clients.
+"""Measures the answers of a server: rate and latency of `/predict` for one 28 x 28 image, against rivals.
 
-A server process serves a published convnet. The clients are threads with keep-alive connections in this process, on
-the same cores. `/health/live` measures the cost of HTTP in the same run. Then the same in alternating rounds, while
-another process saves checkpoints continuously and publishes a new teacher five times a second.
+One server process serves a published convnet, with one thread of torch. The client is wrk, on the same cores. Rivals
+answer with the same network in the same run, each in a process of its own with one thread of torch:
 
-Run: python benchmarks/serve.py [--quick]. The last line is JSON.
+    no-op       the server's own /health/live: what HTTP costs
+    bare ASGI   uvicorn and thirty lines: bytes to a tensor, the network, probabilities as JSON
+    LitServe    `LitServer` with its default of one worker, JSON in and out
+
+Then `/predict` with one connection while another process saves checkpoints continuously and publishes a new teacher
+five times a second, in alternating rounds; and at half of the highest rate.
+
+Run: python benchmarks/serve.py [--quick]. It needs wrk (Debian: apt-get install wrk). The last line is JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +28,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,38 +43,70 @@ from streamlearn.state.checkpoint import Checkpoint, save_checkpoint
 from streamlearn.state.paths import StatePaths
 from streamlearn.state.publish import Publisher
 
-IMAGE = np.random.default_rng(0).integers(0, 256, (1, 28, 28), dtype=np.uint8).tobytes()
+PIXELS = np.random.default_rng(0).integers(0, 256, (1, 28, 28), dtype=np.uint8)
+RAW, JSON = "application/octet-stream", "application/json"
+SCRIPT = """
+wrk.method = "{method}"
+wrk.headers["content-type"] = "{content_type}"
+local file = io.open("{body}", "rb")
+wrk.body = file and file:read("*all") or nil
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format('{{"p50": %d, "p99": %d, "max": %d, "requests": %d, "us": %d, "errors": %d}}\\n',
+    latency:percentile(50), latency:percentile(99), latency.max, summary.requests, summary.duration,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+end
+"""
+"""Of wrk; its times are in microseconds."""
 
 
-def ask(port: int, count: int, route: str, took_s: list[float]) -> None:
-    """Send `count` requests on one connection; append the duration of each."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    headers = {"content-type": "application/octet-stream"}
-    for _ in range(count):
-        started = time.perf_counter()
-        if route == "/predict":
-            connection.request("POST", route, body=IMAGE, headers=headers)
-        else:
-            connection.request("GET", route)
-        with connection.getresponse() as reply:
-            reply.read()
-            assert reply.status == 200, reply.status
-        took_s.append(time.perf_counter() - started)
-    connection.close()
+class Answers(NamedTuple):
+    """What wrk measured."""
+
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    per_s: float
 
 
-def latencies_ms(port: int, route: str, *, clients: int, requests: int) -> tuple[float, float, float]:
-    """p50 and p99 in milliseconds, and requests per second."""
+def load(port: int, route: str, *, connections: int, seconds: float, body: bytes = b"", kind: str = RAW) -> Answers:
+    """Send requests without pause on that many connections."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, script = Path(folder) / "body", Path(folder) / "script.lua"
+        path.write_bytes(body)
+        script.write_text(SCRIPT.format(method="POST" if body else "GET", content_type=kind, body=path))
+        url = f"http://127.0.0.1:{port}{route}"
+        given = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", str(script), url]
+        done = subprocess.run(given, check=True, capture_output=True, text=True)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    assert found["errors"] == 0, found
+    return Answers(
+        found["p50"] / 1000, found["p99"] / 1000, found["max"] / 1000, round(found["requests"] / found["us"] * 1e6, 1)
+    )
+
+
+def paced(port: int, per_s: float, seconds: float) -> float:
+    """p99 in ms at a fixed rate on 8 connections, from the time at which a request was due."""
     took_s: list[float] = []
-    threads = [threading.Thread(target=ask, args=(port, requests // clients, route, took_s)) for _ in range(clients)]
-    started = time.perf_counter()
+    began_s = time.perf_counter() + 0.1
+
+    def ask(first: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for n in range(first, int(per_s * seconds), 8):
+            due_s = began_s + n / per_s
+            time.sleep(max(0.0, due_s - time.perf_counter()))
+            connection.request("POST", "/predict", body=PIXELS.tobytes(), headers={"content-type": RAW})
+            with connection.getresponse() as reply:
+                reply.read()
+            took_s.append(time.perf_counter() - due_s)
+        connection.close()
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    rate = len(took_s) / (time.perf_counter() - started)
-    p50, p99 = np.percentile(took_s, [50, 99]) * 1000
-    return round(float(p50), 3), round(float(p99), 3), round(rate)
+    return float(np.percentile(took_s, 99)) * 1000
 
 
 PUBLISHED_EVERY_S = 0.2
@@ -113,49 +156,137 @@ def saving_and_publishing(path: Path) -> Iterator[None]:
             process.kill()
 
 
-def while_saving(path: Path, port: int, requests: int) -> dict[str, float]:
-    """p99 of /predict with one client, in alternating rounds with and without saves and publications."""
+def rival(kind: str, path: Path, port: int) -> None:
+    """Serve the network by uvicorn alone, or by LitServe, until killed."""
+    torch.set_num_threads(1)
+    spec = model_spec(load_config(path))
+    net = build(spec, seed=0).eval()
+    if kind == "litserve":
+        import litserve  # noqa: PLC0415 - only this rival needs it
+
+        class Api(litserve.LitAPI):  # type: ignore[misc]
+            def setup(self, device: str) -> None:
+                torch.set_num_threads(1)
+
+            def decode_request(self, request: dict[str, Any]) -> torch.Tensor:
+                return torch.tensor(request["x"], dtype=torch.uint8)
+
+            @torch.inference_mode()
+            def predict(self, x: torch.Tensor) -> torch.Tensor:
+                return net(x[None])[0].softmax(0)
+
+            def encode_response(self, output: torch.Tensor) -> dict[str, Any]:
+                return {"class": int(output.argmax()), "probabilities": output.tolist()}
+
+        server = litserve.LitServer(Api(), accelerator="cpu")
+        server.run(port=port, host="127.0.0.1", log_level="error", generate_client_file=False)
+        return
+    import uvicorn  # noqa: PLC0415
+
+    @torch.inference_mode()
+    def answer(body: bytes) -> bytes:
+        x = torch.frombuffer(bytearray(body), dtype=torch.uint8).view(1, *spec.shape)
+        probabilities = net(x)[0].softmax(0)
+        return json.dumps({"class": int(probabilities.argmax()), "probabilities": probabilities.tolist()}).encode()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        content = answer(body) if body else b"{}"
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
+
+
+@contextlib.contextmanager
+def serving(kind: str, path: Path, live: str) -> Iterator[int]:
+    """Run a rival in its own process; its port, once the route `live` answers."""
+    port = free_port("127.0.0.1")
+    with subprocess.Popen(
+        [sys.executable, __file__, "--rival", kind, str(path), str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            wait_ready(f"http://127.0.0.1:{port}{live}", 120.0)
+            yield port
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def while_saving(port: int, path: Path, seconds: float) -> tuple[float, float]:
+    """p99 in ms of /predict with one connection, in alternating rounds without and with saves and publications."""
     rounds: dict[bool, list[float]] = {False: [], True: []}
     for saving in (False, True, False, True):
         with saving_and_publishing(path) if saving else contextlib.nullcontext():
-            _, p99, rate = latencies_ms(port, "/predict", clients=1, requests=requests)
-        rounds[saving].append(p99)
-        tell(f"/predict, one client, {'saving and publishing' if saving else 'alone'}: p99 {p99} ms, {rate} a second")
-    alone, beside = (float(np.mean(rounds[saving])) for saving in (False, True))
-    return {"p99_alone_ms": alone, "p99_saving_ms": beside}
+            found = load(port, "/predict", connections=1, seconds=seconds, body=PIXELS.tobytes())
+        rounds[saving].append(found.p99_ms)
+    return float(np.mean(rounds[False])), float(np.mean(rounds[True]))
 
 
-def main() -> None:
-    """Print latencies, and their ratios to the no-op route and to the p99 without saves."""
+def main() -> int:
+    """Print rates and latencies, and their ratios."""
     if "--save" in sys.argv:
         save_and_publish(Path(sys.argv[-1]))
-    requests = 800 if arguments(__doc__ or "").quick else 6_400
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
+    if "--rival" in sys.argv:
+        kind, path, port = sys.argv[-3:]
+        rival(kind, Path(path), int(port))
+        return 0
+    seconds = 2.0 if arguments(__doc__ or "").quick else 15.0
+    if shutil.which("wrk") is None:
+        tell("this benchmark needs wrk: apt-get install wrk")
+        return 2
+    raw, json_body = PIXELS.tobytes(), json.dumps({"x": PIXELS.tolist()}).encode()
+    sides: dict[str, Answers] = {}
+
+    def measure(name: str, port: int, route: str, *, connections: int = 16, body: bytes = b"", kind: str = RAW) -> None:
+        load(port, route, connections=connections, seconds=1, body=body, kind=kind)
+        sides[name] = load(port, route, connections=connections, seconds=seconds, body=body, kind=kind)
+        tell(f"{name}: {sides[name]}")
+
+    with tempfile.TemporaryDirectory() as folder:
         port = free_port("127.0.0.1")
-        path = write_config(Path(name) / "streamlearn.toml", kind="embedded", port=port)
+        path = write_config(Path(folder) / "streamlearn.toml", kind="embedded", port=port, processes=1)
         publisher, weights, header = make_publisher(path)
         publisher.publish(1, weights, header)
-        with running("serve", "--config", path, output=Path(name) / "server.log"):
+        with running("serve", "--config", path, output=Path(folder) / "server.log"):
             wait_ready(f"http://127.0.0.1:{port}/health/ready?require_learner=false", 300.0)
-            found = {}
-            for clients in (1, 16):
-                for route in ("/health/live", "/predict"):
-                    latencies_ms(port, route, clients=clients, requests=160)
-                    found[route, clients] = latencies_ms(port, route, clients=clients, requests=requests)
-                    tell(f"{route} with {clients} clients: p50, p99 in ms and requests/s: {found[route, clients]}")
-            beside = while_saving(path, port, requests)
+            measure("no-op, 1", port, "/health/live", connections=1)
+            measure("raw, 1", port, "/predict", connections=1, body=raw)
+            measure("no-op, 16", port, "/health/live")
+            measure("raw, 16", port, "/predict", body=raw)
+            measure("json, 16", port, "/predict", body=json_body, kind=JSON)
+            half_p99_ms = paced(port, sides["raw, 16"].per_s / 2, seconds)
+            alone_ms, saving_ms = while_saving(port, path, seconds)
+        with serving("asgi", path, "/") as other:
+            measure("bare ASGI, raw, 16", other, "/predict", body=raw)
+        with serving("litserve", path, "/health") as other:
+            measure("LitServe, json, 16", other, "/predict", body=json_body, kind=JSON)
+    of_16 = sides["raw, 16"]
     figures(
-        predict_p50_ms=found["/predict", 1][0],
-        predict_p99_ms=found["/predict", 1][1],
-        predict_p50_ms_16=found["/predict", 16][0],
-        predict_p99_ms_16=found["/predict", 16][1],
-        predict_over_noop_p50=round(found["/predict", 1][0] / found["/health/live", 1][0], 2),
-        predict_over_noop_rate_16=round(found["/predict", 16][2] / found["/health/live", 16][2], 2),
-        predict_p99_ms_saving=round(beside["p99_saving_ms"], 3),
-        predict_p99_saving_over_alone=round(beside["p99_saving_ms"] / beside["p99_alone_ms"], 2),
+        p99_over_p50_16=round(of_16.p99_ms / of_16.p50_ms, 2),
+        max_over_p50_16=round(of_16.max_ms / of_16.p50_ms, 2),
+        json_over_litserve=round(sides["json, 16"].per_s / sides["LitServe, json, 16"].per_s, 2),
+        raw_over_bare_asgi=round(of_16.per_s / sides["bare ASGI, raw, 16"].per_s, 2),
+        p99_ms_at_half_rate=round(half_p99_ms, 2),
+        predict_over_noop_p50=round(sides["raw, 1"].p50_ms / sides["no-op, 1"].p50_ms, 2),
+        p99_saving_over_alone=round(saving_ms / alone_ms, 2),
+        p50_ms_1=sides["raw, 1"].p50_ms,
+        p99_ms_1=sides["raw, 1"].p99_ms,
+        p50_ms_16=of_16.p50_ms,
+        p99_ms_16=of_16.p99_ms,
+        per_s_16=of_16.per_s,
+        json_per_s_16=sides["json, 16"].per_s,
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
