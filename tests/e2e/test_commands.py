@@ -304,7 +304,7 @@ class TestLearn:
 class TestRun:
     def test_children_of_a_killed_supervisor_exit(self, tmp_path: Path) -> None:
         """No process holds the port or the lock."""
-        process = start("run", "--config", write_config(tmp_path), output=tmp_path / "run.log")
+        process = start("run", "--config", write_config(tmp_path), output=tmp_path / "run.log", fork_children=False)
         try:
             until(lambda: heartbeat(tmp_path).get("state") == "learning", "a learner")
             assert len(processes_naming(tmp_path)) == 2, (
@@ -358,7 +358,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     (done.folder / "streamlearn.toml").write_text(OF_A_DEMO)
     (done.folder / "of-an-earlier-demo").write_text("")
     began_s = time.monotonic()
-    process = start("demo", "--for", f"{DEMO_S}s", "--port", 0, "--state", done.folder, output=said)
+    process = start(
+        "demo", "--for", f"{DEMO_S}s", "--port", 0, "--state", done.folder, output=said, fork_children=False
+    )
     try:
         until(lambda: "/metrics | grep" in said.read_text() or process.poll() is not None, "curl lines", DEMO_S)
         done.url = re.findall(r"http://127\.0\.0\.1:\d+", said.read_text())[0]
