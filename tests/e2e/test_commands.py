@@ -32,7 +32,7 @@ from streamlearn import __version__
 from streamlearn.cli import app, main
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError, LogUnavailableError
-from streamlearn.lab.broker import java_command, speaks_kafka
+from streamlearn.lab.broker import SHORT_LIVED, java_command, speaks_kafka
 from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir
 
@@ -488,7 +488,9 @@ def local_kafka(kafka_broker: str, tmp_path_factory: pytest.TempPathFactory) -> 
         pytest.skip(f"NO KAFKA can be started here: {error}")
     folder = tmp_path_factory.mktemp("local-kafka")
     said = folder / "said.txt"
-    process = start("kafka", "--port", 0, "--dir", folder / "kafka-data", output=said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JDK_JAVA_OPTIONS", " ".join(SHORT_LIVED))
+        process = start("kafka", "--port", 0, "--dir", folder / "kafka-data", output=said)
     try:
         until(lambda: "listens on" in said.read_text() or process.poll() is not None, "Kafka to listen", 90.0)
         (address,) = re.findall(r"listens on (\S+:\d+)", said.read_text())

@@ -182,7 +182,8 @@ def test_run_broker_stops_cleanly_on_ctrl_c(tmp_path: Path) -> None:
         "run_broker(Path(sys.argv[1]), port=0, say=lambda line: print(line, flush=True))\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "kafka")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environ = {**os.environ, "JDK_JAVA_OPTIONS": " ".join(SHORT_LIVED)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
         assert process.stdout is not None
         listening = wait_for_line(process.stdout.readline, "listens on")
         address = listening.split("listens on ")[1].split(",")[0]
