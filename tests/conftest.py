@@ -33,23 +33,29 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 settings.register_profile("streamlearn", deadline=None)
 settings.load_profile("streamlearn")
 
+PARENT = os.getppid()
 SKIPS_FORBIDDEN = os.environ.get("STREAMLEARN_FORBID_SKIPS") == "1"
 GOOD = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 NO_BROKER = "NO KAFKA: its tests did not run: "
 
 
 @pytest.fixture(scope="session")
-def kafka_broker(request: pytest.FixtureRequest) -> str:
+def kafka_broker(request: pytest.FixtureRequest) -> Iterator[str]:
     """`host:port` of a real Apache Kafka; all processes of the session share it, so topics need names of their own."""
     given = os.environ.get("STREAMLEARN_TEST_KAFKA")
     if given:
-        return given
+        yield given
+        return
+    broker = SharedBroker(session_folder(request.config))
     try:
-        return SharedBroker(session_folder(request.config)).address()
+        address = broker.address()
     except (ConfigError, LogUnavailableError) as error:
         if SKIPS_FORBIDDEN:
             pytest.fail(f"no Kafka to test against, and skips are forbidden: {error}")
         pytest.skip(f"{NO_BROKER}{error}")
+    yield address
+    if os.getppid() != PARENT:  # the process that would stop it was killed
+        broker.end()
 
 
 def session_folder(config: pytest.Config) -> Path:
