@@ -8,8 +8,11 @@ id, a user or an error text. An update costs about a microsecond: once a micro-b
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field
+from socketserver import ThreadingMixIn
 from typing import Literal, TypeVar
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,7 +22,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
-    start_http_server,
+    make_wsgi_app,
 )
 
 from streamlearn.errors import REASONS
@@ -328,6 +331,18 @@ class ServerMetrics(TeacherMetrics):
         self.set("scrape_failed", failed, target)
 
 
+_CLOSE_WITHIN_S = 0.05
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Log no request."""
+
+
 class MetricsServer:
     """An HTTP server of one registry on loopback, in a daemon thread.
 
@@ -337,8 +352,11 @@ class MetricsServer:
 
     def __init__(self, registry: CollectorRegistry, port: int) -> None:
         """For port 0 a free one is taken."""
-        self._server, self._thread = start_http_server(port, "127.0.0.1", registry)
+        self._server = make_server("127.0.0.1", port, make_wsgi_app(registry), _ThreadingServer, _SilentHandler)
         self.port = int(self._server.server_address[1])
+        # With prometheus_client's own server a process would wait for half a second at its end.
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_CLOSE_WITHIN_S,), daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stop, and release the port."""

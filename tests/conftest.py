@@ -1,6 +1,6 @@
 """Fixtures that many tests share, and the rule that a skipped test can be made a failure.
 
-STREAMLEARN_TEST_KAFKA=host:port names a broker to test against; without it each process of the session starts one.
+STREAMLEARN_TEST_KAFKA=host:port names a broker to test against; without it the processes of the session share one.
 STREAMLEARN_FORBID_SKIPS=1 fails the session when anything was skipped, and a test whose broker could not be had.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import structlog
 from harness.fakes import ManualClock
+from harness.shared_broker import SharedBroker
 from hypothesis import settings
 
 from streamlearn.errors import ConfigError, LogUnavailableError
-from streamlearn.lab.broker import Broker
 
 with warnings.catch_warnings():
     # on Python 3.11 and 3.12 kafka-python reads its schemas, when it is imported, by a call that is deprecated there
@@ -33,29 +33,35 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 settings.register_profile("streamlearn", deadline=None)
 settings.load_profile("streamlearn")
 
+PARENT = os.getppid()
 SKIPS_FORBIDDEN = os.environ.get("STREAMLEARN_FORBID_SKIPS") == "1"
 GOOD = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
 NO_BROKER = "NO KAFKA: its tests did not run: "
 
 
 @pytest.fixture(scope="session")
-def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`host:port` of a real Apache Kafka; tests of one session share it, so their topics need names of their own."""
+def kafka_broker(request: pytest.FixtureRequest) -> Iterator[str]:
+    """`host:port` of a real Apache Kafka; all processes of the session share it, so topics need names of their own."""
     given = os.environ.get("STREAMLEARN_TEST_KAFKA")
     if given:
         yield given
         return
-    broker = Broker(tmp_path_factory.mktemp("kafka"))
+    broker = SharedBroker(session_folder(request.config))
     try:
-        broker.start()
+        address = broker.address()
     except (ConfigError, LogUnavailableError) as error:
         if SKIPS_FORBIDDEN:
             pytest.fail(f"no Kafka to test against, and skips are forbidden: {error}")
         pytest.skip(f"{NO_BROKER}{error}")
-    try:
-        yield broker.bootstrap_servers
-    finally:
-        broker.stop()
+    yield address
+    if os.getppid() != PARENT:  # the process that would stop it was killed
+        broker.end()
+
+
+def session_folder(config: pytest.Config) -> Path:
+    """The temporary folder of the session; those of the processes of pytest-xdist are inside."""
+    own: Path = config._tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(config, "workerinput") else own
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +129,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Listen where all reports come together."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Skips())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the broker, once all processes of the session have ended, whatever their tests did."""
+    if not hasattr(config, "workerinput"):
+        SharedBroker(session_folder(config)).end()

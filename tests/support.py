@@ -127,9 +127,11 @@ def command(*arguments: object) -> list[str]:
 class Forked:
     """A streamlearn process of the fork server, with those methods of `Popen` that tests use."""
 
-    def __init__(self, arguments: Sequence[object], output: Path, errors: Path | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[object], output: Path, errors: Path | None = None, *, fork_children: bool = True
+    ) -> None:
         output.touch()
-        self.pid = forks().start([*map(str, arguments)], output, os.environ, errors=errors)
+        self.pid = forks().start([*map(str, arguments)], output, os.environ, errors=errors, fork_children=fork_children)
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while the process lives."""
@@ -160,9 +162,9 @@ def forks() -> ForkServer:
     return server
 
 
-def start(*arguments: object, output: Path) -> Forked:
-    """A streamlearn process whose output goes to a file."""
-    return Forked(arguments, output)
+def start(*arguments: object, output: Path, fork_children: bool = True) -> Forked:
+    """A streamlearn process whose output goes to a file. `fork_children`: see `ForkServer.start`."""
+    return Forked(arguments, output, fork_children=fork_children)
 
 
 def finish(*arguments: object, timeout_s: float = 90.0) -> str:

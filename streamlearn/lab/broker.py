@@ -157,6 +157,11 @@ class Broker:
         return self._data_dir / "broker.log"
 
     @property
+    def pid(self) -> int | None:
+        """Process id, also the id of its process group; None before the start and after the end."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
@@ -279,7 +284,7 @@ class Broker:
         cluster_id = self._member.cluster_id if self._member else new_cluster_id()
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", f"--config={self._settings_path}"]
         done = subprocess.run(  # noqa: S603 - the command is built here
-            [*java, *tool], capture_output=True, timeout=FORMAT_TIMEOUT_S, check=False
+            [java[0], *SHORT_LIVED, *java[1:], *tool], capture_output=True, timeout=FORMAT_TIMEOUT_S, check=False
         )
         if done.returncode != 0:
             output = (done.stdout + done.stderr).decode(errors="replace").strip()

@@ -643,4 +643,4 @@ def values_in(log: Log, topic: str, count: int) -> list[bytes | None]:
     """What readers of a topic see once `count` records are there; its records have one key."""
     with closing(log.reader(all_of(topic))) as reader:
         records = take(reader, all_of(topic), count)
-        return [record.value for record in (*records, *reader.poll(list(all_of(topic)), 100, 1.0))]
+        return [record.value for record in (*records, *reader.poll(list(all_of(topic)), 100, 0.3))]

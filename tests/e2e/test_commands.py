@@ -32,7 +32,7 @@ from streamlearn import __version__
 from streamlearn.cli import app, main
 from streamlearn.config import load_config
 from streamlearn.errors import ConfigError, LogUnavailableError
-from streamlearn.lab.broker import java_command, speaks_kafka
+from streamlearn.lab.broker import SHORT_LIVED, java_command, speaks_kafka
 from streamlearn.state.paths import StatePaths, state_lock
 from streamlearn.state.publish import PublishedDir
 
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 WITH_SUBCOMMANDS = {**COMMANDS, **{f"models {name}": command for name, command in COMMANDS["models"].commands.items()}}
-DEMO_S = 30
+DEMO_S = 20
 OF_A_DEMO = "# Written by `streamlearn demo`. Every setting there is: deploy/streamlearn.example.toml\n"
 
 HERE, OWN_TOPIC = "tests/e2e/test_commands.py", "tests/e2e/test_own_topic.py"
@@ -307,14 +307,12 @@ class TestRun:
         process = start("run", "--config", write_config(tmp_path), output=tmp_path / "run.log")
         try:
             until(lambda: heartbeat(tmp_path).get("state") == "learning", "a learner")
-            assert len(processes_naming(tmp_path)) == 2, (
-                "learner and server; the supervisor is a fork without its arguments"
-            )
+            assert len(processes_using(tmp_path)) == 3, "supervisor, learner and server"
         finally:
             process.kill()
             process.wait(10)
 
-        until(lambda: processes_naming(tmp_path) == [], "its children to end", 15.0)
+        until(lambda: not processes_using(tmp_path), "its children to end", 15.0)
 
 
 @dataclass
@@ -330,20 +328,21 @@ class Demo:
     """Exit status and output of each curl command of the README."""
     label: Any = None
     """The state of the label that one of them posted."""
-    left: list[int] = field(default_factory=list)
-    """Processes with its folder in their arguments after its end."""
+    left: set[int] = field(default_factory=set)
+    """Processes that use its folder after its end."""
 
     def events(self) -> list[str]:
         """Log lines of all processes. Several write to one file, so lines may be interleaved."""
         return re.findall(r'"event": "(\w+)"', (self.folder / "processes.log").read_text())
 
 
-def processes_naming(folder: Path) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def processes_using(folder: Path) -> set[int]:
+    """Processes that have a file in the folder open, such as their output."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
-            if str(folder).encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            if link.readlink().is_relative_to(folder):
+                found.add(int(link.parts[2]))
         except OSError:
             continue  # it has ended meanwhile
     return found
@@ -351,7 +350,7 @@ def processes_naming(folder: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """`streamlearn demo --for 30s --port 0` in the folder of an earlier one, and the README's curl commands."""
+    """`streamlearn demo --for 20s --port 0` in the folder of an earlier one, and the README's curl commands."""
     top = tmp_path_factory.mktemp("demo")
     done, said = Demo(top / "state"), top / "said.txt"
     done.folder.mkdir()
@@ -378,7 +377,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
             process.kill()
             process.wait(10)
         done.took_s = time.monotonic() - began_s
-    done.left = processes_naming(done.folder)
+    done.left = processes_using(done.folder)
     done.output = said.read_text()
     return done
 
@@ -395,7 +394,7 @@ def test_the_demo_learns_serves_and_ends_cleanly(demo: Demo) -> None:
     assert float(last_accuracy) > 20.0, "percent; one in ten by chance"
     assert "Stopped cleanly. To resume: streamlearn run --config" in demo.output
     assert "Traceback" not in demo.output + (demo.folder / "processes.log").read_text()
-    assert demo.left == []
+    assert demo.left == set()
 
 
 def test_every_process_of_the_demo_stops_cleanly(demo: Demo) -> None:
@@ -489,7 +488,9 @@ def local_kafka(kafka_broker: str, tmp_path_factory: pytest.TempPathFactory) -> 
         pytest.skip(f"NO KAFKA can be started here: {error}")
     folder = tmp_path_factory.mktemp("local-kafka")
     said = folder / "said.txt"
-    process = start("kafka", "--port", 0, "--dir", folder / "kafka-data", output=said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JDK_JAVA_OPTIONS", " ".join(SHORT_LIVED))
+        process = start("kafka", "--port", 0, "--dir", folder / "kafka-data", output=said)
     try:
         until(lambda: "listens on" in said.read_text() or process.poll() is not None, "Kafka to listen", 90.0)
         (address,) = re.findall(r"listens on (\S+:\d+)", said.read_text())

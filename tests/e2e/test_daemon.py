@@ -172,7 +172,7 @@ def test_a_server_starts_and_predicts_without_the_log(tmp_path: Path) -> None:
     finish("simulate", "digits", "--limit", 64, "--label-share", 0, "--config", here)
     finish("learn", "--until-end", "--config", here)
     shutil.copytree(tmp_path / "here" / "state", tmp_path / "state")
-    server = start("serve", "--config", unreachable, output=tmp_path / "server.log")
+    server = start("serve", "--config", unreachable, "-s", "serve.timeout_s=1", output=tmp_path / "server.log")
     try:
         url = f"http://127.0.0.1:{port}"
         until(lambda: reachable(url), "a server", 60.0)

@@ -22,7 +22,7 @@ from streamlearn.state.status import read_status
 @pytest.mark.timeout(600)
 def test_every_sample_is_answered_once_while_everything_is_killed(tmp_path: Path) -> None:
     """As a foreign client reads it: all ids, none twice, each with the version of a published teacher."""
-    report = run(tmp_path, ["scorer", "broker", "learner"], seconds=12.0, rate=100.0)
+    report = run(tmp_path, ["scorer", "broker", "learner"], seconds=12.0, rate=100.0, short=True)
 
     assert (report.lost, report.duplicates, report.without_version, report.foreign) == (0, 0, 0, 0)
     assert sum(report.kills.values()) == 3

@@ -4,6 +4,9 @@ A learner imports torch for seconds, which would take nearly all of a soak. A fo
 own id and files, killed by real signals; only the import is skipped (`startups` covers it). The server must have no
 threads, so it never runs a step itself.
 
+A supervisor (`streamlearn run`) forks its own children too, unless it is asked not to. Then they are started with the
+command line, as a user's are.
+
 Protocol: one JSON object per line on stdin and stdout. {"start": arguments, "output": path, "environ": {…}} returns
 {"pid": n}; {"poll": pid} returns {"code": exit code as in `subprocess`, or null}. At the end of stdin all children are
 killed.
@@ -19,8 +22,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,10 +78,12 @@ class ForkServer:
         environ: Mapping[str, str] | None = None,
         *,
         errors: Path | None = None,
+        fork_children: bool = True,
     ) -> int:
         """Start `streamlearn ARGUMENTS`, or the producer; return its pid.
 
-        `output` receives stdout, and stderr too where no file is given for `errors`.
+        `output` receives stdout, and stderr too where no file is given for `errors`. `fork_children`: those of a
+        supervisor are forks as well.
         """
         order = {
             "start": list(arguments),
@@ -85,6 +91,7 @@ class ForkServer:
             "errors": str(errors or output),
             "environ": dict(environ or {}),
             "folder": str(Path.cwd()),
+            "fork_children": fork_children,
         }
         return int(self._ask(order)["pid"])
 
@@ -140,12 +147,17 @@ def _poll(codes: dict[int, int | None], pid: int) -> int | None:
 
 def _fork(order: Mapping[str, Any]) -> int:
     parent = os.getpid()
+    return _fork_into(lambda: _become(order, parent))
+
+
+def _fork_into(become: Callable[[], None]) -> int:
+    """Fork; the child runs `become` and exits. Returns the pid of the child."""
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
-        _become(order, parent)
+        become()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -178,7 +190,73 @@ def _become(order: Mapping[str, Any], parent: int) -> None:
 
         run(*order["start"][1:])
         return
+    if order["fork_children"]:
+        _fork_the_children_of_a_supervisor()
     sys.argv = ["streamlearn", *order["start"]]
+    main()
+
+
+class _ForkedChild:
+    """A fork with those methods of `Popen` that a supervisor uses."""
+
+    def __init__(self, command: Sequence[str], *, pass_fds: Sequence[int], output: Path | None) -> None:
+        self._code: int | None = None
+        self.pid = _fork_into(lambda: _become_child(command, pass_fds, output))
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while the process lives."""
+        if self._code is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code."""
+        deadline = time.monotonic() + (60.0 if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 60.0)
+            time.sleep(0.02)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing if the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _fork_the_children_of_a_supervisor() -> None:
+    from streamlearn.app import supervisor  # noqa: PLC0415
+
+    def start(self: supervisor.Child, now_s: float) -> None:
+        forked: Any = _ForkedChild(self.command, pass_fds=self.pass_fds, output=self.output)
+        self.process = forked
+        self.started_at_s = now_s
+
+    supervisor.Child.start = start  # type: ignore[method-assign]
+
+
+def _become_child(command: Sequence[str], pass_fds: Sequence[int], output: Path | None) -> None:
+    """Turn this fork of a supervisor into its child. As after `Popen`, it has no file and no handler of the parent."""
+    from streamlearn.cli import main  # noqa: PLC0415
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    if output is not None:
+        target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+    first = 3
+    for fd in [*sorted(pass_fds), os.sysconf("SC_OPEN_MAX")]:
+        os.closerange(first, fd)
+        first = fd + 1
+    os.setsid()
+    sys.argv = ["streamlearn", *command[command.index("streamlearn") + 1 :]]
     main()
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import confluent_kafka
 
-from streamlearn.lab.broker import Broker
+from streamlearn.lab.broker import SHORT_LIVED, Broker
 from streamlearn.log.kafka import KafkaLog
 from streamlearn.log.settings import KafkaConfig
 from streamlearn.state.status import read_status
@@ -172,12 +172,23 @@ class Producer:
 
 
 def run(
-    folder: Path, kills: Sequence[str], *, seconds: float, rate: float, seed: int = 1, say: Say = lambda _: None
+    folder: Path,
+    kills: Sequence[str],
+    *,
+    seconds: float,
+    rate: float,
+    seed: int = 1,
+    short: bool = False,
+    say: Say = lambda _: None,
 ) -> Report:
-    """Stream for `seconds`, with `kills` (scorer, learner, broker) spread evenly over them."""
+    """Stream for `seconds`, with `kills` (scorer, learner, broker) spread evenly over them.
+
+    `short`: for a run of seconds, in which Java need not become fast.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng, report, faults = random.Random(seed), Report(), list[tuple[float, str]]()
-    with Broker(folder / "kafka") as broker, contextlib.ExitStack() as ends:
+    java_options = SHORT_LIVED if short else ()
+    with Broker(folder / "kafka", java_options=java_options) as broker, contextlib.ExitStack() as ends:
         bootstrap = broker.bootstrap_servers
         with contextlib.closing(KafkaLog(KafkaConfig(bootstrap_servers=bootstrap))) as log:
             log.create_topics({"samples": PARTITIONS, "labels": 1, "predictions": PARTITIONS, "dead-letters": 1})

@@ -28,8 +28,10 @@ def run(folder: Path, case: str, *, forbidden: bool, jobs: int = 0) -> subproces
     (folder / "test_case.py").write_text(CASES[case])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMLEARN_")}
     environment["PYTHONPATH"] = str(CONFTEST.parent)  # the package `harness`
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # importing the others takes most of the time
     environment |= {"STREAMLEARN_FORBID_SKIPS": "1"} if forbidden else {}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(jobs), str(folder)]
+    plugins = ["-p", "no:cacheprovider", "-p", "xdist"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "-n", str(jobs), str(folder)]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
     )

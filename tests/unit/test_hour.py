@@ -85,8 +85,8 @@ class TestMeasure:
 @pytest.mark.timeout(300)
 class TestSoak:
     def test_runs_everything_and_counts_what_was_done(self, tmp_path: Path) -> None:
-        """Twelve seconds: steps, samples, predictions; no request is refused, and all processes exit cleanly."""
-        report = soak(tmp_path, minutes=0.2, rate=60.0, clients=2, client_rate=20.0, every_s=0.5)
+        """Six seconds: steps, samples, predictions; no request is refused, and all processes exit cleanly."""
+        report = soak(tmp_path, minutes=0.1, rate=60.0, clients=2, client_rate=20.0, every_s=0.5)
 
         figures = report.as_dict()
         assert set(report.measurements[-1].fds) == {"supervisor", "learner", "server-0", "server-1"}

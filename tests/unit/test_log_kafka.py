@@ -23,7 +23,7 @@ from streamlearn.errors import (
     OffsetOutOfRangeError,
     RecordsUnreadableError,
 )
-from streamlearn.lab.broker import Broker, java_command
+from streamlearn.lab.broker import SHORT_LIVED, Broker, java_command
 from streamlearn.log import kafka as kafka_log
 from streamlearn.log.kafka import KafkaLog
 from streamlearn.log.kafka_clients import translated
@@ -285,7 +285,7 @@ def test_a_log_recovers_when_its_broker_is_back(
     monkeypatch.setattr(kafka_log, "ASK_TIMEOUT_S", 1.0)
     monkeypatch.setattr(kafka_log, "CONTACT_CHECK_S", 0.5)
     with (
-        Broker(tmp_path / "kafka") as broker,
+        Broker(tmp_path / "kafka", java_options=SHORT_LIVED) as broker,
         closing(KafkaLog(KafkaConfig(bootstrap_servers=broker.bootstrap_servers))) as log,
     ):
         log.create_topics({"t": 1})
