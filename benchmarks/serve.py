@@ -28,10 +28,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from common import arguments, figures, running, tell, wait_ready, write_config
 
 from streamlearn.app.build import model_spec
@@ -156,60 +155,12 @@ def saving_and_publishing(path: Path) -> Iterator[None]:
             process.kill()
 
 
-def rival(kind: str, path: Path, port: int) -> None:
-    """Serve the network by uvicorn alone, or by LitServe, until killed."""
-    torch.set_num_threads(1)
-    spec = model_spec(load_config(path))
-    net = build(spec, seed=0).eval()
-    if kind == "litserve":
-        import litserve  # noqa: PLC0415 - only this rival needs it
-
-        class Api(litserve.LitAPI):  # type: ignore[misc]
-            def setup(self, device: str) -> None:
-                torch.set_num_threads(1)
-
-            def decode_request(self, request: dict[str, Any]) -> torch.Tensor:
-                return torch.tensor(request["x"], dtype=torch.uint8)
-
-            @torch.inference_mode()
-            def predict(self, x: torch.Tensor) -> torch.Tensor:
-                return net(x[None])[0].softmax(0)
-
-            def encode_response(self, output: torch.Tensor) -> dict[str, Any]:
-                return {"class": int(output.argmax()), "probabilities": output.tolist()}
-
-        server = litserve.LitServer(Api(), accelerator="cpu")
-        server.run(port=port, host="127.0.0.1", log_level="error", generate_client_file=False)
-        return
-    import uvicorn  # noqa: PLC0415
-
-    @torch.inference_mode()
-    def answer(body: bytes) -> bytes:
-        x = torch.frombuffer(bytearray(body), dtype=torch.uint8).view(1, *spec.shape)
-        probabilities = net(x)[0].softmax(0)
-        return json.dumps({"class": int(probabilities.argmax()), "probabilities": probabilities.tolist()}).encode()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-        content = answer(body) if body else b"{}"
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
-
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
-
-
 @contextlib.contextmanager
 def serving(kind: str, path: Path, live: str) -> Iterator[int]:
     """Run a rival in its own process; its port, once the route `live` answers."""
     port = free_port("127.0.0.1")
     with subprocess.Popen(
-        [sys.executable, __file__, "--rival", kind, str(path), str(port)],
+        [sys.executable, str(Path(__file__).parent / "rivals" / f"{kind}_app.py"), str(path), str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -235,10 +186,6 @@ def main() -> int:
     """Print rates and latencies, and their ratios."""
     if "--save" in sys.argv:
         save_and_publish(Path(sys.argv[-1]))
-    if "--rival" in sys.argv:
-        kind, path, port = sys.argv[-3:]
-        rival(kind, Path(path), int(port))
-        return 0
     seconds = 2.0 if arguments(__doc__ or "").quick else 15.0
     if shutil.which("wrk") is None:
         tell("this benchmark needs wrk: apt-get install wrk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import os
 import signal
@@ -18,14 +19,23 @@ THREAD_DIED = 70
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """SIGTERM and SIGINT set the event. A second signal exits immediately; the last checkpoint stands."""
+def stop_signals(*, insist: bool = True) -> Iterator[threading.Event]:
+    """SIGTERM and SIGINT set the event. A second signal exits immediately; the last checkpoint stands.
+
+    Without `insist` a second signal has no effect: there is something that must be stopped first.
+
+    The event is set by another thread. A handler runs in the main thread, which may be in `Event.wait` at that moment
+    and hold the event's lock: there `set` would wait for itself.
+    """
     stopping = threading.Event()
+    asked = False
 
     def stop(number: int, _: FrameType | None) -> None:
-        if stopping.is_set():
+        nonlocal asked
+        if asked and insist:
             os._exit(128 + number)
-        stopping.set()
+        asked = True
+        _thread.start_new_thread(stopping.set, ())  # `Thread.start` has locks that the main thread may hold too
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

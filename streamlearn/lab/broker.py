@@ -23,8 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
+from streamlearn.app.signals import stop_signals
 from streamlearn.errors import ConfigError, LogUnavailableError
 
 KAFKA_VERSION = "4.3.1"
@@ -420,19 +421,12 @@ def run_broker(data_dir: Path, *, port: int = 9092, host: str = "127.0.0.1", say
         ConfigError: see `Broker.start`.
         LogUnavailableError: see `Broker.start`; or the broker exited on its own.
     """
-    stopping = threading.Event()
-
-    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
-        stopping.set()
-
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with Broker(data_dir, port=port, host=host, say=say) as broker:
-            while not stopping.wait(0.5):
-                if not broker.running:
-                    msg = f"Kafka exited; see {broker.output_path}"
-                    raise LogUnavailableError(msg)
-            say("stopping Kafka")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with (
+        stop_signals(insist=False) as stopping,
+        Broker(data_dir, port=port, host=host, say=say) as broker,
+    ):
+        while not stopping.wait(0.5):
+            if not broker.running:
+                msg = f"Kafka exited; see {broker.output_path}"
+                raise LogUnavailableError(msg)
+        say("stopping Kafka")

@@ -21,9 +21,26 @@ class TestStopSignals:
         with stop_signals() as stopping:
             assert not stopping.is_set()
             signal.raise_signal(number)
-            assert stopping.is_set()
+            assert stopping.wait(10.0)
 
         assert signal.getsignal(number) is before
+
+    @pytest.mark.timeout(30)
+    def test_a_signal_in_the_middle_of_a_wait_stops_too(self) -> None:
+        """The handler runs in the thread that waits, which may hold the lock of the event: `set` would never return."""
+        with stop_signals() as stopping:
+            with stopping._cond:
+                signal.raise_signal(signal.SIGTERM)
+
+            assert stopping.wait(10.0)
+
+    def test_without_insisting_a_second_signal_has_no_effect(self) -> None:
+        """Something must be stopped first."""
+        with stop_signals(insist=False) as stopping:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+            assert stopping.wait(10.0)
 
     def test_a_second_signal_exits_immediately(self) -> None:
         """With the signal's exit code, and without cleaning up."""
@@ -77,7 +94,7 @@ class TestExit:
             "exit_on_thread_error()\n"
             "with stop_signals() as stopping:\n"
             "    exit_with_parent(os.getppid() + 1)\n"
-            "    print(stopping.is_set(), flush=True)\n"
+            "    print(stopping.wait(10.0), flush=True)\n"
             "    threading.Thread(target=lambda: 1 / 0, name='feed').start()\n"
             "    time.sleep(15)\n"
         )
