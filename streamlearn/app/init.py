@@ -27,7 +27,7 @@ from streamlearn.app.sampling import TopicSample, read_some
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError, RecordError
 from streamlearn.log.base import Log
-from streamlearn.log.codec import plain_class
+from streamlearn.log.label_classes import plain_class
 from streamlearn.records import Record
 from streamlearn.schema.fields import text_of
 from streamlearn.schema.infer import (

@@ -172,7 +172,7 @@ class _Loader:
 
     def _class_of(self, value: object) -> int:
         """The index of a class. Raises `unknown_class`, also where a learner would hold the label."""
-        class_index, unknown = self._codec.label_class(value)
+        class_index, unknown = self._codec.classes.of_value(value)
         if unknown is not None:
             self._codec.schema.class_index(unknown)  # raises
         return class_index

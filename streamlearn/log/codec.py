@@ -19,18 +19,18 @@ own length times a small constant. Nothing here recurses over the input.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import orjson
 
 from streamlearn.errors import RecordError, SkippedError
+from streamlearn.log.label_classes import LabelClasses, plain_class
 from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, payload_of
 from streamlearn.log.predictions import prediction_in
 from streamlearn.records import (
     ERASED,
     RETRACTED,
-    UNLABELLED,
     Array,
     Label,
     NewRecord,
@@ -39,13 +39,11 @@ from streamlearn.records import (
     Record,
     Sample,
     Schema,
-    is_whole,
 )
 from streamlearn.schema.columns import RowEncoder
 from streamlearn.schema.fields import (
     checked_id,
     header_value,
-    is_number,
     json_type,
     key_of,
     seconds,
@@ -102,9 +100,7 @@ class Codec:
         """The encoder of [columns], with its counts; None without columns."""
         assert self.rows is None or self.rows.columns == schema.columns, "another layout"
         self._tensors = Tensors(schema)
-        self._names = {name: index for index, name in enumerate(schema.classes)}
-        self._numbered = schema.numbered
-        self._class_of_value = dict(source.labels.values)
+        self.classes = LabelClasses(schema, source.labels.values, takes_any_name=self.takes_any_name)
 
     # Samples
 
@@ -149,13 +145,13 @@ class Codec:
         label = reader.find(reader.label, record, fields, headers) if reader.label else own.get("label")
         if label is not None and label is not MISSING:
             is_own = self.rows is None and OWN_ID in headers
-            sample.label, sample.class_name = self._named_class(label) if is_own else self.label_class(label)
+            sample.label, sample.class_name = self.classes.of_name(label) if is_own else self.classes.of_value(label)
         domain = reader.find(reader.domain, record, fields, headers) if reader.domain else own.get("domain")
         if domain is not MISSING:
             sample.domain = short_text(domain, "domain")
         true_label, answer = own.get("true_label"), own.get("answer")
         if true_label is not None:
-            sample.true_label = self._class_index(true_label)
+            sample.true_label = self.classes.index(true_label)
         if answer is not None:
             sample.answer = self._answer(answer)
         return self._with_headers(sample, headers) if headers else sample
@@ -190,7 +186,7 @@ class Codec:
         if label is MISSING and (content := headers.get("label")) is not None:
             label = utf8(content, "label")
         if label is not MISSING and label is not None:
-            read = self._named_class if OWN_ID in headers else self.label_class
+            read = self.classes.of_name if OWN_ID in headers else self.classes.of_value
             sample.label, sample.class_name = read(label)
         domain: object = reader.find(reader.domain, record, None, headers) if reader.domain else MISSING
         if domain is MISSING and (content := headers.get("domain")) is not None:
@@ -202,7 +198,7 @@ class Codec:
     def _with_headers(self, sample: Sample, headers: Mapping[str, bytes]) -> Sample:
         """Add what streamlearn writes as headers."""
         if (true_label := headers.get("true-label")) is not None:
-            sample.true_label = self._class_index(utf8(true_label, "true-label"))
+            sample.true_label = self.classes.index(utf8(true_label, "true-label"))
         if (answer := headers.get("answer")) is not None:
             sample.answer = self._answer(json_object(answer))
         return sample
@@ -246,10 +242,10 @@ class Codec:
         assert payload != "json" or self.rows is None, "a prepared row is not the user's record"
         self._tensors.check(x)
         fields: dict[str, Any] = {
-            "label": None if label is None else self._name_of(label, class_name),
+            "label": None if label is None else self.classes.name_to_write(label, class_name),
             "time": seconds(event_time_s),
             "domain": short_text(domain, "domain"),
-            "true_label": None if true_label is None else self._class_name(true_label),
+            "true_label": None if true_label is None else self.classes.name(true_label),
             "answer": None if answer is None else self._answer_fields(answer),
         }
         fields = {name: value for name, value in fields.items() if value is not None}
@@ -259,7 +255,7 @@ class Codec:
         else:
             value = self._tensors.to_bytes(x, payload)
             headers += [(name.replace("_", "-"), header_value(content)) for name, content in fields.items()]
-        if self._samples.mapped or self._class_of_value:
+        if self._samples.mapped or self.classes.translates:
             headers.append((OWN_ID, checked_id(sample_id).encode()))
         return self._checked_record(NewRecord(key_of(checked_id(sample_id)), value, tuple(headers), timestamp_ms))
 
@@ -285,7 +281,7 @@ class Codec:
         value = _record_json(record)
         headers = [("content-type", TYPE_OF_PAYLOAD["json"]), (OWN_ID, sample_id.encode())]
         if true_label is not None:
-            headers.append(("true-label", self._class_name(true_label).encode()))
+            headers.append(("true-label", self.classes.name(true_label).encode()))
         if answer is not None:
             headers.append(("answer", header_value(self._answer_fields(answer))))
         new = NewRecord(key_of(sample_id), value, tuple(headers), timestamp_ms)
@@ -323,11 +319,11 @@ class Codec:
             value, headers = self._value(record, mapped=self._labels.mapped), _by_name(record)
             if self._labels.mapped and OWN_ID not in headers:
                 return self._mapped_label(record, value, headers)
-            fields = json_object(value) if value.lstrip()[:1] == b"{" else plain_class(value, self._names)
+            fields = json_object(value) if value.lstrip()[:1] == b"{" else plain_class(value, self.classes.names)
             if _erases(fields):
                 class_index, class_name = ERASED, None
             else:
-                class_index, class_name = self._class_of(fields, translate=OWN_ID not in headers)
+                class_index, class_name = self.classes.of_label(fields, translate=OWN_ID not in headers)
             return Label(
                 position=record.position,
                 timestamp_s=record.timestamp_ms / 1000.0,
@@ -345,7 +341,7 @@ class Codec:
         reader = self._labels
         chosen = self._format(reader, value, headers) if reader.format in FRAMED and headers else reader.format
         if chosen == "json" and value.lstrip()[:1] != b"{":
-            parsed: object = plain_class(value, self._names).get("label", MISSING)
+            parsed: object = plain_class(value, self.classes.names).get("label", MISSING)
         else:
             parsed = reader.parse(value, chosen)
         fields = parsed if isinstance(parsed, dict) else {}
@@ -370,61 +366,13 @@ class Codec:
         if not isinstance(parsed, dict):
             value = parsed  # the value of a schema that is no record, or a plain class
         elif reader.label is None:
-            return self.class_of(parsed)
+            return self.classes.of_label(parsed)
         else:
             value = reader.find(reader.label, record, parsed, headers)
         if value is MISSING:
             place = "the record" if reader.label is None else reader.label.text
             raise RecordError("no_class", f"expected a class at {place}, got none")
-        return (RETRACTED, None) if value is None else self.label_class(value)
-
-    def label_class(self, value: object) -> tuple[int, str | None]:
-        """Return the index of the class that a label names, and None; for an unknown class UNLABELLED and its name.
-
-        A value of `source.labels.values` names the class that is set there.
-
-        Raises:
-            RecordError: `unknown_class` if unknown names are refused, or if it is not a name.
-        """
-        if type(value) is not str or self._class_of_value:
-            text = text_of(value)
-            named = None if text is None else self._class_of_value.get(text)
-            if named is not None:
-                value = named
-            elif text is not None and (type(value) is not bool or text in self._names) and type(value) is not int:
-                value = text
-        return self._named_class(value)
-
-    def _named_class(self, value: object) -> tuple[int, str | None]:
-        """As `label_class`, for a name as streamlearn writes it."""
-        try:
-            return self._class_index(value), None
-        except RecordError:
-            name = str(value) if type(value) is int and self._numbered else value
-            if not self.takes_any_name or not isinstance(name, str) or not name.strip():
-                raise
-            if is_number(name) and not (self._numbered and is_whole(name)):
-                raise
-            return UNLABELLED, short_text(name, "label")
-
-    def class_of(self, fields: Mapping[str, Any]) -> tuple[int, str | None]:
-        """Return the class in a label's JSON, as `label_class` does; RETRACTED if it is null.
-
-        Raises:
-            RecordError: as `label_class`; `no_class` if the field is missing, or "label" and "class" differ.
-        """
-        return self._class_of(fields, translate=True)
-
-    def _class_of(self, fields: Mapping[str, Any], *, translate: bool) -> tuple[int, str | None]:
-        read = self.label_class if translate else self._named_class
-        given = [fields[name] for name in ("label", "class") if name in fields]
-        found = {read(value) for value in given if value is not None}
-        if given and not found:
-            return RETRACTED, None
-        if len(found) != 1:
-            got = "two that differ" if found else "none"
-            raise RecordError("no_class", f'expected a class in "label" (or its alias "class"), got {got}')
-        return found.pop()
+        return (RETRACTED, None) if value is None else self.classes.of_value(value)
 
     def encode_label(
         self,
@@ -445,7 +393,7 @@ class Codec:
         """
         fields: dict[str, Any] = {"id": checked_id(sample_id), "label": None}
         if class_index != RETRACTED:
-            fields["label"] = self._name_of(class_index, class_name)
+            fields["label"] = self.classes.name_to_write(class_index, class_name)
         if event_time_s is not None:
             fields["time"] = seconds(event_time_s)
         if (source := short_text(source, "source")) is not None:
@@ -498,7 +446,7 @@ class Codec:
     def _own_label(self, fields: Mapping[str, Any], timestamp_ms: int | None = None) -> NewRecord:
         """A record in streamlearn's own form; on a topic of other records it is marked by a header."""
         headers: list[tuple[str, bytes]] = [("content-type", b"application/json")]
-        if self._labels.mapped or self._class_of_value:
+        if self._labels.mapped or self.classes.translates:
             headers.append((OWN_ID, fields["id"].encode()))
         key = key_of(fields["id"])
         return self._checked_record(NewRecord(key, orjson.dumps(fields), tuple(headers), timestamp_ms))
@@ -543,29 +491,6 @@ class Codec:
         self._value(Record(_NOWHERE, 0, record.key, record.value, record.headers))
         return record
 
-    def _class_index(self, value: object) -> int:
-        # Same result as `Schema.class_index`, which scans all names.
-        if type(value) is int and not self._numbered and 0 <= value < len(self._names):
-            return value
-        if isinstance(value, str) and (index := self._names.get(value)) is not None:
-            return index
-        if not isinstance(value, (str, int)):
-            # Schema.class_index formats what it got, and formatting a deeply nested list recurses.
-            raise RecordError("unknown_class", f"expected a class name or index, got a JSON {json_type(value)}")
-        return self.schema.class_index(value)
-
-    def _name_of(self, class_index: int, class_name: str | None) -> str:
-        """Return the name to write: of the class, or `class_name` if no class has it."""
-        if class_name is None:
-            return self._class_name(class_index)
-        assert self._named_class(class_name) == (class_index, class_name), class_name
-        return class_name
-
-    def _class_name(self, class_index: int) -> str:
-        if not 0 <= class_index < len(self.schema.classes):
-            raise RecordError("unknown_class", f"class {class_index} is not one of {len(self.schema.classes)}")
-        return self.schema.classes[class_index]
-
     def _answer(self, fields: object) -> Prediction | None:
         """Check the answer that a client reports. All of it, since a forged answer would be scored."""
         return None if fields is None else prediction_in(fields, self.schema.capacity)
@@ -578,28 +503,6 @@ class Codec:
         }
         self._answer(fields)
         return fields
-
-
-def plain_class(value: bytes, names: Collection[str] = ()) -> dict[str, Any]:
-    """Return the fields of a label that is plain text or a JSON scalar; a class of exactly that name comes first.
-
-    Empty text or null has no class. It does not retract: only JSON with a null in "label" does.
-
-    Raises:
-        RecordError: it is no text, or begins like JSON text and is none.
-    """
-    text = utf8(value, "label")
-    if text in names:
-        return {"label": text}
-    text = text.strip()
-    if not text or text == "null":
-        return {}
-    if text[0] != '"':
-        return {"label": text}
-    try:
-        return {"label": orjson.loads(text)}
-    except orjson.JSONDecodeError as error:
-        raise RecordError("not_json", f"expected a class name, with or without JSON quotes: {error}") from None
 
 
 def _record_json(record: Mapping[str, Any]) -> bytes:

@@ -303,7 +303,7 @@ class Bodies:
             users_record, label = self._codec.encode_users_label(fields)
             return users_record, label.class_name
         _only(fields, ("id", "label", "class", "time", "source"))
-        class_index, class_name = self._codec.class_of(fields)
+        class_index, class_name = self._codec.classes.of_label(fields)
         # encode_label checks id, time and source as when it reads a record.
         record = self._codec.encode_label(
             fields.get("id", ""),
@@ -342,7 +342,8 @@ class Bodies:
         if fields.get("x") is None:
             raise RecordError("no_value", 'expected the payload in "x", got none')
         x = self._codec.payload_from_json(fields["x"])
-        label, class_name = (None, None) if fields.get("label") is None else self._codec.label_class(fields["label"])
+        given = fields.get("label")
+        label, class_name = (None, None) if given is None else self._codec.classes.of_value(given)
         record = self._codec.encode_sample(
             new_id() if fields.get("id") is None else fields["id"],
             x,
