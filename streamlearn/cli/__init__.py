@@ -258,6 +258,13 @@ def evaluate(
         Path | None, typer.Option(help="Keep the learner's state and log in this folder; default: remove them.")
     ] = None,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Plot the curves; needs `streamlearn[lab]`.")] = True,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="refit: also run what a user would do instead on the same stream, labels and delays: eleven models of"
+            " scikit-learn and river, refitted as labels come. Needs `streamlearn[lab]`."
+        ),
+    ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="No stream: epochs over the data set, as in papers. See --labels.")
     ] = False,
@@ -304,12 +311,22 @@ def evaluate(
         seed=seed,
         rate=rate,
     )
+    if against not in (None, "refit"):
+        raise typer.BadParameter(f"expected refit, got {against}", param_hint="--against")
     once = OfflinePlan(dataset=dataset, labels=labels, epochs=epochs, limit=limit, seed=seed)
     with stop_signals() as stopping:
         if offline:
             run_offline(loaded, once, stopping, out=out)
         else:
-            run_evaluation(loaded, plan, stopping, out=out, keep_state=keep_state, plot=plot)
+            run_evaluation(
+                loaded,
+                plan,
+                stopping,
+                out=out,
+                keep_state=keep_state,
+                plot=plot,
+                against_refit=against is not None,
+            )
 
 
 @app.command()

@@ -51,6 +51,7 @@ from streamlearn.lab.held_out import (
     score_held_out,
     settings_as_json,
 )
+from streamlearn.lab.refit import RivalScores, refit
 from streamlearn.lab.stream import Counts, Order, Stream, StreamPlan
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.records import MicroBatch
@@ -136,6 +137,29 @@ class Evaluation:
     """At the end."""
     test: Accuracy | None
     """On the held-out part at the end; None if the data set has none."""
+    cpu_s: float
+    """Of learning and scoring, all threads."""
+
+    def against(self) -> RivalScores:
+        """The teacher's scores in the form of its rivals'."""
+        oracle = self.scores.oracle
+        assert oracle is not None, "every sample of the stream has its true label"
+        last = self.curves[len(self.curves) * 3 // 4 :]
+        return RivalScores(
+            name="streamlearn",
+            accuracy=oracle.cumulative.accuracy["teacher"] or 0.0,
+            last_accuracy=sum(point.oracle or 0.0 for point in last) / max(len(last), 1),
+            pr_auc=oracle.windowed.pr_auc,
+            log_loss=oracle.cumulative.log_loss,
+            cpu_s=round(self.cpu_s, 2),
+            fits=self.steps,
+        )
+
+    def rivals(self, stopping: threading.Event, *, progress: Progress = no_progress) -> list[RivalScores]:
+        """What others make of the same stream. Raises as `lab.refit.refit`."""
+        rate, block = self.plan.rate or DEFAULT_RATE, self.config.batch.fresh
+        plan, schema = self.plan.stream(self.dataset), self.config.schema_.build()
+        return refit(self.dataset, plan, schema, stopping, rate=rate, block=block, progress=progress)
 
     def as_json(self) -> dict[str, Any]:
         """Everything except times and paths, so equal runs give equal results."""
@@ -187,7 +211,9 @@ def evaluate(
             settings = with_steps_in_time(settings, plan.rate)
         counts = _write(settings, events, len(dataset.y) * plan.passes, stopping, progress)
         recorder = Recorder(plan.window, lambda samples: progress("learning", samples, counts.samples))
+        began_s = time.process_time()
         learn(settings, stopping, until_end=True, on_step=recorder, ask_twin=True)
+        cpu_s = time.process_time() - began_s
         loop = recorder.finish()
         return Evaluation(
             plan=plan,
@@ -202,6 +228,7 @@ def evaluate(
             scores=loop.board.report(),
             guarding=loop.guarding.report(),
             test=score_held_out(loop.learner, dataset, stream.drifts, ended_at=counts.samples - 1, seed=plan.seed),
+            cpu_s=cpu_s,
         )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import orjson
@@ -23,6 +24,7 @@ from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate
 from streamlearn.lab.held_out import Accuracy
 from streamlearn.lab.offline import OfflineEvaluation, OfflinePlan, evaluate_offline
 from streamlearn.lab.plots import check_can_plot, draw
+from streamlearn.lab.refit import RivalScores
 from streamlearn.loop.guarding import GuardingReport
 from streamlearn.state.files import write_whole
 
@@ -55,8 +57,11 @@ def run_evaluation(
     out: Path | None = None,
     keep_state: Path | None = None,
     plot: bool = True,
+    against_refit: bool = False,
 ) -> Evaluation:
     """Evaluate with progress bars on stderr, print the tables, write the files.
+
+    `against_refit`: also run `lab.refit.refit` on the same stream, and compare.
 
     `out`: folder of the files, created if missing; default: `evaluation-` and the name of the data set. Files of an
     earlier evaluation are replaced.
@@ -70,9 +75,11 @@ def run_evaluation(
     started = time.monotonic()
     with _output_folder(folder), Bars() as bars:
         evaluation = evaluate(config, plan, stopping, keep_state=keep_state, progress=bars, report=bars.say)
-    duration_s = max(time.monotonic() - started, 1e-9)
+        duration_s = max(time.monotonic() - started, 1e-9)
+        against = [evaluation.against(), *evaluation.rivals(stopping, progress=bars)] if against_refit else []
     written = {"curves and scores": folder / JSON_NAME}
-    write_whole(folder / JSON_NAME, [orjson.dumps(evaluation.as_json(), option=orjson.OPT_INDENT_2)])
+    content = evaluation.as_json() | ({"against": [asdict(scores) for scores in against]} if against else {})
+    write_whole(folder / JSON_NAME, [orjson.dumps(content, option=orjson.OPT_INDENT_2)])
     if plot:
         written["plot"] = folder / PLOT_NAME
         write_whole(folder / PLOT_NAME, [picture(evaluation)])
@@ -80,6 +87,8 @@ def run_evaluation(
         written["state"] = keep_state
     console = Console(highlight=False, soft_wrap=True)
     console.print(*tables(evaluation), *_events(evaluation.guarding), sep="\n")
+    if against:
+        console.print(comparison(against))
     if not evaluation.complete:
         console.print("[yellow]stopped early: all figures are of the beginning of the stream[/]")
     console.print(
@@ -162,6 +171,27 @@ def tables(evaluation: Evaluation) -> tuple[Table, Table]:
     for row in (*_label_time_rows(scores), *_calibration_rows(scores), *_test_rows(evaluation.test)):
         second.add_row(*row)
     return first, second
+
+
+def comparison(against: Sequence[RivalScores]) -> Table:
+    """One row per way to answer the stream, the most accurate of the last quarter first."""
+    shown = Table(
+        "same stream, labels and delays",
+        "accuracy,\nall",
+        "accuracy,\nlast quarter",
+        "PR-AUC",
+        "log loss",
+        "CPU s",
+        "fits",
+        caption="refitted on all labels so far whenever they grew by 5 %, but streamlearn and the trees of river",
+        caption_justify="left",
+    )
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for scores in sorted(against, key=lambda scores: -scores.last_accuracy):
+        numbers = (scores.accuracy, scores.last_accuracy, scores.pr_auc, scores.log_loss)
+        shown.add_row(scores.name, *(_number(value) for value in numbers), f"{scores.cpu_s:.1f}", str(scores.fits))
+    return shown
 
 
 def _events(guarding: GuardingReport) -> list[str]:

@@ -24,7 +24,7 @@ from streamlearn.lab.report import run_evaluation, run_offline
 
 
 def run(out: Path | None, stopping: threading.Event | None = None, *, plot: bool = False, **changes: Any) -> Evaluation:
-    config = load_config(environ={}, overrides={"learn.threads": 1, "batch.fresh": 10})
+    config = load_config(environ={}, overrides={"learn.threads": 1, "batch.fresh": 10, "batch.steps": 4})
     plan = {"dataset": "moons", "limit": 200, "window": 50, "label_probability": 1.0, "delay": "100"}
     with capture_logs():  # logging is not configured here
         return run_evaluation(
@@ -101,7 +101,9 @@ class TestTable:
         """Samples, labels and their share, labels not due, steps."""
         run(tmp_path)
 
-        assert capsys.readouterr().out.startswith("moons: 200 samples, 100 labels (50.0 %), 100 not due, 84 steps")
+        assert capsys.readouterr().out.startswith(
+            "moons: 200 samples, 100 labels (50.0 %), 100 not due, 81 steps (4 per micro-batch)"
+        )
 
     def test_shows_undefined_scores_as_a_dash(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Without labels only the oracle scores are defined."""
