@@ -54,8 +54,8 @@ size: ## size of the code base: code lines, settings, metrics, words
 audit: $(VENV)/.installed-dev ## known vulnerabilities of the pinned dependencies
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
-bench: $(VENV)/.installed-bench ## all benchmarks; QUICK=--quick for short runs
-	@for file in $(filter-out benchmarks/common.py benchmarks/offline.py benchmarks/learning%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file $(QUICK) || exit 1; done
+bench: $(VENV)/.installed-bench ## all benchmarks, into docs/performance.md; QUICK=--quick for short runs, ARGS=NAME for one
+	$(BIN)/python benchmarks/run.py $(QUICK) $(ARGS)
 
 learning: $(VENV)/.installed-dev ## teacher against label-only twin on 42 streams (hours, resumable); writes docs/learning.md
 	$(BIN)/python benchmarks/learning.py $(ARGS)

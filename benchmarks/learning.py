@@ -73,6 +73,8 @@ WINDOW, LAST_WINDOWS = 1000, 5
 """Samples per point of the curves, and number of points in `last`."""
 DIGITS, FASHION = 1297, 20_000
 _NEVER_S = 3600.0
+STEPS = 4
+"""Per micro-batch: as of a stream that leaves time for these. The default takes more where there is time."""
 _PRIOR = float(prior_of(10, 20.0, seed=0).max())
 
 IMAGES = {
@@ -81,6 +83,7 @@ IMAGES = {
     "model.factory": "convnet",
     "model.normalise": False,
     "model.options": {"widths": [16, 32, 64]},
+    "batch.steps": STEPS,
 }
 TABLES = {
     "learn.recipe": "table",
@@ -88,6 +91,7 @@ TABLES = {
     "model.factory": "mlp",
     "model.normalise": True,
     "model.options": {"hidden": [64, 64]},
+    "batch.steps": STEPS,
 }
 FLIPPED = {**IMAGES, "learn.noise_options.flip": True}
 """The recipe that `auto` selects, and networks small enough for a table in hours."""
@@ -105,10 +109,11 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings by run; unknown keys are dropped. `full` has room for all new labels and for replay."""
 _NOT_RECIPE = {
-    "batch": {"max_age_s", "merge_wait_s", "prefetch_records", "max_labels"},
+    "batch": {"backlog", "max_age_s", "merge_wait_s", "prefetch_records", "max_labels"},
 }
 _LEARN_BEFORE = {"trust_labels": 10, "label_smoothing": 0.0, "warmup_steps": 0, "momentum": 0.9, "nesterov": True}
 """Settings of [learn] that are constants by now, and part of every recipe that was hashed."""
+_NOT_HASHED = {"options", "noise_options", "twin", "seed", "threads", "device", "cpu_share"}
 _RECIPE_TABLES = ("model", "batch", "guard", "drift")
 
 
@@ -216,7 +221,7 @@ def _learn_as_hashed(learn: LearnConfig) -> dict[str, Any]:
     """The same of [learn]: one flat table with the options of every method and noise."""
     kinds: list[type[Section]] = [*OPTIONS.values(), *NOISES.values()]
     defaults = {name: field.default for kind in kinds for name, field in kind.model_fields.items()}
-    own = learn.model_dump(mode="json", exclude={"options", "noise_options", "twin", "seed", "threads", "device"})
+    own = learn.model_dump(mode="json", exclude=_NOT_HASHED)
     flat = _LEARN_BEFORE | defaults | learn.options.model_dump() | learn.noise_options.model_dump() | own
     flat |= {"ema_share": learn.ema_share, "noise_std": flat.pop("std")}
     flat["noise"] = "auto" if learn.noise in ("image", "table") else learn.noise
