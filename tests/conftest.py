@@ -29,8 +29,6 @@ with warnings.catch_warnings():
 # Processes of the tests share few cores, where threads of torch would mostly wait for each other. torch is imported
 # later, and child processes inherit it.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-# Nor do they use the idle time of each other.
-os.environ.setdefault("STREAMLEARN_LEARN__CPU_SHARE", "0.02")
 # a loaded machine is no error
 settings.register_profile("streamlearn", deadline=None)
 settings.load_profile("streamlearn")

@@ -164,7 +164,7 @@ class Table(_Rows[Key, Value]):
 class Ring(_Rows[int, bytes]):
     """Numbered rows, appended and not changed. `rewind` does not undo them: see `cut` and `trim`.
 
-    Rows that are appended are held in memory until the step ends, and then written together.
+    Rows that are appended are held in memory until the step ends, or until rows are removed, and written together.
     """
 
     def __init__(self, name: str, file: StoreFile) -> None:
@@ -196,20 +196,24 @@ class Ring(_Rows[int, bytes]):
 
     def overwrite(self, row: int, value: bytes) -> None:
         """Replace the content of a row. Not undone, as `trim`."""
+        self.write()
         self._file.rows(f"UPDATE {self._name} SET value = ? WHERE key = ?", (value, row))
 
     def trim(self, low: int) -> None:
         """Remove rows below `low`. Not undone: no rewind may need them."""
+        self.write()
         self._file.rows(f"DELETE FROM {self._name} WHERE key < ?", (low,))
 
     def move(self, low: int, to: Ring, rest: Callable[[bytes], bytes]) -> None:
         """Remove rows below `low`, and append `rest(row)` of each to another ring. Else as `trim`."""
+        self.write()
         rows = self._file.each(f"SELECT key, value FROM {self._name} WHERE key < ? ORDER BY key", (low,))
         self._file.execute_each(to._insert, ((key, rest(value)) for key, value in rows))
         self.trim(low)
 
     def cut(self, high: int) -> None:
         """Remove rows from `high` on, which a rewind has undone."""
+        self.write()
         self._file.rows(f"DELETE FROM {self._name} WHERE key >= ?", (high,))
 
 

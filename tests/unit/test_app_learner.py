@@ -128,16 +128,20 @@ class TestRestart:
         assert len(again.arrays["board.prequential.ranking.true"]) == 0
 
     def test_journaled_steps_are_repeated_whatever_the_batch_size_is_now(self, tmp_path: Path) -> None:
-        """A crash and a smaller `batch.fresh` give the same bits."""
+        """A crash and a larger `batch.fresh` give the same bits; a smaller one the same steps, with more labelled rows."""
         config = config_in(tmp_path)
         log = filled_log(config, 20)
         whole = learn(config, log)
-        path_of(StatePaths(tmp_path).checkpoints, whole.step).unlink()
+        checkpoints = StatePaths(tmp_path).checkpoints
 
-        again = learn(config_in(tmp_path, **{"batch.fresh": 2}), log)
+        path_of(checkpoints, whole.step).unlink()
+        larger = learn(config_in(tmp_path, **{"batch.fresh": 64}), log)
+        path_of(checkpoints, whole.step).unlink()
+        smaller = learn(config_in(tmp_path, **{"batch.fresh": 2}), log)
 
-        assert again.step == whole.step
-        assert all(np.array_equal(again.arrays[name], whole.arrays[name]) for name in whole.arrays)
+        assert smaller.step == larger.step == whole.step
+        assert smaller.extra["accounts"] == whole.extra["accounts"]
+        assert all(np.array_equal(larger.arrays[name], whole.arrays[name]) for name in whole.arrays)
 
     def test_commits_its_offsets_before_it_reads(self, tmp_path: Path) -> None:
         """The embedded log must not trim unread records before the first save, or after a fallback."""

@@ -42,6 +42,7 @@ def fill(store: Store) -> None:
     """Forty megabytes."""
     for row in range(10_000):
         store.rings["rows"].append(row, bytes(4000))
+    store.rings["rows"].write()
 
 
 def content(store: Store) -> dict[str, str]:
@@ -441,9 +442,12 @@ class TestOpening:
         put(store, 1, key="1")
         store.flush()
         put(store, 2, key="2")
-        store.rings["rows"].append(1, b"1")
+        rows = store.rings["rows"]
+        rows.append(1, b"1")
+        rows.write()
+        rows.append(1, b"again")
         with pytest.raises(StoreError):
-            store.rings["rows"].append(1, b"again")
+            rows.write()
         store.close()
 
         store = open_store(tmp_path)

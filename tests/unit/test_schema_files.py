@@ -122,7 +122,7 @@ class TestJsonLines:
         [
             (b"{", "not_json"),
             (b"[1]", "not_json"),
-            (b'{"a": NaN}', "not_json"),
+            (b'{"a": NaN', "not_json"),
             (b'"\xff"', "not_json"),
             (b"[" * 5000, "not_json"),
             (b" " * (MAX_BYTES + 1), "too_large"),
