@@ -16,7 +16,9 @@ class FakeRegistry:
         self.subjects: dict[tuple[str, int], dict[str, Any]] = {}
         self.broken: tuple[int, bytes] | None = None
         self.requests: list[tuple[str, dict[str, str]]] = []
-        """Path and headers of each request."""
+        """Path and headers of each GET."""
+        self.registered: list[tuple[str, dict[str, Any]]] = []
+        """Path and body of each POST. All get the id 7."""
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -27,6 +29,15 @@ class FakeRegistry:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                fake.registered.append((self.path.removeprefix("/apis/ccompat/v7"), json.loads(body)))
+                status, answer = fake.broken or (200, b'{"id": 7}')
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
 
             def log_message(self, *_: object) -> None:
                 """Print nothing."""

@@ -23,6 +23,8 @@ from streamlearn.app.garbage import short_pauses
 from streamlearn.app.log import make_codec, make_topics, open_log
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
+from streamlearn.log.codec import Codec
+from streamlearn.log.predictions import avro
 from streamlearn.metrics import MetricsServer, ScorerMetrics
 from streamlearn.models.answer import Thresholds
 from streamlearn.serve.predictor import Predictor
@@ -65,9 +67,10 @@ def score(config: Config, stopping: threading.Event, *, instance: int = 0, of: i
             PublishedDir(paths.published), schema, metrics, factory=config.model.factory, loaded=gc.freeze
         )
         exposed = ends.enter_context(contextlib.closing(MetricsServer(metrics.registry, 0)))
+        codec = make_codec(config)
         scorer = Scorer(
             log,
-            make_codec(config),
+            codec,
             predictor,
             metrics,
             topic=topic,
@@ -77,6 +80,7 @@ def score(config: Config, stopping: threading.Event, *, instance: int = 0, of: i
             start=config.log.start,
             on_trimmed=config.log.on_trimmed,
             prepare=lambda: make_topics(log, config),
+            register=_registration(codec, topic) if config.source.predictions.format == "avro" else None,
         )
         predictor.start()
         ends.callback(predictor.close)
@@ -90,6 +94,13 @@ def score(config: Config, stopping: threading.Event, *, instance: int = 0, of: i
                 raise
             scorer.ended("stopped")
             _log.info("scorer_stopped", name=name, **scorer.status()["records"])
+
+
+def _registration(codec: Codec, topic: str) -> Callable[[], int]:
+    """Registers the schema of answers; its id."""
+    registry = codec.registry
+    assert registry is not None, "Avro needs source.registry.url"
+    return lambda: registry.register(f"{topic}-value", avro().text)
 
 
 @contextlib.contextmanager

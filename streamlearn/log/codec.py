@@ -27,7 +27,7 @@ import orjson
 from streamlearn.errors import RecordError, SkippedError
 from streamlearn.log.label_classes import LabelClasses, plain_class
 from streamlearn.log.payload import TYPE_OF_PAYLOAD, Payload, Tensors, payload_of
-from streamlearn.log.predictions import prediction_in
+from streamlearn.log.predictions import avro, prediction_in
 from streamlearn.records import (
     ERASED,
     RETRACTED,
@@ -100,6 +100,8 @@ class Codec:
         """The encoder of [columns], with its counts; None without columns."""
         assert self.rows is None or self.rows.columns == schema.columns, "another layout"
         self._tensors = Tensors(schema)
+        if source.predictions.format == "avro":
+            avro()  # a missing extra is an error at the start
         self.classes = LabelClasses(schema, source.labels.values, takes_any_name=self.takes_any_name)
 
     # Samples

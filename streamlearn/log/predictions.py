@@ -1,4 +1,6 @@
-"""Records of the predictions topic: one answer of a published teacher, as JSON, with the sample's id as the key.
+"""Records of the predictions topic: one answer of a published teacher, with the sample's id as the key.
+
+As JSON, or in Avro in the frame of a schema registry:
 
     {"id", "class", "class_index", "probabilities", "model_version",
      "position": {"topic", "partition", "offset"}, "time", "predicted_at"}
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Sequence
+from functools import cache
 
 import numpy as np
 import orjson
@@ -21,16 +24,57 @@ import orjson
 from streamlearn.errors import RecordError
 from streamlearn.records import NewRecord, Position, Prediction, PublishedAnswer, Record, Sample
 from streamlearn.schema.fields import checked_id, json_type, key_of
-from streamlearn.schema.formats import json_object
+from streamlearn.schema.formats import FixedAvro, is_framed, json_object
 
 _MAX_INTEGER = 2**63
 _HEADERS = (("content-type", b"application/json"),)
+SCHEMA = {
+    "type": "record",
+    "name": "Prediction",
+    "namespace": "streamlearn",
+    "fields": [
+        {"name": "id", "type": "string"},
+        {"name": "class", "type": "string"},
+        {"name": "class_index", "type": "int"},
+        {"name": "probabilities", "type": {"type": "array", "items": "float"}},
+        {"name": "model_version", "type": "long"},
+        {
+            "name": "position",
+            "type": {
+                "type": "record",
+                "name": "Position",
+                "fields": [
+                    {"name": "topic", "type": "string"},
+                    {"name": "partition", "type": "int"},
+                    {"name": "offset", "type": "long"},
+                ],
+            },
+        },
+        {"name": "time", "type": "double", "doc": "when the log received the sample, seconds since the epoch"},
+        {"name": "predicted_at", "type": "double", "doc": "when it was answered, seconds since the epoch"},
+    ],
+}
+"""In Avro. The learner reads it without asking the registry: nobody else writes to the topic."""
+
+
+@cache
+def avro() -> FixedAvro:
+    """The Avro form. Raises ConfigError without the extra `registry`."""
+    return FixedAvro(SCHEMA)
 
 
 def encode_prediction(
-    sample: Sample, prediction: Prediction, classes: Sequence[str], predicted_at_s: float
+    sample: Sample,
+    prediction: Prediction,
+    classes: Sequence[str],
+    predicted_at_s: float,
+    *,
+    schema_id: int | None = None,
 ) -> NewRecord:
-    """Return the record of one answer. `classes` are the teacher's, by index."""
+    """Return the record of one answer: JSON, or Avro in the frame of a schema.
+
+    `classes` are the teacher's, by index.
+    """
     fields = {
         "id": sample.sample_id,
         "class": classes[prediction.class_index],
@@ -41,6 +85,9 @@ def encode_prediction(
         "time": sample.timestamp_s,
         "predicted_at": round(predicted_at_s, 3),
     }
+    if schema_id is not None:
+        fields["probabilities"] = prediction.probabilities_C[: len(classes)].tolist()
+        return NewRecord(key_of(sample.sample_id), avro().encode(fields, schema_id))
     value = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
     return NewRecord(key_of(sample.sample_id), value, _HEADERS)
 
@@ -53,7 +100,7 @@ def decode_prediction(record: Record, classes: int, sample_topics: Collection[st
     """
     if record.value is None:
         raise RecordError("no_value", "expected an answer, got null")
-    fields = json_object(record.value)
+    fields = avro().decode(record.value) if is_framed(record.value) else json_object(record.value)
     sample_id, prediction = checked_id(fields.get("id")), prediction_in(fields, classes, named_only=True)
     position = fields.get("position")
     topic = position.get("topic") if isinstance(position, dict) else None

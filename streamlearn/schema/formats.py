@@ -105,11 +105,7 @@ class Avro:
         Raises:
             ConfigError: the extra `registry` is not installed.
         """
-        try:
-            import fastavro  # noqa: PLC0415  of an extra
-        except ImportError as error:
-            msg = f"Avro needs the extra: pip install 'streamlearn[registry]' ({error})"
-            raise ConfigError(msg) from error
+        fastavro = _fastavro()
         self._read, self._parse = fastavro.schemaless_reader, fastavro.parse_schema
         fastavro.read.LOGICAL_READERS.update(_READERS)
         self._not_a_schema = (fastavro.schema.SchemaParseException, RecursionError, *_BAD_AVRO)
@@ -167,6 +163,48 @@ class Avro:
             found = self._registry.reference(reference)
             self._load(found.references, named, seen)
             self._parse(_with_our_types(orjson.loads(found.text)), named)
+
+
+class FixedAvro:
+    """Encodes and decodes records of one schema of our own."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        """Import fastavro.
+
+        Raises:
+            ConfigError: the extra `registry` is not installed.
+        """
+        fastavro = _fastavro()
+        self.text = orjson.dumps(schema).decode()
+        """For a registry."""
+        self._schema = fastavro.parse_schema(dict(schema))
+        self._write, self._read = fastavro.schemaless_writer, fastavro.schemaless_reader
+
+    def encode(self, fields: Mapping[str, Any], number: int) -> bytes:
+        """Return a record in the frame of schema `number`."""
+        stream = io.BytesIO(b"\0" + number.to_bytes(FRAME_BYTES - 1, "big"))
+        stream.seek(FRAME_BYTES)
+        self._write(stream, self._schema, fields)
+        return stream.getvalue()
+
+    def decode(self, value: bytes) -> dict[str, Any]:
+        """Return the fields of a framed record. Raises `not_avro`."""
+        stream = io.BytesIO(value)
+        stream.seek(FRAME_BYTES)
+        try:
+            found: dict[str, Any] = self._read(stream, self._schema, None)
+        except _BAD_AVRO as error:
+            raise RecordError("not_avro", f"expected a record of our own schema: {_shown(error)}") from None
+        return found
+
+
+def _fastavro() -> Any:
+    try:
+        import fastavro  # noqa: PLC0415  of an extra
+    except ImportError as error:
+        msg = f"Avro needs the extra: pip install 'streamlearn[registry]' ({error})"
+        raise ConfigError(msg) from error
+    return fastavro
 
 
 def _decimal(data: bytes, schema: Any, _: Any = None) -> Decimal | bytes:

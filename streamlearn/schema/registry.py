@@ -30,6 +30,8 @@ WARN_EVERY_S: Final = 10.0
 _RETRY_S = (0.1, 5.0)
 """First and longest wait between two attempts."""
 _NO_SUCH_SCHEMA = 40403
+_REFUSED = (http.HTTPStatus.CONFLICT, http.HTTPStatus.UNPROCESSABLE_ENTITY)
+_CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 _ACCEPT = "application/vnd.schemaregistry.v1+json, application/json"
 Result = TypeVar("Result")
 _log = structlog.get_logger(__name__)
@@ -91,35 +93,60 @@ class SchemaRegistry:
         path = f"/subjects/{quote(reference.subject, safe='')}/versions/{reference.version}"
         return self._get(path, f"schema {reference.subject} {reference.version}")
 
+    def register(self, subject: str, text: str) -> int:
+        """Add an Avro schema as the next version of a subject, unless it is there; its id.
+
+        Raises:
+            ConfigError: the registry refuses it, for example as incompatible with an earlier version.
+            RegistryUnavailableError: it did not answer; ask again.
+        """
+
+        def id_in(status: int, body: bytes) -> int:
+            if status in _REFUSED:
+                raise ConfigError(f"the schema registry {self.url} refuses the schema of {subject}: {body[:500]!r}")
+            answer = orjson.loads(body) if status == http.HTTPStatus.OK else None
+            if not isinstance(answer, dict) or type(answer.get("id")) is not int:
+                msg = f"expected the id of a schema as JSON, got status {status} and {body[:200]!r}"
+                raise ValueError(msg)
+            return int(answer["id"])
+
+        content = orjson.dumps({"schema": text, "schemaType": "AVRO"})
+        return self._ask(f"/subjects/{quote(subject, safe='')}/versions", subject, id_in, content)
+
     def _get(self, path: str, name: str) -> RegisteredSchema:
         found = self._cache.get(path)
         if found is not None:
             return found
-        try:
-            status, body = self._request(path)
-            found = _schema_of(status, body, name)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self._failed(error)
-            msg = f"the schema registry {self.url} is away: {name}: {error}"
-            raise RegistryUnavailableError(msg) from error
-        except RecordError:
-            self._answered()
-            raise
-        self._answered()
+        found = self._ask(path, name, lambda status, body: _schema_of(status, body, name))
         with self._lock:
             if len(self._cache) >= MAX_SCHEMAS:
                 del self._cache[next(iter(self._cache))]
             self._cache[path] = found
         return found
 
-    def _request(self, path: str) -> tuple[int, bytes]:
-        """Return status and body of a GET. Raises OSError, HTTPException or ValueError."""
+    def _ask(self, path: str, name: str, read: Callable[[int, bytes], Result], content: bytes | None = None) -> Result:
+        """Return what `read` makes of an answer: to a POST of `content`, else to a GET."""
+        try:
+            found = read(*self._request(path, content))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._failed(error)
+            msg = f"the schema registry {self.url} is away: {name}: {error}"
+            raise RegistryUnavailableError(msg) from error
+        except (ConfigError, RecordError):
+            self._answered()
+            raise
+        self._answered()
+        return found
+
+    def _request(self, path: str, content: bytes | None) -> tuple[int, bytes]:
+        """Return status and body. Raises OSError, HTTPException or ValueError."""
         kind = http.client.HTTPConnection if self._context is None else http.client.HTTPSConnection
         options: dict[str, Any] = {} if self._context is None else {"context": self._context}
         connection = kind(self._host, timeout=self._timeout_s, **options)
         deadline_s = self._clock() + self._timeout_s
         try:
-            connection.request("GET", self._root + path, headers=self._headers)
+            headers = self._headers if content is None else {**self._headers, "Content-Type": _CONTENT_TYPE}
+            connection.request("GET" if content is None else "POST", self._root + path, content, headers)
             response = connection.getresponse()
             chunks: list[bytes] = []
             size = 0

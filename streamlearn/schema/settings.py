@@ -218,8 +218,10 @@ class PredictionsConfig(Section):
     """[source.predictions]: answers to all samples, as a stream."""
 
     topic: Topic | None = None
-    """Topic that scorers write the answer to each sample to, exactly once, as JSON; the learner scores them. Not set:
-    there are none."""
+    """Topic that scorers write the answer to each sample to, exactly once; the learner scores them. Not set: there are
+    none."""
+    format: Literal["json", "avro"] = "json"
+    """Of the records. avro: with a schema that the scorer registers at source.registry as `TOPIC-value`."""
     scorers: int = Field(1, ge=1, le=64)
     """Scorer processes of `streamlearn run`; they share the partitions of the samples. The embedded log has one."""
 
@@ -265,7 +267,7 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> SourceConfig:
-        if self.registry.url is None and "avro" in (self.samples.format, self.labels.format):
+        if self.registry.url is None and "avro" in (self.samples.format, self.labels.format, self.predictions.format):
             raise ValueError('format = "avro" needs source.registry.url')
         return self
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import structlog
 
-from streamlearn.errors import LogUnavailableError
+from streamlearn.errors import LogUnavailableError, RegistryUnavailableError
 from streamlearn.log.base import Log, Writer
 from streamlearn.log.codec import Codec
 from streamlearn.log.feed import Feed
@@ -29,6 +29,7 @@ from streamlearn.log.predictions import encode_prediction
 from streamlearn.metrics import ScorerMetrics
 from streamlearn.models.answer import Thresholds
 from streamlearn.records import Gap, Item, NewRecord, Offsets, Prediction, Sample, Skipped, TopicPartition
+from streamlearn.schema.registry import until_available
 from streamlearn.serve.predictor import LoadedModel, Predictor
 
 GROUP = "score"
@@ -70,18 +71,21 @@ class Scorer:
         start: Literal["earliest", "latest"] = "earliest",
         on_trimmed: Literal["stop", "skip"] = "stop",
         prepare: Callable[[], None] = lambda: None,
+        register: Callable[[], int] | None = None,
         every_s: float = EVERY_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`prepare` creates the topics; it is called when the log is opened, and again after each failure.
 
-        `start` is where partitions begin that no scorer has read before.
+        `register` returns the id of the Avro schema of answers; None: they are JSON. `start` is where partitions begin
+        that no scorer has read before.
         """
         assert 0 <= instance < of, (instance, of)
         self._opened, self._codec, self._predictor, self._metrics = log, codec, predictor, metrics
         self._topic, self._sample_topics, self._thresholds = topic, codec.source.samples.topics, thresholds
         self._instance, self._of, self._start, self._on_trimmed = instance, of, start, on_trimmed
-        self._prepare, self._every_s, self._clock = prepare, every_s, clock
+        self._prepare, self._register, self._every_s, self._clock = prepare, register, every_s, clock
+        self._schema_id: int | None = None
         of_answers = max(1, WRITE_BYTES // (_PROBABILITY_BYTES * codec.schema.capacity))
         self._rows = min(codec.schema.rows_within(_ROWS, WRITE_BYTES), of_answers)
         self._turn = 0
@@ -120,12 +124,18 @@ class Scorer:
             WriterFencedError: another process scores as this instance.
             OffsetOutOfRangeError: records were trimmed unread, and `on_trimmed` is stop.
             LogError: the log refuses an answer permanently.
+            ConfigError: the registry refuses the schema of answers.
         """
         while not stopping.is_set():
             try:
                 self._prepare()
+                if self._register is not None and self._schema_id is None:
+                    self._state = "registry unavailable"
+                    self._schema_id = until_available(self._register, stopping)
                 with self._session() as (writer, feed):
                     self._score(writer, feed, stopping)
+            except RegistryUnavailableError:
+                assert stopping.is_set(), "it waits for the registry until then"
             except LogUnavailableError as error:
                 self._state = "log unavailable"
                 _log.warning("log_unavailable", during="score", retry_s=self._retry_s, error=str(error))
@@ -227,7 +237,9 @@ class Scorer:
             for sample, probs_C, winner, finite in zip(part, probs_BC, winner_B, finite_B, strict=True):
                 if finite:
                     prediction = Prediction(winner, probs_C, model.step)
-                    records.append(encode_prediction(sample, prediction, model.classes, now_s))
+                    records.append(
+                        encode_prediction(sample, prediction, model.classes, now_s, schema_id=self._schema_id)
+                    )
         return records
 
     def _export_lag(self, feed: Feed) -> None:

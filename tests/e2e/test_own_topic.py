@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typer.testing import CliRunner
 
 from streamlearn.cli import app
 from streamlearn.config import Config, load_config
-from streamlearn.errors import ConfigError, LogUnavailableError
+from streamlearn.errors import ConfigError, LogError, LogUnavailableError
 from streamlearn.ledger import LabelState
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.kafka import KafkaLog
@@ -181,6 +182,38 @@ def test_from_init_to_a_learner_without_an_edit(
 
     finish("learn", "--until-end", "--config", out, timeout_s=200.0)
     check_learned(tmp_path / "state", config)
+    check_answers_in_avro(out, topics, registry, tmp_path)
+
+
+def check_answers_in_avro(config: Path, bootstrap: str, registry: Registry, folder: Path) -> None:
+    """A scorer writes one record per sample; a foreign reader gets its schema from the registry."""
+    options = {"source.predictions.topic": "own-answers", "source.predictions.format": "avro"}
+    given = [part for name, value in options.items() for part in ("-s", f"{name}={value}")]
+    log = KafkaLog(KafkaConfig(bootstrap_servers=bootstrap))
+    scorer = start("score", "--config", config, *given, output=folder / "score.log")
+    try:
+        until(lambda: answers_held(log) >= ROWS, "an answer to each sample", 120.0)
+    finally:
+        assert stop(scorer) == 0, (folder / "score.log").read_text()
+    values = [
+        record.value or b""
+        for partition in log.beginning_offsets("own-answers")
+        for record in log.read(partition, 0, 2 * ROWS)
+    ]
+    log.close()
+    (number,) = {int.from_bytes(value[1:5], "big") for value in values}
+    with urllib.request.urlopen(f"{registry.url}/schemas/ids/{number}", timeout=10) as reply:
+        schema = fastavro.parse_schema(json.loads(json.loads(reply.read())["schema"]))
+    found = [fastavro.schemaless_reader(io.BytesIO(value[5:]), schema, None) for value in values]
+    assert sorted(answer["id"] for answer in found) == [f"t-{n:06}" for n in range(ROWS)]
+    assert {answer["class"] for answer in found} <= {"fraud", "not_fraud"}
+
+
+def answers_held(log: KafkaLog) -> int:
+    try:
+        return sum(log.end_offsets("own-answers").values())
+    except LogError:
+        return 0
 
 
 def test_the_readmes_commands(

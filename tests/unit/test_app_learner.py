@@ -128,7 +128,7 @@ class TestRestart:
         assert len(again.arrays["board.prequential.ranking.true"]) == 0
 
     def test_journaled_steps_are_repeated_whatever_the_batch_size_is_now(self, tmp_path: Path) -> None:
-        """A crash and a larger `batch.fresh` give the same bits; a smaller one the same steps, with more labelled rows."""
+        """A crash and a larger `batch.fresh` give the same bits; a smaller one the same steps."""
         config = config_in(tmp_path)
         log = filled_log(config, 20)
         whole = learn(config, log)

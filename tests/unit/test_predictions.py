@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 from typing import Any
 
+import fastavro
 import numpy as np
 import orjson
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamlearn.errors import RecordError
-from streamlearn.log.predictions import decode_prediction, encode_prediction
+from streamlearn.log.predictions import SCHEMA, avro, decode_prediction, encode_prediction
 from streamlearn.records import Position, Prediction, PublishedAnswer, Record, Sample
 
 AT = Position("predictions", 1, 40)
@@ -33,13 +36,15 @@ def decoded(value: bytes | None, classes: int = 3) -> PublishedAnswer:
     return decode_prediction(Record(AT, 1_700_000_001_500, b"a", value), classes, ("samples", "more"))
 
 
+@pytest.mark.parametrize("schema_id", [None, 7])
 @given(values=st.lists(st.floats(0.0009765625, 1.0, width=32), min_size=2, max_size=6))
-def test_what_a_scorer_writes_is_read_bit_by_bit(values: list[float]) -> None:
-    """Class, probabilities, version and the sample's place; at the time of the record."""
+def test_what_a_scorer_writes_is_read_bit_by_bit(schema_id: int | None, values: list[float]) -> None:
+    """Class, probabilities, version and the sample's place; at the time of the record. As JSON and as Avro."""
     probabilities_C = np.array(values, np.float32)
     probabilities_C /= probabilities_C.sum()
     given_ = Prediction(1, probabilities_C, 1200)
-    written = encode_prediction(SAMPLE, given_, [f"class {n}" for n in range(len(values))], 1_700_000_000.5)
+    names = [f"class {n}" for n in range(len(values))]
+    written = encode_prediction(SAMPLE, given_, names, 1_700_000_000.5, schema_id=schema_id)
 
     found = decoded(written.value, len(values))
 
@@ -124,3 +129,39 @@ def test_random_bytes_are_a_record_error(value: bytes) -> None:
     """And no other error."""
     with pytest.raises(RecordError):
         decoded(value)
+
+
+@given(value=st.binary(max_size=200), cut=st.integers(0, 80))
+def test_framed_bytes_are_an_answer_or_a_record_error(value: bytes, cut: int) -> None:
+    """Random ones, and a true record that was cut."""
+    whole = encode_prediction(
+        SAMPLE, Prediction(1, np.array([0.25, 0.75], np.float32), 3), ("a", "b"), 0.0, schema_id=1
+    )
+    for framed in (b"\0\0\0\0\1" + value, (whole.value or b"")[: 5 + cut]):
+        try:
+            found = decoded(framed)
+        except RecordError:
+            continue
+        assert 0 <= found.prediction.class_index < 3
+
+
+def test_a_foreign_reader_needs_only_the_schema() -> None:
+    """As a registry has it."""
+    given_ = Prediction(1, np.array([0.25, 0.75], np.float32), 1200)
+    written = encode_prediction(SAMPLE, given_, ("cat", "dog"), 1_700_000_000.5, schema_id=258).value
+
+    assert written is not None
+    assert written[:5] == b"\0\0\0\1\2"
+    assert fastavro.schemaless_reader(
+        io.BytesIO(written[5:]), fastavro.parse_schema(json.loads(avro().text)), None
+    ) == {
+        "id": "digits-7",
+        "class": "dog",
+        "class_index": 1,
+        "probabilities": [0.25, 0.75],
+        "model_version": 1200,
+        "position": {"topic": "samples", "partition": 2, "offset": 7},
+        "time": 1_700_000_000.25,
+        "predicted_at": 1_700_000_000.5,
+    }
+    assert json.loads(avro().text) == SCHEMA

@@ -84,6 +84,34 @@ class TestAnswers:
         assert len(registry._cache) == MAX_SCHEMAS
 
 
+class TestRegister:
+    def test_a_schema_is_posted_to_its_subject(self, fake: FakeRegistry) -> None:
+        """Its id is in the answer."""
+        assert client(fake).register("shop/answers-value", '{"type": "int"}') == 7
+
+        assert fake.registered == [
+            ("/subjects/shop%2Fanswers-value/versions", {"schema": '{"type": "int"}', "schemaType": "AVRO"})
+        ]
+
+    @pytest.mark.parametrize("status", [409, 422])
+    def test_a_refused_schema_is_an_error_with_the_answer(self, fake: FakeRegistry, status: int) -> None:
+        """To ask again would not help."""
+        fake.broken = (status, b'{"error_code": 409, "message": "incompatible"}')
+
+        with pytest.raises(ConfigError, match=r"refuses the schema of answers.*incompatible"):
+            client(fake).register("answers", "{}")
+
+    @pytest.mark.parametrize("broken", [(500, b""), (200, b"{}"), (200, b"x"), (200, b'{"id": "7"}')])
+    def test_any_other_answer_means_away(self, fake: FakeRegistry, broken: tuple[int, bytes]) -> None:
+        """So the scorer waits."""
+        fake.broken = broken
+        registry = client(fake)
+
+        with pytest.raises(RegistryUnavailableError):
+            registry.register("answers", "{}")
+        assert registry.failures == 1
+
+
 class TestAway:
     @pytest.mark.parametrize(
         "broken",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from streamlearn.app import scorer as process
 from streamlearn.app.log import make_topics, open_log
 from streamlearn.config import load_config
-from streamlearn.errors import ConfigError, LogUnavailableError, WriterFencedError
+from streamlearn.errors import ConfigError, LogUnavailableError, RegistryUnavailableError, WriterFencedError
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.embedded import EmbeddedLog
@@ -178,6 +178,34 @@ class TestAnswers:
             stage.answered(3)
 
         assert [line["event"] for line in lines].count("scorer_waits") == 1
+
+    def test_in_avro_it_waits_until_the_schema_is_registered(self, stage: Stage) -> None:
+        """Then each answer has the frame of the schema."""
+        asked = []
+
+        def register() -> int:
+            asked.append(stage.predictions())
+            if len(asked) < 3:
+                raise RegistryUnavailableError("away")
+            return 258
+
+        stage.publish(1)
+        stage.send(3)
+        with stage.running(stage.scorer(register=register)):
+            stage.answered(3)
+
+        values = [record.value or b"" for record in stage.predictions()]
+        assert [value[:5] for value in values] == [b"\0\0\0\1\2"] * 3
+        assert asked == [[], [], []], "it was asked until it answered, before anything was written"
+
+    def test_a_stop_ends_the_wait_for_the_registry(self, stage: Stage) -> None:
+        """Without an error."""
+
+        def register() -> int:
+            raise RegistryUnavailableError("away")
+
+        with stage.running(stage.scorer(register=register)) as scorer:
+            until(lambda: scorer.status()["state"] == "registry unavailable", "the wait")
 
     def test_a_newer_teacher_answers_later_samples(self, stage: Stage) -> None:
         """Each answer names its own version."""
