@@ -11,6 +11,9 @@ import logging
 import random
 import re
 import shlex
+import socket
+import socketserver
+import ssl
 import subprocess
 import threading
 import time
@@ -22,17 +25,20 @@ from typing import Any
 import fastavro
 import pytest
 from harness.registry import Registry, framed
+from harness.secured import Authority
 from support import ask, finish, start, stop, until
 from typer.testing import CliRunner
 
 from streamlearn.cli import app
 from streamlearn.config import Config, load_config
-from streamlearn.errors import ConfigError, LogError, LogUnavailableError
+from streamlearn.errors import ConfigError, LogError, LogUnavailableError, RegistryUnavailableError
 from streamlearn.ledger import LabelState
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.kafka import KafkaLog
 from streamlearn.log.settings import KafkaConfig
 from streamlearn.records import NewRecord
+from streamlearn.schema.registry import SchemaRegistry
+from streamlearn.schema.settings import RegistryConfig
 from streamlearn.state.paths import StatePaths
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -274,3 +280,59 @@ def check_learned(state: Path, config: Config) -> None:
     states = {view.get(f"t-{n:06}").state for n in labelled()}  # type: ignore[union-attr]
     view.close()
     assert states <= {LabelState.JOINED, LabelState.SCORED, LabelState.TRAINED}
+
+
+class TlsProxy:
+    """Ends TLS in front of a server, and asks clients for a certificate, as an ingress does. A context manager."""
+
+    def __init__(self, target_port: int, authority: Authority) -> None:
+        cert_file, key_file = authority.issue("registry")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert_file, key_file)
+        context.load_verify_locations(authority.ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                try:
+                    with (
+                        context.wrap_socket(self.request, server_side=True) as client,
+                        socket.create_connection(("127.0.0.1", target_port)) as server,
+                    ):
+                        server.sendall(client.recv(65536))  # a GET is one segment
+                        while data := server.recv(65536):
+                            client.sendall(data)
+                except OSError:
+                    return  # the client has no certificate, or is gone
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+
+    def __enter__(self) -> TlsProxy:
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_a_registry_behind_mutual_tls(registry: Registry, tmp_path: Path) -> None:
+    """A real registry and a proxy that requires a client's certificate; without it the registry counts as away."""
+    number = registry.register("tls-value", {"type": "record", "name": "Sale", "fields": FIELDS})
+    ours, others = Authority(tmp_path / "ours"), Authority(tmp_path / "others")
+    cert_file, key_file = ours.issue("learner")
+    with TlsProxy(registry.port, ours) as proxy:
+        given = {"url": f"https://127.0.0.1:{proxy.port}/apis/ccompat/v7", "ca_file": ours.ca_file}
+        trusted = SchemaRegistry(RegistryConfig(**given, cert_file=cert_file, key_file=key_file))
+        without = SchemaRegistry(RegistryConfig(**given))
+        of_others = SchemaRegistry(
+            RegistryConfig(**{**given, "ca_file": others.ca_file}, cert_file=cert_file, key_file=key_file)
+        )
+
+        assert json.loads(trusted.schema(number).text)["name"] == "Sale"
+        with pytest.raises(RegistryUnavailableError):
+            without.schema(number)
+        with pytest.raises(RegistryUnavailableError, match="certificate verify failed"):
+            of_others.schema(number)
