@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "performance.json"
 DOCUMENT = HERE.parent / "docs" / "performance.md"
-NOT_RUN = {"common", "offline", "run", "learning", "learning_report"}
-"""Shared code, and what takes hours: `make learning`."""
+NOT_RUN = {"common", "offline", "run", "learning", "learning_report", "compare"}
+"""Shared code, and what takes hours: `make learning`, `python benchmarks/compare.py`."""
 
 
 class Row(NamedTuple):

