@@ -30,6 +30,9 @@ _RESTART_S = (0.5, 60.0)
 """First and longest delay of a restart."""
 _STEADY_S = 60.0
 """After running this long, the next restart has the first delay again."""
+NICENESS = 5
+"""Of the learner above that of servers and scorers: it uses idle time, and answers come first. They get three times its
+share of a processor that both want."""
 _POLL_S = 0.1
 
 
@@ -40,6 +43,8 @@ class Child:
     name: str
     command: Sequence[str]
     pass_fds: tuple[int, ...] = ()
+    yields: bool = False
+    """Whether it leaves the processor to the others where that is scarce."""
     output: Path | None = None
     """File for stdout and stderr; None inherits them."""
     process: subprocess.Popen[bytes] | None = None
@@ -58,6 +63,9 @@ class Child:
             self.process = subprocess.Popen(  # noqa: S603 - our own commands, no shell
                 self.command, pass_fds=self.pass_fds, start_new_session=True, stdout=output, stderr=output
             )
+        if self.yields:
+            with contextlib.suppress(OSError):  # it has exited
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
         self.started_at_s = now_s
 
     def exited(self, now_s: float) -> int | None:
@@ -101,7 +109,7 @@ class Supervisor:
         program = [sys.executable, "-m", "streamlearn"]
         arguments = [*arguments, "--parent", str(os.getpid())]
         fd = self.listener.fileno()
-        self.children = [Child("learner", [*program, "learn", *arguments])]
+        self.children = [Child("learner", [*program, "learn", *arguments], yields=True)]
         for n in range(config.serve.processes):
             name = f"server-{n}"
             command = [*program, "serve", *arguments, "--name", name, "--fd", str(fd)]

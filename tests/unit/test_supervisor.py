@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from support import until
 
 from streamlearn.app.signals import stop_signals
-from streamlearn.app.supervisor import Child, Supervisor
+from streamlearn.app.supervisor import NICENESS, Child, Supervisor
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StateLockedError
 from streamlearn.state.paths import StatePaths
@@ -281,6 +281,16 @@ class TestStop:
 
 
 class TestChildren:
+    def test_the_learner_yields_to_those_that_answer(self, supervise: Callable[..., Supervisor]) -> None:
+        """Its niceness is higher, also when the supervisor has one of its own."""
+        learner, server = child("learner", STAYS), child("server-0", STAYS)
+        learner.yields = True
+        supervise(learner, server).look()
+
+        nice = [os.getpriority(os.PRIO_PROCESS, each.process.pid) for each in (learner, server) if each.process]
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert nice == [min(own + NICENESS, 19), own]
+
     def test_a_learner_and_its_servers_share_config_and_socket(self, tmp_path: Path) -> None:
         """Servers inherit the listening socket by number; the learner does not. All exit with their parent."""
         supervisor = Supervisor(config_in(tmp_path, **{"serve.processes": 2}), ["--config", "c.toml"])
@@ -290,6 +300,7 @@ class TestChildren:
         supervisor.listener.close()
 
         assert (learner.command[3:], learner.pass_fds) == (["learn", *shared], ())
+        assert [each.yields for each in supervisor.children] == [True, False, False]
         assert [server.name for server in servers] == ["server-0", "server-1"]
         assert all(server.pass_fds == (fd,) for server in servers)
         assert servers[1].command[3:] == ["serve", *shared, "--name", "server-1", "--fd", str(fd)]
