@@ -148,6 +148,16 @@ def wait_ready(url: str, timeout_s: float = 60.0) -> None:
     raise TimeoutError(url)
 
 
+def wait_learner(state: Path, timeout_s: float = 120.0) -> dict[str, Any]:
+    """Wait until a learner is ready for the first record; its heartbeat."""
+    deadline = time.monotonic() + timeout_s
+    while (found := heartbeat(state)).get("state") != "learning":
+        if time.monotonic() > deadline:
+            raise TimeoutError(state)
+        time.sleep(0.1)
+    return found
+
+
 def figures(**values: Any) -> None:
     """Print the last line: one JSON object."""
     print(json.dumps(values), flush=True)

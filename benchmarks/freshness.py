@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, figures, heartbeat, running, tell, wait_ready, write_config
+from common import arguments, figures, running, tell, wait_learner, wait_ready, write_config
 
 from streamlearn.config import load_config
 from streamlearn.lab.broker import free_port
@@ -127,8 +127,8 @@ def main() -> None:
             running("serve", "--config", path, output=folder / "server.log"),
             running("learn", "--config", path, output=folder / "learner.log"),
         ):
-            wait_ready(f"http://127.0.0.1:{port}/health/ready", 300.0)
-            watcher = Watcher(port, heartbeat(folder / "state")["metrics_port"])
+            wait_ready(f"http://127.0.0.1:{port}/health/live", 300.0)
+            watcher = Watcher(port, wait_learner(folder / "state")["metrics_port"])
             watcher.start()
             stream(port, watcher, seconds, 10.0)
             deadline = time.monotonic() + 60.0

@@ -78,7 +78,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
     "Answers": (
         Row("serve", "p99_over_p50_16", "p99 over p50 of `/predict` at 16 connections", "<= 1.5"),
         Row("serve", "max_over_p50_16", "slowest over p50 at 16 connections", "<= 4"),
-        Row("serve", "json_over_litserve", "rate with JSON over LitServe", ">= 3"),
+        Row("serve", "json_over_litserve", "rate with JSON, one process, over LitServe, which has two", ">= 3"),
         Row("serve", "raw_over_bare_asgi", "rate with a raw tensor over uvicorn and the network alone", ">= 0.9"),
         Row("serve", "p99_ms_at_half_rate", "p99 in ms at half of the highest rate", "<= 10"),
         Row("serve", "p99_saving_over_alone", "p99 while saving and publishing over p99 alone"),
@@ -139,7 +139,7 @@ def report(results: dict[str, Any]) -> str:
         "",
         "Each figure is a ratio against a rival or a limit measured in the same run, or says what its limit is.",
         "`make bench` measures all of them again and writes this page; `benchmarks/NAME.py` says what is compared.",
-        "How to use idle time, and what a backlog does: [ARCHITECTURE.md](../ARCHITECTURE.md), D7.",
+        "A figure is not measured if its script was not run in full since it was written.",
         "",
     ]
     for title, rows in TABLES.items():
