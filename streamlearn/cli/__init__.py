@@ -313,6 +313,8 @@ def evaluate(
     )
     if against not in (None, "refit"):
         raise typer.BadParameter(f"expected refit, got {against}", param_hint="--against")
+    if against and offline:
+        raise typer.BadParameter("needs a stream: leave out --offline", param_hint="--against")
     once = OfflinePlan(dataset=dataset, labels=labels, epochs=epochs, limit=limit, seed=seed)
     with stop_signals() as stopping:
         if offline:

@@ -270,7 +270,9 @@ def with_steps_in_time(config: Config, rate: float) -> Config:
     batch, learner = config.batch, make_learner(config)
     x = np.zeros((batch.fresh, *learner.spec.shape), config.schema_.dtype)
     y = np.arange(batch.labelled) % learner.spec.classes
-    rows = MicroBatch(x, batch.fresh, np.resize(x, (batch.labelled, *learner.spec.shape)), y, batch.labelled)
+    labelled_x = np.zeros((batch.labelled, *learner.spec.shape), config.schema_.dtype)
+    keys = np.arange(batch.fresh + batch.labelled) if learner.wants_keys else None
+    rows = MicroBatch(x, batch.fresh, labelled_x, y, batch.labelled, keys=keys)
     times_s = []
     for _ in range(_TIMED_STEPS):
         began_s = time.perf_counter()

@@ -26,7 +26,7 @@ from streamlearn.lab.datasets import Dataset
 from streamlearn.lab.held_out import Progress, no_progress
 from streamlearn.lab.stream import Stream, StreamPlan
 from streamlearn.log.codec import Codec
-from streamlearn.records import NewRecord, Position, Record, Schema
+from streamlearn.records import Array, NewRecord, Position, Record, Schema
 
 GROWTH = 1.05
 """A rival is fitted again once its labels have grown by this factor."""
@@ -47,7 +47,7 @@ class RivalScores:
     accuracy: float
     last_accuracy: float
     pr_auc: float | None
-    """Mean over classes, of the last quarter; None without probabilities."""
+    """Mean over classes, of the last quarter; of the learner, over its last window."""
     log_loss: float | None
     """Over all samples, in nats."""
     cpu_s: float
@@ -94,14 +94,14 @@ class _Refitted:
         if len(np.unique(y_N)) < 2:
             self._only = int(y_N[0])
             return
+        self._fitted_on, self.fits = len(y_N), self.fits + 1
+        model = self._make(len(y_N))
         if self._semi:
             x_ND = np.concatenate((x_ND, unlabelled_UD))
             y_N = np.concatenate((y_N, np.full(len(unlabelled_UD), -1)))
-        model = self._make(self._fitted_on)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of convergence, with few labels
             self._model = model.fit(x_ND, y_N)
-        self._fitted_on, self.fits = int((y_N >= 0).sum()), self.fits + 1
 
 
 class _Incremental:
@@ -151,7 +151,7 @@ def make_rivals(classes: int, seed: int) -> Mapping[str, _Rival]:
         "gradient boosting": lambda _: HistGradientBoostingClassifier(min_samples_leaf=5, random_state=seed),
         "random forest": lambda _: RandomForestClassifier(200, random_state=seed),
         "extra trees": lambda _: ExtraTreesClassifier(200, random_state=seed),
-        "SVM": lambda _: SVC(C=10.0, random_state=seed),
+        "SVM": lambda _: _WithShares(SVC(C=10.0, random_state=seed)),
         "logistic regression": lambda _: logistic(),
         "MLP": lambda _: MLPClassifier((100,), max_iter=500, random_state=seed),
         "nearest neighbours": lambda rows: KNeighborsClassifier(5 if rows >= 10 * classes else 1, weights="distance"),
@@ -160,8 +160,7 @@ def make_rivals(classes: int, seed: int) -> Mapping[str, _Rival]:
         "self-training": lambda _: SelfTrainingClassifier(logistic(), threshold=0.9),
         "label spreading": lambda _: LabelSpreading(kernel="knn", n_neighbors=7, max_iter=50),
     }
-    rivals: dict[str, _Rival] = {name: _Refitted(make, classes) for name, make in made.items() if name != "SVM"}
-    rivals["SVM"] = _Refitted(lambda rows: _WithShares(made["SVM"](rows)), classes)
+    rivals: dict[str, _Rival] = {name: _Refitted(make, classes) for name, make in made.items()}
     rivals |= {name: _Refitted(make, classes, semi_supervised=True) for name, make in semi.items()}
     rivals["adaptive random forest"] = _Incremental(forest.ARFClassifier(n_models=10, seed=seed), classes)
     rivals["Hoeffding tree"] = _Incremental(tree.HoeffdingTreeClassifier(), classes)
@@ -198,7 +197,7 @@ def refit(
     progress: Progress = no_progress,
     only: Sequence[str] = (),
 ) -> list[RivalScores]:
-    """Scores of all rivals on the stream of `plan`, the best of the last quarter first.
+    """Scores of all rivals on the stream of `plan`, the best of the last quarter first; empty if it was stopped.
 
     `schema` is the learner's; `block` the number of samples of a block; `only` the names of the rivals to run.
 
@@ -212,7 +211,7 @@ def refit(
     }
     told = {name: _Answers() for name in rivals}
     codec, events, total = Codec(schema), iter(Stream(plan, rate=rate)), len(dataset.y) * plan.passes
-    rows: dict[str, Floats] = {}
+    waiting: dict[str, Array] = {}
     labelled_x: list[Floats] = []
     labelled_y: list[int] = []
     recent: list[Floats] = []
@@ -225,13 +224,13 @@ def refit(
         x_BD = np.stack([np.asarray(sample.x, np.float64).ravel() for sample in samples])
         truth_B = np.array([-1 if sample.true_label is None else sample.true_label for sample in samples])
         moments.add(x_BD)
-        rows |= {sample.sample_id: row for sample, row in zip(samples, x_BD, strict=True)}
+        waiting |= {sample.sample_id: sample.x for sample in samples}
         recent = [*recent, *x_BD][-UNLABELLED_ROWS:]
         for label in labels:
-            labelled_x.append(rows.pop(label.sample_id))
+            labelled_x.append(np.asarray(waiting.pop(label.sample_id), np.float64).ravel())
             labelled_y.append(label.class_index)
-        known_ND = moments.standard(np.stack(labelled_x)) if labelled_x else np.zeros((0, x_BD.shape[1]))
         block_BD, unlabelled_UD = moments.standard(x_BD), moments.standard(np.stack(recent))
+        known_ND = moments.standard(np.stack(labelled_x)) if labels else block_BD[:0]
         for name, rival in rivals.items():
             began_s = time.process_time()
             told[name].add(rival.answer(block_BD), truth_B)
@@ -240,6 +239,8 @@ def refit(
             told[name].cpu_s += time.process_time() - began_s
         done += len(samples)
         progress("refitting rivals", done, total)
+    if stopping.is_set():
+        return []  # a part of the stream compares with nothing
     found = [told[name].scores(name, rivals[name].fits) for name in rivals]
     return sorted(found, key=lambda scores: -scores.last_accuracy)
 
@@ -265,22 +266,19 @@ class _Answers:
     """What a rival answered, and what was right."""
 
     def __init__(self) -> None:
-        self._probs: list[Floats] = []
+        self._probs: list[npt.NDArray[np.float32]] = []
         self._truth: list[Ints] = []
         self.cpu_s = 0.0
 
     def add(self, probs_BC: Floats, truth_B: Ints) -> None:
-        self._probs.append(probs_BC[truth_B >= 0])
+        self._probs.append(probs_BC[truth_B >= 0].astype(np.float32))
         self._truth.append(truth_B[truth_B >= 0])
 
     def scores(self, name: str, fits: int) -> RivalScores:
         probs_NC, truth_N = np.concatenate(self._probs), np.concatenate(self._truth)
         right_N = probs_NC.argmax(axis=1) == truth_N
         last = slice(len(truth_N) * 3 // 4, None)
-        found = (
-            average_precision(truth_N[last] == c, probs_NC[last, c].astype(np.float32))
-            for c in range(probs_NC.shape[1])
-        )
+        found = (average_precision(truth_N[last] == c, probs_NC[last, c]) for c in range(probs_NC.shape[1]))
         areas = [area for area in found if area is not None]
         losses_N = -np.log(np.maximum(probs_NC[np.arange(len(truth_N)), truth_N], _SMALLEST))
         return RivalScores(

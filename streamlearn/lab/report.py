@@ -76,7 +76,8 @@ def run_evaluation(
     with _output_folder(folder), Bars() as bars:
         evaluation = evaluate(config, plan, stopping, keep_state=keep_state, progress=bars, report=bars.say)
         duration_s = max(time.monotonic() - started, 1e-9)
-        against = [evaluation.against(), *evaluation.rivals(stopping, progress=bars)] if against_refit else []
+        rivals = evaluation.rivals(stopping, progress=bars) if against_refit else []
+    against = [evaluation.against(), *rivals] if rivals else []
     written = {"curves and scores": folder / JSON_NAME}
     content = evaluation.as_json() | ({"against": [asdict(scores) for scores in against]} if against else {})
     write_whole(folder / JSON_NAME, [orjson.dumps(content, option=orjson.OPT_INDENT_2)])
@@ -89,6 +90,8 @@ def run_evaluation(
     console.print(*tables(evaluation), *_events(evaluation.guarding), sep="\n")
     if against:
         console.print(comparison(against))
+    elif against_refit:
+        console.print("[yellow]stopped early: no comparison with rivals[/]")
     if not evaluation.complete:
         console.print("[yellow]stopped early: all figures are of the beginning of the stream[/]")
     console.print(

@@ -1,7 +1,7 @@
-"""Steps without records: idle time becomes accuracy. They repeat labelled and recent samples.
+"""Steps without records: they repeat labelled and recent samples, so that idle time becomes accuracy.
 
-New records allow them, and are always learned first. The clock paces them, so that a learner takes at most a share of
-its threads' time, and none some time after the last record. The journal has them, so a replay asks no clock.
+New samples and labels allow them, and are always learned first. The clock paces them, so that a learner takes at most a
+share of its threads' time, and none some time after the last record. They are journaled, so a replay asks no clock.
 
 A pure state machine: the caller passes the time in. How many steps are allowed depends on records and steps alone.
 """
@@ -13,7 +13,7 @@ LABELS_PER_BATCH = 4
 MOST_BATCHES = 4
 """Micro-batches whose steps are kept for later, when samples come faster than these steps are taken."""
 IDLE_S = 30.0
-"""After this long without a record there are no steps without records. Slow steps could else go on for long."""
+"""After this long without a new sample or label none are taken: a slow network would need minutes for those left."""
 
 
 class FurtherSteps:
@@ -34,7 +34,7 @@ class FurtherSteps:
         return self.allowed >= 1.0
 
     def step_done(self, samples: int, labels: int, *, began_s: float, now_s: float) -> None:
-        """Count a step that took this many records."""
+        """Count a step that took this many new samples and labels."""
         if samples or labels:
             batches = max(samples / self._fresh, min(1.0, labels / LABELS_PER_BATCH))
             self._records_at_s = now_s

@@ -202,7 +202,7 @@ class TrainingLoop:
         self.ledger.end()
         self._learned.step_done(draft.next_offsets, rows_added=self.replay.added, rows_drawn=self.replay.drawn_below)
         labels = sum(isinstance(item, Label) for item in items)
-        self._further.step_done(len(items) - labels, labels, began_s=began_s, now_s=self._stepped_at_s)
+        self._further.step_done(len(fresh), labels, began_s=began_s, now_s=self._stepped_at_s)
         phases.end("ledger")
 
         topics = self.batcher.sample_topics

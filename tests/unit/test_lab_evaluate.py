@@ -61,6 +61,12 @@ class TestReproducible:
         assert found.config.batch.steps == expected
         assert found.steps >= expected * 20
 
+    def test_a_rate_fits_every_method(self) -> None:
+        """One of them wants keys of the rows whose step is timed."""
+        found = evaluated(rate=1e7, settings={"learn.method": "temporal_ensembling"}, limit=50)
+
+        assert found.config.batch.steps == 1
+
     def test_another_seed_gives_other_curves(self) -> None:
         """The seed determines order and labels."""
         first, second = (evaluated(label_probability=0.3, seed=seed) for seed in (1, 2))

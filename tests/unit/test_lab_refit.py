@@ -66,6 +66,25 @@ class TestRefit:
         assert found[name].last_accuracy > 0.7
         assert found[name].pr_auc is not None
 
+    def test_the_number_of_neighbours_follows_the_labels(self) -> None:
+        """One neighbour while there are few labels, five from ten per class on."""
+        rivals, (x, others) = make_rivals(2, 0), np.random.default_rng(0).normal(size=(2, 60, 2))
+        labels = np.arange(60) % 2
+        made = []
+        for count in (10, 60):
+            rivals["nearest neighbours"].learn(x[:count], labels[:count], count, x[:0])
+            made.append(len(np.unique(rivals["nearest neighbours"].answer(others).max(axis=1).round(6))))
+
+        assert made[0] == 1, "one neighbour is always certain"
+        assert made[1] > 1
+
+    def test_a_stopped_run_has_no_scores(self) -> None:
+        """A part of the stream compares with nothing."""
+        data, stopping = load("moons", limit=50), threading.Event()
+        stopping.set()
+
+        assert refit(data, StreamPlan(dataset=data), data.schema, stopping, rate=1000.0, block=20, only=FAST) == []
+
     def test_categories_are_refused(self) -> None:
         """Their codes are no numbers."""
         data = load("moons", limit=50)
@@ -89,6 +108,7 @@ class TestCommand:
         assert {"streamlearn", *make_rivals(2, 0)} == {row["name"] for row in written}
         assert all(row["name"] in found.output for row in written)
 
-    def test_another_word_is_refused(self) -> None:
-        """There is one."""
-        assert CliRunner().invoke(app, ["evaluate", "moons", "--against", "me"]).exit_code == 2
+    @pytest.mark.parametrize("options", [["--against", "me"], ["--against", "refit", "--offline"]])
+    def test_another_word_or_no_stream_is_refused(self, options: list[str]) -> None:
+        """Before anything runs."""
+        assert CliRunner().invoke(app, ["evaluate", "moons", *options]).exit_code == 2

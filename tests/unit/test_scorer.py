@@ -97,6 +97,7 @@ class Stage:
             thread.join(20.0)
         if errors:
             raise errors[0]
+        assert not thread.is_alive(), "the scorer did not stop"
 
     def predictions(self) -> list[Record]:
         records: list[Record] = []
