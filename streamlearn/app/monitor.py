@@ -41,6 +41,8 @@ from streamlearn.state.paths import StatePaths
 from streamlearn.state.status import write_status
 
 LOOK_EVERY_S = 0.5
+IDLE_LOOK_EVERY_S = 2.0
+"""While no step is taken. Scores are slow to compute, and only lag and the state of the log can be new."""
 HEARTBEAT_EVERY_S = 1.0
 OnStep = Callable[[TrainingLoop, StepReport], None]
 """Called after each step, in the loop's thread. It must change nothing."""
@@ -67,7 +69,7 @@ class Monitor(Observer):
         self._classes = classes
         self._loop: TrainingLoop
         self._fenced: StateLockedError | None = None
-        self._looked_at_s = float("-inf")
+        self._looked_at_s, self._looked_step = float("-inf"), 0
         self._counted: Events = {}
         self.status: dict[str, Any] = {"pid": os.getpid(), "metrics_port": metrics_port, "state": "starting"}
         """What the heartbeat writes."""
@@ -114,14 +116,15 @@ class Monitor(Observer):
             self._on_step(self._loop, report)
 
     def turn_done(self) -> None:
-        """Look at the slower figures, about twice a second.
+        """Look at the slower figures, about twice a second while steps are taken.
 
         Raises:
             StateLockedError: another learner has taken over.
         """
         if self._fenced is not None:
             raise self._fenced
-        if time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
+        every_s = IDLE_LOOK_EVERY_S if self._loop.learner.step == self._looked_step else LOOK_EVERY_S
+        if time.monotonic() - self._looked_at_s >= every_s:
             self.look()
 
     def phase_done(self, phase: str, duration_s: float) -> None:
@@ -143,8 +146,8 @@ class Monitor(Observer):
 
     def look(self, state: str = "learning") -> None:
         """Read everything that is slow to read, and compose the heartbeat."""
-        self._looked_at_s = time.monotonic()
         loop = self._loop
+        self._looked_at_s, self._looked_step = time.monotonic(), loop.learner.step
         self._export_costs(loop)
         lag_records, available = self._export_log(loop)
         ledger = self._export_labels(loop)

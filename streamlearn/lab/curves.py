@@ -80,13 +80,15 @@ class Recorder:
         if self._full and report.counts.samples_learned:
             self._since, self._full = _Since(), False
         self._since.count(report)
-        if self._full:  # a step with labels only belongs to the point of the samples before it
-            self.curves.pop()
-            self._add(loop)
+        if self._full:  # labels alone belong to the point of the samples before them
+            if report.counts.labels_read:
+                self.curves.pop()
+                self._add(loop)
         elif samples // self._window > (samples - report.counts.samples_learned) // self._window:
             self._add(loop)
             self._full = True
-        self._progress(samples)
+        if report.counts.samples_learned:
+            self._progress(samples)
 
     def finish(self) -> TrainingLoop:
         """Add the last point, and return the final loop.

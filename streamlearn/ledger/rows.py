@@ -10,6 +10,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field, fields
+from operator import attrgetter
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -84,13 +85,17 @@ class Counters:
 
     def pack(self) -> bytes:
         """The row of `counts`."""
-        return self.LAYOUT.pack(*astuple(self))
+        return self.LAYOUT.pack(*_counter_values(self))
 
     def load(self, row: bytes | None) -> None:
         """The inverse of `pack`, in place. The initial values without a row; 0 for what a row of format 6 lacks."""
         values = astuple(Counters()) if row is None else self.LAYOUT.unpack(row.ljust(self.LAYOUT.size, b"\0"))
         for each, value in zip(fields(self), values, strict=True):
             setattr(self, each.name, value)
+
+
+_counter_values = attrgetter(*(each.name for each in fields(Counters)))
+"""A tuple of all of them, in less than a tenth of the time of `astuple`, which copies each value."""
 
 
 class SampleRow(NamedTuple):
