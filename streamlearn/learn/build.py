@@ -44,7 +44,6 @@ def make_trainee(
     Raises:
         ConfigError: the network or the method cannot be built.
     """
-    _check_mixing(spec, config)
     student = build(spec, seed=config.seed).to(device)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise ConfigError(f"model.factory: {student.net.__class__.__name__} has no trainable parameters")
@@ -82,13 +81,6 @@ def make_twin(spec: ModelSpec, config: LearnConfig, trainee: Trainee) -> Trainee
     for network in (twin.student, twin.teacher):
         network.normalise = trainee.student.normalise
     return twin
-
-
-def _check_mixing(spec: ModelSpec, config: LearnConfig) -> None:
-    """Refuse methods and options that mix samples, where a place of a row is a code."""
-    if spec.has_categories and (config.method == "ict" or config.mixup_beta > 0.0):
-        mixing = "learn.options.mixup_beta" if config.mixup_beta > 0.0 else f"learn.method: {config.method}"
-        raise ConfigError(f"{mixing} mixes samples, and categories cannot be mixed: use mean_teacher or pi, unmixed")
 
 
 def _make_optimizer(student: Classifier, method: Method, config: LearnConfig) -> torch.optim.Optimizer:

@@ -41,6 +41,7 @@ from streamlearn.learn.state import (
 from streamlearn.learn.step import set_training, take_step
 from streamlearn.models.build import Classifier, ModelSpec
 from streamlearn.models.normalise import InputBound, RunningNorm
+from streamlearn.models.places import places_of
 from streamlearn.models.settings import ROW_NETWORKS
 from streamlearn.models.spare import SpareClasses
 from streamlearn.records import UNLABELLED, Array, MicroBatch, Probabilities
@@ -92,7 +93,7 @@ class Learner:
             torch.set_num_threads(threads)
         self._device = find_device(config.device)
         weak, strong = make_noises(config, shape=spec.shape, columns=spec.columns, device=self._device)
-        self._augment = Augment(weak, strong, config.mixup_beta)
+        self._augment = Augment(weak, strong, config.mixup_beta, _codes(spec, self._device))
         self._uniform_C = torch.zeros(spec.classes, device=self._device)
         named = spec.classes - (spec.spare or 0)
         self.prior = PriorCorrection(spec.classes, named)
@@ -412,6 +413,13 @@ class Learner:
         self.prior.name(classes)
         self._uniform_C.zero_()
         self._uniform_C[:classes] = 1.0 / classes
+
+
+def _codes(spec: ModelSpec, device: torch.device) -> Tensor | None:
+    """`Augment.is_code_W` of the columns."""
+    if not spec.has_categories:
+        return None
+    return torch.from_numpy(places_of(spec.columns).is_code_W).to(device)
 
 
 def _class_weights(config: LearnConfig, names: Sequence[str], classes: int, device: torch.device) -> Tensor | None:

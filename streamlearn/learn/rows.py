@@ -24,6 +24,8 @@ class Augment:
     """For the student on fresh rows; `weak` itself if there is no stronger one."""
     mixup_beta: float = 0.0
     """Labelled rows are mixed with shares from Beta(b, b). 0: not at all."""
+    is_code_W: Tensor | None = None
+    """Places of a row that are codes of categories; None if there are none."""
 
 
 class Mix(NamedTuple):
@@ -113,12 +115,25 @@ class Rows:
         view_B = torch.cat((self.strong_view(), labelled_L))
         return StudentView(view_B, targets_LC, fresh if augment.mixup_beta else len(view_B))
 
+    def mixed(self, view_B: Tensor, mix: Mix) -> Tensor:
+        """Views of samples, mixed. A code is the row's own with probability `share`, else its partner's.
+
+        A code between two others has no meaning.
+        """
+        mixed_B, is_code_W = mix.of(view_B), self.augment.is_code_W
+        if is_code_W is None:
+            return mixed_B
+        drawn_BW = torch.rand(view_B.shape, generator=self.generator, device=view_B.device)
+        is_own_BW = drawn_BW < mix.share_B[:, None]
+        codes_BW = torch.where(is_own_BW, view_B, view_B.index_select(0, mix.partner_B))
+        return torch.where(is_code_W, codes_BW, mixed_B)
+
     def _label(self, view_L: Tensor) -> tuple[Tensor, Tensor]:
         augment, count = self.augment, len(view_L)
         targets_LC = one_hot(self.labels_B[self.fresh_count :], len(self.uniform_C))
         if augment.mixup_beta and count:
             mix = draw_mix(count, augment.mixup_beta, self.generator)
-            view_L, targets_LC = mix.of(view_L), mix.of(targets_LC)
+            view_L, targets_LC = self.mixed(view_L, mix), mix.of(targets_LC)
         if self.weights_C is not None and count:
             targets_LC = _weighted(targets_LC, self.weights_C)
         return view_L, targets_LC

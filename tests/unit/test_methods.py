@@ -94,6 +94,24 @@ class TestMixup:
                 if (s := _share(of.x_B[i], of.x_B[j], view)) is not None
             )
 
+    def test_a_mixed_row_takes_each_code_from_one_of_its_two_rows(self):
+        """By their shares: between two codes is a third category. Numbers next to codes are mixed as others."""
+        is_code_W = torch.tensor([False, True, True, False, False])
+        of = rows(fresh=0, labelled=4000, augment=Augment(no_noise, no_noise, is_code_W=is_code_W))
+        of.x_B[:, 1:3] = torch.arange(8000.0).view(4000, 2)  # each code once
+        mix = draw_mix(4000, 0.5, torch.Generator().manual_seed(1))
+
+        mixed_B, partner_B = of.mixed(of.x_B, mix), of.x_B[mix.partner_B]
+
+        is_own_BK = mixed_B[:, 1:3] == of.x_B[:, 1:3]
+        assert torch.equal(mixed_B[:, [0, 3, 4]], mix.of(of.x_B)[:, [0, 3, 4]])
+        assert torch.all(is_own_BK | (mixed_B[:, 1:3] == partner_B[:, 1:3]))
+        assert torch.any(is_own_BK[:, 0] != is_own_BK[:, 1])  # each for itself
+        for low, high in ((0.0, 0.1), (0.45, 0.55), (0.9, 1.0)):
+            of_share_B = (mix.share_B >= low) & (mix.share_B <= high)
+            shares = is_own_BK[of_share_B].double().mean().item(), mix.share_B[of_share_B].mean().item()
+            assert shares[0] == pytest.approx(shares[1], abs=0.05)
+
     def test_shares_are_of_the_beta_distribution(self):
         """Mean 1/2 and variance 1 / (4 (2 b + 1)), for small b and large."""
         for beta in (0.1, 0.5, 2.0):

@@ -134,6 +134,7 @@ class TestLearner:
             {"method": "pi"},
             {"method": "supervised", "optimizer": "sgd"},
             {"method": "temporal_ensembling"},
+            {"method": "ict", "mixup_beta": 0.5},
         ],
     )
     def test_restart_equals_no_restart(self, changed):
@@ -153,18 +154,6 @@ class TestLearner:
         resumed.load_state(half)
 
         assert differing(whole.state(), learn(resumed, 15, 31).state()) == []
-
-    @pytest.mark.parametrize(
-        ("changed", "setting"),
-        [({"method": "ict"}, r"learn\.method: ict"), ({"mixup_beta": 0.5}, r"learn\.options\.mixup_beta")],
-    )
-    def test_refuses_to_mix_categories(self, changed, setting):
-        """Between two codes is a third category."""
-        with pytest.raises(ConfigError, match=f"{setting} mixes samples"):
-            Learner(table_spec(COLUMNS), settings(**changed))
-
-        mixed = after((COLUMNS[0], COLUMNS[2]), range(1, 10), **changed)
-        assert mixed.read_costs().skipped_steps == 0
 
 
 class TestAddedColumns:

@@ -31,7 +31,7 @@ class InterpolationConsistency(TeacherMethod):
         fresh = rows.fresh_count
         labelled_L, targets_LC = rows.labelled_view()
         mix = draw_mix(fresh, self._beta, rows.generator)
-        logits_BC = answer(student, torch.cat((mix.of(rows.strong_view()), labelled_L)))
+        logits_BC = answer(student, torch.cat((rows.mixed(rows.strong_view(), mix), labelled_L)))
         targets_FC, weights_F = self._ask(teacher, rows, fresh)
         mixed_F = None if weights_F is None else mix.of(weights_F)
         return StepCosts(
