@@ -41,7 +41,13 @@ RECIPES: Mapping[str, Recipe] = {
         },
     ),
     "table": Recipe(
-        options={"consistency": "mse", "consistency_weight": 5.0, "rampup_steps": 0, "rampup_labels": 100},
+        options={
+            "consistency": "mse",
+            "consistency_weight": 5.0,
+            "rampup_steps": 0,
+            "rampup_labels": 100,
+            "mixup_beta": 0.5,
+        },
         ema_decay=0.8,
     ),
     # The papers' average: the mean of all students until the horizon is reached.

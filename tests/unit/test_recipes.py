@@ -19,11 +19,17 @@ IMAGE_ICT = {
     "fade_labels": 50,
     "mixup_beta": 0.5,
 }
-TABLE_MEAN_TEACHER = {"consistency": "mse", "consistency_weight": 5.0, "rampup_steps": 0, "rampup_labels": 100}
+TABLE_MEAN_TEACHER = {
+    "consistency": "mse",
+    "consistency_weight": 5.0,
+    "rampup_steps": 0,
+    "rampup_labels": 100,
+    "mixup_beta": 0.5,
+}
 MIXED = {"mixup_beta": 0.5}
 EXPECTED: dict[str, tuple[float, float, dict[str, dict[str, Any]]]] = {
     "image": (0.995, 0.1, {"ict": IMAGE_ICT, "mean_teacher": MIXED, "pi": MIXED, "supervised": MIXED}),
-    "table": (0.8, 0.1, {"mean_teacher": TABLE_MEAN_TEACHER}),
+    "table": (0.8, 0.1, {"ict": MIXED, "mean_teacher": TABLE_MEAN_TEACHER, "pi": MIXED, "supervised": MIXED}),
     "none": (0.995, 1.0, {}),
 }
 """By recipe: alpha, share of steps in the average, and what differs from the defaults of each method's options."""
