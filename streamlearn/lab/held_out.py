@@ -12,6 +12,7 @@ from streamlearn.config import Config
 from streamlearn.lab.datasets import Classes, Dataset
 from streamlearn.lab.drift import Drift, Drifts
 from streamlearn.learn.learner import Learner
+from streamlearn.models.answer import corrected
 from streamlearn.records import Array
 
 Progress = Callable[[str, int, int | None], None]
@@ -75,10 +76,10 @@ def score_held_out(
 
 
 def _answers(learner: Learner, x: Array) -> dict[str, Classes | None]:
-    """The classes that each network predicts; the teacher is the one that is served."""
+    """The classes that each network predicts; the teacher is the one that is served, corrected as its answers are."""
     probabilities, classes = learner.predict(x), learner.classify(x)
     return {
-        "teacher": probabilities.teacher_probs_BC.argmax(axis=1),
+        "teacher": corrected(probabilities.teacher_probs_BC, learner.log_offsets).argmax(axis=1),
         "student": probabilities.student_probs_BC.argmax(axis=1),
         "twin": classes.twin_B,
     }

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamlearn.app.build import make_learner
 from streamlearn.config import Config, load_config
 from streamlearn.errors import ConfigError, StreamlearnError
 from streamlearn.judge.selection_bias import Quantiles
 from streamlearn.lab.datasets import load
 from streamlearn.lab.evaluate import Evaluation, EvaluationPlan, evaluate, settings_for
+from streamlearn.lab.held_out import score_held_out
 
 
 def config_of(**overrides: Any) -> Config:
@@ -163,6 +165,20 @@ class TestHeldOut:
 
         assert test is not None
         assert (test.teacher or 0) > 0.99
+
+    def test_the_teacher_is_corrected_as_its_answers_are(self, tmp_path: Path) -> None:
+        """Offsets that leave one class: its share of the held-out part."""
+        moons = load("moons")
+        settings = settings_for(config_of(), moons, EvaluationPlan(dataset="moons"), tmp_path)
+        learner = make_learner(settings)
+        learner.prior.log_offsets = np.array([-60.0, 60.0], np.float32)
+
+        found = score_held_out(learner, moons.fit(settings.schema_.build()), (), ended_at=0, seed=0)
+
+        assert found is not None
+        assert moons.test_y is not None
+        assert found.teacher == float((moons.test_y == 1).mean())
+        assert found.student != found.teacher
 
     def test_a_data_set_may_have_none(self, tmp_path: Path) -> None:
         """A .npz file with x and y only."""
