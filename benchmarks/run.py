@@ -90,6 +90,17 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("freshness", "publication_stall_ms", "ms that the loop spends on a publication", "<= 1"),
         Row("freshness", "checkpoint_stall_ms", "ms that the loop spends on a checkpoint", "<= 5"),
     ),
+    "Growth": (
+        Row(
+            "growth",
+            "cost_last_over_first",
+            "CPU per sample after a million over that after 200,000, past the horizon",
+            "<= 1.1",
+        ),
+        Row("growth", "rss_last_over_first", "memory at these two places", "<= 1.1"),
+        Row("growth", "store_last_over_first", "size of the sample store at these two places", "<= 1.1"),
+        Row("growth", "cost_64_over_1", "CPU per sample with 64 partitions over that with one", "<= 1.1"),
+    ),
 }
 
 
