@@ -110,6 +110,10 @@ class Log(Appends, Protocol):
         """Return the number of partitions of a topic; 0 if it does not exist."""
         ...
 
+    def topics(self) -> list[str]:
+        """Return the names of all topics, sorted; without a broker's own, which begin with two underscores."""
+        ...
+
     def reader(self, next_offsets: Offsets) -> Reader:
         """Return a reader of these partitions, starting at these offsets."""
         ...

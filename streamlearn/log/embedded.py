@@ -103,6 +103,11 @@ class EmbeddedLog:
         """See `Log.partition_count`."""
         return len(self._look_up(topic))
 
+    def topics(self) -> list[str]:
+        """See `Log.topics`."""
+        with self._query("list topics") as db:
+            return [name for (name,) in db.execute("SELECT name FROM topics ORDER BY name")]
+
     def _look_up(self, topic: str) -> list[int]:
         """Return the id of each partition; none if the topic does not exist."""
         ids = self._ids.get(topic)

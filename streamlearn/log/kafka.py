@@ -131,6 +131,11 @@ class KafkaLog:
             self._counts[topic] = count
         return count
 
+    def topics(self) -> list[str]:
+        """See `Log.topics`."""
+        names: list[str] = self._ask("list topics", lambda admin: admin.list_topics(), ASK_TIMEOUT_S)
+        return sorted(name for name in names if not name.startswith("__"))
+
     def _check_topic(self, topic: str, timeout_s: float = ASK_TIMEOUT_S) -> int:
         partitions = self.partition_count(topic, timeout_s)
         if not partitions:

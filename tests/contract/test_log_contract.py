@@ -159,6 +159,15 @@ class TestTopics:
         with pytest.raises(ConfigError, match=rf"{topic}.*{PARTITIONS}.*{PARTITIONS + 1}"):
             log.create_topics({topic: PARTITIONS + 1})
 
+    def test_topics_are_listed(self, log: Log, topic: str) -> None:
+        """Without those of a broker's own, such as __consumer_offsets."""
+        log.commit(log.end_offsets(topic))
+        names = log.topics()
+
+        assert topic in names
+        assert names == sorted(names)
+        assert not any(name.startswith("__") for name in names)
+
     def test_a_missing_topic_has_no_partitions(self, log: Log) -> None:
         """The question is not an error and creates nothing."""
         name = unique("missing")

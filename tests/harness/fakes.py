@@ -189,6 +189,11 @@ class MemoryLog:
             for topic, wanted in partitions.items():
                 self._shared.topics.setdefault(topic, [_Partition() for _ in range(wanted)])
 
+    def topics(self) -> list[str]:
+        """See `Log.topics`."""
+        with self._shared.changed:
+            return sorted(self._shared.topics)
+
     def partition_count(self, topic: str) -> int:
         """See `Log.partition_count`."""
         return len(self._shared.topics.get(topic, ()))

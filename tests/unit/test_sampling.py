@@ -86,10 +86,25 @@ def test_several_topics_are_one_sample() -> None:
     assert Counter(record.position.topic for record in found.records) == {"t": 3, "u": 1}
 
 
-def test_a_topic_that_is_not_there_is_named() -> None:
-    """It is the user's argument."""
-    with pytest.raises(ConfigError, match="there is no topic 'nowhere'"):
-        read_some(filled(1), ["nowhere"], 10)
+@pytest.mark.parametrize(
+    ("topics", "given", "expected"),
+    [
+        (["payments", "labels"], "payment", "did you mean 'payments'?"),
+        (["orders.eu", "orders.us", "x"], "orders.uk", "did you mean 'orders.us' or 'orders.eu'?"),
+        (["b", "a"], "nowhere", "it has 'a', 'b'"),
+        ([f"t{n}" for n in range(7)], "nowhere", "it has 't0', 't1', 't2', 't3', 't4' and 2 more"),
+        ([], "nowhere", "it has none yet"),
+    ],
+)
+def test_a_topic_that_is_not_there_is_named(topics: list[str], given: str, expected: str) -> None:
+    """It is the user's argument: most often a name that is nearly right."""
+    log = MemoryLog()
+    log.create_topics(dict.fromkeys(topics, 1))
+
+    with pytest.raises(ConfigError) as raised:
+        read_some(log, [given], 10)
+
+    assert str(raised.value) == f"there is no topic '{given}' in this log: {expected}"
 
 
 def test_an_empty_topic_has_no_records_and_no_rate() -> None:
