@@ -12,7 +12,7 @@ import torch
 
 from streamlearn.app.build import make_learner, model_spec
 from streamlearn.app.findings import Finding
-from streamlearn.app.log import log_exists, open_log, topics_of
+from streamlearn.app.log import log_exists, open_log, similar_topics, topics_of
 from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import ID_BYTES, learner_parts, scorer_parts, server_parts
 from streamlearn.app.startup import check_log_reaches, check_model, of_all
@@ -119,7 +119,9 @@ def _topics(config: Config, log: Log) -> Iterator[Finding]:
             yield Finding("ok", f"topic {name}", f"{count} partitions, {held:,} records")
             yield from _access(log, name, begins, read=name != config.log.dead_letters)
         elif config.log.partitions:
-            yield Finding("ok", f"topic {name}", "missing; will be created")
+            near = similar_topics(log, name, topics_of(config))
+            meant = f"; did you mean {' or '.join(near)}?" if near else ""
+            yield Finding("warning" if near else "ok", f"topic {name}", f"missing; will be created{meant}")
         else:
             yield Finding("error", f"topic {name}", "missing, and log.partitions = 0 creates none")
 

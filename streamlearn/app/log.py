@@ -5,12 +5,21 @@ Imports no torch: the supervisor needs this and stays small.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from difflib import get_close_matches
+
+import structlog
+
 from streamlearn.config import Config
 from streamlearn.errors import ConfigError
 from streamlearn.log.base import Log
 from streamlearn.log.codec import Codec
 from streamlearn.log.embedded import EmbeddedLog
 from streamlearn.state.paths import StatePaths
+
+_log = structlog.get_logger(__name__)
+MOST_SIMILAR = 5
+"""Topics that are named to a user who gave one that does not exist."""
 
 
 def open_log(config: Config) -> Log:
@@ -47,8 +56,16 @@ def make_topics(log: Log, config: Config) -> None:
         msg = f"topics are missing: {', '.join(missing)}; create them, or set log.partitions to at least 1"
         raise ConfigError(msg)
     if missing:
+        for topic in missing:
+            if near := similar_topics(log, topic, topics_of(config)):
+                _log.warning("topic_created", topic=topic, similar=near, why="none of this name; is another one meant?")
         partitions = next((counts[topic] for topic in config.source.topics if counts[topic]), config.log.partitions)
         log.create_topics({topic: 1 if topic == config.log.dead_letters else partitions for topic in missing})
+
+
+def similar_topics(log: Log, wrong: str, others: Collection[str] = ()) -> list[str]:
+    """Topics of the log, but for `others`, that may be meant by one that does not exist; the likeliest first."""
+    return get_close_matches(wrong, [topic for topic in log.topics() if topic not in others], MOST_SIMILAR)
 
 
 def make_codec(config: Config) -> Codec:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final
 
+from streamlearn.app.log import MOST_SIMILAR, similar_topics
 from streamlearn.errors import ConfigError, OffsetOutOfRangeError
 from streamlearn.log.base import Log
 from streamlearn.records import Offsets, Record, TopicPartition
@@ -21,8 +21,6 @@ MAX_BYTES: Final = 64 << 20
 MAX_S: Final = 20.0
 _READ_RECORDS = 200
 """Records of one read: the bounds are checked between reads."""
-_MOST_NAMED = 5
-"""Topics that are named to a user who gave one that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +98,20 @@ def _bounds(log: Log, topics: Sequence[str]) -> tuple[Offsets, Offsets]:
     ends: Offsets = {}
     for topic in topics:
         if not log.partition_count(topic):
-            msg = f"there is no topic {topic!r} in this log: {_instead(topic, log.topics())}"
+            msg = f"there is no topic {topic!r} in this log: {_instead(log, topic)}"
             raise ConfigError(msg)
         ends |= log.end_offsets(topic)
         begins |= log.beginning_offsets(topic)
     return begins, ends
 
 
-def _instead(wrong: str, topics: Sequence[str]) -> str:
+def _instead(log: Log, wrong: str) -> str:
     """What may have been meant by a topic that does not exist."""
-    if not topics:
-        return "it has none yet"
-    if near := get_close_matches(wrong, topics, _MOST_NAMED):
+    if near := similar_topics(log, wrong):
         return f"did you mean {' or '.join(repr(name) for name in near)}?"
-    more = f" and {len(topics) - _MOST_NAMED} more" if len(topics) > _MOST_NAMED else ""
-    return f"it has {', '.join(repr(name) for name in topics[:_MOST_NAMED])}{more}"
+    topics = log.topics()
+    more = f" and {len(topics) - MOST_SIMILAR} more" if len(topics) > MOST_SIMILAR else ""
+    return f"it has {', '.join(repr(name) for name in topics[:MOST_SIMILAR])}{more}" if topics else "it has none yet"
 
 
 def _read_range(log: Log, partition: TopicPartition, begin: int, end: int, max_bytes: int) -> list[Record]:

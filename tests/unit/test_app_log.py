@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness.fakes import MemoryLog
+from structlog.testing import capture_logs
 
 from streamlearn.app.log import log_exists, make_topics, open_log
 from streamlearn.config import Config, load_config
@@ -67,6 +68,20 @@ class TestTopics:
         make_topics(log, config(**{"source.samples.topic": ["web", "shop"], "log.partitions": 2}))
 
         assert [log.partition_count(topic) for topic in ("web", "shop", "labels", "dead-letters")] == [2, 2, 2, 1]
+
+    @pytest.mark.parametrize(("existing", "expected"), [("payments", ["payments"]), ("clicks", None), ("labels", None)])
+    def test_a_created_topic_that_may_be_a_misspelt_one_is_reported(
+        self, existing: str, expected: list[str] | None
+    ) -> None:
+        """Else a learner waits for samples that another topic has. The config's own topics are not meant."""
+        log = MemoryLog()
+        log.create_topics({existing: 1})
+
+        with capture_logs() as logged:
+            make_topics(log, config(**{"source.samples.topic": "payment"}))
+
+        found = [line["similar"] for line in logged if line["event"] == "topic_created"]
+        assert found == ([expected] if expected else [])
 
 
 class TestLog:

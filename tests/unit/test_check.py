@@ -129,6 +129,17 @@ class TestLog:
         assert findings["topic dead-letters"].verdict == verdict
         assert findings["topic samples"].verdict == "ok"
 
+    def test_a_missing_topic_may_be_a_misspelt_one(self, tmp_path: Path) -> None:
+        """It would be created, and stay empty."""
+        config = config_in(tmp_path, **{"source.samples.topic": "payment"})
+        log = open_log(config)
+        log.create_topics({"payments": 1, "labels": 1})
+        log.close()
+
+        finding = found(config)["topic payment"]
+
+        assert (finding.verdict, finding.text) == ("warning", "missing; will be created; did you mean payments?")
+
     def test_a_file_that_is_no_log_is_an_error(self, tmp_path: Path) -> None:
         """The file is left unchanged."""
         config = config_in(tmp_path)
