@@ -46,7 +46,7 @@ RECIPES: Mapping[str, Recipe] = {
             "consistency_weight": 5.0,
             "rampup_steps": 0,
             "rampup_labels": 100,
-            "mixup_beta": 0.5,
+            "mixup_beta": 0.2,
         },
         ema_decay=0.8,
     ),

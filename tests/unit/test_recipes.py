@@ -24,12 +24,16 @@ TABLE_MEAN_TEACHER = {
     "consistency_weight": 5.0,
     "rampup_steps": 0,
     "rampup_labels": 100,
-    "mixup_beta": 0.5,
+    "mixup_beta": 0.2,
 }
-MIXED = {"mixup_beta": 0.5}
+MIXED, MIXED_ROWS = {"mixup_beta": 0.5}, {"mixup_beta": 0.2}
 EXPECTED: dict[str, tuple[float, float, dict[str, dict[str, Any]]]] = {
     "image": (0.995, 0.1, {"ict": IMAGE_ICT, "mean_teacher": MIXED, "pi": MIXED, "supervised": MIXED}),
-    "table": (0.8, 0.1, {"ict": MIXED, "mean_teacher": TABLE_MEAN_TEACHER, "pi": MIXED, "supervised": MIXED}),
+    "table": (
+        0.8,
+        0.1,
+        {"ict": MIXED_ROWS, "mean_teacher": TABLE_MEAN_TEACHER, "pi": MIXED_ROWS, "supervised": MIXED_ROWS},
+    ),
     "none": (0.995, 1.0, {}),
 }
 """By recipe: alpha, share of steps in the average, and what differs from the defaults of each method's options."""
