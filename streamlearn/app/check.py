@@ -119,7 +119,8 @@ def _topics(config: Config, log: Log) -> Iterator[Finding]:
             yield Finding("ok", f"topic {name}", f"{count} partitions, {held:,} records")
             yield from _access(log, name, begins, read=name != config.log.dead_letters)
         elif config.log.partitions:
-            near = similar_topics(log, name, topics_of(config))
+            is_read = name in config.source.topics
+            near = similar_topics(log, name, topics_of(config)) if is_read else []
             meant = f"; did you mean {' or '.join(near)}?" if near else ""
             yield Finding("warning" if near else "ok", f"topic {name}", f"missing; will be created{meant}")
         else:

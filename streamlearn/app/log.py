@@ -56,7 +56,7 @@ def make_topics(log: Log, config: Config) -> None:
         msg = f"topics are missing: {', '.join(missing)}; create them, or set log.partitions to at least 1"
         raise ConfigError(msg)
     if missing:
-        for topic in missing:
+        for topic in [topic for topic in missing if topic in config.source.topics]:  # others are new at first
             if near := similar_topics(log, topic, topics_of(config)):
                 _log.warning("topic_created", topic=topic, similar=near, why="none of this name; is another one meant?")
         partitions = next((counts[topic] for topic in config.source.topics if counts[topic]), config.log.partitions)

@@ -69,11 +69,14 @@ class TestTopics:
 
         assert [log.partition_count(topic) for topic in ("web", "shop", "labels", "dead-letters")] == [2, 2, 2, 1]
 
-    @pytest.mark.parametrize(("existing", "expected"), [("payments", ["payments"]), ("clicks", None), ("labels", None)])
+    @pytest.mark.parametrize(
+        ("existing", "expected"),
+        [("payments", ["payments"]), ("clicks", None), ("labels", None), ("dead-letter", None)],
+    )
     def test_a_created_topic_that_may_be_a_misspelt_one_is_reported(
         self, existing: str, expected: list[str] | None
     ) -> None:
-        """Else a learner waits for samples that another topic has. The config's own topics are not meant."""
+        """Else a learner waits for samples that another topic has. Topics that are only written are new at first."""
         log = MemoryLog()
         log.create_topics({existing: 1})
 
