@@ -48,7 +48,7 @@ IMAGES = ("mnist",)
 SHARES = (0.01, 0.05)
 PARTS = ("daemon", "rivals")
 DEVELOPED_ON = ("optdigits", "segment", "texture")
-"""The number of steps was chosen on these, at one of the shares: shown, and left out of the means."""
+"""The number of steps, and mixup, were chosen on these, at some of the shares: shown, and left out of the means."""
 DELAY = "geometric:500"
 WINDOW = 100
 LIMIT = 8000

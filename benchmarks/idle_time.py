@@ -7,11 +7,12 @@ asks `/predict` ten times a second. Accuracy is that of first predictions on all
 The learner of the first run is killed with SIGKILL after half of the stream, and must reach the same weights as a
 learner that replays the journal. After the stream it must rest: less than 5 % of a core a minute after the last record.
 
-Run: python benchmarks/idle_time.py [--quick]. The last line is JSON.
+Run: python benchmarks/idle_time.py [--quick] [--minutes N]. The last line is JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, command, figures, heartbeat, running, tell, wait_learner, wait_ready, write_config
+from common import command, figures, heartbeat, running, tell, wait_learner, wait_ready, write_config
 from harness.verify import differences
 
 from streamlearn.config import load_config
@@ -139,7 +140,11 @@ def is_bit_equal(path: Path) -> bool:
 
 def main() -> int:
     """Print the figures; 1 if the learner did not rest, or ended with other weights."""
-    minutes = 1.0 if arguments(__doc__ or "").quick else 10.0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one minute of each; the figures are rough")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of each run")
+    options = parser.parse_args()
+    minutes = 1.0 if options.quick else options.minutes
     with tempfile.TemporaryDirectory() as name:
         default = measure(Path(name) / "default", minutes, BatchConfig().steps, kill=True)
         tell(f"default: {default}")

@@ -1,8 +1,8 @@
 """torch's SGD and AdamW, without `torch._dynamo`, which takes as long to import as torch itself.
 
 torch wraps two methods of an optimizer for `torch.compile`, and the first call of a wrapper imports the compiler.
-Nothing is compiled here, so the methods are called without their wrappers. `hooked` tells torch that `step` needs none
-for hooks and its profiler either: there are none here, and it costs a quarter of a small network's step.
+Nothing is compiled here, so the methods are called without their wrappers. `hooked` tells torch not to wrap `step` for
+hooks and its profiler either: there are none here, and the wrapper costs a quarter of a small network's step.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,7 +236,8 @@ class TestLook:
         assert learner.status()["lag_records"] == 6
 
     def test_the_slow_figures_are_read_at_most_twice_a_second(self, learner: Learning) -> None:
-        """They must not slow down the loop."""
+        """They must not slow down the loop, nor keep a resting learner busy."""
+        began_s = time.monotonic()
         learner.monitor.start(learner.loop)
         learner.join_a_label(1)
 
@@ -250,6 +252,7 @@ class TestLook:
         until(seen, "the next look", 5.0)
 
         assert soon == 0
+        assert time.monotonic() - began_s > 1.5, "no step was taken, so nothing is new"
 
 
 class TestHeartbeat:
