@@ -49,14 +49,13 @@ for thread in threads:
 
 def run_and_kill(log_path: Path, notes: list[Path], name: str, source: random.Random) -> None:
     """Let every writer append for a moment, then kill them one after the other while they append."""
-    before = [size(note) for note in notes]
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(log_path), str(note), f"{name}{number}"])
         for number, note in enumerate(notes)
     ]
     try:
         deadline = time.monotonic() + 30.0
-        while any(size(note) <= was for note, was in zip(notes, before, strict=True)):
+        while not all(note.exists() and note.stat().st_size for note in notes):
             assert time.monotonic() < deadline, "a writer acknowledged nothing"
             assert all(writer.poll() is None for writer in writers), "a writer ended by itself"
             time.sleep(0.01)
@@ -69,12 +68,11 @@ def run_and_kill(log_path: Path, notes: list[Path], name: str, source: random.Ra
             writer.wait(10.0)
 
 
-def size(note: Path) -> int:
-    return note.stat().st_size if note.exists() else 0
-
-
 def acknowledged(notes: list[Path]) -> dict[tuple[int, int], bytes]:
-    """Partition and offset of every complete line that a writer noted, with the start of the value."""
+    """Partition and offset of every complete line that a writer noted, with the start of the value.
+
+    Each process has a note of its own: a kill can cut its last line short.
+    """
     found: dict[tuple[int, int], bytes] = {}
     for note in notes:
         text = note.read_text()
@@ -91,10 +89,12 @@ def acknowledged(notes: list[Path]) -> dict[tuple[int, int], bytes]:
 def test_no_acknowledged_record_is_lost_to_a_kill(log_path: Path, tmp_path: Path, seed: int) -> None:
     """Each noted position holds its record, offsets have no gap, and the next process continues after them."""
     source = random.Random(seed)
-    notes = [tmp_path / f"notes-{number}" for number in range(WRITERS)]
+    notes = []
 
     for number in range(ROUNDS):
-        run_and_kill(log_path, notes, f"seed{seed}-round{number}-writer", source)
+        new = [tmp_path / f"notes-{number}-{writer}" for writer in range(WRITERS)]
+        run_and_kill(log_path, new, f"seed{seed}-round{number}-writer", source)
+        notes += new
 
     with closing(EmbeddedLog(log_path, max_bytes=1 << 30)) as log:
         stored: dict[tuple[int, int], bytes] = {}
