@@ -145,7 +145,7 @@ class Codec:
         sample = Sample(record.position, record.timestamp_ms / 1000.0, sample_id, x, event_time_s=time_s)
         own = fields if self.rows is None else {}  # fields of these names may be the user's
         label = reader.find(reader.label, record, fields, headers) if reader.label else own.get("label")
-        if label is not None and label is not MISSING:
+        if not self.classes.is_none(label):
             is_own = self.rows is None and OWN_ID in headers
             sample.label, sample.class_name = self.classes.of_name(label) if is_own else self.classes.of_value(label)
         domain = reader.find(reader.domain, record, fields, headers) if reader.domain else own.get("domain")
@@ -187,7 +187,7 @@ class Codec:
         label: object = reader.find(reader.label, record, None, headers) if reader.label else MISSING
         if label is MISSING and (content := headers.get("label")) is not None:
             label = utf8(content, "label")
-        if label is not MISSING and label is not None:
+        if not self.classes.is_none(label):
             read = self.classes.of_name if OWN_ID in headers else self.classes.of_value
             sample.label, sample.class_name = read(label)
         domain: object = reader.find(reader.domain, record, None, headers) if reader.domain else MISSING
@@ -371,10 +371,12 @@ class Codec:
             return self.classes.of_label(parsed)
         else:
             value = reader.find(reader.label, record, parsed, headers)
-        if value is MISSING:
+        if value is None:
+            return RETRACTED, None
+        if self.classes.is_none(value):
             place = "the record" if reader.label is None else reader.label.text
             raise RecordError("no_class", f"expected a class at {place}, got none")
-        return (RETRACTED, None) if value is None else self.classes.of_value(value)
+        return self.classes.of_value(value)
 
     def encode_label(
         self,

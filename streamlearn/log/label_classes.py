@@ -10,6 +10,7 @@ import orjson
 from streamlearn.errors import RecordError
 from streamlearn.records import RETRACTED, UNLABELLED, Schema, is_whole
 from streamlearn.schema.fields import is_number, json_type, short_text, text_of, utf8
+from streamlearn.schema.paths import MISSING
 
 
 class LabelClasses:
@@ -40,6 +41,15 @@ class LabelClasses:
             elif text is not None and (type(value) is not bool or text in self.names) and type(value) is not int:
                 value = text
         return self.of_name(value)
+
+    def is_none(self, value: object) -> bool:
+        """Whether the label field of a sample has no label: it is absent, null, or text that is empty.
+
+        Producers that know no null, as those of CSV, write empty text. A value that is set stands for its class.
+        """
+        if isinstance(value, str):
+            return not value.strip() and value not in self._values
+        return value is None or value is MISSING
 
     def of_name(self, value: object) -> tuple[int, str | None]:
         """As `of_value`, for a name as streamlearn writes it."""

@@ -202,8 +202,11 @@ class Bodies:
         The body is one record, or `{name: [record, …], "ids": [id, …]}`. A record may have a field of that name: the
         body is a record if a column begins at one of its fields. `names` are the ids in the query.
         """
-        if name not in fields or self._begins_a_record(fields):
+        if self._begins_a_record(fields):
             records: list[Any] = [fields]
+        elif name not in fields:
+            _refuse_another_list(fields, name)
+            records = [fields]
         else:
             _only(fields, (name, "ids"))
             records = self._list(fields[name], name)
@@ -343,7 +346,7 @@ class Bodies:
             raise RecordError("no_value", 'expected the payload in "x", got none')
         x = self._codec.payload_from_json(fields["x"])
         given = fields.get("label")
-        label, class_name = (None, None) if given is None else self._codec.classes.of_value(given)
+        label, class_name = (None, None) if self._codec.classes.is_none(given) else self._codec.classes.of_value(given)
         record = self._codec.encode_sample(
             new_id() if fields.get("id") is None else fields["id"],
             x,
@@ -361,9 +364,7 @@ class Bodies:
 
     def _items(self, fields: Mapping[str, Any], name: str) -> list[Any]:
         if name not in fields:
-            for other, value in fields.items():
-                if isinstance(value, list) and value and isinstance(value[0], dict):
-                    raise _invalid(f"unknown field {other}: expected several items in {name}, or one without a list.")
+            _refuse_another_list(fields, name)
             return [fields]
         _only(fields, (name,))
         return self._list(fields[name], name)
@@ -408,6 +409,13 @@ def _refuse_repeated(items: list[Item]) -> list[Item]:
         elif item.record is not None:
             seen.add(item.sample_id)
     return items
+
+
+def _refuse_another_list(fields: Mapping[str, Any], name: str) -> None:
+    """Raise RequestError if several items are in another field than `name`, as in the body of another route."""
+    for other, value in fields.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            raise _invalid(f"unknown field {other}: expected several items in {name}, or one without a list.")
 
 
 def _essence(content_type: str) -> str:

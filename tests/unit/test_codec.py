@@ -395,6 +395,12 @@ class TestJsonPayload:
 
 
 class TestBinarySample:
+    def test_an_empty_header_is_no_label(self) -> None:
+        """As empty text in a field."""
+        codec = Codec(TABLE, in_format("raw"))
+
+        assert codec.decode_sample(record(bytes(16), b"a", (("label", b""),))).label is None
+
     def test_reads_every_header(self) -> None:
         """The id is the key; the other fields are headers, in any case."""
         x = np.arange(4, dtype=np.float32)
@@ -477,7 +483,6 @@ class TestBinarySample:
             (("content-type", b"\xff"), "bad_content_type"),
             (("label", b"cow"), "unknown_class"),
             (("label", b"\xff"), "bad_dtype"),
-            (("label", b""), "unknown_class"),
             (("true-label", b"9"), "unknown_class"),
             (("time", b"yesterday"), "bad_time"),
             (("time", b"nan"), "bad_time"),

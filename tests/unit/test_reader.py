@@ -200,6 +200,15 @@ class TestSamples:
         assert labels == [0, 1, None]
         assert codec.decode_sample(record(TRANSACTION)).label is None
 
+    def test_empty_text_is_no_label(self) -> None:
+        """Unless it is set to stand for a class."""
+        translated = codec_of({"label": "is_fraud"}, {"values": {"": "legitimate"}})
+
+        for text in ("", " "):
+            given = record({**TRANSACTION, "is_fraud": text}, b"t1")
+            assert codec_of({"label": "is_fraud"}, LABELS).decode_sample(given).label is None
+        assert translated.decode_sample(record({**TRANSACTION, "is_fraud": ""}, b"t1")).label == 1
+
     def test_a_value_that_its_column_cannot_take_is_no_dead_letter(self) -> None:
         """It is missing, and counted."""
         codec = codec_of(SAMPLES)
@@ -285,6 +294,7 @@ class TestLabels:
         ("value", "reason"),
         [
             ({"transaction_id": "t1"}, "no_class"),
+            ({"transaction_id": "t1", "is_fraud": ""}, "no_class"),
             ({"is_fraud": True}, "no_id"),
             ({"transaction_id": None, "is_fraud": True}, "no_id"),
             ({"transaction_id": {}, "is_fraud": True}, "no_id"),
@@ -518,6 +528,7 @@ class TestEncoding:
         [
             ({"transaction_id": "t1", "is_fraud": "dog"}, "unknown_class"),
             ({"transaction_id": "t1"}, "no_class"),
+            ({"transaction_id": "t1", "is_fraud": ""}, "no_class"),
             ({"is_fraud": True}, "no_id"),
             ({"transaction_id": "t1", "is_fraud": True, "at": "soon"}, "bad_time"),
             ({"transaction_id": "t1", "is_fraud": True, "more": "x" * (5 << 20)}, "too_large"),

@@ -117,6 +117,7 @@ class TestPredict:
             ({"instances": [RECORD, {"total": 1}]}, "no_value", "instances[1]: expected at least one of the columns"),
             ({"instances": [RECORD, 3]}, "invalid_body", "instances[1]: expected a record"),
             ({"instances": 3}, "invalid_body", "expected a list of 1 to 8, got no list"),
+            ({"samples": [RECORD]}, "invalid_body", "unknown field samples: expected several items in instances"),
             ({"instances": [RECORD] * 9}, "invalid_body", "expected a list of 1 to 8, got a list of 9"),
             ({"instances": [RECORD], "learn": True}, "invalid_body", "unknown field learn: expected instances, ids"),
             ({"instances": [RECORD], "ids": ["a", "b"]}, "invalid_body", "expected one for each of 1 records, got 2"),
