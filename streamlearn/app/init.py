@@ -9,38 +9,32 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from pydantic import ValidationError
 
 from streamlearn.app.check_records import RecordsReport, examine
 from streamlearn.app.draft import ConfigDraft
 from streamlearn.app.findings import Finding, Verdict
+from streamlearn.app.init_topic import Topic, from_producers, parse_records, read_topic, tensor_shape
 from streamlearn.app.log import log_exists, make_codec, open_log
-from streamlearn.app.sampling import TopicSample, read_some
+from streamlearn.app.sampling import read_some
 from streamlearn.config import Config
-from streamlearn.errors import ConfigError, RecordError
+from streamlearn.errors import ConfigError
 from streamlearn.log.base import Log
-from streamlearn.log.label_classes import plain_class
 from streamlearn.records import Record
 from streamlearn.schema.fields import text_of
 from streamlearn.schema.infer import (
     Fields,
-    TimeField,
     choose_column,
     collect,
     column_names,
     event_times,
-    format_of,
-    profiles_of,
     shown,
-    time_field,
 )
 from streamlearn.schema.infer_join import (
     Ids,
@@ -54,43 +48,20 @@ from streamlearn.schema.infer_join import (
     rivals,
     unjoined,
 )
-from streamlearn.schema.paths import MISSING
-from streamlearn.schema.paths import Path as RecordPath
-from streamlearn.schema.profile import Profile, profile
-from streamlearn.schema.reader import OWN_ID, RecordReader
+from streamlearn.schema.profile import profile
+from streamlearn.schema.reader import RecordReader
 from streamlearn.schema.registry import SchemaRegistry
-from streamlearn.schema.settings import TENSORS, Format, LabelSource, SampleSource
 from streamlearn.sources import explain, merged, read_layers
 from streamlearn.state.paths import StatePaths
 
 MORE_RECORDS: Final = 20_000
 """Samples that are read to find the ids of labels, if the first ones have none of them."""
-_POSITION = re.compile(r":? line \d+ column \d+ \(char \d+\)")
-"""Where a JSON parser stopped: it differs between records with the same fault."""
 _MOST_ERRORS: Final = 6
-_OWN_FIELDS = frozenset({"id", "x", "label", "time", "domain", "true_label", "answer"})
 _HEAD = """\
 Written by `streamlearn init` from {samples} records of {sample_topics} and {labels} of {label_topic}.
 Comments say why. Lines that are commented out were not chosen: remove the # to use them.
 Next: streamlearn check --config {path} --sample 500
 Every setting: deploy/streamlearn.example.toml"""
-
-
-@dataclass(frozen=True)
-class Topic:
-    """Records of one side, as they were read and parsed."""
-
-    some: TopicSample
-    format: Format
-    reader: RecordReader
-    records: list[Record]
-    """Those that could be parsed, without null values and deleted rows."""
-    parsed: list[object]
-    fields: Fields
-    profiles: Mapping[str, Profile]
-    times: Mapping[str, TimeField]
-    unreadable: Counter[str]
-    """Records that could not be parsed, by what is wrong."""
 
 
 @dataclass
@@ -130,7 +101,7 @@ def write_config(
         raise ConfigError(msg)
     tree = merged(read_layers(config, {}, given))
     tree.setdefault("log", {}).setdefault("kind", "kafka")
-    base = _validated(tree)
+    base = validated(tree)
     if not log_exists(base):
         msg = f"{StatePaths(base.state.dir).log}: there is no log yet"
         raise ConfigError(msg)
@@ -151,8 +122,8 @@ def infer(log: Log, base: Config, tree: Mapping[str, Any], *, count: int, path: 
     some_samples = read_some(log, base.source.samples.topics, count)
     some_labels = read_some(log, [base.source.labels.topic], count)
     registry = None if base.source.registry.url is None else SchemaRegistry(base.source.registry)
-    samples = _parsed(base.source.samples, some_samples, registry, "format" in tree["source"]["samples"])
-    labels = _parsed(base.source.labels, some_labels, registry, "format" in tree["source"]["labels"])
+    samples = read_topic(base.source.samples, some_samples, registry, "format" in tree["source"]["samples"])
+    labels = read_topic(base.source.labels, some_labels, registry, "format" in tree["source"]["labels"])
     head = _HEAD.format(
         samples=len(samples.records),
         sample_topics=", ".join(base.source.samples.topics),
@@ -167,99 +138,24 @@ def infer(log: Log, base: Config, tree: Mapping[str, Any], *, count: int, path: 
     for name, topic in (("samples", samples), ("labels", labels)):
         _event_time(inference, name, topic)
     label = _label(inference, labels, join)
-    if (shape := _tensor_shape(samples)) is not None:
+    if (shape := tensor_shape(samples)) is not None:
         inference.draft.set("schema", "shape", to=shape, why="of x")
         inference.say("ok", "schema", f"streamlearn's own records: x has the shape {shape}")
     elif samples.records:
         _columns(inference, samples, labels, join, label)
     _secrets(inference)
-    config = _validated(inference.draft.tree)
+    config = validated(inference.draft.tree)
     report = examine(config, make_codec(config), some_samples, some_labels)
     return Written(inference.draft.text(), config, inference.findings, report)
 
 
-def _validated(tree: Mapping[str, Any]) -> Config:
+def validated(tree: Mapping[str, Any]) -> Config:
     """The config of these settings and the environment. Raises ConfigError."""
     layers = [("settings", copy.deepcopy(dict(tree))), *read_layers(None, os.environ, {})]
     try:
         return Config.model_validate(merged(layers))
     except ValidationError as error:
         raise ConfigError(explain(error, layers)) from error
-
-
-# Formats
-
-
-def _parsed(
-    source: SampleSource | LabelSource, some: TopicSample, registry: SchemaRegistry | None, is_given: bool
-) -> Topic:
-    """Parse records by the format that they have, or that the user has set."""
-    topics = ", ".join(some.topics)
-    from_producers = _from_producers(some.records)
-    values = [record.value for record in from_producers if record.value]
-    chosen = source.format if is_given else format_of(values, registry, topics)
-    if chosen in TENSORS:
-        msg = (
-            f'{topics}: records are tensors or images: set source.samples.format = "{chosen}", schema.shape and '
-            "schema.classes yourself; init finds columns in records with fields"
-        )
-        raise ConfigError(msg)
-    if chosen == "protobuf" and source.message is None:
-        msg = (
-            f"{topics}: records are Protobuf: generate its Python class, and pass -s source.SIDE.format=protobuf "
-            "-s source.SIDE.message=package.module:Message, where SIDE is samples or labels"
-        )
-        raise ConfigError(msg)
-    table = "samples" if isinstance(source, SampleSource) else "labels"
-    reader = RecordReader(source.model_copy(update={"format": chosen}), registry, table=table)
-    records, parsed, errors = _read(reader, from_producers, chosen, plain=table == "labels")
-    if from_producers and not records:
-        reason = errors.most_common(1)[0][0] if errors else "all values are null"
-        msg = f"{topics}: none of {len(from_producers)} records could be read as {chosen}: {reason}"
-        raise ConfigError(msg)
-    fields = collect(parsed)
-    if fields.root:
-        row = RecordPath.in_value(fields.root.rstrip("."))
-        kept = [number for number, value in enumerate(parsed) if isinstance(row.find(value), dict)]
-        records, parsed = [records[number] for number in kept], [parsed[number] for number in kept]
-        fields = collect(parsed)
-    profiles, logged_s = profiles_of(fields), [record.timestamp_ms / 1000.0 for record in records]
-    found = {path: time_field(path, profiles[path], values, logged_s) for path, values in fields.values.items()}
-    times = {path: each for path, each in found.items() if each is not None}
-    return Topic(some, chosen, reader, records, parsed, fields, profiles, times, errors)
-
-
-def _from_producers(records: Sequence[Record]) -> Sequence[Record]:
-    """Without those that streamlearn's servers appended in its own form, unless there are no others.
-
-    The learner reads them by their header, whatever `[source]` says.
-    """
-    return [record for record in records if all(name != OWN_ID for name, _ in record.headers)] or records
-
-
-def _read(
-    reader: RecordReader, records: Sequence[Record], chosen: Format, *, plain: bool = False
-) -> tuple[list[Record], list[object], Counter[str]]:
-    """The records that can be parsed, what they hold, and the errors of the others. Null values are left out."""
-    readable: list[Record] = []
-    parsed: list[object] = []
-    errors: Counter[str] = Counter()
-    for record in records:
-        if record.value is None:
-            continue
-        try:
-            parsed.append(_value(reader, record.value, chosen, plain=plain))
-            readable.append(record)
-        except RecordError as error:
-            errors[_POSITION.sub("", str(error))[:200]] += 1
-    return readable, parsed, errors
-
-
-def _value(reader: RecordReader, value: bytes, chosen: Format, *, plain: bool) -> object:
-    """The fields of a record; of a label also its plain class."""
-    if plain and chosen == "json" and value.lstrip()[:1] != b"{":
-        return plain_class(value).get("label")
-    return reader.parse(value, chosen) if plain else reader.fields(value, chosen)
 
 
 def _formats(inference: Inference, name: str, topic: Topic) -> None:
@@ -288,7 +184,7 @@ def _ids(inference: Inference, log: Log, samples: Topic, labels: Topic) -> Join 
     found, read = joins(of_samples, of_labels), len(samples.records)
     if not found and of_labels and not samples.some.is_whole:
         more = read_some(log, samples.some.topics, MORE_RECORDS)
-        records, parsed, _ = _read(samples.reader, _from_producers(more.records), samples.format)
+        records, parsed, _ = parse_records(samples.reader, from_producers(more.records), samples.format)
         found, read = joins(_chosen(draft, "samples", samples.reader, records, parsed), of_labels), len(records)
     if found:
         _joined(inference, samples, found, read)
@@ -317,7 +213,7 @@ def _joined(inference: Inference, samples: Topic, found: Sequence[Join], read: i
     others = [f"{other.samples} = {other.labels} ({other.joined})" for other in rivals(found)[:4]]
     if others:
         doubts.append(f"these fit as well: {', '.join(others)}")
-    own = _tensor_shape(samples) is not None and join.samples == "id"
+    own = tensor_shape(samples) is not None and join.samples == "id"
     if not own:
         draft.set("source", "samples", "id", to=join.samples, why="; ".join([why, *doubts]))
     draft.set("source", "labels", "id", to=join.labels, why=why)
@@ -490,22 +386,6 @@ def _classes_of(samples: Topic, labels: Topic, join: Join | None, label: LabelCh
         names = [label.class_of(value) for value in labels.fields.values[label.path]]
     known = {i: name for i, name in zip(of_labels, names, strict=True) if i is not None}
     return [None if i is None else known.get(i) for i in of_samples.get(join.samples, [None] * len(samples.records))]
-
-
-def _tensor_shape(samples: Topic) -> list[int] | None:
-    """The shape of `x`, if records are streamlearn's own `{"id", "x"}`."""
-    if not samples.parsed or not all(isinstance(each, dict) and each.keys() <= _OWN_FIELDS for each in samples.parsed):
-        return None
-    shapes = set()
-    for value in samples.fields.values.get("x", [MISSING]):
-        if not isinstance(value, list):
-            return None
-        try:
-            shapes.add(np.asarray(value, np.float64).shape)
-        except (TypeError, ValueError, OverflowError):
-            return None
-    shape = next(iter(shapes))
-    return list(shape) if len(shapes) == 1 and 1 <= len(shape) <= 4 and all(shape) else None
 
 
 def _secrets(inference: Inference) -> None:

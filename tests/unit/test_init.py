@@ -45,7 +45,7 @@ def encoded(value: Any) -> bytes | None:
 
 def inferred(log: MemoryLog, count: int = 2000, **given: Any) -> Written:
     tree = merged(read_layers(None, {}, {**TOPICS, **given}))
-    return infer(log, init._validated(tree), tree, count=count, path=Path("streamlearn.toml"))
+    return infer(log, init.validated(tree), tree, count=count, path=Path("streamlearn.toml"))
 
 
 def reloaded(written: Written, folder: Path) -> Any:
