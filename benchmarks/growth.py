@@ -82,7 +82,7 @@ def fill(config: Config, samples: int) -> None:
             labels = []
             while told < len(due_N) and due_N[told] < last:
                 n = int(labelled_N[told])
-                labels.append(codec.encode_label(f"s{n}", int(y_N[n]), timestamp_ms=START_MS + int(due_N[told])))
+                labels.append(codec.labels.encode(f"s{n}", int(y_N[n]), timestamp_ms=START_MS + int(due_N[told])))
                 told += 1
             log.append(config.source.labels.topic, labels)
 

@@ -205,7 +205,7 @@ def _write(log: MemoryLog, config: Config, events: Iterator[Event]) -> None:
         samples.append(record)
     due = sorted(labels)
     records = [
-        codec.encode_label(str(number), label, timestamp_ms=START_MS + at) for at, number, label in due if at < total
+        codec.labels.encode(str(number), label, timestamp_ms=START_MS + at) for at, number, label in due if at < total
     ]
     for topic, written in ((source.samples.topics[0], samples), (source.labels.topic, records)):
         for first in range(0, len(written), _APPEND_RECORDS):

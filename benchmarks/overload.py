@@ -78,7 +78,7 @@ class Sender:
             row = number % len(data.y)
             samples.append(self._codec.encode_sample(f"s{number}", data.x[row]))
             if number % LABEL_EVERY == 0:
-                labels.append(self._codec.encode_label(f"s{number}", int(data.y[row])))
+                labels.append(self._codec.labels.encode(f"s{number}", int(data.y[row])))
         self._log.append("samples", samples)
         if labels:
             self._log.append("labels", labels)

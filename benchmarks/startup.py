@@ -82,7 +82,7 @@ def send(path: Path, count: int) -> None:
         log.append(
             config.source.samples.topics[0], [codec.encode_sample(*each) for each in zip(names, rows, strict=True)]
         )
-        labels = [codec.encode_label(names[i], int(classes[i])) for i in range(0, count, 5)]
+        labels = [codec.labels.encode(names[i], int(classes[i])) for i in range(0, count, 5)]
         log.append(config.source.labels.topic, labels)
 
 

@@ -291,7 +291,7 @@ def valid_sample(rng: random.Random, codec: Codec) -> NewRecord:
 def valid_label(rng: random.Random, codec: Codec) -> NewRecord:
     """A label that decodes under this codec."""
     source = "audit" if rng.random() < 0.3 else None
-    return codec.encode_label(
+    return codec.labels.encode(
         f"sample-{rng.randrange(1000)}", rng.randrange(len(codec.schema.classes)), event_time_s=1e9, source=source
     )
 
@@ -411,18 +411,18 @@ def check_sample(codec: Codec, given: Record) -> None:
 
 def check_label(codec: Codec, given: Record) -> None:
     """The same for a label."""
-    label = codec.decode_label(given)
+    label = codec.labels.decode(given)
     assert 1 <= len(label.sample_id.encode()) <= 512
     assert (label.class_index == UNLABELLED) == (label.class_name is not None)
     assert label.class_index < len(codec.schema.classes)
-    new = codec.encode_label(
+    new = codec.labels.encode(
         label.sample_id,
         label.class_index,
         class_name=label.class_name,
         event_time_s=label.event_time_s,
         source=label.source,
     )
-    again = codec.decode_label(Record(given.position, given.timestamp_ms, new.key, new.value, new.headers))
+    again = codec.labels.decode(Record(given.position, given.timestamp_ms, new.key, new.value, new.headers))
     assert replace_position(again) == replace_position(label)
 
 

@@ -60,7 +60,7 @@ def filled_log(config: Config, samples: int = 40) -> MemoryLog:
     for n in range(samples):
         log.append("samples", [codec.encode_sample(f"s{n}", rng.normal(size=4).astype(np.float32), true_label=n % 3)])
         if n >= 4 and n % 2 == 0:
-            log.append("labels", [codec.encode_label(f"s{n - 4}", n % 3)])
+            log.append("labels", [codec.labels.encode(f"s{n - 4}", n % 3)])
     return log
 
 

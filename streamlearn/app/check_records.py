@@ -208,7 +208,7 @@ def check_records(config: Config, count: int) -> RecordsReport:
 def examine(config: Config, codec: Codec, some_samples: TopicSample, some_labels: TopicSample) -> RecordsReport:
     """Decode records with a fresh codec, and report what they hold. Raises RegistryUnavailableError."""
     of_samples, samples, records = _decoded(some_samples, codec.decode_sample)
-    of_labels, labels, _ = _decoded(some_labels, codec.decode_label)
+    of_labels, labels, _ = _decoded(some_labels, codec.labels.decode)
     taken = [label for label in labels if label.class_index not in (RETRACTED, ERASED)]
     counts = Counter(label.class_index for label in taken)
     horizon = of_samples.rate and of_samples.rate * config.labels.horizon_s

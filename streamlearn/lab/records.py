@@ -89,11 +89,11 @@ class Records:
         sample_id = codec.id_in(self._record(row)) or numbered_id
         id_path, label_path = (Path.parse(text) for text in (source.id or "id", source.label or "label"))
         if not source.paths or label_path.root != "value":
-            return codec.encode_label(sample_id, class_index, source="simulate", timestamp_ms=timestamp_ms)
+            return codec.labels.encode(sample_id, class_index, source="simulate", timestamp_ms=timestamp_ms)
         fields: dict[str, Any] = {}
         put(fields, id_path if id_path.root == "value" else Path.in_value("id"), sample_id)
         put(fields, label_path, self.values.get(class_index, codec.schema.classes[class_index]))
-        new, _ = codec.encode_users_label(fields)
+        new, _ = codec.labels.encode_users(fields)
         return replace(new, timestamp_ms=timestamp_ms)
 
     def _record(self, row: int) -> dict[str, Any]:

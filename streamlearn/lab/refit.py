@@ -302,7 +302,7 @@ def _next_block(events: Any, codec: Codec, block: int) -> tuple[list[Any], list[
         if kind == "sample":
             samples.append(codec.decode_sample(_record("samples", len(samples), new)))
         else:
-            labels.append(codec.decode_label(_record("labels", len(labels), new)))
+            labels.append(codec.labels.decode(_record("labels", len(labels), new)))
         if len(samples) == block:
             break
     return samples, labels

@@ -180,7 +180,7 @@ class Stream:
         timestamp_ms, name = self._timestamp_ms(now), f"{self._prefix}{number}"
         if (records := self._plan.records) is not None:
             return records.label(row, name, y, timestamp_ms)
-        return self._codec.encode_label(name, y, source="simulate", timestamp_ms=timestamp_ms)
+        return self._codec.labels.encode(name, y, source="simulate", timestamp_ms=timestamp_ms)
 
     def _timestamp_ms(self, number: int) -> int | None:
         """Samples are spaced by the rate; without a rate, a millisecond apart."""

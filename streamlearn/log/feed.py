@@ -188,7 +188,7 @@ class Feed:
                 return self.codec.decode_sample(record)
             if record.position.topic == self._predictions_topic:
                 return decode_prediction(record, self.codec.schema.capacity, self._sample_topics)
-            return self.codec.decode_label(record)
+            return self.codec.labels.decode(record)
         except RecordError as error:
             if isinstance(error, SkippedError) or record.position.topic == self._predictions_topic:
                 return Skipped(record.position, record.timestamp_ms / 1000.0)

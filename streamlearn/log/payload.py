@@ -76,7 +76,13 @@ class Tensors:
         self._largest = schema.largest_float
 
     def from_json(self, value: object) -> Array:
-        """See `Codec.payload_from_json`."""
+        """Return the tensor in a parsed JSON list: nested like the schema's shape, or flat.
+
+        True and false are 1 and 0. An integer dtype accepts only numbers that it holds exactly.
+
+        Raises:
+            RecordError: `bad_shape`, `bad_dtype` or `not_finite`.
+        """
         flat = self._flatten(value)
         try:
             numbers = np.frombuffer(array("d", flat), np.float64)

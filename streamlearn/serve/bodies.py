@@ -248,7 +248,7 @@ class Bodies:
             if "instances" in given or "ids" in given:
                 raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
             ids = [checked_id(given["id"])] if "id" in given else None
-            return PredictBody(self._codec.payload_from_json(given["x"])[np.newaxis], ids, learn)
+            return PredictBody(self._codec.tensors.from_json(given["x"])[np.newaxis], ids, learn)
         x = self._instances(self._list(given["instances"], "instances")) if "instances" in given else None
         ids = [checked_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
         if x is None and (ids is None or "id" in given):
@@ -263,7 +263,7 @@ class Bodies:
             if isinstance(row, dict):
                 raise _invalid(f'instances[{index}]: expected the payload only; put its id into "ids".')
             try:
-                x[index] = self._codec.payload_from_json(row)
+                x[index] = self._codec.tensors.from_json(row)
             except RecordError as error:
                 raise RecordError(error.reason, f"instances[{index}]: {error}") from None
         return x
@@ -297,18 +297,18 @@ class Bodies:
             RequestError: 415 or 422, the body cannot be split into items.
         """
         fields = _json_only(body, content_type)
-        is_users = fields.keys() != {"labels"} and not self._codec.is_own_label(fields)
+        is_users = fields.keys() != {"labels"} and not self._codec.labels.is_own(fields)
         items = [fields] if is_users else self._items(fields, "labels")
         return [self._item(fields, self._label, self._label_ids) for fields in items]
 
     def _label(self, fields: Mapping[str, Any]) -> tuple[NewRecord, str | None]:
-        if not self._codec.is_own_label(fields):
-            users_record, label = self._codec.encode_users_label(fields)
+        if not self._codec.labels.is_own(fields):
+            users_record, label = self._codec.labels.encode_users(fields)
             return users_record, label.class_name
         _only(fields, ("id", "label", "class", "time", "source"))
         class_index, class_name = self._codec.classes.of_label(fields)
-        # encode_label checks id, time and source as when it reads a record.
-        record = self._codec.encode_label(
+        # It checks id, time and source as when it reads a record.
+        record = self._codec.labels.encode(
             fields.get("id", ""),
             class_index,
             class_name=class_name,
@@ -344,7 +344,7 @@ class Bodies:
         _only(fields, ("id", "x", "label", "time", "domain"))
         if fields.get("x") is None:
             raise RecordError("no_value", 'expected the payload in "x", got none')
-        x = self._codec.payload_from_json(fields["x"])
+        x = self._codec.tensors.from_json(fields["x"])
         given = fields.get("label")
         label, class_name = (None, None) if self._codec.classes.is_none(given) else self._codec.classes.of_value(given)
         record = self._codec.encode_sample(

@@ -126,7 +126,7 @@ def label_body(codec: Codec, *, most: int) -> dict[str, Any]:
     }
     forms = [one]
     users = label_example(codec)
-    if not codec.is_own_label(users):
+    if not codec.labels.is_own(users):
         forms.append(label_schema(codec))
         examples = {"one of your own": users, **examples}
     many = _object({"labels": _list({"anyOf": forms}, 1, most)}, "labels")

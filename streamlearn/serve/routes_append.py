@@ -61,7 +61,9 @@ def add_append_routes(router: APIRouter, parts: Parts) -> None:
 
         202 once the order is durable in the log. After the learner has read it, `GET /label/{id}` reports `erased`.
         """
-        (position,) = await parts.appender.append("labels", parts.labels_topic, [codec.encode_erasure(sample_id)])
+        (position,) = await parts.appender.append(
+            "labels", parts.labels_topic, [codec.labels.encode_erasure(sample_id)]
+        )
         status = parts.ledger.get(sample_id)
         log.warning("sample_erased", position=str(position), **origin_of(request))
         reply = {

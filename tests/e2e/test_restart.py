@@ -92,7 +92,7 @@ def publish_answers(path: Path) -> tuple[int, int]:
             answers.append(replace(record, timestamp_ms=at_ms))
         log.append("predictions", answers)
         labels = [
-            codec.decode_label(record) for n in range(2) for record in log.read(TopicPartition("labels", n), 0, 10_000)
+            codec.labels.decode(record) for n in range(2) for record in log.read(TopicPartition("labels", n), 0, 10_000)
         ]
     right = sum(classes[label.sample_id.encode()] == label.class_index for label in labels)
     return right, len(labels)

@@ -88,7 +88,9 @@ def assert_scores_what_was_published(folder: Path, config: Path, prefix: str) ->
         assert stop(scorer) == 0
     samples = [codec.decode_sample(record) for record in read("samples")]
     new = {sample.sample_id: sample.true_label for sample in samples if sample.sample_id.startswith("new")}
-    log.append(f"{prefix}labels", [codec.encode_label(name, label) for name, label in new.items() if label is not None])
+    log.append(
+        f"{prefix}labels", [codec.labels.encode(name, label) for name, label in new.items() if label is not None]
+    )
     finish("learn", "--until-end", "--config", config)
 
     answers = [json.loads(record.value or b"") for record in read("predictions")]

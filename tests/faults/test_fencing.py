@@ -58,7 +58,7 @@ class Room:
             for number in range(self.sent, self.sent + samples):
                 log.append("samples", [codec.encode_sample(f"s{number}", rng.normal(size=8).astype(np.float32))])
                 if number % 2:
-                    log.append("labels", [codec.encode_label(f"s{number}", number % 4)])
+                    log.append("labels", [codec.labels.encode(f"s{number}", number % 4)])
         self.sent += samples
 
     def start(self, *flags: str, environ: Mapping[str, str] | None = None) -> int:

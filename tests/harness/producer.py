@@ -147,7 +147,7 @@ def run(*arguments: str) -> None:
     with closing(log):
 
         def append(name: str, class_index: int, at_ms: int) -> Position:
-            record = codec.encode_label(name, class_index, timestamp_ms=at_ms)
+            record = codec.labels.encode(name, class_index, timestamp_ms=at_ms)
             (position,) = log.append(source.labels.topic, [record], timeout_s=TIMEOUT_S)
             return position
 

@@ -101,7 +101,7 @@ class Startups:
         rows = (draw.standard_normal((count, 16)) + 2 * np.eye(16)[classes]).astype(np.float32)
         known = np.flatnonzero(draw.random(count) < LABEL_SHARE)
         samples = [codec.encode_sample(name, row) for name, row in zip(names, rows, strict=True)]
-        labels = [codec.encode_label(names[i], int(classes[i])) for i in known]
+        labels = [codec.labels.encode(names[i], int(classes[i])) for i in known]
         with closing(open_log(self._config)) as log, self._notes.open("a") as notes:
             for topic, records, about in (
                 (source.samples.topics[0], samples, [(name, -1) for name in names]),

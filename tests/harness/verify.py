@@ -72,7 +72,7 @@ def read_log(config: Config, trimmed: Trimmed | None = None) -> Logged:
             position, is_sample = record.position, record.position.topic in source.samples.topics
             found.sample_records += is_sample and position not in lost
             try:
-                item = codec.decode_sample(record) if is_sample else codec.decode_label(record)
+                item = codec.decode_sample(record) if is_sample else codec.labels.decode(record)
             except SkippedError:
                 found.tombstones[is_sample] += position not in lost
                 continue

@@ -192,7 +192,7 @@ class TestRefusals:
         other.create_topics({"samples": 1, "labels": 1, "dead-letters": 1})
         codec = make_codec(config)
         other.append("samples", [codec.encode_sample(f"other{n}", np.zeros(4, np.float32)) for n in range(40)])
-        other.append("labels", [codec.encode_label(f"other{n}", 1) for n in range(40)])
+        other.append("labels", [codec.labels.encode(f"other{n}", 1) for n in range(40)])
 
         with pytest.raises(StateError, match=r"samples\[0\]@15 holds the sample 'other15', and 's15' was learned"):
             learn(config, other)

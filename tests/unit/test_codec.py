@@ -18,8 +18,6 @@ from streamlearn.errors import REASONS, RecordError
 from streamlearn.log.codec import Codec
 from streamlearn.log.dead_letters import dead_letter, read_dead_letter
 from streamlearn.records import (
-    ERASED,
-    RETRACTED,
     UNLABELLED,
     Array,
     Headers,
@@ -163,7 +161,7 @@ class TestRoundTrip:
         """Every field of a label survives; a class named "0" that is not the first keeps its index."""
         codec = ANY_CODECS[0]
 
-        label = codec.decode_label(as_read(codec.encode_label(sample_id, index, event_time_s=time, source=source)))
+        label = codec.labels.decode(as_read(codec.labels.encode(sample_id, index, event_time_s=time, source=source)))
 
         assert (label.sample_id, label.class_index, label.event_time_s, label.source) == (
             sample_id,
@@ -183,7 +181,7 @@ class TestRoundTrip:
         codec = ANY_CODECS[0]
 
         sample = codec.encode_sample("ä1", np.zeros(4, np.float32), timestamp_ms=7)
-        label = codec.encode_label("ä1", 0, timestamp_ms=8)
+        label = codec.labels.encode("ä1", 0, timestamp_ms=8)
 
         assert (sample.key, sample.timestamp_ms, label.key, label.timestamp_ms) == ("ä1".encode(), 7, "ä1".encode(), 8)
 
@@ -325,7 +323,7 @@ class TestJsonPayload:
         x = np.arange(12).reshape(1, 3, 4).astype(dtype)
         value = x.tolist() if nested else x.ravel().tolist()
 
-        read = Codec(Schema((1, 3, 4), np.dtype(dtype), CLASSES)).payload_from_json(value)
+        read = Codec(Schema((1, 3, 4), np.dtype(dtype), CLASSES)).tensors.from_json(value)
 
         assert read.dtype == x.dtype
         assert np.array_equal(read, x)
@@ -349,7 +347,7 @@ class TestJsonPayload:
     )
     def test_another_shape_is_refused(self, value: object) -> None:
         """Ragged, short, deep and missing levels differ, even if the count of numbers is right."""
-        assert reason_of(Codec(Schema((2, 2), np.dtype("int16"), CLASSES)).payload_from_json, value) == "bad_shape"
+        assert reason_of(Codec(Schema((2, 2), np.dtype("int16"), CLASSES)).tensors.from_json, value) == "bad_shape"
 
     @pytest.mark.parametrize(
         ("dtype", "number"),
@@ -375,7 +373,7 @@ class TestJsonPayload:
         """Nothing wraps around, is truncated, or is parsed from text."""
         codec = Codec(Schema((2,), np.dtype(dtype), CLASSES))
 
-        assert reason_of(codec.payload_from_json, [1, number]) == "bad_dtype"
+        assert reason_of(codec.tensors.from_json, [1, number]) == "bad_dtype"
 
     @pytest.mark.parametrize(
         ("dtype", "number"),
@@ -385,13 +383,13 @@ class TestJsonPayload:
         """A number above the range of a narrow float is not finite; there is no warning."""
         codec = Codec(Schema((2,), np.dtype(dtype), CLASSES))
 
-        assert reason_of(codec.payload_from_json, [0.5, number]) == "not_finite"
+        assert reason_of(codec.tensors.from_json, [0.5, number]) == "not_finite"
 
     def test_long_text_among_many_numbers_costs_no_memory(self) -> None:
         """An array of fixed-width text would need the product of their lengths."""
         codec = Codec(Schema((100_001,), np.dtype("float32"), CLASSES))
 
-        assert reason_of(codec.payload_from_json, ["x" * 1_000_000, *[0] * 100_000]) == "bad_dtype"
+        assert reason_of(codec.tensors.from_json, ["x" * 1_000_000, *[0] * 100_000]) == "bad_dtype"
 
 
 class TestBinarySample:
@@ -460,9 +458,9 @@ class TestBinarySample:
         """As the network sees them; the message has the bound and the number."""
         codec = Codec(Schema((2,), np.dtype("float32"), CLASSES, scale=scale))
 
-        assert codec.payload_from_json([0.0, taken]).tolist()[1] == pytest.approx(taken)
+        assert codec.tensors.from_json([0.0, taken]).tolist()[1] == pytest.approx(taken)
         with pytest.raises(RecordError, match=r"up to 1.8e\+\d\d, whose square is finite in float32, got -2e\+\d\d"):
-            codec.payload_from_json([0.0, -taken / 0.9])
+            codec.tensors.from_json([0.0, -taken / 0.9])
 
     def test_a_float_that_is_too_large_is_not_encoded(self) -> None:
         """It would become a dead letter."""
@@ -712,197 +710,10 @@ def test_a_missing_value_in_a_tensor_is_named_by_its_place() -> None:
         Codec(Schema((3, 4), np.dtype("float32"), CLASSES)).decode_payload(x.tobytes(), "application/octet-stream")
 
 
-class TestLabel:
-    @pytest.mark.parametrize(
-        ("value", "expected"),
-        [
-            (b'{"id": "a", "label": "dog"}', 1),
-            (b'{"id": "a", "class": "dog"}', 1),
-            (b'{"label": "dog", "class": 1}', 1),
-            (b' {"label": 1}', 1),
-            (b'{"label": "1"}', 1),
-            (b"dog", 1),
-            (b"dog\n", 1),
-            (b'"dog"', 1),
-            (b"1", 1),
-        ],
-    )
-    def test_takes_a_class_by_name_or_by_index(self, value: bytes, expected: int) -> None:
-        """In an object or as plain text."""
-        label = Codec(NAMED).decode_label(record(value))
-
-        assert (label.sample_id, label.class_index) == ("a", expected)
-
-    @pytest.mark.parametrize(
-        ("value", "expected"),
-        [(b'{"label": "3"}', 2), (b'{"label": 3}', 2), (b"3", 2), (b'{"class": 0}', 3), (b"cat", 0)],
-    )
-    def test_a_number_is_a_name_if_classes_are_numbered(self, value: bytes, expected: int) -> None:
-        """As text or as a JSON number: the y column of a table means the class of that name."""
-        assert Codec(TABLE).decode_label(record(value)).class_index == expected
-
-    @pytest.mark.parametrize("value", [b"7", b'{"label": 7}', b'{"label": "7"}'])
-    def test_a_number_may_be_an_unknown_class_if_classes_are_numbered(self, value: bytes) -> None:
-        """It is held by its name, like any unknown class."""
-        label = Codec(TABLE, unknown_class="hold").decode_label(record(value))
-
-        assert (label.class_index, label.class_name) == (UNLABELLED, "7")
-
-    @pytest.mark.parametrize("value", [b"1", b'{"label": 1}', b'{"label": "2"}'])
-    def test_a_number_is_not_an_index_if_classes_are_numbered(self, value: bytes) -> None:
-        """It may be a name, and would be learned as another class."""
-        assert reason_of(Codec(TABLE).decode_label, record(value)) == "unknown_class"
-
-    @pytest.mark.parametrize(
-        ("key", "value", "reason"),
-        [
-            (b"a", None, "no_value"),
-            (b"a", b"", "no_class"),
-            (b"a", b"null", "no_class"),
-            (b"a", b"{}", "no_class"),
-            (b"a", b'{"source": null}', "no_class"),
-            (b"a", b'{"label": "cat", "class": "dog"}', "no_class"),
-            (b"a", b'{"label": "cow"}', "unknown_class"),
-            (b"a", b'{"label": [["dog"]]}', "unknown_class"),
-            (b"a", b"cow", "unknown_class"),
-            (b"a", b"true", "unknown_class"),
-            (b"a", b"99999999999999999999999", "unknown_class"),
-            (b"a", b"[1]", "unknown_class"),
-            (b"a", b"\xff", "bad_dtype"),
-            (b"a", b'{"label"', "not_json"),
-            (b"a", b'"dog', "not_json"),
-            (None, b"dog", "no_id"),
-            (b"b", b'{"id": "a", "label": "dog"}', "no_id"),
-            (None, b'{"label": "dog"}', "no_id"),
-            (b"a", b'{"label": "dog", "source": {}}', "bad_dtype"),
-            (b"a", b'{"label": "dog", "time": "now"}', "bad_time"),
-            (b"a", b'{"erase": 1}', "bad_dtype"),
-            (b"a", b'{"label": "dog", "erase": true}', "bad_dtype"),
-            (b"a", b'{"erase": false}', "no_class"),
-        ],
-    )
-    def test_names_what_is_wrong(self, key: bytes | None, value: bytes | None, reason: str) -> None:
-        """Each kind of bad label has its reason, and its position in the message."""
-        with pytest.raises(RecordError, match=r"^samples\[3\]@1042: ") as caught:
-            Codec(TABLE).decode_label(record(value, key))
-
-        assert caught.value.reason == reason
-
-    @pytest.mark.parametrize("value", [b'{"erase": true}', b'{"id": "a", "label": null, "erase": true}'])
-    def test_may_erase_its_sample(self, value: bytes) -> None:
-        """It encodes to what was decoded."""
-        label = Codec(TABLE).decode_label(record(value))
-        again = Codec(TABLE).decode_label(as_read(Codec(TABLE).encode_erasure("a")))
-
-        assert (label.sample_id, label.class_index) == ("a", ERASED)
-        assert (again.sample_id, again.class_index) == ("a", ERASED)
-
-    @pytest.mark.parametrize("value", [b'{"label": null}', b'{"class": null}', b'{"label": null, "class": null}'])
-    def test_a_null_class_is_a_retraction(self, value: bytes) -> None:
-        """It encodes to what was decoded. A null next to a class is ignored."""
-        label = Codec(TABLE).decode_label(record(value))
-        again = Codec(TABLE).decode_label(as_read(Codec(TABLE).encode_label("a", RETRACTED, source="audit")))
-
-        assert (label.class_index, label.class_name) == (RETRACTED, None)
-        assert (again.class_index, again.sample_id, again.source) == (RETRACTED, "a", "audit")
-        assert Codec(TABLE).decode_label(record(b'{"label": null, "class": "dog"}')).class_index >= 0
-
-    @pytest.mark.parametrize(
-        ("value", "name"),
-        [(b'{"label": "cow"}', "cow"), (b" cow ", "cow"), (b'{"class": "gl\xc3\xbchbirne"}', "glühbirne")],
-    )
-    def test_of_an_unknown_class_keeps_its_name_if_held(self, value: bytes, name: str) -> None:
-        """The ledger holds it until a class has the name. It encodes to what was decoded."""
-        codec = Codec(TABLE, unknown_class="hold")
-
-        label = codec.decode_label(record(value))
-        again = codec.decode_label(as_read(codec.encode_label("a", UNLABELLED, class_name=name)))
-
-        assert (label.class_index, label.class_name) == (UNLABELLED, name)
-        assert (again.class_index, again.class_name) == (UNLABELLED, name)
-
-    @pytest.mark.parametrize(
-        ("value", "reason"),
-        [
-            (b'{"label": "-1"}', "unknown_class"),
-            (b'{"label": "1.5"}', "unknown_class"),
-            (b'{"label": "nan"}', "unknown_class"),
-            (b'{"label": " "}', "unknown_class"),
-            (b'{"label": true}', "unknown_class"),
-            (b'{"label": ["cow"]}', "unknown_class"),
-            (b'{"label": "cow", "class": "elk"}', "no_class"),
-            (b'{"label": "' + b"c" * 257 + b'"}', "too_large"),
-        ],
-    )
-    def test_without_a_usable_name_is_refused_even_if_unknown_ones_are_held(self, value: bytes, reason: str) -> None:
-        """A number that is not an index is not a name either, unless classes are numbered."""
-        assert reason_of(Codec(TABLE, unknown_class="hold").decode_label, record(value)) == reason
-        assert reason_of(Codec(NAMED, unknown_class="hold").decode_label, record(b"4")) == "unknown_class"
-
-    @pytest.mark.parametrize(
-        ("time", "expected"),
-        [
-            (0, 0.0),
-            (1.5, 1.5),
-            ("1970-01-01T00:00:01Z", 1.0),
-            ("1970-01-01T01:00:00.25+01:00", 0.25),
-            ("19700101T000002+0000", 2.0),
-            (None, None),
-        ],
-    )
-    def test_time_is_seconds_or_iso_8601_with_a_zone(self, time: object, expected: float | None) -> None:
-        """Both become seconds since the epoch."""
-        value = orjson.dumps({"label": 0, "time": time})
-
-        assert Codec(TABLE).decode_label(record(value)).event_time_s == expected
-
-    @pytest.mark.parametrize(
-        "time",
-        [-1, -0.001, 1e11, 1_700_000_000_000, "1970-01-01T00:00:01", "1", "", True, [], {}, "1969-12-31T23:59:59Z"],
-    )
-    def test_an_ambiguous_time_is_refused(self, time: object) -> None:
-        """Milliseconds, local times and numbers in quotes are not guessed."""
-        value = orjson.dumps({"label": 0, "time": time})
-
-        assert reason_of(Codec(TABLE).decode_label, record(value)) == "bad_time"
-
-
-class TestSize:
-    @pytest.mark.parametrize(
-        "large",
-        [
-            record(b"[" * 101, None),
-            record(b"{}", b"k" * 101),
-            record(b"{}", b"", (("x", b"h" * 101),)),
-            record(b"{}", b"", (("x" * 101, b""),)),
-        ],
-    )
-    def test_a_record_over_the_limit_is_refused_before_it_is_parsed(self, large: Record) -> None:
-        """Key, value and headers count together."""
-        codec = Codec(TABLE, max_record_bytes=100)
-
-        assert reason_of(codec.decode_sample, large) == "too_large"
-        assert reason_of(codec.decode_label, large) == "too_large"
-
-    def test_a_record_at_the_limit_is_accepted(self) -> None:
-        """One byte more is refused."""
-        value = b'{"x":[1,2,3,4]}'
-
-        assert Codec(TABLE, max_record_bytes=len(value) + 1).decode_sample(record(value)).sample_id == "a"
-        assert reason_of(Codec(TABLE, max_record_bytes=len(value)).decode_sample, record(value)) == "too_large"
-
-    def test_bodies_and_records_to_write_have_the_same_limit(self) -> None:
-        """Above it nothing can be posted or encoded."""
-        codec = Codec(TABLE, max_record_bytes=15)
-
-        assert reason_of(codec.decode_payload, bytes(16), "application/octet-stream") == "too_large"
-        assert reason_of(codec.encode_sample, "a", np.zeros(4, np.float32)) == "too_large"
-
-
 class TestPayloadType:
     @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "", "image", "é"])
     def test_a_body_that_is_not_a_tensor_is_refused(self, content_type: str) -> None:
-        """JSON bodies go through `payload_from_json`."""
+        """JSON bodies go through `tensors.from_json`."""
         assert reason_of(Codec(GREY).decode_payload, bytes(35), content_type) == "bad_content_type"
 
 
@@ -913,7 +724,7 @@ class TestHostileBytes:
         self, codec: Codec, value: bytes, key: bytes | None, headers: Headers
     ) -> None:
         """Random value, key and headers: the only error is RecordError, for samples and for labels."""
-        for decode in (codec.decode_sample, codec.decode_label):
+        for decode in (codec.decode_sample, codec.labels.decode):
             try:
                 decode(record(value, key, headers))
             except RecordError as error:
@@ -933,7 +744,7 @@ class TestHostileBytes:
     def test_any_json_object_decodes_or_is_a_bad_record(self, fields: dict[str, Any], sound: bool) -> None:
         """Fields of any JSON type in any place. With a valid payload and id, later fields are reached too."""
         value = orjson.dumps({"id": "a", "x": [1, 2, 3, 4], "label": 0} | fields if sound else fields)
-        for decode in (Codec(TABLE).decode_sample, Codec(TABLE).decode_label):
+        for decode in (Codec(TABLE).decode_sample, Codec(TABLE).labels.decode):
             try:
                 decode(record(value, None))
             except RecordError:

@@ -46,7 +46,7 @@ def filled(samples: int, labels: int = 0) -> MemoryLog:
     log = MemoryLog()
     log.create_topics({"samples": 1, "labels": 1})
     log.append("samples", [CODEC.encode_sample(f"s{n}", np.zeros(2, np.float32)) for n in range(samples)])
-    log.append("labels", [CODEC.encode_label(f"s{n}", 1) for n in range(labels)])
+    log.append("labels", [CODEC.labels.encode(f"s{n}", 1) for n in range(labels)])
     return log
 
 

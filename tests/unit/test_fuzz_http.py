@@ -120,7 +120,7 @@ def test_acknowledged_records_can_be_decoded(attacked: Attacked) -> None:
     for record in attacked.served.records("clicks"):
         attacked.served.codec.decode_sample(record)
     for record in attacked.served.records("truths"):
-        attacked.served.codec.decode_label(record)
+        attacked.served.codec.labels.decode(record)
 
 
 def test_every_request_is_counted(attacked: Attacked) -> None:

@@ -39,7 +39,7 @@ def fill(config: Config) -> None:
     make_topics(log, config)
     log.append("samples", [codec.encode_sample(f"s{n}", np.zeros(4, np.float32)) for n in range(9)])
     log.append("samples", [NewRecord(b"bad\xff", b"\x00" * 500, (("content-type", b"text/html"),))])
-    log.append("labels", [codec.encode_label("s1", 2), codec.encode_label("s2", 0), NewRecord(b"s3", b"wolf")])
+    log.append("labels", [codec.labels.encode("s1", 2), codec.labels.encode("s2", 0), NewRecord(b"s3", b"wolf")])
     log.close()
 
 

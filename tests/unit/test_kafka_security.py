@@ -245,7 +245,7 @@ class TestLearner:
             log.create_topics({"learn-samples": 1, "learn-labels": 1, "learn-dead_letters": 1})
             log.append("learn-samples", [codec.encode_sample(f"s{n}", row) for n, row in enumerate(rows)])
             log.append("learn-samples", [NewRecord(b"bad", b"{")])
-            log.append("learn-labels", [codec.encode_label("s3", 1)])
+            log.append("learn-labels", [codec.labels.encode("s3", 1)])
 
             learn(config, threading.Event(), until_end=True)
 

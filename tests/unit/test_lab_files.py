@@ -106,7 +106,7 @@ def sent(config: Config) -> tuple[list[tuple[Record, Sample]], list[tuple[Record
     with contextlib.closing(open_log(config)) as log:
         samples = log.read(TopicPartition("samples", 0), 0, 10_000)
         labels = log.read(TopicPartition("labels", 0), 0, 10_000)
-    return [(r, codec.decode_sample(r)) for r in samples], [(r, codec.decode_label(r)) for r in labels]
+    return [(r, codec.decode_sample(r)) for r in samples], [(r, codec.labels.decode(r)) for r in labels]
 
 
 class TestOpen:

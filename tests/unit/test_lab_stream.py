@@ -183,7 +183,7 @@ class TestPlan:
         records = events(delay=parse_delay("3"))
         samples = [CODEC.decode_sample(as_read(record)) for kind, record in records if kind == "sample"]
         labels = {
-            label.sample_id: label for label in (CODEC.decode_label(as_read(r)) for k, r in records if k == "label")
+            label.sample_id: label for label in (CODEC.labels.decode(as_read(r)) for k, r in records if k == "label")
         }
 
         assert [sample.true_label for sample in samples] == DATASET.y.tolist()
@@ -196,7 +196,7 @@ class TestPlan:
         records = events(drifts=parse_drift("permute-labels@4-8,rotate:180@6"), delay=parse_delay("5"))
         samples = [CODEC.decode_sample(as_read(record)) for kind, record in records if kind == "sample"]
         labels = {
-            label.sample_id: label for label in (CODEC.decode_label(as_read(r)) for k, r in records if k == "label")
+            label.sample_id: label for label in (CODEC.labels.decode(as_read(r)) for k, r in records if k == "label")
         }
 
         moved = [sample.true_label != y for sample, y in zip(samples, DATASET.y.tolist(), strict=True)]
@@ -211,7 +211,7 @@ class TestPlan:
         records = events(schema=schema, drifts=parse_drift("rotate:180"), id_prefix="p")
         codec = Codec(schema)
 
-        sample, label = codec.decode_sample(as_read(records[0][1])), codec.decode_label(as_read(records[1][1]))
+        sample, label = codec.decode_sample(as_read(records[0][1])), codec.labels.decode(as_read(records[1][1]))
 
         assert sample.x.tolist() == [3, 2, 1, 0]
         assert (sample.sample_id, label.sample_id, label.class_index) == ("p0", "p0", 0)

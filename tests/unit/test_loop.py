@@ -45,7 +45,9 @@ class TestOutcomes:
         log, codec = filled_log(config), make_codec(config)
         log.append("samples", [codec.encode_sample("s3", np.zeros(4, np.float32))])
         log.append("samples", [NewRecord(b"bad", b"{"), NewRecord(b"nan", b'{"x": [1, 2, NaN, 4]}')])
-        log.append("labels", [codec.encode_label("s0", 2), codec.encode_label("unseen", 1), NewRecord(b"s1", b"wolf")])
+        log.append(
+            "labels", [codec.labels.encode("s0", 2), codec.labels.encode("unseen", 1), NewRecord(b"s1", b"wolf")]
+        )
 
         loop = run_loop(config, log)
 
@@ -182,7 +184,7 @@ class TestPredictions:
         for n in range(24):
             x = np.full(4, -2.0 if n == 9 else n / 24, np.float32)
             log.append("samples", [codec.encode_sample(f"s{n}", x, true_label=n % 3)])
-        log.append("labels", [codec.encode_label(f"s{n}", n % 3) for n in range(24)])
+        log.append("labels", [codec.labels.encode(f"s{n}", n % 3) for n in range(24)])
 
         loop = run_loop(config, log)
 
@@ -198,7 +200,7 @@ class TestPredictions:
             x, answer = rng.normal(size=4).astype(np.float32), pinned if n % 2 else None
             log.append("samples", [codec.encode_sample(f"s{n}", x, answer=answer)])
             if n % 4 == 1:
-                log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
+                log.append("labels", [codec.labels.encode(f"s{n}", n % 3)])
 
         traffic = run_loop(config, log).board.report().traffic
 
@@ -264,7 +266,7 @@ class TestReplayBuffer:
         for n in range(24):
             x = np.full(4, 1e19 if n == 9 else n / 24, np.float32)
             log.append("samples", [codec.encode_sample(f"s{n}", x)])
-        log.append("labels", [codec.encode_label(f"s{n}", n % 3) for n in range(24)])
+        log.append("labels", [codec.labels.encode(f"s{n}", n % 3) for n in range(24)])
 
         arrays = run_loop(config, log).arrays()
 
@@ -277,7 +279,7 @@ class TestReplayBuffer:
         whole, stopped = config_in(tmp_path / "whole"), config_in(tmp_path / "stopped")
         log, codec = filled_log(whole), make_codec(whole)
         for name, label in (("s0", RETRACTED), ("s2", RETRACTED), ("s4", RETRACTED), ("s4", 1), ("new", RETRACTED)):
-            log.append("labels", [codec.encode_label(name, label)])
+            log.append("labels", [codec.labels.encode(name, label)])
         stopping = threading.Event()
 
         def stop(_: TrainingLoop, report: StepReport) -> None:
@@ -307,11 +309,11 @@ class TestReplayBuffer:
         assert all(payload in first.arrays["recent.x"].tobytes() for payload in payloads.values())
         assert payloads["s6"] in first.arrays["memory.x"].tobytes()
         for name in ("s6", "s7", "never"):
-            log.append("labels", [codec.encode_erasure(name)])
+            log.append("labels", [codec.labels.encode_erasure(name)])
         for n in range(40, 80):
             log.append("samples", [codec.encode_sample(f"s{n}", np.full(4, n, np.float32))])
         log.append("samples", [codec.encode_sample("never", np.full(4, 99, np.float32), label=1)])
-        log.append("labels", [codec.encode_label("s7", 2), codec.encode_label("s6", 2)])
+        log.append("labels", [codec.labels.encode("s7", 2), codec.labels.encode("s6", 2)])
 
         second = learn(config, log)
         path_of(StatePaths(tmp_path).checkpoints, second.step).unlink()

@@ -55,11 +55,11 @@ class Learning:
         """One sample and its label into the ledger."""
         x, answer = np.zeros(4, np.float32), Prediction(1, np.full(3, 1 / 3, np.float32), 0)
         records = self.log.append("samples", [self.codec.encode_sample(f"s{step}", x)])
-        labels = self.log.append("labels", [self.codec.encode_label(f"s{step}", 1)])
+        labels = self.log.append("labels", [self.codec.labels.encode(f"s{step}", 1)])
         self.loop.ledger.begin(step, 1.0)
         self.loop.ledger.sample_arrived(Sample(records[0], 1.0, f"s{step}", x), answer, 1)
         (record,) = self.log.read(L, labels[0].offset, 1)
-        self.loop.ledger.label_arrived(self.codec.decode_label(record))
+        self.loop.ledger.label_arrived(self.codec.labels.decode(record))
         self.loop.ledger.end()
 
 
@@ -223,7 +223,7 @@ class TestLook:
     def test_lag_is_exported_by_partition_and_in_total(self, learner: Learning) -> None:
         """Records of the log that are in no step yet."""
         learner.log.append("samples", [learner.codec.encode_sample(f"s{n}", np.zeros(4, np.float32)) for n in range(5)])
-        learner.log.append("labels", [learner.codec.encode_label("s0", 1)])
+        learner.log.append("labels", [learner.codec.labels.encode("s0", 1)])
         learner.process.start()
         until(lambda: sum(map(len, learner.loop.feed.queues.values())) == 6, "all to be read", 8.0)
         until(lambda: sum(learner.loop.feed.lag().values()) == 6, "the ends to be known", 8.0)

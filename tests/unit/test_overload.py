@@ -45,7 +45,7 @@ def filled(config: Config, *, inline_every: int = 0) -> MemoryLog:
         x, inside = rng.normal(size=4).astype(np.float32), inline_every and n % inline_every == 0
         log.append("samples", [codec.encode_sample(f"s{n}", x, label=n % 3 if inside else None, timestamp_ms=n)])
     if not inline_every:
-        log.append("labels", [codec.encode_label(f"s{n}", n % 3, timestamp_ms=SAMPLES) for n in range(SAMPLES)])
+        log.append("labels", [codec.labels.encode(f"s{n}", n % 3, timestamp_ms=SAMPLES) for n in range(SAMPLES)])
     return log
 
 

@@ -56,7 +56,7 @@ def filled_log(config: Config, *, answered: range = range(SAMPLES)) -> MemoryLog
         if n - 2 in answered:
             log.append("predictions", [answer(n - 2)])
         if n - 4 in range(SAMPLES):
-            log.append("labels", [codec.encode_label(f"s{n - 4}", class_of(n - 4))])
+            log.append("labels", [codec.labels.encode(f"s{n - 4}", class_of(n - 4))])
     return log
 
 
@@ -150,7 +150,7 @@ class TestScore:
         to_client = Prediction(2, np.array([0.1, 0.1, 0.8], np.float32), 7)
         log.append("samples", [codec.encode_sample(f"s{n}", np.zeros(4, np.float32), answer=to_client) for n in (0, 1)])
         log.append("predictions", [answer(0)])
-        log.append("labels", [codec.encode_label(f"s{n}", 2) for n in (0, 1)])
+        log.append("labels", [codec.labels.encode(f"s{n}", 2) for n in (0, 1)])
         versions: list[int] = []
 
         def note(_: TrainingLoop, report: Any) -> None:

@@ -245,12 +245,12 @@ class TestTombstones:
         """A compacted topic deletes by them. On streamlearn's own topics it is an error, as ever."""
         codec = codec_of(SAMPLES, LABELS)
 
-        for decode in (codec.decode_sample, codec.decode_label):
+        for decode in (codec.decode_sample, codec.labels.decode):
             with pytest.raises(SkippedError, match="tombstone"):
                 decode(record(None, b"t1"))
         plain = codec_of(columns=False)
         assert reason_of(plain.decode_sample, record(None, b"t1")) == "no_value"
-        assert reason_of(plain.decode_label, record(None, b"t1")) == "no_value"
+        assert reason_of(plain.labels.decode, record(None, b"t1")) == "no_value"
 
     def test_a_deleted_row_of_debezium_is_skipped_or_retracts(self) -> None:
         """`after` is null. A label is retracted if its id is in `before`."""
@@ -266,11 +266,11 @@ class TestTombstones:
         assert codec.decode_sample(record(insert)).x.tolist() == [2.5, 1.0]
         with pytest.raises(SkippedError, match="deleted"):
             codec.decode_sample(record(delete))
-        assert codec.decode_label(record(insert)).class_index == 0
-        label = codec.decode_label(record(delete))
+        assert codec.labels.decode(record(insert)).class_index == 0
+        label = codec.labels.decode(record(delete))
         assert (label.sample_id, label.class_index) == ("1", RETRACTED)
         with pytest.raises(SkippedError, match="no id"):
-            codec.decode_label(record({"op": "d", "before": None, "after": None}))
+            codec.labels.decode(record({"op": "d", "before": None, "after": None}))
 
 
 class TestLabels:
@@ -280,7 +280,7 @@ class TestLabels:
     )
     def test_values_are_translated(self, value: object, expected: int) -> None:
         """Others are class names or indexes; null retracts."""
-        label = codec_of(SAMPLES, LABELS).decode_label(record({"transaction_id": "t1", "is_fraud": value}, b"c9"))
+        label = codec_of(SAMPLES, LABELS).labels.decode(record({"transaction_id": "t1", "is_fraud": value}, b"c9"))
 
         assert (label.sample_id, label.class_index) == ("t1", expected)
 
@@ -288,7 +288,7 @@ class TestLabels:
         """1 and 2 may stand for the first and the second class."""
         codec = codec_of(labels={"id": "t", "label": "y", "values": {"1": "fraud", "2": "legitimate"}})
 
-        assert [codec.decode_label(record({"t": "a", "y": y})).class_index for y in (1, 2, "2", 2.0)] == [0, 1, 1, 1]
+        assert [codec.labels.decode(record({"t": "a", "y": y})).class_index for y in (1, 2, "2", 2.0)] == [0, 1, 1, 1]
 
     @pytest.mark.parametrize(
         ("value", "reason"),
@@ -306,11 +306,11 @@ class TestLabels:
     )
     def test_a_label_without_id_or_class_is_a_dead_letter(self, value: object, reason: str) -> None:
         """With its reason."""
-        assert reason_of(codec_of(SAMPLES, LABELS).decode_label, record(value)) == reason
+        assert reason_of(codec_of(SAMPLES, LABELS).labels.decode, record(value)) == reason
 
     def test_an_unknown_class_is_held_by_its_name(self) -> None:
         """As ever."""
-        label = codec_of(SAMPLES, LABELS, unknown="hold").decode_label(
+        label = codec_of(SAMPLES, LABELS, unknown="hold").labels.decode(
             record({"transaction_id": "t1", "is_fraud": "chargeback"})
         )
 
@@ -320,7 +320,7 @@ class TestLabels:
         """Translated too."""
         codec = codec_of(labels={"id": "key", "values": {"true": "fraud"}})
 
-        label = codec.decode_label(record(b"true", b'"t1"'))
+        label = codec.labels.decode(record(b"true", b'"t1"'))
 
         assert (label.sample_id, label.class_index) == ("t1", 0)
 
@@ -328,14 +328,14 @@ class TestLabels:
         """Debezium's records have a `source` that is an object."""
         given = {"transaction_id": "t1", "is_fraud": True, "source": {"db": "x"}, "erase": "no", "time": "12:30"}
 
-        assert codec_of(SAMPLES, LABELS).decode_label(record(given)).source is None
+        assert codec_of(SAMPLES, LABELS).labels.decode(record(given)).source is None
 
     def test_values_are_translated_in_our_own_form_too(self) -> None:
         """Without paths."""
         codec = codec_of(labels={"values": {"true": "fraud"}})
 
-        assert codec.decode_label(record({"id": "t1", "label": True})).class_index == 0
-        assert codec.decode_label(record(b"true", b"t1")).class_index == 0
+        assert codec.labels.decode(record({"id": "t1", "label": True})).class_index == 0
+        assert codec.labels.decode(record(b"true", b"t1")).class_index == 0
 
 
 class TestFormats:
@@ -382,7 +382,7 @@ class TestFormats:
         """With its id in the key."""
         codec = codec_of(labels={"id": "key", "format": "avro"}, registry=fake.url)
 
-        assert codec.decode_label(record(framed(2, b"\x0afraud"), framed(2, b"\x04t1"))) == Label(
+        assert codec.labels.decode(record(framed(2, b"\x0afraud"), framed(2, b"\x04t1"))) == Label(
             Position("in", 0, 7), 1_700_000_000.5, "t1", 0
         )
 
@@ -481,11 +481,11 @@ class TestEncoding:
         codec = codec_of(SAMPLES, labels)
 
         new = [
-            codec.encode_label("t1", 0, event_time_s=3.0, source="audit"),
-            codec.encode_label("t1", RETRACTED),
-            codec.encode_erasure("t1"),
+            codec.labels.encode("t1", 0, event_time_s=3.0, source="audit"),
+            codec.labels.encode("t1", RETRACTED),
+            codec.labels.encode_erasure("t1"),
         ]
-        read = [codec.decode_label(as_read(each)) for each in new]
+        read = [codec.labels.decode(as_read(each)) for each in new]
 
         assert [label.class_index for label in read] == [0, RETRACTED, ERASED]
         assert {label.sample_id for label in read} == {"t1"}
@@ -515,9 +515,9 @@ class TestEncoding:
             labels = {**labels, "message": "google.protobuf.struct_pb2:Struct"}
         codec = codec_of(SAMPLES, labels)
 
-        assert not codec.is_own_label(fields)
-        new, checked = codec.encode_users_label(fields)
-        read = codec.decode_label(as_read(new))
+        assert not codec.labels.is_own(fields)
+        new, checked = codec.labels.encode_users(fields)
+        read = codec.labels.decode(as_read(new))
 
         assert (read.sample_id, read.class_index) == (checked.sample_id, checked.class_index) == ("t1", expected)
         if codec.source.labels.id and codec.source.labels.id.split(".")[0].split(":")[0] not in ("key", "header"):
@@ -538,7 +538,7 @@ class TestEncoding:
         codec = codec_of(SAMPLES, {**LABELS, "time": "at"})
 
         with pytest.raises(RecordError) as caught:
-            codec.encode_users_label(fields)
+            codec.labels.encode_users(fields)
         assert caught.value.reason == reason
 
     @pytest.mark.parametrize(
@@ -556,7 +556,7 @@ class TestEncoding:
     )
     def test_our_own_labels_are_told_from_the_users(self, labels: Any, fields: Any, own: bool) -> None:
         """Where a field of ours is the user's id, the record is the user's."""
-        assert codec_of(SAMPLES, labels).is_own_label(fields) is own
+        assert codec_of(SAMPLES, labels).labels.is_own(fields) is own
 
     @pytest.mark.parametrize("sample_id", ['"t1"', '"', "\0x", "plain", '"half', "ß"])
     def test_an_id_with_quotes_survives_as_a_key(self, sample_id: str) -> None:
@@ -565,7 +565,7 @@ class TestEncoding:
         x = np.zeros(2, np.float32)
 
         read = [codec.decode_sample(as_read(codec.encode_sample(sample_id, x, payload=p))) for p in ("raw", "json")]
-        label = codec.decode_label(as_read(codec.encode_label(sample_id, 0)))
+        label = codec.labels.decode(as_read(codec.labels.encode(sample_id, 0)))
 
         assert {sample.sample_id for sample in read} | {label.sample_id} == {sample_id}
 
@@ -621,7 +621,7 @@ class TestAnything:
         """And so for labels. Nothing else is raised, whatever a producer writes."""
         codec = _codec(fake.url, MAPPINGS.index(mapping))
         given_record = record(value, key, headers)
-        for decode, kind in ((codec.decode_sample, Sample), (codec.decode_label, Label)):
+        for decode, kind in ((codec.decode_sample, Sample), (codec.labels.decode, Label)):
             try:
                 found = decode(given_record)
             except RecordError as error:

@@ -28,7 +28,7 @@ def send(config: Config, numbers: range) -> None:
         for number in numbers:
             log.append("samples", [codec.encode_sample(f"s{number}", rng.normal(size=8).astype(np.float32))])
             if number % 2:
-                log.append("labels", [codec.encode_label(f"s{number}", number % 4)])
+                log.append("labels", [codec.labels.encode(f"s{number}", number % 4)])
 
 
 def learned(config: Config) -> dict[TopicPartition, int]:

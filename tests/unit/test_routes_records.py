@@ -283,7 +283,7 @@ class TestLabel:
         reply = client.post("/label", json=body)
 
         (record,) = served.records("truths")
-        label = served.codec.decode_label(record)
+        label = served.codec.labels.decode(record)
         assert (reply.status_code, reply.json()["items"][0]["id"], record.key) == (202, "t1", b"t1")
         assert (label.sample_id, label.class_index) == ("t1", expected)
         if "transaction_id" in body:
@@ -314,7 +314,7 @@ class TestLabel:
             error_of(client.post("/label", json={"is_fraud": True}), 422, "no_id")
 
         (record,) = served.records("truths")
-        label = served.codec.decode_label(record)
+        label = served.codec.labels.decode(record)
         assert (label.sample_id, label.class_index) == ("t1", 0)
 
     def test_an_erasure_is_read_under_any_mapping(self, tmp_path):
@@ -325,7 +325,7 @@ class TestLabel:
 
         (record,) = served.records("truths")
         assert reply.status_code == 202
-        assert served.codec.decode_label(record).sample_id == "t1"
+        assert served.codec.labels.decode(record).sample_id == "t1"
 
 
 class TestSchema:

@@ -665,7 +665,7 @@ class TestLabel:
         reply = client.post("/label", json=body)
 
         (record,) = served.records("truths")
-        label = served.codec.decode_label(record)
+        label = served.codec.labels.decode(record)
         assert reply.status_code == 202
         assert (label.sample_id, label.class_index, label.source) == ("rechnung-ä", 1, "audit")
         assert label.event_time_s == 1795510800.0
@@ -680,7 +680,7 @@ class TestLabel:
         """As in many tables."""
         client.post("/label", json={"id": 17, "label": 2})
 
-        label = served.codec.decode_label(served.records("truths")[0])
+        label = served.codec.labels.decode(served.records("truths")[0])
         assert (label.sample_id, label.class_index) == ("17", 2)
 
     def test_of_an_unknown_class_is_held_by_policy(self, served):
@@ -693,7 +693,7 @@ class TestLabel:
 
         items = schemas.AppendReply.model_validate(reply.json()).items
         assert [item.state for item in items] == ["held", "accepted", None]
-        held = {record.key: codec.decode_label(record).class_name for record in served.records("truths")}
+        held = {record.key: codec.labels.decode(record).class_name for record in served.records("truths")}
         assert held == {b"a": "wolf", b"b": None}
 
     @pytest.mark.parametrize("named", [{"label": None}, {"class": None}])
@@ -704,7 +704,7 @@ class TestLabel:
 
         items = schemas.AppendReply.model_validate(reply.json()).items
         assert [item.state for item in items] == ["accepted", "accepted"]
-        labels = {record.key: served.codec.decode_label(record) for record in served.records("truths")}
+        labels = {record.key: served.codec.labels.decode(record) for record in served.records("truths")}
         assert (labels[b"a"].class_index, labels[b"a"].source, labels[b"b"].class_index) == (RETRACTED, "audit", 1)
 
     @pytest.mark.parametrize(("room", "reported"), [(2, "new_class"), (1, "held")])
@@ -741,7 +741,7 @@ class TestLabel:
         """Either, or both if they are equal."""
         assert client.post("/label", json={"id": "a"} | named).status_code == 202
 
-        assert served.codec.decode_label(served.records("truths")[0]).class_index == 1
+        assert served.codec.labels.decode(served.records("truths")[0]).class_index == 1
 
     def test_two_labels_of_one_sample_keep_their_order(self, client, served):
         """The ledger uses the later one."""
@@ -867,7 +867,7 @@ class TestErase:
         assert unknown.json()["sample_position"] is None
         assert {"checkpoints", "sample store", "weights"} < {item.holder for item in reported.still_held_by}
         assert any("clicks" in item.holder for item in reported.still_held_by)
-        orders = {record.key: served.codec.decode_label(record) for record in served.records("truths")}
+        orders = {record.key: served.codec.labels.decode(record) for record in served.records("truths")}
         assert {key: label.class_index for key, label in orders.items()} == {"a/ß".encode(): ERASED, b"b": ERASED}
         assert orders["a/ß".encode()].position == Position(**reported.position.model_dump())
         served.view.close()

@@ -43,7 +43,7 @@ def more(log: MemoryLog, config: Config, count: int = 16) -> None:
     codec, rng, begin = make_codec(config), np.random.default_rng(0), len(log.records("samples"))
     for n in range(begin, begin + count):
         log.append("samples", [codec.encode_sample(f"s{n}", rng.normal(size=4).astype(np.float32))])
-        log.append("labels", [codec.encode_label(f"s{n}", n % 3)])
+        log.append("labels", [codec.labels.encode(f"s{n}", n % 3)])
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def more_rows(log: MemoryLog, config: Config, count: int = 40) -> None:
         fields = {"id": f"s{n}", "x": row, "amount": row[0], "shop": f"shop {shop}", "country": f"country {country}"}
         log.append("samples", [NewRecord(f"s{n}".encode(), json.dumps(fields).encode())])
         if n >= 4:
-            log.append("labels", [make_codec(config).encode_label(f"s{n - 4}", n % 3)])
+            log.append("labels", [make_codec(config).labels.encode(f"s{n - 4}", n % 3)])
 
 
 class TestColumns:

@@ -44,12 +44,12 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     codec, notes = make_codec(config), []
     with closing(open_log(config)) as log:
         make_topics(log, config)
-    notes.append(append(config, "labels", codec.encode_label("s7", 1)) + " s7 1")
+    notes.append(append(config, "labels", codec.labels.encode("s7", 1)) + " s7 1")
     for number in range(30):
         record = codec.encode_sample(f"s{number}", rng.normal(size=8).astype(np.float32))
         notes.append(append(config, "samples", record) + f" s{number} -1")
     for name, class_index in (("s1", 0), ("s1", 0), ("s2", 1), ("s2", 3), ("nobody", 2)):
-        notes.append(append(config, "labels", codec.encode_label(name, class_index)) + f" {name} {class_index}")
+        notes.append(append(config, "labels", codec.labels.encode(name, class_index)) + f" {name} {class_index}")
     append(config, "samples", codec.encode_sample("s3", np.zeros(8, np.float32)))
     append(config, "samples", NewRecord(b"junk", b"{"))
     learning.learn(config, threading.Event(), until_end=True)
@@ -84,7 +84,7 @@ def test_finds_an_acknowledged_label_that_is_not_in_the_log(folder: Path, note: 
 def test_finds_a_label_that_was_not_learned(folder: Path) -> None:
     """It is in the log but in no step."""
     config = config_in(folder)
-    append(config, "labels", make_codec(config).encode_label("s9", 1))
+    append(config, "labels", make_codec(config).labels.encode("s9", 1))
 
     audit = verify(config, [])
 
