@@ -67,6 +67,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/__main__.py": "tests/e2e",
     "streamlearn/cli/models.py": "tests/unit/test_versions.py",
     "streamlearn/cli/topics.py": "tests/unit/test_check_records.py, tests/e2e/test_own_topic.py",
+    "streamlearn/cli/lab.py": "tests/e2e/test_commands.py, tests/unit/test_lab_report.py",
     "streamlearn/cli/options.py": "tests/e2e/test_commands.py",
     "streamlearn/app/bars.py": "tests/unit/test_lab_simulate.py, tests/unit/test_lab_report.py",
     "streamlearn/lab/curves.py": "tests/unit/test_lab_evaluate.py",
