@@ -19,7 +19,7 @@ from streamlearn.log.base import POLL_BYTES
 from streamlearn.log.feed import PREFETCH_BYTES, PREFETCH_RECORDS
 from streamlearn.models.build import build
 from streamlearn.serve.batcher import BATCH_ROWS
-from streamlearn.serve.bodies import BODIES_IN_FLIGHT
+from streamlearn.serve.held_bytes import BODIES_IN_FLIGHT
 from streamlearn.serve.scorer import FORWARD_ROWS, WRITE_BYTES
 
 _LEARNER_BYTES = 480 << 20

@@ -1,4 +1,4 @@
-"""Request bodies: read within bounds of bytes and time, then decoded by hand into tensors and log records.
+"""Request bodies, decoded by hand into tensors and log records.
 
 Float lists do not pass through pydantic, which would cost more than the model itself. Items of a list are accepted or
 refused one by one. What a client may send is declared in `schemas`.
@@ -6,17 +6,15 @@ refused one by one. What a client may send is declared in `schemas`.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from streamlearn.errors import RecordError
@@ -28,17 +26,12 @@ from streamlearn.schema.fields import checked_id, unquoted
 from streamlearn.schema.formats import hint_of_json, parse_json
 from streamlearn.schema.paths import Path
 from streamlearn.schema.settings import LabelSource, SampleSource
-from streamlearn.serve.failures import RequestError, from_domain, overloaded
+from streamlearn.serve.failures import RequestError, from_domain
+from streamlearn.serve.held_bytes import HeldBytes
 
 JSON = "application/json"
 MAX_ITEMS = 1024
 """Samples or labels in one request."""
-BODIES_IN_FLIGHT = 8
-"""Bodies of the largest size that may be held at once; beyond these bytes requests get 429."""
-INLINE_BYTES = 1 << 16
-"""Larger bodies are decoded in a thread, so that small requests do not wait behind them."""
-LARGE_AT_ONCE = 2
-"""Large bodies decoded at once: JSON may cost forty times its bytes while it is parsed."""
 
 _NPY_HEADER_BYTES = 512
 """The shape of a .npy body is looked for in these first bytes."""
@@ -78,86 +71,19 @@ class Bodies:
         self, codec: Codec, metrics: ServerMetrics, *, max_bytes: int, timeout_s: float, max_items: int = MAX_ITEMS
     ) -> None:
         self._max_items = max_items
-        self._codec, self._schema, self._metrics = codec, codec.schema, metrics
-        self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._codec, self._schema, self._max_bytes = codec, codec.schema, max_bytes
+        self.held = HeldBytes(metrics, max_bytes=max_bytes, timeout_s=timeout_s)
         self._sample_ids, self._label_ids = _id_paths(codec.source.samples), _id_paths(codec.source.labels)
-        self._held_bytes = 0
-        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
-
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body. Its bytes count against the bound of all requests until the context ends.
-
-        Raises:
-            RequestError: 413, too large by its header or as it arrives; 429, too many bytes held; 408, too slow.
-        """
-        declared = request.headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._max_bytes:
-            raise self._too_large()
-        chunks: list[bytes] = []
-        size_bytes = 0
-        try:
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    async for chunk in request.stream():
-                        size_bytes += len(chunk)
-                        self._held_bytes += len(chunk)
-                        self._check_bounds(size_bytes)
-                        chunks.append(chunk)
-            except TimeoutError:
-                self._metrics.rejected("timeout")
-                message = f"The body did not arrive within {self._timeout_s:g} s."
-                raise RequestError(408, "body_timeout", message, headers={"connection": "close"}) from None
-            yield b"".join(chunks)
-        finally:
-            self._held_bytes -= size_bytes
 
     @asynccontextmanager
     async def read_as(self, request: Request, decode: Callable[[bytes, str], T]) -> AsyncIterator[T]:
-        """What a function makes of the body and its content type. The body is held as by `read`."""
+        """What a function makes of the body and its content type. The body is held as by `HeldBytes.read`."""
         content_type = request.headers.get("content-type", "")
-        async with self.read(request) as body:
+        async with self.held.read(request) as body:
             size_bytes = len(body)
             if self._codec.rows is not None:  # each record may become a row
                 size_bytes = max(size_bytes, body.count(b"{") * self._schema.nbytes)
-            yield await self.decoded(size_bytes, lambda: decode(body, content_type))
-
-    def _check_bounds(self, size_bytes: int) -> None:
-        if size_bytes > self._max_bytes:
-            raise self._too_large()
-        if self._held_bytes > BODIES_IN_FLIGHT * self._max_bytes:
-            self._metrics.rejected("queue_full")
-            raise overloaded(f"the server already holds {BODIES_IN_FLIGHT * self._max_bytes} bytes of requests")
-
-    def _too_large(self) -> RequestError:
-        self._metrics.rejected("body_too_large")
-        message = f"The body is larger than the maximum of {self._max_bytes} bytes; send fewer items at a time."
-        return RequestError(413, "body_too_large", message, headers={"connection": "close"})
-
-    async def decoded(self, size_bytes: int, decode: Callable[[], T]) -> T:
-        """Run a function that reads or makes `size_bytes`; in a thread if they are many."""
-        if size_bytes <= INLINE_BYTES:
-            return decode()
-        async with self._large:
-            return await run_in_threadpool(decode)
-
-    @contextmanager
-    def room(self, size_bytes: int) -> Iterator[None]:
-        """Count bytes that are made for a request, such as stored samples, against the bound of all requests.
-
-        Raises:
-            RequestError: 413, more than a body may have; 429, too many bytes held.
-        """
-        if size_bytes > self._max_bytes:
-            self._metrics.rejected("body_too_large")
-            message = f"The samples have {size_bytes} bytes, more than the maximum of {self._max_bytes}; ask for fewer."
-            raise RequestError(413, "body_too_large", message)
-        self._held_bytes += size_bytes
-        try:
-            self._check_bounds(0)
-            yield
-        finally:
-            self._held_bytes -= size_bytes
+            yield await self.held.decoded(size_bytes, lambda: decode(body, content_type))
 
     # POST /predict
 

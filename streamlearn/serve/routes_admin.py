@@ -120,7 +120,7 @@ def add_admin_routes(router: APIRouter, parts: Parts) -> None:
     )
     async def rollback(request: Request) -> Response:
         """Pins the version: it answers until `promote`, whatever is published. Learning continues."""
-        async with parts.bodies.read(request) as body:
+        async with parts.bodies.held.read(request) as body:
             version = _version_of(body)
         with switch.change() as before:
             pinned = await run_in_threadpool(switch.pin, version)

@@ -117,8 +117,8 @@ class PredictFlow:
         # Make rows after the wait: a few bytes of ids or fields may stand for megabytes.
         made = len(body.records or body.ids or ()) if body.x is None else 0
         made_bytes = made * self._parts.codec.schema.nbytes
-        with self._parts.bodies.room(made_bytes):
-            x, invalid = await self._parts.bodies.decoded(made_bytes, lambda: self._rows(body))
+        with self._parts.bodies.held.room(made_bytes):
+            x, invalid = await self._parts.bodies.held.decoded(made_bytes, lambda: self._rows(body))
             probs_BC, model = await self._parts.batcher.predict(x, self._parts.settings.timeout_s)
         self._check(freshness, model, probs_BC)
         chosen_B = self._parts.thresholds.choose(probs_BC).tolist()
@@ -177,7 +177,7 @@ class PredictFlow:
             rows = zip(ids, x, answers, strict=True)
             records = [encode(sample_id, row, answer=answer) for sample_id, row, answer in rows]
         else:
-            records = await self._parts.bodies.decoded(x.nbytes, lambda: self._users_records(ids, users, answers))
+            records = await self._parts.bodies.held.decoded(x.nbytes, lambda: self._users_records(ids, users, answers))
         try:
             return await self._parts.appender.append("samples", self._parts.samples_topic, records)
         except StreamlearnError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,6 @@ from served import FLOATS, IMAGES, Served, X, record_codec, store
 
 from streamlearn.records import Schema
 from streamlearn.serve import schemas
-from streamlearn.serve.bodies import LARGE_AT_ONCE, Bodies
 
 SEED, COUNT = 20261124, 1500
 TOKENS = {"predict_token": "ask", "label_token": "tell", "admin_token": "rule"}
@@ -136,26 +134,3 @@ def test_every_request_is_counted(attacked: Attacked) -> None:
     for (_, status), count in attacked.answers.items():
         sent[str(status)] += count
     assert reported == sent
-
-
-def test_at_most_two_large_bodies_are_decoded_at_once(tmp_path: Path) -> None:
-    """JSON costs many times its bytes while it is parsed."""
-    served = Served(tmp_path)
-    running, most, lock = 0, 0, threading.Lock()
-
-    def decode() -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.02)
-        with lock:
-            running -= 1
-
-    async def all_at_once() -> None:
-        bodies = Bodies(served.codec, served.metrics, max_bytes=1 << 20, max_items=8, timeout_s=1.0)
-        await asyncio.gather(*(bodies.decoded(1 << 17, decode) for _ in range(8)))
-
-    asyncio.run(all_at_once())
-
-    assert most == LARGE_AT_ONCE

@@ -1,7 +1,6 @@
 """The HTTP API, in process: a real published teacher, codec, ledger and predictor; the log is in memory."""
 
 import asyncio
-import contextlib
 import http.server
 import io
 import json
@@ -16,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from served import FLOATS, IMAGES, JSON, NPY, RAW, ROUTES, URL, Served, X, client_of, error_of, store
-from starlette.requests import Request
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
@@ -28,8 +26,7 @@ from streamlearn.metrics import LEARNER_METRICS, Metrics, MetricsServer, ServerM
 from streamlearn.models.answer import Thresholds
 from streamlearn.records import ERASED, RETRACTED, UNLABELLED, Label, Position, Prediction, Record, Sample, Schema
 from streamlearn.serve import request_schemas, schemas
-from streamlearn.serve.bodies import BODIES_IN_FLIGHT, Bodies
-from streamlearn.serve.failures import RequestError
+from streamlearn.serve.held_bytes import BODIES_IN_FLIGHT
 
 FIELDS = ["x", "id", "ids", "instances", "learn", "labels", "samples", "label", "class", "time", "source", "domain"]
 
@@ -77,10 +74,6 @@ def guarded(tmp_path_factory):
     with client_of(served) as client:
         yield client
     served.view.close()
-
-
-def request_of(receive):
-    return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}, receive)
 
 
 def npy(array):
@@ -622,39 +615,6 @@ class TestBadBodies:
 
         for _ in range(BODIES_IN_FLIGHT + 2):
             assert refusing.post("/predict", content=body, headers=JSON).status_code == 200
-
-    def test_all_bodies_together_are_bounded(self, served):
-        """Many slow uploads do not fill the memory: the one past the bound gets 429."""
-        bodies = Bodies(served.codec, served.metrics, max_bytes=100, max_items=1, timeout_s=2.0)
-
-        async def receive():
-            return {"type": "http.request", "body": b" " * 100, "more_body": False}
-
-        async def play():
-            async with contextlib.AsyncExitStack() as held:
-                for _ in range(BODIES_IN_FLIGHT):
-                    await held.enter_async_context(bodies.read(request_of(receive)))
-                with pytest.raises(RequestError) as refused:
-                    await held.enter_async_context(bodies.read(request_of(receive)))
-            async with bodies.read(request_of(receive)) as body:
-                return refused.value.status, len(body)
-
-        assert asyncio.run(play()) == (429, 100)
-
-    def test_a_body_that_does_not_arrive_is_408(self, served):
-        """A slow client does not hold a request indefinitely."""
-        bodies = Bodies(served.codec, served.metrics, max_bytes=100, max_items=1, timeout_s=0.01)
-
-        async def receive():
-            await asyncio.Event().wait()
-
-        async def play():
-            async with bodies.read(request_of(receive)):
-                pytest.fail("there is no body")
-
-        with pytest.raises(RequestError) as late:
-            asyncio.run(play())
-        assert late.value.status == 408
 
 
 class TestLabel:
