@@ -40,7 +40,7 @@ from streamlearn.learn.state import (
 )
 from streamlearn.learn.step import set_training, take_step
 from streamlearn.models.build import Classifier, ModelSpec
-from streamlearn.models.normalise import InputBound, RunningNorm
+from streamlearn.models.normalise import InputBound, RunningNorm, as_centre_and_scale
 from streamlearn.models.places import places_of
 from streamlearn.models.settings import ROW_NETWORKS
 from streamlearn.models.spare import SpareClasses
@@ -291,7 +291,8 @@ class Learner:
         Raises:
             CheckpointError: names, shapes or dtypes differ from this model and optimizer. Nothing was changed.
         """
-        arrays = twin_as_student(state) if self.config.method == "supervised" else state
+        arrays: Mapping[str, Array] = as_centre_and_scale(state)
+        arrays = twin_as_student(arrays) if self.config.method == "supervised" else arrays
         groups = {name.split(".")[0] for name in arrays}
         good = [self._copy_teacher() for _ in {name.split(".")[1] for name in arrays if name.startswith("good.")}]
         tensors = trainee_tensors(self.trainee) | good_tensors(good)
@@ -301,8 +302,7 @@ class Learner:
         if self.spec.columns:
             arrays = with_added_columns(arrays, tensors | inputs)
         tensors |= method if fits(arrays, method, "method.") else {}
-        has_inputs = fits(arrays, inputs, "inputs.")
-        tensors |= inputs if has_inputs else {}
+        tensors |= inputs if fits(arrays, inputs, "inputs.") else {}
         counts = restore(arrays, tensors, self._counts())
         self.prior.load({name[6:]: array for name, array in arrays.items() if name.startswith("prior.")})
         self._good = good
@@ -314,7 +314,6 @@ class Learner:
         elif self.twin is not None:
             self.twin.copy_from(self.trainee)
             self._twin_counts = Updates(self._progress.updates, self._progress.averaged_at)
-        self._refresh_inputs(saved=has_inputs)
         served = counts["served"]
         self.served = served if served < len(self.candidates) and "bank" not in groups else 0
 
@@ -399,14 +398,6 @@ class Learner:
             for tensor in optimizer.state.get(parameter, {}).values():
                 tensor.zero_()
         self.served = 0
-
-    def _refresh_inputs(self, *, saved: bool) -> None:
-        """After tensors were written to. A checkpoint of an earlier version has no sample of inputs."""
-        normalise = self.trainee.student.normalise
-        if isinstance(normalise, RunningNorm):
-            if not saved:
-                normalise.sample.begin(normalise.count)
-            normalise.sample.refresh()
 
     def _name(self, classes: int) -> None:
         """The first `classes` outputs have names."""

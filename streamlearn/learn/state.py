@@ -47,7 +47,7 @@ def method_tensors(trainee: Trainee) -> dict[str, Tensor]:
 
 
 def input_tensors(normalise: nn.Module) -> dict[str, Tensor]:
-    """The sample of inputs that bounds the normaliser's statistics."""
+    """The sample of inputs that the normaliser's statistics are of."""
     kept = normalise.sample.tensors() if isinstance(normalise, RunningNorm) else {}
     return {f"inputs.{name}": tensor for name, tensor in kept.items()}
 
@@ -102,9 +102,18 @@ def _sibling(name: str) -> str:
 
 
 def _is_wider(tensor: Tensor, saved: Array) -> bool:
-    """Whether the tensor has another size than the saved array in one dimension, and a larger one."""
-    differing = [(size, was) for size, was in zip(tensor.shape, saved.shape, strict=False) if size != was]
-    return tensor.dim() == saved.ndim and len(differing) == 1 and differing[0][0] > differing[0][1]
+    """Whether the tensor has another size than the saved array in the dimension of places or columns, and a larger one.
+
+    It is the second one, or the only one.
+    """
+    if tensor.dim() == 0 or tensor.dim() != saved.ndim:
+        return False
+    place = min(1, tensor.dim() - 1)
+    wanted = [*saved.shape]
+    if tensor.shape[place] <= wanted[place]:
+        return False
+    wanted[place] = tensor.shape[place]
+    return list(tensor.shape) == wanted
 
 
 def fits(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor], prefix: str) -> bool:

@@ -1,8 +1,8 @@
 """Running statistics of rows with columns: of numbers and vectors, where they are present.
 
 As `RunningNorm` for each place of a row, over the rows in which it is present: a column that was added later, or that
-is rarely present, has its own count, its own warm-up and its own sample. Presence flags, booleans, timestamps, texts
-and the buckets of categories pass unchanged.
+is rarely present, has its own sample. Presence flags, booleans, timestamps, texts and the buckets of categories pass
+unchanged.
 
 Letters: B rows, W places, K columns, N kept values.
 """
@@ -14,23 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from streamlearn.models.normalise import (
-    COMPLETE_RATIO,
-    HORIZON_ROWS,
-    LEAST_ROWS,
-    LIMIT,
-    SAMPLE_ROWS,
-    WIDEST,
-    InputSample,
-    RunningNorm,
-    scattered,
-)
+from streamlearn.models.normalise import HORIZON_ROWS, REFRESH_ROWS, InputSample, RunningNorm, scattered
 from streamlearn.models.places import places_of
 from streamlearn.records import Column
 
 
 class ColumnNorm(RunningNorm):
-    """(x - mean) / deviation of each measured value that is present; 0 where it is missing."""
+    """As `RunningNorm` for each measured value that is present; 0 where it is missing."""
 
     is_measured_W: Tensor
     flag_W: Tensor
@@ -38,31 +28,25 @@ class ColumnNorm(RunningNorm):
 
     def __init__(self, columns: Sequence[Column], *, horizon_rows: int = HORIZON_ROWS) -> None:
         places = places_of(columns)
-        shape = (len(places.column_W),)
-        super().__init__(shape, horizon_rows=horizon_rows)
-        self.count = torch.zeros(shape)
+        super().__init__((len(places.column_W),), horizon_rows=horizon_rows)
         self.register_buffer("is_measured_W", torch.from_numpy(places.is_measured_W), persistent=False)
         self.register_buffer("flag_W", torch.from_numpy(places.flag_W), persistent=False)
         self.sample = ColumnSample(torch.from_numpy(places.column_W), horizon_rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows (B, W); changes nothing."""
-        deviation, constant = self._deviation()
-        standard = ((x - self.mean) / torch.where(constant, 1.0, deviation)).clamp(-LIMIT, LIMIT)
-        standard = torch.where(x[:, self.flag_W] != 0.0, standard, 0.0)
+        standard = torch.where(x[:, self.flag_W] != 0.0, super().forward(x), 0.0)
         return torch.where(self.is_measured_W, standard, x)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Merge the values of rows (B, W), B >= 1, that are present."""
+        """Take the values of rows (B, W), B >= 1, that are present into the statistics."""
         present_BW = (x[:, self.flag_W] != 0.0) & self.is_measured_W
-        self.sample.add_present(x, present_BW)
-        clipped = self._clip(x)
-        count_W = present_BW.sum(dim=0, dtype=x.dtype)
-        of_one_W = count_W.clamp(min=1.0)
-        mean_batch = torch.where(present_BW, clipped, 0.0).sum(dim=0) / of_one_W
-        var_batch = torch.where(present_BW, clipped - mean_batch, 0.0).square().sum(dim=0) / of_one_W
-        self._merge(mean_batch, var_batch, count_W)
+        if not self.sample.add_present(x, present_BW):
+            return
+        centre, scale, is_known = self.sample.statistics()
+        self.centre.copy_(torch.where(is_known, centre, self.centre))
+        self.scale.copy_(torch.where(is_known, scale, self.scale))
 
 
 class ColumnSample(InputSample):
@@ -73,65 +57,52 @@ class ColumnSample(InputSample):
     """
 
     def __init__(self, column_W: Tensor, horizon_rows: int) -> None:
+        super().__init__((len(column_W),), horizon_rows)
         self.host_may_ask = True
         self._column_W = column_W
         self._first_K = torch.nonzero(column_W.diff(prepend=column_W.new_tensor([-1]))).flatten()
         self._rows_K, self._kept_K = torch.zeros_like(self._first_K), torch.zeros_like(self._first_K)
-        super().__init__((len(column_W),), horizon_rows)
 
-    def begin(self, rows: Tensor) -> None:
-        """Become empty, after `rows` (W,) rows with each place present."""
-        self._move_to(rows.device)
-        self._rows_K.copy_(rows[self._first_K])
-        self._kept_K.zero_()
-        self.refresh()
-
-    def add_present(self, x: Tensor, present_BW: Tensor) -> None:
-        """Observe rows (B, W), and keep some of the values that are present."""
+    def add_present(self, x: Tensor, present_BW: Tensor) -> bool:
+        """Observe rows (B, W), and keep some of the values that are present. Returns the same as `add`."""
         self._move_to(x.device)
         present_BK = present_BW[:, self._first_K]  # all values of a column are present together
         number_BK = self._rows_K + present_BK.cumsum(dim=0) - 1
         block_BK = torch.div(number_BK, self._stride, rounding_mode="floor")
         is_turn_BK = number_BK == block_BK * self._stride + scattered(block_BK) % self._stride
-        is_kept_BK = present_BK & ((number_BK < SAMPLE_ROWS) | is_turn_BK)
+        is_kept_BK = present_BK & ((number_BK < self._size) | is_turn_BK)
         self._rows_K.copy_(number_BK[-1] + 1)
         if self.host_may_ask and not bool(is_kept_BK.any()):
-            return
+            return False
         rank_BK = is_kept_BK.cumsum(dim=0)
-        # Of more than `SAMPLE_ROWS` the last ones stay. The others are written to a further row, which is dropped.
-        is_kept_BK = is_kept_BK & (rank_BK > rank_BK[-1] - SAMPLE_ROWS)
-        slot_BK = torch.where(is_kept_BK, (self._kept_K + rank_BK - 1) % SAMPLE_ROWS, SAMPLE_ROWS)
+        # Of more than fit the last ones stay. The others are written to a further row, which is dropped.
+        is_kept_BK = is_kept_BK & (rank_BK > rank_BK[-1] - self._size)
+        slot_BK = torch.where(is_kept_BK, (self._kept_K + rank_BK - 1) % self._size, self._size)
         kept_NW = self._kept_NCP[:, :, 0]
         written = torch.cat((kept_NW, kept_NW[:1]))
         written.scatter_(0, slot_BK[:, self._column_W], x.nan_to_num(nan=torch.finfo(x.dtype).max))
-        kept_NW.copy_(written[:SAMPLE_ROWS])
+        kept_NW.copy_(written[: self._size])
+        before_K = self._kept_K.clone()
         self._kept_K += rank_BK[-1]
-        self.refresh()
-
-    def bound(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance, limited by those of the sample."""
-        is_complete_W = (self._rows_K <= SAMPLE_ROWS)[self._column_W]
-        return self._bound(mean, var, torch.where(is_complete_W, COMPLETE_RATIO, WIDEST))
+        is_due_K = (before_K < self._size) | (self._kept_K // REFRESH_ROWS > before_K // REFRESH_ROWS)
+        return not self.host_may_ask or bool((is_due_K & (self._kept_K > before_K)).any())
 
     def tensors(self) -> dict[str, Tensor]:
         """Live, by name."""
         return {"sample": self._kept_NCP, "rows": self._rows_K, "kept": self._kept_K}
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Set `centre`, `scale` and `known` from the values that are kept."""
-        self._count_W1 = self._kept_K.clamp(max=SAMPLE_ROWS)[self._column_W][:, None]
-        is_kept_WN = torch.arange(SAMPLE_ROWS, device=self._count_W1.device) < self._count_W1
-        self._describe(torch.where(is_kept_WN, self._kept_NCP[:, :, 0].t(), torch.nan))
-        self.known = self.known & (self._count_W1[:, 0] >= LEAST_ROWS)
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the values that are kept; unknown of a column without any."""
+        self._count_W1 = self._kept_K.clamp(max=self._size)[self._column_W][:, None]
+        is_kept_WN = torch.arange(self._size, device=self._count_W1.device) < self._count_W1
+        centre_W1, scale_W1 = self._describe(torch.where(is_kept_WN, self._kept_NCP[:, :, 0].t(), torch.nan))
+        is_known_W = (torch.isfinite(centre_W1) & torch.isfinite(scale_W1))[:, 0]
+        return centre_W1[:, 0], scale_W1[:, 0], is_known_W
 
     def _rank(self, values_CN: Tensor, share: float) -> Tensor:
         """Of the values that are not NaN, which are sorted last."""
         place_C1 = ((self._count_W1 - 1).clamp(min=0) * share).to(torch.int64)
         return values_CN.sort(dim=1).values.gather(1, place_C1)
-
-    def _mean(self, values_CN: Tensor) -> Tensor:
-        return values_CN.nansum(dim=1, keepdim=True) / self._count_W1.clamp(min=1)
 
     def _move_to(self, device: torch.device) -> None:
         if self._kept_NCP.device != device:
@@ -139,4 +110,3 @@ class ColumnSample(InputSample):
                 tensor.to(device) for tensor in (self._kept_NCP, self._rows_K, self._kept_K)
             )
             self._column_W, self._first_K = self._column_W.to(device), self._first_K.to(device)
-            self.refresh()

@@ -1,132 +1,90 @@
 """Running statistics: of inputs, to standardise a drifting stream; and the warm-up of batch normalisation.
 
-Input statistics change only in `observe`, never in `forward`: a prediction changes nothing, and a row is predicted
-before it is observed. Batches are merged by the formulas of Chan, Golub and LeVeque (1979). The count is capped, so old
-rows fade.
+Each feature of a table, each channel of an image becomes arsinh((x - centre) / scale): linear within a scale, beyond it
+logarithmic. Centre is the median, scale a high quantile of the distances from it, of `InputSample`: rows spread over
+the horizon. So up to an eighth of outliers, such as a sentinel -999999, changes nothing, whatever the batch size, and
+values of a feature with a heavy tail, such as an amount, stay apart from each other at both ends. For the robust scale
+and a soft clip see RealMLP (Holzmüller, Grinsztajn and Steinwart, 2024); docs/research/inputs.md compares.
 
-Outliers are bounded by `InputSample`: 64 rows, spread over as many rows as the statistics remember. Their median and a
-high quantile of their distances from it give each feature a centre and a scale that up to an eighth of outliers do not
-move, whatever the batch size. A value counts as at most `FURTHEST` scales from the centre, and no deviation stays
-larger than `WIDEST` times that of the sample. So a sentinel such as -999999 does not become the deviation, neither
-in the first row nor in a feature that was constant until then.
-
-A whole batch counts as at most `WIDEST` deviations: a burst of 500 outliers makes the deviation 1.8 times as large. A
-lasting change of scale or location is followed within the horizon, since each batch may increase the deviation by a
-factor.
+Statistics change only in `observe`, never in `forward`: a prediction changes nothing, and a row is predicted before it
+is observed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamlearn.records import Array
+
 HORIZON_ROWS = 10_000
-"""Cap of the row count: the memory of the statistics."""
+"""The sample is spread over about as many of the newest rows."""
+SAMPLE_ROWS = 256
+"""Rows that the sample keeps."""
+REFRESH_ROWS = 16
+"""Once the sample is full, the statistics are computed again after this number of new rows in it."""
 LIMIT = 10.0
-"""Standardised values are clipped to this many standard deviations, so that one outlier is not the whole gradient."""
-FURTHEST = 30.0
-"""Deviations from the mean at which a value's part in the statistics is clipped."""
-WIDEST = 5.0
-"""Deviations, in the root mean square about the mean, at which a whole batch's part in them is clipped. Also the
-largest ratio of the deviation to that of the sample."""
-FIRST_ROWS = 100
-"""With fewer rows a batch's part is not clipped."""
+"""Standardised values are clipped here: some 10,000 scales from the centre."""
 RELATIVE_FLOOR = 1e-6
-"""A deviation below this share of the mean is float32 rounding: the feature is constant."""
-SAMPLE_ROWS = 64
-LEAST_ROWS = 8
-"""With fewer rows the sample bounds nothing."""
+"""A distance below this share of the centre is float32 rounding."""
 _PLACES = 16
 """Pixels per channel of an image that the sample keeps."""
 _QUANTILE, _NORMAL_QUANTILE = 7 / 8, 1.534
 """Quantile of distances from the median, and its value for a standard normal distribution."""
-COMPLETE_RATIO = 2.0
-"""As `WIDEST`, while the sample holds every row that was observed."""
 LARGEST_INPUT = 1e6
 """Without input statistics, values (after `schema.scale`) are clipped here."""
 
 
 class RunningNorm(nn.Module):
-    """(x - mean) / deviation, per feature of a table, per channel of an image.
+    """arsinh((x - centre) / scale), per feature of a table, per channel of an image.
 
-    A feature that never changed is only centred. Before the first `observe` it is the identity, except for `LIMIT`.
+    A feature that never changed is only centred. Before the first `observe` centre and scale are 0 and 1.
     """
 
-    mean: Tensor
-    var: Tensor
-    count: Tensor
+    centre: Tensor
+    scale: Tensor
 
     def __init__(self, shape: tuple[int, ...], *, horizon_rows: int = HORIZON_ROWS) -> None:
         super().__init__()
         assert horizon_rows >= 1, horizon_rows
-        self.horizon_rows = horizon_rows
-        self._reduced = (0, *range(2, len(shape) + 1))
         of_one = (shape[0], *(1 for _ in shape[1:]))
-        self.register_buffer("mean", torch.zeros(of_one))
-        self.register_buffer("var", torch.ones(of_one))
-        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("centre", torch.zeros(of_one))
+        self.register_buffer("scale", torch.ones(of_one))
         self.sample = InputSample(shape, horizon_rows)
         """Part of a checkpoint, but not of the `state_dict`: a server does not need it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised (B, ...); changes nothing."""
-        deviation, constant = self._deviation()
-        return ((x - self.mean) / torch.where(constant, 1.0, deviation)).clamp(-LIMIT, LIMIT)
+        return ((x - self.centre) / self.scale).asinh().clamp(-LIMIT, LIMIT)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Merge rows (B, *shape), B >= 1, into the statistics, in place.
+        """Take rows (B, *shape), B >= 1, into the statistics, in place.
 
-        Features whose statistics would not be finite (a value near the end of float32) keep the old ones.
+        Features whose statistics would not be finite (values near the end of float32) keep the old ones.
         """
-        self.sample.add(x)
-        # Two passes: as exact as torch.var_mean, and several times faster along the first dimension.
-        clipped = self._clip(x)
-        mean_batch = clipped.mean(dim=self._reduced).view_as(self.mean)
-        var_batch = (clipped - mean_batch).square().mean(dim=self._reduced).view_as(self.var)
-        self._merge(mean_batch, var_batch, len(x))
+        if not self.sample.add(x):
+            return
+        centre, scale, is_known = self.sample.statistics()
+        self.centre.copy_(torch.where(is_known, centre, self.centre))
+        self.scale.copy_(torch.where(is_known, scale, self.scale))
 
-    def _clip(self, x: Tensor) -> Tensor:
-        """Values clipped to what may enter the statistics: by the sample, or else by the statistics themselves."""
-        deviation, _ = self._deviation()
-        reach = torch.where(self._is_unbounded(), torch.inf, FURTHEST * deviation)
-        centre = torch.where(self.sample.known, self.sample.centre, self.mean)
-        reach = torch.where(self.sample.known, FURTHEST * self.sample.scale, reach)
-        return x.clamp(centre - reach, centre + reach)
 
-    def _merge(self, mean_batch: Tensor, var_batch: Tensor, rows: int | Tensor) -> None:
-        """Merge the moments of a batch; `rows` may differ by feature, and be 0."""
-        total = self.count + rows
-        share = rows / total.clamp(min=1.0)
-        delta = mean_batch - self.mean
-        # The share of the batch's mean square distance that may enter the statistics.
-        spread = var_batch + delta.square()
-        less = (WIDEST**2 * self.var / spread.clamp_min(torch.finfo(spread.dtype).tiny)).clamp_max(1.0)
-        less = torch.where(self._is_unbounded(), 1.0, less)
-        delta, var_batch = less.sqrt() * delta, less * var_batch
-        mean = self.mean + share * delta
-        var = (1.0 - share) * (self.var + share * delta.square()) + share * var_batch
-        mean, var = self.sample.bound(mean, var)
-
-        finite = torch.isfinite(mean) & torch.isfinite(var)
-        self.mean.copy_(torch.where(finite, mean, self.mean))
-        self.var.copy_(torch.where(finite, var, self.var))
-        self.count.copy_(total.clamp(max=self.horizon_rows))
-
-    def _deviation(self) -> tuple[Tensor, Tensor]:
-        """Per feature, and whether it is only rounding."""
-        deviation = self.var.sqrt()
-        return deviation, deviation <= self.mean.abs() * RELATIVE_FLOOR
-
-    def _is_unbounded(self) -> Tensor:
-        """Of each feature, whether its statistics bound nothing yet."""
-        _, constant = self._deviation()
-        return constant | (self.count < FIRST_ROWS)
+def as_centre_and_scale(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays of a model; of an earlier version, with its mean and deviation as centre and scale."""
+    renamed = dict(arrays)
+    for owner in ("", "student.", "teacher."):
+        if (mean := renamed.pop(f"{owner}normalise.mean", None)) is not None:
+            variance = renamed.pop(f"{owner}normalise.var").astype(np.float32)
+            renamed.pop(f"{owner}normalise.count")
+            renamed[f"{owner}normalise.centre"] = mean
+            renamed[f"{owner}normalise.scale"] = np.sqrt(np.where(variance > 0.0, variance, np.float32(1.0)))
+    return renamed
 
 
 class InputBound(nn.Module):
@@ -146,107 +104,76 @@ class InputBound(nn.Module):
 
 
 class InputSample:
-    """Rows spread over the horizon, and the centre, scale and mean square distance of each feature in them.
+    """Rows spread over the horizon.
 
-    It describes the stream: it also takes the rows of a step that is skipped, whose part in the statistics is undone.
-
-    The first `SAMPLE_ROWS` rows are all kept. After those one of every horizon_rows / SAMPLE_ROWS replaces the oldest:
-    the place of that row among them is pseudo-random and depends on the number of the row alone, so a restart
-    keeps the same rows, and how rows are divided into batches does not matter. The host knows which row is kept without
-    asking the device.
+    The first rows are all kept, up to `SAMPLE_ROWS` or the horizon. After those one row of each block of horizon_rows /
+    SAMPLE_ROWS replaces the oldest: its place in the block is pseudo-random and depends on the number of the block
+    alone, so a restart keeps the same rows, and how rows are divided into batches does not matter. The host knows which
+    row is kept without asking the device. Rows of a step that is skipped stay: they are of the stream.
     """
 
     def __init__(self, shape: tuple[int, ...], horizon_rows: int) -> None:
-        self._stride = max(1, horizon_rows // SAMPLE_ROWS)
+        self._size = min(SAMPLE_ROWS, horizon_rows)
+        self._stride = horizon_rows // self._size
         places = math.prod(shape[1:])
         self._step = max(1, -(-places // _PLACES))
-        self._kept_NCP = torch.zeros((SAMPLE_ROWS, shape[0], -(-places // self._step)))
+        self._kept_NCP = torch.zeros((self._size, shape[0], -(-places // self._step)))
         # Rows observed, and rows kept. The host's own; `tensors` shares their memory.
         self._rows, self._kept = np.zeros((), np.int64), np.zeros((), np.int64)
         self._of_one = (shape[0], *(1 for _ in shape[1:]))
-        self.refresh()
 
-    def begin(self, rows: Tensor) -> None:
-        """Become empty, after `rows` observed rows."""
-        self._rows[...], self._kept[...] = int(rows), 0
-        self.refresh()
-
-    def add(self, x: Tensor) -> None:
-        """Observe rows (B, *shape), and keep some of them."""
-        if self._kept_NCP.device != x.device:
-            self._kept_NCP = self._kept_NCP.to(x.device)
-            self.refresh()
+    def add(self, x: Tensor) -> bool:
+        """Observe rows (B, *shape), and keep some of them. Returns whether the statistics are to be computed again."""
+        self._move_to(x.device)
         first, kept = int(self._rows), int(self._kept)
         self._rows[...] = first + len(x)
         for row in self._turns(first, len(x)):
             pixels_CP = x[row].reshape(self._of_one[0], -1)[:, :: self._step]
-            self._kept_NCP[kept % SAMPLE_ROWS] = pixels_CP.nan_to_num(nan=torch.finfo(pixels_CP.dtype).max)
+            self._kept_NCP[kept % self._size] = pixels_CP.nan_to_num(nan=torch.finfo(pixels_CP.dtype).max)
             kept += 1
-        if kept > int(self._kept):
-            self._kept[...] = kept
-            self.refresh()
+        before, self._kept[...] = int(self._kept), kept
+        return kept > before and (before < self._size or kept // REFRESH_ROWS > before // REFRESH_ROWS)
 
-    def bound(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance, limited by those of the sample."""
-        return self._bound(mean, var, COMPLETE_RATIO if int(self._rows) <= SAMPLE_ROWS else WIDEST)
-
-    def _bound(self, mean: Tensor, var: Tensor, ratio: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The same, for the largest ratio of the deviation to that of the sample."""
-        largest = ratio**2 * self._spread
-        beyond = self.known & (var > largest)
-        deviation = largest.sqrt()
-        bounded = mean.clamp(self.centre - deviation, self.centre + deviation)
-        return torch.where(beyond, bounded, mean), torch.where(beyond, largest, var)
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Centre and scale of each feature, and whether they are finite."""
+        values_CN = self._kept_NCP[: int(self._kept)].transpose(0, 1).reshape(self._of_one[0], -1)
+        centre_C1, scale_C1 = self._describe(values_CN)
+        is_known_C1 = torch.isfinite(centre_C1) & torch.isfinite(scale_C1)
+        return centre_C1.view(self._of_one), scale_C1.view(self._of_one), is_known_C1.view(self._of_one)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Live, by name: part of the checkpoint. Call `refresh` after writing to them."""
+        """Live, by name: part of the checkpoint."""
         return {
             "sample": self._kept_NCP,
             "rows": torch.from_numpy(self._rows),
             "kept": torch.from_numpy(self._kept),
         }
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Set `centre`, `scale` and `known` from the rows that are kept."""
-        count = min(int(self._kept), SAMPLE_ROWS)
-        device = self._kept_NCP.device
-        if count < LEAST_ROWS:
-            self.centre = self.scale = self._spread = torch.zeros(self._of_one, device=device)
-            self.known = torch.zeros(self._of_one, dtype=torch.bool, device=device)
-            return
-        # Along the last dimension, which is faster.
-        self._describe(self._kept_NCP[:count].transpose(0, 1).reshape(self._of_one[0], -1))
-
-    def _describe(self, values_CN: Tensor) -> None:
+    def _describe(self, values_CN: Tensor) -> tuple[Tensor, Tensor]:
         centre_C1 = self._rank(values_CN, 0.5)
         distance_CN = (values_CN - centre_C1).abs()
         distance_CN = torch.where(distance_CN <= centre_C1.abs() * RELATIVE_FLOOR, 0.0, distance_CN)
-        quantile_C1 = self._rank(distance_CN, _QUANTILE)
+        scale_C1 = self._rank(distance_CN, _QUANTILE) / _NORMAL_QUANTILE
         # Most rows are the same in a sparse feature: its scale is that of the others, whatever their share.
         others_C1 = torch.where(distance_CN > 0.0, distance_CN, torch.nan).nanmedian(dim=1, keepdim=True).values
-        scale_C1 = torch.where(quantile_C1 > 0.0, quantile_C1 / _NORMAL_QUANTILE, others_C1)
-        spread_C1 = self._mean(distance_CN.minimum(FURTHEST * scale_C1).square())
-        self.centre, self.scale, self._spread, self.known = (
-            values_C1.view(self._of_one)
-            for values_C1 in (centre_C1, scale_C1, spread_C1, torch.isfinite(centre_C1) & torch.isfinite(scale_C1))
-        )
+        scale_C1 = torch.where(scale_C1 > 0.0, scale_C1, others_C1.nan_to_num(nan=1.0))
+        return centre_C1, scale_C1
 
     def _rank(self, values_CN: Tensor, share: float) -> Tensor:
         """The value (C, 1) above that share of a feature's values."""
         return values_CN.kthvalue(int(share * (values_CN.shape[1] - 1)) + 1, dim=1, keepdim=True).values
 
-    def _mean(self, values_CN: Tensor) -> Tensor:
-        """Of each feature's values: (C, 1)."""
-        return values_CN.mean(dim=1, keepdim=True)
-
     def _turns(self, first: int, count: int) -> Iterator[int]:
         """Which of `count` rows are kept, after `first` rows were observed."""
-        yield from range(min(count, max(0, SAMPLE_ROWS - first)))
+        yield from range(min(count, max(0, self._size - first)))
         for block in range(first // self._stride, (first + count - 1) // self._stride + 1):
             number = block * self._stride + scattered(block) % self._stride
-            if max(first, SAMPLE_ROWS) <= number < first + count:
+            if max(first, self._size) <= number < first + count:
                 yield number - first
+
+    def _move_to(self, device: torch.device) -> None:
+        if self._kept_NCP.device != device:
+            self._kept_NCP = self._kept_NCP.to(device)
 
 
 NumberT = TypeVar("NumberT", int, Tensor)

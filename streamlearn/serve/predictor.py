@@ -24,6 +24,7 @@ from streamlearn.errors import ConfigError, NotPublishedError, StateError
 from streamlearn.metrics import TeacherMetrics
 from streamlearn.models.answer import corrected
 from streamlearn.models.build import ModelSpec, build
+from streamlearn.models.normalise import as_centre_and_scale
 from streamlearn.records import Array, Probabilities, Schema
 from streamlearn.state.publish import PublishedDir, PublishedModel, learned_offsets_of, load_arrays
 
@@ -80,7 +81,7 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
         metadata = published.metadata
         names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else schema.classes
         _check_schema(published, spec, names, schema)
-        arrays = load_arrays(published)
+        arrays = as_centre_and_scale(load_arrays(published))
         network = build(spec, seed=0)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         network.eval().requires_grad_(requires_grad=False)

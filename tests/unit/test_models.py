@@ -151,7 +151,7 @@ class TestClassifier:
         raw = torch.tensor([[2, 4, 6], [4, 8, 10]], dtype=torch.uint8)
         classifier.normalise.observe(raw * 0.5)
 
-        expected = classifier.net(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
+        expected = classifier.net(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]).asinh())
 
         torch.testing.assert_close(classifier(raw), expected)
 

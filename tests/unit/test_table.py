@@ -232,14 +232,15 @@ class TestAddedColumns:
         """The others keep theirs."""
         new = Learner(table_spec(COLUMNS), settings())
         new.load_state(after(FEWER, range(1, 30)).state())
-        counts = new.state()["student.normalise.count"]
-        assert counts[0] > 0
-        assert not counts[4:].any()
+        before = new.state()["inputs.rows"]
+        assert before[0] > 0
+        assert before[3] == 0
 
         after(COLUMNS, range(30, 40), new)
 
-        counts = new.state()["student.normalise.count"]
-        assert 0 < counts[4] < counts[0]
+        rows = new.state()["inputs.rows"]
+        assert before[0] < rows[0]
+        assert 0 < rows[3] < rows[0]
 
     @pytest.mark.parametrize(
         "columns",
