@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -35,6 +36,8 @@ from typing import Any, NamedTuple
 import common  # noqa: F401 - sets OMP_WAIT_POLICY before torch is imported
 import numpy as np
 from common import tell
+from learning_report import new_figure, save_figure
+from scipy.stats import t as student
 
 from streamlearn.config import Config, load_config
 from streamlearn.lab.evaluate import DEFAULT_RATE, EvaluationPlan, evaluate, settings_for
@@ -43,6 +46,7 @@ from streamlearn.lab.refit import refit
 
 RESULTS = Path(__file__).parent / "results" / "compare.jsonl"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "compare.md"
+PLOT = DOCUMENT.with_suffix(".svg")
 TABLES = ("letter", "magic", "optdigits", "penbased", "phoneme", "ring", "satimage", "segment", "spambase", "texture")
 IMAGES = ("mnist",)
 SHARES = (0.01, 0.05)
@@ -61,7 +65,9 @@ Accuracy in percent, prequential: each sample is predicted before its label. 1 %
 by a geometric delay of 500 samples. The rival is the best of eleven on that stream: models of scikit-learn, fitted
 again on all labels so far whenever these grew by 5 %, and two trees of river. No setting was chosen on these streams,
 but the number of steps, and mixup, on those marked *. `python benchmarks/compare.py` runs it, and continues where it
-was stopped.
+was stopped. ± is the half width of a 95 % interval of the mean over seeds, of paired differences.
+
+![Points to the best rival of each stream](compare.svg)
 
 | stream | seeds | all | last quarter | points to the best rival: all | last quarter | best rival | CPU-s: ours, its |
 |---|---|---|---|---|---|---|---|"""
@@ -188,6 +194,9 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         def mean(name: str, key: str, of: Sequence[dict[str, dict[str, Any]]] = runs) -> float:
             return 100 * statistics.mean(scores[name][key] for scores in of)
 
+        def points(key: str, rival: str, of: Sequence[dict[str, dict[str, Any]]] = runs) -> list[float]:
+            return [100 * (scores["streamlearn"][key] - scores[rival][key]) for scores in of]
+
         best = {key: max(rivals, key=lambda name: mean(name, key)) for key in ("accuracy", "last_accuracy")}
         rows.append(
             {
@@ -197,8 +206,11 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "last": mean("streamlearn", "last_accuracy"),
                 "best_all": best["accuracy"],
                 "best_last": best["last_accuracy"],
-                "points_all": mean("streamlearn", "accuracy") - mean(best["accuracy"], "accuracy"),
-                "points_last": mean("streamlearn", "last_accuracy") - mean(best["last_accuracy"], "last_accuracy"),
+                "points_all": statistics.mean(points("accuracy", best["accuracy"])),
+                "points_last": statistics.mean(points("last_accuracy", best["last_accuracy"])),
+                "half_width_all": half_width(points("accuracy", best["accuracy"])),
+                "half_width_last": half_width(points("last_accuracy", best["last_accuracy"])),
+                "points_last_by_seed": points("last_accuracy", best["last_accuracy"]),
                 "cpu_s": mean("streamlearn", "cpu_s") / 100,
                 "best_cpu_s": mean(best["last_accuracy"], "cpu_s") / 100,
             }
@@ -227,13 +239,38 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def half_width(differences: Sequence[float]) -> float | None:
+    """Of the 95 % interval of their mean, by Student's t; None for one."""
+    if len(differences) < 2:
+        return None
+    quantile = float(student.ppf(0.975, len(differences) - 1))
+    return quantile * statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Points to the best rival of each stream: a dot per seed, a bar at the mean."""
+    figure, axes = new_figure(1, 1, 8.0, 0.6 + 0.2 * len(rows))
+    axis = axes[0, 0]
+    for y, row in enumerate(reversed(rows)):
+        axis.plot(row["points_last_by_seed"], [y] * row["seeds"], "o", ms=3, color="grey", alpha=0.6)
+        colour = "tab:green" if row["points_last"] >= 0 else "tab:red"
+        axis.plot([row["points_last"]], [y], "|", ms=12, mew=2.5, color=colour)
+    axis.axvline(0.0, color="black", lw=0.7)
+    axis.set_yticks(range(len(rows)), labels=[row["stream"] for row in reversed(rows)], fontsize=7)
+    axis.set_xlabel("accuracy over the last quarter minus the best rival's, points; dots are seeds")
+    save_figure(figure, path)
+
+
 def page(found: dict[str, Any]) -> str:
     """docs/compare.md."""
     lines = [HEAD]
     for row in found["rows"]:
         mark = "*" if row["stream"].startswith(DEVELOPED_ON) else ""
         shown = [f"{row['stream']}{mark}", str(row["seeds"]), f"{row['all']:.1f}", f"{row['last']:.1f}"]
-        shown += [f"{row['points_all']:+.1f}", f"{row['points_last']:+.1f}", row["best_last"]]
+        for span in ("all", "last"):
+            width = row[f"half_width_{span}"]
+            shown.append(f"{row[f'points_{span}']:+.1f}" + ("" if width is None else f" ± {width:.1f}"))
+        shown.append(row["best_last"])
         shown.append(f"{row['cpu_s']:.0f}, {row['best_cpu_s']:.0f}")
         lines.append(f"| {' | '.join(shown)} |")
     lines.append(TAIL.format(**found))
@@ -282,6 +319,7 @@ def main() -> int:
     found = summary(lines)
     if lines and not options.quick:
         DOCUMENT.write_text(page(found))
+        draw(found["rows"], PLOT)
     print(json.dumps({key: value for key, value in found.items() if key != "rows"}))
     return 0
 

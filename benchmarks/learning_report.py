@@ -170,7 +170,7 @@ def _points(value: float | None) -> str:
     return "–" if value is None else f"{value:+.2f}"
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> Any:
+def new_figure(rows: int, columns: int, width: float, height: float) -> Any:
     """A reproducible figure: the same bytes for the same lines."""
     import matplotlib as mpl  # noqa: PLC0415
 
@@ -181,14 +181,15 @@ def _figure(rows: int, columns: int, width: float, height: float) -> Any:
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write it as SVG without a date."""
     figure.savefig(path, metadata={"Date": None, "Creator": None})
     path.write_text(re.sub(r"[ \t]+$", "", path.read_text(), flags=re.MULTILINE))
 
 
 def _draw_gains(table: Mapping[str, Any], path: Path) -> None:
     """Teacher minus twin: a dot per seed, a bar at the mean."""
-    figure, axes = _figure(1, 1, 8.0, 0.6 + 0.2 * max(len(table), 1))
+    figure, axes = new_figure(1, 1, 8.0, 0.6 + 0.2 * max(len(table), 1))
     axis = axes[0, 0]
     for y, row in enumerate(reversed(table.values())):
         gain = row["gain_over_twin"]["prequential"]
@@ -200,7 +201,7 @@ def _draw_gains(table: Mapping[str, Any], path: Path) -> None:
     axis.axvline(-0.5, color="tab:red", lw=0.7, ls=":")
     axis.set_yticks(range(len(table)), labels=reversed(table), fontsize=7)
     axis.set_xlabel("teacher minus label-only twin, points; dots are seeds, the dotted line is the bound of the goal")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_curves(lines: Sequence[Line], path: Path) -> None:
@@ -208,7 +209,7 @@ def _draw_curves(lines: Sequence[Line], path: Path) -> None:
     drawn = [line for line in lines if line["run"] == "default" and line["cell"].endswith("/0.01/0")]
     names = list(dict.fromkeys(line["cell"].partition("/")[0] for line in drawn)) or ["none"]
     columns = min(4, len(names))
-    figure, axes = _figure(-(-len(names) // columns), columns, 2.6 * columns, 2.2 * -(-len(names) // columns))
+    figure, axes = new_figure(-(-len(names) // columns), columns, 2.6 * columns, 2.2 * -(-len(names) // columns))
     for axis in axes.ravel()[len(names) :]:
         axis.axis("off")
     for axis, name in zip(axes.ravel(), names, strict=False):
@@ -222,7 +223,7 @@ def _draw_curves(lines: Sequence[Line], path: Path) -> None:
         axis.set_xlabel("1,000 samples", fontsize=6)
     if drawn:
         axes[0, 0].legend(fontsize=6)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @dataclass(frozen=True)
