@@ -80,6 +80,12 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
     # Spare classes may have got a name: the network is the same.
     if found["classes"][: len(saved.get("classes", ()))] == saved.get("classes"):
         found["classes"] = saved["classes"]
+    classes, learned = config.schema_.build().classes, checkpoint.extra.get("class_names", ())
+    columns += [
+        f"  schema.classes: class {index} was learned as {_shown(name)} → config {_shown(now)}; give it this name"
+        for index, (name, now) in enumerate(zip(learned, classes, strict=False))
+        if name != now and index >= len(saved.get("classes", ()))
+    ]
     if changed := [*_differences(saved, found), *columns]:
         head = f"the checkpoint of step {checkpoint.step} was made with other settings:"
         raise ConfigError("\n".join([head, *changed, f"set them back; or {FROM_SCRATCH}"]))

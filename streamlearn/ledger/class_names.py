@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from streamlearn.errors import FROM_SCRATCH, StoreError
+from streamlearn.errors import FROM_SCRATCH, ConfigError
 from streamlearn.ledger.store import Store, Table
 from streamlearn.records import Schema
 
@@ -40,7 +40,7 @@ class ClassNames:
         """Compare the store with the schema, and note the schema. Classes and columns may be added at the end.
 
         Raises:
-            StoreError: payloads of another shape or dtype, or of other columns, or classes of another meaning.
+            ConfigError: payloads of another shape or dtype, or of other columns, or classes of another meaning.
         """
         schema = self._schema
         expected: dict[str, Any] = {"dtype": schema.dtype.str, "classes": list(schema.classes)}
@@ -55,10 +55,10 @@ class ClassNames:
             before[name] = expected[name][: len(found.get(name, ()))]
         if found != before:
             msg = f"{path}: the store is of another schema: found {found}, expected {expected}"
-            raise StoreError(f"{msg}; restore the setting schema, or {FROM_SCRATCH}")
+            raise ConfigError(f"{msg}; restore the setting schema, or {FROM_SCRATCH}")
         for index, name in self._grown.items():
             named = index < len(schema.classes) or name in schema.classes
             if named and schema.classes[index : index + 1] != (name,):
-                raise StoreError(f"{path}: class {index} was learned as {name!r}: give it this name in schema.classes")
+                raise ConfigError(f"{path}: class {index} was learned as {name!r}: give it this name in schema.classes")
         self._store.note("schema", json.dumps(expected))
         self._store.flush()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from streamlearn.errors import StoreError
+from streamlearn.errors import ConfigError, StoreError
 from streamlearn.ledger import Arrival, LedgerCounts, PublishedOutcome
 from streamlearn.ledger.baselines import Baselines
 from streamlearn.ledger.class_names import ClassNames
@@ -53,7 +53,8 @@ class Ledger:
 
     Raises:
         StateLockedError: another learner has it open.
-        StoreError: it is of another format or schema. Every method raises it when the store cannot be read or written.
+        ConfigError: it is of another schema.
+        StoreError: it is of another format. Every method raises it when the store cannot be read or written.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Ledger:
         self._joiner = Joiner(self._labels, self._c, *parts, last_counts=settings.corrections == "last")
         try:
             self._classes.check(path)
-        except StoreError:
+        except (ConfigError, StoreError):
             self._store.close()
             raise
         self._load()

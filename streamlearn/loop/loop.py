@@ -391,6 +391,7 @@ class TrainingLoop:
             "learned_offsets": self._learned.as_json(),
             "further_steps": self._further.allowed,
             "identity": self.identity,
+            "class_names": list(self.ledger.class_names),
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:

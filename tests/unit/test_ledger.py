@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamlearn.errors import LogUnavailableError, StoreError
+from streamlearn.errors import ConfigError, LogUnavailableError
 from streamlearn.ledger import Arrival, LabelState, LabelStatus
 from streamlearn.ledger.ledger import Ledger
 from streamlearn.ledger.rows import (
@@ -567,7 +567,7 @@ class TestPayloads:
             book.sample(replace(sample(f"s{i}", offset=i), x=np.array([i, 1.0], np.float32)))
         book.next_step()
         book.reopen(replace(old, columns=(Column("other", "number"),)))
-        with pytest.raises(StoreError, match="another schema"):
+        with pytest.raises(ConfigError, match="another schema"):
             book.label(label("s0", 0))
         book.schema = new
         for i in range(4, 7):
@@ -1340,7 +1340,7 @@ class TestReopening:
         book.ledger.end()
         book.close()
 
-        with pytest.raises(StoreError, match="another schema"):
+        with pytest.raises(ConfigError, match="another schema"):
             Ledger(book.path, schema, book.labels, read_back=lambda *_: None)
 
     @pytest.mark.parametrize(("added", "error"), [("dog", None), ("elk", "class 3 was learned as 'dog'")])
@@ -1350,7 +1350,7 @@ class TestReopening:
         book.label(Label(Position("labels", 1, 0), 130.0, "s", UNLABELLED, class_name="dog"))
         book.reopen(replace(SCHEMA, classes=(*SCHEMA.classes, added)))
 
-        with pytest.raises(StoreError, match=error) if error else nullcontext():
+        with pytest.raises(ConfigError, match=error) if error else nullcontext():
             assert book.ledger.class_names == [*SCHEMA.classes, "dog"]
 
     def test_with_more_classes_works(self, book):

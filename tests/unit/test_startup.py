@@ -143,6 +143,19 @@ class TestOtherSettings:
         with pytest.raises(ConfigError, match=r'→ config \["a", "b", "c", "d"\]'):  # all of them
             learn(config_in(tmp_path, **{"schema.classes": ["a", "b", "c", "d"]}), log)
 
+    def test_a_new_class_does_not_take_the_place_of_one_that_grew(self, tmp_path: Path) -> None:
+        """`check` says so too. Under its own name it may be added, and others after it."""
+        names, log = ["a", "b", "c"], empty_log()
+        grow = {"labels.unknown_class": "grow", "schema.max_classes": 6}
+        config = config_in(tmp_path, **grow, **{"schema.classes": names})
+        more(log, config)
+        log.append("labels", [NewRecord(b"s3", b"fox")])
+        learn(config, log)
+
+        with pytest.raises(ConfigError, match=r'class 3 was learned as "fox" → config "gnu"; give it this name'):
+            learn(config_in(tmp_path, **grow, **{"schema.classes": [*names, "gnu"]}), log)
+        learn(config_in(tmp_path, **grow, **{"schema.classes": [*names, "fox", "gnu"]}), log)
+
     def test_nothing_is_changed(self, tmp_path: Path, log: MemoryLog) -> None:
         """After the refusal a learner with the old settings continues."""
         config = config_in(tmp_path)
