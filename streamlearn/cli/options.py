@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +84,7 @@ def start(
     from streamlearn.app.signals import exit_on_thread_error, exit_with_parent
 
     loaded = load(config, overrides)
+    os.umask(os.umask(0o027) | 0o027)  # samples and labels are not for every user; SQLite chooses no mode of its own
     set_up_logs(level)
     exit_on_thread_error()
     if parent is not None:

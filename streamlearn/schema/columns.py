@@ -23,6 +23,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from streamlearn.errors import RecordError
 from streamlearn.imports import import_object
@@ -30,6 +31,8 @@ from streamlearn.records import Array, Column, ColumnKind
 from streamlearn.schema.fields import MAX_TIME_S, UNITS_PER_SECOND, seconds_of, text_of
 from streamlearn.schema.paths import MISSING, Path
 from streamlearn.schema.settings import ColumnConfig
+
+_log = structlog.get_logger(__name__)
 
 LARGEST_NUMBER: Final = math.sqrt(float(np.finfo(np.float32).max))
 """1.8e19: a larger number has no finite square in float32. It is invalid."""
@@ -195,8 +198,19 @@ def _vector(at: int, size: int) -> Encoder:
     return encode
 
 
-def _text(at: int, size: int, read: Callable[[str], Any]) -> Encoder:
-    """`size` numbers: hashed words and character n-grams, or what a user's function returns."""
+def _text(at: int, name: str, size: int, read: Callable[[str], Any]) -> Encoder:
+    """`size` numbers: hashed words and character n-grams, or what a user's function returns.
+
+    What the function refuses is invalid, and counted; the first reason is logged: it may be a mistake in the function.
+    """
+    reported = False
+
+    def refused(reason: str) -> bool:
+        nonlocal reported
+        if not reported:
+            reported = True
+            _log.warning("text_encoder_failed", column=name, error=reason)
+        return False
 
     def encode(row: Row, value: object) -> Outcome:
         text = text_of(value)
@@ -207,10 +221,12 @@ def _text(at: int, size: int, read: Callable[[str], Any]) -> Encoder:
             return None
         try:
             numbers = np.asarray(read(text), np.float32)
-        except Exception:  # of the user's code; what it refuses is invalid, and counted
-            return False
-        if numbers.shape != (size,) or not np.abs(numbers).max() <= LARGEST_NUMBER:
-            return False
+        except Exception as error:  # of the user's code
+            return refused(f"{type(error).__name__}: {error}"[:200])
+        if numbers.shape != (size,):
+            return refused(f"expected {size} numbers, got the shape {numbers.shape}")
+        if not np.abs(numbers).max() <= LARGEST_NUMBER:
+            return refused("a number is not finite, or too large")
         row[at : at + size] = array("f", numbers.tobytes())
         return True
 
@@ -375,8 +391,8 @@ class RowEncoder:
 def _encoder(column: Column, config: ColumnConfig, at: int) -> Encoder:
     def text() -> Encoder:
         if config.encoder is None:
-            return _text(at, column.size, lambda text: hashed_text(text, column.size))
-        return _text(at, column.size, import_object(config.encoder, key=f"columns.{column.name}.encoder"))
+            return _text(at, column.name, column.size, lambda text: hashed_text(text, column.size))
+        return _text(at, column.name, column.size, import_object(config.encoder, key=f"columns.{column.name}.encoder"))
 
     makers: Mapping[ColumnKind, Callable[[], Encoder]] = {
         "number": lambda: _number(at),

@@ -111,7 +111,7 @@ class Bodies:
         return decoded
 
     def _predict_records(self, fields: dict[str, Any], names: Sequence[str], *, learn: bool) -> PredictBody:
-        if "ids" in fields and "instances" not in fields and not self._begins_a_record(fields):
+        if self._are_stored(fields):
             _only(fields, ("ids",))
             return PredictBody(None, [checked_id(value) for value in self._list(fields["ids"], "ids")], learn)
         records, given = self._records(fields, "instances", names)
@@ -126,9 +126,12 @@ class Bodies:
         """The user's records of a body, and what is given as the id of each; None for none.
 
         The body is one record, or `{name: [record, …], "ids": [id, …]}`. A record may have a field of that name: the
-        body is a record if a column begins at one of its fields. `names` are the ids in the query.
+        body is a record if a column begins at one of its fields, unless it is a list of objects, which no column
+        takes, and all that there is. `names` are the ids in the query.
         """
-        if self._begins_a_record(fields):
+        listed = fields.get(name)
+        is_list = isinstance(listed, list) and all(isinstance(record, dict) for record in listed)
+        if self._begins_a_record(fields) and not (is_list and fields.keys() <= {name, "ids"}):
             records: list[Any] = [fields]
         elif name not in fields:
             _refuse_another_list(fields, name)
@@ -143,6 +146,15 @@ class Bodies:
         if names and len(names) != len(records):
             raise _invalid(f"ids: expected one for each of {len(records)} records, got {len(names)}.")
         return records, list(names) or [None] * len(records)
+
+    def _are_stored(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a body asks for stored samples by ids. Of columns of that name only a vector takes a list."""
+        if "ids" not in fields or "instances" in fields:
+            return False
+        if not self._begins_a_record(fields):
+            return True
+        listed, column = fields["ids"], self._codec.columns.get("ids")
+        return len(fields) == 1 and isinstance(listed, list) and (column is None or column.kind != "vector")
 
     def _begins_a_record(self, fields: Mapping[str, Any]) -> bool:
         return self._codec.rows is not None and self._codec.rows.reads_any(fields)
@@ -173,21 +185,32 @@ class Bodies:
         if "x" in given:
             if "instances" in given or "ids" in given:
                 raise _invalid('expected "x" and "id" for one sample or "instances" and "ids" for several, got both.')
-            ids = [checked_id(given["id"])] if "id" in given else None
-            return PredictBody(self._codec.tensors.from_json(given["x"])[np.newaxis], ids, learn)
-        x = self._instances(self._list(given["instances"], "instances")) if "instances" in given else None
-        ids = [checked_id(value) for value in self._list(given["ids"], "ids")] if "ids" in given else None
-        if x is None and (ids is None or "id" in given):
+            one = [checked_id(given["id"])] if "id" in given else None
+            return PredictBody(self._codec.tensors.from_json(given["x"])[np.newaxis], one, learn)
+        listed = self._list(given["instances"], "instances") if "instances" in given else None
+        ids: list[str | None] | None = None
+        if "ids" in given:
+            ids = [checked_id(value) for value in self._list(given["ids"], "ids")]
+            if listed and isinstance(listed[0], dict):
+                raise _invalid('instances[0]: expected the payload only, as "ids" has the ids.')
+        elif listed is not None and any(isinstance(each, dict) for each in listed):
+            ids = [self._id_in_instance(each, index) for index, each in enumerate(listed)]
+            listed = [each["x"] for each in listed]
+        if listed is None and (ids is None or "id" in given):
             raise _invalid('expected "x" for one sample, "instances" for several, or "ids" of stored ones.')
-        if x is not None and ("id" in given or (ids is not None and len(ids) != len(x))):
-            raise _invalid(f"ids: expected one for each of {len(x)} instances.")
-        return PredictBody(x, ids, learn)
+        if listed is not None and ("id" in given or (ids is not None and len(ids) != len(listed))):
+            raise _invalid(f"ids: expected one for each of {len(listed)} instances.")
+        return PredictBody(None if listed is None else self._instances(listed), ids, learn)
+
+    def _id_in_instance(self, instance: object, index: int) -> str | None:
+        """The id of `{"x", "id"?}`, as in /sample."""
+        if not isinstance(instance, dict) or "x" not in instance or not instance.keys() <= {"x", "id"}:
+            raise _invalid(f'instances[{index}]: expected payloads only, or objects with "x" and "id" only.')
+        return None if instance.get("id") is None else checked_id(instance["id"])
 
     def _instances(self, rows: list[Any]) -> Array:
         x = np.empty((len(rows), *self._schema.shape), dtype=self._schema.dtype)
         for index, row in enumerate(rows):
-            if isinstance(row, dict):
-                raise _invalid(f'instances[{index}]: expected the payload only; put its id into "ids".')
             try:
                 x[index] = self._codec.tensors.from_json(row)
             except RecordError as error:

@@ -90,6 +90,10 @@ def predict_body(codec: Codec, *, most: int) -> dict[str, Any]:
             {"instances": _list(_tensor(schema), 1, most), "ids": ids, "learn": {"type": "boolean"}},
             "instances",
         ),
+        _object(
+            {"instances": _list(_object({"x": _tensor(schema), "id": ID}, "x"), 1, most), "learn": {"type": "boolean"}},
+            "instances",
+        ),
         stored,
     ]
     examples: dict[str, Any] = {"stored samples": {"ids": ["invoice-7"]}}

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import structlog
 
-from streamlearn.errors import StateError
+from streamlearn.errors import FROM_SCRATCH, StateError
 from streamlearn.records import Offsets, TopicPartition
 from streamlearn.state.files import DISK, Files
 from streamlearn.state.kill_points import reached
@@ -135,7 +135,8 @@ def read_journal(folder: Path, after_step: int) -> Iterator[tuple[int, Offsets]]
             if line.step < expected:
                 continue
             if line.step > expected:
-                raise StateError(f"{segment.path}: expected step {expected}, found {line.step}: steps are missing")
+                msg = f"{segment.path}: expected step {expected}, found {line.step}: steps are missing"
+                raise StateError(f"{msg}; restore the files of the journal, or {FROM_SCRATCH}")
             yield line.step, line.next_offsets
             expected += 1
         else:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from streamlearn.errors import ConfigError, RecordError
 from streamlearn.schema.columns import LARGEST_NUMBER, MAX_UNKNOWN, ColumnCounts, RowEncoder, hashed_text
@@ -248,6 +249,17 @@ class TestText:
     def test_what_a_users_encoder_refuses_is_invalid(self, size: int, value: str) -> None:
         """Also a result of another size."""
         assert counts_of({"kind": "text", "size": size, "encoder": f"{__name__}:failing"}, value) == (0, 1)
+
+    def test_the_first_refusal_of_a_users_encoder_is_logged(self) -> None:
+        """A mistake in it would otherwise show in counts only."""
+        encoder = encoder_of({"c": {"kind": "text", "size": 3, "encoder": f"{__name__}:failing"}, "other": "boolean"})
+
+        with capture_logs() as logged:
+            for _ in range(2):
+                encoder.encode({"c": "abc", "other": True})
+
+        assert [(line["event"], line["column"]) for line in logged] == [("text_encoder_failed", "c")]
+        assert logged[0]["error"] == "expected 3 numbers, got the shape (2,)"
 
     def test_an_encoder_that_does_not_exist_is_an_error_at_once(self) -> None:
         """With the setting."""

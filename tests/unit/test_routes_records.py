@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from served import COLUMNS, MAPPING, RAW, RECORD, Served, client_of, error_of, record_codec, store
 
 from streamlearn.records import RETRACTED, Position, Record
+from streamlearn.schema.settings import ColumnConfig
 from streamlearn.serve import record_schema, request_schemas, schemas
 
 ONE_OF_COLUMNS = "amount, merchant, created_at, vip, place.country, embedding, note"
@@ -88,6 +89,29 @@ class TestPredict:
         expected = served.expected(7, row_of(served, {"amount": 3}))[0]
         assert np.float32(answer.probabilities).tolist() == expected.tolist()
         assert served.records("clicks") == []
+
+    def test_columns_called_as_lists_of_ours_hide_no_list(self, tmp_path):
+        """No column takes a list of objects, and only a vector takes a list."""
+        kinds = {"amount": "number", "samples": "number", "instances": "number", "ids": "number"}
+        columns = {name: ColumnConfig.model_validate(kind) for name, kind in kinds.items()}
+        served = Served(tmp_path, codec=record_codec({"samples": {"id": "name"}}, columns))
+        served.publish(7)
+        records = [{"name": "a", "amount": 1, "samples": 2}, {"name": "b", "instances": 1}]
+        store(served, "t9", row_of(served, records[0]))
+
+        with client_of(served) as client:
+            several = client.post("/predict", json={"instances": records})
+            stored = client.post("/predict", json={"ids": ["t9"]})
+            one = client.post("/predict", json={"samples": 3, "instances": 1, "ids": 2})
+            appended = client.post("/sample", json={"samples": records})
+            empty = client.post("/sample", json={"samples": []})
+
+        assert [answer["id"] for answer in several.json()["predictions"]] == ["a", "b"]
+        assert [answer["id"] for answer in stored.json()["predictions"]] == ["t9"]
+        assert len(one.json()["predictions"]) == 1
+        assert [item["id"] for item in appended.json()["items"]] == ["a", "b"]
+        assert empty.status_code == 422
+        served.view.close()
 
     def test_values_that_a_column_cannot_take_are_named_and_count_as_missing(self, client, served):
         """A client sees what the log would only count."""

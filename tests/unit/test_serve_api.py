@@ -210,12 +210,24 @@ class TestPredict:
             ("/sample", {"items": [{"id": "a", "x": X}]}, "expected several items in samples"),
             ("/label", {"items": [{"id": "a", "label": "cat"}]}, "expected several items in labels"),
             ("/sample?id=a", {"x": X}, "put ids into the body"),
-            ("/predict", {"instances": [{"id": "a", "x": X}]}, 'into "ids"'),
+            ("/predict", {"instances": [{"id": "a", "x": X, "label": "cat"}]}, 'objects with "x" and "id" only'),
+            ("/predict", {"instances": [{"x": X}, X]}, "instances[1]: expected payloads only"),
+            ("/predict", {"instances": [{"x": X}], "ids": ["a"]}, "instances[0]: "),
         ],
     )
     def test_a_body_of_another_form_gets_the_right_form_in_the_error(self, refusing, path, body, reported):
         """By the name of the intended field."""
         assert reported in error_of(refusing.post(path, json=body), 422, "invalid_body").message
+
+    def test_instances_may_be_samples_as_they_are_appended(self, client):
+        """With their ids, as far as they have one."""
+        reply = client.post("/predict", json={"instances": [{"x": X, "id": "a"}, {"x": X}]})
+
+        assert [one["id"] for one in reply.json()["predictions"]] == ["a", None]
+        assert (
+            reply.json()["predictions"][1]["class"]
+            == client.post("/predict", json={"x": X}).json()["predictions"][0]["class"]
+        )
 
     def test_unknown_ids_are_named(self, client, served):
         """404 with the missing ids."""
