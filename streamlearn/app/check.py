@@ -12,15 +12,17 @@ import torch
 
 from streamlearn.app.build import make_learner, model_spec
 from streamlearn.app.findings import Finding
-from streamlearn.app.log import log_exists, open_log, similar_topics, topics_of
+from streamlearn.app.log import log_exists, make_codec, open_log, similar_topics, topics_of
 from streamlearn.app.ports import expose, listen
 from streamlearn.app.sizing import ID_BYTES, learner_parts, scorer_parts, server_parts
 from streamlearn.app.startup import check_log_reaches, check_model, of_all
 from streamlearn.config import Config
-from streamlearn.errors import ConfigError, LogError, LogUnavailableError, StateError
+from streamlearn.errors import FROM_SCRATCH, ConfigError, LogError, LogUnavailableError, StateError
 from streamlearn.learn.build import find_device
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.methods.settings import ConsistencyOptions
+from streamlearn.ledger.store_file import check_step
+from streamlearn.ledger.store_view import StoreView
 from streamlearn.log.base import Log
 from streamlearn.log.retention import MAX_AGE_S
 from streamlearn.metrics import LEARNER_METRICS, Metrics
@@ -54,6 +56,7 @@ def _reported(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
 
 
 def _model(config: Config) -> Iterator[Finding]:
+    make_codec(config)  # what [source] and [columns] import
     spec = model_spec(config)
     parameters = sum(p.numel() for p in build(spec, seed=config.learn.seed).parameters())
     shape = "x".join(map(str, spec.shape))
@@ -104,7 +107,14 @@ def _memory(config: Config, learner: Learner) -> Iterator[Finding]:
 
 def _log(config: Config) -> Iterator[Finding]:
     if not log_exists(config):
-        yield Finding("ok", "log", f"{StatePaths(config.state.dir).log} does not exist yet; will be created")
+        paths = StatePaths(config.state.dir)
+        if steps := steps_in(paths.checkpoints):
+            text = (
+                f"{paths.log} does not exist, and step {steps[-1]} was learned from it; restore it, or {FROM_SCRATCH}"
+            )
+            yield Finding("error", "log", text)
+        else:
+            yield Finding("ok", "log", f"{paths.log} does not exist yet; will be created")
         return
     with contextlib.closing(open_log(config)) as log:
         yield from _topics(config, log)
@@ -169,8 +179,24 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
     checkpoint = load_checkpoint(path_of(paths.checkpoints, steps[-1]))
     yield Finding("ok", "checkpoint", f"step {checkpoint.step}, {len(steps)} kept, digest matches")
     yield from _trimmed(config, log, checkpoint)
+    yield from _reported("journal", _journal(paths, checkpoint))
+    yield from _reported("store", _store(paths, checkpoint))
     check_model(config, checkpoint)
     check_log_reaches(log, config, checkpoint.next_offsets)
+
+
+def _journal(paths: StatePaths, checkpoint: Checkpoint) -> Iterator[Finding]:
+    steps = sum(1 for _ in journal.read_journal(paths.journal, checkpoint.step))
+    yield Finding("ok", "journal", f"{steps} steps after the checkpoint; they will be repeated")
+
+
+def _store(paths: StatePaths, checkpoint: Checkpoint) -> Iterator[Finding]:
+    view = StoreView(paths.store)
+    try:
+        check_step(step := view.step(), checkpoint.step)
+    finally:
+        view.close()
+    yield Finding("ok", "store", f"ends at step {step}")
 
 
 def _trimmed(config: Config, log: Log, checkpoint: Checkpoint) -> Iterator[Finding]:

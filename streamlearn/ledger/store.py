@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from streamlearn.errors import FROM_SCRATCH, StateLockedError, StoreError
-from streamlearn.ledger.store_file import FILE, FORMAT, StoreFile, check_format, code_of, damaged
+from streamlearn.ledger.store_file import FILE, FORMAT, StoreFile, check_format, check_step, code_of, damaged
 
 Key = TypeVar("Key")
 """int for row numbers, else bytes or str."""
@@ -321,11 +321,7 @@ class Store:
         """
         if self.step_open:
             self.end()
-        if step > self.step:
-            raise StoreError(
-                f"the store ends at step {self.step}, the checkpoint is at {step}: it is of another run, or was lost; "
-                f"restore the store that belongs to the checkpoint, or {FROM_SCRATCH}"
-            )
+        check_step(self.step, step)
         if step < self.pruned:
             raise StoreError(
                 f"the store can go back to step {self.pruned}, not to {step}: older undo was pruned; restore a newer "

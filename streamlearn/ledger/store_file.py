@@ -119,6 +119,15 @@ def damaged(path: Path, why: str) -> StoreError:
     return StoreError(f"{path}: the store is damaged ({why}); restore {path.parent} from a backup, or {FROM_SCRATCH}")
 
 
+def check_step(found: int, wanted: int) -> None:
+    """Refuse a store that ends before the checkpoint's step. Raises StoreError."""
+    if found < wanted:
+        raise StoreError(
+            f"the store ends at step {found}, the checkpoint is at {wanted}: it is of another run, or was lost; "
+            f"restore the store that belongs to the checkpoint, or {FROM_SCRATCH}"
+        )
+
+
 def check_format(path: Path, note: bytes | None) -> None:
     """Raise StoreError if another version wrote the store. `note`: its format, in every version 8 bytes, big-endian."""
     found = None if note is None else int.from_bytes(note, "big")

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from streamlearn.ledger.store_file import FILE, StoreFile, check_format
 
-Get: TypeAlias = Callable[[str, int | bytes], Any]
+Get: TypeAlias = Callable[[str, int | bytes | str], Any]
 """`get(table or ring, key)`: the value, or None if there is no such key, or the store is older than the table."""
 
 
@@ -53,6 +53,11 @@ class StoreView:
             except BaseException:
                 self._close()
                 raise
+
+    def step(self) -> int:
+        """The last step in the store; 0 if there is none. Raises StoreError, as `read`."""
+        with self.read() as get:
+            return get("step", "step") or 0
 
     def close(self) -> None:
         """Close the file. May be called twice; a later read opens it again."""

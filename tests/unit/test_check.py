@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from streamlearn.app.build import identity
 from streamlearn.app.check import check
 from streamlearn.app.findings import Finding
+from streamlearn.app.learner import learn
 from streamlearn.app.log import open_log
 from streamlearn.app.ports import listen
 from streamlearn.config import Config, load_config
@@ -18,6 +21,7 @@ from streamlearn.log import kafka_clients
 from streamlearn.log.base import Log
 from streamlearn.records import NewRecord, TopicPartition
 from streamlearn.state.checkpoint import Checkpoint, path_of, save_checkpoint
+from streamlearn.state.journal import Journal
 from streamlearn.state.paths import StatePaths
 
 S, L = TopicPartition("samples", 0), TopicPartition("labels", 0)
@@ -199,6 +203,25 @@ class TestCheckpoint:
         save(config, 7, 0)
 
         assert found(config)["checkpoint"] == Finding("ok", "checkpoint", "step 7, 2 kept, digest matches")
+
+    def test_what_the_learner_would_miss_is_an_error(self, tmp_path: Path) -> None:
+        """A folder in which something was deleted: log, store, or a part of the journal. With the way out."""
+        config = config_in(tmp_path, **{"log.kind": "embedded"})
+        learn(config, threading.Event(), until_end=True)
+        paths = StatePaths(config.state.dir)
+        whole = found(config)
+        assert [whole[name].verdict for name in ("journal", "store")] == ["ok", "ok"]
+
+        save(config, 5, 0)
+        assert found(config)["store"].text.startswith("the store ends at step 0, the checkpoint is at 5")
+        steps = Journal(paths.journal)
+        steps.append(7, {S: 0, L: 0})
+        steps.close()
+        assert "expected step 6, found 7: steps are missing" in found(config)["journal"].text
+        shutil.rmtree(paths.log.parent)
+        assert "step 5 was learned from it; restore it, or" in found(config)["log"].text
+        errors = {finding.subject for finding in check(config) if finding.verdict == "error"}
+        assert errors == {"log"}
 
     def test_a_corrupt_newest_is_an_error_and_is_kept(self, tmp_path: Path) -> None:
         """The learner would fall back to the one before. Here nothing is set aside."""
