@@ -51,7 +51,7 @@ def add_append_routes(router: APIRouter, parts: Parts) -> None:
             return await _append(parts, "samples", parts.samples_topic, items)
 
     @router.delete(
-        "/sample/{sample_id:path}",
+        "/sample/{sample_id:id}",
         status_code=202,
         summary="Erase a sample",
         **described("admin", ErasedReply, 403, 422, 429, 500, 503),

@@ -66,7 +66,7 @@ def add_request_routes(router: APIRouter, parts: Parts) -> None:
         raise RequestError(404, "not_found", "GET /label/wanted is now GET /label/requests.")
 
     @router.get(
-        "/sample/{sample_id:path}",
+        "/sample/{sample_id:id}",
         summary="A sample as it is stored",
         **described("learn", SampleReply, 404, 422, 500, 503),
     )

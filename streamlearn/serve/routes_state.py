@@ -99,7 +99,7 @@ def add_state_routes(router: APIRouter, parts: Parts) -> None:
         return JsonReply(reply)
 
     @router.get(
-        "/label/{sample_id:path}",
+        "/label/{sample_id:id}",
         summary="What became of a label",
         **described("learn", LabelReply, 404, 422, 429, 500, 503),
     )

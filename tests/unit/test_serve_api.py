@@ -945,12 +945,12 @@ class TestLabelStatus:
 
     def test_has_the_life_of_a_label(self, client, served):
         """State, class, positions, the prediction that it scored, and whether the served teacher has learned it."""
-        store(served, "a/b ü", X, step=3, label=2)
+        store(served, "a/b ü\n", X, step=3, label=2)
 
-        reply = client.get("/label/a%2Fb%20%C3%BC")
+        reply = client.get("/label/a%2Fb%20%C3%BC%0A")
 
         reported = schemas.LabelReply.model_validate(reply.json())
-        assert (reported.id, reported.state, reported.class_, reported.class_index) == ("a/b ü", "trained", "owl", 2)
+        assert (reported.id, reported.state, reported.class_, reported.class_index) == ("a/b ü\n", "trained", "owl", 2)
         assert (reported.predicted_class, reported.model_version, reported.scored) == ("dog", 5, True)
         assert reported.label_position.model_dump() == {"topic": "truths", "partition": 0, "offset": 3}
         assert (reported.first_trained_step, reported.in_served_model) == (3, True)
@@ -1271,7 +1271,7 @@ class TestMetricsRoute:
         text = client.get("/metrics").text
 
         head = 'streamlearn_http_request_duration_seconds_count{process="server-0",'
-        assert head + 'method="GET",route="/label/{sample_id:path}",status="404"} 2.0' in text
+        assert head + 'method="GET",route="/label/{sample_id:id}",status="404"} 2.0' in text
         assert head + 'method="GET",route="unmatched",status="404"} 2.0' in text
         assert head + 'method="OTHER",route="unmatched",status="404"} 1.0' in text
         assert "secret" not in text
