@@ -13,9 +13,9 @@ class Interval:
     last_s: float
     last_step: int
 
-    def due(self, step: int, now_s: float, *, at_once: bool = False) -> bool:
-        """Whether steps were taken since, and enough time has passed; `at_once` does not wait for the time."""
-        return step > self.last_step and (at_once or now_s - self.last_s >= self.every_s)
+    def due(self, step: int, now_s: float, *, share: float = 1.0) -> bool:
+        """Whether steps were taken since, and this share of the least time has passed."""
+        return step > self.last_step and now_s - self.last_s >= share * self.every_s
 
     def done(self, step: int, now_s: float) -> None:
         """The action was taken after this step."""

@@ -63,6 +63,8 @@ WAITING_PER_ROW = 8
 """A micro-batch grows while this many times as many samples wait."""
 _TURN_S = 0.05
 """How long the loop waits for records before it looks at its other duties."""
+SOON = 0.25
+"""Share of the least time between two teachers after which one with new labels is published."""
 _JOURNAL_CROWDED = 0.5
 """Load of the journal from which the next checkpoint is saved at once. From 1 on, steps wait while one is saved."""
 
@@ -123,6 +125,7 @@ class TrainingLoop:
         self._publishing = Interval(self.state.publish_every_s, now_s, step)
         self._flushing = Interval(self.state.publish_every_s, now_s, step)
         self._saving = Interval(self.state.checkpoint_every_s, now_s, step)
+        self._labels_unpublished = False
         self._stepped_at_s = now_s
         self._replay_stopped = False
         self._pruned_step = 0
@@ -199,6 +202,7 @@ class TrainingLoop:
 
         self._stepped_at_s = self.clock()
         self.ledger.trained(batch.trained_ids)
+        self._labels_unpublished |= bool(batch.trained_ids)
         self.ledger.end()
         self._learned.step_done(draft.next_offsets, rows_added=self.replay.added, rows_drawn=self.replay.drawn_below)
         labels = sum(isinstance(item, Label) for item in items)
@@ -313,6 +317,7 @@ class TrainingLoop:
         }
         if (offsets_C := self.learner.log_offsets).any():
             header["log_offsets"] = offsets_C.tolist()
+        self._labels_unpublished = False
         self.publisher.publish(step, arrays, {name: json.dumps(value) for name, value in header.items()})
         self._publishing.last_step = step
         self.observer.published(step)
@@ -321,17 +326,18 @@ class TrainingLoop:
         """While the guard holds back the teacher, label states and label requests are still shown."""
         now_s, step = self.clock(), self.learner.step
         if self.guarding.may_publish:
-            if self._publishing.due(step, now_s, at_once=at_once or self.guarding.just_repaired):
+            share = 0.0 if at_once or self.guarding.just_repaired else SOON if self._labels_unpublished else 1.0
+            if self._publishing.due(step, now_s, share=share):
                 with self._timed("publish"):
                     self.publish()
-        elif self._flushing.due(step, now_s, at_once=at_once):
+        elif self._flushing.due(step, now_s, share=0.0 if at_once else 1.0):
             with self._timed("publish"):
                 self._flush()
 
     def _save_if_due(self, *, at_once: bool = False) -> None:
         at_once = at_once or self.journal.load >= _JOURNAL_CROWDED
         # `busy` is asked first: a slow disk must not cost a copy of all state at each turn.
-        if not self.saver.busy and self._saving.due(self.learner.step, self.clock(), at_once=at_once):
+        if not self.saver.busy and self._saving.due(self.learner.step, self.clock(), share=0.0 if at_once else 1.0):
             with self._timed("save"):
                 self._save()
 

@@ -425,6 +425,27 @@ class TestReplay:
 
 
 class TestCadence:
+    def test_a_teacher_with_new_labels_is_published_sooner(self, tmp_path: Path) -> None:
+        """A quarter of the time between others. Labels are rare, and users wait for them."""
+        published = []
+        for labels in (0, 1):
+            config = config_in(tmp_path / str(labels), **{"state.publish_every_s": 4.0, "batch.fresh": 1})
+            log, clock, reports = empty_log(), ManualClock(), Reports()
+            codec = make_codec(config)
+            for n in range(16):
+                log.append("samples", [codec.encode_sample(f"s{n}", np.full(4, n, np.float32))])
+                if n == 9 and labels:
+                    log.append("labels", [codec.labels.encode("s1", 1)])
+            with loop_on(config, log, observer=reports, clock=clock) as loop:
+                reports.step_done = lambda _, clock=clock: clock.advance(0.5)  # type: ignore[method-assign, misc]
+                loop.run(threading.Event(), until_end=True)
+            published.append(reports.published_steps)
+
+        without, with_label = published
+        assert without[:2] == [8, 16]
+        assert with_label[0] == 8
+        assert with_label[1] in (10, 11)
+
     def test_a_teacher_that_is_not_finite_is_not_published(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
