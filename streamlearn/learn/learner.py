@@ -40,6 +40,7 @@ from streamlearn.learn.state import (
 )
 from streamlearn.learn.step import set_training, take_step
 from streamlearn.models.build import Classifier, ModelSpec
+from streamlearn.models.mlp import completed
 from streamlearn.models.normalise import InputBound, RunningNorm, as_centre_and_scale
 from streamlearn.models.places import places_of
 from streamlearn.models.settings import ROW_NETWORKS
@@ -299,6 +300,8 @@ class Learner:
         if self.twin is not None and "twin" in groups:
             tensors |= twin_tensors(self.twin)
         method, inputs = method_tensors(self.trainee), input_tensors(self.trainee.student.normalise)
+        if self.spec.factory in ROW_NETWORKS:
+            arrays = completed(arrays, tensors)
         if self.spec.columns:
             arrays = with_added_columns(arrays, tensors | inputs)
         tensors |= method if fits(arrays, method, "method.") else {}

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from streamlearn.errors import CheckpointError
 from streamlearn.learn.step import Trainee
+from streamlearn.models.mlp import SQUARES
 from streamlearn.models.normalise import RunningNorm
 from streamlearn.models.table import EMBEDDINGS, FIRST_WEIGHT
 from streamlearn.records import Array
 
 OPTIONAL = ("twin.", "method.", "inputs.", "bank.", "prior.")
 """Prefixes of arrays that may be saved and not used. Earlier versions saved a bank of averages."""
-_OF_COLUMNS = (".normalise.", "inputs.", FIRST_WEIGHT)
+_OF_COLUMNS = (".normalise.", "inputs.", FIRST_WEIGHT, SQUARES)
 """In the names of arrays with a place for each column, or for each place of a row."""
 
 
@@ -88,7 +89,7 @@ def with_added_columns(arrays: Mapping[str, Array], tensors: Mapping[str, Tensor
             completed[name] = to_array(tensor)
         elif saved is not None and any(part in name for part in _OF_COLUMNS) and _is_wider(tensor, saved):
             array = completed[name] = to_array(tensor)
-            if FIRST_WEIGHT in name:
+            if FIRST_WEIGHT in name or SQUARES in name:
                 array[...] = 0
             array[tuple(slice(size) for size in saved.shape)] = saved
     return completed

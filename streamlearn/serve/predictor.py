@@ -24,7 +24,9 @@ from streamlearn.errors import ConfigError, NotPublishedError, StateError
 from streamlearn.metrics import TeacherMetrics
 from streamlearn.models.answer import corrected
 from streamlearn.models.build import ModelSpec, build
+from streamlearn.models.mlp import completed
 from streamlearn.models.normalise import as_centre_and_scale
+from streamlearn.models.settings import ROW_NETWORKS
 from streamlearn.records import Array, Probabilities, Schema
 from streamlearn.state.publish import PublishedDir, PublishedModel, learned_offsets_of, load_arrays
 
@@ -83,6 +85,8 @@ def load(published: PublishedModel, schema: Schema, *, factory: str | None = Non
         _check_schema(published, spec, names, schema)
         arrays = as_centre_and_scale(load_arrays(published))
         network = build(spec, seed=0)
+        if spec.factory in ROW_NETWORKS:
+            arrays = completed(arrays, network.state_dict())
         network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         network.eval().requires_grad_(requires_grad=False)
         model = LoadedModel(

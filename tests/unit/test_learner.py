@@ -105,6 +105,24 @@ class TestRestart:
         assert differing(after(TABLE, settings(), batches(TABLE, 1, 20)).state(), resumed.state()) != []
         assert resumed.read_costs().skipped_steps == 0
 
+    def test_works_from_state_without_weights_of_squares(self):
+        """A checkpoint of an earlier version: they are zero, so no answer changes, and then they are learned."""
+        old = after(TABLE, settings(twin="measure"), batches(TABLE, 1, 10))
+        with torch.no_grad():
+            for network in (old.trainee.student, old.trainee.teacher, old.twin.student, old.twin.teacher):
+                network.net.squares.weight.zero_()
+        state = {name: array for name, array in old.state().items() if "squares" not in name}
+        resumed = Learner(TABLE, settings(twin="measure"))
+
+        resumed.load_state(state)
+
+        x = batch(TABLE, 11).fresh_x
+        assert np.array_equal(resumed.predict(x).teacher_probs_BC, old.predict(x).teacher_probs_BC)
+        for one in batches(TABLE, 11, 14):
+            resumed.learn(one)
+        assert resumed.state()["teacher.net.squares.weight"].any()
+        assert resumed.read_costs().skipped_steps == 0
+
     def test_state_is_a_copy(self):
         """A checkpoint does not change while it is written in the background."""
         learner = after(TABLE, settings(), batches(TABLE, 1, 3))
@@ -355,7 +373,7 @@ class TestSecondHead:
 
         state = learner.state()
         for part in ("weight", "bias"):
-            last = sorted(name for name in state if name.startswith("student.net.") and name.endswith(part))[-1]
+            last = sorted(name for name in state if name.startswith("student.net.layers.") and name.endswith(part))[-1]
             np.testing.assert_array_equal(state[f"method.learned.head.{part}"], state[last])
             assert np.abs(state[last]).max() < 10.0
             assert not state[f"method.optimizer.head.{part}.exp_avg"].any()
@@ -474,7 +492,7 @@ class TestSettings:
         """Parameters, device and threads, for the log."""
         described = Learner(TABLE, settings()).describe()
 
-        assert described["parameters"] == 5 * 16 + 16 + 16 * 3 + 3
+        assert described["parameters"] == 2 * 5 * 16 + 16 + 16 * 3 + 3  # inputs and their squares
         assert (described["device"], described["threads"]) == ("cpu", 1)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from streamlearn.errors import CheckpointError, ConfigError
 from streamlearn.models.build import ModelSpec, build
+from streamlearn.models.mlp import Mlp, completed
 from streamlearn.models.normalise import LARGEST_INPUT, RunningNorm
 
 
@@ -140,6 +141,32 @@ class TestBuild:
 
         matrices = sum(p.numel() for name, p in classifier.named_parameters() if name.endswith("original1"))
         assert matrices == pytest.approx(3.12e6, rel=0.01)
+
+
+class TestMlp:
+    @pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
+    def test_the_first_layer_also_takes_squares(self, hidden):
+        """Of inputs clipped at 3."""
+        net = Mlp((2, 2), 3, hidden=hidden)
+        x_BF = torch.tensor([[0.5, -2.0, 30.0, 0.0]])
+
+        first, *others = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
+        h = first(x_BF) + net.squares(0.5 * (torch.tensor([[0.25, 4.0, 9.0, 0.0]]) - 1.0))
+        for layer in others:
+            h = layer(h.relu())
+
+        torch.testing.assert_close(net(x_BF.view(1, 2, 2)), h)
+
+    def test_of_an_earlier_version_has_squares_with_weights_of_zero(self):
+        """In each group of arrays of a checkpoint; other arrays stay."""
+        tensors = {f"student.net.{name}": tensor for name, tensor in Mlp((4,), 3).state_dict().items()}
+        old = {name: tensor.numpy() for name, tensor in tensors.items() if "squares" not in name}
+
+        found = completed(old, tensors)
+
+        assert found.keys() == tensors.keys()
+        assert not found["student.net.squares.weight"].any()
+        assert all(found[name] is array for name, array in old.items())
 
 
 class TestClassifier:

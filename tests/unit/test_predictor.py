@@ -52,6 +52,22 @@ def stage(tmp_path):
     stage.predictor.close()
 
 
+def test_a_teacher_of_an_earlier_version_is_served(stage):
+    """With mean and variance of inputs, and without squares."""
+    arrays = weights(1)
+    centre, scale = arrays.pop("normalise.centre"), arrays.pop("normalise.scale")
+    del arrays["net.squares.weight"]
+    moments = {"mean": centre + 2.0, "var": scale * 9.0, "count": np.array(5.0, np.float32)}
+    stage.publish(1, arrays=arrays | {f"normalise.{name}": array for name, array in moments.items()})
+    x = np.array([[1.0, 2.0, 3.0, 30.0]], np.float32)
+
+    assert stage.predictor.refresh()
+
+    layers = build(SPEC, seed=1).net.layers
+    expected = layers(torch.from_numpy((x - 2.0) / 3.0).asinh()).softmax(dim=1).detach().numpy()
+    np.testing.assert_allclose(stage.predictor.current().probabilities(x), expected, rtol=1e-5)
+
+
 class TestAnswers:
     def test_without_a_teacher_there_is_an_error(self, stage):
         """It names the cause."""

@@ -177,7 +177,7 @@ class TestRemedies:
 
         answers = learner.predict(X)
         # Input statistics are not rolled back, so the answers are only nearly the same.
-        assert np.abs(answers.teacher_probs_BC - good).max() < 0.05
+        assert np.abs(answers.teacher_probs_BC - good).max() < 0.15
         assert np.array_equal(answers.teacher_probs_BC, answers.student_probs_BC)
         assert not any(array.any() for array in part(learner.state(), "optimizer.").values())
 
