@@ -83,5 +83,5 @@ class ModelConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory. Built-in ones also get shape and classes. docs/networks.md lists theirs."""
     normalise: bool = True
-    """Standardise inputs by running mean and variance, kept in the checkpoint. For tables; usually off for images.
+    """Standardise inputs by running median and scale, kept in the checkpoint. For tables; usually off for images.
     If off, inputs (after schema.scale) are clipped at 1e6, and labelled samples beyond that are not replayed."""
