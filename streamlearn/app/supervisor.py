@@ -33,6 +33,8 @@ _STEADY_S = 60.0
 NICENESS = 5
 """Of the learner above that of servers and scorers: it uses idle time, and answers come first. They get three times its
 share of a processor that both want."""
+PORT_WAIT_S = 5.0
+"""For the port, while the servers of a supervisor that was killed are stopping."""
 _POLL_S = 0.1
 
 
@@ -100,7 +102,7 @@ class Supervisor:
         """
         self._config, self._clock, paths = config, clock, StatePaths(config.state.dir)
         with contextlib.ExitStack() as owned:
-            self.listener = owned.enter_context(listen(config))
+            self.listener = owned.enter_context(listen(config, wait_s=PORT_WAIT_S))
             owned.enter_context(state_lock(paths, "daemon"))
             self._owned = owned.pop_all()
         # The folder is locked, so these cards are of killed processes. Their ids may belong to others now.

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from support import ask, until
 
 from streamlearn.app.ports import listen
@@ -43,6 +44,19 @@ class TestListen:
 
             with pytest.raises(ConfigError, match=rf"serve\.port = {port}: Address already in use; choose another"):
                 listen(config_in(tmp_path, **{"serve.port": port}))
+
+    def test_a_port_that_is_left_soon_is_waited_for(self, tmp_path: Path) -> None:
+        """By a supervisor: servers of one that was killed answer their requests first."""
+        first = listen(config_in(tmp_path))
+        port = first.getsockname()[1]
+        leaving = threading.Timer(0.3, first.close)
+        leaving.start()
+
+        with capture_logs() as logged, listen(config_in(tmp_path, **{"serve.port": port}), wait_s=30.0) as second:
+            assert second.getsockname()[1] == port
+
+        leaving.join()
+        assert [line["event"] for line in logged] == ["waiting_for_port"]
 
     def test_an_address_of_another_machine_is_a_wrong_setting(self, tmp_path: Path) -> None:
         """192.0.2.0/24 is reserved for documentation."""

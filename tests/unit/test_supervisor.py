@@ -361,8 +361,11 @@ class TestCards:
 
         assert kept
 
-    def test_a_daemon_whose_port_is_taken_removes_no_card(self, tmp_path: Path) -> None:
+    def test_a_daemon_whose_port_is_taken_removes_no_card(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The cards are those of the running daemon."""
+        monkeypatch.setattr("streamlearn.app.supervisor.PORT_WAIT_S", 0.2)
         first = Supervisor(config_in(tmp_path), [])
         port = int(first.address.rpartition(":")[2])
         cards = StatePaths(tmp_path).processes
