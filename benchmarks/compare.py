@@ -76,7 +76,8 @@ Log loss is in nats, over all samples, next to the best of a rival.
 TAIL = """
 Over the {streams} streams without a mark the mean to the best rival of each stream is {mean_points_to_best_rival:+}
 points on the last quarter and {mean_points_to_best_rival_all:+} on all samples. Ahead of every rival on
-{streams_ahead_of_every_rival}; worst {worst_points_to_best_rival:+}.
+{streams_ahead_of_every_rival}; worst {worst_points_to_best_rival:+}. With the marked ones: {with_marked[last]:+} and
+{with_marked[all]:+}.
 
 | against one rival on all streams | mean points, last quarter |
 |---|---|"""
@@ -233,6 +234,10 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if name != "streamlearn"
     }
     points = [float(row["points_last"]) for row in judged]
+    with_marked = {
+        span: round(statistics.mean(row[f"points_{span}"] for row in rows), 2) if rows else None
+        for span in ("last", "all")
+    }
     return {
         "rows": rows,
         "mean_points_to_best_rival": round(statistics.mean(points), 2) if points else None,
@@ -242,6 +247,7 @@ def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "worst_points_to_best_rival": round(min(points), 2) if points else None,
         "streams_ahead_of_every_rival": sum(point > 0 for point in points),
         "streams": len(judged),
+        "with_marked": with_marked,
         "mean_points_to_each_rival": {name: round(value, 2) for name, value in sorted(single.items())},
     }
 
