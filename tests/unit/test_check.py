@@ -70,10 +70,10 @@ class TestEmpty:
 
 class TestModel:
     def test_is_built_and_counted(self, tmp_path: Path) -> None:
-        """Factory, shape and classes: 4 to 8 to 3, with biases."""
+        """Factory, shape and classes: 4, and their squares, to 8 to 3, with biases."""
         text = found(config_in(tmp_path, **{"model.normalise": False}))["model"].text
 
-        assert text == f"mlp: 4 to 3 classes, {4 * 8 + 8 + 8 * 3 + 3} parameters"
+        assert text == f"mlp: 4 to 3 classes, {2 * 4 * 8 + 8 + 8 * 3 + 3} parameters"
 
     @pytest.mark.parametrize("factory", ["perceptron", "no.such.module:factory", "json:dumps"])
     def test_one_that_cannot_be_built_is_an_error(self, tmp_path: Path, factory: str) -> None:

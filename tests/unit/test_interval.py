@@ -14,12 +14,14 @@ def test_is_due_after_a_new_step_and_enough_time() -> None:
     assert interval.due(6, 110.0)
 
 
-def test_at_once_does_not_wait_for_the_time() -> None:
+def test_may_be_due_after_a_share_of_the_time() -> None:
     """But there must be a new step."""
     interval = Interval(10.0, last_s=100.0, last_step=5)
 
-    assert interval.due(6, 100.0, at_once=True)
-    assert not interval.due(5, 200.0, at_once=True)
+    assert interval.due(6, 102.5, share=0.25)
+    assert not interval.due(6, 102.4, share=0.25)
+    assert interval.due(6, 100.0, share=0.0)
+    assert not interval.due(5, 200.0, share=0.0)
 
 
 def test_starts_over_when_the_action_is_done() -> None:

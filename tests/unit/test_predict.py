@@ -138,12 +138,12 @@ class TestAnswers:
     @pytest.mark.parametrize("out", WRITERS)
     def test_have_the_class_that_thresholds_choose(self, tmp_path: Path, out: str) -> None:
         """As those of /predict."""
-        config, target = config_in(tmp_path, **{"score.thresholds": {"fraud": 1e-6}}), tmp_path / f"answers{out}"
+        config, target = config_in(tmp_path, **{"score.thresholds": {"legitimate": 1e-6}}), tmp_path / f"answers{out}"
 
         run(config, write(tmp_path / "new.jsonl", records(50)), target)
 
-        assert {row["class"] for row in answers(target)} == {"fraud"}
-        assert any(row["probabilities"][0] > 0.5 for row in answers(target))
+        assert {row["class"] for row in answers(target)} == {"legitimate"}
+        assert any(row["probabilities"][1] > 0.5 for row in answers(target))
 
     def test_of_standard_input_go_to_standard_output(
         self, config: Config, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
