@@ -7,8 +7,8 @@ A learner and a server on the embedded log, the shipped convnet on Fashion-MNIST
     sample  from the 2xx of POST /sample until the learner's counter has as many learned samples
     stalls  mean time that the loop spends on a publication, and on a checkpoint, in ms
 
-The limit in the same run: a teacher is published once per `state.publish_every_s` (1 s), and a micro-batch that is not
-full is closed after `batch.max_age_s` (.5 s).
+The limit in the same run: a teacher is published once per `state.publish_every_s` (1 s), after a quarter of it if it
+has learned new labels; and a micro-batch that is not full is closed after `batch.max_age_s` (.5 s).
 
 Run: python benchmarks/freshness.py [--quick]. The last line is JSON.
 """
