@@ -19,7 +19,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 TESTED_ELSEWHERE = {
     "streamlearn/app/startup.py": "tests/unit/test_app_learner.py",
     "streamlearn/ledger/baselines.py": "tests/unit/test_ledger.py",
-    "streamlearn/log/label_classes.py": "tests/unit/test_codec.py",
+    "streamlearn/log/envelope.py": "tests/unit/test_codec.py, tests/unit/test_label_codec.py",
+    "streamlearn/log/label_classes.py": "tests/unit/test_label_codec.py, tests/unit/test_reader.py",
     "streamlearn/ledger/class_names.py": "tests/unit/test_ledger.py",
     "streamlearn/ledger/held.py": "tests/unit/test_ledger.py",
     "streamlearn/ledger/joining.py": "tests/unit/test_ledger.py, tests/faults/test_ledger_any_order.py",

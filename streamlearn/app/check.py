@@ -187,7 +187,8 @@ def _reach(config: Config, log: Log) -> Iterator[Finding]:
 
 def _journal(paths: StatePaths, checkpoint: Checkpoint) -> Iterator[Finding]:
     steps = sum(1 for _ in journal.read_journal(paths.journal, checkpoint.step))
-    yield Finding("ok", "journal", f"{steps} steps after the checkpoint; they will be repeated")
+    text = f"{steps} steps after the checkpoint, which a start repeats" if steps else "no step after the checkpoint"
+    yield Finding("ok", "journal", text)
 
 
 def _store(paths: StatePaths, checkpoint: Checkpoint) -> Iterator[Finding]:

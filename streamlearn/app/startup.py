@@ -75,18 +75,18 @@ def check_model(config: Config, checkpoint: Checkpoint) -> None:
         ConfigError: a setting that the saved state depends on was changed.
     """
     saved, found = (json.loads(json.dumps(one)) for one in (checkpoint.extra.get("identity", {}), identity(config)))
-    columns = _take_columns(saved.get("model", {}), found["model"])
+    changed = _take_columns(saved.get("model", {}), found["model"])
     found["method"] = saved.get("method")  # another method can use the weights: `Learner.load_state`
     # Spare classes may have got a name: the network is the same.
     if found["classes"][: len(saved.get("classes", ()))] == saved.get("classes"):
         found["classes"] = saved["classes"]
     classes, learned = config.schema_.build().classes, checkpoint.extra.get("class_names", ())
-    columns += [
+    changed += [
         f"  schema.classes: class {index} was learned as {_shown(name)} → config {_shown(now)}; give it this name"
         for index, (name, now) in enumerate(zip(learned, classes, strict=False))
         if name != now and index >= len(saved.get("classes", ()))
     ]
-    if changed := [*_differences(saved, found), *columns]:
+    if changed := [*_differences(saved, found), *changed]:
         head = f"the checkpoint of step {checkpoint.step} was made with other settings:"
         raise ConfigError("\n".join([head, *changed, f"set them back; or {FROM_SCRATCH}"]))
 

@@ -26,7 +26,6 @@ import time
 import uuid
 from enum import StrEnum
 
-from starlette.convertors import Convertor, register_url_convertor
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,21 +33,6 @@ from streamlearn.metrics import ServerMetrics
 from streamlearn.serve.failures import RequestError
 from streamlearn.serve.replies import error_reply
 from streamlearn.serve.settings import ServeConfig
-
-
-class _SampleId(Convertor[str]):
-    """The rest of the path: an id may have slashes, and line breaks, which `path` does not match."""
-
-    regex = "(?s:.*)"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("id", _SampleId())
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?")

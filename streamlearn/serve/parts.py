@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.convertors import Convertor, register_url_convertor
+
 from streamlearn.ledger.request_queue import RequestQueue
 from streamlearn.ledger.view import LedgerView
 from streamlearn.log.codec import Codec
@@ -21,6 +23,21 @@ from streamlearn.state.files import DISK, Files
 
 Status = Mapping[str, Any]
 """A file that a process writes about once a second: a heartbeat, or the learner's scores."""
+
+
+class _SampleId(Convertor[str]):
+    """The rest of the path: an id may have slashes, and line breaks, which `path` does not match."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("id", _SampleId())
 
 
 @dataclass(slots=True, kw_only=True)

@@ -710,6 +710,38 @@ def test_a_missing_value_in_a_tensor_is_named_by_its_place() -> None:
         Codec(Schema((3, 4), np.dtype("float32"), CLASSES)).decode_payload(x.tobytes(), "application/octet-stream")
 
 
+class TestSize:
+    @pytest.mark.parametrize(
+        "large",
+        [
+            record(b"[" * 101, None),
+            record(b"{}", b"k" * 101),
+            record(b"{}", b"", (("x", b"h" * 101),)),
+            record(b"{}", b"", (("x" * 101, b""),)),
+        ],
+    )
+    def test_a_record_over_the_limit_is_refused_before_it_is_parsed(self, large: Record) -> None:
+        """Key, value and headers count together."""
+        codec = Codec(TABLE, max_record_bytes=100)
+
+        assert reason_of(codec.decode_sample, large) == "too_large"
+        assert reason_of(codec.labels.decode, large) == "too_large"
+
+    def test_a_record_at_the_limit_is_accepted(self) -> None:
+        """One byte more is refused."""
+        value = b'{"x":[1,2,3,4]}'
+
+        assert Codec(TABLE, max_record_bytes=len(value) + 1).decode_sample(record(value)).sample_id == "a"
+        assert reason_of(Codec(TABLE, max_record_bytes=len(value)).decode_sample, record(value)) == "too_large"
+
+    def test_bodies_and_records_to_write_have_the_same_limit(self) -> None:
+        """Above it nothing can be posted or encoded."""
+        codec = Codec(TABLE, max_record_bytes=15)
+
+        assert reason_of(codec.decode_payload, bytes(16), "application/octet-stream") == "too_large"
+        assert reason_of(codec.encode_sample, "a", np.zeros(4, np.float32)) == "too_large"
+
+
 class TestPayloadType:
     @pytest.mark.parametrize("content_type", ["application/json", "text/plain", "", "image", "é"])
     def test_a_body_that_is_not_a_tensor_is_refused(self, content_type: str) -> None:
