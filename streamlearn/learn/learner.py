@@ -305,7 +305,8 @@ class Learner:
         if self.spec.columns:
             arrays = with_added_columns(arrays, tensors | inputs)
         tensors |= method if fits(arrays, method, "method.") else {}
-        tensors |= inputs if fits(arrays, inputs, "inputs.") else {}
+        has_inputs = fits(arrays, inputs, "inputs.")
+        tensors |= inputs if has_inputs else {}
         counts = restore(arrays, tensors, self._counts())
         self.prior.load({name[6:]: array for name, array in arrays.items() if name.startswith("prior.")})
         self._good = good
@@ -317,6 +318,9 @@ class Learner:
         elif self.twin is not None:
             self.twin.copy_from(self.trainee)
             self._twin_counts = Updates(self._progress.updates, self._progress.averaged_at)
+        normalise = self.trainee.student.normalise
+        if isinstance(normalise, RunningNorm) and not has_inputs:
+            normalise.sample.begin(normalise.centre, normalise.scale)
         served = counts["served"]
         self.served = served if served < len(self.candidates) and "bank" not in groups else 0
 

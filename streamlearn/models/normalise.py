@@ -28,6 +28,8 @@ SAMPLE_ROWS = 256
 """Rows that the sample keeps."""
 REFRESH_ROWS = 16
 """Once the sample is full, the statistics are computed again after this number of new rows in it."""
+_FIRST_ROWS = 16
+"""Of a sample that begins with a centre and scale."""
 LIMIT = 10.0
 """Standardised values are clipped here: some 10,000 scales from the centre."""
 RELATIVE_FLOOR = 1e-6
@@ -140,6 +142,19 @@ class InputSample:
         centre_C1, scale_C1 = self._describe(values_CN)
         is_known_C1 = torch.isfinite(centre_C1) & torch.isfinite(scale_C1)
         return centre_C1.view(self._of_one), scale_C1.view(self._of_one), is_known_C1.view(self._of_one)
+
+    @torch.no_grad()
+    def begin(self, centre: Tensor, scale: Tensor) -> None:
+        """Start with a few rows of this centre and scale, which a model of an earlier version has without a sample.
+
+        Otherwise its first row alone would be the centre, with no scale.
+        """
+        rows = min(_FIRST_ROWS, self._size)
+        z_N = torch.special.ndtri((torch.arange(rows, device=centre.device) + 0.5) / rows)
+        tensors = self.tensors()
+        tensors["sample"][:rows] = (centre.flatten() + scale.flatten() * z_N[:, None])[:, :, None]
+        tensors["rows"].fill_(rows)
+        tensors["kept"].fill_(rows)
 
     def tensors(self) -> dict[str, Tensor]:
         """Live, by name: part of the checkpoint."""
