@@ -47,10 +47,11 @@ class ConvNet(_ImageNetwork):
         for i, width in enumerate(widths):
             # A norm layer has its own bias.
             layers.append(nn.Conv2d(width_before, width, 3, padding=1, bias=norm == "none"))
-            layers += [make_norm(norm, width, images=True), nn.ReLU()]
+            layers.append(make_norm(norm, width, images=True))
             if i < len(widths) - 1 and size >= 2:
                 layers.append(nn.MaxPool2d(2))
                 size //= 2
+            layers.append(nn.ReLU())  # last: the same numbers as before pooling, from a quarter of the values
             width_before = width
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(width_before, classes)
