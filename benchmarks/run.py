@@ -40,9 +40,10 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row(
             "step",
             "convnet.learn_over_bare",
-            "`Learner.learn` of the conv net over forward, backward, teacher",
+            "`Learner.learn` of the conv net over forward, backward, teacher; float32",
             "<= 1.05",
         ),
+        Row("step", "convnet.bfloat16_over_float32", "the same step in bfloat16, the default here, over float32"),
         Row("step", "mlp.learn_over_bare", "the same of an MLP", "<= 1.05"),
         Row("step", "columns.learn_over_bare", "the same of the network `table`, 12 columns"),
         Row("step", "convnet.twin_share", "what the twin adds to predict and learn, conv net"),

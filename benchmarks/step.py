@@ -1,8 +1,9 @@
 """Measures `Learner.learn` relative to the bare step: student forward and backward, teacher forward.
 
-Also measured: the cost of the label-only twin, as predict and learn with it over the same without it; and the step of
-the network `table` over that of an mlp with the same hidden layers on the same rows. Ratios compare medians of
-alternating rounds on tensors in memory.
+Also measured: the cost of the label-only twin, as predict and learn with it over the same without it; for images the
+step in bfloat16 over that in float32, where the processor has instructions for it; and the step of the network `table`
+over that of an mlp with the same hidden layers on the same rows. Ratios compare medians of alternating rounds on
+tensors in memory.
 
 Run: python benchmarks/step.py [--quick] [--model columns|convnet|mlp|table] [--threads N]. The last line is JSON.
 """
@@ -60,18 +61,22 @@ def main() -> None:
 
 def measure(spec: ModelSpec, *, rounds: int) -> dict[str, float]:
     """Median seconds a step of each side, `learn_over_bare`, and what a twin adds to a step of the loop."""
-    sides = (bare_step(spec), learner_step(spec), loop_step(spec, twin=False), loop_step(spec, twin=True))
+    sides = [bare_step(spec), learner_step(spec), loop_step(spec, twin=False), loop_step(spec, twin=True)]
+    low, _ = made(spec, twin=False, precision="auto")
+    has_low = low.describe()["precision"] == "bfloat16"
+    sides += [learner_step(spec, precision="bfloat16")] if has_low else []
     steps = 2 * max(1, round(0.15 / seconds(sides[0], steps=3)))
     for side in sides:
         seconds(side, steps=3)
     found = [[seconds(side, steps=steps) for side in sides] for _ in range(rounds)]
-    bare_s, learn_s, without_s, twin_s = (statistics.median(side) for side in zip(*found, strict=True))
-    return {
+    bare_s, learn_s, without_s, twin_s, *low_s = (statistics.median(side) for side in zip(*found, strict=True))
+    figures = {
         "bare_s": bare_s,
         "learn_s": learn_s,
         "learn_over_bare": learn_s / bare_s,
         "twin_share": twin_s / without_s - 1.0,
     }
+    return figures | ({"bfloat16_over_float32": low_s[0] / learn_s} if has_low else {})
 
 
 def over_mlp(spec: ModelSpec, *, rounds: int) -> float:
@@ -111,9 +116,9 @@ def bare_step(spec: ModelSpec) -> Callable[[], None]:
     return step
 
 
-def learner_step(spec: ModelSpec) -> Callable[[], None]:
+def learner_step(spec: ModelSpec, precision: str = "float32") -> Callable[[], None]:
     """`learn` on one micro-batch in memory, noise and all, without a twin."""
-    learner, batch = made(spec, twin=False)
+    learner, batch = made(spec, twin=False, precision=precision)
     return lambda: learner.learn(batch)
 
 
@@ -128,7 +133,7 @@ def loop_step(spec: ModelSpec, *, twin: bool) -> Callable[[], None]:
     return step
 
 
-def made(spec: ModelSpec, *, twin: bool) -> tuple[Learner, MicroBatch]:
+def made(spec: ModelSpec, *, twin: bool, precision: str = "float32") -> tuple[Learner, MicroBatch]:
     """A learner, and a micro-batch for it."""
     images = len(spec.shape) == 3
     config = LearnConfig(
@@ -138,6 +143,7 @@ def made(spec: ModelSpec, *, twin: bool) -> tuple[Learner, MicroBatch]:
         noise="image" if images else "table",
         noise_options={"flip": True} if images else {},
         device="cpu",
+        precision=precision,
         twin="measure" if twin else "off",
     )
     learner = Learner(spec, config)

@@ -26,11 +26,11 @@ from streamlearn.state.checkpoint import Checkpoint, load_newest
 
 
 def learn_config(defaults: Mapping[str, Any], **changed: Any) -> LearnConfig:
-    """[learn] with the options of method and noise given flat, without recipe and twin; unless they are given.
+    """[learn] with the options of method and noise given flat. If not given: no recipe, no twin, float32.
 
     `defaults` that do not apply to the method or the noise are left out.
     """
-    flat = {"recipe": "none", "twin": "off", **defaults, **changed}
+    flat = {"recipe": "none", "twin": "off", "precision": "float32", **defaults, **changed}
     kinds = {
         "options": OPTIONS[flat["method"]].model_fields,
         "noise_options": NOISES.get(flat["noise"], NoiseOptions).model_fields,

@@ -45,7 +45,7 @@ class Embedding:
             head.bias.copy_(self._last.bias)
 
     def read(self, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """The logits that `forward` returns, and the embeddings (B, D) that entered the last layer."""
+        """The logits that `forward` returns, and the embeddings (B, D) that entered the last layer, in float32."""
         seen: list[Tensor] = []
 
         def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -57,4 +57,4 @@ class Embedding:
         finally:
             handle.remove()
         (embedded_BD,) = seen
-        return logits_BC, torch.flatten(embedded_BD, start_dim=1)
+        return logits_BC, torch.flatten(embedded_BD.float(), start_dim=1)

@@ -337,6 +337,7 @@ class Learner:
             "optimizer": self.config.optimizer,
             "device": str(self._device),
             "threads": torch.get_num_threads(),
+            "precision": str(self.trainee.student.precision).removeprefix("torch."),
         }
 
     def _counts(self) -> dict[str, int]:
@@ -391,8 +392,7 @@ class Learner:
             return None
         witness = (self.twin or self.trainee).teacher
         with torch.no_grad():
-            probs_BC: Tensor = witness.net(x_B).softmax(dim=1)
-        return probs_BC
+            return witness.logits(x_B).softmax(dim=1)
 
     def _follow_new_weights(self) -> None:
         """Reset what was measured and averaged with the replaced weights."""

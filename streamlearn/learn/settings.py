@@ -68,6 +68,10 @@ class LearnConfig(Section):
     """All randomness is a function of (seed, step)."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the networks' passes in a step: auto, float32 or bfloat16. auto: bfloat16 for images where the processor has
+    instructions for it (AMX, or a GPU), else float32. Weights, averages, costs and answers are always float32. A
+    bit-equal restart needs the same."""
     cpu_share: float = Field(0.5, ge=0.01, le=1.0)
     """Share of its threads' time up to which the learner takes steps without new records. New records are always
     learned at once."""

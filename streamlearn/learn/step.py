@@ -72,8 +72,7 @@ def answer(student: Classifier, view_B: Tensor) -> Tensor:
     A single row has no batch statistics, so it is answered in eval mode: learned, without dropout.
     """
     set_training(student, len(view_B) >= 2)
-    logits_BC: Tensor = student.net(view_B)
-    return logits_BC
+    return student.logits(view_B)
 
 
 def answer_apart(network: Classifier, view_B: Tensor) -> Tensor:
@@ -84,8 +83,7 @@ def answer_apart(network: Classifier, view_B: Tensor) -> Tensor:
     """
     set_training(network, len(view_B) >= 2)
     discarded = {name: buffer.clone() for name, buffer in network.net.named_buffers()}
-    logits_BC: Tensor = torch.func.functional_call(network.net, discarded, (view_B,))
-    return logits_BC
+    return network.logits(view_B, discarded)
 
 
 def set_training(module: nn.Module, training: bool) -> None:

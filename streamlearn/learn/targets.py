@@ -160,7 +160,7 @@ class TeacherMethod(TargetMethod):
         """Targets (count, C) from the teacher's answers to weak views of the first rows; weights (count,) of a gate."""
         view_B = rows.view(count)
         if self._teacher_mode == "eval":
-            logits_BC = teacher.net(view_B)
+            logits_BC = teacher.logits(view_B)
         else:
             logits_BC = answer_apart(teacher, view_B)
             teacher.eval()

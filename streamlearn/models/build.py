@@ -101,6 +101,8 @@ class Classifier(nn.Module):
         self.normalise = normalise
         self.net = net
         self.scale = scale
+        self.precision = torch.float32
+        """Of the passes of `logits`."""
 
     @property
     def device(self) -> torch.device:
@@ -117,6 +119,16 @@ class Classifier(nn.Module):
         """The network's input for clean samples."""
         x: Tensor = self.normalise(self.to_float(x_raw))
         return x
+
+    def logits(self, x_B: Tensor, buffers: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits (B, C) in float32 of prepared rows, computed in `precision`. `buffers`: in place of the net's own.
+
+        Weights stay in float32. Below it, matrix products and convolutions are computed by torch's autocast.
+        """
+        with torch.autocast(x_B.device.type, self.precision, enabled=self.precision != torch.float32):
+            made = self.net(x_B) if buffers is None else torch.func.functional_call(self.net, buffers, (x_B,))
+        logits_BC: Tensor = made.float()
+        return logits_BC
 
     def forward(self, x_raw: Tensor) -> Tensor:
         """Logits (B, C) of raw samples (B, *shape) in the schema's dtype."""

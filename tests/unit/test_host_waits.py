@@ -35,6 +35,7 @@ CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "second_head_and_spare_classes": (replace(RGB, classes=6, spare=3), {"logit_distance": 0.1}),
     "ict": (RGB, {"method": "ict", "mixup_beta": 0.5}),
     "pi": (RGB, {"method": "pi"}),
+    "bfloat16": (RGB, {"precision": "bfloat16"}),
     "temporal_ensembling": (RGB, {"method": "temporal_ensembling"}),
     "supervised": (RGB, {"method": "supervised", "optimizer": "sgd"}),
     "strong_noise": (RGB, {"colour": 0.3, "crop_scale": 0.5, "cutout_pixels": 4}),

@@ -63,9 +63,66 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [name for name in one if one[name].dtype != other[name].dtype or not np.array_equal(one[name], other[name])]
 
 
+class TestPrecision:
+    """bfloat16 is for the passes of a step, and for nothing that is kept or answered."""
+
+    @pytest.mark.parametrize("method", ["mean_teacher", "ict", "supervised", "pi"])
+    @pytest.mark.parametrize("norm", ["batch", "robust_batch", "group", "none"])
+    def test_bfloat16_learns_almost_the_same(self, method, norm):
+        """After 20 steps the weights differ from those of float32 by a part of what they moved.
+
+        It is not small, since AdamW magnifies small gradients.
+        """
+        spec = replace(IMAGES, options={"widths": [4, 6], "norm": norm})
+        stream, first = batches(spec, 1, 20), Learner(spec, settings(spec)).state()
+
+        exact, low = (
+            after(spec, settings(spec, method=method, precision=precision), stream).state()
+            for precision in ("float32", "bfloat16")
+        )
+
+        names = [name for name in first if name.startswith("student.net") and "num_batches" not in name]
+        moved, apart = (
+            np.sqrt(sum(float(np.square(exact[name] - other[name]).sum()) for name in names)) for other in (first, low)
+        )
+        assert 0.0 < apart < 0.4 * moved
+        assert differing(exact, low) != []
+        assert {array.dtype for array in low.values()} == {array.dtype for array in exact.values()}
+
+    def test_answers_are_those_of_a_server(self):
+        """Bit for bit, whatever the precision of the step."""
+        learner = after(IMAGES, settings(IMAGES, precision="bfloat16"), batches(IMAGES, 1, 10))
+        served = build(IMAGES).eval()
+        served.load_state_dict({name: torch.from_numpy(array) for name, array in learner.teacher_state().items()})
+        x = batch(IMAGES, 11).fresh_x
+
+        answers = learner.predict(x).teacher_probs_BC
+
+        with torch.inference_mode():
+            assert np.array_equal(answers, served(torch.from_numpy(x)).softmax(dim=1).numpy())
+
+    @pytest.mark.parametrize(
+        ("spec", "has_amx", "expected"),
+        [
+            (IMAGES, True, torch.bfloat16),
+            (IMAGES, False, torch.float32),
+            (replace(IMAGES, options={"widths": [4, 6], "norm": "group"}), True, torch.float32),
+            (TABLE, True, torch.float32),
+        ],
+    )
+    def test_auto_is_bfloat16_where_it_is_faster(self, spec, has_amx, expected, monkeypatch):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+
+        learner = Learner(spec, settings(spec, twin="measure", precision="auto"))
+
+        for trainee in (learner.trainee, learner.twin):
+            assert trainee.student.precision is trainee.teacher.precision is expected
+        assert learner.describe()["precision"] == str(expected).removeprefix("torch.")
+
+
 class TestRestart:
     @pytest.mark.parametrize("spec", [TABLE, IMAGES], ids=["mlp", "convnet"])
-    @pytest.mark.parametrize("changed", [{}, {"optimizer": "sgd"}, {"method": "supervised"}])
+    @pytest.mark.parametrize("changed", [{}, {"optimizer": "sgd"}, {"method": "supervised"}, {"precision": "bfloat16"}])
     def test_equals_no_restart(self, spec, changed):
         """I3: twenty steps in a row, or ten, a restart, and ten more: every array is bit-equal."""
         of = settings(spec, **changed)
