@@ -23,9 +23,12 @@ from streamlearn.learn.teacher import TeacherAverage, make_teacher
 from streamlearn.models.build import Classifier, ModelSpec, build
 from streamlearn.models.column_norm import ColumnNorm
 from streamlearn.models.normalise import BatchNormWarmup
+from streamlearn.models.settings import ROW_NETWORKS
 
 MOMENTUM = 0.9
 """Of sgd, with Nesterov's correction."""
+_THREADS = torch.get_num_threads()
+"""Torch's own choice: as many as there are cores."""
 METHODS: Mapping[str, Callable[[Any, ModelSpec, Classifier], Method]] = {
     "mean_teacher": make_mean_teacher,
     "ict": InterpolationConsistency,
@@ -121,6 +124,15 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"learn.device: {name}, but torch sees {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def threads_for(spec: ModelSpec) -> int:
+    """Threads of a learner whose config names none.
+
+    Half of torch's own choice: a second thread made no step of the conv net faster on two cores, and the others read,
+    decode and answer. Steps of the networks for rows are too small for two.
+    """
+    return 1 if spec.factory in ROW_NETWORKS else max(1, _THREADS // 2)
 
 
 def find_precision(name: str, network: Classifier, spec: ModelSpec) -> torch.dtype:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamlearn.learn.build import find_device, make_trainee, make_twin
+from streamlearn.learn.build import find_device, make_trainee, make_twin, threads_for
 from streamlearn.learn.costs import Costs, CostSums
 from streamlearn.learn.health import Health, breaking_rows, measure_health
 from streamlearn.learn.methods.settings import TargetOptions
@@ -90,8 +90,7 @@ class Learner:
         host_may_ask: bool | None = None,
     ) -> None:
         self.spec, self.config = spec, config
-        if threads := config.threads or (1 if spec.factory in ROW_NETWORKS else 0):
-            torch.set_num_threads(threads)
+        torch.set_num_threads(config.threads or threads_for(spec))
         self._device = find_device(config.device)
         weak, strong = make_noises(config, shape=spec.shape, columns=spec.columns, device=self._device)
         self._augment = Augment(weak, strong, config.mixup_beta, _codes(spec, self._device))

@@ -76,7 +76,7 @@ class LearnConfig(Section):
     """Share of its threads' time up to which the learner takes steps without new records. New records are always
     learned at once."""
     threads: int = Field(0, ge=0, le=1024)
-    """Intra-op CPU threads of the learner. 0: one for the networks mlp and table, else torch's own choice. A bit-equal
+    """Intra-op CPU threads of the learner. 0: one for the networks mlp and table, else half of the cores. A bit-equal
     restart needs the same number."""
 
     @property

@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from streamlearn.errors import CheckpointError, ConfigError
+from streamlearn.learn import build as learn_build
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.models.build import ModelSpec, build
@@ -61,6 +62,15 @@ def after(spec: ModelSpec, of: LearnConfig, stream: list[MicroBatch]) -> Learner
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     assert one.keys() == other.keys()
     return [name for name in one if one[name].dtype != other[name].dtype or not np.array_equal(one[name], other[name])]
+
+
+@pytest.mark.parametrize(("cores", "spec", "expected"), [(4, IMAGES, 2), (1, IMAGES, 1), (4, TABLE, 1)])
+def test_threads_are_half_of_the_cores_or_one_for_tables(cores, spec, expected, monkeypatch):
+    """The rest is for those that read, decode and answer. A setting wins."""
+    monkeypatch.setattr(learn_build, "_THREADS", cores)
+
+    assert Learner(spec, settings(spec, threads=0)).describe()["threads"] == expected
+    assert Learner(spec, settings(spec, threads=3)).describe()["threads"] == 3
 
 
 class TestPrecision:
