@@ -57,6 +57,10 @@ audit: $(VENV)/.installed-dev ## known vulnerabilities of the pinned dependencie
 bench: $(VENV)/.installed-bench ## all benchmarks, into docs/performance.md; QUICK=--quick for short runs, ARGS=NAME for one
 	$(BIN)/python benchmarks/run.py $(QUICK) $(ARGS)
 
+gpu: $(VENV)/.installed-bench ## tests and benchmarks of a GPU, within ten minutes; without one they say so
+	$(BIN)/python -m pytest -rs tests/gpu $(ARGS)
+	$(BIN)/python benchmarks/gpu.py $(QUICK)
+
 learning: $(VENV)/.installed-dev ## teacher against label-only twin on 42 streams (hours, resumable); writes docs/learning.md
 	$(BIN)/python benchmarks/learning.py $(ARGS)
 	$(BIN)/python benchmarks/learning.py --report
@@ -82,4 +86,4 @@ down: ## stop the containers, keep the data
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-state
 
-.PHONY: help install install-dev demo test check size audit bench learning soak nightly soak-hour up down clean
+.PHONY: help install install-dev demo test check size audit bench gpu learning soak nightly soak-hour up down clean

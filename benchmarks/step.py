@@ -133,7 +133,7 @@ def loop_step(spec: ModelSpec, *, twin: bool) -> Callable[[], None]:
     return step
 
 
-def made(spec: ModelSpec, *, twin: bool, precision: str = "float32") -> tuple[Learner, MicroBatch]:
+def made(spec: ModelSpec, *, twin: bool, precision: str = "float32", device: str = "cpu") -> tuple[Learner, MicroBatch]:
     """A learner, and a micro-batch for it."""
     images = len(spec.shape) == 3
     config = LearnConfig(
@@ -142,7 +142,7 @@ def made(spec: ModelSpec, *, twin: bool, precision: str = "float32") -> tuple[Le
         options={"consistency_weight": 10.0},
         noise="image" if images else "table",
         noise_options={"flip": True} if images else {},
-        device="cpu",
+        device=device,
         precision=precision,
         twin="measure" if twin else "off",
     )
