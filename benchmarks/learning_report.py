@@ -22,7 +22,7 @@ BEGIN, END = "<!-- table: begin, by `python benchmarks/learning.py --report` -->
 FEW_LABELS = 0.01
 """Cells with at most this share of labels have few labels."""
 LAST_SAMPLES = 5000
-NETWORKS = ("teacher", "student", "twin", "plain", "majority", "no_change", "full")
+NETWORKS = ("teacher", "student", "twin", "plain", "four", "majority", "no_change", "full")
 _SPANS = ("prequential", "last", "test")
 
 
@@ -53,6 +53,8 @@ def summary(lines: Sequence[Line], chances: Mapping[str, float]) -> dict[str, An
             ]
             gain = mean(gains)
             found[f"gain_over_{rival}_le_1pct{suffix}"] = None if gain is None else round(gain, 3)
+        of_time = [gain for row in table.values() if (gain := row["gain_of_time"][span]["mean"]) is not None]
+        found[f"gain_of_time_points{suffix}"] = round(sum(of_time) / len(of_time), 3) if of_time else None
     return {**found, "table": table}
 
 
@@ -77,6 +79,7 @@ def _cell(cell: str, lines: Sequence[Line]) -> dict[str, Any]:
     """Means, deviations, gains and wins of one cell."""
     by_seed = {line["seed"]: line for line in lines if (line["cell"], line["run"]) == (cell, "default")}
     plain = {line["seed"]: line for line in lines if (line["cell"], line["run"]) == (cell, "plain")}
+    four = {line["seed"]: line for line in lines if (line["cell"], line["run"]) == (cell, "four")}
     full_cell = f"{cell.partition('/')[0]}/1/0"
     full = {line["seed"]: line for line in lines if (line["cell"], line["run"]) == (full_cell, "full")}
     found: dict[str, Any] = {"seeds": len(by_seed)}
@@ -85,13 +88,14 @@ def _cell(cell: str, lines: Sequence[Line]) -> dict[str, Any]:
             name: _of(by_seed, span, name) for name in ("teacher", "student", "twin", "majority", "no_change")
         }
         accuracies["plain"], accuracies["full"] = _of(plain, span, "student"), _of(full, span, "teacher")
+        accuracies["four"] = _of(four, span, "teacher")
         found[span] = {name: _spread(list(accuracies[name].values()), digits=4) for name in NETWORKS}
-        for rival in ("twin", "plain"):
+        for rival, name in (("twin", "gain_over_twin"), ("plain", "gain_over_plain"), ("four", "gain_of_time")):
             gains = [
                 100.0 * (accuracies["teacher"][seed] - accuracies[rival][seed])
                 for seed in sorted(accuracies["teacher"].keys() & accuracies[rival].keys())
             ]
-            by_span = found.setdefault(f"gain_over_{rival}", {})
+            by_span = found.setdefault(name, {})
             by_span[span] = {**_spread(gains, digits=3), "wins": sum(gain > 0 for gain in gains), "of": len(gains)}
             by_span[span]["by_seed"] = [round(gain, 3) for gain in gains]
     return found
@@ -136,6 +140,7 @@ def write_report(lines: Sequence[Line], chances: Mapping[str, float], folder: Pa
 def markdown(found: Mapping[str, Any]) -> str:
     """The summary and the table of all cells. learning.json has standard deviations and held-out scores as well."""
     worst = (f"{_points(found[f'worst_cell_points{s}'])} ({found[f'worst_cell{s}']})" for s in ("", "_last"))
+    of_time = (_points(found[f"gain_of_time_points{s}"]) for s in ("", "_last"))
     rows = [
         "",
         f"{found['cells']} of 42 cells have a run, {found['cells_of_5_seeds']} of them 5 seeds.",
@@ -148,15 +153,16 @@ def markdown(found: Mapping[str, Any]) -> str:
             f" | {_points(found[f'gain_over_{rival}_le_1pct'])} | {_points(found[f'gain_over_{rival}_le_1pct_last'])} |"
             for rival in ("twin", "plain")
         ),
+        f"| all cells, mean gain over 4 steps | {' | '.join(of_time)} |",
         f"| runs at chance | | {found['runs_at_chance']} |",
         "",
-        "| cell | all: teacher | twin | full | gain | wins | last: teacher | twin | plain | full | gain |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| cell | all: teacher | twin | full | gain | wins | 4 steps | last: teacher | twin | plain | full | gain |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell, row in found["table"].items():
         every, last = row["gain_over_twin"]["prequential"], row["gain_over_twin"]["last"]
         columns = [_percent(row["prequential"][name]) for name in ("teacher", "twin", "full")]
-        columns += [_points(every["mean"]), f"{every['wins']}/{every['of']}"]
+        columns += [_points(every["mean"]), f"{every['wins']}/{every['of']}", _percent(row["prequential"]["four"])]
         columns += [_percent(row["last"][name]) for name in ("teacher", "twin", "plain", "full")]
         rows.append(f"| {cell} | {' | '.join(columns)} | {_points(last['mean'])} |")
     return "\n".join([*rows, ""])

@@ -50,6 +50,8 @@ LINES = [
     line("moons/0.01/0", "default", 1, 0.80, 0.81),
     line("moons/0.01/0", "plain", 0, 0.86),
     line("moons/0.01/0", "plain", 1, 0.76),
+    line("moons/0.01/0", "four", 0, 0.87),
+    line("moons/0.1/0", "four", 0, 0.91),
     line("moons/0.1/0", "default", 0, 0.90, 0.93),
     line("moons/1/0", "full", 0, 0.97),
 ]
@@ -64,6 +66,12 @@ class TestSummary:
         assert (gain["mean"], gain["by_seed"], gain["wins"], gain["of"]) == (0.5, [2.0, -1.0], 1, 2)
         assert gain["std"] == pytest.approx(4.5**0.5, abs=1e-3)
         assert row["gain_over_plain"]["prequential"]["by_seed"] == [5.0, 5.0]
+
+    def test_the_gain_of_time_is_over_the_teacher_with_four_steps(self, report: ModuleType) -> None:
+        """+3 and -1 points: the mean of the cells."""
+        found = report.summary(LINES, CHANCES)
+
+        assert (found["gain_of_time_points"], found["gain_of_time_points_last"]) == (1.0, 1.0)
 
     def test_other_seeds_are_not_compared(self, report: ModuleType) -> None:
         """They saw other streams."""
@@ -183,11 +191,11 @@ class TestResults:
         assert "teacher_mode" not in plain.recipe["settings"]["learn"]
         assert plain.recipe_hash == same.recipe_hash != other.recipe_hash
 
-    def test_the_whole_table_is_455_runs_seed_by_seed(self, bench: ModuleType) -> None:
-        """7 data sets, 3 rates, 2 delays and 5 seeds, two runs each; and the upper bounds."""
+    def test_the_whole_table_is_665_runs_seed_by_seed(self, bench: ModuleType) -> None:
+        """7 data sets, 3 rates, 2 delays and 5 seeds, three runs each; and the upper bounds."""
         cases = bench.all_cases(5, [])
 
-        assert len(cases) == 7 * 3 * 2 * 5 * 2 + 7 * 5
+        assert len(cases) == 7 * 3 * 2 * 5 * 3 + 7 * 5
         assert [case.seed for case in cases] == sorted(case.seed for case in cases)
         assert len({(case.cell, case.run, case.seed) for case in cases}) == len(cases)
 
