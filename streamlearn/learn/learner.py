@@ -142,9 +142,9 @@ class Learner:
         student, teacher = self.trainee.student, self._networks()[self.served]
         set_training(student, training=False)
         with torch.inference_mode():
-            # Both share one normaliser.
+            # Both share one normaliser. The teacher's answer is the one that a server gives, so it is float32.
             prepared = student.prepare(_to_device(x, self._device))
-            probs_2BC = torch.stack([network.net(prepared).softmax(dim=1) for network in (teacher, student)])
+            probs_2BC = torch.stack([teacher.net(prepared), student.logits(prepared)]).softmax(dim=2)
             return Predictions(*probs_2BC.numpy(force=True))
 
     def classify(self, x: Array) -> Classes:
