@@ -24,6 +24,9 @@ NOT_RUN = {"common", "offline", "run", "learning", "learning_report", "compare",
 """Shared code; what takes hours: `make learning`, `python benchmarks/compare.py`; and `make gpu`."""
 
 
+STAGES = ("learn", "predict", "ledger", "publish", "assemble", "guard", "save")
+
+
 class Row(NamedTuple):
     """A figure of the page."""
 
@@ -71,6 +74,16 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ),
         Row("pipeline", "table_backlog_over_equal_batches", "12 columns: catching up over micro-batches of 64"),
         Row("pipeline", "table_backlog_samples_per_s", "12 columns: samples per second when catching up", ">= 20000"),
+    ),
+    "Where the time goes": tuple(
+        Row("stages", f"{stream}.{key}", f"{of}{what}")
+        for stream, of in (("table", "12 columns: "), ("image", "conv net: "))
+        for key, what in (
+            ("loop_us_per_sample", "microseconds of the loop per sample"),
+            ("step_share", "share of it in `learn` and `predict`, the work of the bare loop"),
+            *((f"us_per_sample.{stage}", f"microseconds in `{stage}`") for stage in STAGES),
+            ("us_per_sample.feed", "microseconds of the thread that reads and decodes, beside the loop"),
+        )
     ),
     "A user's record": (
         Row("encode", "json_ratio", "time to decode and encode 12 columns of JSON over orjson alone"),

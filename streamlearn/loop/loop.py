@@ -64,7 +64,7 @@ WAITING_PER_ROW = 8
 _TURN_S = 0.05
 """How long the loop waits for records before it looks at its other duties."""
 SOON = 0.25
-"""Share of the least time between two teachers after which one with new labels is published."""
+"""Share of the least time between two teachers after which one with new labels is published, if no record waits."""
 _JOURNAL_CROWDED = 0.5
 """Load of the journal from which the next checkpoint is saved at once. From 1 on, steps wait while one is saved."""
 
@@ -157,7 +157,7 @@ class TrainingLoop:
             draft = self._next_batch(until_end=until_end)
             if draft is not None:
                 self.step(draft, journaled=False)
-            self._publish_if_due()
+            self._publish_if_due(has_time=draft is None or not draft.items)
             self._save_if_due()
             self.observer.turn_done()
             if draft is None:
@@ -322,11 +322,20 @@ class TrainingLoop:
         self._publishing.last_step = step
         self.observer.published(step)
 
-    def _publish_if_due(self, *, at_once: bool = False) -> None:
-        """While the guard holds back the teacher, label states and label requests are still shown."""
+    def _publish_if_due(self, *, at_once: bool = False, has_time: bool = False) -> None:
+        """`has_time`: no record waits to be learned, so new labels are soon served.
+
+        While the guard holds back the teacher, label states and label requests are still shown.
+        """
         now_s, step = self.clock(), self.learner.step
         if self.guarding.may_publish:
-            share = 0.0 if at_once or self.guarding.just_repaired else SOON if self._labels_unpublished else 1.0
+            share = (
+                0.0
+                if at_once or self.guarding.just_repaired
+                else SOON
+                if has_time and self._labels_unpublished
+                else 1.0
+            )
             if self._publishing.due(step, now_s, share=share):
                 with self._timed("publish"):
                     self.publish()

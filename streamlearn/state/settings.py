@@ -19,4 +19,4 @@ class StateConfig(Section):
     keep_checkpoints: int = Field(3, ge=2, le=1000)
     """Checkpoints on disk. If the newest is corrupt, the one before it is loaded; so at least two."""
     publish_every_s: float = Field(1.0, ge=0.01)
-    """Shortest time between two published teachers; a quarter of it if one has learned new labels."""
+    """Shortest time between two published teachers; a quarter of it for new labels, unless records wait."""
