@@ -45,7 +45,7 @@ class Stages:
         self.began_s = self.ended_s = self._feed_before_s = 0.0
 
     def __call__(self, loop: TrainingLoop, report: StepReport) -> None:
-        """Count a step; from the end of the warm-up on, listen to what the monitor is told of phases."""
+        """Count a step; from the end of the warm-up on, listen to what the monitor hears of phases."""
         if report.step < WARM_UP:
             return
         self.ended_s = time.perf_counter()
