@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
 import torch
 from torch import nn
 
@@ -20,11 +21,12 @@ from streamlearn.learn.optimizers import SGD, AdamW
 from streamlearn.learn.settings import LearnConfig
 from streamlearn.learn.step import Method, Trainee, Undo
 from streamlearn.learn.teacher import TeacherAverage, make_teacher
-from streamlearn.models.build import Classifier, ModelSpec, build
+from streamlearn.models.build import FOREIGN_ERRORS, Classifier, ModelSpec, build
 from streamlearn.models.column_norm import ColumnNorm
 from streamlearn.models.normalise import BatchNormWarmup
 from streamlearn.models.settings import ROW_NETWORKS
 
+_log = structlog.get_logger(__name__)
 MOMENTUM = 0.9
 """Of sgd, with Nesterov's correction."""
 _THREADS = torch.get_num_threads()
@@ -136,16 +138,40 @@ def threads_for(spec: ModelSpec) -> int:
 
 
 def find_precision(name: str, network: Classifier, spec: ModelSpec) -> torch.dtype:
-    """The precision of that name; auto is bfloat16 for images where it is faster.
+    """The precision of that name; auto is bfloat16 for images where it is faster and the network works in it.
 
     Tables gain nothing: their steps are many small operations. Torch's group normalisation is three times as slow in
     bfloat16 on a CPU.
+
+    Raises:
+        ConfigError: bfloat16 is asked for, and the network fails in it.
     """
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if network.device.type == "cuda":
-        is_faster = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_groups = any(isinstance(layer, nn.GroupNorm) for layer in network.modules())
-        is_faster = torch.cpu._is_amx_tile_supported() and not has_groups  # noqa: SLF001 - there is no public question
-    return torch.bfloat16 if is_faster and len(spec.shape) == 3 else torch.float32
+    if name == "auto":
+        if network.device.type == "cuda":
+            is_faster = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            has_groups = any(isinstance(layer, nn.GroupNorm) for layer in network.modules())
+            # There is no public question.
+            is_faster = torch.cpu._is_amx_tile_supported() and not has_groups  # noqa: SLF001
+        if not is_faster or len(spec.shape) != 3:
+            return torch.float32
+    elif name == "float32":
+        return torch.float32
+    try:
+        _try_in_bfloat16(network, spec)
+    except FOREIGN_ERRORS as error:  # such as an operation without it, in a network of the user's
+        kind = type(network.net).__name__
+        if name == "bfloat16":
+            raise ConfigError(f"learn.precision: {kind} fails in bfloat16, take float32: {error}") from error
+        _log.warning("network_needs_float32", network=kind, error=str(error))
+        return torch.float32
+    return torch.bfloat16
+
+
+def _try_in_bfloat16(network: Classifier, spec: ModelSpec) -> None:
+    """One pass forward and backward of two rows, which changes nothing."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network.eval()
+    network.precision = torch.bfloat16
+    logits_BC = network.logits(network.prepare(torch.zeros((2, *spec.shape), device=network.device)))
+    torch.autograd.grad(logits_BC.sum(), parameters, allow_unused=True)

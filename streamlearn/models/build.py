@@ -31,7 +31,7 @@ BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "wide_resnet": WideResNet,
 }
 
-_FOREIGN_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError)
+FOREIGN_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ImportError)
 """What a user's factory or network raises if its options do not fit. Other exceptions are bugs."""
 
 
@@ -179,7 +179,7 @@ def _make_net(spec: ModelSpec) -> nn.Module:
         options |= {"shape": spec.shape, "classes": spec.classes}
     try:
         net = factory(**options)
-    except _FOREIGN_ERRORS as error:
+    except FOREIGN_ERRORS as error:
         raise ConfigError(f"model.options: {spec.factory} does not take {dict(spec.options)!r}: {error}") from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"model.factory: {spec.factory} made a {type(net).__name__}, expected a torch.nn.Module")
@@ -192,7 +192,7 @@ def _check_output(classifier: Classifier, spec: ModelSpec) -> None:
     try:
         with torch.no_grad():
             logits_BC: object = classifier.float()(torch.zeros((2, *spec.shape)))
-    except _FOREIGN_ERRORS as error:
+    except FOREIGN_ERRORS as error:
         raise ConfigError(f"model.factory: {spec.factory} fails on samples of shape {spec.shape}: {error}") from error
     if not isinstance(logits_BC, Tensor):
         raise ConfigError(f"model.factory: {spec.factory} returns a {type(logits_BC).__name__}, expected logits (B, C)")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from structlog.testing import capture_logs
 
 from streamlearn.errors import CheckpointError, ConfigError
 from streamlearn.learn import build as learn_build
@@ -128,6 +129,35 @@ class TestPrecision:
         for trainee in (learner.trainee, learner.twin):
             assert trainee.student.precision is trainee.teacher.precision is expected
         assert learner.describe()["precision"] == str(expected).removeprefix("torch.")
+
+    @pytest.mark.usefixtures("spectrum")
+    def test_a_network_that_fails_in_it_learns_in_float32(self, monkeypatch):
+        """One of the user's own, with an operation that has no bfloat16; if it is asked for, it is an error."""
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+        spec = replace(IMAGES, factory="of_spectrum:Net", options={})
+
+        with capture_logs() as logs:
+            learner = after(spec, settings(spec, precision="auto"), batches(spec, 1, 5))
+
+        assert learner.describe()["precision"] == "float32"
+        assert learner.read_costs().skipped_steps == 0
+        assert [log["event"] for log in logs] == ["network_needs_float32"]
+        with pytest.raises(ConfigError, match=r"learn.precision: Net fails in bfloat16, take float32"):
+            Learner(spec, settings(spec, precision="bfloat16"))
+
+    @pytest.fixture
+    def spectrum(self, tmp_path, monkeypatch):
+        (tmp_path / "of_spectrum.py").write_text(
+            "import torch\n"
+            "class Net(torch.nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.first, self.last = torch.nn.Conv2d(2, 4, 3), torch.nn.Linear(4, 3)\n"
+            "    def forward(self, x):\n"
+            "        h = self.first(x)\n"
+            "        return self.last(torch.complex(h, h).abs().mean(dim=(2, 3)))\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
 
 
 class TestRestart:
