@@ -329,13 +329,8 @@ class TrainingLoop:
         """
         now_s, step = self.clock(), self.learner.step
         if self.guarding.may_publish:
-            share = (
-                0.0
-                if at_once or self.guarding.just_repaired
-                else SOON
-                if has_time and self._labels_unpublished
-                else 1.0
-            )
+            early = has_time and self._labels_unpublished
+            share = 0.0 if at_once or self.guarding.just_repaired else SOON if early else 1.0
             if self._publishing.due(step, now_s, share=share):
                 with self._timed("publish"):
                     self.publish()
