@@ -295,6 +295,10 @@ class TestLearn:
         assert published is not None
         assert published.step == step
         assert (state["learner"]["state"], state["published"]["step"]) == ("stopped", step)
+        # Whatever wrote them, also SQLite: samples and labels are not for every user of the machine.
+        written = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+        assert len(written) >= 5
+        assert [path for path in written if path.stat().st_mode & 0o007] == []
 
         code, out, _ = run("inspect", "samples", "--config", config, "--offset", 5, "--count", 2)
         assert code == 0
