@@ -159,10 +159,13 @@ class Feed:
         except OffsetOutOfRangeError as error:
             self._skip_gap(error)
             return
+        # The ends come first, so that `lag` counts what waits as soon as there is a record; `_read_to` comes last, so
+        # that the queue of a partition that is not behind is complete.
+        self._ends = self._reader.end_offsets()
+        self._first_ends = self._ends | self._first_ends
         for record in records:
             self.queues[record.position.topic_partition].append(self._decoded(record))
-        self._read_to, self._ends = self._reader.next_offsets(), self._reader.end_offsets()
-        self._first_ends = self._ends | self._first_ends
+        self._read_to = self._reader.next_offsets()
         self._changed.set()
 
     def _update_room(self) -> None:

@@ -82,6 +82,23 @@ def test_reads_and_decodes_every_partition() -> None:
     feed.close()
 
 
+def test_what_waits_is_counted_from_the_first_record_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop may look while a poll is still being decoded: a far-off end must not look near."""
+    feed = feed_of(filled(5, 3))
+    decode, seen = feed.codec.decode_sample, list[tuple[int, bool]]()
+
+    def looked_at(record: Record) -> Sample:
+        seen.append((feed.lag()[S], feed.behind(S)))
+        return decode(record)
+
+    monkeypatch.setattr(feed.codec, "decode_sample", looked_at)
+    feed.start()
+    wait(feed, lambda: not feed.behind(S) and not feed.behind(L))
+    feed.close()
+
+    assert seen == [(5, True)] * 5
+
+
 def test_a_bad_record_is_kept_whole_with_its_reason() -> None:
     """It is passed on, not dropped."""
     log = filled(0)
