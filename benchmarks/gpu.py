@@ -1,4 +1,4 @@
-"""Measures the learner on a GPU: `Learner.learn` over a captured graph of the bare step, in bfloat16 and float32.
+"""Measures the learner on a GPU: `Learner.learn` over a captured graph of the bare step, and bfloat16 over float32.
 
 Bare step: student forward and backward, teacher forward, on rows that are on the device. It is captured as a CUDA graph
 once, so its replay is the least time that this network needs: no launch waits for Python. The learner's step does the

@@ -19,8 +19,8 @@ Three runs of `streamlearn evaluate` per cell and seed, and one `full` run per d
     four    the shipped settings, but 4 steps per micro-batch: what time is worth
     full    every label, at once, labels only, averaged: an upper bound
 
-Steps per micro-batch are those that fit at 50 samples per second, as `streamlearn evaluate --rate 50` finds them: 32,
-the most, or 12 of the networks for 28 x 28 pixels. The numbers are fixed here, so that runs on other machines compare.
+Steps per micro-batch are about those that fit at 50 samples per second on two cores with AMX: 32, the most, or 12 for
+images of 28 x 28. They are fixed here, so that runs on other machines compare; `streamlearn evaluate --rate` measures.
 
 Scores are prequential by true class: `prequential` over the whole stream, `last` over its last 5,000 samples; `test` is
 on held-out samples at the end. Each run is one line of JSON in benchmarks/results/learning.jsonl, with a hash of its
@@ -78,7 +78,7 @@ WINDOW, LAST_WINDOWS = 1000, 5
 DIGITS, FASHION = 1297, 20_000
 _NEVER_S = 3600.0
 STEPS, STEPS_OF_LARGE_IMAGES = 32, 12
-"""Per micro-batch: those that fit at 50 samples per second on two cores with AMX."""
+"""Per micro-batch."""
 _PRIOR = float(prior_of(10, 20.0, seed=0).max())
 
 IMAGES = {

@@ -140,8 +140,8 @@ def threads_for(spec: ModelSpec) -> int:
 def find_precision(name: str, network: Classifier, spec: ModelSpec) -> torch.dtype:
     """The precision of that name; auto is bfloat16 for images where it is faster and the network works in it.
 
-    Tables gain nothing: their steps are many small operations. Torch's group normalisation is three times as slow in
-    bfloat16 on a CPU.
+    Tables gain nothing: their steps are many small operations. Torch's group normalisation is slower in bfloat16 on a
+    CPU.
 
     Raises:
         ConfigError: bfloat16 is asked for, and the network fails in it.

@@ -323,7 +323,7 @@ class TrainingLoop:
         self.observer.published(step)
 
     def _publish_if_due(self, *, at_once: bool = False, has_time: bool = False) -> None:
-        """`has_time`: no record waits to be learned, so new labels are soon served.
+        """`has_time`: no micro-batch is ready, so a teacher with new labels is published early.
 
         While the guard holds back the teacher, label states and label requests are still shown.
         """

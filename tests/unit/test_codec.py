@@ -21,10 +21,12 @@ from streamlearn.records import (
     UNLABELLED,
     Array,
     Headers,
+    Label,
     NewRecord,
     Position,
     Prediction,
     Record,
+    Sample,
     Schema,
 )
 
@@ -776,11 +778,13 @@ class TestHostileBytes:
     def test_any_json_object_decodes_or_is_a_bad_record(self, fields: dict[str, Any], sound: bool) -> None:
         """Fields of any JSON type in any place. With a valid payload and id, later fields are reached too."""
         value = orjson.dumps({"id": "a", "x": [1, 2, 3, 4], "label": 0} | fields if sound else fields)
-        for decode in (Codec(TABLE).decode_sample, Codec(TABLE).labels.decode):
+        for decode, kind in ((Codec(TABLE).decode_sample, Sample), (Codec(TABLE).labels.decode, Label)):
             try:
-                decode(record(value, None))
+                decoded = decode(record(value, None))
             except RecordError:
                 continue
+            assert isinstance(decoded, kind)
+            assert decoded.sample_id
 
     @given(
         st.sampled_from(
