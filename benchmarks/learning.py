@@ -230,8 +230,9 @@ def _learn_as_hashed(learn: LearnConfig) -> dict[str, Any]:
     flat = _LEARN_BEFORE | defaults | learn.options.model_dump() | learn.noise_options.model_dump() | own
     flat |= {"ema_share": learn.ema_share, "noise_std": flat.pop("std")}
     flat["noise"] = "auto" if learn.noise in ("image", "table") else learn.noise
-    if flat["teacher_mode"] == "eval":  # it came later than the first lines
-        del flat["teacher_mode"]
+    for name, off in (("teacher_mode", "eval"), ("contrast_weight", 0.0)):  # they came later than the first lines
+        if flat[name] == off:
+            del flat[name]
     return flat
 
 

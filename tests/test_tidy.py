@@ -30,6 +30,7 @@ TESTED_ELSEWHERE = {
     "streamlearn/ledger/store_view.py": "tests/unit/test_ledger_store.py",
     "streamlearn/ledger/view.py": "tests/unit/test_ledger.py",
     "streamlearn/ledger/waiting.py": "tests/unit/test_ledger.py",
+    "streamlearn/learn/contrast.py": "tests/unit/test_methods.py",
     "streamlearn/learn/embedding.py": "tests/unit/test_methods.py",
     "streamlearn/learn/methods/dsne.py": "tests/unit/test_methods.py",
     "streamlearn/learn/methods/ict.py": "tests/unit/test_methods.py",

@@ -11,7 +11,7 @@ from torch import nn
 
 from streamlearn.errors import ConfigError
 from streamlearn.learn.methods.dsne import DSne
-from streamlearn.learn.methods.ict import InterpolationConsistency
+from streamlearn.learn.methods.ict import make_ict
 from streamlearn.learn.methods.mean_teacher import make_mean_teacher
 from streamlearn.learn.methods.pi import Pi
 from streamlearn.learn.methods.settings import SupervisedOptions
@@ -33,7 +33,7 @@ _THREADS = torch.get_num_threads()
 """Torch's own choice: as many as there are cores."""
 METHODS: Mapping[str, Callable[[Any, ModelSpec, Classifier], Method]] = {
     "mean_teacher": make_mean_teacher,
-    "ict": InterpolationConsistency,
+    "ict": make_ict,
     "pi": Pi,
     "temporal_ensembling": TemporalEnsembling,
     "dsne": DSne,

@@ -6,28 +6,39 @@ The layer is found by shape and read by a hook, so this works for any network wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from streamlearn.errors import ConfigError
+from streamlearn.models.build import Classifier, ModelSpec
+
+FoundT = TypeVar("FoundT")
 
 
 class Embedding:
-    """Of one network, D wide.
+    """Of a student and of its teacher, D wide.
 
     Raises:
-        ConfigError: no linear layer of this network has that many outputs.
+        ConfigError: no linear layer of this network has an output for each class, or it is not run once for all rows.
     """
 
-    def __init__(self, net: nn.Module, *, classes: int, method: str) -> None:
-        linear = [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
-        if not linear:
-            raise ConfigError(
-                f"learn.method: {method} needs a network that ends with a linear layer of {classes} outputs, "
-                f"and {type(net).__name__} has none"
-            )
-        self._last = linear[-1]
+    def __init__(self, student: Classifier, spec: ModelSpec, *, method: str) -> None:
+        net, expected = student.net, f"learn.method: {method} needs a network that ends with a linear layer"
+        is_last = {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear)}
+        is_last = {name: m for name, m in is_last.items() if m.out_features == spec.classes}
+        if not is_last:
+            raise ConfigError(f"{expected} of {spec.classes} outputs, and {type(net).__name__} has none")
+        self._name, self._last = list(is_last.items())[-1]
+        example = torch.zeros((2, *spec.shape), device=student.device)
+        student.eval()
+        with torch.no_grad():
+            _, seen = self._watch(net, lambda: student.logits(student.prepare(example)))
+        if len(seen) != 1 or len(seen[0]) != len(example):
+            raise ConfigError(f"{expected}, and {type(net).__name__} does not run {self._name} once for all rows")
+        self.width: int = seen[0][0].numel()
+        """D."""
 
     def another_head(self) -> nn.Linear:
         """A new layer of the same shape as the last one, initialised by torch's CPU generator on every device."""
@@ -44,17 +55,22 @@ class Embedding:
         else:
             head.bias.copy_(self._last.bias)
 
-    def read(self, forward: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """The logits that `forward` returns, and the embeddings (B, D) that entered the last layer, in float32."""
+    def read(self, net: nn.Module, forward: Callable[[], FoundT]) -> tuple[FoundT, Tensor]:
+        """What `forward` returns, and the embeddings (B, D) that entered the last layer of `net`, in float32.
+
+        `net` is the student's or the teacher's, and `forward` runs it once.
+        """
+        found, (embedded_BD,) = self._watch(net, forward)
+        return found, torch.flatten(embedded_BD.float(), start_dim=1)
+
+    def _watch(self, net: nn.Module, forward: Callable[[], FoundT]) -> tuple[FoundT, list[Tensor]]:
         seen: list[Tensor] = []
 
         def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen.append(inputs[0])
 
-        handle = self._last.register_forward_pre_hook(keep)
+        handle = net.get_submodule(self._name).register_forward_pre_hook(keep)
         try:
-            logits_BC = forward()
+            return forward(), seen
         finally:
             handle.remove()
-        (embedded_BD,) = seen
-        return logits_BC, torch.flatten(embedded_BD.float(), start_dim=1)

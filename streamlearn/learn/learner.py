@@ -178,8 +178,8 @@ class Learner:
             return
         seed_step(self._generator, self.config.seed, progress.step)
         self.trainee.undo.remember()
-        rows = self._make_rows(batch)
         progress.count_labels(len(batch.trained_ids), options)
+        rows = self._make_rows(batch)
         self._factors = (weight_factor, learning_rate_factor)
         outcome = take_step(
             self.trainee,
@@ -378,6 +378,7 @@ class Learner:
             uniform_C=self._uniform_C,
             weights_C=self._weights_C,
             witness_BC=self._ask_witness(x_B[: fresh + len(batch.trained_ids)]),
+            labels_so_far=self._progress.labels,
             keys_B=None if batch.keys is None else _to_device(batch.keys, self._device),
         )
 

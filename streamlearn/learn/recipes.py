@@ -38,6 +38,7 @@ RECIPES: Mapping[str, Recipe] = {
             "rampup_labels": 50,
             "fade_labels": 50,
             "mixup_beta": 0.5,
+            "contrast_weight": 0.3,
         },
     ),
     "table": Recipe(

@@ -83,6 +83,8 @@ class Rows:
     witness_BC: Tensor | None = None
     """Probabilities of the first rows by the twin, or else by the teacher: all fresh rows, and the labelled rows that
     are learned for the first time. None if there are none, or if targets do not need them."""
+    labels_so_far: int = 0
+    """Labels that were learned for the first time, in this step too."""
     keys_B: Tensor | None = None
     """int64, a key per sample; None unless the method needs them."""
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torch import Tensor, nn
 
 from streamlearn.errors import ConfigError
@@ -19,7 +20,7 @@ from streamlearn.learn.build import make_trainee
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.methods.dsne import DSne, dsne_loss
-from streamlearn.learn.methods.ict import InterpolationConsistency
+from streamlearn.learn.methods.ict import InterpolationConsistency, make_ict
 from streamlearn.learn.methods.mean_teacher import MeanTeacher
 from streamlearn.learn.methods.pi import Pi
 from streamlearn.learn.methods.settings import (
@@ -33,9 +34,10 @@ from streamlearn.learn.methods.settings import (
 from streamlearn.learn.methods.temporal_ensembling import TemporalEnsembling
 from streamlearn.learn.noise.build import gaussian, no_noise
 from streamlearn.learn.rows import Augment, Rows, draw_mix
+from streamlearn.learn.settings import unset
 from streamlearn.learn.step import Trainee
 from streamlearn.learn.targets import TargetMethod
-from streamlearn.models.build import ModelSpec, build
+from streamlearn.models.build import Classifier, ModelSpec, build
 from streamlearn.records import UNLABELLED, MicroBatch
 from tests.unit.test_step import settings
 
@@ -676,6 +678,7 @@ EVERY = [
     {"method": "mean_teacher", "align": "labels", "gate": "softmatch"},
     {"method": "mean_teacher", "logit_distance": 0.01, "optimizer": "adamw"},
     {"method": "ict", "align": "uniform", "gate": "freematch", "temperature": 0.5, "mixup_beta": 0.5},
+    {"method": "ict", "contrast_weight": 0.3, "optimizer": "adamw"},
     {"method": "mean_teacher", "teacher_mode": "train"},
     {"method": "pi"},
     {"method": "temporal_ensembling", "ensemble_slots": 32},
@@ -779,10 +782,125 @@ class TestInTheLearner:
         assert (state["learner.averaged_at"], state["learner.updates"]) == (5, 8)
 
 
-def test_a_network_without_a_linear_output_layer_is_a_config_error(monkeypatch):
-    """For methods that need an embedding, when they are built."""
-    with pytest.raises(ConfigError, match="ends with a linear layer of 4 outputs"):
-        Embedding(nn.Sequential(nn.Linear(5, 3)), classes=4, method="dsne")
+class _Net(nn.Module):
+    """Ends without a linear layer, does not run it, or runs it in parts."""
+
+    def __init__(self, classes: int, *, runs: int) -> None:
+        super().__init__()
+        self.body, self.last, self.runs = nn.Linear(5, 4), nn.Linear(4, classes), runs
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        if not self.runs:
+            return hidden @ self.last.weight.T
+        return torch.cat([self.last(part) for part in hidden.chunk(self.runs)])
+
+
+class TestEmbedding:
+    """For methods that need one: errors when they are built."""
+
+    @pytest.mark.parametrize(
+        ("net", "said"),
+        [
+            (nn.Sequential(nn.Linear(5, 6)), "ends with a linear layer of 3 outputs, and Sequential has none"),
+            (_Net(3, runs=0), "_Net does not run last once for all rows"),
+            (_Net(3, runs=2), "_Net does not run last once for all rows"),
+        ],
+    )
+    def test_a_network_without_one_is_a_config_error(self, net: nn.Module, said: str):
+        student = Classifier(net, normalise=nn.Identity(), scale=1.0)
+
+        with pytest.raises(ConfigError, match=said):
+            Embedding(student, MLP, method="dsne")
+
+    def test_it_is_what_the_last_layer_takes_in_either_network(self):
+        made, x_BF = pair(), torch.randn((4, 5))
+
+        embedding = Embedding(made.student, MLP, method="dsne")
+
+        assert embedding.width == 8
+        for network in (made.student, made.teacher):
+            logits_BC, embedded_BD = embedding.read(network.net, lambda of=network: of.net(x_BF))
+            assert torch.equal(embedded_BD, embeddings(network.net, x_BF))
+            assert torch.equal(logits_BC, network.net(x_BF))
+
+
+class TestContrast:
+    """Of `ict`: mixed rows are recognised by their embeddings."""
+
+    @pytest.mark.parametrize("labels", [0, 20, 180])
+    def test_each_mix_is_told_from_the_others(self, labels: int):
+        """Pair by pair: the identity at first, then the probability that both are of one class."""
+        made, of = pair(method="ict", contrast_weight=0.7), rows(labels_so_far=labels)
+        plain, same = pair(method="ict"), rows()
+        for rows_of in (of, same):
+            rows_of.generator.manual_seed(5)
+
+        costs = made.method.costs(made.student, made.teacher, of)
+        without = plain.method.costs(plain.student, plain.teacher, same)
+
+        share, partner = (array.double().numpy() for array in draw_mix(6, 0.5, torch.Generator().manual_seed(5)))
+        u, partner = of.x_B[:6].double().numpy(), partner.astype(int)
+        mixed = torch.from_numpy(share[:, None] * u + (1 - share[:, None]) * u[partner]).float()
+        z, k = (
+            self.projected(made, embeddings(network.net, x))
+            for network, x in ((made.student, mixed), (made.teacher, of.x_B[:6]))
+        )
+        p, w = probs(made.teacher, of.x_B[:6]), labels / (labels + 20)
+        expected = 0.0
+        for i in range(6):
+            scores = np.exp(k @ z[i] / 0.5)
+            alike = np.array(
+                [[(1 - w) * (a == b) + w * p[a] @ p[b] / (p @ p[a]).sum() for b in range(6)] for a in range(6)]
+            )
+            target = share[i] * alike[i] + (1 - share[i]) * alike[partner[i]]
+            expected -= (target * np.log(scores / scores.sum())).sum() / 6
+        assert costs.classification.item() == pytest.approx(without.classification.item() + 0.7 * expected, rel=1e-4)
+        assert costs.consistency.item() == pytest.approx(without.consistency.item(), rel=1e-5)
+
+    def projected(self, made: Trainee, embedded_BD: Tensor) -> np.ndarray:
+        weights = {name: value.detach().double().numpy() for name, value in made.method.parameters().items()}
+        hidden = np.maximum(
+            embedded_BD.detach().double().numpy() @ weights["projector_0_weight"].T + weights["projector_0_bias"], 0
+        )
+        out = hidden @ weights["projector_2_weight"].T + weights["projector_2_bias"]
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    def test_it_teaches_the_student_and_the_projector_but_not_the_teacher(self):
+        made = pair(method="ict", contrast_weight=0.7)
+        optimised = {id(p) for group in made.optimizer.param_groups for p in group["params"]}
+
+        made.method.costs(made.student, made.teacher, rows(labelled=0)).classification.backward()
+
+        learned = [*made.method.parameters().values(), made.student.net.layers[1].weight]
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned)
+        assert all(p.grad is None for p in made.teacher.parameters())
+        assert {id(p) for p in learned} <= optimised
+
+    @pytest.mark.parametrize("fresh", [0, 1])
+    def test_a_row_alone_is_not_compared(self, fresh: int):
+        made = pair(method="ict", contrast_weight=0.7)
+        plain = pair(method="ict")
+
+        costs = made.method.costs(made.student, made.teacher, rows(fresh=fresh))
+        without = plain.method.costs(plain.student, plain.teacher, rows(fresh=fresh))
+
+        assert costs.classification.item() == without.classification.item()
+
+    def test_a_network_without_embedding_learns_without_it(self):
+        """By a recipe: a line in the log. If it was set: an error."""
+        student = Classifier(_Net(3, runs=0), normalise=nn.Identity(), scale=1.0)
+        of_recipe = InterpolationOptions(contrast_weight=0.3)
+        unset(of_recipe, ["contrast_weight"])
+
+        with capture_logs() as logs:
+            method = make_ict(of_recipe, MLP, student)
+
+        assert type(method) is InterpolationConsistency
+        assert method.parameters() == {}
+        assert [(log["event"], log["log_level"]) for log in logs] == [("network_without_contrast", "warning")]
+        with pytest.raises(ConfigError, match="ict with contrast_weight needs a network that ends with a linear layer"):
+            make_ict(InterpolationOptions(contrast_weight=0.3), MLP, student)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

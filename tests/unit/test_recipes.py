@@ -18,6 +18,7 @@ IMAGE_ICT = {
     "rampup_labels": 50,
     "fade_labels": 50,
     "mixup_beta": 0.5,
+    "contrast_weight": 0.3,
 }
 TABLE_MEAN_TEACHER = {
     "consistency": "mse",
@@ -51,6 +52,7 @@ OF_PAPERS = {
     "teacher_mode": "eval",
     "mixup_beta": 0.0,
     "interpolation_beta": 0.5,
+    "contrast_weight": 0.0,
     "logit_distance": None,
     "ensemble_momentum": 0.6,
     "ensemble_slots": 65_536,

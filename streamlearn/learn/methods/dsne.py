@@ -58,7 +58,7 @@ class DSne(MeanTeacher):
 
     def __init__(self, options: DSneOptions, spec: ModelSpec, student: Classifier) -> None:
         super().__init__(options, spec, student)
-        self._embedding = Embedding(student.net, classes=spec.classes, method="dsne")
+        self._embedding = Embedding(student, spec, method="dsne")
         self._source = [of_all.to(student.device) for of_all in read_source(options.source_path, spec)]
         self._rows = options.source_rows
         self._weight, self._margin = options.source_weight, options.source_margin
@@ -70,9 +70,9 @@ class DSne(MeanTeacher):
         raw_S, labels_S = x_N[drawn_S], labels_N[drawn_S]
         with torch.no_grad():
             view_S = rows.augment.weak(student.prepare(raw_S), rows.generator)
-        source_SC, embedded_SD = self._embedding.read(lambda: answer_apart(student, view_S))
+        source_SC, embedded_SD = self._embedding.read(student.net, lambda: answer_apart(student, view_S))
         view = rows.student_view()
-        logits_BC, embedded_BD = self._embedding.read(lambda: answer(student, view.x_B))
+        logits_BC, embedded_BD = self._embedding.read(student.net, lambda: answer(student, view.x_B))
         costs = self._compare(teacher, rows, logits_BC, logits_BC[: view.compared], view.targets_LC)
 
         fresh = rows.fresh_count

@@ -4,19 +4,27 @@
 
 s ~ Beta(b, b) is drawn for each row; theta' is the average of theta. This is Mean Teacher with another sample as noise,
 so it works for tables as for images. The teacher sees weak views, the student a mix of strong ones, of fresh rows only.
-Targets are aligned, gated and sharpened before they are mixed.
+Targets are aligned, gated and sharpened before they are mixed. The same passes can teach features without labels:
+`learn/contrast.py`.
 """
 
 from __future__ import annotations
 
+import structlog
 import torch
+from torch import Tensor, nn
 
+from streamlearn.errors import ConfigError
+from streamlearn.learn.contrast import Contrast
+from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.losses import classification_loss
 from streamlearn.learn.methods.settings import InterpolationOptions
-from streamlearn.learn.rows import Rows, draw_mix
+from streamlearn.learn.rows import Mix, Rows, draw_mix
 from streamlearn.learn.step import StepCosts, answer
 from streamlearn.learn.targets import TeacherMethod
 from streamlearn.models.build import Classifier, ModelSpec
+
+_log = structlog.get_logger(__name__)
 
 
 class InterpolationConsistency(TeacherMethod):
@@ -28,13 +36,66 @@ class InterpolationConsistency(TeacherMethod):
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
         """One forward of mixed fresh rows and labelled rows; one of the teacher on the fresh rows."""
-        fresh = rows.fresh_count
+        view_B, targets_LC, mix = self._view(rows)
+        return self._compare(answer(student, view_B), targets_LC, self._ask(teacher, rows, rows.fresh_count), mix)
+
+    def _view(self, rows: Rows) -> tuple[Tensor, Tensor, Mix]:
+        """What the student sees (B, *shape), what labels say of the labelled rows (L, C), and the fresh rows' mix."""
         labelled_L, targets_LC = rows.labelled_view()
-        mix = draw_mix(fresh, self._beta, rows.generator)
-        logits_BC = answer(student, torch.cat((rows.mixed(rows.strong_view(), mix), labelled_L)))
-        targets_FC, weights_F = self._ask(teacher, rows, fresh)
+        mix = draw_mix(rows.fresh_count, self._beta, rows.generator)
+        return torch.cat((rows.mixed(rows.strong_view(), mix), labelled_L)), targets_LC, mix
+
+    def _compare(
+        self, logits_BC: Tensor, targets_LC: Tensor, asked: tuple[Tensor, Tensor | None], mix: Mix
+    ) -> StepCosts:
+        fresh, (targets_FC, weights_F) = len(mix.share_B), asked
         mixed_F = None if weights_F is None else mix.of(weights_F)
         return StepCosts(
             classification=classification_loss(logits_BC[fresh:], targets_LC, len(logits_BC)),
             consistency=self._distance(logits_BC[:fresh], mix.of(targets_FC), mixed_F),
         )
+
+
+class InterpolationWithContrast(InterpolationConsistency):
+    """The same, and the mixed rows must be recognised by their embeddings. Neither network makes another pass.
+
+    Raises:
+        ConfigError: this network has no embedding.
+    """
+
+    def __init__(self, options: InterpolationOptions, spec: ModelSpec, student: Classifier) -> None:
+        super().__init__(options, spec, student)
+        self._weight = options.contrast_weight
+        self._embedding = Embedding(student, spec, method="ict with contrast_weight")
+        self._contrast = Contrast(self._embedding.width, student.device)
+
+    def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
+        """The cost of the features counts as classification: it needs no teacher that knows the classes."""
+        fresh = rows.fresh_count
+        view_B, targets_LC, mix = self._view(rows)
+        logits_BC, embedded_BD = self._embedding.read(student.net, lambda: answer(student, view_B))
+        asked, teacher_FD = self._embedding.read(teacher.net, lambda: self._ask(teacher, rows, fresh))
+        costs = self._compare(logits_BC, targets_LC, asked, mix)
+        contrast = self._contrast.cost(embedded_BD[:fresh], teacher_FD, asked[0], mix, labels=rows.labels_so_far)
+        return StepCosts(costs.classification + self._weight * contrast, costs.consistency)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The projector's."""
+        return self._contrast.parameters()
+
+
+def make_ict(options: InterpolationOptions, spec: ModelSpec, student: Classifier) -> InterpolationConsistency:
+    """With contrast where it has a weight. A recipe's weight is dropped for a network that has no embedding.
+
+    Raises:
+        ConfigError: the weight was set, and this network has no embedding.
+    """
+    if not options.contrast_weight:
+        return InterpolationConsistency(options, spec, student)
+    try:
+        return InterpolationWithContrast(options, spec, student)
+    except ConfigError as error:
+        if "contrast_weight" in options.model_fields_set:
+            raise
+        _log.warning("network_without_contrast", error=str(error))
+        return InterpolationConsistency(options, spec, student)

@@ -48,13 +48,13 @@ class DualHeadMeanTeacher(MeanTeacher):
         super().__init__(options, spec, student)
         assert options.logit_distance is not None
         self._logit_distance = options.logit_distance
-        self._embedding = Embedding(student.net, classes=spec.classes, method="mean_teacher")
+        self._embedding = Embedding(student, spec, method="mean_teacher")
         self._head = self._embedding.another_head()
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
         """As with one head, plus the cost that ties the two; both get gradient from it."""
         view = rows.student_view()
-        logits_BC, embedded_BD = self._embedding.read(lambda: answer(student, view.x_B))
+        logits_BC, embedded_BD = self._embedding.read(student.net, lambda: answer(student, view.x_B))
         second_BC: Tensor = self._head(embedded_BD)
         costs = self._compare(teacher, rows, logits_BC, second_BC[: view.compared], view.targets_LC)
         # The mean over named classes: the spare ones have logits far from any head's.

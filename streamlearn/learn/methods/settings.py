@@ -83,6 +83,9 @@ class InterpolationOptions(MixupOptions, TeacherOptions):
 
     interpolation_beta: float = Field(0.5, gt=0.0, le=100.0)
     """Unlabelled rows are mixed with shares from Beta(b, b)."""
+    contrast_weight: float = Field(0.0, ge=0.0, le=1000.0)
+    """Weight of a cost that teaches features without labels: to recognise a sample among those of its micro-batch. It
+    needs a network that ends with a linear layer. 0: off."""
 
 
 class PiOptions(MixupOptions, TargetOptions):

@@ -1,0 +1,58 @@
+"""A cost for features that needs no labels: the student must recognise a sample among the others of its micro-batch.
+
+Instance discrimination (Wu et al., 2018; InfoNCE of van den Oord et al., 2018) of mixed samples (MixCo, Kim et al.,
+2020; i-Mix, Lee et al., 2021), between the two networks as in MoCo (He et al., 2020). With z_i the student's projected
+embedding of a mix s u_i + (1 - s) u_j, and k_j the teacher's of u_j, both of length 1,
+
+    L = - 1/F sum_ij  t_ij log softmax_j (z_i . k_j / T)        t = Mix(r)
+
+where r_ij says how much alike samples i and j shall be. Without labels r is the identity: every sample is a class of
+its own. That pushes apart samples of one class, so with n labels so far
+
+    r = (1 - w) identity + w q      w = n / (n + h)      q_ij ~ p_i . p_j, each row with sum 1
+
+with the teacher's targets p: the probability that both are of one class, as in the graph of CoMatch (Li, Xiong and Hoi,
+2021). The projector is the student's; the teacher's embeddings go through it without a gradient, and are those that
+its targets come from, so neither network makes another pass.
+
+Letters: F fresh rows, C classes, D embedding, K projection.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from streamlearn.learn.rows import Mix
+
+HIDDEN, PROJECTION = 128, 64
+"""Widths of the projector, and K."""
+TEMPERATURE = 0.5
+"""T. Lower ones gain as much on digits and lose on Fashion-MNIST."""
+HALF_KNOWN_LABELS = 20
+"""h: number of labels at which the classes count as much as the samples."""
+
+
+class Contrast:
+    """The projector of one student, and the cost."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        """`width` is D."""
+        self._projector = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PROJECTION)).to(device)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The projector's, by name."""
+        return {f"projector_{name.replace('.', '_')}": value for name, value in self._projector.named_parameters()}
+
+    def cost(self, mixed_FD: Tensor, teacher_FD: Tensor, targets_FC: Tensor, mix: Mix, *, labels: int) -> Tensor:
+        """L, 0-d; 0 for less than two rows. `mixed_FD` are the student's embeddings of the mixed rows."""
+        if len(mixed_FD) < 2:
+            return mixed_FD.new_zeros(())
+        z_FK = nn.functional.normalize(self._projector(mixed_FD), dim=1)
+        with torch.no_grad():
+            k_FK = nn.functional.normalize(self._projector(teacher_FD), dim=1)
+            alike_FF = targets_FC @ targets_FC.T
+            alike_FF = alike_FF / alike_FF.sum(dim=1, keepdim=True)
+            own_FF = torch.eye(len(z_FK), device=z_FK.device)
+            targets_FF = mix.of(torch.lerp(own_FF, alike_FF, labels / (labels + HALF_KNOWN_LABELS)))
+        return -(targets_FF * (z_FK @ k_FK.T / TEMPERATURE).log_softmax(dim=1)).sum(dim=1).mean()
