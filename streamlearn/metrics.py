@@ -106,7 +106,9 @@ LEARNER_METRICS = (
     Metric("step_duration_seconds", "histogram", "Duration of a step, without the wait.", buckets=STEP_BUCKETS_S),
     Metric("step_phase_seconds_total", "counter", "Time by phase of the loop.", ("phase",), _each(*PHASES)),
     Metric("last_step_timestamp_seconds", "gauge", "When the last step ended, since the epoch; 0 before the first."),
-    Metric("cost", "gauge", "Mean cost of recent steps.", ("term",), _each("classification", "consistency")),
+    Metric(
+        "cost", "gauge", "Mean cost of recent steps.", ("term",), _each("classification", "consistency", "auxiliary")
+    ),
     Metric("consistency_weight", "gauge", "w(t), the weight of the consistency cost."),
     Metric(
         "prequential_accuracy_ratio",

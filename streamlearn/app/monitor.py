@@ -197,8 +197,8 @@ class Monitor(Observer):
         costs = loop.learner.read_costs()
         if not costs.steps:
             return
-        self._metrics.set("cost", costs.classification, "classification")
-        self._metrics.set("cost", costs.consistency, "consistency")
+        for term in ("classification", "consistency", "auxiliary"):
+            self._metrics.set("cost", getattr(costs, term), term)
         self._metrics.set("consistency_weight", costs.consistency_weight)
         self._metrics.count("steps_skipped_total", costs.skipped_steps)
         self.status["costs"] = asdict(costs)

@@ -29,9 +29,11 @@ class StepCosts:
     """0-d tensors on the device, still with their graph."""
 
     classification: Tensor
-    """All costs but consistency, already weighted."""
+    """Already weighted, as `auxiliary` is."""
     consistency: Tensor
     """Before its weight."""
+    auxiliary: Tensor | None = None
+    """Other costs that a method has."""
 
 
 class Method(Protocol):
@@ -42,7 +44,7 @@ class Method(Protocol):
     """
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts | None:
-        """Both costs of these rows; None if there is nothing to learn from them."""
+        """The costs of these rows; None if there is nothing to learn from them."""
         ...
 
     def settle(self, skipped: Tensor) -> None:  # noqa: ARG002
@@ -170,6 +172,8 @@ def train_step(
     if costs is None:
         return None
     loss = costs.classification + consistency_weight * costs.consistency
+    if costs.auxiliary is not None:
+        loss = loss + costs.auxiliary
 
     # 2. The gradient, looked at before it is used.
     parameters = [parameter for group in trainee.optimizer.param_groups for parameter in group["params"]]

@@ -568,7 +568,8 @@ class TestDualHead:
         g, h = net.layers[-1](embedded), embedded @ head["head.weight"].T + head["head.bias"]
         ce = nn.functional.cross_entropy(g[6:], of.labels_B[6:], reduction="sum") / 9
         against = torch.from_numpy(probs(made.teacher, of.x_B))
-        assert costs.classification.item() == pytest.approx((ce + 0.5 * ((g - h) ** 2).mean()).item(), rel=1e-4)
+        assert costs.classification.item() == pytest.approx(ce.item(), rel=1e-4)
+        assert costs.auxiliary.item() == pytest.approx((0.5 * ((g - h) ** 2).mean()).item(), rel=1e-4)
         assert costs.consistency.item() == pytest.approx(((h.softmax(1) - against) ** 2).mean().item(), rel=1e-4)
 
     def test_the_second_head_learns(self):
@@ -631,7 +632,8 @@ class TestDSne:
         ce = ce + nn.functional.cross_entropy(net(of.x_B[6:]), of.labels_B[6:], reduction="sum") / 9
         apart = dsne_loss(e_L, of.labels_B[6:], e_S, y_S, margin=1.0).sum() / 9
         alone = MeanTeacher(MeanTeacherOptions(), MLP, made.student).costs(made.student, made.teacher, of)
-        assert costs.classification.item() == pytest.approx((0.75 * ce + 0.25 * apart).item(), rel=1e-4)
+        assert costs.classification.item() == pytest.approx((0.75 * ce).item(), rel=1e-4)
+        assert costs.auxiliary.item() == pytest.approx((0.25 * apart).item(), rel=1e-4)
         assert costs.consistency.item() == pytest.approx(alone.consistency.item(), rel=1e-4)
 
     def test_running_statistics_are_those_of_the_target_domain(self, tmp_path):
@@ -644,7 +646,7 @@ class TestDSne:
         costs = dsne.costs(trainees[0].student, trainees[0].teacher, of)
         plain = MeanTeacher(MeanTeacherOptions(), spec, trainees[1].student)
         plain.costs(trainees[1].student, trainees[1].teacher, of)
-        (costs.classification + costs.consistency).backward()
+        (costs.classification + costs.consistency + costs.auxiliary).backward()
 
         kept, expected = (dict(trainee.student.net.named_buffers()) for trainee in trainees)
         assert kept
@@ -855,7 +857,8 @@ class TestContrast:
             )
             target = share[i] * alike[i] + (1 - share[i]) * alike[partner[i]]
             expected -= (target * np.log(scores / scores.sum())).sum() / 6
-        assert costs.classification.item() == pytest.approx(without.classification.item() + 0.7 * expected, rel=1e-4)
+        assert costs.auxiliary.item() == pytest.approx(0.7 * expected, rel=1e-4)
+        assert costs.classification.item() == pytest.approx(without.classification.item(), rel=1e-5)
         assert costs.consistency.item() == pytest.approx(without.consistency.item(), rel=1e-5)
 
     def projected(self, made: Trainee, embedded_BD: Tensor) -> np.ndarray:
@@ -870,22 +873,35 @@ class TestContrast:
         made = pair(method="ict", contrast_weight=0.7)
         optimised = {id(p) for group in made.optimizer.param_groups for p in group["params"]}
 
-        made.method.costs(made.student, made.teacher, rows(labelled=0)).classification.backward()
+        made.method.costs(made.student, made.teacher, rows(labelled=0)).auxiliary.backward()
 
         learned = [*made.method.parameters().values(), made.student.net.layers[1].weight]
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learned)
         assert all(p.grad is None for p in made.teacher.parameters())
         assert {id(p) for p in learned} <= optimised
 
+    def test_it_is_read_apart_from_the_cost_of_labels(self):
+        """The mean over steps."""
+        read = {}
+        for weight in (0.0, 0.3, 0.6):
+            learner = Learner(MLP, settings(method="ict", contrast_weight=weight, learning_rate=1e-9))
+            rng = np.random.default_rng(0)
+            x, y = rng.normal(size=(12, 5)).astype(np.float32), np.arange(4) % 3
+            for step in range(3):
+                learner.learn(MicroBatch(x[:8], 8, x[8:], y, 4, [f"{step}"], None))
+            read[weight] = learner.read_costs()
+
+        assert read[0.0].auxiliary == 0.0
+        assert read[0.6].auxiliary == pytest.approx(2 * read[0.3].auxiliary, rel=1e-3)
+        assert read[0.6].classification == pytest.approx(read[0.0].classification, rel=1e-3)
+
     @pytest.mark.parametrize("fresh", [0, 1])
     def test_a_row_alone_is_not_compared(self, fresh: int):
         made = pair(method="ict", contrast_weight=0.7)
-        plain = pair(method="ict")
 
         costs = made.method.costs(made.student, made.teacher, rows(fresh=fresh))
-        without = plain.method.costs(plain.student, plain.teacher, rows(fresh=fresh))
 
-        assert costs.classification.item() == without.classification.item()
+        assert costs.auxiliary.item() == 0.0
 
     def test_a_network_without_embedding_learns_without_it(self):
         """By a recipe: a line in the log. If it was set: an error."""

@@ -79,7 +79,7 @@ class DSne(MeanTeacher):
         apart_L = dsne_loss(embedded_BD[fresh:], rows.labels_B[fresh:], embedded_SD, labels_S, margin=self._margin)
         apart = apart_L.sum() / len(rows.x_B)
         labelled = nn.functional.cross_entropy(source_SC, labels_S) + costs.classification
-        return StepCosts((1.0 - self._weight) * labelled + self._weight * apart, costs.consistency)
+        return StepCosts((1.0 - self._weight) * labelled, costs.consistency, self._weight * apart)
 
 
 def dsne_loss(anchors_LD: Tensor, labels_L: Tensor, others_SD: Tensor, labels_S: Tensor, *, margin: float) -> Tensor:

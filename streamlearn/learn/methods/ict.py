@@ -70,14 +70,14 @@ class InterpolationWithContrast(InterpolationConsistency):
         self._contrast = Contrast(self._embedding.width, student.device)
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
-        """The cost of the features counts as classification: it needs no teacher that knows the classes."""
+        """The cost of the features has no ramp: it needs no teacher that knows the classes."""
         fresh = rows.fresh_count
         view_B, targets_LC, mix = self._view(rows)
         logits_BC, embedded_BD = self._embedding.read(student.net, lambda: answer(student, view_B))
         asked, teacher_FD = self._embedding.read(teacher.net, lambda: self._ask(teacher, rows, fresh))
         costs = self._compare(logits_BC, targets_LC, asked, mix)
         contrast = self._contrast.cost(embedded_BD[:fresh], teacher_FD, asked[0], mix, labels=rows.labels_so_far)
-        return StepCosts(costs.classification + self._weight * contrast, costs.consistency)
+        return StepCosts(costs.classification, costs.consistency, self._weight * contrast)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The projector's."""

@@ -59,7 +59,7 @@ class DualHeadMeanTeacher(MeanTeacher):
         costs = self._compare(teacher, rows, logits_BC, second_BC[: view.compared], view.targets_LC)
         # The mean over named classes: the spare ones have logits far from any head's.
         apart = ((logits_BC - second_BC).square() * rows.uniform_C).sum(dim=1).mean()
-        return StepCosts(costs.classification + self._logit_distance * apart, costs.consistency)
+        return StepCosts(costs.classification, costs.consistency, self._logit_distance * apart)
 
     def follow_student(self) -> None:
         """The second head becomes a copy of the student's own."""
