@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -42,7 +43,11 @@ class TestMeasure:
         """/proc shows the memory and the files that this process adds."""
         (tmp_path / "log").mkdir()
         before = measure(0.0, {"me": os.getpid()}, tmp_path)
-        taken, files = bytearray(os.urandom(1 << 20) * 64), [(tmp_path / str(n)).open("w") for n in range(5)]
+        files = [(tmp_path / str(n)).open("w") for n in range(5)]
+        # Mapped by itself: an allocation may fit into memory that this process has freed and not returned.
+        taken = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for _ in range(64):
+            taken.write(os.urandom(1 << 20))
 
         after = measure(0.0, {"me": os.getpid()}, tmp_path)
 
