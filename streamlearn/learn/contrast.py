@@ -20,10 +20,17 @@ Letters: F fresh rows, C classes, D embedding, K projection.
 
 from __future__ import annotations
 
+import structlog
 import torch
 from torch import Tensor, nn
 
+from streamlearn.errors import ConfigError
+from streamlearn.learn.embedding import Embedding
+from streamlearn.learn.methods.settings import ContrastOptions
 from streamlearn.learn.rows import Mix
+from streamlearn.models.build import Classifier, ModelSpec
+
+_log = structlog.get_logger(__name__)
 
 HIDDEN, PROJECTION = 128, 64
 """Widths of the projector, and K."""
@@ -36,17 +43,19 @@ HALF_KNOWN_LABELS = 20
 class Contrast:
     """The projector of one student, and the cost."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        """`width` is D."""
-        self._projector = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PROJECTION)).to(device)
+    def __init__(self, embedding: Embedding, device: torch.device, weight: float) -> None:
+        self.embedding, self._weight = embedding, weight
+        self._projector = nn.Sequential(
+            nn.Linear(embedding.width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PROJECTION)
+        ).to(device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The projector's, by name."""
         return {f"projector_{name.replace('.', '_')}": value for name, value in self._projector.named_parameters()}
 
     def cost(self, mixed_FD: Tensor, teacher_FD: Tensor, targets_FC: Tensor, mix: Mix, *, labels: int) -> Tensor:
-        """L, 0-d; 0 for less than two rows. `mixed_FD` are the student's embeddings of the mixed rows."""
-        if len(mixed_FD) < 2:
+        """L times its weight, 0-d; 0 without rows. `mixed_FD` are the student's embeddings of the mixes."""
+        if not len(mixed_FD):
             return mixed_FD.new_zeros(())
         z_FK = nn.functional.normalize(self._projector(mixed_FD), dim=1)
         with torch.no_grad():
@@ -55,4 +64,23 @@ class Contrast:
             alike_FF = alike_FF / alike_FF.sum(dim=1, keepdim=True)
             own_FF = torch.eye(len(z_FK), device=z_FK.device)
             targets_FF = mix.of(torch.lerp(own_FF, alike_FF, labels / (labels + HALF_KNOWN_LABELS)))
-        return -(targets_FF * (z_FK @ k_FK.T / TEMPERATURE).log_softmax(dim=1)).sum(dim=1).mean()
+        costs_F = -(targets_FF * (z_FK @ k_FK.T / TEMPERATURE).log_softmax(dim=1)).sum(dim=1)
+        return self._weight * costs_F.mean()
+
+
+def make_contrast(options: ContrastOptions, spec: ModelSpec, student: Classifier) -> Contrast | None:
+    """None without a weight. A recipe's weight is dropped for a network that has no embedding.
+
+    Raises:
+        ConfigError: the weight was set, and this network has no embedding.
+    """
+    if not options.contrast_weight:
+        return None
+    try:
+        embedding = Embedding(student, spec, needed_by="learn.options.contrast_weight")
+    except ConfigError as error:
+        if "contrast_weight" in options.model_fields_set:
+            raise
+        _log.warning("network_without_contrast", error=str(error))
+        return None
+    return Contrast(embedding, student.device, options.contrast_weight)

@@ -24,8 +24,8 @@ class Embedding:
         ConfigError: no linear layer of this network has an output for each class, or it is not run once for all rows.
     """
 
-    def __init__(self, student: Classifier, spec: ModelSpec, *, method: str) -> None:
-        net, expected = student.net, f"learn.method: {method} needs a network that ends with a linear layer"
+    def __init__(self, student: Classifier, spec: ModelSpec, *, needed_by: str) -> None:
+        net, expected = student.net, f"{needed_by} needs a network that ends with a linear layer"
         is_last = {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear)}
         is_last = {name: m for name, m in is_last.items() if m.out_features == spec.classes}
         if not is_last:

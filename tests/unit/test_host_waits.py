@@ -35,6 +35,7 @@ CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "second_head_and_spare_classes": (replace(RGB, classes=6, spare=3), {"logit_distance": 0.1}),
     "ict": (RGB, {"method": "ict", "mixup_beta": 0.5}),
     "contrast": (RGB, {"method": "ict", "mixup_beta": 0.5, "contrast_weight": 0.3}),
+    "contrast_of_columns": (table_spec(COLUMNS), {"mixup_beta": 0.2, "contrast_weight": 0.3}),
     "pi": (RGB, {"method": "pi"}),
     "bfloat16": (RGB, {"precision": "bfloat16"}),
     "temporal_ensembling": (RGB, {"method": "temporal_ensembling"}),

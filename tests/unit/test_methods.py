@@ -21,7 +21,7 @@ from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.methods.dsne import DSne, dsne_loss
 from streamlearn.learn.methods.ict import InterpolationConsistency, make_ict
-from streamlearn.learn.methods.mean_teacher import MeanTeacher
+from streamlearn.learn.methods.mean_teacher import MeanTeacher, make_mean_teacher
 from streamlearn.learn.methods.pi import Pi
 from streamlearn.learn.methods.settings import (
     DSneOptions,
@@ -681,6 +681,7 @@ EVERY = [
     {"method": "mean_teacher", "logit_distance": 0.01, "optimizer": "adamw"},
     {"method": "ict", "align": "uniform", "gate": "freematch", "temperature": 0.5, "mixup_beta": 0.5},
     {"method": "ict", "contrast_weight": 0.3, "optimizer": "adamw"},
+    {"method": "mean_teacher", "contrast_weight": 0.3, "mixup_beta": 0.2, "gate": "freematch", "align": "labels"},
     {"method": "mean_teacher", "teacher_mode": "train"},
     {"method": "pi"},
     {"method": "temporal_ensembling", "ensemble_slots": 32},
@@ -813,12 +814,12 @@ class TestEmbedding:
         student = Classifier(net, normalise=nn.Identity(), scale=1.0)
 
         with pytest.raises(ConfigError, match=said):
-            Embedding(student, MLP, method="dsne")
+            Embedding(student, MLP, needed_by="learn.method: dsne")
 
     def test_it_is_what_the_last_layer_takes_in_either_network(self):
         made, x_BF = pair(), torch.randn((4, 5))
 
-        embedding = Embedding(made.student, MLP, method="dsne")
+        embedding = Embedding(made.student, MLP, needed_by="learn.method: dsne")
 
         assert embedding.width == 8
         for network in (made.student, made.teacher):
@@ -828,13 +829,14 @@ class TestEmbedding:
 
 
 class TestContrast:
-    """Of `ict`: mixed rows are recognised by their embeddings."""
+    """Of `ict` and `mean_teacher`: mixed rows are recognised by their embeddings."""
 
+    @pytest.mark.parametrize("method", ["ict", "mean_teacher"])
     @pytest.mark.parametrize("labels", [0, 20, 180])
-    def test_each_mix_is_told_from_the_others(self, labels: int):
-        """Pair by pair: the identity at first, then the probability that both are of one class."""
-        made, of = pair(method="ict", contrast_weight=0.7), rows(labels_so_far=labels)
-        plain, same = pair(method="ict"), rows()
+    def test_each_mix_is_told_from_the_others(self, labels: int, method: str):
+        """Pair by pair: the identity at first, then the probability that both are of one class. Other costs stay."""
+        made, of = pair(method=method, contrast_weight=0.7), rows(labels_so_far=labels)
+        plain, same = pair(method=method), rows()
         for rows_of in (of, same):
             rows_of.generator.manual_seed(5)
 
@@ -849,12 +851,12 @@ class TestContrast:
             for network, x in ((made.student, mixed), (made.teacher, of.x_B[:6]))
         )
         p, w = probs(made.teacher, of.x_B[:6]), labels / (labels + 20)
+        alike = (1 - w) * np.eye(6) + w * np.array(
+            [[p[a] @ p[b] / (p @ p[a]).sum() for b in range(6)] for a in range(6)]
+        )
         expected = 0.0
         for i in range(6):
             scores = np.exp(k @ z[i] / 0.5)
-            alike = np.array(
-                [[(1 - w) * (a == b) + w * p[a] @ p[b] / (p @ p[a]).sum() for b in range(6)] for a in range(6)]
-            )
             target = share[i] * alike[i] + (1 - share[i]) * alike[partner[i]]
             expected -= (target * np.log(scores / scores.sum())).sum() / 6
         assert costs.auxiliary.item() == pytest.approx(0.7 * expected, rel=1e-4)
@@ -895,9 +897,40 @@ class TestContrast:
         assert read[0.6].auxiliary == pytest.approx(2 * read[0.3].auxiliary, rel=1e-3)
         assert read[0.6].classification == pytest.approx(read[0.0].classification, rel=1e-3)
 
+    def test_it_learns_before_the_first_label(self):
+        """Consistency does not."""
+        changed = {}
+        for weight in (0.0, 0.3):
+            learner = Learner(MLP, settings(method="ict", contrast_weight=weight, rampup_labels=5, weight_decay=0.0))
+            before = learner.state()
+            learner.learn(
+                MicroBatch(np.eye(5, dtype=np.float32), 5, np.zeros((0, 5), np.float32), np.zeros(0), 0, [], None)
+            )
+            changed[weight] = not np.array_equal(
+                before["student.net.layers.1.weight"], learner.state()["student.net.layers.1.weight"]
+            )
+
+        assert changed == {0.0: False, 0.3: True}
+
+    def test_labels_are_counted_when_they_are_learned_first(self, monkeypatch):
+        learner, counted = Learner(MLP, settings(method="ict", contrast_weight=0.3)), []
+        costs_of = learner.trainee.method.costs
+        monkeypatch.setattr(
+            learner.trainee.method,
+            "costs",
+            lambda student, teacher, of: (counted.append(of.labels_so_far), costs_of(student, teacher, of))[1],
+        )
+        x, y = np.eye(5, dtype=np.float32), np.arange(2)
+
+        for new in ([], ["a", "b"], [], ["c"]):
+            learner.learn(MicroBatch(x[:3], 3, x[3:], y, 2, new, None))
+
+        assert counted == [0, 2, 2, 3]
+
+    @pytest.mark.parametrize("method", ["ict", "mean_teacher"])
     @pytest.mark.parametrize("fresh", [0, 1])
-    def test_a_row_alone_is_not_compared(self, fresh: int):
-        made = pair(method="ict", contrast_weight=0.7)
+    def test_a_row_alone_is_not_compared(self, fresh: int, method: str):
+        made = pair(method=method, contrast_weight=0.7)
 
         costs = made.method.costs(made.student, made.teacher, rows(fresh=fresh))
 
@@ -913,9 +946,9 @@ class TestContrast:
             method = make_ict(of_recipe, MLP, student)
 
         assert type(method) is InterpolationConsistency
-        assert method.parameters() == {}
+        assert type(make_mean_teacher(MeanTeacherOptions(), MLP, student)) is MeanTeacher
         assert [(log["event"], log["log_level"]) for log in logs] == [("network_without_contrast", "warning")]
-        with pytest.raises(ConfigError, match="ict with contrast_weight needs a network that ends with a linear layer"):
+        with pytest.raises(ConfigError, match="contrast_weight needs a network that ends with a linear layer"):
             make_ict(InterpolationOptions(contrast_weight=0.3), MLP, student)
 
 

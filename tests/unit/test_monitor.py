@@ -27,7 +27,7 @@ from streamlearn.ledger import Arrival, LabelState, Scored
 from streamlearn.loop.accounts import Accounts
 from streamlearn.loop.report import StepReport
 from streamlearn.metrics import LEARNER_METRICS, Metrics
-from streamlearn.records import BadRecord, Position, Prediction, Record, Sample
+from streamlearn.records import BadRecord, MicroBatch, Position, Prediction, Record, Sample
 from streamlearn.state.checkpoint import Saved
 from streamlearn.state.fence import Fence
 from streamlearn.state.paths import StatePaths
@@ -207,6 +207,19 @@ class TestLook:
         assert accuracy["prequential"]["majority"]["windowed"] == 1.0
         assert accuracy["prequential"]["no_change"]["windowed"] is None
         assert accuracy["oracle"]["teacher"]["windowed"] is None
+
+    def test_costs_are_exported_by_term(self, learner: Learning) -> None:
+        """Means over the steps since the last look."""
+        rng, y = np.random.default_rng(0), np.arange(3)
+        x = rng.normal(size=(11, 4)).astype(np.float32)
+        learner.loop.learner.learn(MicroBatch(x[:8], 8, x[8:], y, 3, ["a", "b", "c"], None))
+        learner.monitor.start(learner.loop)
+        learner.monitor.stop("stopped")
+
+        costs = learner.status()["costs"]
+        assert min(costs["classification"], costs["consistency"], costs["auxiliary"]) > 0.0
+        for term in ("classification", "consistency", "auxiliary"):
+            assert learner.metric("cost", term=term) == pytest.approx(costs[term])
 
     def test_the_score_file_has_the_keys_of_get_score(self, learner: Learning) -> None:
         """Clients read them."""

@@ -58,7 +58,7 @@ class DSne(MeanTeacher):
 
     def __init__(self, options: DSneOptions, spec: ModelSpec, student: Classifier) -> None:
         super().__init__(options, spec, student)
-        self._embedding = Embedding(student, spec, method="dsne")
+        self._embedding = Embedding(student, spec, needed_by="learn.method: dsne")
         self._source = [of_all.to(student.device) for of_all in read_source(options.source_path, spec)]
         self._rows = options.source_rows
         self._weight, self._margin = options.source_weight, options.source_margin
@@ -73,9 +73,10 @@ class DSne(MeanTeacher):
         source_SC, embedded_SD = self._embedding.read(student.net, lambda: answer_apart(student, view_S))
         view = rows.student_view()
         logits_BC, embedded_BD = self._embedding.read(student.net, lambda: answer(student, view.x_B))
-        costs = self._compare(teacher, rows, logits_BC, logits_BC[: view.compared], view.targets_LC)
-
         fresh = rows.fresh_count
+        asked = self._ask(teacher, rows, view.compared)
+        costs = self._compare(logits_BC[fresh:], view.targets_LC, logits_BC[: view.compared], asked, rows)
+
         apart_L = dsne_loss(embedded_BD[fresh:], rows.labels_B[fresh:], embedded_SD, labels_S, margin=self._margin)
         apart = apart_L.sum() / len(rows.x_B)
         labelled = nn.functional.cross_entropy(source_SC, labels_S) + costs.classification

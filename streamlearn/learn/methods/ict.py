@@ -10,21 +10,18 @@ Targets are aligned, gated and sharpened before they are mixed. The same passes 
 
 from __future__ import annotations
 
-import structlog
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from streamlearn.errors import ConfigError
-from streamlearn.learn.contrast import Contrast
-from streamlearn.learn.embedding import Embedding
+from streamlearn.learn.contrast import Contrast, make_contrast
 from streamlearn.learn.losses import classification_loss
 from streamlearn.learn.methods.settings import InterpolationOptions
 from streamlearn.learn.rows import Mix, Rows, draw_mix
 from streamlearn.learn.step import StepCosts, answer
 from streamlearn.learn.targets import TeacherMethod
 from streamlearn.models.build import Classifier, ModelSpec
-
-_log = structlog.get_logger(__name__)
 
 
 class InterpolationConsistency(TeacherMethod):
@@ -57,27 +54,20 @@ class InterpolationConsistency(TeacherMethod):
 
 
 class InterpolationWithContrast(InterpolationConsistency):
-    """The same, and the mixed rows must be recognised by their embeddings. Neither network makes another pass.
+    """The same, and the mixed rows must be recognised by their embeddings. Neither network makes another pass."""
 
-    Raises:
-        ConfigError: this network has no embedding.
-    """
-
-    def __init__(self, options: InterpolationOptions, spec: ModelSpec, student: Classifier) -> None:
+    def __init__(self, options: InterpolationOptions, spec: ModelSpec, student: Classifier, contrast: Contrast) -> None:
         super().__init__(options, spec, student)
-        self._weight = options.contrast_weight
-        self._embedding = Embedding(student, spec, method="ict with contrast_weight")
-        self._contrast = Contrast(self._embedding.width, student.device)
+        self._contrast = contrast
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
         """The cost of the features has no ramp: it needs no teacher that knows the classes."""
-        fresh = rows.fresh_count
+        fresh, read = rows.fresh_count, self._contrast.embedding.read
         view_B, targets_LC, mix = self._view(rows)
-        logits_BC, embedded_BD = self._embedding.read(student.net, lambda: answer(student, view_B))
-        asked, teacher_FD = self._embedding.read(teacher.net, lambda: self._ask(teacher, rows, fresh))
-        costs = self._compare(logits_BC, targets_LC, asked, mix)
-        contrast = self._contrast.cost(embedded_BD[:fresh], teacher_FD, asked[0], mix, labels=rows.labels_so_far)
-        return StepCosts(costs.classification, costs.consistency, self._weight * contrast)
+        logits_BC, embedded_BD = read(student.net, lambda: answer(student, view_B))
+        asked, teacher_FD = read(teacher.net, lambda: self._ask(teacher, rows, fresh))
+        features = self._contrast.cost(embedded_BD[:fresh], teacher_FD, asked[0], mix, labels=rows.labels_so_far)
+        return replace(self._compare(logits_BC, targets_LC, asked, mix), auxiliary=features)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The projector's."""
@@ -85,17 +75,12 @@ class InterpolationWithContrast(InterpolationConsistency):
 
 
 def make_ict(options: InterpolationOptions, spec: ModelSpec, student: Classifier) -> InterpolationConsistency:
-    """With contrast where it has a weight. A recipe's weight is dropped for a network that has no embedding.
+    """With contrast where that has a weight.
 
     Raises:
-        ConfigError: the weight was set, and this network has no embedding.
+        ConfigError: as `make_contrast`.
     """
-    if not options.contrast_weight:
+    contrast = make_contrast(options, spec, student)
+    if contrast is None:
         return InterpolationConsistency(options, spec, student)
-    try:
-        return InterpolationWithContrast(options, spec, student)
-    except ConfigError as error:
-        if "contrast_weight" in options.model_fields_set:
-            raise
-        _log.warning("network_without_contrast", error=str(error))
-        return InterpolationConsistency(options, spec, student)
+    return InterpolationWithContrast(options, spec, student, contrast)

@@ -7,19 +7,29 @@ eta and eta' are independent noise of the input. For the mode in which the teach
 With a logit distance the student has two heads (their section 3.2): g, which is served and learns from labels, and h,
 which is compared with the teacher's g. A cost of distance * ||g - h||^2 / C ties them loosely, so that consistency does
 not pull at the classification itself.
+
+With a contrast weight the student sees the fresh rows a second time, mixed, and must recognise them by their
+embeddings: `learn/contrast.py`. Mixed rows are not compared with the teacher's classes, which costs accuracy on tables.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
 
+from streamlearn.learn.contrast import Contrast, make_contrast
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.losses import classification_loss
 from streamlearn.learn.methods.settings import MeanTeacherOptions
-from streamlearn.learn.rows import Rows
+from streamlearn.learn.rows import Rows, draw_mix
 from streamlearn.learn.step import StepCosts, answer
 from streamlearn.learn.targets import TeacherMethod
 from streamlearn.models.build import Classifier, ModelSpec
+
+_CONTRAST_BETA = 0.5
+"""Rows to be recognised are mixed with shares from Beta(b, b)."""
 
 
 class MeanTeacher(TeacherMethod):
@@ -29,15 +39,21 @@ class MeanTeacher(TeacherMethod):
         """Both networks see the same rows, the student under eta, the teacher under eta'."""
         view = rows.student_view()
         logits_BC = answer(student, view.x_B)
-        return self._compare(teacher, rows, logits_BC, logits_BC[: view.compared], view.targets_LC)
+        asked = self._ask(teacher, rows, view.compared)
+        return self._compare(logits_BC[rows.fresh_count :], view.targets_LC, logits_BC[: view.compared], asked, rows)
 
     def _compare(
-        self, teacher: Classifier, rows: Rows, logits_BC: Tensor, compared_BC: Tensor, targets_LC: Tensor
+        self,
+        logits_LC: Tensor,
+        targets_LC: Tensor,
+        compared_BC: Tensor,
+        asked: tuple[Tensor, Tensor | None],
+        rows: Rows,
     ) -> StepCosts:
-        targets_BC, weights_B = self._ask(teacher, rows, len(compared_BC))
+        """`asked`: targets, and weights of a gate, for the rows of `compared_BC`."""
         return StepCosts(
-            classification=classification_loss(logits_BC[rows.fresh_count :], targets_LC, len(logits_BC)),
-            consistency=self._distance(compared_BC, targets_BC, weights_B),
+            classification=classification_loss(logits_LC, targets_LC, len(rows.x_B)),
+            consistency=self._distance(compared_BC, *asked),
         )
 
 
@@ -48,7 +64,7 @@ class DualHeadMeanTeacher(MeanTeacher):
         super().__init__(options, spec, student)
         assert options.logit_distance is not None
         self._logit_distance = options.logit_distance
-        self._embedding = Embedding(student, spec, method="mean_teacher")
+        self._embedding = Embedding(student, spec, needed_by="learn.options.logit_distance")
         self._head = self._embedding.another_head()
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
@@ -56,10 +72,11 @@ class DualHeadMeanTeacher(MeanTeacher):
         view = rows.student_view()
         logits_BC, embedded_BD = self._embedding.read(student.net, lambda: answer(student, view.x_B))
         second_BC: Tensor = self._head(embedded_BD)
-        costs = self._compare(teacher, rows, logits_BC, second_BC[: view.compared], view.targets_LC)
+        asked = self._ask(teacher, rows, view.compared)
+        costs = self._compare(logits_BC[rows.fresh_count :], view.targets_LC, second_BC[: view.compared], asked, rows)
         # The mean over named classes: the spare ones have logits far from any head's.
         apart = ((logits_BC - second_BC).square() * rows.uniform_C).sum(dim=1).mean()
-        return StepCosts(costs.classification, costs.consistency, self._logit_distance * apart)
+        return replace(costs, auxiliary=self._logit_distance * apart)
 
     def follow_student(self) -> None:
         """The second head becomes a copy of the student's own."""
@@ -70,7 +87,38 @@ class DualHeadMeanTeacher(MeanTeacher):
         return dict(self._head.named_parameters(prefix="head"))
 
 
+class MeanTeacherWithContrast(MeanTeacher):
+    """The same, and the fresh rows must be recognised in mixes."""
+
+    def __init__(self, options: MeanTeacherOptions, spec: ModelSpec, student: Classifier, contrast: Contrast) -> None:
+        super().__init__(options, spec, student)
+        self._contrast = contrast
+
+    def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
+        """One forward of all rows and of the mixes; one of the teacher."""
+        fresh, count, read = rows.fresh_count, len(rows.x_B), self._contrast.embedding.read
+        view, mix = rows.student_view(), draw_mix(rows.fresh_count, _CONTRAST_BETA, rows.generator)
+        view_B = torch.cat((view.x_B, rows.mixed(rows.strong_view(), mix)))
+        logits_BC, embedded_BD = read(student.net, lambda: answer(student, view_B))
+        asked, teacher_BD = read(teacher.net, lambda: self._ask(teacher, rows, view.compared))
+        costs = self._compare(logits_BC[fresh:count], view.targets_LC, logits_BC[: view.compared], asked, rows)
+        of_fresh = embedded_BD[count:], teacher_BD[:fresh], asked[0][:fresh]
+        return replace(costs, auxiliary=self._contrast.cost(*of_fresh, mix, labels=rows.labels_so_far))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The projector's."""
+        return self._contrast.parameters()
+
+
 def make_mean_teacher(options: MeanTeacherOptions, spec: ModelSpec, student: Classifier) -> MeanTeacher:
-    """With one head, or with two if they have a distance."""
-    kind = MeanTeacher if options.logit_distance is None else DualHeadMeanTeacher
-    return kind(options, spec, student)
+    """With two heads if they have a distance, else with contrast if that has a weight.
+
+    Raises:
+        ConfigError: this network has no embedding.
+    """
+    if options.logit_distance is not None:
+        return DualHeadMeanTeacher(options, spec, student)
+    contrast = make_contrast(options, spec, student)
+    if contrast is None:
+        return MeanTeacher(options, spec, student)
+    return MeanTeacherWithContrast(options, spec, student, contrast)

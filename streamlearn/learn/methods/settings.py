@@ -71,21 +71,26 @@ class TeacherOptions(TargetOptions):
     """How the teacher answers for targets: as it is served, or, as in the papers, with dropout and batch statistics."""
 
 
-class MeanTeacherOptions(MixupOptions, TeacherOptions):
+class ContrastOptions(TeacherOptions):
+    """Of methods that can learn features without labels."""
+
+    contrast_weight: float = Field(0.0, ge=0.0, le=1000.0)
+    """Weight of a cost that teaches features without labels: to recognise a sample among those of its micro-batch. It
+    needs a network that ends with a linear layer. 0: off."""
+
+
+class MeanTeacherOptions(MixupOptions, ContrastOptions):
     """Of mean_teacher."""
 
     logit_distance: float | None = Field(None, ge=0.0, le=1000.0)
     """Weight that ties a second head, for consistency, to the first. Not set: one head."""
 
 
-class InterpolationOptions(MixupOptions, TeacherOptions):
+class InterpolationOptions(MixupOptions, ContrastOptions):
     """Of ict."""
 
     interpolation_beta: float = Field(0.5, gt=0.0, le=100.0)
     """Unlabelled rows are mixed with shares from Beta(b, b)."""
-    contrast_weight: float = Field(0.0, ge=0.0, le=1000.0)
-    """Weight of a cost that teaches features without labels: to recognise a sample among those of its micro-batch. It
-    needs a network that ends with a linear layer. 0: off."""
 
 
 class PiOptions(MixupOptions, TargetOptions):
