@@ -50,6 +50,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("step", "mlp.learn_over_bare", "the same of an MLP", "<= 1.05"),
         Row("step", "columns.learn_over_bare", "the same of the network `table`, 12 columns"),
         Row("step", "convnet.twin_share", "what the twin adds to predict and learn, conv net"),
+        Row("step", "convnet.contrast_share", "what contrast adds to `learn` of the conv net (`ict`)"),
+        Row("step", "mlp.contrast_share", "what contrast adds to `learn` of the MLP (`mean_teacher`)"),
     ),
     "The pipeline": (
         Row(

@@ -1,6 +1,7 @@
 """Measures `Learner.learn` relative to the bare step: student forward and backward, teacher forward.
 
-Also measured: the cost of the label-only twin, as predict and learn with it over the same without it; for images the
+Also measured: the cost of the label-only twin, as predict and learn with it over the same without it; the cost of
+contrast, in the method that the default recipe has for such rows; for images the
 step in bfloat16 over that in float32, where the processor has instructions for it; and the step of the network `table`
 over that of an mlp with the same hidden layers on the same rows. Ratios compare medians of alternating rounds on
 tensors in memory.
@@ -15,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,17 +66,21 @@ def measure(spec: ModelSpec, *, rounds: int) -> dict[str, float]:
     sides = [bare_step(spec), learner_step(spec), loop_step(spec, twin=False), loop_step(spec, twin=True)]
     low, _ = made(spec, twin=False, precision="auto")
     has_low = low.describe()["precision"] == "bfloat16"
+    sides += [contrast_step(spec, weight) for weight in (0.0, 0.3)]
     sides += [learner_step(spec, precision="bfloat16")] if has_low else []
     steps = 2 * max(1, round(0.15 / seconds(sides[0], steps=3)))
     for side in sides:
         seconds(side, steps=3)
     found = [[seconds(side, steps=steps) for side in sides] for _ in range(rounds)]
-    bare_s, learn_s, without_s, twin_s, *low_s = (statistics.median(side) for side in zip(*found, strict=True))
+    bare_s, learn_s, without_s, twin_s, plain_s, contrast_s, *low_s = (
+        statistics.median(side) for side in zip(*found, strict=True)
+    )
     figures = {
         "bare_s": bare_s,
         "learn_s": learn_s,
         "learn_over_bare": learn_s / bare_s,
         "twin_share": twin_s / without_s - 1.0,
+        "contrast_share": contrast_s / plain_s - 1.0,
     }
     return figures | ({"bfloat16_over_float32": low_s[0] / learn_s} if has_low else {})
 
@@ -122,6 +128,13 @@ def learner_step(spec: ModelSpec, precision: str = "float32") -> Callable[[], No
     return lambda: learner.learn(batch)
 
 
+def contrast_step(spec: ModelSpec, weight: float) -> Callable[[], None]:
+    """`learn` with the method of the default recipe."""
+    method = "ict" if len(spec.shape) == 3 else "mean_teacher"
+    learner, batch = made(spec, twin=False, method=method, contrast_weight=weight)
+    return lambda: learner.learn(batch)
+
+
 def loop_step(spec: ModelSpec, *, twin: bool) -> Callable[[], None]:
     """What the loop does with both networks in each step: predict the fresh samples, then learn."""
     learner, batch = made(spec, twin=twin)
@@ -133,13 +146,21 @@ def loop_step(spec: ModelSpec, *, twin: bool) -> Callable[[], None]:
     return step
 
 
-def made(spec: ModelSpec, *, twin: bool, precision: str = "float32", device: str = "cpu") -> tuple[Learner, MicroBatch]:
+def made(
+    spec: ModelSpec,
+    *,
+    twin: bool,
+    precision: str = "float32",
+    device: str = "cpu",
+    method: Literal["mean_teacher", "ict"] = "mean_teacher",
+    contrast_weight: float = 0.0,
+) -> tuple[Learner, MicroBatch]:
     """A learner, and a micro-batch for it."""
     images = len(spec.shape) == 3
     config = LearnConfig(
         recipe="none",
-        method="mean_teacher",
-        options={"consistency_weight": 10.0},
+        method=method,
+        options={"consistency_weight": 10.0, "contrast_weight": contrast_weight},
         noise="image" if images else "table",
         noise_options={"flip": True} if images else {},
         device=device,

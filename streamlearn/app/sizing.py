@@ -49,7 +49,7 @@ def learner_parts(config: Config, learner: Learner) -> list[Part]:
     schema, batch = config.schema_.build(), config.batch
     networks = {name: array.nbytes for name, array in learner.state().items()}
     student, teacher = (_starting_with(networks, name) for name in ("student.", "teacher."))
-    gradients = student + _starting_with(networks, "twin.student.")
+    gradients = student + _starting_with(networks, "twin.student.") + _starting_with(networks, "method.learned.")
     rows = batch.fresh + batch.labelled
     replay, recent, partitions = replay_rows(config), recent_rows(config), max(1, config.log.partitions)
     queued = schema.rows_within(PREFETCH_RECORDS, PREFETCH_BYTES // partitions)

@@ -15,7 +15,7 @@ with the teacher's targets p: the probability that both are of one class, as in 
 2021). The projector is the student's; the teacher's embeddings go through it without a gradient, and are those that
 its targets come from, so neither network makes another pass.
 
-Letters: F fresh rows, C classes, D embedding, K projection.
+Letters: F fresh rows, at most `MIX_BLOCK`, C classes, D embedding, K projection.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from streamlearn.errors import ConfigError
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.methods.settings import ContrastOptions
-from streamlearn.learn.rows import Mix
+from streamlearn.learn.rows import MIX_BLOCK, Mix
 from streamlearn.models.build import Classifier, ModelSpec
 
 _log = structlog.get_logger(__name__)
 
-HIDDEN, PROJECTION = 128, 64
+HIDDEN, PROJECTION = 64, 32
 """Widths of the projector, and K."""
 TEMPERATURE = 0.5
 """T. Lower ones gain as much on digits and lose on Fashion-MNIST."""
@@ -57,6 +57,7 @@ class Contrast:
         """L times its weight, 0-d; 0 without rows. `mixed_FD` are the student's embeddings of the mixes."""
         if not len(mixed_FD):
             return mixed_FD.new_zeros(())
+        assert len(mixed_FD) <= MIX_BLOCK, len(mixed_FD)  # the cost grows with the square
         z_FK = nn.functional.normalize(self._projector(mixed_FD), dim=1)
         with torch.no_grad():
             k_FK = nn.functional.normalize(self._projector(teacher_FD), dim=1)

@@ -13,6 +13,9 @@ from torch import Generator, Tensor
 
 from streamlearn.learn.noise.build import Noise
 
+MIX_BLOCK = 256
+"""Rows that are partners of each other: so many, in the order of the rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Augment:
@@ -34,6 +37,10 @@ class Mix(NamedTuple):
     share_B: Tensor
     partner_B: Tensor
 
+    def first_block(self) -> Mix:
+        """Of the first rows, which are partners of each other."""
+        return Mix(self.share_B[:MIX_BLOCK], self.partner_B[:MIX_BLOCK])
+
     def of(self, values_B: Tensor) -> Tensor:
         """The mixed values, share * v + (1 - share) * v[partner], for each row (mixup: Zhang et al., 2018)."""
         share = self.share_B.view(-1, *(1 for _ in values_B.shape[1:]))
@@ -42,12 +49,16 @@ class Mix(NamedTuple):
 
 
 def draw_mix(count: int, beta: float, generator: Generator) -> Mix:
-    """Shares from Beta(beta, beta), as a ratio of two Gammas, and partners by a random permutation."""
+    """Shares from Beta(beta, beta), as a ratio of two Gammas, and partners by a random permutation of each block."""
     # torch.distributions takes no generator, and a step's randomness must be a function of (seed, step).
     gammas_2B = torch._standard_gamma(  # noqa: SLF001
         torch.full((2, count), beta, device=generator.device), generator=generator
     ).clamp_min(1e-30)  # small betas give exact zeros, and 0/0 is NaN
-    return Mix(gammas_2B[0] / gammas_2B.sum(0), torch.randperm(count, generator=generator, device=generator.device))
+    partners = [
+        first + torch.randperm(min(MIX_BLOCK, count - first), generator=generator, device=generator.device)
+        for first in range(0, max(count, 1), MIX_BLOCK)
+    ]
+    return Mix(gammas_2B[0] / gammas_2B.sum(0), torch.cat(partners))
 
 
 def one_hot(labels_L: Tensor, classes: int) -> Tensor:

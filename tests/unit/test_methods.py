@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from streamlearn.errors import ConfigError
 from streamlearn.learn.build import make_trainee
+from streamlearn.learn.contrast import Contrast
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.learner import Learner
 from streamlearn.learn.methods.dsne import DSne, dsne_loss
@@ -113,6 +114,13 @@ class TestMixup:
             of_share_B = (mix.share_B >= low) & (mix.share_B <= high)
             shares = is_own_BK[of_share_B].double().mean().item(), mix.share_B[of_share_B].mean().item()
             assert shares[0] == pytest.approx(shares[1], abs=0.05)
+
+    def test_partners_are_within_blocks(self):
+        """Every row is a partner once."""
+        partner_B = draw_mix(600, 0.5, torch.Generator().manual_seed(1)).partner_B
+
+        assert sorted(partner_B.tolist()) == list(range(600))
+        assert torch.equal(partner_B // 256, torch.arange(600) // 256)
 
     def test_shares_are_of_the_beta_distribution(self):
         """Mean 1/2 and variance 1 / (4 (2 b + 1)), for small b and large."""
@@ -896,6 +904,24 @@ class TestContrast:
         assert read[0.0].auxiliary == 0.0
         assert read[0.6].auxiliary == pytest.approx(2 * read[0.3].auxiliary, rel=1e-3)
         assert read[0.6].classification == pytest.approx(read[0.0].classification, rel=1e-3)
+
+    @pytest.mark.parametrize("method", ["ict", "mean_teacher"])
+    def test_of_a_large_micro_batch_a_block_is_compared(self, method: str, monkeypatch):
+        """The cost grows with the square of the rows, and a learner that is behind takes thousands at once."""
+        made, seen, cost = pair(method=method, contrast_weight=0.7), [], Contrast.cost
+
+        def keep(of: Contrast, *given: object, labels: int) -> Tensor:
+            seen.append(given)
+            return cost(of, *given, labels=labels)
+
+        monkeypatch.setattr(Contrast, "cost", keep)
+
+        costs = made.method.costs(made.student, made.teacher, rows(fresh=600))
+
+        ((*values, mix),) = seen
+        assert {len(value) for value in (*values, *mix)} == {256}
+        assert sorted(mix.partner_B.tolist()) == list(range(256))
+        assert torch.isfinite(costs.auxiliary)
 
     def test_it_learns_before_the_first_label(self):
         """Consistency does not."""

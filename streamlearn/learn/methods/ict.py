@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from streamlearn.learn.contrast import Contrast, make_contrast
 from streamlearn.learn.losses import classification_loss
 from streamlearn.learn.methods.settings import InterpolationOptions
-from streamlearn.learn.rows import Mix, Rows, draw_mix
+from streamlearn.learn.rows import MIX_BLOCK, Mix, Rows, draw_mix
 from streamlearn.learn.step import StepCosts, answer
 from streamlearn.learn.targets import TeacherMethod
 from streamlearn.models.build import Classifier, ModelSpec
@@ -66,7 +66,9 @@ class InterpolationWithContrast(InterpolationConsistency):
         view_B, targets_LC, mix = self._view(rows)
         logits_BC, embedded_BD = read(student.net, lambda: answer(student, view_B))
         asked, teacher_FD = read(teacher.net, lambda: self._ask(teacher, rows, fresh))
-        features = self._contrast.cost(embedded_BD[:fresh], teacher_FD, asked[0], mix, labels=rows.labels_so_far)
+        count = min(fresh, MIX_BLOCK)
+        of_block = embedded_BD[:count], teacher_FD[:count], asked[0][:count], mix.first_block()
+        features = self._contrast.cost(*of_block, labels=rows.labels_so_far)
         return replace(self._compare(logits_BC, targets_LC, asked, mix), auxiliary=features)
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -23,7 +23,7 @@ from streamlearn.learn.contrast import Contrast, make_contrast
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.losses import classification_loss
 from streamlearn.learn.methods.settings import MeanTeacherOptions
-from streamlearn.learn.rows import Rows, draw_mix
+from streamlearn.learn.rows import MIX_BLOCK, Rows, draw_mix
 from streamlearn.learn.step import StepCosts, answer
 from streamlearn.learn.targets import TeacherMethod
 from streamlearn.models.build import Classifier, ModelSpec
@@ -95,15 +95,16 @@ class MeanTeacherWithContrast(MeanTeacher):
         self._contrast = contrast
 
     def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
-        """One forward of all rows and of the mixes; one of the teacher."""
+        """One forward of all rows and of the mixes; one of the teacher. Of a large micro-batch, a block is mixed."""
         fresh, count, read = rows.fresh_count, len(rows.x_B), self._contrast.embedding.read
-        view, mix = rows.student_view(), draw_mix(rows.fresh_count, _CONTRAST_BETA, rows.generator)
-        view_B = torch.cat((view.x_B, rows.mixed(rows.strong_view(), mix)))
+        mixed = min(fresh, MIX_BLOCK)
+        view, mix = rows.student_view(), draw_mix(mixed, _CONTRAST_BETA, rows.generator)
+        view_B = torch.cat((view.x_B, rows.mixed(rows.strong_view()[:mixed], mix)))
         logits_BC, embedded_BD = read(student.net, lambda: answer(student, view_B))
         asked, teacher_BD = read(teacher.net, lambda: self._ask(teacher, rows, view.compared))
         costs = self._compare(logits_BC[fresh:count], view.targets_LC, logits_BC[: view.compared], asked, rows)
-        of_fresh = embedded_BD[count:], teacher_BD[:fresh], asked[0][:fresh]
-        return replace(costs, auxiliary=self._contrast.cost(*of_fresh, mix, labels=rows.labels_so_far))
+        of_mixed = embedded_BD[count:], teacher_BD[:mixed], asked[0][:mixed]
+        return replace(costs, auxiliary=self._contrast.cost(*of_mixed, mix, labels=rows.labels_so_far))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The projector's."""
