@@ -58,15 +58,15 @@ class Contrast:
         if not len(mixed_FD):
             return mixed_FD.new_zeros(())
         assert len(mixed_FD) <= MIX_BLOCK, len(mixed_FD)  # the cost grows with the square
+        w = labels / (labels + HALF_KNOWN_LABELS)
         z_FK = nn.functional.normalize(self._projector(mixed_FD), dim=1)
         with torch.no_grad():
-            k_FK = nn.functional.normalize(self._projector(teacher_FD), dim=1)
+            k_FK = nn.functional.normalize(self._projector(teacher_FD), dim=1) / TEMPERATURE
             alike_FF = targets_FC @ targets_FC.T
-            alike_FF = alike_FF / alike_FF.sum(dim=1, keepdim=True)
-            own_FF = torch.eye(len(z_FK), device=z_FK.device)
-            targets_FF = mix.of(torch.lerp(own_FF, alike_FF, labels / (labels + HALF_KNOWN_LABELS)))
-        costs_F = -(targets_FF * (z_FK @ k_FK.T / TEMPERATURE).log_softmax(dim=1)).sum(dim=1)
-        return self._weight * costs_F.mean()
+            alike_FF *= w / alike_FF.sum(dim=1, keepdim=True)
+            alike_FF.diagonal().add_(1.0 - w)
+            targets_FF = mix.of(alike_FF)
+        return self._weight * nn.functional.cross_entropy(z_FK @ k_FK.T, targets_FF)
 
 
 def make_contrast(options: ContrastOptions, spec: ModelSpec, student: Classifier) -> Contrast | None:

@@ -54,11 +54,11 @@ def draw_mix(count: int, beta: float, generator: Generator) -> Mix:
     gammas_2B = torch._standard_gamma(  # noqa: SLF001
         torch.full((2, count), beta, device=generator.device), generator=generator
     ).clamp_min(1e-30)  # small betas give exact zeros, and 0/0 is NaN
-    partners = [
-        first + torch.randperm(min(MIX_BLOCK, count - first), generator=generator, device=generator.device)
-        for first in range(0, max(count, 1), MIX_BLOCK)
-    ]
-    return Mix(gammas_2B[0] / gammas_2B.sum(0), torch.cat(partners))
+    partner_B = torch.randperm(min(count, MIX_BLOCK), generator=generator, device=generator.device)
+    for first in range(MIX_BLOCK, count, MIX_BLOCK):
+        block = torch.randperm(min(count - first, MIX_BLOCK), generator=generator, device=generator.device)
+        partner_B = torch.cat((partner_B, first + block))
+    return Mix(gammas_2B[0] / gammas_2B.sum(0), partner_B)
 
 
 def one_hot(labels_L: Tensor, classes: int) -> Tensor:
