@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from streamlearn.learn.noise.build import Noise
 
 MIX_BLOCK = 256
-"""Rows that are partners of each other: so many, in the order of the rows."""
+"""Number of rows, in their order, that are partners of each other."""
 
 
 @dataclass(frozen=True, slots=True)
