@@ -131,8 +131,9 @@ def find_device(name: str) -> torch.device:
 def threads_for(spec: ModelSpec) -> int:
     """Threads of a learner whose config names none.
 
-    Half of torch's own choice: a second thread made no step of the conv net faster on two cores, and the others read,
-    decode and answer. Steps of the networks for rows are too small for two.
+    Half of torch's own choice: on two idle cores a second thread takes a step of the conv net to .8 of its time, for
+    half as much CPU again, and the other cores read, decode and answer. Steps of the networks for rows are too small
+    for two.
     """
     return 1 if spec.factory in ROW_NETWORKS else max(1, _THREADS // 2)
 
