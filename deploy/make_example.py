@@ -20,16 +20,21 @@ HEAD = """\
 
 
 def main() -> None:
+    """Write the file."""
+    Path(__file__).with_name("streamlearn.example.toml").write_text(example())
+
+
+def example() -> str:
     """One table after the other, each setting under what it does."""
     tables: dict[str, list[str]] = {}
     for key, (default, text) in settings().items():
         table, _, name = key.rpartition(".")
         lines = tables.setdefault(table, [])
         described = " ".join(f"{owners(table, name)}{text}".split())
-        lines += textwrap.wrap(described, 116, initial_indent="# ", subsequent_indent="# ")
+        lines += textwrap.wrap(described, 116, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
         lines.append(line(table, name, default))
     body = "\n\n".join(f"[{table}]\n" + "\n".join(lines) for table, lines in tables.items())
-    Path(__file__).with_name("streamlearn.example.toml").write_text(f"{HEAD}\n{body}\n")
+    return f"{HEAD}\n{body}\n"
 
 
 def line(table: str, name: str, default: Any) -> str:

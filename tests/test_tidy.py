@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import tomllib
 from pathlib import Path
@@ -138,6 +139,12 @@ class TestConfigFile:
             section = re.search(rf"^\[{re.escape(table)}\]\n(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)
             assert section, table
             assert re.search(rf"^(# )?{name} = ", section[1], re.MULTILINE), key
+
+    def test_the_example_is_what_its_script_writes(self) -> None:
+        """Recipes and descriptions change without a change of a default."""
+        script = runpy.run_path(str(ROOT / "deploy" / "make_example.py"))
+
+        assert (ROOT / "deploy" / "streamlearn.example.toml").read_text() == script["example"]()
 
     def test_every_setting_says_what_it_does(self) -> None:
         """A setting documents itself in one place."""

@@ -6,8 +6,8 @@ embedding of a mix s u_i + (1 - s) u_j, and k_j the teacher's of u_j, both of le
 
     L = - 1/F sum_ij  t_ij log softmax_j (z_i . k_j / T)        t = Mix(r)
 
-where r_ij says how much alike samples i and j shall be. Without labels r is the identity: every sample is a class of
-its own. That pushes apart samples of one class, so with n labels so far
+where r_ij is how similar samples i and j should be. Without labels r is the identity: every sample is a class of its
+own. That pushes apart samples of one class, so with n labels so far
 
     r = (1 - w) identity + w q      w = n / (n + h)      q_ij ~ p_i . p_j, each row with sum 1
 

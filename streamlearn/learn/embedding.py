@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from streamlearn.errors import ConfigError
-from streamlearn.models.build import Classifier, ModelSpec
+from streamlearn.models.build import FOREIGN_ERRORS, Classifier, ModelSpec
 
 FoundT = TypeVar("FoundT")
 
@@ -26,19 +26,23 @@ class Embedding:
 
     def __init__(self, student: Classifier, spec: ModelSpec, *, needed_by: str) -> None:
         net, expected = student.net, f"{needed_by} needs a network that ends with a linear layer"
-        is_last = {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear)}
-        is_last = {name: m for name, m in is_last.items() if m.out_features == spec.classes}
-        if not is_last:
+        linear = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
+        linear = [(name, layer) for name, layer in linear if layer.out_features == spec.classes]
+        if not linear:
             raise ConfigError(f"{expected} of {spec.classes} outputs, and {type(net).__name__} has none")
-        self._name, self._last = list(is_last.items())[-1]
-        example = torch.zeros((2, *spec.shape), device=student.device)
+        self._name, self._last = linear[-1]
+        self.width = 0
+        """D."""
         student.eval()
         with torch.no_grad():
-            _, seen = self._watch(net, lambda: student.logits(student.prepare(example)))
-        if len(seen) != 1 or len(seen[0]) != len(example):
-            raise ConfigError(f"{expected}, and {type(net).__name__} does not run {self._name} once for all rows")
-        self.width: int = seen[0][0].numel()
-        """D."""
+            example = student.prepare(torch.zeros((2, *spec.shape), device=student.device))
+        # A network of the user's may run other layers in training, which is the mode of the student.
+        for training in (True, False):
+            student.train(training)
+            seen = self._try(student, example)
+            if len(seen) != 1 or len(seen[0]) != len(example):
+                raise ConfigError(f"{expected}, and {type(net).__name__} does not run {self._name} once for all rows")
+            self.width = seen[0][0].numel()
 
     def another_head(self) -> nn.Linear:
         """A new layer of the same shape as the last one, initialised by torch's CPU generator on every device."""
@@ -62,6 +66,15 @@ class Embedding:
         """
         found, (embedded_BD,) = self._watch(net, forward)
         return found, torch.flatten(embedded_BD.float(), start_dim=1)
+
+    @torch.no_grad()
+    def _try(self, student: Classifier, example: Tensor) -> list[Tensor]:
+        """What enters the layer in a pass that changes no buffer."""
+        buffers = {name: buffer.clone() for name, buffer in student.net.named_buffers()}
+        try:
+            return self._watch(student.net, lambda: student.logits(example, buffers))[1]
+        except FOREIGN_ERRORS as error:
+            raise ConfigError(f"model.factory: {type(student.net).__name__} fails in training: {error}") from error
 
     def _watch(self, net: nn.Module, forward: Callable[[], FoundT]) -> tuple[FoundT, list[Tensor]]:
         seen: list[Tensor] = []

@@ -580,6 +580,16 @@ class TestDualHead:
         assert costs.auxiliary.item() == pytest.approx((0.5 * ((g - h) ** 2).mean()).item(), rel=1e-4)
         assert costs.consistency.item() == pytest.approx(((h.softmax(1) - against) ** 2).mean().item(), rel=1e-4)
 
+    def test_it_has_no_contrast(self):
+        """A recipe's weight has no effect beside it; if both were set, that is an error."""
+        made = pair(logit_distance=0.5)
+        of_recipe = MeanTeacherOptions(logit_distance=0.5, contrast_weight=0.3)
+        unset(of_recipe, ["contrast_weight"])
+
+        assert type(make_mean_teacher(of_recipe, MLP, made.student)) is type(made.method)
+        with pytest.raises(ConfigError, match="set logit_distance or contrast_weight, not both"):
+            pair(logit_distance=0.5, contrast_weight=0.3)
+
     def test_the_second_head_learns(self):
         """It is in the optimizer."""
         made = pair(logit_distance=0.5)
@@ -794,11 +804,16 @@ class TestInTheLearner:
 
 
 class _Net(nn.Module):
-    """Ends without a linear layer, does not run it, or runs it in parts."""
+    """Does not run its last layer, or runs it in parts; in training another number of times."""
 
-    def __init__(self, classes: int, *, runs: int) -> None:
+    def __init__(self, classes: int, *, runs: int, in_training: int | None = None) -> None:
         super().__init__()
-        self.body, self.last, self.runs = nn.Linear(5, 4), nn.Linear(4, classes), runs
+        self.body, self.last = nn.Linear(5, 4), nn.Linear(4, classes)
+        self.of_mode = {False: runs, True: runs if in_training is None else in_training}
+
+    @property
+    def runs(self) -> int:
+        return self.of_mode[self.training]
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.body(x)
@@ -816,6 +831,7 @@ class TestEmbedding:
             (nn.Sequential(nn.Linear(5, 6)), "ends with a linear layer of 3 outputs, and Sequential has none"),
             (_Net(3, runs=0), "_Net does not run last once for all rows"),
             (_Net(3, runs=2), "_Net does not run last once for all rows"),
+            (_Net(3, runs=1, in_training=2), "_Net does not run last once for all rows"),
         ],
     )
     def test_a_network_without_one_is_a_config_error(self, net: nn.Module, said: str):
@@ -823,6 +839,15 @@ class TestEmbedding:
 
         with pytest.raises(ConfigError, match=said):
             Embedding(student, MLP, needed_by="learn.method: dsne")
+
+    def test_trying_it_changes_no_buffer(self):
+        student = build(replace(MLP, options={"hidden": [8], "norm": "batch"}))
+        before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+
+        Embedding(student, MLP, needed_by="learn.method: dsne")
+
+        assert before
+        assert all(torch.equal(before[name], buffer) for name, buffer in student.named_buffers())
 
     def test_it_is_what_the_last_layer_takes_in_either_network(self):
         made, x_BF = pair(), torch.randn((4, 5))

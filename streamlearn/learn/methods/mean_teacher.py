@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from streamlearn.errors import ConfigError
 from streamlearn.learn.contrast import Contrast, make_contrast
 from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.losses import classification_loss
@@ -115,9 +116,11 @@ def make_mean_teacher(options: MeanTeacherOptions, spec: ModelSpec, student: Cla
     """With two heads if they have a distance, else with contrast if that has a weight.
 
     Raises:
-        ConfigError: this network has no embedding.
+        ConfigError: this network has no embedding, or both were set.
     """
     if options.logit_distance is not None:
+        if options.contrast_weight and "contrast_weight" in options.model_fields_set:
+            raise ConfigError("learn.options: set logit_distance or contrast_weight, not both")
         return DualHeadMeanTeacher(options, spec, student)
     contrast = make_contrast(options, spec, student)
     if contrast is None:
