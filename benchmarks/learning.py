@@ -116,8 +116,15 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
 _NOT_RECIPE = {
     "batch": {"backlog", "max_age_s", "merge_wait_s", "prefetch_records", "max_labels"},
 }
-_LEARN_BEFORE = {"trust_labels": 10, "label_smoothing": 0.0, "warmup_steps": 0, "momentum": 0.9, "nesterov": True}
-"""Settings of [learn] that are constants by now, and part of every recipe that was hashed."""
+_LEARN_BEFORE = {
+    "trust_labels": 10,
+    "label_smoothing": 0.0,
+    "warmup_steps": 0,
+    "momentum": 0.9,
+    "nesterov": True,
+    "logit_distance": None,
+}
+"""Settings of [learn] that are constants or gone by now, and part of every recipe that was hashed."""
 _NOT_HASHED = {"options", "noise_options", "twin", "seed", "threads", "device", "cpu_share"}
 _RECIPE_TABLES = ("model", "batch", "guard", "drift")
 

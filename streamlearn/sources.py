@@ -41,6 +41,7 @@ _MOVED = {
     for name in kind.model_fields
 }
 """Options of methods and noise were settings of [learn]."""
+_ONE_HEAD = "removed: networks have one head; learn.options.contrast_weight learns features without labels"
 REMOVED = _MOVED | {
     "bank": 'use learn.twin: "elect" serves the better of teacher and twin, "measure" the teacher',
     "batch.idle_steps": "removed: raise batch.steps; all but the first are skipped while records wait",
@@ -64,9 +65,11 @@ REMOVED = _MOVED | {
     "labels.wanted_rows": "removed: the 1000 most useful samples are kept; labels.requests_per_hour = 0 turns it off",
     "learn.ema_share": 'removed; it is 0.1, or 1 with learn.recipe = "none"',
     "learn.label_smoothing": "removed; labels are not smoothed",
+    "learn.logit_distance": _ONE_HEAD,
     "learn.momentum": "removed; sgd has momentum 0.9",
     "learn.nesterov": "removed; sgd has Nesterov momentum",
     "learn.noise_std": "use learn.noise_options.std",
+    "learn.options.logit_distance": _ONE_HEAD,
     "learn.serve": 'use learn.twin: "elect" for elected, "measure" for the teacher',
     "learn.trust_labels": "removed; guard.on = false turns this off too",
     "learn.warmup_steps": "removed; the learning rate is constant",

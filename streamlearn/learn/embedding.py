@@ -30,7 +30,7 @@ class Embedding:
         linear = [(name, layer) for name, layer in linear if layer.out_features == spec.classes]
         if not linear:
             raise ConfigError(f"{expected} of {spec.classes} outputs, and {type(net).__name__} has none")
-        self._name, self._last = linear[-1]
+        self._name = linear[-1][0]
         self.width = 0
         """D."""
         student.eval()
@@ -43,21 +43,6 @@ class Embedding:
             if len(seen) != 1 or len(seen[0]) != len(example):
                 raise ConfigError(f"{expected}, and {type(net).__name__} does not run {self._name} once for all rows")
             self.width = seen[0][0].numel()
-
-    def another_head(self) -> nn.Linear:
-        """A new layer of the same shape as the last one, initialised by torch's CPU generator on every device."""
-        like = self._last.weight
-        head = nn.Linear(self._last.in_features, self._last.out_features, dtype=like.dtype)
-        return head.to(like.device)
-
-    @torch.no_grad()
-    def copy_head_to(self, head: nn.Linear) -> None:
-        """Copy the weights of the last layer to `head`, which `another_head` made."""
-        head.weight.copy_(self._last.weight)
-        if self._last.bias is None:
-            head.bias.zero_()
-        else:
-            head.bias.copy_(self._last.bias)
 
     def read(self, net: nn.Module, forward: Callable[[], FoundT]) -> tuple[FoundT, Tensor]:
         """What `forward` returns, and the embeddings (B, D) that entered the last layer of `net`, in float32.

@@ -400,7 +400,6 @@ class Learner:
         self.prior.forget()
         method, optimizer = self.trainee.method, self.trainee.optimizer
         method.forget()
-        method.follow_student()
         for parameter in method.parameters().values():
             for tensor in optimizer.state.get(parameter, {}).values():
                 tensor.zero_()

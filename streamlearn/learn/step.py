@@ -55,10 +55,6 @@ class Method(Protocol):
         """Reset its state: the weights or the data that it came from are gone."""
         return
 
-    def follow_student(self) -> None:
-        """The student's weights were replaced: adapt its own parameters."""
-        return
-
     def tensors(self) -> dict[str, Tensor]:
         """Its state between steps as live tensors, by name: part of the checkpoint."""
         return {}

@@ -137,8 +137,8 @@ def test_a_public_address_is_allowed_with_a_token_or_on_purpose() -> None:
     [
         ({"learn.method": "dsne"}, "learn.options.source_path: dsne needs the .npz file"),
         (
-            {"learn.method": "ict", "learn.options.logit_distance": 1.0},
-            "learn.options.logit_distance: learn.method",
+            {"learn.method": "pi", "learn.options.contrast_weight": 1.0},
+            "learn.options.contrast_weight: learn.method",
         ),
         (
             {"learn.options.mixup_beta": 0.5, "learn.method": "dsne"},

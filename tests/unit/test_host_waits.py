@@ -31,8 +31,7 @@ KERNELS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.d
 CALLS = ("tensor", "as_tensor", "cpu", "numpy", "item", "tolist", "new_tensor", "__bool__", "__int__", "__float__")
 CASES: dict[str, tuple[ModelSpec, dict[str, Any]]] = {
     "mean_teacher": (RGB, {"consistency": "kl"}),
-    "second_head": (RGB, {"logit_distance": 0.1}),
-    "second_head_and_spare_classes": (replace(RGB, classes=6, spare=3), {"logit_distance": 0.1}),
+    "spare_classes": (replace(RGB, classes=6, spare=3), {"contrast_weight": 0.3}),
     "ict": (RGB, {"method": "ict", "mixup_beta": 0.5}),
     "contrast": (RGB, {"method": "ict", "mixup_beta": 0.5, "contrast_weight": 0.3}),
     "contrast_of_columns": (table_spec(COLUMNS), {"mixup_beta": 0.2, "contrast_weight": 0.3}),

@@ -54,7 +54,6 @@ OF_PAPERS = {
     "mixup_beta": 0.0,
     "interpolation_beta": 0.5,
     "contrast_weight": 0.0,
-    "logit_distance": None,
     "ensemble_momentum": 0.6,
     "ensemble_slots": 65_536,
     "source_path": "x.npz",

@@ -166,7 +166,7 @@ class TestAddedColumns:
             ({"method": "supervised"}, None),
             ({}, None),
             ({"method": "temporal_ensembling"}, None),
-            ({"logit_distance": 0.1}, None),
+            ({"contrast_weight": 0.3}, None),
         ],
     )
     def test_change_no_answer_and_the_learner_continues(self, changed, spare):

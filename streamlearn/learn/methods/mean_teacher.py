@@ -4,10 +4,6 @@
 
 eta and eta' are independent noise of the input. For the mode in which the teacher answers see `learn/targets.py`.
 
-With a logit distance the student has two heads (their section 3.2): g, which is served and learns from labels, and h,
-which is compared with the teacher's g. A cost of distance * ||g - h||^2 / C ties them loosely, so that consistency does
-not pull at the classification itself.
-
 With a contrast weight the student sees the fresh rows a second time, mixed, and must recognise them by their
 embeddings: `learn/contrast.py`. Mixed rows are not compared with the teacher's classes, which costs accuracy on tables.
 """
@@ -19,9 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from streamlearn.errors import ConfigError
 from streamlearn.learn.contrast import Contrast, make_contrast
-from streamlearn.learn.embedding import Embedding
 from streamlearn.learn.losses import classification_loss
 from streamlearn.learn.methods.settings import MeanTeacherOptions
 from streamlearn.learn.rows import MIX_BLOCK, Rows, draw_mix
@@ -58,36 +52,6 @@ class MeanTeacher(TeacherMethod):
         )
 
 
-class DualHeadMeanTeacher(MeanTeacher):
-    """The same with a second head for consistency, which is not served."""
-
-    def __init__(self, options: MeanTeacherOptions, spec: ModelSpec, student: Classifier) -> None:
-        super().__init__(options, spec, student)
-        assert options.logit_distance is not None
-        self._logit_distance = options.logit_distance
-        self._embedding = Embedding(student, spec, needed_by="learn.options.logit_distance")
-        self._head = self._embedding.another_head()
-
-    def costs(self, student: Classifier, teacher: Classifier, rows: Rows) -> StepCosts:
-        """As with one head, plus the cost that ties the two; both get gradient from it."""
-        view = rows.student_view()
-        logits_BC, embedded_BD = self._embedding.read(student.net, lambda: answer(student, view.x_B))
-        second_BC: Tensor = self._head(embedded_BD)
-        asked = self._ask(teacher, rows, view.compared)
-        costs = self._compare(logits_BC[rows.fresh_count :], view.targets_LC, second_BC[: view.compared], asked, rows)
-        # The mean over named classes: the spare ones have logits far from any head's.
-        apart = ((logits_BC - second_BC).square() * rows.uniform_C).sum(dim=1).mean()
-        return replace(costs, auxiliary=self._logit_distance * apart)
-
-    def follow_student(self) -> None:
-        """The second head becomes a copy of the student's own."""
-        self._embedding.copy_head_to(self._head)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The second head's."""
-        return dict(self._head.named_parameters(prefix="head"))
-
-
 class MeanTeacherWithContrast(MeanTeacher):
     """The same, and the fresh rows must be recognised in mixes."""
 
@@ -113,15 +77,11 @@ class MeanTeacherWithContrast(MeanTeacher):
 
 
 def make_mean_teacher(options: MeanTeacherOptions, spec: ModelSpec, student: Classifier) -> MeanTeacher:
-    """With two heads if they have a distance, else with contrast if that has a weight.
+    """With contrast if that has a weight.
 
     Raises:
-        ConfigError: this network has no embedding, or both were set.
+        ConfigError: contrast was set, and this network has no embedding.
     """
-    if options.logit_distance is not None:
-        if options.contrast_weight and "contrast_weight" in options.model_fields_set:
-            raise ConfigError("learn.options: set logit_distance or contrast_weight, not both")
-        return DualHeadMeanTeacher(options, spec, student)
     contrast = make_contrast(options, spec, student)
     if contrast is None:
         return MeanTeacher(options, spec, student)

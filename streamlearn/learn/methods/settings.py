@@ -82,9 +82,6 @@ class ContrastOptions(TeacherOptions):
 class MeanTeacherOptions(MixupOptions, ContrastOptions):
     """Of mean_teacher."""
 
-    logit_distance: float | None = Field(None, ge=0.0, le=1000.0)
-    """Weight that ties a second head, for consistency, to the first; then there is no contrast. Not set: one head."""
-
 
 class InterpolationOptions(MixupOptions, ContrastOptions):
     """Of ict."""
