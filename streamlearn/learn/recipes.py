@@ -48,7 +48,6 @@ RECIPES: Mapping[str, Recipe] = {
             "rampup_steps": 0,
             "rampup_labels": 100,
             "mixup_beta": 0.2,
-            "contrast_weight": 0.3,
         },
         ema_decay=0.8,
     ),

@@ -38,7 +38,7 @@ class Learning:
     """A learner process whose loop is not run: the test calls the monitor."""
 
     def __init__(self, folder: Path) -> None:
-        config = config_in(folder)
+        config = config_in(folder, **{"learn.options.contrast_weight": 0.3})
         self.log, self.paths, self.codec = empty_log(), StatePaths(folder), make_codec(config)
         self.metrics = Metrics(LEARNER_METRICS, version="1")
         self.monitor, stopping = Monitor(self.metrics, self.paths, metrics_port=9109), threading.Event()

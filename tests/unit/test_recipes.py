@@ -26,7 +26,6 @@ TABLE_MEAN_TEACHER = {
     "rampup_steps": 0,
     "rampup_labels": 100,
     "mixup_beta": 0.2,
-    "contrast_weight": 0.3,
 }
 MIXED, MIXED_ROWS = {"mixup_beta": 0.5}, {"mixup_beta": 0.2}
 EXPECTED: dict[str, tuple[float, float, dict[str, dict[str, Any]]]] = {
