@@ -40,14 +40,15 @@ def test_with_small_rows_all_rows_fit() -> None:
 
 def test_networks_are_counted() -> None:
     """Student with gradient, teacher, two moments of AdamW; the same of the twin. The projector has no teacher."""
-    config = config_in(**{"model.options": {"hidden": [1000, 1000]}, "learn.twin": "elect"})
-    without = config_in(**{"model.options": {"hidden": [1000, 1000]}, "learn.twin": "off"})
+    wide = {"model.options": {"hidden": [1000, 1000]}}
+    config = config_in(**wide, **{"learn.twin": "elect"})
+    without = config_in(**wide, **{"learn.twin": "off"})
+    contrast = config_in(**wide, **{"learn.twin": "off", "learn.options.contrast_weight": 0.3})
     weights = 4 * (4 * 1000 + 1000 + 1000 * 1000 + 1000 + 1000 * 3 + 3)
     projector = 4 * (1000 * 64 + 64 + 64 * 32 + 32)
 
-    for chosen, copies in ((config, 10), (without, 5)):
+    for chosen, expected in ((config, 10 * weights), (without, 5 * weights), (contrast, 5 * weights + 4 * projector)):
         parts = {part.name: part.size_bytes for part in learner_parts(chosen, make_learner(chosen))}
-        expected = copies * weights + 4 * projector
         assert parts["networks, averages, optimizer, gradients"] == pytest.approx(expected, rel=0.01)
         assert parts["good teachers of the guard"] == pytest.approx(3 * weights, rel=0.01)
 
